@@ -1,0 +1,21 @@
+//! The one configuration that the operator (and `lcl run --local`) writes and the trainer reads, as JSON.
+//!
+//! Comes in: a validated `LCLTrainingJob`, expanded by `lcl-operator-core` (presets resolved, paths mapped, defaults filled in).
+//! Goes out: [`TrainerConfig`], which says everything a training process must know that does not change while it runs.
+//! It holds no policy, reads no file and depends on nothing but serde and thiserror.
+
+mod model;
+mod presets;
+mod training;
+mod validate;
+
+pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, TextShape, VisionShape};
+pub use presets::{Preset, UnknownPreset};
+pub use training::{
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, Normalization, OptimizationConfig, RuntimeConfig, Schedule,
+    TrainerConfig,
+};
+pub use validate::{ConfigError, Rule};
+
+/// Version of the JSON format. A reader refuses any other number.
+pub const FORMAT_VERSION: u32 = 1;

@@ -1,0 +1,167 @@
+//! How it is trained: data, optimization, checkpoints and the process's surroundings.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::ModelConfig;
+
+/// Everything a training process must know that does not change while it runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// [`crate::FORMAT_VERSION`] of the writer.
+    pub version: u32,
+    /// Name of the job, for logs and file names.
+    pub job: String,
+    /// What is trained.
+    pub model: ModelConfig,
+    /// On what.
+    pub data: DataConfig,
+    /// By which rule.
+    pub optimization: OptimizationConfig,
+    /// Where and when state is saved.
+    pub checkpoint: CheckpointConfig,
+    /// The process's surroundings. May differ between two runs of the same job without changing the result's meaning.
+    pub runtime: RuntimeConfig,
+}
+
+/// Where samples come from and how one becomes a sequence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DataConfig {
+    /// The data set.
+    pub source: DataSource,
+    /// Folder for shard indexes when they cannot lie beside the shards; `None`: beside them.
+    pub index_path: Option<String>,
+    /// Probability that the image precedes its caption.
+    pub image_first_probability: f64,
+    /// Random crop of the training transform.
+    pub augmentation: AugmentationConfig,
+    /// Decode JPEGs at a reduced scale where the crop allows it.
+    pub reduced_scale_decoding: bool,
+    /// Threads that read and decode.
+    pub threads: usize,
+    /// Batches prepared ahead of the step that uses them.
+    pub prefetch: usize,
+}
+
+/// A data set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, tag = "kind")]
+pub enum DataSource {
+    /// Image-text pairs in tar shards: members of one sample share the name up to the first dot; `.jpg/.jpeg/.png/.webp` and `.txt`.
+    Webdataset {
+        /// Shard paths in order; `{000..011}` expands to a range.
+        shards: Vec<String>,
+    },
+}
+
+/// `RandomResizedCrop` as torchvision defines it; no flip.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AugmentationConfig {
+    /// Least and greatest part of the image's area that is kept.
+    pub scale: [f64; 2],
+    /// Least and greatest aspect ratio (width / height) of the crop before it is resized.
+    pub ratio: [f64; 2],
+}
+
+impl Default for AugmentationConfig {
+    /// The reference recipe.
+    fn default() -> Self {
+        Self { scale: [0.9, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] }
+    }
+}
+
+/// The optimizer's rule and its schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OptimizationConfig {
+    /// Steps of the whole job.
+    pub steps: u64,
+    /// Samples per step over all members; constant.
+    pub global_batch_size: u64,
+    /// Most samples one member holds in memory at once; `None`: its whole share.
+    pub micro_batch_size: Option<u64>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay of tensors with two or more dimensions.
+    pub weight_decay: f64,
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the square root of the second moment.
+    pub epsilon: f64,
+    /// Warm-up and decay of the learning rate.
+    pub schedule: Schedule,
+    /// Largest allowed L2 norm of all gradients; `None`: no clipping.
+    pub gradient_clip: Option<f64>,
+    /// How losses are averaged over the members.
+    pub normalization: Normalization,
+    /// Seed of initial weights, sample order and every random choice.
+    pub seed: u64,
+    /// The job fails after this many steps in a row with a non-finite loss or gradient. Such a step is skipped and counted.
+    pub max_consecutive_skipped_steps: u32,
+}
+
+/// Learning rate over the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, tag = "kind")]
+pub enum Schedule {
+    /// Linear from 0 over `warmup_steps`, then half a cosine to 0 at the last step.
+    #[serde(rename_all = "camelCase")]
+    Cosine {
+        /// Steps of the linear part.
+        warmup_steps: u64,
+    },
+    /// Linear from 0 over `warmup_steps`, then constant.
+    #[serde(rename_all = "camelCase")]
+    Constant {
+        /// Steps of the linear part.
+        warmup_steps: u64,
+    },
+}
+
+/// How losses are averaged over the members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Normalization {
+    /// By the counts of the whole global batch: the result does not depend on the number of members.
+    Global,
+    /// By each member's own counts, then the mean over members: the reference implementation.
+    PerRank,
+}
+
+/// Where and when state is saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Folder of checkpoints, metrics and event files: `file://`, `s3://`, `gs://` or `az://`.
+    pub uri: String,
+    /// Steps between checkpoints; the last step is always saved.
+    pub every_steps: u64,
+    /// Newest checkpoints kept.
+    pub keep_last: u32,
+    /// Every checkpoint whose step is a multiple of this is kept for good; `None`: none is.
+    pub keep_every_steps: Option<u64>,
+}
+
+/// The process's surroundings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RuntimeConfig {
+    /// Where the model lives.
+    pub device: Device,
+    /// Threads of libtorch's operators; `None`: one per core.
+    pub threads: Option<usize>,
+}
+
+/// Where the model lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Device {
+    /// A GPU when libtorch has one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU; an error when there is none.
+    Cuda,
+}

@@ -1,0 +1,173 @@
+//! The rules every configuration keeps, whoever wrote it. The operator checks them before it renders, the trainer when it reads.
+
+use std::fmt;
+
+use crate::{
+    FORMAT_VERSION,
+    model::ModelConfig,
+    training::{DataConfig, DataSource, Schedule, TrainerConfig},
+};
+
+/// What a field has to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule(pub &'static str);
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// A field breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}, but {rule}")]
+pub struct ConfigError {
+    /// Path of the field in the trainer's configuration, in camel case.
+    pub field: String,
+    /// Its value.
+    pub value: String,
+    /// What it has to be.
+    pub rule: Rule,
+}
+
+fn require(condition: bool, field: &str, value: impl fmt::Debug, rule: &'static str) -> Result<(), ConfigError> {
+    if condition { Ok(()) } else { Err(ConfigError { field: field.to_owned(), value: format!("{value:?}"), rule: Rule(rule) }) }
+}
+
+impl TrainerConfig {
+    /// Checks every rule; the first broken one is returned.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        require(
+            self.version == FORMAT_VERSION,
+            "version",
+            self.version,
+            "this program reads version 1: use the operator and the trainer of one release",
+        )?;
+        self.model.validate()?;
+        self.data.validate()?;
+        self.validate_optimization()?;
+        let checkpoint = &self.checkpoint;
+        require(
+            checkpoint.uri.contains("://"),
+            "checkpoint.uri",
+            &checkpoint.uri,
+            "must be a URI such as file:///runs/a or s3://bucket/a",
+        )?;
+        require(checkpoint.every_steps >= 1, "checkpoint.everySteps", checkpoint.every_steps, "must be at least 1")?;
+        require(checkpoint.keep_last >= 1, "checkpoint.keepLast", checkpoint.keep_last, "must be at least 1")?;
+        require(
+            checkpoint.keep_every_steps != Some(0),
+            "checkpoint.keepEverySteps",
+            checkpoint.keep_every_steps,
+            "must be at least 1 when given",
+        )?;
+        require(self.runtime.threads != Some(0), "runtime.threads", self.runtime.threads, "must be at least 1 when given")
+    }
+
+    fn validate_optimization(&self) -> Result<(), ConfigError> {
+        let o = &self.optimization;
+        let in_unit = |x: f64| (0.0..1.0).contains(&x);
+        require(o.steps >= 1, "optimization.steps", o.steps, "must be at least 1")?;
+        require(o.global_batch_size >= 1, "optimization.globalBatchSize", o.global_batch_size, "must be at least 1")?;
+        require(o.micro_batch_size != Some(0), "optimization.microBatchSize", o.micro_batch_size, "must be at least 1 when given")?;
+        require(
+            o.learning_rate.is_finite() && o.learning_rate > 0.0,
+            "optimization.learningRate",
+            o.learning_rate,
+            "must be a positive number",
+        )?;
+        require(o.weight_decay.is_finite() && o.weight_decay >= 0.0, "optimization.weightDecay", o.weight_decay, "must not be negative")?;
+        require(o.betas.into_iter().all(in_unit), "optimization.betas", o.betas, "each must lie in [0, 1)")?;
+        require(o.epsilon.is_finite() && o.epsilon > 0.0, "optimization.epsilon", o.epsilon, "must be a positive number")?;
+        require(
+            o.gradient_clip.is_none_or(|clip| clip.is_finite() && clip > 0.0),
+            "optimization.gradientClip",
+            o.gradient_clip,
+            "must be a positive number when given",
+        )?;
+        require(
+            o.max_consecutive_skipped_steps >= 1,
+            "optimization.maxConsecutiveSkippedSteps",
+            o.max_consecutive_skipped_steps,
+            "must be at least 1",
+        )?;
+        let (Schedule::Cosine { warmup_steps } | Schedule::Constant { warmup_steps }) = o.schedule;
+        require(warmup_steps <= o.steps, "optimization.schedule.warmupSteps", warmup_steps, "must not exceed optimization.steps")
+    }
+}
+
+impl ModelConfig {
+    /// Checks sizes that have to fit each other; the first broken rule is returned.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (vision, text) = (&self.shape.vision, &self.shape.text);
+        for (field, value) in [
+            ("model.shape.vision.imageSize", vision.image_size),
+            ("model.shape.vision.patchSize", vision.patch_size),
+            ("model.shape.vision.width", vision.width),
+            ("model.shape.vision.layers", vision.layers),
+            ("model.shape.vision.heads", vision.heads),
+            ("model.shape.text.width", text.width),
+            ("model.shape.text.layers", text.layers),
+            ("model.shape.text.heads", text.heads),
+            ("model.shape.text.contextLength", text.context_length),
+            ("model.shape.embedDim", self.shape.embed_dim),
+            ("model.shape.poolHeads", self.shape.pool_heads),
+        ] {
+            require(value >= 1, field, value, "must be at least 1")?;
+        }
+        require(
+            vision.image_size % vision.patch_size == 0,
+            "model.shape.vision.patchSize",
+            vision.patch_size,
+            "must divide the image size",
+        )?;
+        require(vision.width % vision.heads == 0, "model.shape.vision.heads", vision.heads, "must divide the vision width")?;
+        require(text.width % text.heads == 0, "model.shape.text.heads", text.heads, "must divide the text width")?;
+        require(self.shape.embed_dim % self.shape.pool_heads == 0, "model.shape.poolHeads", self.shape.pool_heads, "must divide embedDim")?;
+        let special = self.shape.special_tokens;
+        let highest = [special.start_of_text, special.end_of_text, special.image_placeholder, special.start_of_image, special.end_of_image]
+            .into_iter()
+            .max()
+            .unwrap_or(0);
+        require(text.vocab_size > highest, "model.shape.text.vocabSize", text.vocab_size, "must exceed every special token's id")?;
+        // Four tokens around the image (start, end of image; start or end of text) and at least one of text.
+        require(
+            text.context_length > vision.tokens() + 4,
+            "model.shape.text.contextLength",
+            text.context_length,
+            "must exceed the image's tokens plus 4",
+        )?;
+        require((0.0..1.0).contains(&self.drop_path), "model.dropPath", self.drop_path, "must lie in [0, 1)")?;
+        require(self.layer_scale.is_none_or(f64::is_finite), "model.layerScale", self.layer_scale, "must be finite when given")
+    }
+}
+
+impl DataConfig {
+    /// Checks ranges; the first broken rule is returned.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let DataSource::Webdataset { shards } = &self.source;
+        require(!shards.is_empty(), "data.source.shards", shards, "must name at least one shard")?;
+        require(
+            (0.0..=1.0).contains(&self.image_first_probability),
+            "data.imageFirstProbability",
+            self.image_first_probability,
+            "must lie in [0, 1]",
+        )?;
+        let [least, greatest] = self.augmentation.scale;
+        require(
+            least > 0.0 && least <= greatest && greatest <= 1.0,
+            "data.augmentation.scale",
+            self.augmentation.scale,
+            "must be two ascending numbers in (0, 1]",
+        )?;
+        let [least, greatest] = self.augmentation.ratio;
+        require(
+            least > 0.0 && least <= greatest && greatest.is_finite(),
+            "data.augmentation.ratio",
+            self.augmentation.ratio,
+            "must be two ascending positive numbers",
+        )?;
+        require(self.threads >= 1, "data.threads", self.threads, "must be at least 1")?;
+        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be at least 1")
+    }
+}
