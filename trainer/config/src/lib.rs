@@ -4,11 +4,13 @@
 //! Goes out: [`TrainerConfig`], which says everything a training process must know that does not change while it runs.
 //! It holds no policy, reads no file and depends on nothing but serde and thiserror.
 
+mod exit_code;
 mod model;
 mod presets;
 mod training;
 mod validate;
 
+pub use exit_code::ExitCode;
 pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, TextShape, VisionShape};
 pub use presets::{Preset, UnknownPreset};
 pub use training::{
