@@ -1,1 +1,21 @@
-//! (to be written)
+//! Shards, tokenizer, image pipeline and batches, as plain buffers.
+//!
+//! Comes in: a [`lcl_trainer_config::DataConfig`] and, per run, which steps and slots are wanted ([`LoaderOptions`]).
+//! Goes out: [`Batch`]es of token ids and normalised pixels, in step order, whose content is a pure function of (seed, step, slots).
+//! It must not know tensors, devices, checkpoints or other members.
+
+pub mod batch;
+pub mod dataset;
+pub mod image;
+pub mod index;
+pub mod loader;
+pub mod permutation;
+pub mod random;
+pub mod sequence;
+pub mod shard;
+pub mod show;
+pub mod tokenizer;
+
+pub use batch::{Batch, Images, Row, SkipCause, Skipped};
+pub use dataset::{Dataset, DatasetError};
+pub use loader::{Loader, LoaderError, LoaderOptions};

@@ -1,0 +1,155 @@
+//! One step's samples as plain buffers: what the loader hands to the training loop.
+//!
+//! Comes in: prepared samples. Goes out: [`Batch`]. It does no reading and no decoding.
+
+use std::{
+    fmt,
+    ops::Deref,
+    sync::{Mutex, PoisonError, Weak},
+};
+
+/// One member's part of the global batch of one step.
+#[derive(Debug, PartialEq)]
+pub struct Batch {
+    /// The step that uses it.
+    pub step: u64,
+    /// Samples that could be read, by ascending slot.
+    pub rows: Vec<Row>,
+    /// Slots without a sample, by ascending slot.
+    pub skipped: Vec<Skipped>,
+    /// Columns of `tokens`: the longest row of this batch; 0 when there is no row.
+    pub length: usize,
+    /// Token ids, `[rows, length]` row by row, padded on the right with 0.
+    pub tokens: Vec<i64>,
+    /// Pixels, `[image_count, 3, S, S]`, normalised, in row order and document order within a row.
+    pub images: Images,
+    /// Images in `images`.
+    pub image_count: usize,
+}
+
+/// A sample of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Position in the global batch.
+    pub slot: u64,
+    /// Walk over the data set that it belongs to, from 0.
+    pub pass: u64,
+    /// Number of the sample in the data set.
+    pub sample: u64,
+    /// Images of this row in the batch's `images`.
+    pub images: u32,
+}
+
+/// A slot without a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Position in the global batch.
+    pub slot: u64,
+    /// Walk over the data set that it belongs to, from 0.
+    pub pass: u64,
+    /// Number of the sample in the data set.
+    pub sample: u64,
+    /// Why it could not be used.
+    pub cause: SkipCause,
+}
+
+/// Why a record cannot be used. The record's slot stays empty; training goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SkipCause {
+    /// The sample has no `.txt` member.
+    NoCaption,
+    /// The sample has no `.jpg`, `.jpeg`, `.png` or `.webp` member.
+    NoImage,
+    /// The caption is not UTF-8.
+    CaptionNotUtf8,
+    /// The caption is larger than any text a model could read.
+    CaptionTooLarge,
+    /// The image's data ends early.
+    TruncatedImage,
+    /// The member is no image of a kind that can be decoded.
+    UnsupportedImage,
+    /// The image's data is damaged.
+    CorruptImage,
+    /// The image has more bytes or pixels than the limit.
+    ImageTooLarge,
+}
+
+impl SkipCause {
+    /// Every cause.
+    pub const ALL: [Self; 8] = [
+        Self::NoCaption,
+        Self::NoImage,
+        Self::CaptionNotUtf8,
+        Self::CaptionTooLarge,
+        Self::TruncatedImage,
+        Self::UnsupportedImage,
+        Self::CorruptImage,
+        Self::ImageTooLarge,
+    ];
+
+    /// The name in metrics and logs, in snake case.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoCaption => "no_caption",
+            Self::NoImage => "no_image",
+            Self::CaptionNotUtf8 => "caption_not_utf8",
+            Self::CaptionTooLarge => "caption_too_large",
+            Self::TruncatedImage => "truncated_image",
+            Self::UnsupportedImage => "unsupported_image",
+            Self::CorruptImage => "corrupt_image",
+            Self::ImageTooLarge => "image_too_large",
+        }
+    }
+}
+
+impl fmt::Display for SkipCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where image buffers wait to be used again.
+pub(crate) type Pool = Mutex<Vec<Vec<f32>>>;
+
+/// Pixels of a batch. Derefs to `[f32]`; its memory goes back to the loader when it is dropped.
+#[derive(Default)]
+pub struct Images {
+    values: Vec<f32>,
+    pool: Weak<Pool>,
+}
+
+impl Images {
+    /// Wraps `values`; on drop they go back to `pool` if that still exists.
+    pub(crate) fn new(values: Vec<f32>, pool: Weak<Pool>) -> Self {
+        Self { values, pool }
+    }
+}
+
+impl Deref for Images {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+impl PartialEq for Images {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
+}
+
+impl fmt::Debug for Images {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Images({} values)", self.values.len())
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.values));
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Token layouts of a sample: caption and image as one sequence of ids.

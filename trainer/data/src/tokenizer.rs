@@ -1,0 +1,1 @@
+//! CLIP byte-pair encoding: text in, token ids out.
