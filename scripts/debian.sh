@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs the Debian packages a build needs, when they are missing and may be installed; else says which are missing.
+set -euo pipefail
+missing=()
+need() { # need COMMAND PACKAGE
+  command -v "$1" > /dev/null 2>&1 || missing+=("$2")
+}
+need g++ g++
+need cmake cmake
+need nasm nasm
+need python3 python3
+python3 -m venv --help > /dev/null 2>&1 || missing+=(python3-venv)
+python3 -m pip --version > /dev/null 2>&1 || missing+=(python3-pip)
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null 2>&1; then
+  echo "installing ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+else
+  echo "these packages are needed and cannot be installed from here: ${missing[*]}" >&2
+  exit 1
+fi
