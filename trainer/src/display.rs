@@ -1,0 +1,263 @@
+//! What the user sees while a run trains: progress bars, plain lines, or one JSON object a line.
+//!
+//! Comes in: [`Record`]s. Bars and plain lines go to standard error and standard output respectively; log lines go above the bars through
+//! [`LogWriter`]. Nothing here decides anything.
+
+use std::{
+    io::{self, Write},
+    time::{Duration, Instant},
+};
+
+use clap::ValueEnum;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::records::{EndReason, Ended, Record, Started, StepRecord};
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Bars on the terminal.
+    Progress,
+    /// One line every few seconds.
+    Plain,
+    /// Every record of `metrics.jsonl`, as it is written.
+    Json,
+}
+
+/// Between two plain lines: often enough to see that it lives, seldom enough for a log that is kept.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Shows records as they come.
+#[derive(Debug)]
+pub enum Display {
+    /// Bars on the terminal.
+    Progress(Box<Bars>),
+    /// Lines.
+    Plain {
+        /// When the last line was printed.
+        printed: Option<Instant>,
+        /// Steps at the end.
+        steps: u64,
+    },
+    /// JSON.
+    Json,
+}
+
+/// Bars of a run.
+#[derive(Debug)]
+pub struct Bars {
+    multi: MultiProgress,
+    steps: ProgressBar,
+    figures: ProgressBar,
+    checkpoint: ProgressBar,
+}
+
+impl Display {
+    /// Prepares the output. `multi` is what [`LogWriter`] draws around.
+    #[must_use]
+    pub fn new(output: Output, multi: &MultiProgress) -> Self {
+        match output {
+            Output::Progress => Self::Progress(Box::new(Bars::new(multi))),
+            Output::Plain => Self::Plain { printed: None, steps: 0 },
+            Output::Json => Self::Json,
+        }
+    }
+
+    /// Shows one record. What cannot be shown (a closed pipe) does not stop training.
+    pub fn show(&mut self, record: &Record) {
+        match self {
+            Self::Progress(bars) => bars.show(record),
+            Self::Plain { printed, steps } => {
+                if let Record::Started(started) = record {
+                    *steps = started.steps;
+                }
+                let due = !matches!(record, Record::Step(_)) || printed.is_none_or(|at| at.elapsed() >= PLAIN_INTERVAL);
+                if due && let Some(line) = plain_line(record, *steps) {
+                    *printed = Some(Instant::now());
+                    print_line(&line);
+                }
+            }
+            Self::Json => print_line(&serde_json::to_string(record).unwrap_or_default()),
+        }
+    }
+}
+
+fn print_line(line: &str) {
+    // A reader that went away (`lcl run | head`) is no reason to lose a run.
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+fn plain_line(record: &Record, steps: u64) -> Option<String> {
+    match record {
+        Record::Started(started) => Some(started_line(started)),
+        Record::Step(step) => Some(format!("step {}/{steps}  {}", step.step + 1, figures(step))),
+        Record::CheckpointCommitted(checkpoint) => Some(format!(
+            "checkpoint at step {}: training stood still {:.3} s, written in {:.2} s",
+            checkpoint.completed_steps, checkpoint.stall_seconds, checkpoint.write_seconds
+        )),
+        // The log already has a warning with the reason.
+        Record::CheckpointFailed(_) => None,
+        Record::Ended(ended) => Some(ended_line(ended)),
+    }
+}
+
+fn started_line(started: &Started) -> String {
+    let Started { job, steps, completed_steps, global_batch_size, samples_per_pass, parameters, device, .. } = started;
+    let begin = if *completed_steps == 0 { "starts".to_owned() } else { format!("goes on from step {completed_steps}") };
+    let millions = *parameters as f64 / 1e6;
+    format!(
+        "{job} {begin}: {steps} steps of {global_batch_size} samples, {samples_per_pass} samples a pass, \
+         {millions:.2} M parameters on {device}"
+    )
+}
+
+fn figures(step: &StepRecord) -> String {
+    let mut text = format!(
+        "loss {:.4} (generation {:.4}, contrastive {:.4})  gradient {:.2}  lr {:.2e}  scale {:.1}  {:.1} samples/s  waits {:.0} %",
+        step.loss,
+        step.generation_loss,
+        step.contrastive_loss,
+        step.gradient_norm,
+        step.learning_rate,
+        step.logit_scale,
+        step.samples_per_second,
+        100.0 * step.data_wait_seconds / (step.data_wait_seconds + step.step_seconds).max(f64::MIN_POSITIVE),
+    );
+    if step.update_skipped {
+        text.push_str("  update left out");
+    }
+    text
+}
+
+fn ended_line(ended: &Ended) -> String {
+    let reason = match ended.reason {
+        EndReason::Completed => "completed",
+        EndReason::Preempted => "stopped as asked",
+        EndReason::Diverged => "stopped: losses or gradients were not finite",
+    };
+    let speed = ended.rows as f64 / ended.training_seconds.max(f64::MIN_POSITIVE);
+    let mut text = format!(
+        "{reason} after {} steps; this process: {} samples in {:.1} s, {speed:.1} samples/s; parameter hash {}",
+        ended.completed_steps, ended.rows, ended.training_seconds, ended.parameter_hash
+    );
+    for (cause, count) in &ended.skipped_samples {
+        text.push_str(&format!("; {count} samples left out: {cause}"));
+    }
+    text
+}
+
+impl Bars {
+    fn new(multi: &MultiProgress) -> Self {
+        multi.set_draw_target(ProgressDrawTarget::stderr());
+        let bar = |template: &str| {
+            // A wrong template shows at the first run of the program; the plain default is no reason to fail then.
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            multi.add(ProgressBar::no_length()).with_style(style.progress_chars("━╸─"))
+        };
+        Self {
+            multi: multi.clone(),
+            steps: bar("{prefix} {bar:40.cyan} step {human_pos}/{human_len}  {elapsed_precise} gone, {eta_precise} left"),
+            figures: bar("{msg}"),
+            checkpoint: bar("{msg:.dim}"),
+        }
+    }
+
+    fn show(&self, record: &Record) {
+        match record {
+            Record::Started(started) => {
+                let _ = self.multi.println(started_line(started));
+                self.steps.set_prefix(started.job.clone());
+                self.steps.set_length(started.steps);
+                self.steps.set_position(started.completed_steps);
+                self.steps.reset_eta();
+                self.checkpoint.set_message("no checkpoint yet");
+            }
+            Record::Step(step) => {
+                self.steps.set_position(step.step + 1);
+                self.figures.set_message(figures(step));
+            }
+            Record::CheckpointCommitted(_) | Record::CheckpointFailed(_) => {
+                if let Some(line) = plain_line(record, 0) {
+                    self.checkpoint.set_message(line);
+                }
+            }
+            Record::Ended(ended) => {
+                for bar in [&self.steps, &self.figures, &self.checkpoint] {
+                    bar.finish();
+                }
+                let _ = self.multi.println(ended_line(ended));
+            }
+        }
+    }
+}
+
+/// Writes log lines above the bars.
+#[derive(Clone, Debug)]
+pub struct LogWriter(MultiProgress);
+
+impl LogWriter {
+    /// Writes around the bars of `multi`.
+    #[must_use]
+    pub fn new(multi: MultiProgress) -> Self {
+        Self(multi)
+    }
+}
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogWriter {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::{GenerationRecord, tests::step_record};
+
+    #[test]
+    fn a_plain_step_line_has_the_figures_a_reader_looks_for() {
+        let line = plain_line(&Record::Step(Box::new(step_record(4))), 100).unwrap();
+        assert_eq!(
+            line,
+            "step 5/100  loss 2.0000 (generation 1.8000, contrastive 2.0000)  gradient 1.50  lr 1.00e-3  scale 14.3  50.0 samples/s  \
+             waits 9 %"
+        );
+    }
+
+    #[test]
+    fn the_last_line_names_left_out_samples_by_cause() {
+        let line = plain_line(
+            &Record::Ended(Ended {
+                completed_steps: 7,
+                generation: GenerationRecord { epoch: 1, n: 0 },
+                time: 0.0,
+                reason: EndReason::Preempted,
+                parameter_hash: "abc".to_owned(),
+                skipped_samples: [("no_caption".to_owned(), 3)].into(),
+                skipped_updates: 0,
+                training_seconds: 2.0,
+                rows: 10,
+            }),
+            7,
+        )
+        .unwrap();
+        assert_eq!(
+            line,
+            "stopped as asked after 7 steps; this process: 10 samples in 2.0 s, 5.0 samples/s; parameter hash abc; \
+             3 samples left out: no_caption"
+        );
+    }
+}

@@ -1,0 +1,162 @@
+//! What a run is: the settings that must not change when it goes on, and the comparison that names the field that did.
+//!
+//! Comes in: the configuration and the digest of the data. Goes out: an [`Identity`], stored with every checkpoint.
+//! Model, batch, seed and data are in it. Learning rate, schedule, steps, clipping, decay, checkpoint policy, micro-batch, threads and device
+//! are not: they may change.
+
+use lcl_trainer_config::{ModelConfig, TrainerConfig};
+use serde_json::{Map, Value, json};
+
+/// The settings of a run that must not change, by the path of their field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity(Map<String, Value>);
+
+/// A run is continued with another configuration than it was begun with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{field} is {now}, but the checkpoint was trained with {before}: set it back, or start another run in another folder \
+     (--fresh starts over in this one)"
+)]
+pub struct ChangedField {
+    /// Path of the field, in camel case.
+    pub field: String,
+    /// What the checkpoint was trained with.
+    pub before: String,
+    /// What the configuration says now.
+    pub now: String,
+}
+
+/// The checkpoint's metadata holds no settings to compare with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the checkpoint's metadata has no `identity`: it was not written by this program")]
+pub struct NoIdentity;
+
+impl Identity {
+    /// The identity of a configuration whose data set has `data_digest`.
+    #[must_use]
+    pub fn new(config: &TrainerConfig, data_digest: &str) -> Self {
+        let TrainerConfig { model, data, optimization, .. } = config;
+        // The same result with less memory: may change.
+        let model = ModelConfig { activation_checkpointing: false, ..model.clone() };
+        let mut model = serde_json::to_value(model).unwrap_or_default();
+        if let Some(model) = model.as_object_mut() {
+            model.remove("activationCheckpointing");
+        }
+        let fields = json!({
+            "model": model,
+            "data": {
+                "content": data_digest,
+                "imageFirstProbability": data.image_first_probability,
+                "augmentation": data.augmentation,
+                "reducedScaleDecoding": data.reduced_scale_decoding,
+            },
+            "optimization": {
+                "globalBatchSize": optimization.global_batch_size,
+                "normalization": optimization.normalization,
+                "seed": optimization.seed,
+            },
+        });
+        let mut flat = Map::new();
+        flatten("", fields, &mut flat);
+        Self(flat)
+    }
+
+    /// As stored in a checkpoint's metadata.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        Value::Object(self.0.clone())
+    }
+
+    /// Reads what [`Identity::to_value`] wrote.
+    pub fn from_value(value: Option<&Value>) -> Result<Self, NoIdentity> {
+        value.and_then(Value::as_object).map(|fields| Self(fields.clone())).ok_or(NoIdentity)
+    }
+
+    /// BLAKE3 over the fields, as hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        // The map is ordered by field, so equal settings give equal text.
+        blake3::hash(self.to_value().to_string().as_bytes()).to_hex().to_string()
+    }
+
+    /// The first field that differs from what a checkpoint was trained with.
+    pub fn compare(&self, before: &Self) -> Result<(), ChangedField> {
+        let none = Value::Null;
+        let fields = self.0.keys().chain(before.0.keys().filter(|field| !self.0.contains_key(*field)));
+        for field in fields {
+            let (now, before) = (self.0.get(field).unwrap_or(&none), before.0.get(field).unwrap_or(&none));
+            if now != before {
+                return Err(ChangedField { field: field.clone(), before: before.to_string(), now: now.to_string() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn flatten(path: &str, value: Value, flat: &mut Map<String, Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+                flatten(&path, value, flat);
+            }
+        }
+        value => {
+            flat.insert(path.to_owned(), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::tiny_config;
+    use lcl_trainer_config::{Precision, Schedule};
+
+    fn check(change: impl FnOnce(&mut TrainerConfig), expected: Option<&str>) {
+        let config = tiny_config();
+        let before = Identity::new(&config, "data");
+        let mut changed = config;
+        change(&mut changed);
+        let now = Identity::new(&changed, "data");
+        let difference = now.compare(&Identity::from_value(Some(&before.to_value())).unwrap()).err();
+        assert_eq!(difference.as_ref().map(|changed| changed.field.as_str()), expected);
+        assert_eq!(before.digest() == now.digest(), expected.is_none());
+    }
+
+    #[test]
+    fn a_changed_model_batch_or_seed_is_named() {
+        check(|config| config.model.shape.vision.width = 48, Some("model.shape.vision.width"));
+        check(|config| config.model.drop_path = 0.1, Some("model.dropPath"));
+        check(|config| config.model.layer_scale = Some(1e-4), Some("model.layerScale"));
+        check(|config| config.model.precision = Precision::Bfloat16, Some("model.precision"));
+        check(|config| config.model.objective = lcl_trainer_config::Objective::Clip, Some("model.objective.kind"));
+        check(|config| config.optimization.global_batch_size = 9, Some("optimization.globalBatchSize"));
+        check(|config| config.optimization.seed = 9, Some("optimization.seed"));
+        check(|config| config.data.augmentation.scale = [0.5, 1.0], Some("data.augmentation.scale"));
+        check(|config| config.data.image_first_probability = 0.4, Some("data.imageFirstProbability"));
+    }
+
+    #[test]
+    fn schedule_policy_and_surroundings_may_change() {
+        check(|config| config.optimization.learning_rate = 1e-5, None);
+        check(|config| config.optimization.steps = 1_000_000, None);
+        check(|config| config.optimization.schedule = Schedule::Constant { warmup_steps: 1 }, None);
+        check(|config| config.optimization.gradient_clip = Some(0.5), None);
+        check(|config| config.optimization.micro_batch_size = Some(1), None);
+        check(|config| config.checkpoint.keep_last = 9, None);
+        check(|config| config.model.activation_checkpointing = true, None);
+        check(|config| config.runtime.threads = Some(9), None);
+        check(|config| config.data.threads = 9, None);
+    }
+
+    #[test]
+    fn other_data_is_named_by_its_content_and_not_by_its_folder() {
+        let config = tiny_config();
+        let difference = Identity::new(&config, "one").compare(&Identity::new(&config, "other")).unwrap_err();
+        assert_eq!(difference.field, "data.content");
+        let mut moved = config.clone();
+        moved.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec!["/elsewhere/a.tar".to_owned()] };
+        assert!(Identity::new(&moved, "one").compare(&Identity::new(&config, "one")).is_ok());
+    }
+}

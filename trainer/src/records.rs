@@ -1,0 +1,274 @@
+//! The lines of a run's `metrics.jsonl`: what happened, in order, one JSON object a line.
+//!
+//! The step lines are the ledger too: which slots of which pass a step trained on, in which generation, and what it left out.
+//! Everything else that reports a run (terminal, TensorBoard files, the HTML page) is made from these records.
+//! This module holds no file and no clock.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "event")]
+pub enum Record {
+    /// A process began or went on with the run.
+    Started(Started),
+    /// One step.
+    Step(Box<StepRecord>),
+    /// A checkpoint is complete in the store.
+    CheckpointCommitted(CheckpointCommitted),
+    /// A checkpoint could not be written; training goes on.
+    CheckpointFailed(CheckpointFailed),
+    /// A process left the run in an orderly way.
+    Ended(Ended),
+}
+
+/// A process began or went on with the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Started {
+    /// Steps that were complete: 0 for a new run, else those of the restored checkpoint.
+    pub completed_steps: u64,
+    /// Who writes from here on.
+    pub generation: GenerationRecord,
+    /// Unix time in seconds.
+    pub time: f64,
+    /// Name of the job.
+    pub job: String,
+    /// Steps the run shall have at its end.
+    pub steps: u64,
+    /// Samples a step.
+    pub global_batch_size: u64,
+    /// Samples a pass.
+    pub samples_per_pass: u64,
+    /// Numbers in all parameters.
+    pub parameters: u64,
+    /// Where the model lives, as `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+/// Who wrote a line. A later writer has a greater number and its lines count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    /// Grows with every start of the run.
+    pub epoch: u64,
+    /// Grows with every change of the membership within an epoch.
+    pub n: u64,
+}
+
+/// One step: its place in the data, its losses and what it took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepRecord {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// Who computed it.
+    pub generation: GenerationRecord,
+    /// Unix time in seconds at the step's end.
+    pub time: f64,
+    /// The slots trained, by pass: two entries when the batch runs across the end of a pass.
+    pub slots: Vec<SlotRange>,
+    /// BLAKE3 over (slot, pass, sample) of every row in order: two computations of a step on the same samples agree in it.
+    pub samples_digest: String,
+    /// Sequences in the batch, left-out samples not counted.
+    pub rows: u64,
+    /// Images in the batch.
+    pub images: u64,
+    /// Tokens in the batch, padding not counted.
+    pub tokens: u64,
+    /// Samples whose slot stayed empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped_samples: Vec<SkippedSample>,
+    /// Whether the update was left out: a loss or a gradient was not finite, or no sample of the batch could be used.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub update_skipped: bool,
+    /// Weighted sum of the losses.
+    #[serde(with = "nullable")]
+    pub loss: f64,
+    /// Generation loss, unweighted.
+    #[serde(with = "nullable")]
+    pub generation_loss: f64,
+    /// Contrastive loss, unweighted.
+    #[serde(with = "nullable")]
+    pub contrastive_loss: f64,
+    /// L2 norm of all gradients before clipping.
+    #[serde(with = "nullable")]
+    pub gradient_norm: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// exp of the temperature parameter after the update.
+    #[serde(with = "nullable")]
+    pub logit_scale: f64,
+    /// Rows over the time since the previous step's end.
+    pub samples_per_second: f64,
+    /// Seconds from having the batch to the end of the update.
+    pub step_seconds: f64,
+    /// Seconds the step waited for its batch.
+    pub data_wait_seconds: f64,
+}
+
+/// Consecutive slots of one pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRange {
+    /// The pass, from 0.
+    pub pass: u64,
+    /// First slot.
+    pub first: u64,
+    /// One past the last slot.
+    pub end: u64,
+}
+
+/// A sample whose slot stayed empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedSample {
+    /// Its slot in the global batch.
+    pub slot: u64,
+    /// Its pass.
+    pub pass: u64,
+    /// Its number in the data set.
+    pub sample: u64,
+    /// Why it was left out.
+    pub cause: String,
+}
+
+/// A checkpoint is complete in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointCommitted {
+    /// Completed steps in it.
+    pub completed_steps: u64,
+    /// Who wrote it.
+    pub generation: GenerationRecord,
+    /// Seconds training stood still for the copy to host memory.
+    pub stall_seconds: f64,
+    /// Seconds from the end of the copy until the store had everything.
+    pub write_seconds: f64,
+}
+
+/// A checkpoint could not be written; training goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointFailed {
+    /// Completed steps in it.
+    pub completed_steps: u64,
+    /// Who tried.
+    pub generation: GenerationRecord,
+    /// What went wrong.
+    pub reason: String,
+    /// Failures of this process so far, this one included.
+    pub failures: u64,
+}
+
+/// A process left the run in an orderly way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// Completed steps.
+    pub completed_steps: u64,
+    /// Who leaves.
+    pub generation: GenerationRecord,
+    /// Unix time in seconds.
+    pub time: f64,
+    /// Why.
+    pub reason: EndReason,
+    /// Hash over names, shapes and bytes of all parameters.
+    pub parameter_hash: String,
+    /// Samples left out by this process, by cause.
+    pub skipped_samples: BTreeMap<String, u64>,
+    /// Steps of this process whose update was left out.
+    pub skipped_updates: u64,
+    /// Seconds from the first step's beginning to the last one's end.
+    pub training_seconds: f64,
+    /// Rows this process trained on.
+    pub rows: u64,
+}
+
+/// Why a process left the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EndReason {
+    /// The last step is done.
+    Completed,
+    /// Asked to stop.
+    Preempted,
+    /// Too many steps in a row whose loss or gradient was not finite.
+    Diverged,
+}
+
+impl Record {
+    /// Steps complete when the record was written. A run that goes on from `n` steps keeps exactly the records up to `n`.
+    #[must_use]
+    pub fn completed_steps(&self) -> u64 {
+        match self {
+            Self::Started(record) => record.completed_steps,
+            Self::Step(record) => record.step.saturating_add(1),
+            Self::CheckpointCommitted(record) => record.completed_steps,
+            Self::CheckpointFailed(record) => record.completed_steps,
+            Self::Ended(record) => record.completed_steps,
+        }
+    }
+}
+
+/// JSON has no word for NaN and infinity: both are written as `null` and read as NaN.
+mod nullable {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        value.is_finite().then_some(*value).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A step record with plain figures, for tests of what is made from it.
+    pub(crate) fn step_record(step: u64) -> StepRecord {
+        StepRecord {
+            step,
+            generation: GenerationRecord { epoch: 1, n: 0 },
+            time: 1_000.0 + step as f64,
+            slots: vec![SlotRange { pass: 0, first: 0, end: 8 }],
+            samples_digest: format!("digest-{step}"),
+            rows: 8,
+            images: 8,
+            tokens: 100,
+            skipped_samples: Vec::new(),
+            update_skipped: false,
+            loss: 10.0 / (step + 1) as f64,
+            generation_loss: 9.0 / (step + 1) as f64,
+            contrastive_loss: 2.0,
+            gradient_norm: 1.5,
+            learning_rate: 1e-3,
+            logit_scale: 14.3,
+            samples_per_second: 50.0,
+            step_seconds: 0.1,
+            data_wait_seconds: 0.01,
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_not_a_number_is_written_as_null_and_read_back_as_one() {
+        let record = StepRecord { loss: f64::NAN, gradient_norm: f64::INFINITY, update_skipped: true, ..step_record(3) };
+        let line = serde_json::to_string(&Record::Step(Box::new(record))).unwrap();
+        assert!(line.contains(r#""loss":null"#) && line.contains(r#""gradientNorm":null"#), "{line}");
+        let Record::Step(read) = serde_json::from_str(&line).unwrap() else { panic!("another record came back") };
+        assert!(read.loss.is_nan() && read.gradient_norm.is_nan() && read.update_skipped);
+        assert_eq!(read.step, 3);
+    }
+
+    #[test]
+    fn a_step_line_reads_as_documented() {
+        let line = serde_json::to_value(Record::Step(Box::new(step_record(0)))).unwrap();
+        for field in ["step", "generation", "slots", "loss", "learningRate", "logitScale", "samplesPerSecond", "dataWaitSeconds"] {
+            assert!(line.get(field).is_some(), "{field} is missing in {line}");
+        }
+        assert_eq!(line["event"], "step");
+    }
+}

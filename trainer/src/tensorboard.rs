@@ -1,0 +1,253 @@
+//! TensorBoard event files: the TFRecord framing and the few messages of `event.proto` that scalars need.
+//!
+//! Comes in: a step number and named values. Goes out: `events.out.tfevents.…` in the run's folder, one file a process.
+//! A process that goes on from step n says so in its file (a session log `START` at step n), at which TensorBoard drops older points from n on.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use prost::Message;
+
+/// What every event file begins with; with version 2 a session log `START` makes older points from its step on disappear.
+const FILE_VERSION: &str = "brain.Event:2";
+
+/// `tensorflow/core/util/event.proto`, the fields used here.
+#[derive(Clone, PartialEq, Message)]
+pub struct Event {
+    /// Unix time in seconds.
+    #[prost(double, tag = "1")]
+    pub wall_time: f64,
+    /// Step the values belong to.
+    #[prost(int64, tag = "2")]
+    pub step: i64,
+    /// What the event says.
+    #[prost(oneof = "What", tags = "3, 5, 7")]
+    pub what: Option<What>,
+}
+
+/// What an event says.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum What {
+    /// First event of a file.
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    /// Values.
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+    /// Begin or end of a process.
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+/// `summary.proto`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Summary {
+    /// The values.
+    #[prost(message, repeated, tag = "1")]
+    pub value: Vec<SummaryValue>,
+}
+
+/// `Summary.Value` with its simple value.
+#[derive(Clone, PartialEq, Message)]
+pub struct SummaryValue {
+    /// Name, with `/` between group and curve.
+    #[prost(string, tag = "1")]
+    pub tag: String,
+    /// The number.
+    #[prost(float, optional, tag = "2")]
+    pub simple_value: Option<f32>,
+}
+
+/// `SessionLog`.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct SessionLog {
+    /// 1 is `START`.
+    #[prost(int32, tag = "1")]
+    pub status: i32,
+}
+
+/// `SessionLog.SessionStatus.START`.
+const SESSION_START: i32 = 1;
+
+/// An open event file.
+#[derive(Debug)]
+pub struct EventFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl EventFile {
+    /// Creates the file of a process that goes on from `first_step`; `unique` tells its name from those of other processes.
+    ///
+    /// `time` is Unix time in seconds.
+    pub fn create(folder: &Path, time: f64, unique: &str, first_step: u64) -> io::Result<Self> {
+        // TensorBoard reads every file whose name holds `tfevents`, in the order of the names.
+        let path = folder.join(format!("events.out.tfevents.{:010}.{unique}", time.max(0.0) as u64));
+        let mut events = Self { file: File::create(&path)?, path };
+        events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
+        let session = SessionLog { status: SESSION_START };
+        events.write(&Event { wall_time: time, step: to_step(first_step), what: Some(What::SessionLog(session)) })?;
+        Ok(events)
+    }
+
+    /// Adds one event with all values of a step.
+    pub fn scalars(&mut self, time: f64, step: u64, values: &[(&str, f64)]) -> io::Result<()> {
+        let value = values.iter().map(|(tag, value)| SummaryValue { tag: (*tag).to_owned(), simple_value: Some(*value as f32) }).collect();
+        self.write(&Event { wall_time: time, step: to_step(step), what: Some(What::Summary(Summary { value })) })
+    }
+
+    /// Where the file lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write(&mut self, event: &Event) -> io::Result<()> {
+        let before = self.file.metadata()?.len();
+        // One write, so that a kill between two cannot leave half a record.
+        self.file.write_all(&frame(&event.encode_to_vec())).inspect_err(|_| {
+            // After a full disk the file must not go on in the middle of a record. When even this fails, readers skip the broken end.
+            let _ = self.file.set_len(before);
+        })
+    }
+}
+
+fn to_step(step: u64) -> i64 {
+    i64::try_from(step).unwrap_or(i64::MAX)
+}
+
+/// TFRecord: length (u64), masked CRC of the length, data, masked CRC of the data; little endian.
+fn frame(data: &[u8]) -> Vec<u8> {
+    let length = (data.len() as u64).to_le_bytes();
+    let mut record = Vec::with_capacity(data.len() + 16);
+    record.extend_from_slice(&length);
+    record.extend_from_slice(&masked_crc(&length).to_le_bytes());
+    record.extend_from_slice(data);
+    record.extend_from_slice(&masked_crc(data).to_le_bytes());
+    record
+}
+
+/// CRC-32C, rotated and moved by a constant, as TensorFlow's `crc32c.h` defines it.
+fn masked_crc(data: &[u8]) -> u32 {
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CRC-32C bit by bit, independent of the crate in use.
+    fn plain_crc(data: &[u8]) -> u32 {
+        let mut crc = u32::MAX;
+        for byte in data {
+            crc ^= u32::from(*byte);
+            for _ in 0..8 {
+                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+            }
+        }
+        !crc
+    }
+
+    fn plain_mask(crc: u32) -> u32 {
+        ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+    }
+
+    /// Reads the protobuf wire format by hand: field number and raw value (varint and fixed numbers as u64, bytes as they are).
+    enum Value {
+        Number(u64),
+        Bytes(Vec<u8>),
+    }
+
+    fn varint(data: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let (byte, rest) = data.split_first().unwrap();
+            *data = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return value;
+            }
+        }
+        unreachable!()
+    }
+
+    fn fields(mut data: &[u8]) -> Vec<(u64, Value)> {
+        let mut found = Vec::new();
+        while !data.is_empty() {
+            let key = varint(&mut data);
+            let value = match key & 7 {
+                0 => Value::Number(varint(&mut data)),
+                1 => {
+                    let (number, rest) = data.split_at(8);
+                    data = rest;
+                    Value::Number(u64::from_le_bytes(number.try_into().unwrap()))
+                }
+                2 => {
+                    let length = varint(&mut data) as usize;
+                    let (bytes, rest) = data.split_at(length);
+                    data = rest;
+                    Value::Bytes(bytes.to_vec())
+                }
+                5 => {
+                    let (number, rest) = data.split_at(4);
+                    data = rest;
+                    Value::Number(u32::from_le_bytes(number.try_into().unwrap()).into())
+                }
+                other => panic!("wire type {other}"),
+            };
+            found.push((key >> 3, value));
+        }
+        found
+    }
+
+    /// The records of a file, every checksum compared.
+    fn records(mut data: &[u8]) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        while !data.is_empty() {
+            let length = u64::from_le_bytes(data[..8].try_into().unwrap()) as usize;
+            assert_eq!(u32::from_le_bytes(data[8..12].try_into().unwrap()), plain_mask(plain_crc(&data[..8])));
+            let record = &data[12..12 + length];
+            assert_eq!(u32::from_le_bytes(data[12 + length..16 + length].try_into().unwrap()), plain_mask(plain_crc(record)));
+            found.push(record.to_vec());
+            data = &data[16 + length..];
+        }
+        found
+    }
+
+    #[test]
+    fn an_independent_reader_finds_version_session_and_values() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut events = EventFile::create(folder.path(), 1_700_000_000.5, "host.1", 7).unwrap();
+        events.scalars(1_700_000_001.0, 8, &[("loss/total", 2.5), ("speed/samples_per_second", 1e6)]).unwrap();
+        assert!(events.path().file_name().unwrap().to_str().unwrap().contains("tfevents.1700000000."));
+        let records = records(&std::fs::read(events.path()).unwrap());
+        assert_eq!(records.len(), 3);
+
+        let version = fields(&records[0]);
+        assert!(version.iter().any(|(number, value)| *number == 3 && matches!(value, Value::Bytes(bytes) if bytes == b"brain.Event:2")));
+        assert!(version.iter().any(
+            |(number, value)| *number == 1 && matches!(value, Value::Number(bits) if (f64::from_bits(*bits) - 1_700_000_000.5).abs() < 1e-9)
+        ));
+        let session = fields(&records[1]);
+        assert!(session.iter().any(|(number, value)| *number == 2 && matches!(value, Value::Number(7))));
+        assert!(session.iter().any(|(number, value)| *number == 7 && matches!(value, Value::Bytes(bytes) if bytes == &[8, 1])));
+
+        let step = fields(&records[2]);
+        assert!(step.iter().any(|(number, value)| *number == 2 && matches!(value, Value::Number(8))));
+        let Some((_, Value::Bytes(summary))) = step.iter().find(|(number, _)| *number == 5) else { panic!("no summary") };
+        let values: Vec<(String, f32)> = fields(summary)
+            .iter()
+            .map(|(number, value)| {
+                assert_eq!(*number, 1);
+                let Value::Bytes(value) = value else { panic!("no message") };
+                let parts = fields(value);
+                let [(1, Value::Bytes(tag)), (2, Value::Number(bits))] = parts.as_slice() else { panic!("other fields") };
+                (String::from_utf8(tag.clone()).unwrap(), f32::from_bits(*bits as u32))
+            })
+            .collect();
+        assert_eq!(values, [("loss/total".to_owned(), 2.5), ("speed/samples_per_second".to_owned(), 1e6)]);
+    }
+}
