@@ -1,1 +1,5 @@
 //! (to be written)
+
+pub mod allocator;
+pub mod optimizer;
+pub mod shim;

@@ -1,0 +1,98 @@
+//! Compiles the C++ shim against libtorch and makes the programs of this crate find libtorch at run time.
+//!
+//! libtorch is found as torch-sys finds it: `LIBTORCH` (or `LIBTORCH_INCLUDE` and `LIBTORCH_LIB`), else `/usr`.
+//! `.cargo/config.toml` sets `LIBTORCH` to the copy that `make deps` unpacks, unless the user's environment names one.
+//!
+//! Crates with programs that link `lcl-torch` need the run-time path too, and cargo does not pass link arguments on to dependents.
+//! They depend on `lcl-torch` directly and have this `build.rs`:
+//!
+//! ```ignore
+//! fn main() {
+//!     if let Some(folder) = std::env::var_os("DEP_LCL_TORCH_SHIM_LIBTORCH_LIB") {
+//!         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.to_string_lossy());
+//!     }
+//! }
+//! ```
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::exit,
+};
+
+/// Where libtorch lies.
+struct Libtorch {
+    /// Folder that holds `include/`.
+    include: PathBuf,
+    /// Folder that holds `libtorch_cpu.so`.
+    lib: PathBuf,
+}
+
+fn environment(name: &str) -> Option<PathBuf> {
+    println!("cargo:rerun-if-env-changed={name}");
+    env::var_os(name).map(PathBuf::from)
+}
+
+impl Libtorch {
+    fn find() -> Result<Self, String> {
+        let root = environment("LIBTORCH").unwrap_or_else(|| PathBuf::from("/usr"));
+        let include = environment("LIBTORCH_INCLUDE").unwrap_or_else(|| root.clone()).join("include");
+        let lib = environment("LIBTORCH_LIB").unwrap_or(root).join("lib");
+        for path in [include.join("torch/csrc/autograd/custom_function.h"), lib.join("libtorch_cpu.so")] {
+            if !path.exists() {
+                return Err(format!(
+                    "libtorch 2.11.0 is not there ({} is missing): run `make deps`, or set LIBTORCH to an unpacked libtorch",
+                    path.display()
+                ));
+            }
+        }
+        Ok(Self { include, lib })
+    }
+
+    fn compile_shim(&self) {
+        println!("cargo:rerun-if-changed=shim");
+        cc::Build::new()
+            .cpp(true)
+            .file("shim/lcl_shim.cpp")
+            .include("shim")
+            .flag(include_as_system(&self.include))
+            .flag(include_as_system(&self.include.join("torch/csrc/api/include")))
+            .flag("-std=c++17")
+            // The ABI of the wheels and of PyTorch's own libtorch archives since 2.7.
+            .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
+            // The row loops of the loss are slow without it; a debug build of the shim would make the tests slow.
+            .opt_level(3)
+            // libtorch's parallel loops are OpenMP templates in its headers. The runtime is linked by torch-sys.
+            .flag("-fopenmp")
+            .extra_warnings(true)
+            .compile("lcl_torch_shim");
+        println!("cargo:rustc-link-search=native={}", self.lib.display());
+        for library in ["torch_cpu", "c10"] {
+            println!("cargo:rustc-link-lib={library}");
+        }
+    }
+
+    fn export_run_path(&self) {
+        println!("cargo:libtorch_lib={}", self.lib.display());
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{}", self.lib.display());
+    }
+}
+
+/// `-isystem`: warnings in libtorch's headers are not ours.
+fn include_as_system(path: &Path) -> String {
+    format!("-isystem{}", path.display())
+}
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    match Libtorch::find() {
+        Ok(libtorch) => {
+            libtorch.compile_shim();
+            libtorch.export_run_path();
+        }
+        Err(message) => {
+            println!("cargo:error={message}");
+            exit(1);
+        }
+    }
+}

@@ -1,0 +1,437 @@
+// See lcl_shim.h.
+#include "lcl_shim.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+// ---------------------------------------------------------------------------------------------------------------- errors
+
+thread_local std::string last_error;
+
+// Runs `body`; an exception becomes the thread's last error.
+template <typename Body> int guarded(Body &&body) noexcept {
+  try {
+    body();
+    return 0;
+  } catch (const c10::Error &error) {
+    last_error = error.what_without_backtrace();
+  } catch (const std::exception &error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "unknown C++ exception";
+  }
+  return 1;
+}
+
+const Tensor &borrow(lcl_tensor tensor) { return *static_cast<const Tensor *>(tensor); }
+
+lcl_tensor release(Tensor tensor) { return new Tensor(std::move(tensor)); }
+
+// ------------------------------------------------------------------------------------------------- linear + cross-entropy
+
+// Rows whose logits are held at once.
+constexpr int64_t block_rows = 256;
+
+struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
+  static Tensor forward(AutogradContext *ctx, const Tensor &hidden, const Tensor &weight, const Tensor &labels, bool need_hidden,
+                        bool need_weight) {
+    const auto device = hidden.device().type();
+    const bool autocast = at::autocast::is_autocast_enabled(device);
+    const auto narrow = autocast ? at::autocast::get_autocast_dtype(device) : hidden.scalar_type();
+    const auto wide = hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+
+    const Tensor inputs = hidden.to(narrow);
+    const Tensor matrix = weight.to(narrow);
+    Tensor loss = at::zeros({}, hidden.options().dtype(wide));
+    Tensor grad_hidden = need_hidden ? at::empty_like(inputs) : Tensor();
+    Tensor grad_weight = need_weight ? at::zeros_like(weight, weight.options().dtype(wide)) : Tensor();
+    for (int64_t begin = 0; begin < inputs.size(0); begin += block_rows) {
+      const int64_t rows = std::min(block_rows, inputs.size(0) - begin);
+      const Tensor chunk = inputs.narrow(0, begin, rows);
+      const Tensor label = labels.narrow(0, begin, rows);
+      Tensor logits = at::mm(chunk, matrix.t()).to(wide);
+      const Tensor normaliser = at::logsumexp(logits, 1, true);
+      loss += (normaliser - logits.gather(1, label.unsqueeze(1))).sum();
+      if (!need_hidden && !need_weight) {
+        continue;
+      }
+      logits.sub_(normaliser).exp_();
+      logits.scatter_add_(1, label.unsqueeze(1), at::full({1, 1}, -1.0, logits.options()).expand({rows, 1}));
+      const Tensor slope = logits.to(narrow);
+      if (need_hidden) {
+        grad_hidden.narrow(0, begin, rows).copy_(at::mm(slope, matrix));
+      }
+      if (need_weight) {
+        grad_weight.add_(at::mm(slope.t(), chunk));
+      }
+    }
+    ctx->save_for_backward({need_hidden ? grad_hidden.to(hidden.scalar_type()) : Tensor(),
+                            need_weight ? grad_weight.to(weight.scalar_type()) : Tensor()});
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grad_outputs) {
+    auto saved = ctx->get_saved_variables();
+    const Tensor &scale = grad_outputs[0];
+    const auto scaled = [&](const Tensor &gradient) { return gradient.defined() ? gradient * scale.to(gradient.scalar_type()) : Tensor(); };
+    return {scaled(saved[0]), scaled(saved[1]), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor linear_cross_entropy(const Tensor &hidden, const Tensor &weight, const Tensor &labels) {
+  TORCH_CHECK(hidden.dim() == 2 && weight.dim() == 2 && labels.dim() == 1, "expects hidden [P, W], weight [V, W] and labels [P], got ",
+              hidden.sizes(), ", ", weight.sizes(), " and ", labels.sizes());
+  TORCH_CHECK(hidden.size(1) == weight.size(1) && hidden.size(0) == labels.size(0), "sizes do not fit: hidden ", hidden.sizes(),
+              ", weight ", weight.sizes(), ", labels ", labels.sizes());
+  TORCH_CHECK(labels.scalar_type() == at::kLong, "labels are ", labels.scalar_type(), ", expected int64");
+  const bool gradients = at::GradMode::is_enabled();
+  return LinearCrossEntropy::apply(hidden, weight, labels, gradients && hidden.requires_grad(), gradients && weight.requires_grad());
+}
+
+// -------------------------------------------------------------------------------------------------------------- optimizer
+
+std::vector<Tensor> gradients_of(lcl_tensor *parameters, size_t count) {
+  std::vector<Tensor> gradients;
+  gradients.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor &gradient = borrow(parameters[i]).grad();
+    if (gradient.defined()) {
+      gradients.push_back(gradient);
+    }
+  }
+  return gradients;
+}
+
+void adamw_step(const lcl_adamw_arguments &arguments) {
+  at::NoGradGuard no_grad;
+  std::vector<Tensor> parameters, gradients, first, second;
+  for (size_t i = 0; i < arguments.count; ++i) {
+    const Tensor &parameter = borrow(arguments.parameters[i]);
+    if (parameter.grad().defined()) {
+      parameters.push_back(parameter.detach());
+      gradients.push_back(parameter.grad());
+      first.push_back(borrow(arguments.first_moments[i]));
+      second.push_back(borrow(arguments.second_moments[i]));
+    }
+  }
+  if (parameters.empty()) {
+    return;
+  }
+  const auto options = at::TensorOptions().dtype(at::kFloat).device(parameters.front().device());
+  const std::vector<Tensor> steps(parameters.size(), at::full({}, static_cast<double>(arguments.step), options));
+  std::optional<Tensor> divisor;
+  if (arguments.gradient_scale != 1.0) {
+    divisor = at::full({}, 1.0 / arguments.gradient_scale, options);
+  }
+  at::_fused_adamw_(parameters, gradients, first, second, {}, steps, arguments.learning_rate, arguments.beta1, arguments.beta2,
+                    arguments.weight_decay, arguments.epsilon, /*amsgrad=*/false, /*maximize=*/false, divisor, std::nullopt);
+}
+
+double gradient_norm(lcl_tensor *parameters, size_t count) {
+  at::NoGradGuard no_grad;
+  const auto gradients = gradients_of(parameters, count);
+  if (gradients.empty()) {
+    return 0.0;
+  }
+  return at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients))).item<double>();
+}
+
+// ----------------------------------------------------------------------------------------------------------- checkpointing
+
+// A closure owned by Rust.
+struct Closure {
+  void *data;
+  lcl_run run;
+  lcl_drop drop;
+
+  Closure(void *data, lcl_run run, lcl_drop drop) : data(data), run(run), drop(drop) {}
+  Closure(const Closure &) = delete;
+  Closure &operator=(const Closure &) = delete;
+  ~Closure() { drop(data); }
+
+  Tensor operator()(const std::vector<Tensor> &inputs) const {
+    std::vector<lcl_tensor> pointers;
+    for (const Tensor &input : inputs) {
+      pointers.push_back(const_cast<Tensor *>(&input));
+    }
+    lcl_tensor output = nullptr;
+    if (run(data, pointers.data(), pointers.size(), &output) != 0) {
+      throw std::runtime_error(last_error);
+    }
+    const std::unique_ptr<Tensor> owned(static_cast<Tensor *>(output));
+    return *owned;
+  }
+};
+
+// Sets the autocast state of one device type and puts the former back.
+class AutocastScope {
+public:
+  AutocastScope(at::DeviceType device, bool enabled, at::ScalarType dtype, bool cache)
+      : device_(device), enabled_(at::autocast::is_autocast_enabled(device)), dtype_(at::autocast::get_autocast_dtype(device)),
+        cache_(at::autocast::is_autocast_cache_enabled()) {
+    at::autocast::increment_nesting();
+    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::set_autocast_dtype(device, dtype);
+    at::autocast::set_autocast_cache_enabled(cache);
+  }
+  AutocastScope(const AutocastScope &) = delete;
+  AutocastScope &operator=(const AutocastScope &) = delete;
+  ~AutocastScope() {
+    if (at::autocast::decrement_nesting() == 0) {
+      at::autocast::clear_cache();
+    }
+    at::autocast::set_autocast_enabled(device_, enabled_);
+    at::autocast::set_autocast_dtype(device_, dtype_);
+    at::autocast::set_autocast_cache_enabled(cache_);
+  }
+
+private:
+  at::DeviceType device_;
+  bool enabled_;
+  at::ScalarType dtype_;
+  bool cache_;
+};
+
+// Kept from forward to backward.
+struct Recomputation : torch::CustomClassHolder {
+  std::shared_ptr<Closure> closure;
+  at::DeviceType device;
+  bool autocast;
+  at::ScalarType dtype;
+  bool cache;
+};
+
+struct Checkpoint : torch::autograd::Function<Checkpoint> {
+  static Tensor forward(AutogradContext *ctx, const std::shared_ptr<Closure> &closure, at::TensorList inputs) {
+    const auto device = inputs.front().device().type();
+    auto state = c10::make_intrusive<Recomputation>();
+    state->closure = closure;
+    state->device = device;
+    state->autocast = at::autocast::is_autocast_enabled(device);
+    state->dtype = at::autocast::get_autocast_dtype(device);
+    state->cache = at::autocast::is_autocast_cache_enabled();
+    ctx->saved_data["state"] = c10::IValue::make_capsule(std::move(state));
+    ctx->save_for_backward(inputs.vec());
+    return (*closure)(inputs.vec());
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grad_outputs) {
+    const auto state = c10::static_intrusive_pointer_cast<Recomputation>(ctx->saved_data["state"].toCapsule());
+    std::vector<Tensor> inputs;
+    for (const Tensor &saved : ctx->get_saved_variables()) {
+      inputs.push_back(saved.detach().requires_grad_(saved.requires_grad()));
+    }
+    Tensor output;
+    {
+      at::AutoGradMode with_gradients(true);
+      AutocastScope autocast(state->device, state->autocast, state->dtype, state->cache);
+      output = (*state->closure)(inputs);
+    }
+    torch::autograd::backward({output}, {grad_outputs[0]});
+    variable_list gradients{Tensor()};
+    for (const Tensor &input : inputs) {
+      gradients.push_back(input.grad());
+    }
+    return gradients;
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------------------- CUDA
+
+// Loads libtorch_cuda from libtorch_cpu's folder; it registers itself with c10. False when it is not there or cannot be loaded.
+bool cuda_load() {
+  static const bool loaded = [] {
+    if (c10::impl::hasDeviceGuardImpl(at::kCUDA)) {
+      return true;
+    }
+    Dl_info info;
+    if (dladdr(reinterpret_cast<const void *>(&at::get_num_threads), &info) == 0 || info.dli_fname == nullptr) {
+      return false;
+    }
+    const std::string path(info.dli_fname);
+    const auto folder = path.substr(0, path.rfind('/') + 1);
+    return dlopen((folder + "libtorch_cuda.so").c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
+  }();
+  return loaded;
+}
+
+int32_t cuda_device_count() { return cuda_load() ? c10::impl::VirtualGuardImpl(at::kCUDA).deviceCount() : 0; }
+
+c10::DeviceIndex checked_device(int32_t device) {
+  const int32_t count = cuda_device_count();
+  TORCH_CHECK(device >= 0 && device < count, "there is no CUDA device ", device, ": ", count, " found");
+  return static_cast<c10::DeviceIndex>(device);
+}
+
+} // namespace
+
+// --------------------------------------------------------------------------------------------------------------- interface
+
+extern "C" {
+
+const char *lcl_last_error(void) { return last_error.c_str(); }
+
+void lcl_set_error(const char *message) { last_error = message; }
+
+int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, lcl_tensor *loss) {
+  return guarded([&] { *loss = release(linear_cross_entropy(borrow(hidden), borrow(weight), borrow(labels))); });
+}
+
+int lcl_adamw_step(const lcl_adamw_arguments *arguments) {
+  return guarded([&] { adamw_step(*arguments); });
+}
+
+int lcl_gradient_norm(lcl_tensor *parameters, size_t count, double *norm) {
+  return guarded([&] { *norm = gradient_norm(parameters, count); });
+}
+
+int lcl_scale_gradients(lcl_tensor *parameters, size_t count, double factor) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    const auto gradients = gradients_of(parameters, count);
+    if (!gradients.empty()) {
+      at::_foreach_mul_(gradients, at::Scalar(factor));
+    }
+  });
+}
+
+int lcl_zero_gradients(lcl_tensor *parameters, size_t count, int keep_memory) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    for (size_t i = 0; i < count; ++i) {
+      const Tensor &parameter = borrow(parameters[i]);
+      if (!parameter.grad().defined()) {
+        continue;
+      }
+      if (keep_memory != 0) {
+        parameter.mutable_grad().detach_().zero_();
+      } else {
+        parameter.mutable_grad().reset();
+      }
+    }
+  });
+}
+
+int lcl_autocast_enter(int32_t device_type, int32_t enabled, int32_t dtype, lcl_autocast_state *previous) {
+  return guarded([&] {
+    const auto device = static_cast<at::DeviceType>(device_type);
+    const lcl_autocast_state former{device_type, at::autocast::is_autocast_enabled(device) ? 1 : 0,
+                                    static_cast<int32_t>(at::autocast::get_autocast_dtype(device)),
+                                    at::autocast::is_autocast_cache_enabled() ? 1 : 0};
+    at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(dtype));
+    at::autocast::set_autocast_enabled(device, enabled != 0);
+    at::autocast::set_autocast_cache_enabled(true);
+    at::autocast::increment_nesting();
+    *previous = former;
+  });
+}
+
+int lcl_autocast_leave(const lcl_autocast_state *previous) {
+  return guarded([&] {
+    const auto device = static_cast<at::DeviceType>(previous->device_type);
+    if (at::autocast::decrement_nesting() == 0) {
+      at::autocast::clear_cache();
+    }
+    at::autocast::set_autocast_cache_enabled(previous->cache_enabled != 0);
+    at::autocast::set_autocast_enabled(device, previous->enabled != 0);
+    at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(previous->dtype));
+  });
+}
+
+int lcl_checkpoint(void *closure, lcl_run run, lcl_drop drop, const lcl_tensor *inputs, size_t count, lcl_tensor *output) {
+  return guarded([&] {
+    const auto owned = std::make_shared<Closure>(closure, run, drop);
+    std::vector<Tensor> list;
+    for (size_t i = 0; i < count; ++i) {
+      list.push_back(borrow(inputs[i]));
+    }
+    const bool differentiable =
+        at::GradMode::is_enabled() && std::any_of(list.begin(), list.end(), [](const Tensor &input) { return input.requires_grad(); });
+    *output = release(differentiable ? Checkpoint::apply(owned, at::TensorList(list)) : (*owned)(list));
+  });
+}
+
+int lcl_set_deterministic(int32_t enabled) {
+  return guarded([&] {
+    at::globalContext().setDeterministicAlgorithms(enabled != 0, /*warn_only=*/false);
+    at::globalContext().setDeterministicCuDNN(enabled != 0);
+    at::globalContext().setBenchmarkCuDNN(false);
+  });
+}
+
+int lcl_set_intra_op_threads(int32_t threads) {
+  return guarded([&] {
+    TORCH_CHECK(threads >= 1, "thread count is ", threads, ", must be at least 1");
+    at::set_num_threads(threads);
+  });
+}
+
+int lcl_set_inter_op_threads(int32_t threads) {
+  return guarded([&] {
+    TORCH_CHECK(threads >= 1, "thread count is ", threads, ", must be at least 1");
+    at::set_num_interop_threads(threads);
+  });
+}
+
+int lcl_intra_op_threads(int32_t *threads) {
+  return guarded([&] { *threads = at::get_num_threads(); });
+}
+
+int lcl_cuda_load(int32_t *loaded) {
+  return guarded([&] { *loaded = cuda_load() ? 1 : 0; });
+}
+
+int lcl_cuda_device_count(int32_t *count) {
+  return guarded([&] { *count = cuda_device_count(); });
+}
+
+int lcl_cuda_synchronize(int32_t device) {
+  return guarded([&] { c10::impl::VirtualGuardImpl(at::kCUDA).synchronizeDevice(checked_device(device)); });
+}
+
+int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported) {
+  return guarded([&] {
+    const auto index = checked_device(device);
+    const auto capability = c10::impl::getDeviceGuardImpl(at::kCUDA)->getDeviceCapability(at::Device(at::kCUDA, index));
+    *supported = capability.capability_data.capability_bits != 0 ? 1 : 0;
+  });
+}
+
+int lcl_cuda_memory_statistics(int32_t device, lcl_cuda_memory *memory) {
+  return guarded([&] {
+    const auto index = checked_device(device);
+    const auto statistics = c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(index);
+    const auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    memory->allocated = statistics.allocated_bytes[aggregate].current;
+    memory->peak_allocated = statistics.allocated_bytes[aggregate].peak;
+    memory->reserved = statistics.reserved_bytes[aggregate].current;
+    memory->peak_reserved = statistics.reserved_bytes[aggregate].peak;
+  });
+}
+
+int lcl_cuda_reset_peak_memory(int32_t device) {
+  return guarded([&] { c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(checked_device(device)); });
+}
+}

@@ -1,0 +1,82 @@
+// What tch 0.24 lacks, as a C interface over libtorch's C++ one.
+//
+// Conventions:
+// - a `lcl_tensor` is an `at::Tensor*`, as in tch; arguments are borrowed, results are new and owned by the caller;
+// - every function that can fail returns 0, or 1 after storing a message for `lcl_last_error` of the calling thread;
+// - no C++ exception ever leaves a function.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef void *lcl_tensor;
+
+// The message of the last failure on this thread; valid until the next failure on it.
+const char *lcl_last_error(void);
+
+// Fused linear + cross-entropy: sum over rows of logsumexp(hidden·weightᵀ) − (hidden·weightᵀ)[label]. float32 (float64 for float64 input).
+int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, lcl_tensor *loss);
+
+// Optimizer. `parameters` have defined gradients where they take part; the others are left alone.
+typedef struct {
+  lcl_tensor *parameters;
+  lcl_tensor *first_moments;
+  lcl_tensor *second_moments;
+  size_t count;
+  int64_t step; // 1 for the first update
+  double learning_rate;
+  double beta1;
+  double beta2;
+  double weight_decay;
+  double epsilon;
+  double gradient_scale; // gradients are multiplied by it first; 1 leaves them alone
+} lcl_adamw_arguments;
+int lcl_adamw_step(const lcl_adamw_arguments *arguments);
+int lcl_gradient_norm(lcl_tensor *parameters, size_t count, double *norm);
+int lcl_scale_gradients(lcl_tensor *parameters, size_t count, double factor);
+int lcl_zero_gradients(lcl_tensor *parameters, size_t count, int keep_memory);
+
+// Autocast of one device type on this thread.
+typedef struct {
+  int32_t device_type;
+  int32_t enabled;
+  int32_t dtype;
+  int32_t cache_enabled;
+} lcl_autocast_state;
+int lcl_autocast_enter(int32_t device_type, int32_t enabled, int32_t dtype, lcl_autocast_state *previous);
+int lcl_autocast_leave(const lcl_autocast_state *previous);
+
+// Activation checkpointing. `run(closure, inputs, count, output)` returns 0 and a new tensor, or 1 after `lcl_set_error`.
+// `drop(closure)` is called exactly once, also when this function fails.
+typedef int (*lcl_run)(void *closure, const lcl_tensor *inputs, size_t count, lcl_tensor *output);
+typedef void (*lcl_drop)(void *closure);
+int lcl_checkpoint(void *closure, lcl_run run, lcl_drop drop, const lcl_tensor *inputs, size_t count, lcl_tensor *output);
+void lcl_set_error(const char *message);
+
+// Process-wide switches.
+int lcl_set_deterministic(int32_t enabled);
+int lcl_set_intra_op_threads(int32_t threads);
+int lcl_set_inter_op_threads(int32_t threads);
+int lcl_intra_op_threads(int32_t *threads);
+
+// CUDA; all may be called where there is none.
+int lcl_cuda_load(int32_t *loaded);
+int lcl_cuda_device_count(int32_t *count);
+int lcl_cuda_synchronize(int32_t device);
+int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported);
+typedef struct {
+  int64_t allocated;
+  int64_t peak_allocated;
+  int64_t reserved;
+  int64_t peak_reserved;
+} lcl_cuda_memory;
+int lcl_cuda_memory_statistics(int32_t device, lcl_cuda_memory *memory);
+int lcl_cuda_reset_peak_memory(int32_t device);
+
+#ifdef __cplusplus
+}
+#endif

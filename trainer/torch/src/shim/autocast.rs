@@ -1,0 +1,60 @@
+//! Autocast: matrix products in bfloat16, everything sensitive in float32, by libtorch's own lists of operations.
+#![allow(unsafe_code, reason = "calls the C++ shim")]
+
+use std::marker::PhantomData;
+
+use tch::Device;
+
+use super::{ShimError, check, ffi};
+
+/// `c10::ScalarType::BFloat16`.
+const BFLOAT16: i32 = 15;
+
+/// While it lives, autocast is set for one device type on this thread. Guards nest; each puts the former state back when dropped, also
+/// while unwinding. The casts of weights that libtorch caches are freed with the outermost guard.
+///
+/// The backward pass belongs outside of it.
+#[derive(Debug)]
+pub struct AutocastGuard {
+    previous: ffi::AutocastState,
+    /// The state belongs to this thread.
+    not_send: PhantomData<*const ()>,
+}
+
+impl AutocastGuard {
+    /// Autocast to bfloat16 for operations on `device`.
+    pub fn bfloat16(device: Device) -> Result<Self, ShimError> {
+        Self::enter(device, true)
+    }
+
+    /// No autocast for operations on `device`, for a stretch of float32 inside of a region that has it.
+    pub fn disabled(device: Device) -> Result<Self, ShimError> {
+        Self::enter(device, false)
+    }
+
+    fn enter(device: Device, enabled: bool) -> Result<Self, ShimError> {
+        let mut previous = ffi::AutocastState::default();
+        // SAFETY: `previous` is a valid place for the former state.
+        let status = unsafe { ffi::lcl_autocast_enter(device_type(device)?, i32::from(enabled), BFLOAT16, &raw mut previous) };
+        check("switching autocast", status)?;
+        Ok(Self { previous, not_send: PhantomData })
+    }
+}
+
+impl Drop for AutocastGuard {
+    fn drop(&mut self) {
+        // SAFETY: `previous` was filled by `lcl_autocast_enter`. It cannot fail for a device type that it accepted.
+        unsafe { ffi::lcl_autocast_leave(&raw const self.previous) };
+    }
+}
+
+/// `c10::DeviceType` of a device.
+fn device_type(device: Device) -> Result<i32, ShimError> {
+    match device {
+        Device::Cpu => Ok(0),
+        Device::Cuda(_) => Ok(1),
+        Device::Mps | Device::Vulkan => {
+            Err(ShimError { operation: "switching autocast", message: format!("{device:?} is neither the CPU nor a CUDA device") })
+        }
+    }
+}

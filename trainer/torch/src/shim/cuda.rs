@@ -1,0 +1,72 @@
+//! CUDA devices, without linking libtorch's CUDA half: it is loaded when it is there, so one program serves both kinds of machine.
+#![allow(unsafe_code, reason = "calls the C++ shim")]
+
+use super::{ShimError, check, ffi};
+
+/// Loads libtorch's CUDA half once; false when it is missing or its libraries are. Call it before the first CUDA tensor.
+pub fn load() -> Result<bool, ShimError> {
+    let mut loaded = 0;
+    // SAFETY: a valid place for the answer.
+    check("loading libtorch_cuda", unsafe { ffi::lcl_cuda_load(&raw mut loaded) })?;
+    Ok(loaded != 0)
+}
+
+/// Devices that can be used; 0 without a GPU, driver or CUDA build of libtorch.
+pub fn device_count() -> Result<usize, ShimError> {
+    let mut count = 0;
+    // SAFETY: a valid place for the number.
+    check("counting CUDA devices", unsafe { ffi::lcl_cuda_device_count(&raw mut count) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Waits until everything launched on the device is done.
+pub fn synchronize(device: usize) -> Result<(), ShimError> {
+    // SAFETY: plain numbers.
+    check("waiting for a CUDA device", unsafe { ffi::lcl_cuda_synchronize(index(device)) })
+}
+
+/// Whether the device multiplies bfloat16 matrices in hardware (compute capability 8.0).
+pub fn supports_bfloat16(device: usize) -> Result<bool, ShimError> {
+    let mut supported = 0;
+    // SAFETY: a valid place for the answer.
+    check("asking for bfloat16 support", unsafe { ffi::lcl_cuda_supports_bfloat16(index(device), &raw mut supported) })?;
+    Ok(supported != 0)
+}
+
+/// Device memory of this process in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryStatistics {
+    /// Held by tensors.
+    pub allocated: u64,
+    /// Most ever held by tensors since the start or the last reset.
+    pub peak_allocated: u64,
+    /// Held by libtorch's allocator.
+    pub reserved: u64,
+    /// Most ever held by libtorch's allocator since the start or the last reset.
+    pub peak_reserved: u64,
+}
+
+/// Device memory of this process.
+pub fn memory_statistics(device: usize) -> Result<MemoryStatistics, ShimError> {
+    let mut memory = ffi::CudaMemory::default();
+    // SAFETY: a valid place for the numbers.
+    check("reading CUDA memory statistics", unsafe { ffi::lcl_cuda_memory_statistics(index(device), &raw mut memory) })?;
+    let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
+    Ok(MemoryStatistics {
+        allocated: bytes(memory.allocated),
+        peak_allocated: bytes(memory.peak_allocated),
+        reserved: bytes(memory.reserved),
+        peak_reserved: bytes(memory.peak_reserved),
+    })
+}
+
+/// Starts the peaks of [`memory_statistics`] anew.
+pub fn reset_peak_memory(device: usize) -> Result<(), ShimError> {
+    // SAFETY: plain numbers.
+    check("resetting CUDA memory statistics", unsafe { ffi::lcl_cuda_reset_peak_memory(index(device)) })
+}
+
+/// libtorch counts devices in `int`; a number that does not fit is no device.
+fn index(device: usize) -> i32 {
+    i32::try_from(device).unwrap_or(-1)
+}

@@ -1,0 +1,77 @@
+//! The C interface of `shim/lcl_shim.cpp`, declared one to one. Only the modules beside this one call it.
+
+use std::ffi::{c_char, c_int, c_void};
+
+/// `at::Tensor*`.
+pub(super) type RawTensor = *mut c_void;
+
+/// `lcl_adamw_arguments`.
+#[repr(C)]
+pub(super) struct AdamWArguments {
+    pub(super) parameters: *mut RawTensor,
+    pub(super) first_moments: *mut RawTensor,
+    pub(super) second_moments: *mut RawTensor,
+    pub(super) count: usize,
+    pub(super) step: i64,
+    pub(super) learning_rate: f64,
+    pub(super) beta1: f64,
+    pub(super) beta2: f64,
+    pub(super) weight_decay: f64,
+    pub(super) epsilon: f64,
+    pub(super) gradient_scale: f64,
+}
+
+/// `lcl_autocast_state`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(super) struct AutocastState {
+    pub(super) device_type: i32,
+    pub(super) enabled: i32,
+    pub(super) dtype: i32,
+    pub(super) cache_enabled: i32,
+}
+
+/// `lcl_cuda_memory`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(super) struct CudaMemory {
+    pub(super) allocated: i64,
+    pub(super) peak_allocated: i64,
+    pub(super) reserved: i64,
+    pub(super) peak_reserved: i64,
+}
+
+/// `lcl_run`.
+pub(super) type Run = unsafe extern "C" fn(*mut c_void, *const RawTensor, usize, *mut RawTensor) -> c_int;
+/// `lcl_drop`.
+pub(super) type Drop = unsafe extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    pub(super) fn lcl_last_error() -> *const c_char;
+    pub(super) fn lcl_set_error(message: *const c_char);
+    pub(super) fn lcl_linear_cross_entropy(hidden: RawTensor, weight: RawTensor, labels: RawTensor, loss: *mut RawTensor) -> c_int;
+    pub(super) fn lcl_adamw_step(arguments: *const AdamWArguments) -> c_int;
+    pub(super) fn lcl_gradient_norm(parameters: *mut RawTensor, count: usize, norm: *mut f64) -> c_int;
+    pub(super) fn lcl_scale_gradients(parameters: *mut RawTensor, count: usize, factor: f64) -> c_int;
+    pub(super) fn lcl_zero_gradients(parameters: *mut RawTensor, count: usize, keep_memory: c_int) -> c_int;
+    pub(super) fn lcl_autocast_enter(device_type: i32, enabled: i32, dtype: i32, previous: *mut AutocastState) -> c_int;
+    pub(super) fn lcl_autocast_leave(previous: *const AutocastState) -> c_int;
+    pub(super) fn lcl_checkpoint(
+        closure: *mut c_void,
+        run: Run,
+        drop: Drop,
+        inputs: *const RawTensor,
+        count: usize,
+        output: *mut RawTensor,
+    ) -> c_int;
+    pub(super) fn lcl_set_deterministic(enabled: i32) -> c_int;
+    pub(super) fn lcl_set_intra_op_threads(threads: i32) -> c_int;
+    pub(super) fn lcl_set_inter_op_threads(threads: i32) -> c_int;
+    pub(super) fn lcl_intra_op_threads(threads: *mut i32) -> c_int;
+    pub(super) fn lcl_cuda_load(loaded: *mut i32) -> c_int;
+    pub(super) fn lcl_cuda_device_count(count: *mut i32) -> c_int;
+    pub(super) fn lcl_cuda_synchronize(device: i32) -> c_int;
+    pub(super) fn lcl_cuda_supports_bfloat16(device: i32, supported: *mut i32) -> c_int;
+    pub(super) fn lcl_cuda_memory_statistics(device: i32, memory: *mut CudaMemory) -> c_int;
+    pub(super) fn lcl_cuda_reset_peak_memory(device: i32) -> c_int;
+}
