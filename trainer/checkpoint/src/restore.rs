@@ -1,0 +1,301 @@
+//! Reading a checkpoint back, every byte checked, and falling back to the one before when something is wrong.
+
+use std::{collections::HashMap, fmt, fs::File, io::Read, num::NonZeroUsize, thread};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::{GetResultPayload, ObjectStoreExt};
+
+use crate::{
+    id::{CheckpointId, MANIFEST_FILE},
+    manifest::Manifest,
+    safetensors_file::parse,
+    store::{CheckpointStore, StoreError, blocking},
+    tensor::{TensorData, TensorSpec},
+    write::describe,
+};
+
+/// Bytes read and then hashed while they are still in the processor's second-level cache.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Shards read at once from a cloud store, where one connection does not fill the network.
+const PARALLEL_DOWNLOADS: usize = 8;
+
+/// How often the list is read again because retention removed what was just being looked at. Every time means that a newer checkpoint
+/// was committed meanwhile, so more than a few is a sign of something else.
+const MOST_LISTINGS: usize = 5;
+
+/// A checkpoint, complete and verified.
+#[derive(Debug)]
+pub struct Restored {
+    /// Which one.
+    pub id: CheckpointId,
+    /// As the snapshot gave it.
+    pub config_digest: String,
+    /// As the snapshot gave it.
+    pub metadata: serde_json::Value,
+    /// In the snapshot's order. Tensors of one shard share one allocation, which is free when the last of them is dropped.
+    pub tensors: Vec<TensorData>,
+    /// Newer folders that were passed over, the newest first; each was also logged as a warning.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A folder that restore passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Which.
+    pub id: CheckpointId,
+    /// The file at fault, within its folder.
+    pub file: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// It had a manifest. Without one it never was a checkpoint.
+    pub complete: bool,
+}
+
+/// Nothing could be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The store failed.
+    #[error("cannot restore")]
+    Store {
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// There are checkpoints and each is damaged.
+    #[error("every checkpoint in `{uri}` is damaged: {}; repair or move them away, a run never starts over by itself", list(rejected))]
+    NoneUsable {
+        /// The store.
+        uri: String,
+        /// What is wrong with each, the newest first.
+        rejected: Vec<Rejected>,
+    },
+    /// The checkpoint asked for is not there or damaged.
+    #[error("checkpoint in `{uri}` is not usable: {rejected}")]
+    Unusable {
+        /// The store.
+        uri: String,
+        /// What is wrong.
+        rejected: Rejected,
+    },
+    /// The checkpoint is whole, but of something else than what is to be restored.
+    #[error("{id} in `{uri}` does not fit: {difference}")]
+    Mismatch {
+        /// The store.
+        uri: String,
+        /// The checkpoint.
+        id: CheckpointId,
+        /// The first tensor that differs and how.
+        difference: String,
+    },
+    /// Checkpoints came and went while they were being read.
+    #[error("the checkpoints in `{uri}` kept being removed while they were read: another run is writing there")]
+    Unsteady {
+        /// The store.
+        uri: String,
+    },
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}: {}", self.id, self.file, self.reason)
+    }
+}
+
+fn list(rejected: &[Rejected]) -> String {
+    rejected.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Restores the checkpoint with the highest step (then generation) that is complete and undamaged.
+///
+/// `Ok(None)` means that there is none and never was a complete one. `expected` lists the tensors the caller is going to fill; when
+/// the newest readable checkpoint has others, that is an error and not a reason to take an older one. Blocks; reads with all cores.
+pub fn restore_latest(store: &CheckpointStore, expected: Option<&[TensorSpec]>) -> Result<Option<Restored>, RestoreError> {
+    let (store, expected) = (store.clone(), expected.map(<[TensorSpec]>::to_vec));
+    let reader = store.clone();
+    let answer = store.block_on(async move { read_latest(&reader, expected.as_deref()).await });
+    answer.map_err(|source| RestoreError::Store { source })?
+}
+
+/// Restores one checkpoint.
+pub fn restore(store: &CheckpointStore, id: CheckpointId, expected: Option<&[TensorSpec]>) -> Result<Restored, RestoreError> {
+    let (reader, expected) = (store.clone(), expected.map(<[TensorSpec]>::to_vec));
+    let answer = store.block_on(async move { read_checkpoint(&reader, id, expected.as_deref()).await });
+    answer.map_err(|source| RestoreError::Store { source })?.map_err(|problem| match problem {
+        Problem::Gone => rejected_alone(store, id, MANIFEST_FILE, "is not there"),
+        Problem::Unusable { file, reason } => rejected_alone(store, id, &file, &reason),
+        Problem::Mismatch { difference } => RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference },
+    })
+}
+
+fn rejected_alone(store: &CheckpointStore, id: CheckpointId, file: &str, reason: &str) -> RestoreError {
+    let rejected = Rejected { id, file: file.to_owned(), reason: reason.to_owned(), complete: file != MANIFEST_FILE };
+    RestoreError::Unusable { uri: store.uri().to_owned(), rejected }
+}
+
+impl CheckpointStore {
+    /// Reads a checkpoint whole and checks every byte of it against its manifest.
+    pub fn verify(&self, id: CheckpointId) -> Result<(), RestoreError> {
+        restore(self, id, None).map(drop)
+    }
+}
+
+/// Why a checkpoint cannot be taken.
+enum Problem {
+    /// It is not there, or no longer.
+    Gone,
+    /// It is damaged or unreadable.
+    Unusable { file: String, reason: String },
+    /// It is of something else.
+    Mismatch { difference: String },
+}
+
+async fn read_latest(store: &CheckpointStore, expected: Option<&[TensorSpec]>) -> Result<Option<Restored>, RestoreError> {
+    for _ in 0..MOST_LISTINGS {
+        let entries = store.list_entries().await.map_err(|source| RestoreError::Store { source })?;
+        let mut rejected: Vec<Rejected> = Vec::new();
+        let mut vanished = false;
+        for entry in entries {
+            let id = entry.id;
+            let result = if entry.complete {
+                read_checkpoint(store, id, expected).await
+            } else {
+                Err(unusable(MANIFEST_FILE, "is missing: the write did not end"))
+            };
+            match result {
+                Ok(restored) => return Ok(Some(Restored { rejected, ..restored })),
+                Err(Problem::Mismatch { difference }) => {
+                    return Err(RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference });
+                }
+                Err(Problem::Gone) => vanished = true,
+                Err(Problem::Unusable { file, reason }) => {
+                    tracing::warn!(checkpoint = %id, file, reason, "checkpoint passed over");
+                    rejected.push(Rejected { id, file, reason, complete: entry.complete });
+                }
+            }
+        }
+        // Retention removes a checkpoint only when there is a newer one.
+        if vanished {
+            continue;
+        }
+        rejected.retain(|rejected| rejected.complete);
+        return if rejected.is_empty() { Ok(None) } else { Err(RestoreError::NoneUsable { uri: store.uri().to_owned(), rejected }) };
+    }
+    Err(RestoreError::Unsteady { uri: store.uri().to_owned() })
+}
+
+fn unusable(file: &str, reason: impl Into<String>) -> Problem {
+    Problem::Unusable { file: file.to_owned(), reason: reason.into() }
+}
+
+async fn read_checkpoint(store: &CheckpointStore, id: CheckpointId, expected: Option<&[TensorSpec]>) -> Result<Restored, Problem> {
+    let manifest = match store.fetch_manifest(id).await {
+        Ok(manifest) => manifest,
+        Err(StoreError::Read { source: object_store::Error::NotFound { .. }, .. }) => return Err(Problem::Gone),
+        Err(StoreError::Manifest { source, .. }) => return Err(unusable(MANIFEST_FILE, describe(&source))),
+        Err(error) => return Err(unusable(MANIFEST_FILE, describe(&error))),
+    };
+    if let Some(difference) = expected.and_then(|expected| find_difference(&manifest, expected)) {
+        return Err(Problem::Mismatch { difference });
+    }
+    let parallel = if store.is_local() { thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { PARALLEL_DOWNLOADS };
+    let shards: Vec<Vec<TensorData>> = stream::iter(0..manifest.shards.len())
+        .map(|index| read_shard(store, &manifest, index))
+        .buffer_unordered(parallel)
+        .try_collect()
+        .await?;
+
+    let mut by_name: HashMap<String, TensorData> = shards.into_iter().flatten().map(|tensor| (tensor.name.clone(), tensor)).collect();
+    // Every tensor of the manifest was found in its shard.
+    let tensors = manifest.tensors.iter().filter_map(|tensor| by_name.remove(&tensor.name)).collect();
+    let Manifest { config_digest, metadata, .. } = manifest;
+    Ok(Restored { id, config_digest, metadata, tensors, rejected: Vec::new() })
+}
+
+/// The first tensor by which a checkpoint differs from what is expected.
+fn find_difference(manifest: &Manifest, expected: &[TensorSpec]) -> Option<String> {
+    let saved: HashMap<&str, _> = manifest.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    for TensorSpec { name, shape, dtype } in expected {
+        match saved.get(name.as_str()) {
+            None => return Some(format!("tensor `{name}` is missing")),
+            Some(found) if found.shape != *shape || found.dtype != *dtype => {
+                return Some(format!("tensor `{name}` is {:?} of {} where {shape:?} of {dtype} is expected", found.shape, found.dtype));
+            }
+            Some(_) => {}
+        }
+    }
+    let known: HashMap<&str, ()> = expected.iter().map(|tensor| (tensor.name.as_str(), ())).collect();
+    let surplus = manifest.tensors.iter().find(|tensor| !known.contains_key(tensor.name.as_str()))?;
+    Some(format!("tensor `{}` is not expected", surplus.name))
+}
+
+/// Reads, checks and takes apart one shard.
+async fn read_shard(store: &CheckpointStore, manifest: &Manifest, index: usize) -> Result<Vec<TensorData>, Problem> {
+    let Some(record) = manifest.shards.get(index) else { return Ok(Vec::new()) };
+    let (id, file) = (manifest.id(), record.file.as_str());
+    let damaged = |reason: String| unusable(file, reason);
+    let answer = match store.objects().get(&store.path(id, file)).await {
+        Ok(answer) => answer,
+        Err(object_store::Error::NotFound { .. }) => {
+            // Removed as a whole, or only this file lost?
+            let removed = matches!(store.has_manifest(id).await, Ok(false));
+            return Err(if removed { Problem::Gone } else { damaged("is missing".to_owned()) });
+        }
+        Err(error) => return Err(damaged(describe(&error))),
+    };
+    if answer.meta.size != record.bytes {
+        return Err(damaged(format!("has {} bytes where {} were written", answer.meta.size, record.bytes)));
+    }
+    let length = usize::try_from(record.bytes).map_err(|_| damaged("is too large for this machine's memory".to_owned()))?;
+    let read = match answer.payload {
+        GetResultPayload::File(file, _) => blocking(move || read_and_hash(file, length)).await,
+        GetResultPayload::Stream(chunks) => {
+            let collected = chunks.try_fold(Vec::with_capacity(length), async |mut bytes, chunk| {
+                bytes.extend_from_slice(&chunk);
+                Ok(bytes)
+            });
+            match collected.await {
+                Ok(bytes) => blocking(move || Ok((blake3::hash(&bytes), bytes))).await,
+                Err(error) => return Err(damaged(describe(&error))),
+            }
+        }
+    };
+    let (hash, bytes) = read.map_err(|error| damaged(describe(&error)))?;
+    if hash.to_hex().as_str() != record.blake3 {
+        return Err(damaged("its checksum does not match: its bytes are not those that were written".to_owned()));
+    }
+    let content = parse(&Bytes::from(bytes)).map_err(|error| damaged(describe(&error)))?;
+    check_against_manifest(manifest, index, &content.tensors).map_err(damaged)?;
+    Ok(content.tensors)
+}
+
+/// A file's bytes and their hash, in one walk.
+fn read_and_hash(mut file: File, length: usize) -> std::io::Result<(blake3::Hash, Vec<u8>)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = vec![0; length];
+    for piece in bytes.chunks_mut(PIECE_BYTES) {
+        file.read_exact(piece)?;
+        hasher.update(piece);
+    }
+    Ok((hasher.finalize(), bytes))
+}
+
+/// A shard has to hold exactly the tensors that the manifest puts there.
+fn check_against_manifest(manifest: &Manifest, index: usize, found: &[TensorData]) -> Result<(), String> {
+    let mut expected: HashMap<&str, _> =
+        manifest.tensors.iter().filter(|tensor| tensor.shard == index).map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    for tensor in found {
+        match expected.remove(tensor.name.as_str()) {
+            Some(record) if record.shape == tensor.shape && record.dtype == tensor.dtype => {}
+            Some(record) => {
+                return Err(format!(
+                    "tensor `{}` is {:?} of {} where the manifest says {:?} of {}",
+                    tensor.name, tensor.shape, tensor.dtype, record.shape, record.dtype
+                ));
+            }
+            None => return Err(format!("tensor `{}` is not in the manifest", tensor.name)),
+        }
+    }
+    expected.keys().min().map_or(Ok(()), |name| Err(format!("tensor `{name}` is missing")))
+}

@@ -1,0 +1,120 @@
+//! Several writers and readers at once: generations keep them apart.
+
+use std::{collections::HashSet, num::NonZeroU32, thread};
+
+use lcl_checkpoint::{CheckpointWriter, Retention, WriteError, WriterOptions, restore_latest};
+
+use crate::support::{folder, id, latest, open, snapshot, state, write};
+
+fn keep_one() -> WriterOptions {
+    WriterOptions { retention: Some(Retention { keep_last: NonZeroU32::MIN, keep_every_steps: None }), ..WriterOptions::default() }
+}
+
+#[test]
+fn the_later_generation_wins_at_the_same_step_and_the_later_step_wins_over_it() {
+    let target = folder();
+    for (step, epoch) in [(5, 2), (5, 1), (4, 3)] {
+        // Different bytes for the same step, as two generations may have.
+        write(&target.store, snapshot(step, epoch, state(step * 100 + epoch, 3, 4))).unwrap();
+    }
+    let restored = latest(&target.store);
+    assert_eq!((restored.id, restored.tensors), (id(5, 2), state(502, 3, 4)));
+}
+
+#[test]
+fn a_stale_writer_can_overwrite_nothing() {
+    let target = folder();
+    write(&target.store, snapshot(5, 2, state(52, 3, 4))).unwrap();
+    let whole = || {
+        let files = std::fs::read_dir(target.path(id(5, 2), "")).unwrap();
+        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+        files.sort();
+        files
+    };
+    let before = whole();
+    // The same step by an earlier generation, and by the same generation a second time.
+    let mut stale = CheckpointWriter::new(open(target.folder.path(), true), keep_one());
+    stale.submit(snapshot(5, 1, state(51, 3, 4))).unwrap();
+    stale.wait().unwrap().unwrap();
+    let error = write(&target.store, snapshot(5, 2, state(99, 3, 4))).unwrap_err();
+    assert!(matches!(error, WriteError::AlreadyCommitted { .. }), "{error}");
+    assert_eq!(whole(), before);
+    assert_eq!(latest(&target.store).tensors, state(52, 3, 4));
+}
+
+#[test]
+fn of_two_commits_of_one_checkpoint_only_one_succeeds_and_it_is_whole() {
+    let target = folder();
+    for round in 0..20 {
+        let results: Vec<_> = thread::scope(|scope| {
+            let writers: Vec<_> = (0..2)
+                .map(|writer| {
+                    let store = open(target.folder.path(), false);
+                    scope.spawn(move || write(&store, snapshot(round, 1, state(round, 3, 64))).map(|_| writer))
+                })
+                .collect();
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        let succeeded = results.iter().filter(|result| result.is_ok()).count();
+        // Two writers of the same step and generation are excluded by the claim of epochs; if it happens all the same, what is visible
+        // is whole.
+        if succeeded > 0
+            && let Some(restored) = restore_latest(&target.store, None).unwrap()
+        {
+            assert_eq!(restored.tensors, state(restored.id.step, 3, 64));
+        }
+    }
+}
+
+#[test]
+fn restore_finds_a_whole_checkpoint_at_every_moment_of_two_writers_with_retention() {
+    let target = folder();
+    write(&target.store, snapshot(0, 1, state(0, 3, 64))).unwrap();
+    thread::scope(|scope| {
+        let writers: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|epoch| {
+                let store = open(target.folder.path(), false);
+                scope.spawn(move || {
+                    let mut writer = CheckpointWriter::new(store, keep_one());
+                    for step in 1..=40 {
+                        writer.submit(snapshot(step, epoch, state(step, 3, 64))).unwrap();
+                        // The stale writer's folders are swept by the newer one: it may fail, it may not damage.
+                        let result = writer.wait().unwrap();
+                        assert!(epoch == 1 || result.is_ok(), "{result:?}");
+                    }
+                })
+            })
+            .collect();
+        let mut seen = 0;
+        while writers.iter().any(|writer| !writer.is_finished()) {
+            let restored = latest(&target.store);
+            assert_eq!(restored.tensors, state(restored.id.step, 3, 64));
+            assert_eq!(restored.rejected.iter().filter(|rejected| rejected.complete).count(), 0, "{:?}", restored.rejected);
+            assert!(restored.id.step >= seen, "{} after {seen}", restored.id.step);
+            seen = restored.id.step;
+        }
+    });
+    assert_eq!(latest(&target.store).id, id(40, 2));
+}
+
+#[test]
+fn every_run_gets_an_epoch_of_its_own() {
+    let target = folder();
+    assert_eq!(target.store.claim_epoch().unwrap(), 1);
+    write(&target.store, snapshot(3, 7, state(3, 2, 4))).unwrap();
+    assert_eq!(target.store.claim_epoch().unwrap(), 8);
+    let claimed: Vec<u64> = thread::scope(|scope| {
+        let claims: Vec<_> = (0..8)
+            .map(|_| {
+                let store = open(target.folder.path(), false);
+                scope.spawn(move || (0..5).map(|_| store.claim_epoch().unwrap()).collect::<Vec<_>>())
+            })
+            .collect();
+        claims.into_iter().flat_map(|claim| claim.join().unwrap()).collect()
+    });
+    assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 40);
+    assert!(claimed.iter().all(|&epoch| epoch > 8));
+    // Claims are no checkpoints.
+    assert_eq!(latest(&target.store).id, id(3, 7));
+}

@@ -1,0 +1,11 @@
+//! The crate as its users see it: real folders, real processes that are killed, an in-memory object store.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod concurrency;
+mod damage;
+mod full_disk;
+mod kills;
+mod round_trip;
+mod support;
+mod writer;
