@@ -1,1 +1,30 @@
-//! (to be written)
+//! The custom resource users write: its Rust types, the rules the API server checks, and the definition generated from both.
+//!
+//! Comes in: nothing. Goes out: [`LCLTrainingJob`] and [`custom_resource_definition`]. The committed YAML under `crds/generated/` is
+//! written from that definition (`cargo run -p lcl-crds --example generate`); a test fails when it drifts.
+//! The documentation of every field here is what `kubectl explain` shows. Rules live here and nowhere else: `lcl-operator-core` evaluates
+//! the very same schema and CEL expressions offline.
+//! This crate must not know a client, an async runtime, or the trainer.
+
+mod definition;
+mod job;
+mod names;
+mod patterns;
+mod pod_template;
+
+pub use definition::custom_resource_definition;
+pub use job::{
+    LCLTrainingJob, LCLTrainingJobSpec,
+    checkpoint::CheckpointSpec,
+    data::{AugmentationSpec, DataSpec, WebdatasetSpec},
+    model::{
+        ClipObjectiveSpec, LclObjectiveSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, TextShapeSpec,
+        VisionShapeSpec,
+    },
+    optimization::{NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
+    status::{LCLTrainingJobStatus, LastCheckpointStatus, WorkersStatus},
+    workers::{ElasticSpec, WorkersSpec},
+};
+pub use names::{COORDINATOR_SUFFIX, GROUP, KIND, MAX_NAME_LENGTH, MAX_WORKERS, PLURAL, VERSION, WORKER_CONTAINER, WORKER_INFIX};
+pub use patterns::explain_pattern;
+pub use pod_template::{RESERVED_ENV_NAMES, RESERVED_ENV_PREFIXES};

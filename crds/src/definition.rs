@@ -1,0 +1,38 @@
+//! The `CustomResourceDefinition`, from the Rust types.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
+use kube::CustomResourceExt;
+
+use crate::LCLTrainingJob;
+
+/// The definition that is installed in a cluster and that the offline validation reads.
+///
+/// It differs from [`LCLTrainingJob::crd`] in one point: no field is nullable. `Option` in Rust says that a field may be left out;
+/// an explicit `null` would be a third state that rules with `has()` would have to know.
+#[must_use]
+pub fn custom_resource_definition() -> CustomResourceDefinition {
+    let mut definition = LCLTrainingJob::crd();
+    for version in &mut definition.spec.versions {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            forbid_null(schema);
+        }
+    }
+    definition
+}
+
+fn forbid_null(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
+        forbid_null(property);
+    }
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(items)) => forbid_null(items),
+        Some(JSONSchemaPropsOrArray::Schemas(schemas)) => schemas.iter_mut().for_each(forbid_null),
+        None => {}
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        forbid_null(values);
+    }
+}

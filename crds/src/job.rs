@@ -1,0 +1,110 @@
+//! `LCLTrainingJob`: the object itself, and the rules that join several of its parts.
+
+pub(crate) mod checkpoint;
+pub(crate) mod data;
+pub(crate) mod model;
+pub(crate) mod optimization;
+pub(crate) mod status;
+pub(crate) mod workers;
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::names::MAX_NAME_LENGTH;
+use checkpoint::CheckpointSpec;
+use data::DataSpec;
+use model::ModelSpec;
+use optimization::OptimizationSpec;
+use status::LCLTrainingJobStatus;
+use workers::{ElasticSpec, WorkersSpec};
+
+/// What to train, on what, how, and on how many workers.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "lcl.dev",
+    version = "v1alpha1",
+    kind = "LCLTrainingJob",
+    plural = "lcltrainingjobs",
+    shortname = "lcljob",
+    category = "all",
+    namespaced,
+    derive = "PartialEq",
+    doc = "LCLTrainingJob pre-trains a vision model by Latent Compression Learning on one or many workers.",
+    status = "LCLTrainingJobStatus",
+    scale(
+        spec_replicas_path = ".spec.workers.replicas",
+        status_replicas_path = ".status.workers.ready",
+        label_selector_path = ".status.workers.selector"
+    ),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
+    printcolumn(name = "Workers", type_ = "string", json_path = ".status.workers.summary", description = "Ready of desired workers"),
+    printcolumn(name = "Step", type_ = "integer", json_path = ".status.step"),
+    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
+    printcolumn(
+        name = "Checkpoint",
+        type_ = "date",
+        json_path = ".status.lastCheckpoint.time",
+        description = "Age of the last complete checkpoint"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new(format!("size(self.metadata.name) <= {MAX_NAME_LENGTH}"))
+        .message(Message::Message(format!(
+            "must have at most {MAX_NAME_LENGTH} characters, so that the names of the job's pods fit the 63 of a DNS label"
+        )))
+        .field_path(".metadata.name"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("must begin with a lower-case letter, hold only lower-case letters, digits and '-', and not end in '-'")
+        .field_path(".metadata.name"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(WORLD_FITS_BATCH)
+        .message("must be at least the number of members at the job's largest size (workers times membersPerWorker)")
+        .field_path(".optimization.globalBatchSize"),
+    validation = Rule::new("!has(self.elastic) || self.elastic.minWorkers <= self.workers.replicas")
+        .message("must not exceed workers.replicas")
+        .field_path(".elastic.minWorkers"),
+    validation = Rule::new("!has(self.elastic) || self.elastic.maxWorkers >= self.workers.replicas")
+        .message("must not be below workers.replicas")
+        .field_path(".elastic.maxWorkers"),
+    validation = Rule::new(PER_RANK_IS_NOT_ELASTIC)
+        .message("perRank makes the result depend on the number of members: elastic.minWorkers and elastic.maxWorkers must be equal")
+        .field_path(".optimization.normalization"),
+    validation = Rule::new(PER_RANK_DIVIDES)
+        .message("must be a multiple of workers times membersPerWorker when normalization is perRank")
+        .field_path(".optimization.globalBatchSize"),
+    validation = Rule::new(REQUESTS_STAND_ONCE)
+        .message("must not be given when the template's container \"worker\" has resources of its own")
+        .field_path(".workers.requests"),
+)]
+pub struct LCLTrainingJobSpec {
+    /// What is trained. Fixed once the job exists, except `activationCheckpointing`.
+    pub model: ModelSpec,
+    /// What it is trained on. Fixed once the job exists, except where and how fast it is read.
+    pub data: DataSpec,
+    /// How it is trained. Batch, seed and the optimizer's constants are fixed once the job exists; the number of steps and the learning
+    /// rate's schedule may change.
+    pub optimization: OptimizationSpec,
+    /// Where and when the state is saved.
+    pub checkpoint: CheckpointSpec,
+    /// The processes that train.
+    #[serde(default)]
+    pub workers: WorkersSpec,
+    /// Lets the job run with fewer or more workers than `workers.replicas`. Without it the job waits for exactly `workers.replicas`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elastic: Option<ElasticSpec>,
+}
+
+/// Work is assigned in slots of the global batch, so every member needs at least one.
+const WORLD_FITS_BATCH: &str = "self.optimization.globalBatchSize >= \
+    (has(self.elastic) ? self.elastic.maxWorkers : self.workers.replicas) * self.workers.membersPerWorker";
+
+const PER_RANK_IS_NOT_ELASTIC: &str = "self.optimization.normalization != 'perRank' || !has(self.elastic) \
+    || self.elastic.minWorkers == self.elastic.maxWorkers";
+
+/// The reference implementation averages over ranks of equal batch size.
+const PER_RANK_DIVIDES: &str = "self.optimization.normalization != 'perRank' \
+    || self.optimization.globalBatchSize % (self.workers.replicas * self.workers.membersPerWorker) == 0";
+
+const REQUESTS_STAND_ONCE: &str = "!has(self.workers.requests) || !has(self.workers.template) || !has(self.workers.template.spec) \
+    || !self.workers.template.spec.containers.exists(c, c.name == 'worker' && has(c.resources))";

@@ -1,0 +1,70 @@
+//! `spec.workers` and `spec.elastic`: the processes that train.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::api::resource::Quantity};
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{names::MAX_WORKERS, pod_template::pod_template_schema};
+
+/// The processes that train.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "has(self.template) == has(oldSelf.template) && (!has(self.template) || self.template == oldSelf.template)"
+    )
+    .message("must not change after the job was created")
+    .field_path(".template"),
+    validation = Rule::new(
+        "has(self.requests) == has(oldSelf.requests) && (!has(self.requests) || self.requests == oldSelf.requests)"
+    )
+    .message("must not change after the job was created")
+    .field_path(".requests"),
+)]
+pub struct WorkersSpec {
+    /// Wanted number of workers; one worker is one pod. `kubectl scale` changes it.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = MAX_WORKERS))]
+    pub replicas: i32,
+    /// Training processes in each worker. On GPUs one member per GPU.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
+    pub members_per_worker: i32,
+    /// What each worker asks of its node, such as `cpu: "8"`, `memory: 32Gi`, `nvidia.com/gpu: 1`. A short form for the resources of the
+    /// container `worker` in the template; only one of both may be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub requests: Option<BTreeMap<String, Quantity>>,
+    /// Pod of a worker. The trainer runs in the container named `worker`: give it volume mounts, environment or resources under this
+    /// name; everything left out is filled in. Further containers, volumes, tolerations and so on are kept as they are.
+    /// With `lcl run --local` no pod exists: paths of the manifest below a mount of the container `worker` are looked up in the volume's
+    /// local folder, which is a hostPath volume's own path or that given by `--volume NAME=DIR`; other paths are used as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "pod_template_schema")]
+    pub template: Option<PodTemplateSpec>,
+}
+
+impl Default for WorkersSpec {
+    fn default() -> Self {
+        Self { replicas: one(), members_per_worker: one(), requests: None, template: None }
+    }
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// Between how many workers the job may run.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ElasticSpec {
+    /// Fewest workers the job runs with; below it the job waits.
+    #[schemars(range(min = 1, max = MAX_WORKERS))]
+    pub min_workers: i32,
+    /// Most workers the job may be scaled to.
+    #[schemars(range(min = 1, max = MAX_WORKERS))]
+    pub max_workers: i32,
+}

@@ -1,0 +1,17 @@
+//! Regular expressions of the schema (RE2, as the API server uses) and what they mean in words, for messages written offline.
+
+/// An absolute path in the container without a `..` component (which would lead out of the volume it names).
+pub(crate) const ABSOLUTE_PATH: &str = r"^(/(\.?|\.?[^/.][^/]*|\.\.[^/]+))+$";
+
+/// A place for checkpoints: an absolute local path, or a bucket with an optional prefix.
+pub(crate) const CHECKPOINT_URI: &str = r"^(file:///|(s3|gs|az)://[^/?#]+)[^?#]*$";
+
+/// What a value has to be to match one of this crate's patterns; `None` for a pattern of another origin.
+#[must_use]
+pub fn explain_pattern(pattern: &str) -> Option<&'static str> {
+    match pattern {
+        ABSOLUTE_PATH => Some("must be an absolute path without a `..` component"),
+        CHECKPOINT_URI => Some("must be a URI such as file:///runs/a, s3://bucket/a, gs://bucket/a or az://container/a"),
+        _ => None,
+    }
+}

@@ -1,0 +1,95 @@
+//! Schema of the worker's pod template: that of Kubernetes itself, cut and bounded so that it fits a custom resource.
+//!
+//! The full structural schema (not `x-kubernetes-preserve-unknown-fields`) is used, so that a misspelt field of the template is refused,
+//! by the API server and offline alike. What is changed, and why:
+//! - descriptions are dropped: they are four fifths of the size, and `kubectl explain pod.spec` has them;
+//! - `metadata` keeps only labels and annotations, the rest is the operator's;
+//! - ephemeral containers, which a template must not hold, are dropped;
+//! - lists that rules walk are bounded, or the API server refuses the rules as too expensive;
+//! - lists with a natural key are maps, so that server-side apply merges them and doubles are refused.
+
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Value, json};
+
+use crate::names::WORKER_CONTAINER;
+
+/// Environment variables that the operator sets itself.
+pub const RESERVED_ENV_NAMES: [&str; 2] = ["RANK", "WORLD_SIZE"];
+/// Beginnings of environment variables that the operator, or torch's own launcher, claims.
+pub const RESERVED_ENV_PREFIXES: [&str; 2] = ["MASTER_", "PET_"];
+
+/// Containers of one kind in a pod; a trainer and a few sidecars.
+const MAX_CONTAINERS: u32 = 16;
+/// Environment variables of a container.
+const MAX_ENV: u32 = 256;
+/// Characters of an environment variable's name.
+const MAX_ENV_NAME: u32 = 256;
+
+/// Schema of [`PodTemplateSpec`] for the field `template`.
+pub(crate) fn pod_template_schema(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = PodTemplateSpec::json_schema(generator).to_value();
+    drop_descriptions(&mut schema);
+    schema["properties"]["metadata"] = json!({
+        "type": "object",
+        "properties": {
+            "labels": { "type": "object", "additionalProperties": { "type": "string" } },
+            "annotations": { "type": "object", "additionalProperties": { "type": "string" } },
+        },
+    });
+    schema["properties"]["spec"]["x-kubernetes-validations"] = json!([{
+        "rule": format!("self.containers.exists(c, c.name == '{WORKER_CONTAINER}')"),
+        "message": format!("must hold a container named `{WORKER_CONTAINER}`, in which the trainer runs"),
+        "fieldPath": ".containers",
+    }]);
+    let spec = &mut schema["properties"]["spec"]["properties"];
+    if let Some(fields) = spec.as_object_mut() {
+        fields.remove("ephemeralContainers");
+    }
+    for kind in ["containers", "initContainers"] {
+        bound_containers(&mut spec[kind]);
+    }
+    make_map(&mut spec["volumes"], "name");
+    Schema::try_from(schema).unwrap_or_default()
+}
+
+fn bound_containers(containers: &mut Value) {
+    make_map(containers, "name");
+    containers["maxItems"] = json!(MAX_CONTAINERS);
+    let fields = &mut containers["items"]["properties"];
+    make_map(&mut fields["volumeMounts"], "mountPath");
+    let env = &mut fields["env"];
+    make_map(env, "name");
+    env["maxItems"] = json!(MAX_ENV);
+    env["items"]["properties"]["name"]["maxLength"] = json!(MAX_ENV_NAME);
+    env["items"]["x-kubernetes-validations"] = json!([{
+        "rule": reserved_env_rule(),
+        "message": "is set by the operator (RANK, WORLD_SIZE, MASTER_*, PET_*) and must not be given",
+        "fieldPath": ".name",
+    }]);
+}
+
+fn reserved_env_rule() -> String {
+    let names = RESERVED_ENV_NAMES.map(|name| format!("self.name != '{name}'"));
+    let prefixes = RESERVED_ENV_PREFIXES.map(|prefix| format!("!self.name.startsWith('{prefix}')"));
+    names.into_iter().chain(prefixes).collect::<Vec<_>>().join(" && ")
+}
+
+fn make_map(list: &mut Value, key: &str) {
+    list["x-kubernetes-list-type"] = json!("map");
+    list["x-kubernetes-list-map-keys"] = json!([key]);
+}
+
+fn drop_descriptions(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            // A property may itself be called "description": only the keyword (a text) goes.
+            if fields.get("description").is_some_and(Value::is_string) {
+                fields.remove("description");
+            }
+            fields.values_mut().for_each(drop_descriptions);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_descriptions),
+        _ => {}
+    }
+}
