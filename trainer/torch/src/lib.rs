@@ -1,5 +1,38 @@
-//! (to be written)
+//! The LCL model, its losses and its optimizer on libtorch: the only crate that names tch and holds C++.
+//!
+//! Comes in: a [`lcl_trainer_config::TrainerConfig`], then micro-batches of tokens and images. Goes out: trained parameters, reports of
+//! steps, state as bytes, encoded images and texts. It knows no file, no data format, no network and no other process.
+//!
+//! Start at [`Learner`]. The crates above name [`Tensor`], [`Device`] and [`Kind`] from here and never tch itself.
 
 pub mod allocator;
+mod batch;
+mod device;
+mod hash;
+mod layout;
+mod learner;
+mod loss;
+mod model;
 pub mod optimizer;
+mod placement;
+mod random;
 pub mod shim;
+mod state;
+
+pub use tch::{Device, Kind, TchError, Tensor};
+
+pub use batch::MicroBatch;
+#[doc(hidden)]
+pub use batch::to_host;
+pub use device::{DeviceError, choose_device, set_threads};
+pub use layout::BatchError;
+#[doc(hidden)]
+pub use layout::LayoutFaults;
+#[doc(hidden)]
+pub use learner::LearnerOptions;
+pub use learner::{Inspection, Learner, LearnerError, LossReport, StepReport, learning_rate};
+pub use loss::{Contrast, Counts, Factors, contrast};
+#[doc(hidden)]
+pub use model::ModelFaults;
+pub use model::{Initial, Model, ModelError, Parameter, ParameterSpec, parameter_count, parameter_specs};
+pub use state::{HostBytes, HostState, HostTensor, StateError, StateTensor};

@@ -23,7 +23,7 @@ pub(super) struct AdamWArguments {
 
 /// `lcl_autocast_state`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AutocastState {
     pub(super) device_type: i32,
     pub(super) enabled: i32,

@@ -1,0 +1,315 @@
+//! The learning member: a model, its optimizer, and one training step over micro-batches.
+//!
+//! Comes in: the configuration, then micro-batches of a step. Goes out: updated parameters and a [`StepReport`]; state as bytes.
+//! It reads no file, knows no other member yet, and keeps no random state: a step is a function of parameters, moments, step number,
+//! slots and the rows themselves.
+//!
+//! # How a step is computed
+//! The contrastive loss joins all images of the step, so a step has two passes over the micro-batches: the first gives detached features
+//! u, v of all of them; their gradients `g_u`, `g_v` are computed once; the second runs every micro-batch with a graph and one backward
+//! pass on ⟨u, `g_u`⟩ + ⟨v, `g_v`⟩ + generation. With one micro-batch the first pass keeps its graph and is the second, too. Accumulation
+//! thereby changes the cost and not the result, and nothing has to be exchanged inside of a backward pass.
+
+mod encode;
+mod forward;
+mod gradients;
+mod inspect;
+mod schedule;
+
+use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConfig, TrainerConfig};
+use tch::{Device, Kind, TchError, Tensor};
+
+pub use inspect::Inspection;
+pub use schedule::learning_rate;
+
+use crate::{
+    batch::MicroBatch,
+    hash::hash_tensors,
+    layout::{BatchError, LayoutFaults, Rules},
+    model::{Model, ModelError, ModelFaults},
+    optimizer::{AdamW, AdamWOptions},
+    shim::ShimError,
+    state::{self, HostState, StateError, StateTensor},
+};
+
+/// The temperature's factor stays below 100, as in CLIP (arXiv 2103.00020, §2.5).
+const HIGHEST_LOGIT_SCALE: f64 = 4.605_170_185_988_092;
+/// Keeps clipping from dividing by 0, as `torch.nn.utils.clip_grad_norm_` does.
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// A step or a copy of state fails.
+#[derive(Debug, thiserror::Error)]
+pub enum LearnerError {
+    /// The configuration breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model cannot be made.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A micro-batch is malformed.
+    #[error("micro-batch {index}")]
+    Batch {
+        /// Place among the step's micro-batches.
+        index: usize,
+        /// What is wrong.
+        #[source]
+        source: BatchError,
+    },
+    /// Images or texts to encode are malformed.
+    #[error("encoding")]
+    Encode(#[source] BatchError),
+    /// The forward computation failed, for want of memory most likely.
+    #[error("forward pass")]
+    Forward {
+        /// libtorch's reason.
+        #[source]
+        source: TchError,
+    },
+    /// The backward computation failed, for want of memory most likely.
+    #[error("backward pass")]
+    Backward {
+        /// libtorch's reason.
+        #[source]
+        source: TchError,
+    },
+    /// The contrastive loss failed.
+    #[error("contrastive loss of {images} images")]
+    Contrast {
+        /// Images of the step.
+        images: u64,
+        /// libtorch's reason.
+        #[source]
+        source: TchError,
+    },
+    /// The optimizer failed. Parameters and moments may be half updated: go back to a checkpoint.
+    #[error("optimizer update")]
+    Update(#[source] ShimError),
+    /// The temperature could not be clamped or read.
+    #[error("reading or clamping the temperature")]
+    Temperature(#[source] TchError),
+    /// Hashing failed.
+    #[error("hashing parameters")]
+    Hash(#[source] TchError),
+    /// State does not fit or cannot be copied.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Losses of a step before its update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossReport {
+    /// Weighted sum of the two losses.
+    pub total: f64,
+    /// Mean cross-entropy of the predicted tokens, not weighted; 0 without any.
+    pub generation: f64,
+    /// Mean contrastive loss, not weighted; 0 without a contrastive image.
+    pub contrastive: f64,
+    /// Predicted tokens.
+    pub generation_positions: u64,
+    /// Images with a context before them.
+    pub contrastive_images: u64,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Weighted sum of the two losses.
+    pub total: f64,
+    /// Mean cross-entropy of the predicted tokens, not weighted; 0 without any.
+    pub generation: f64,
+    /// Mean contrastive loss, not weighted; 0 without a contrastive image.
+    pub contrastive: f64,
+    /// L2 norm over all gradients, before clipping.
+    pub gradient_norm: f64,
+    /// Factor of the similarities, exp(`logit_scale`), after the step.
+    pub logit_scale: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// Images with a context before them.
+    pub contrastive_images: u64,
+    /// Predicted tokens.
+    pub generation_positions: u64,
+    /// A loss or gradient was not finite: nothing was updated.
+    pub skipped: bool,
+}
+
+/// For tests: another number type and deliberate faults. The default is what training uses.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct LearnerOptions {
+    /// Type of parameters, moments and arithmetic.
+    pub kind: Kind,
+    /// Departures in the model.
+    pub model_faults: ModelFaults,
+    /// Departures in what is counted.
+    pub layout_faults: LayoutFaults,
+}
+
+impl Default for LearnerOptions {
+    fn default() -> Self {
+        Self { kind: Kind::Float, model_faults: ModelFaults::default(), layout_faults: LayoutFaults::default() }
+    }
+}
+
+/// Weights of the two losses in the total.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LossWeights {
+    pub(crate) generation: f64,
+    pub(crate) contrastive: f64,
+}
+
+/// A model in training.
+#[derive(Debug)]
+pub struct Learner {
+    model: Model,
+    optimizer: AdamW,
+    optimization: OptimizationConfig,
+    rules: Rules,
+    weights: LossWeights,
+}
+
+impl Learner {
+    /// A model with initial weights drawn from the configuration's seed, and an optimizer whose moments are 0.
+    pub fn new(config: &TrainerConfig, device: Device) -> Result<Self, LearnerError> {
+        config.validate()?;
+        Self::with_options(config, device, LearnerOptions::default())
+    }
+
+    /// As [`Learner::new`], for tests.
+    #[doc(hidden)]
+    pub fn with_options(config: &TrainerConfig, device: Device, options: LearnerOptions) -> Result<Self, LearnerError> {
+        let optimization = config.optimization.clone();
+        let model = Model::with_kind(&config.model, optimization.seed, device, options.kind, options.model_faults)?;
+        let rule =
+            AdamWOptions { betas: optimization.betas, epsilon: optimization.epsilon, weight_decay: optimization.weight_decay };
+        let optimizer = AdamW::new(model.parameters().iter().map(|parameter| (&parameter.tensor, parameter.decays)), rule);
+        let weights = match config.model.objective {
+            Objective::Lcl { generation_weight, contrastive_weight } => {
+                LossWeights { generation: generation_weight, contrastive: contrastive_weight }
+            }
+            Objective::Clip => LossWeights { generation: 0.0, contrastive: 1.0 },
+        };
+        let rules = Rules::new(&config.model, options.layout_faults);
+        Ok(Self { model, optimizer, optimization, rules, weights })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Updates applied so far. Steps that were skipped are not among them.
+    #[must_use]
+    pub fn completed_updates(&self) -> u64 {
+        self.optimizer.completed_updates()
+    }
+
+    /// One step over the micro-batches of step `step` (from 0): losses, gradients, and the update unless something is not finite.
+    ///
+    /// On an error parameters are unchanged, unless it is [`LearnerError::Update`].
+    pub fn train_step(&mut self, step: u64, micro_batches: &[MicroBatch]) -> Result<StepReport, LearnerError> {
+        let losses = self.compute_gradients(step, micro_batches)?;
+        self.apply_gradients(step, losses)
+    }
+
+    /// The first half of a step: losses and, in every parameter's `grad`, the gradient of the total.
+    pub fn compute_gradients(&mut self, step: u64, micro_batches: &[MicroBatch]) -> Result<LossReport, LearnerError> {
+        self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
+        let result = self.accumulate_gradients(step, micro_batches);
+        if result.is_err() {
+            // No half-summed gradient may meet the next step.
+            self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
+        }
+        result
+    }
+
+    /// The second half of a step: clips, updates, clamps the temperature and drops the gradients.
+    pub fn apply_gradients(&mut self, step: u64, losses: LossReport) -> Result<StepReport, LearnerError> {
+        let gradient_norm = self.optimizer.gradient_norm().map_err(LearnerError::Update)?;
+        let learning_rate = learning_rate(&self.optimization, step);
+        let skipped = !(losses.total.is_finite() && gradient_norm.is_finite());
+        if !skipped {
+            let scale = self.optimization.gradient_clip.map_or(1.0, |clip| (clip / (gradient_norm + CLIP_EPSILON)).min(1.0));
+            self.optimizer.step(learning_rate, scale).map_err(LearnerError::Update)?;
+            let clamp = || tch::no_grad(|| self.model.logit_scale().shallow_clone().f_clamp_(0.0, HIGHEST_LOGIT_SCALE));
+            clamp().map_err(LearnerError::Temperature)?;
+        }
+        self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
+        Ok(StepReport {
+            total: losses.total,
+            generation: losses.generation,
+            contrastive: losses.contrastive,
+            gradient_norm,
+            logit_scale: self.model.logit_scale().f_double_value(&[]).map_err(LearnerError::Temperature)?.exp(),
+            learning_rate,
+            contrastive_images: losses.contrastive_images,
+            generation_positions: losses.generation_positions,
+            skipped,
+        })
+    }
+
+    /// Name and gradient of every parameter, between [`Learner::compute_gradients`] and [`Learner::apply_gradients`].
+    #[must_use]
+    pub fn gradients(&self) -> Vec<(&str, Tensor)> {
+        self.model.parameters().iter().map(|parameter| (parameter.name.as_str(), parameter.tensor.grad())).collect()
+    }
+
+    /// Parameters and both moments, sharing the learner's memory: `model.<name>` …, `moment1.<name>` …, `moment2.<name>` ….
+    #[must_use]
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let names = || self.model.parameters().iter().map(|parameter| parameter.name.as_str());
+        let model = self.model.parameters().iter().map(|parameter| (format!("model.{}", parameter.name), parameter.tensor.detach()));
+        let first = names().zip(self.optimizer.moments()).map(|(name, (first, _))| (format!("moment1.{name}"), first.shallow_clone()));
+        let second = names().zip(self.optimizer.moments()).map(|(name, (_, second))| (format!("moment2.{name}"), second.shallow_clone()));
+        model.chain(first).chain(second).collect()
+    }
+
+    /// Host memory for [`Learner::copy_state_into`], allocated and touched, so that the first copy is as fast as the later ones.
+    #[must_use]
+    pub fn prepare_host_state(&self) -> HostState {
+        let mut buffers = HostState::default();
+        buffers.reserve(&self.state());
+        buffers
+    }
+
+    /// Copies parameters and moments to host memory that is used again for the next copy.
+    pub fn copy_state_into(&self, buffers: &mut HostState) -> Result<(), LearnerError> {
+        Ok(buffers.copy_from(&self.state())?)
+    }
+
+    /// Replaces parameters and moments by a saved state, and the number of updates they have seen. Everything is checked first: on an
+    /// error about names, shapes or lengths nothing has changed.
+    pub fn load_state<'a>(
+        &mut self,
+        tensors: impl IntoIterator<Item = StateTensor<'a>>,
+        completed_updates: u64,
+    ) -> Result<(), LearnerError> {
+        state::load(&self.state(), tensors)?;
+        self.optimizer.set_completed_updates(completed_updates);
+        Ok(())
+    }
+
+    /// Replaces the parameters alone, under the reference's names; moments stay. For importing weights.
+    pub fn load_parameters<'a>(&mut self, tensors: impl IntoIterator<Item = StateTensor<'a>>) -> Result<(), LearnerError> {
+        let targets: Vec<_> =
+            self.model.parameters().iter().map(|parameter| (parameter.name.clone(), parameter.tensor.detach())).collect();
+        Ok(state::load(&targets, tensors)?)
+    }
+
+    /// Fingerprint of all parameters, hexadecimal: equal exactly when every bit is.
+    pub fn parameter_hash(&self) -> Result<String, LearnerError> {
+        let named = self.model.parameters().iter().map(|parameter| (parameter.name.as_str(), &parameter.tensor));
+        hash_tensors(named).map_err(LearnerError::Hash)
+    }
+
+    /// Fingerprint of parameters and moments, hexadecimal.
+    pub fn state_hash(&self) -> Result<String, LearnerError> {
+        let state = self.state();
+        hash_tensors(state.iter().map(|(name, tensor)| (name.as_str(), tensor))).map_err(LearnerError::Hash)
+    }
+
+    fn normalization(&self) -> Normalization {
+        self.optimization.normalization
+    }
+}

@@ -1,0 +1,108 @@
+//! One micro-batch through the model: from tokens and images to normalised features and the sum of the generation loss.
+
+use tch::{TchError, Tensor};
+
+use super::LearnerError;
+use crate::{
+    batch::{HostTokens, MicroBatch, check_images, image_places},
+    layout::{BatchError, Extent, Layout, Rules},
+    loss::Counts,
+    model::{Model, drop_path::{DropPath, DropPathKey}, layers::gather_rows},
+    placement::Placement,
+};
+
+/// A micro-batch whose tokens are checked and laid out.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    batch: &'a MicroBatch,
+    tokens: HostTokens,
+    images: usize,
+    pub(crate) layout: Layout,
+}
+
+impl<'a> Prepared<'a> {
+    pub(crate) fn new(batch: &'a MicroBatch, rules: &Rules, image_side: i64, extent: Extent) -> Result<Self, BatchError> {
+        let tokens = HostTokens::read(&batch.tokens)?;
+        if tokens.count() != batch.slots.len() {
+            return Err(BatchError::Slots { rows: tokens.count(), slots: batch.slots.len() });
+        }
+        let images = check_images(&batch.images, image_side)?;
+        let layout = Layout::new(rules, tokens.rows(), images, batch.image_rows.as_deref(), extent)?;
+        Ok(Self { batch, tokens, images, layout })
+    }
+
+    /// The layout of the same rows for another purpose.
+    pub(crate) fn layout_for(&self, rules: &Rules, extent: Extent) -> Result<Layout, BatchError> {
+        Layout::new(rules, self.tokens.rows(), self.images, None, extent)
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        Counts { predictions: self.layout.labels.len() as u64, contrast: self.layout.contrast_images.len() as u64 }
+    }
+
+    pub(crate) fn batch(&self) -> &'a MicroBatch {
+        self.batch
+    }
+}
+
+/// Contrastive features of a micro-batch, L2-normalised `[c, E]`; row i of both belongs together.
+#[derive(Debug)]
+pub(crate) struct Features {
+    pub(crate) images: Tensor,
+    pub(crate) texts: Tensor,
+}
+
+/// What the losses are made of.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// `None` without a contrastive image.
+    pub(crate) features: Option<Features>,
+    /// Sum of the cross-entropies of the predicted tokens; `None` when none is.
+    pub(crate) prediction_sum: Option<Tensor>,
+}
+
+/// Runs the model over `layout`'s positions.
+pub(crate) fn run(model: &Model, batch: &MicroBatch, layout: &Layout, key: DropPathKey) -> Result<Outcome, LearnerError> {
+    let config = model.config();
+    let images = layout.image_rows.len();
+    let drop_path = (config.drop_path > 0.0)
+        .then(|| DropPath::draw(key, config.drop_path, config.shape.vision.layers, &image_places(layout, &batch.slots)));
+    let failed = |source| LearnerError::Forward { source };
+    let image_tokens = images * config.shape.vision.tokens() as usize;
+    let placement = Placement::new(layout, image_tokens, model.device()).map_err(failed)?;
+    // Positions that take an image token and images that are contrasted need the vision tower; other images change nothing.
+    let look = images > 0 && !(layout.image_targets.is_empty() && layout.contrast_images.is_empty());
+    let guard = model.autocast().map_err(|error| failed(error.into()))?;
+    let compute = || -> Result<(Option<[Tensor; 2]>, Option<Tensor>), TchError> {
+        let pooled = if look { Some(model.see(&batch.images, drop_path.as_ref())?) } else { None };
+        let image_tokens = match &pooled {
+            Some(pooled) if !layout.image_targets.is_empty() => Some(model.image_tokens(pooled, placement.image_sources())?),
+            _ => None,
+        };
+        if layout.tokens.is_empty() {
+            return Ok((None, None));
+        }
+        let hidden = model.read(&placement, image_tokens.as_ref())?;
+        let features = match &pooled {
+            Some(pooled) if !layout.contrast_images.is_empty() => {
+                let texts = model.text_features(&gather_rows(&hidden, placement.contrast_texts())?)?;
+                Some([gather_rows(&pooled.latent, placement.contrast_images())?, texts])
+            }
+            _ => None,
+        };
+        if layout.labels.is_empty() {
+            return Ok((features, None));
+        }
+        let predicting = match placement.predictions() {
+            Some(index) => gather_rows(&hidden, index)?,
+            None => hidden,
+        };
+        Ok((features, Some(model.prediction_loss(&predicting, placement.labels())?)))
+    };
+    let (features, prediction_sum) = compute().map_err(failed)?;
+    drop(guard);
+    let normalize = |[images, texts]: [Tensor; 2]| -> Result<Features, TchError> {
+        Ok(Features { images: model.normalize(&images)?, texts: model.normalize(&texts)? })
+    };
+    Ok(Outcome { features: features.map(normalize).transpose().map_err(failed)?, prediction_sum })
+}
