@@ -1,1 +1,234 @@
 //! Decoding and transforms of images: bytes in, normalised pixels out.
+//!
+//! Comes in: the bytes of a JPEG, PNG or WebP file and, for training, the box to keep. Goes out: `[3, S, S]` float32 pixels, normalised per channel,
+//! equal to what Pillow and torchvision make of the same file (`Image.open(..).convert("RGB")`, crop, bicubic resize with antialiasing, `ToTensor`,
+//! `Normalize`) up to rounding. Like there, an EXIF orientation and a colour profile are ignored, transparency is dropped rather than blended,
+//! and of an animation the first frame counts.
+//! It reads no file, draws no random number of its own and keeps nothing between images but buffers ([`Scratch`]).
+
+mod crop;
+mod format;
+mod jpeg;
+mod png;
+mod resample;
+mod webp;
+
+use std::fmt;
+
+use crate::batch::SkipCause;
+
+pub use crop::{CropBox, random_resized_crop};
+pub use format::{Format, MAX_PIXELS, Probe, probe};
+pub use png::to_png;
+use resample::{Resampler, Window};
+
+/// Mean of the red, green and blue channel (in 0..1) that the reference subtracts.
+pub const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// Standard deviation of the three channels (in 0..1) that the reference divides by.
+pub const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// Why an image cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// The data ends before the image does.
+    #[error("the {format} image is truncated")]
+    Truncated {
+        /// What the first bytes say it is.
+        format: Format,
+    },
+    /// The first bytes belong to no format that can be decoded, or the file uses a rare feature that neither Pillow nor this crate reads.
+    #[error("unsupported image: {reason}")]
+    Unsupported {
+        /// What is not supported.
+        reason: String,
+    },
+    /// The data contradicts the format's rules.
+    #[error("the {format} image is corrupt: {reason}")]
+    Corrupt {
+        /// What the first bytes say it is.
+        format: Format,
+        /// What the decoder found.
+        reason: String,
+    },
+    /// The file declares more than [`MAX_PIXELS`]; nothing was allocated for it.
+    #[error("the image has {width} x {height} pixels; at most {MAX_PIXELS} pixels are decoded")]
+    TooLarge {
+        /// Declared columns.
+        width: u32,
+        /// Declared rows.
+        height: u32,
+    },
+    /// A crop that is empty or reaches beyond the image. Only a caller that chooses boxes by hand meets it.
+    #[error("the crop {crop} does not lie within the image of {width} x {height} pixels")]
+    CropOutside {
+        /// What was asked for.
+        crop: CropBox,
+        /// The image's columns.
+        width: u32,
+        /// The image's rows.
+        height: u32,
+    },
+}
+
+impl ImageError {
+    /// Under which cause a record with this image is counted.
+    #[must_use]
+    pub const fn cause(&self) -> SkipCause {
+        match self {
+            Self::Truncated { .. } => SkipCause::TruncatedImage,
+            Self::Unsupported { .. } => SkipCause::UnsupportedImage,
+            Self::Corrupt { .. } | Self::CropOutside { .. } => SkipCause::CorruptImage,
+            Self::TooLarge { .. } => SkipCause::ImageTooLarge,
+        }
+    }
+}
+
+/// Buffers of one thread, reused from image to image.
+#[derive(Default)]
+pub struct Scratch {
+    jpeg: jpeg::Decoder,
+    resampler: Resampler,
+    /// Decoded RGB.
+    pixels: Vec<u8>,
+    /// What the codec writes when it is not RGB.
+    staging: Vec<u8>,
+    /// RGB after the resize.
+    resized: Vec<u8>,
+}
+
+impl Scratch {
+    /// Most bytes that a buffer keeps between images: a 16-megapixel photograph. A larger one is given back, so that a single huge image does not
+    /// stay in every thread's memory for the rest of the run.
+    const KEPT_BYTES: usize = 48 << 20;
+
+    /// Empty buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn release_large_buffers(&mut self) {
+        for buffer in [&mut self.pixels, &mut self.staging] {
+            if buffer.capacity() > Self::KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scratch({} bytes)", self.pixels.capacity() + self.staging.capacity() + self.resized.capacity())
+    }
+}
+
+/// A decoded image, `[height, width, 3]` bytes in the order red, green, blue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pixels<'a> {
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// `height * width * 3` bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Decodes a whole image as Pillow's `Image.open(..).convert("RGB")` does.
+pub fn decode<'a>(bytes: &[u8], scratch: &'a mut Scratch) -> Result<Pixels<'a>, ImageError> {
+    let probe = probe(bytes)?;
+    scratch.release_large_buffers();
+    decode_reduced(bytes, &probe, 1, scratch)
+}
+
+/// Decodes at 1 / `reduction` of both sides (rounded up); only a JPEG has reductions other than 1.
+fn decode_reduced<'a>(bytes: &[u8], probe: &Probe, reduction: u32, scratch: &'a mut Scratch) -> Result<Pixels<'a>, ImageError> {
+    let Scratch { jpeg, pixels, staging, .. } = scratch;
+    match probe.format {
+        Format::Jpeg => jpeg.decode(bytes, reduction, pixels, staging)?,
+        Format::Png => png::decode(bytes, pixels, staging)?,
+        Format::WebP => webp::decode(bytes, pixels, staging)?,
+    }
+    let (width, height) = (probe.width.div_ceil(reduction), probe.height.div_ceil(reduction));
+    if scratch.pixels.len() as u64 != u64::from(width) * u64::from(height) * 3 {
+        return Err(ImageError::Corrupt { format: probe.format, reason: "its headers contradict each other about its size".to_owned() });
+    }
+    Ok(Pixels { width, height, bytes: &scratch.pixels })
+}
+
+/// The transforms from a file's bytes to the model's input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageTransform {
+    /// Side S of the square output.
+    pub size: u32,
+    /// Subtracted from each channel's values in 0..1.
+    pub mean: [f32; 3],
+    /// Divides each channel after that.
+    pub std: [f32; 3],
+    /// Decode a JPEG at 1/2, 1/4 or 1/8 of its size when the crop stays large enough (see [`REDUCTION_MARGIN`]). Evaluation never does.
+    pub reduced_scale_decoding: bool,
+}
+
+/// A crop is decoded at a reduced scale only while each of its sides still has at least this many times the output's pixels.
+pub const REDUCTION_MARGIN: f64 = 1.0;
+
+impl ImageTransform {
+    /// The reference's normalisation, full-scale decoding.
+    #[must_use]
+    pub const fn new(size: u32) -> Self {
+        Self { size, mean: MEAN, std: STD, reduced_scale_decoding: false }
+    }
+
+    /// Values that one image takes in `out`: 3 · S · S.
+    #[must_use]
+    pub const fn output_len(&self) -> usize {
+        3 * self.size as usize * self.size as usize
+    }
+
+    /// The training transform: `crop` gets the image's width and height and says which box is kept, usually through [`random_resized_crop`].
+    /// Writes `[3, S, S]` normalised values to `out`.
+    ///
+    /// # Panics
+    /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
+    pub fn train(
+        &self,
+        bytes: &[u8],
+        crop: impl FnOnce(u32, u32) -> CropBox,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<(), ImageError> {
+        let probe = probe(bytes)?;
+        self.apply(bytes, &probe, crop(probe.width, probe.height), scratch, out)
+    }
+
+    /// The training transform with a given box.
+    ///
+    /// # Panics
+    /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
+    pub fn crop(&self, bytes: &[u8], crop: CropBox, scratch: &mut Scratch, out: &mut [f32]) -> Result<(), ImageError> {
+        self.apply(bytes, &probe(bytes)?, crop, scratch, out)
+    }
+
+    fn apply(&self, bytes: &[u8], probe: &Probe, crop: CropBox, scratch: &mut Scratch, out: &mut [f32]) -> Result<(), ImageError> {
+        if !crop.lies_within(probe.width, probe.height) {
+            return Err(ImageError::CropOutside { crop, width: probe.width, height: probe.height });
+        }
+        let reduction = if self.reduced_scale_decoding && probe.format == Format::Jpeg { self.reduction(crop) } else { 1 };
+        self.finish(bytes, (probe, reduction), Window::of_crop(crop, reduction), scratch, out)
+    }
+
+    /// The evaluation transform: the shortest side to S, then the central S x S pixels.
+    ///
+    /// # Panics
+    /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
+    pub fn evaluate(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut [f32]) -> Result<(), ImageError> {
+        let probe = probe(bytes)?;
+        let window = Window::of_central_square(probe.width, probe.height, self.size);
+        self.finish(bytes, (&probe, 1), window, scratch, out)
+    }
+
+    /// The largest of 1, 2, 4 and 8 that leaves the crop large enough.
+    fn reduction(&self, crop: CropBox) -> u32 {
+        let shortest = f64::from(crop.width.min(crop.height));
+        [8, 4, 2].into_iter().find(|&reduction| shortest >= f64::from(self.size) * REDUCTION_MARGIN * f64::from(reduction)).unwrap_or(1)
+    }
+}

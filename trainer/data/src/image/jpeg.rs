@@ -1,0 +1,167 @@
+//! JPEG, through libjpeg-turbo: the decoder that Pillow uses, with the same inverse DCT and chroma upsampling, so that pixels are equal.
+//!
+//! Comes in: a file's bytes and a reduction. Goes out: RGB. The markers are walked here first, because libjpeg fills up what a truncated file
+//! lacks with gray and only warns.
+
+use memchr::memchr;
+use turbojpeg::{Colorspace, Decompressor, Error, Image, PixelFormat, ScalingFactor};
+
+use super::{Format, ImageError};
+
+/// Most scans of a progressive file. Encoders write about ten; each costs a walk over the whole image, so a file of a few kilobytes with
+/// thousands of empty ones would stop a thread for minutes.
+const MAX_SCANS: u32 = 500;
+
+/// How libjpeg's only harmless warning about image data ends: stuffing between segments, which every decoder steps over.
+const HARMLESS_WARNING: &str = "extraneous bytes before marker";
+
+/// A libjpeg-turbo instance, made at the first use.
+#[derive(Default)]
+pub(super) struct Decoder {
+    instance: Option<Decompressor>,
+}
+
+impl Decoder {
+    /// Decodes to RGB at 1 / `reduction` (1, 2, 4 or 8) of both sides, rounded up. `staging` holds CMYK on the way.
+    pub(super) fn decode(&mut self, bytes: &[u8], reduction: u32, pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<(), ImageError> {
+        check_complete(bytes)?;
+        let instance = match &mut self.instance {
+            Some(instance) => instance,
+            empty => empty.insert(new_instance().map_err(|error| corrupt(&error))?),
+        };
+        let header = instance.read_header(bytes).map_err(|error| corrupt(&error))?;
+        let (columns, rows) = dimensions(bytes)?;
+        if (header.width, header.height) != (columns as usize, rows as usize) {
+            return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "it has two frame headers".to_owned() });
+        }
+        let scale = ScalingFactor::new(1, reduction as usize);
+        instance.set_scaling_factor(scale).map_err(|error| corrupt(&error))?;
+        let (width, height) = (scale.scale(header.width), scale.scale(header.height));
+        let cmyk = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
+        let (format, target) = if cmyk { (PixelFormat::CMYK, &mut *staging) } else { (PixelFormat::RGB, &mut *pixels) };
+        let pitch = width * format.size();
+        target.resize(pitch * height, 0);
+        match instance.decompress(bytes, Image { pixels: target.as_mut_slice(), width, pitch, height, format }) {
+            // The header was read without a complaint above, so this one is about the data, which was decoded to its end all the same.
+            Err(Error::TurboJpegError(message)) if message.contains(HARMLESS_WARNING) => {}
+            result => result.map_err(|error| corrupt(&error))?,
+        }
+        if cmyk {
+            pixels.resize(width * height * 3, 0);
+            cmyk_to_rgb(staging, pixels);
+        }
+        Ok(())
+    }
+}
+
+fn new_instance() -> Result<Decompressor, Error> {
+    let mut instance = Decompressor::new()?;
+    instance.set_scan_limit(MAX_SCANS)?;
+    Ok(instance)
+}
+
+fn corrupt(error: &Error) -> ImageError {
+    ImageError::Corrupt { format: Format::Jpeg, reason: error.to_string() }
+}
+
+/// Pillow's conversion (`Convert.c`, `cmyk2rgb`) of inked values that are stored inverted, as Adobe's programs and everyone after them do.
+fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
+    for (source, target) in cmyk.chunks_exact(4).zip(rgb.chunks_exact_mut(3)) {
+        let paper = u32::from(source[3]);
+        for (ink, value) in source.iter().zip(target) {
+            let product = u32::from(255 - ink) * paper + 128;
+            *value = (paper - ((product >> 8) + product >> 8)) as u8;
+        }
+    }
+}
+
+/// A marker and the segment that follows it.
+struct Segment<'a> {
+    marker: u8,
+    /// What follows the length; empty for a marker that stands alone.
+    payload: &'a [u8],
+}
+
+/// Walks the markers; entropy-coded data is stepped over.
+struct Segments<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Segments<'a> {
+    const TRUNCATED: ImageError = ImageError::Truncated { format: Format::Jpeg };
+
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    fn next(&mut self) -> Result<Segment<'a>, ImageError> {
+        loop {
+            let start = memchr(0xff, self.rest).ok_or(Self::TRUNCATED)?;
+            let filled = &self.rest[start..];
+            let marker_at = filled.iter().position(|&byte| byte != 0xff).ok_or(Self::TRUNCATED)?;
+            let marker = filled[marker_at];
+            self.rest = &filled[marker_at + 1..];
+            match marker {
+                // A stuffed 0xff of the data, restart markers, TEM, start of image.
+                0x00 | 0x01 | 0xd0..=0xd8 => {}
+                END_OF_IMAGE => return Ok(Segment { marker, payload: &[] }),
+                _ => {
+                    let length = self.rest.first_chunk().map(|&bytes| usize::from(u16::from_be_bytes(bytes))).ok_or(Self::TRUNCATED)?;
+                    if length < 2 {
+                        let reason = format!("segment {marker:02x} declares {length} bytes");
+                        return Err(ImageError::Corrupt { format: Format::Jpeg, reason });
+                    }
+                    let payload = self.rest.get(2..length).ok_or(Self::TRUNCATED)?;
+                    self.rest = &self.rest[length..];
+                    return Ok(Segment { marker, payload });
+                }
+            }
+        }
+    }
+}
+
+const END_OF_IMAGE: u8 = 0xd9;
+const START_OF_SCAN: u8 = 0xda;
+
+fn is_start_of_frame(marker: u8) -> bool {
+    // c4, c8 and cc define tables.
+    matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
+}
+
+/// Columns and rows from the frame header.
+pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
+    let mut segments = Segments::new(bytes);
+    loop {
+        let segment = segments.next()?;
+        if is_start_of_frame(segment.marker) {
+            // precision, rows, columns, components
+            let &[precision, high_rows, low_rows, high_columns, low_columns, components, ..] = segment.payload else {
+                return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "the frame header is too short".to_owned() });
+            };
+            if matches!(segment.marker, 0xc3 | 0xc7 | 0xcb | 0xcf) {
+                return Err(ImageError::Unsupported { reason: "lossless JPEG".to_owned() });
+            }
+            if precision != 8 || !matches!(components, 1 | 3 | 4) {
+                return Err(ImageError::Unsupported { reason: format!("JPEG of {components} components with {precision} bits") });
+            }
+            return Ok((u16::from_be_bytes([high_columns, low_columns]).into(), u16::from_be_bytes([high_rows, low_rows]).into()));
+        }
+        if matches!(segment.marker, END_OF_IMAGE | START_OF_SCAN) {
+            return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "there is no frame header".to_owned() });
+        }
+    }
+}
+
+/// An error unless the image ends with its end marker after at least one scan. Like Pillow, which refuses a file without the marker.
+fn check_complete(bytes: &[u8]) -> Result<(), ImageError> {
+    let mut segments = Segments::new(bytes);
+    let mut scans = 0_usize;
+    loop {
+        match segments.next()?.marker {
+            START_OF_SCAN => scans += 1,
+            END_OF_IMAGE if scans > 0 => return Ok(()),
+            END_OF_IMAGE => return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "there is no image data".to_owned() }),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! PNG: reading as Pillow does, and writing for people to look at.
+//!
+//! Comes in: a file's bytes. Goes out: RGB; gray is repeated, an alpha channel or a transparent palette entry is dropped. Of an animation the
+//! default image counts.
+
+use std::io::{Cursor, ErrorKind};
+
+use png::{ColorType, Decoder, DecodingError, Transformations};
+
+use super::{Format, ImageError};
+
+fn reader(bytes: &[u8]) -> Decoder<Cursor<&[u8]>> {
+    let mut decoder = Decoder::new(Cursor::new(bytes));
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    decoder
+}
+
+/// Columns and rows from the first chunk.
+pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
+    // Read by hand: the decoder would refuse a size of 0 or one beyond its own limits with less to say.
+    let field = |start: usize| bytes.get(start..start + 4).and_then(|field| field.first_chunk::<4>()).map(|&field| u32::from_be_bytes(field));
+    if bytes.get(12..16).is_some_and(|name| name != b"IHDR") {
+        return Err(ImageError::Corrupt { format: Format::Png, reason: "the first chunk is not IHDR".to_owned() });
+    }
+    match (field(16), field(20)) {
+        (Some(width), Some(height)) => Ok((width, height)),
+        _ => Err(ImageError::Truncated { format: Format::Png }),
+    }
+}
+
+/// Decodes to RGB. `staging` holds the file's own channels on the way.
+pub(super) fn decode(bytes: &[u8], pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<(), ImageError> {
+    let mut decoder = reader(bytes);
+    let header = decoder.read_header_info().map_err(failed)?;
+    // Pillow cuts 16-bit samples to their high byte in every mode but gray without alpha, which it clips at 255.
+    let clipped = header.color_type == ColorType::Grayscale && header.bit_depth == png::BitDepth::Sixteen;
+    decoder.set_transformations(if clipped { Transformations::IDENTITY } else { Transformations::EXPAND | Transformations::STRIP_16 });
+    let mut reader = decoder.read_info().map_err(failed)?;
+    let length = reader.output_buffer_size().ok_or_else(|| corrupt("its size overflows".to_owned()))?;
+    let channels = if clipped { 2 } else { reader.output_color_type().0.samples() };
+    let target = if channels == 3 { &mut *pixels } else { &mut *staging };
+    target.resize(length, 0);
+    reader.next_frame(target).map_err(failed)?;
+    // To the end of the file, so that one without it counts as truncated.
+    reader.finish().map_err(failed)?;
+    if channels != 3 {
+        pixels.resize(length / channels * 3, 0);
+        to_rgb(staging, channels, clipped, pixels);
+    }
+    Ok(())
+}
+
+fn to_rgb(source: &[u8], channels: usize, clipped: bool, pixels: &mut [u8]) {
+    for (source, target) in source.chunks_exact(channels).zip(pixels.chunks_exact_mut(3)) {
+        match *source {
+            [high, low] if clipped => target.fill(if high == 0 { low } else { u8::MAX }),
+            [gray] | [gray, _] => target.fill(gray),
+            [red, green, blue, _] => target.copy_from_slice(&[red, green, blue]),
+            _ => {}
+        }
+    }
+}
+
+fn corrupt(reason: String) -> ImageError {
+    ImageError::Corrupt { format: Format::Png, reason }
+}
+
+fn failed(error: DecodingError) -> ImageError {
+    match error {
+        DecodingError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => ImageError::Truncated { format: Format::Png },
+        error => corrupt(error.to_string()),
+    }
+}
+
+/// Writes normalised pixels, `[3, size, size]` as the transforms give them, as an RGB PNG, undoing `mean` and `std`.
+///
+/// # Panics
+/// When `normalised` does not hold 3 · size · size values.
+#[must_use]
+pub fn to_png(normalised: &[f32], size: u32, mean: [f32; 3], std: [f32; 3]) -> Vec<u8> {
+    let area = size as usize * size as usize;
+    assert_eq!(normalised.len(), 3 * area, "an image of side {size} has three planes");
+    let mut rgb = vec![0; 3 * area];
+    for (channel, plane) in normalised.chunks_exact(area.max(1)).enumerate() {
+        for (pixel, value) in rgb.chunks_exact_mut(3).zip(plane) {
+            // A float cast saturates, so values outside 0..255 need no clamp.
+            pixel[channel] = ((value * std[channel] + mean[channel]) * 255.0).round() as u8;
+        }
+    }
+    encode(&rgb, size)
+}
+
+#[expect(clippy::expect_used, reason = "writing RGB of a checked size to memory has no way to fail")]
+fn encode(rgb: &[u8], size: u32) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, size, size);
+    encoder.set_color(ColorType::Rgb);
+    let mut writer = encoder.write_header().expect("the header of a square image is valid");
+    writer.write_image_data(rgb).expect("the data has the size that the header declares");
+    writer.finish().expect("memory can be written");
+    file
+}
