@@ -109,11 +109,41 @@ impl fmt::Display for SkipCause {
     }
 }
 
-/// Where image buffers wait to be used again.
-pub(crate) type Pool = Mutex<Vec<Vec<f32>>>;
+/// Where image buffers wait to be used again: a batch's images are the largest thing in the data path, and fresh memory of that size costs as
+/// much time in the kernel as copying it.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    buffers: Mutex<Vec<Vec<f32>>>,
+    limit: usize,
+}
+
+impl Pool {
+    /// Keeps at most `limit` buffers; what comes back beyond that is freed.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { buffers: Mutex::default(), limit }
+    }
+
+    /// A buffer of `length` values, of any content.
+    pub(crate) fn take(&self, length: usize) -> Vec<f32> {
+        let used = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match used {
+            Some(mut buffer) => {
+                buffer.resize(length, 0.0);
+                buffer
+            }
+            None => vec![0.0; length],
+        }
+    }
+
+    fn give_back(&self, buffer: Vec<f32>) {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < self.limit {
+            buffers.push(buffer);
+        }
+    }
+}
 
 /// Pixels of a batch. Derefs to `[f32]`; its memory goes back to the loader when it is dropped.
-#[derive(Default)]
 pub struct Images {
     values: Vec<f32>,
     pool: Weak<Pool>,
@@ -149,7 +179,7 @@ impl fmt::Debug for Images {
 impl Drop for Images {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.values));
+            pool.give_back(std::mem::take(&mut self.values));
         }
     }
 }

@@ -1,39 +1,325 @@
 //! All samples of a data set under one numbering, and how to read any of them directly.
+//!
+//! Comes in: a [`DataConfig`]. Goes out: how many samples there are, which one stands in a slot ([`Dataset::locate`]) and its encoded image and
+//! caption ([`Dataset::read`]). It decodes no image and tokenizes no text.
 
-use std::path::PathBuf;
+mod files;
 
-use lcl_trainer_config::DataConfig;
+use std::{
+    collections::HashSet,
+    io,
+    num::NonZero,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-/// The shards of a data set with their indexes.
-#[derive(Debug)]
-pub struct Dataset {}
+use lcl_trainer_config::{DataConfig, DataSource};
 
-/// The data set cannot be opened or read.
+pub(crate) use files::{FileId, Storage};
+
+use crate::{
+    batch::SkipCause,
+    index::{Extent, IndexError, Record, ShardIndex, built, over_all},
+    permutation::Permutation,
+    retry::with_retries,
+    shard::{self, BLOCK, ListError, ShardError},
+};
+
+/// Most bytes of an encoded image. Photographs have up to some 50 MB, and what is decoded is bounded by pixels as well.
+pub const IMAGE_BYTES_LIMIT: u32 = 256 << 20;
+
+/// Most bytes of a caption: far beyond any context (2,048 tokens are some 10 kB), and small enough to tokenize in a moment.
+pub const CAPTION_BYTES_LIMIT: u32 = 1 << 20;
+
+/// Bytes between image and caption up to which both are read in one go. Other members (metadata) lie between them, if anything; reading
+/// this much costs less than another round trip to a file server.
+const GAP_LIMIT: u64 = 64 * 1024;
+
+/// Most bad records that are remembered as logged, 16 MiB of memory. A data set with more has one further line in the log.
+const LOGGED_LIMIT: usize = 1 << 20;
+
+/// A data set cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    /// A shard in the list does not exist.
-    #[error("shard {path} does not exist")]
-    MissingShard {
-        /// The shard.
-        path: PathBuf,
+    /// The list of shards is malformed.
+    #[error(transparent)]
+    List(#[from] ListError),
+    /// A shard or its index cannot be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A shard cannot be read.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// There is nothing to train on.
+    #[error("the data set is empty: its {shards} shards hold no sample (the first is {first}); check data.source.shards")]
+    Empty {
+        /// Number of shards.
+        shards: usize,
+        /// The first of them.
+        first: PathBuf,
+    },
+    /// A sample's number is not below the number of samples.
+    #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
+    OutOfRange {
+        /// The number asked for.
+        sample: u64,
+        /// Samples of the data set.
+        samples: u64,
     },
 }
 
+impl DatasetError {
+    fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Index(error) => error.io(),
+            Self::Shard(error) => error.io(),
+            _ => None,
+        }
+    }
+}
+
+/// The shards of a data set with their indexes. Cheap in memory: what it holds grows with the number of shards, not of samples.
+#[derive(Debug)]
+pub struct Dataset {
+    shards: Vec<ShardIndex>,
+    /// For every shard, the number of the sample after its last one.
+    ends: Vec<u64>,
+    storage: Box<dyn Storage>,
+    logged: Mutex<HashSet<u64>>,
+}
+
+/// Which sample stands in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Walk over the data set, from 0.
+    pub pass: u64,
+    /// Place in that walk.
+    pub position: u64,
+    /// Number of the sample in the data set.
+    pub sample: u64,
+}
+
+/// An image and its caption as they lie in the shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    buffer: Vec<u8>,
+    image: Range<usize>,
+    /// The caption.
+    pub caption: String,
+}
+
+impl Sample {
+    /// The encoded image.
+    #[must_use]
+    pub fn image(&self) -> &[u8] {
+        self.buffer.get(self.image.clone()).unwrap_or_default()
+    }
+}
+
+/// What reading a sample gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// An image and its caption.
+    Sample(Sample),
+    /// The record is bad; its slot stays empty.
+    Skipped(SkipCause),
+}
+
 impl Dataset {
-    /// Opens the shards of `config.source`, making the indexes that are missing or stale.
-    pub fn open(_config: &DataConfig) -> Result<Self, DatasetError> {
-        todo!("being written")
+    /// Opens the shards of `config.source`, making the indexes that are missing or stale with `config.threads` threads.
+    pub fn open(config: &DataConfig) -> Result<Self, DatasetError> {
+        Self::open_on(config, Box::new(files::OpenFiles::default()))
+    }
+
+    /// As [`Dataset::open`], with samples and index records read through `storage`.
+    pub(crate) fn open_on(config: &DataConfig, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
+        let paths = shard_paths(&config.source)?;
+        let folder = config.index_path.as_deref().map(Path::new);
+        let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+        let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder)))?;
+        Self::of_indexes(shards, storage)
+    }
+
+    /// A data set of one shard, without writing an index.
+    pub(crate) fn of_shard(path: &Path) -> Result<Self, DatasetError> {
+        let index = built(|| ShardIndex::in_memory(path))?;
+        Self::of_indexes(vec![index], Box::new(files::OpenFiles::default()))
+    }
+
+    fn of_indexes(shards: Vec<ShardIndex>, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
+        let ends: Vec<u64> = shards
+            .iter()
+            .scan(0_u64, |end, shard| {
+                *end += shard.count();
+                Some(*end)
+            })
+            .collect();
+        if ends.last().is_none_or(|samples| *samples == 0) {
+            let first = shards.first().map(|shard| shard.shard().to_owned()).unwrap_or_default();
+            return Err(DatasetError::Empty { shards: shards.len(), first });
+        }
+        Ok(Self { shards, ends, storage, logged: Mutex::default() })
     }
 
     /// Samples of one walk over the data set, unusable ones included. At least 1.
     #[must_use]
     pub fn samples_per_pass(&self) -> u64 {
-        todo!("being written")
+        self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Identity of the data: shard names, sizes and sample counts, as a hexadecimal hash. Folders do not count.
+    /// Identity of the data as a hexadecimal BLAKE3 hash: base names, sizes and sample counts of the shards in their order. Folders and times
+    /// do not count, so the same files elsewhere are the same data.
     #[must_use]
     pub fn digest(&self) -> String {
-        todo!("being written")
+        let mut hasher = blake3::Hasher::new_derive_key("lcl-data 1: data set");
+        for shard in &self.shards {
+            let name = shard.shard().file_name().unwrap_or_default().as_encoded_bytes();
+            for number in [name.len() as u64, shard.shard_length(), shard.count()] {
+                hasher.update(&number.to_le_bytes());
+            }
+            hasher.update(name);
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// The sample at `index` of the endless sequence of passes; `index` is step · global batch + slot.
+    #[must_use]
+    pub fn locate(&self, seed: u64, index: u64) -> Location {
+        let samples = self.samples_per_pass();
+        let (pass, position) = (index / samples, index % samples);
+        // The position is below the number of samples, so the permutation has it.
+        let sample = Permutation::new(seed, pass, samples).at(position).unwrap_or_default();
+        Location { pass, position, sample }
+    }
+
+    /// Reads a sample. Errors that may pass are retried for about a minute.
+    pub fn read(&self, sample: u64) -> Result<Reading, DatasetError> {
+        let wait = |delay| {
+            std::thread::sleep(delay);
+            false
+        };
+        self.read_with(sample, wait)
+    }
+
+    /// As [`Dataset::read`], waiting by `wait`, which returns true to give up.
+    pub(crate) fn read_with(&self, sample: u64, wait: impl FnMut(Duration) -> bool) -> Result<Reading, DatasetError> {
+        with_retries(sample, wait, DatasetError::io, || self.read_once(sample))
+    }
+
+    /// Name of the shard that holds `sample` and the sample's key in it.
+    pub fn key(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
+        let (shard, index, number) = self.find(sample)?;
+        let record = self.record(shard, index, number)?;
+        let name = shard::name_at(index.shard(), record.start)?;
+        let key = shard::split_name(name.as_bytes()).map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
+        Ok((index.shard().to_owned(), key))
+    }
+
+    /// Names a bad record in the log, once.
+    pub(crate) fn log_skipped(&self, sample: u64, cause: SkipCause, detail: &str) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() > LOGGED_LIMIT || !logged.insert(sample) {
+            return;
+        }
+        let last = logged.len() > LOGGED_LIMIT;
+        drop(logged);
+        let (shard, key) = self.key(sample).map_or((String::new(), String::new()), |(shard, key)| (shard.display().to_string(), key));
+        tracing::warn!(shard, key, sample, %cause, detail, "bad record: its slot stays empty");
+        if last {
+            tracing::warn!(logged = LOGGED_LIMIT, "further bad records are counted without being named");
+        }
+    }
+
+    fn read_once(&self, sample: u64) -> Result<Reading, DatasetError> {
+        let (shard, index, number) = self.find(sample)?;
+        let record = self.record(shard, index, number)?;
+        let (Some((_, image)), caption) = (record.image, record.caption) else { return Ok(Reading::Skipped(SkipCause::NoImage)) };
+        let Some(caption) = caption else { return Ok(Reading::Skipped(SkipCause::NoCaption)) };
+        if image.length > IMAGE_BYTES_LIMIT {
+            return Ok(Reading::Skipped(SkipCause::ImageTooLarge));
+        }
+        if caption.length > CAPTION_BYTES_LIMIT {
+            return Ok(Reading::Skipped(SkipCause::CaptionTooLarge));
+        }
+        let (first, second) = if image.offset < caption.offset { (image, caption) } else { (caption, image) };
+        let end = |extent: Extent| extent.offset + u64::from(extent.length);
+        let near = second.offset.saturating_sub(end(first)) <= GAP_LIMIT;
+        let (buffer, image, caption) = if near {
+            let begin = first.offset.saturating_sub(BLOCK);
+            let buffer = self.read_bytes(shard, begin, end(second))?;
+            let at = |extent: Extent| (extent.offset - begin) as usize..(end(extent) - begin) as usize;
+            let caption = self.contents(shard, &buffer, at(caption), caption)?.to_vec();
+            self.contents(shard, &buffer, at(image), image)?;
+            (buffer, at(image), caption)
+        } else {
+            let whole = |extent: Extent| self.read_bytes(shard, extent.offset.saturating_sub(BLOCK), end(extent));
+            let at = |extent: Extent| BLOCK as usize..BLOCK as usize + extent.length as usize;
+            let (text, picture) = (whole(caption)?, whole(image)?);
+            let text = self.contents(shard, &text, at(caption), caption)?.to_vec();
+            self.contents(shard, &picture, at(image), image)?;
+            (picture, at(image), text)
+        };
+        Ok(match String::from_utf8(caption) {
+            Ok(caption) => Reading::Sample(Sample { buffer, image, caption }),
+            Err(_) => Reading::Skipped(SkipCause::CaptionNotUtf8),
+        })
+    }
+
+    /// The shard of a sample with its index, and the sample's number within it.
+    fn find(&self, sample: u64) -> Result<(usize, &ShardIndex, u64), DatasetError> {
+        let shard = self.ends.partition_point(|end| *end <= sample);
+        let index = self.shards.get(shard).ok_or(DatasetError::OutOfRange { sample, samples: self.samples_per_pass() })?;
+        let begin = shard.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        Ok((shard, index, sample - begin))
+    }
+
+    fn record(&self, shard: usize, index: &ShardIndex, number: u64) -> Result<Record, IndexError> {
+        index.record(number, |path, offset, buffer| self.storage.read(FileId::Index(shard), path, offset, buffer))
+    }
+
+    fn read_bytes(&self, shard: usize, begin: u64, end: u64) -> Result<Vec<u8>, ShardError> {
+        let path = self.path(shard);
+        let mut buffer = vec![0; (end - begin) as usize];
+        self.storage.read(FileId::Shard(shard), path, begin, &mut buffer).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ShardError::Missing { path: path.to_owned() },
+            io::ErrorKind::UnexpectedEof => ShardError::Changed { path: path.to_owned(), offset: begin + BLOCK },
+            _ => ShardError::Read { path: path.to_owned(), offset: begin, source },
+        })?;
+        Ok(buffer)
+    }
+
+    /// The bytes at `at`, after a look at the header before them: what is no header there means that the shard is another one by now.
+    fn contents<'a>(&self, shard: usize, buffer: &'a [u8], at: Range<usize>, extent: Extent) -> Result<&'a [u8], ShardError> {
+        let header = at.start.checked_sub(BLOCK as usize).and_then(|begin| buffer.get(begin..at.start));
+        match (header.is_some_and(is_header), buffer.get(at)) {
+            (true, Some(contents)) => Ok(contents),
+            _ => Err(ShardError::Changed { path: self.path(shard).to_owned(), offset: extent.offset }),
+        }
+    }
+
+    fn path(&self, shard: usize) -> &Path {
+        self.shards.get(shard).map_or(Path::new(""), ShardIndex::shard)
     }
 }
+
+/// The shards of a source, with its patterns expanded, in order.
+pub fn shard_paths(source: &DataSource) -> Result<Vec<PathBuf>, ListError> {
+    let DataSource::Webdataset { shards } = source;
+    let mut paths = Vec::new();
+    for pattern in shards {
+        paths.extend(shard::expand(pattern)?.into_iter().map(PathBuf::from));
+    }
+    Ok(paths)
+}
+
+/// Whether a block is a tar header: its checksum is the sum of its bytes with the checksum's own field taken as spaces (POSIX pax).
+fn is_header(block: &[u8]) -> bool {
+    let Some(block) = block.first_chunk::<512>() else { return false };
+    let sum: u32 = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*byte) }).sum();
+    tar::Header::from_byte_slice(block).cksum().is_ok_and(|recorded| recorded == sum)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,268 @@
-//! (being written)
+//! Where every sample of a shard lies, kept in a small file, so that any sample is read without walking the archive.
+//!
+//! Comes in: a shard. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the index folder, or made anew when that
+//! file is missing, stale (the shard's size or time of change differs) or damaged. Files are written whole and then named, so any number of
+//! processes may do this at once. It never writes to a shard.
+
+mod build;
+mod record;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Component, Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+pub use build::{IndexReport, index_shards};
+pub(crate) use build::{built, over_all};
+use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp};
+
+use crate::shard::{self, ImageKind, ShardError};
+
+/// Ending that is added to a shard's name.
+pub const EXTENSION: &str = "lclindex";
+
+/// A run of bytes in a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte; a multiple of the archive's block.
+    pub offset: u64,
+    /// Bytes; `u32::MAX` stands for that or more.
+    pub length: u32,
+}
+
+/// Where a sample lies in its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Byte at which the first member's headers begin; its name is found there.
+    pub start: u64,
+    /// The image's kind and contents.
+    pub image: Option<(ImageKind, Extent)>,
+    /// The caption's contents.
+    pub caption: Option<Extent>,
+}
+
+/// An index cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The shard itself cannot be read.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// The shard was written to while it was read.
+    #[error("shard {shard} changed while it was being indexed or trained on: wait until it is complete and start again")]
+    ShardChanged {
+        /// The shard.
+        shard: PathBuf,
+    },
+    /// The index file cannot be written.
+    #[error("writing index {path} of shard {shard}")]
+    Write {
+        /// The shard.
+        shard: PathBuf,
+        /// The index file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The index file cannot be read, for a reason that may pass.
+    #[error("reading index {path}")]
+    Read {
+        /// The index file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+impl IndexError {
+    /// The system's error underneath, for deciding whether another attempt can help.
+    pub(crate) fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Shard(error) => error.io(),
+            Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
+            Self::ShardChanged { .. } => None,
+        }
+    }
+}
+
+/// Index of one shard. Holds the records in memory only when they could not be written to a file.
+#[derive(Debug)]
+pub struct ShardIndex {
+    shard: PathBuf,
+    header: Header,
+    store: RwLock<Store>,
+}
+
+/// Where the records are.
+#[derive(Clone, Debug)]
+enum Store {
+    File(PathBuf),
+    Memory(Arc<[u8]>),
+}
+
+/// Why an index file is of no use; the index is then built again.
+#[derive(Debug, PartialEq, Eq)]
+enum Unusable {
+    Missing,
+    Stale,
+    Damaged,
+}
+
+impl ShardIndex {
+    /// Opens the index of `shard`, building it when there is no usable one. A built index that can be written neither under `index_folder`
+    /// nor beside the shard stays in memory, with a warning.
+    pub fn open(shard: &Path, index_folder: Option<&Path>) -> Result<Self, IndexError> {
+        let file = shard::open(shard)?;
+        let places = index_files(shard, index_folder);
+        if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?)? {
+            return Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::File(path.clone())) });
+        }
+        let (header, bytes) = build::build(shard, &file)?;
+        let store = match build::write_first(&places, &bytes) {
+            Ok(path) => Store::File(path.clone()),
+            Err((path, error)) => {
+                tracing::warn!(
+                    shard = %shard.display(), index = %path.display(), %error,
+                    "index cannot be written and stays in memory: set data.indexPath to a folder that can be written to"
+                );
+                Store::Memory(bytes.into())
+            }
+        };
+        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(store) })
+    }
+
+    /// The index of `shard`, built in memory; writes nothing.
+    pub(crate) fn in_memory(shard: &Path) -> Result<Self, IndexError> {
+        let (header, bytes) = build::build(shard, &shard::open(shard)?)?;
+        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::Memory(bytes.into())) })
+    }
+
+    /// Number of samples, unusable ones included.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.header.count
+    }
+
+    /// Bytes of the shard.
+    #[must_use]
+    pub fn shard_length(&self) -> u64 {
+        self.header.stamp.length
+    }
+
+    /// The shard.
+    #[must_use]
+    pub fn shard(&self) -> &Path {
+        &self.shard
+    }
+
+    /// Record `number` of the shard. `read` fills a buffer from a byte of a file. A record that turns out to be damaged makes the index be
+    /// built again.
+    pub(crate) fn record(
+        &self,
+        number: u64,
+        read: impl FnOnce(&Path, u64, &mut [u8]) -> io::Result<()>,
+    ) -> Result<Record, IndexError> {
+        let header = self.header.encode();
+        let at = HEADER_BYTES as u64 + number * RECORD_BYTES as u64;
+        let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let found = match &store {
+            Store::Memory(bytes) => in_memory(bytes, at),
+            Store::File(path) => {
+                let mut bytes = [0; RECORD_BYTES];
+                match read(path, at, &mut bytes) {
+                    Ok(()) => Some(bytes),
+                    Err(source) if crate::retry::is_transient(&source) => return Err(IndexError::Read { path: path.clone(), source }),
+                    // Removed or cut short since it was opened.
+                    Err(_) => None,
+                }
+            }
+        };
+        match found.and_then(|bytes| Record::decode(&bytes, &header, number)) {
+            Some(record) => Ok(record),
+            None => self.rebuilt_record(number, &header),
+        }
+    }
+
+    /// Builds the index again, for this process in memory and for others in the file.
+    fn rebuilt_record(&self, number: u64, header: &[u8; HEADER_BYTES]) -> Result<Record, IndexError> {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        let at = HEADER_BYTES as u64 + number * RECORD_BYTES as u64;
+        let changed = || IndexError::ShardChanged { shard: self.shard.clone() };
+        if let Store::File(path) = &*store {
+            tracing::warn!(index = %path.display(), record = number, "index is damaged: building it again");
+            let file = shard::open(&self.shard)?;
+            let (built, bytes) = build::build(&self.shard, &file)?;
+            if built != self.header {
+                return Err(changed());
+            }
+            if let Err((path, error)) = build::write_first(std::slice::from_ref(path), &bytes) {
+                tracing::warn!(index = %path.display(), %error, "index cannot be written and stays in memory");
+            }
+            *store = Store::Memory(bytes.into());
+        }
+        let Store::Memory(bytes) = &*store else { return Err(changed()) };
+        in_memory(bytes, at).and_then(|bytes| Record::decode(&bytes, header, number)).ok_or_else(changed)
+    }
+}
+
+fn in_memory(bytes: &[u8], at: u64) -> Option<[u8; RECORD_BYTES]> {
+    bytes.get(usize::try_from(at).ok()?..)?.first_chunk().copied()
+}
+
+/// Where the index of `shard` may lie, in the order of preference: under `folder` by the shard's absolute path, so that shards of one name in
+/// different folders do not meet, then beside the shard.
+#[must_use]
+pub fn index_files(shard: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
+    let mut beside = shard.as_os_str().to_owned();
+    beside.push(".");
+    beside.push(EXTENSION);
+    let beside = PathBuf::from(beside);
+    let under = folder.map(|folder| {
+        let absolute = std::path::absolute(&beside).unwrap_or_else(|_| beside.clone());
+        let below: PathBuf = absolute.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+        folder.join(below)
+    });
+    under.into_iter().chain([beside]).collect()
+}
+
+fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
+    let metadata = file.metadata().map_err(|source| ShardError::Open { path: shard.to_owned(), source })?;
+    Ok(Stamp::of(&metadata))
+}
+
+/// The first of these index files that is one of the shard with this stamp.
+fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<(&PathBuf, Header)>, IndexError> {
+    for path in places {
+        match read_header(path, stamp)? {
+            Ok(header) => return Ok(Some((path, header))),
+            Err(Unusable::Missing) => {}
+            Err(reason) => tracing::warn!(index = %path.display(), ?reason, "index is of no use: building it again"),
+        }
+    }
+    Ok(None)
+}
+
+/// The header of the index file at `path` when that is an index of the shard with this stamp. Errors that may pass are errors; all others mean
+/// that the file is of no use.
+fn read_header(path: &Path, stamp: Stamp) -> Result<Result<Header, Unusable>, IndexError> {
+    let mut bytes = [0; HEADER_BYTES];
+    let read = File::open(path).and_then(|mut file| {
+        file.read_exact(&mut bytes)?;
+        file.metadata()
+    });
+    let length = match read {
+        Ok(metadata) => metadata.len(),
+        Err(source) if crate::retry::is_transient(&source) => return Err(IndexError::Read { path: path.to_owned(), source }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Err(Unusable::Missing)),
+        Err(_) => return Ok(Err(Unusable::Damaged)),
+    };
+    Ok(match Header::decode(&bytes) {
+        Some(header) if header.stamp != stamp => Err(Unusable::Stale),
+        Some(header) if header.file_bytes() == Some(length) => Ok(header),
+        _ => Err(Unusable::Damaged),
+    })
+}
+
+#[cfg(test)]
+mod tests;

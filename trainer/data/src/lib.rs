@@ -6,11 +6,13 @@
 
 pub mod batch;
 pub mod dataset;
+mod draw;
 pub mod image;
 pub mod index;
 pub mod loader;
 pub mod permutation;
 pub mod random;
+mod retry;
 pub mod sequence;
 pub mod shard;
 pub mod show;

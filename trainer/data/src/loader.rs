@@ -1,12 +1,22 @@
 //! Threads that prepare batches ahead of the training loop.
+//!
+//! Comes in: a [`Dataset`] and which steps and slots are wanted. Goes out: [`Batch`]es in step order, whose content depends on neither the number
+//! of threads nor on where it starts. Threads share the slots of a batch, so that the first batch comes as soon as all of them together can
+//! make it; they work at most `prefetch` batches ahead, which bounds the memory. It must not skip or reorder anything to go faster.
 
-use std::{ops::Range, sync::Arc};
+mod assembly;
+mod prepare;
+mod queue;
+
+use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle};
 
 use lcl_trainer_config::{DataConfig, ModelShape, Objective};
 
 use crate::{
     batch::Batch,
     dataset::{Dataset, DatasetError},
+    loader::{prepare::Preparer, queue::Queue},
+    sequence::LayoutError,
 };
 
 /// Which steps and slots are wanted, and for which model.
@@ -28,15 +38,45 @@ pub struct LoaderOptions {
     pub last_step: u64,
 }
 
-/// Prepares batches in the background. Dropping it stops and joins its threads.
-#[derive(Debug)]
-pub struct Loader {}
+/// Prepares batches in the background; an iterator over them in step order, whose `next` blocks until the batch is ready. After an error it
+/// ends. Dropping it stops and joins its threads.
+pub struct Loader {
+    queue: Arc<Queue>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Loader({} threads)", self.threads.len())
+    }
+}
 
 /// No further batch can be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum LoaderError {
+    /// The options contradict each other.
+    #[error("loader option {field} is {value}, but {rule}")]
+    Options {
+        /// The option.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it has to be.
+        rule: &'static str,
+    },
+    /// The model's shape leaves no room for a sequence.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The system gives no further thread.
+    #[error("starting data thread {number}")]
+    Spawn {
+        /// Its number, from 0.
+        number: usize,
+        /// The system's error.
+        source: io::Error,
+    },
     /// A sample's shard cannot be read.
-    #[error("reading step {step}, slot {slot}")]
+    #[error("reading the data of step {step}, slot {slot}")]
     Read {
         /// The step.
         step: u64,
@@ -45,17 +85,65 @@ pub enum LoaderError {
         /// What went wrong.
         source: DatasetError,
     },
+    /// A fault in this program.
+    #[error("a data thread panicked on step {step}, slot {slot} (sample {sample}): {message}; please report this")]
+    Panicked {
+        /// The step.
+        step: u64,
+        /// The slot of the global batch.
+        slot: u64,
+        /// The sample that was being prepared.
+        sample: u64,
+        /// What the panic said.
+        message: String,
+    },
 }
 
 impl Loader {
-    /// Starts the threads; they prepare at most `config.prefetch` batches ahead.
-    pub fn start(_dataset: Arc<Dataset>, _config: &DataConfig, _options: LoaderOptions) -> Result<Self, LoaderError> {
-        todo!("being written")
+    /// Starts `config.threads` threads; they prepare at most `config.prefetch` batches ahead.
+    pub fn start(dataset: Arc<Dataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self, LoaderError> {
+        check(config, &options)?;
+        let queue = Arc::new(Queue::new(&options, config.prefetch));
+        let preparer = Arc::new(Preparer::new(dataset, config, options)?);
+        // From here on dropping it stops the threads that have been started.
+        let mut loader = Self { queue, threads: Vec::with_capacity(config.threads) };
+        for number in 0..config.threads {
+            let (queue, preparer) = (Arc::clone(&loader.queue), Arc::clone(&preparer));
+            let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue::work(&queue, &preparer));
+            loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
+        }
+        Ok(loader)
     }
+}
 
-    /// The next batch in step order, or `None` after the last step or an error. Blocks until it is ready.
-    #[allow(clippy::should_implement_trait, reason = "also implemented as Iterator when done")]
-    pub fn next(&mut self) -> Option<Result<Batch, LoaderError>> {
-        todo!("being written")
+impl Iterator for Loader {
+    type Item = Result<Batch, LoaderError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.queue.take()
     }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.queue.stop();
+        for thread in self.threads.drain(..) {
+            // Panics were caught within the thread and delivered as errors.
+            drop(thread.join());
+        }
+    }
+}
+
+fn check(config: &DataConfig, options: &LoaderOptions) -> Result<(), LoaderError> {
+    let require = |holds: bool, field, value: &dyn fmt::Debug, rule| {
+        if holds { Ok(()) } else { Err(LoaderError::Options { field, value: format!("{value:?}"), rule }) }
+    };
+    let Range { start, end } = options.slots;
+    require(config.threads >= 1, "threads", &config.threads, "must be at least 1")?;
+    require(config.prefetch >= 1, "prefetch", &config.prefetch, "must be at least 1")?;
+    require(start < end, "slots", &options.slots, "must not be empty")?;
+    require(end <= options.global_batch_size, "slots", &options.slots, "must end within the global batch")?;
+    require(options.first_step <= options.last_step, "first_step", &options.first_step, "must not exceed last_step")?;
+    let fits = options.last_step.checked_mul(options.global_batch_size).is_some();
+    require(fits, "last_step", &options.last_step, "times the global batch must stay below 2^64")
 }

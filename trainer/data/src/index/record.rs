@@ -1,0 +1,222 @@
+//! The bytes of an index file.
+//!
+//! A header and one record per sample, all numbers little-endian, each with a CRC-32 of its own: a damaged record is found when it is read, so
+//! that opening a data set of any size reads one header per shard. Comes in and goes out: plain values. It touches no file.
+
+use std::{fs::Metadata, os::unix::fs::MetadataExt};
+
+use crate::{
+    index::{Extent, Record},
+    shard::{BLOCK, Group, ImageKind, Member},
+};
+
+/// First bytes of every index file.
+const MAGIC: [u8; 8] = *b"LCLINDEX";
+
+/// Number of this layout; a file of any other is built again.
+const VERSION: u32 = 1;
+
+/// Bytes of the header.
+pub(crate) const HEADER_BYTES: usize = 48;
+
+/// Bytes of a record.
+pub(crate) const RECORD_BYTES: usize = 28;
+
+/// What a shard's file looked like when it was indexed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Bytes.
+    pub(crate) length: u64,
+    /// Time of the last change, seconds since 1970.
+    pub(crate) seconds: i64,
+    /// Its fraction.
+    pub(crate) nanoseconds: u32,
+}
+
+impl Stamp {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self { length: metadata.len(), seconds: metadata.mtime(), nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0) }
+    }
+}
+
+/// Header of an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// The shard's file.
+    pub(crate) stamp: Stamp,
+    /// Number of records.
+    pub(crate) count: u64,
+}
+
+impl Header {
+    pub(crate) fn encode(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        let mut writer = Fields(&mut bytes);
+        writer.put(&MAGIC);
+        writer.put(&VERSION.to_le_bytes());
+        writer.put(&(RECORD_BYTES as u32).to_le_bytes());
+        writer.put(&self.stamp.length.to_le_bytes());
+        writer.put(&self.stamp.seconds.to_le_bytes());
+        writer.put(&self.stamp.nanoseconds.to_le_bytes());
+        writer.put(&self.count.to_le_bytes());
+        let check = crc32fast::hash(&bytes[..HEADER_BYTES - 4]);
+        bytes[HEADER_BYTES - 4..].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    /// `None` when these are not the bytes of a header of this version.
+    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
+        let mut reader = Parts(bytes);
+        let known = reader.take::<8>()? == MAGIC
+            && u32::from_le_bytes(reader.take()?) == VERSION
+            && u32::from_le_bytes(reader.take()?) == RECORD_BYTES as u32;
+        let stamp = Stamp {
+            length: u64::from_le_bytes(reader.take()?),
+            seconds: i64::from_le_bytes(reader.take()?),
+            nanoseconds: u32::from_le_bytes(reader.take()?),
+        };
+        let count = u64::from_le_bytes(reader.take()?);
+        let check = u32::from_le_bytes(reader.take()?);
+        (known && check == crc32fast::hash(&bytes[..HEADER_BYTES - 4])).then_some(Self { stamp, count })
+    }
+
+    /// Bytes of the whole index file.
+    pub(crate) fn file_bytes(self) -> Option<u64> {
+        self.count.checked_mul(RECORD_BYTES as u64)?.checked_add(HEADER_BYTES as u64)
+    }
+}
+
+/// Which bit of a record's kind says that there is a caption; the bits below number the image's kind, 0 for none.
+const CAPTION_BIT: u32 = 1 << 8;
+
+impl Record {
+    /// What the index says of a sample, or `None` when it lies beyond the 2^32 blocks that a record can name.
+    pub(crate) fn of(group: &Group) -> Option<Self> {
+        u32::try_from(group.start / BLOCK).ok()?;
+        let extent = |member: &Member| {
+            u32::try_from(member.offset / BLOCK).ok()?;
+            // A member of 4 GiB or more is beyond every limit of the reader; that is all that has to be known of it.
+            Some(Extent { offset: member.offset, length: u32::try_from(member.length).unwrap_or(u32::MAX) })
+        };
+        let image = match &group.image {
+            Some((kind, member)) => Some((*kind, extent(member)?)),
+            None => None,
+        };
+        let caption = match &group.caption {
+            Some(member) => Some(extent(member)?),
+            None => None,
+        };
+        Some(Self { start: group.start, image, caption })
+    }
+
+    /// Bytes of record `number` of the index with this header.
+    pub(crate) fn encode(self, header: &[u8; HEADER_BYTES], number: u64) -> [u8; RECORD_BYTES] {
+        let block = |offset: u64| ((offset / BLOCK) as u32).to_le_bytes();
+        let nothing = Extent { offset: 0, length: 0 };
+        let (image, caption) = (self.image.map_or(nothing, |(_, extent)| extent), self.caption.unwrap_or(nothing));
+        let image_kind = self.image.and_then(|(kind, _)| ImageKind::ALL.into_iter().position(|other| other == kind)).map_or(0, |at| at as u32 + 1);
+        let kind = image_kind | if self.caption.is_some() { CAPTION_BIT } else { 0 };
+        let mut bytes = [0; RECORD_BYTES];
+        let mut writer = Fields(&mut bytes);
+        writer.put(&block(self.start));
+        writer.put(&block(image.offset));
+        writer.put(&image.length.to_le_bytes());
+        writer.put(&block(caption.offset));
+        writer.put(&caption.length.to_le_bytes());
+        writer.put(&kind.to_le_bytes());
+        let check = record_check(&bytes, header, number);
+        bytes[RECORD_BYTES - 4..].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    /// `None` when these are not the bytes of this record of this index.
+    pub(crate) fn decode(bytes: &[u8; RECORD_BYTES], header: &[u8; HEADER_BYTES], number: u64) -> Option<Self> {
+        let mut reader = Parts(bytes);
+        let mut next = || Some(u32::from_le_bytes(reader.take()?));
+        let offset = |block: u32| u64::from(block) * BLOCK;
+        let start = offset(next()?);
+        let image = Extent { offset: offset(next()?), length: next()? };
+        let caption = Extent { offset: offset(next()?), length: next()? };
+        let (kind, check) = (next()?, next()?);
+        if check != record_check(bytes, header, number) {
+            return None;
+        }
+        let image = match kind & (CAPTION_BIT - 1) {
+            0 => None,
+            position => Some((*ImageKind::ALL.get(position as usize - 1)?, image)),
+        };
+        Some(Self { start, image, caption: (kind & CAPTION_BIT != 0).then_some(caption) })
+    }
+}
+
+/// CRC-32 over header, number and record: a record of another index, or in another's place, does not pass.
+fn record_check(bytes: &[u8; RECORD_BYTES], header: &[u8; HEADER_BYTES], number: u64) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    // Without its own check: data followed by its CRC has the same CRC whatever the data.
+    hasher.update(&header[..HEADER_BYTES - 4]);
+    hasher.update(&number.to_le_bytes());
+    hasher.update(&bytes[..RECORD_BYTES - 4]);
+    hasher.finalize()
+}
+
+/// Writes fields one after the other into an array that is known to be long enough.
+struct Fields<'a>(&'a mut [u8]);
+
+impl Fields<'_> {
+    fn put(&mut self, field: &[u8]) {
+        let (head, tail) = std::mem::take(&mut self.0).split_at_mut(field.len());
+        head.copy_from_slice(field);
+        self.0 = tail;
+    }
+}
+
+/// Reads fields one after the other.
+struct Parts<'a>(&'a [u8]);
+
+impl Parts<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, tail) = self.0.split_first_chunk()?;
+        self.0 = tail;
+        Some(*head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn extents() -> impl Strategy<Value = Extent> {
+        (any::<u32>(), any::<u32>()).prop_map(|(block, length)| Extent { offset: u64::from(block) * BLOCK, length })
+    }
+
+    proptest! {
+        #[test]
+        fn records_and_headers_come_back_and_every_changed_bit_is_noticed(
+            start in any::<u32>(),
+            image in proptest::option::of((0_usize..4, extents())),
+            caption in proptest::option::of(extents()),
+            number in any::<u64>(),
+            count in any::<u64>(),
+            damage in 0..RECORD_BYTES * 8,
+            header_damage in 0..HEADER_BYTES * 8,
+        ) {
+            let stamp = Stamp { length: 77, seconds: -3, nanoseconds: 5 };
+            let header = Header { stamp, count };
+            let header_bytes = header.encode();
+            prop_assert_eq!(Header::decode(&header_bytes), Some(header));
+            let mut damaged = header_bytes;
+            damaged[header_damage / 8] ^= 1 << (header_damage % 8);
+            prop_assert_eq!(Header::decode(&damaged), None);
+
+            let record = Record { start: u64::from(start) * BLOCK, image: image.map(|(kind, extent)| (ImageKind::ALL[kind], extent)), caption };
+            let bytes = record.encode(&header_bytes, number);
+            prop_assert_eq!(Record::decode(&bytes, &header_bytes, number), Some(record));
+            prop_assert_eq!(Record::decode(&bytes, &header_bytes, number ^ 1), None);
+            let mut damaged = bytes;
+            damaged[damage / 8] ^= 1 << (damage % 8);
+            prop_assert_eq!(Record::decode(&damaged, &header_bytes, number), None);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Who prepares which slot, and which batch is ready.
+//!
+//! Comes in: threads asking for work and the training loop asking for the next batch. Goes out: slots in order, batches in order. It knows
+//! nothing of what preparing means.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    batch::{Batch, Pool},
+    loader::{
+        LoaderError, LoaderOptions,
+        assembly::{Prepared, build_batch},
+        prepare::Preparer,
+    },
+    retry::Stop,
+};
+
+/// What the threads and the training loop share.
+pub(super) struct Queue {
+    slots: Range<u64>,
+    last_step: u64,
+    prefetch: u64,
+    image_values: usize,
+    /// Heard by threads that wait before another attempt to read.
+    pub(super) waits: Stop,
+    pool: Arc<Pool>,
+    state: Mutex<State>,
+    /// There may be work: a batch was taken, or all is over.
+    work: Condvar,
+    /// The next batch may be ready.
+    ready: Condvar,
+}
+
+struct State {
+    /// Step that is delivered next.
+    deliver: u64,
+    /// Step and place of the slot that is handed out next.
+    next: (u64, usize),
+    /// Steps from this one on are not begun: the last one, or one that failed.
+    end: u64,
+    /// Steps from `deliver` on that were begun, in order.
+    begun: VecDeque<Begun>,
+    stopped: bool,
+}
+
+/// A batch in the making.
+struct Begun {
+    slots: Vec<Option<Prepared>>,
+    missing: usize,
+    /// Locked for the time of a copy only; the pixels of every slot have a place of their own.
+    pixels: Arc<Mutex<Vec<f32>>>,
+    outcome: Option<Result<Batch, LoaderError>>,
+}
+
+/// A slot to prepare.
+struct Work {
+    step: u64,
+    place: usize,
+    pixels: Arc<Mutex<Vec<f32>>>,
+}
+
+impl Queue {
+    pub(super) fn new(options: &LoaderOptions, prefetch: usize) -> Self {
+        let side = usize::try_from(options.model.vision.image_size).unwrap_or(0);
+        Self {
+            slots: options.slots.clone(),
+            last_step: options.last_step,
+            prefetch: prefetch as u64,
+            image_values: 3 * side * side,
+            waits: Stop::default(),
+            // Those being made, one in use by the training loop and one just handed back.
+            pool: Arc::new(Pool::new(prefetch + 2)),
+            state: Mutex::new(State {
+                deliver: options.first_step,
+                next: (options.first_step, 0),
+                end: options.last_step,
+                begun: VecDeque::new(),
+                stopped: false,
+            }),
+            work: Condvar::new(),
+            ready: Condvar::new(),
+        }
+    }
+
+    /// The next batch or error; waits for it. `None` after the last step and after an error.
+    pub(super) fn take(&self) -> Option<Result<Batch, LoaderError>> {
+        let mut state = self.lock();
+        loop {
+            if state.stopped || state.deliver >= self.last_step {
+                return None;
+            }
+            if let Some(outcome) = state.begun.front_mut().and_then(|begun| begun.outcome.take()) {
+                state.begun.pop_front();
+                state.deliver += 1;
+                state.stopped = outcome.is_err();
+                self.work.notify_all();
+                return Some(outcome);
+            }
+            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets every thread end after the slot it is at.
+    pub(super) fn stop(&self) {
+        self.lock().stopped = true;
+        self.waits.request();
+        self.work.notify_all();
+        self.ready.notify_all();
+    }
+
+    /// The next slot to prepare; waits while enough batches are ahead. `None` when there will be no more.
+    fn claim(&self) -> Option<Work> {
+        let mut state = self.lock();
+        loop {
+            let (step, place) = state.next;
+            if state.stopped || step >= state.end {
+                return None;
+            }
+            if step - state.deliver < self.prefetch {
+                let count = (self.slots.end - self.slots.start) as usize;
+                if place == 0 {
+                    let pixels = Arc::new(Mutex::new(self.pool.take(count * self.image_values)));
+                    state.begun.push_back(Begun { slots: (0..count).map(|_| None).collect(), missing: count, pixels, outcome: None });
+                }
+                state.next = if place + 1 == count { (step + 1, 0) } else { (step, place + 1) };
+                let pixels = state.begun.back().map(|begun| Arc::clone(&begun.pixels))?;
+                return Some(Work { step, place, pixels });
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes what a slot gave; the last one of a batch puts it together, outside the lock.
+    fn complete(&self, work: Work, prepared: Prepared) {
+        let Work { step, place, pixels } = work;
+        drop(pixels);
+        let mut state = self.lock();
+        let Some(begun) = state.begun_at(step) else { return };
+        if let Some(slot) = begun.slots.get_mut(place) {
+            *slot = Some(prepared);
+        }
+        begun.missing -= 1;
+        if begun.missing > 0 || begun.outcome.is_some() {
+            return;
+        }
+        let slots = std::mem::take(&mut begun.slots).into_iter().flatten().collect();
+        let pixels = std::mem::take(&mut *begun.pixels.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(state);
+        let batch = build_batch(step, slots, pixels, self.image_values, &self.pool);
+        let mut state = self.lock();
+        if let Some(begun) = state.begun_at(step) {
+            begun.outcome = Some(Ok(batch));
+        }
+        self.ready.notify_all();
+    }
+
+    /// Makes `step` end the sequence with an error; batches before it are still delivered.
+    fn fail(&self, step: u64, error: LoaderError) {
+        let mut state = self.lock();
+        state.end = state.end.min(step);
+        if let Some(begun) = state.begun_at(step) {
+            begun.outcome.get_or_insert(Err(error));
+        }
+        self.work.notify_all();
+        self.ready.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn begun_at(&mut self, step: u64) -> Option<&mut Begun> {
+        let place = usize::try_from(step.checked_sub(self.deliver)?).ok()?;
+        self.begun.get_mut(place)
+    }
+}
+
+/// Prepares slots until there are no more; what a data thread runs.
+pub(super) fn work(queue: &Queue, preparer: &Preparer) {
+    let mut buffers = preparer.buffers();
+    while let Some(work) = queue.claim() {
+        let (step, slot) = (work.step, queue.slots.start + work.place as u64);
+        // Buffers that a panic leaves half-written are overwritten by the next image.
+        let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LoaderError> {
+            let prepared =
+                preparer.prepare(step, slot, &mut buffers, &queue.waits).map_err(|source| LoaderError::Read { step, slot, source })?;
+            if let Prepared::Row(..) = prepared {
+                let begin = work.place * queue.image_values;
+                let mut pixels = work.pixels.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(place) = pixels.get_mut(begin..begin + queue.image_values) {
+                    place.copy_from_slice(buffers.pixels());
+                }
+            }
+            queue.complete(work, prepared);
+            Ok(())
+        }));
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => queue.fail(step, error),
+            Err(panic) => {
+                let sample = preparer.locate(step, slot).sample;
+                queue.fail(step, LoaderError::Panicked { step, slot, sample, message: panic_message(panic.as_ref()) });
+            }
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}

@@ -1,0 +1,153 @@
+//! Which members of a shard form a sample, by the rules of webdataset's `group_by_keys` and `base_plus_ext`.
+//!
+//! Comes in: members in the archive's order. Goes out: one [`Group`] per sample. It reads no contents.
+
+use crate::shard::Member;
+
+/// Kind of an image file, by the extension of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ImageKind {
+    /// `.jpg`
+    Jpg,
+    /// `.png`
+    Png,
+    /// `.jpeg`
+    Jpeg,
+    /// `.webp`
+    Webp,
+}
+
+impl ImageKind {
+    /// In the order in which one is chosen when a sample has several: that of the reference's loader (`jpg;png;jpeg;webp`).
+    pub const ALL: [Self; 4] = [Self::Jpg, Self::Png, Self::Jpeg, Self::Webp];
+
+    /// The extension of such files, without the dot.
+    #[must_use]
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::Jpg => "jpg",
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::Webp => "webp",
+        }
+    }
+}
+
+/// A sample: consecutive members whose names agree up to the first dot of the file name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What the names have in common, folder included.
+    pub key: Vec<u8>,
+    /// Byte at which the first member's headers begin.
+    pub start: u64,
+    /// The image; the first in [`ImageKind::ALL`]'s order when there are several.
+    pub image: Option<(ImageKind, Member)>,
+    /// The caption: the first `.txt` member.
+    pub caption: Option<Member>,
+}
+
+/// Collects members into samples.
+#[derive(Debug, Default)]
+pub struct Grouper {
+    current: Option<Group>,
+}
+
+impl Grouper {
+    /// Takes the next member; returns the sample before it when it begins a new one.
+    pub fn push(&mut self, member: Member) -> Option<Group> {
+        let (key, extension) = split_name(&member.name)?;
+        let finished = match &self.current {
+            Some(group) if group.key == key => None,
+            _ => self.current.replace(Group { key: key.to_vec(), start: member.start, image: None, caption: None }),
+        };
+        let group = self.current.as_mut()?;
+        if extension == b"txt" {
+            group.caption.get_or_insert(member);
+        } else if let Some(kind) = ImageKind::ALL.into_iter().find(|kind| kind.extension().as_bytes() == extension)
+            && group.image.as_ref().is_none_or(|(present, _)| kind < *present)
+        {
+            group.image = Some((kind, member));
+        }
+        finished
+    }
+
+    /// The last sample.
+    pub fn finish(self) -> Option<Group> {
+        self.current
+    }
+}
+
+/// Splits a name into key and lower-case extension at the first dot of the file name, or `None` for names that belong to no sample: those without
+/// a dot, hidden ones, and webdataset's `__name__` entries.
+pub(crate) fn split_name(name: &[u8]) -> Option<(&[u8], Vec<u8>)> {
+    let first_part = name.split(|byte| *byte == b'/').next()?;
+    if first_part.len() > 4 && first_part.starts_with(b"__") && first_part.ends_with(b"__") {
+        return None;
+    }
+    let file = name.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    let dot = file + name.get(file..)?.iter().position(|byte| *byte == b'.')?;
+    if dot == file {
+        return None;
+    }
+    Some((name.get(..dot)?, name.get(dot + 1..)?.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str) -> Member {
+        Member { name: name.as_bytes().to_vec(), start: 0, offset: 512, length: 1 }
+    }
+
+    /// Groups as `key: image member, caption member`.
+    fn check(names: &[&str], expected: &[&str]) {
+        let mut grouper = Grouper::default();
+        let mut groups: Vec<Group> = names.iter().filter_map(|name| grouper.push(member(name))).collect();
+        groups.extend(grouper.finish());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let found: Vec<String> = groups
+            .iter()
+            .map(|group| {
+                let image = group.image.as_ref().map_or("-".to_owned(), |(_, member)| text(&member.name));
+                let caption = group.caption.as_ref().map_or("-".to_owned(), |member| text(&member.name));
+                format!("{}: {image}, {caption}", text(&group.key))
+            })
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn members_group_by_the_name_up_to_the_first_dot() {
+        check(
+            &["000.jpg", "000.txt", "000.json", "001.txt", "001.PNG", "a.b.jpg", "a.txt"],
+            &["000: 000.jpg, 000.txt", "001: 001.PNG, 001.txt", "a: -, a.txt"],
+        );
+    }
+
+    #[test]
+    fn dots_in_folders_do_not_split_a_name() {
+        check(&["./v1.0/000.webp", "./v1.0/000.txt", "v2.0/000.txt"], &["./v1.0/000: ./v1.0/000.webp, ./v1.0/000.txt", "v2.0/000: -, v2.0/000.txt"]);
+    }
+
+    #[test]
+    fn the_same_name_in_another_folder_is_another_sample() {
+        check(&["a/0.jpg", "b/0.txt"], &["a/0: a/0.jpg, -", "b/0: -, b/0.txt"]);
+    }
+
+    #[test]
+    fn names_of_no_sample_are_passed_over_without_ending_one() {
+        check(&["0.jpg", "._0.txt", "README", "__meta__", "__meta__/0.txt", "0.txt"], &["0: 0.jpg, 0.txt"]);
+    }
+
+    #[test]
+    fn jpg_goes_before_png_before_jpeg_before_webp() {
+        check(&["0.webp", "0.jpeg", "0.png", "0.jpg", "0.txt"], &["0: 0.jpg, 0.txt"]);
+        check(&["0.jpeg", "0.png", "0.webp"], &["0: 0.png, -"]);
+    }
+
+    #[test]
+    fn a_key_that_returns_later_is_a_new_sample() {
+        check(&["0.jpg", "1.jpg", "0.txt"], &["0: 0.jpg, -", "1: 1.jpg, -", "0: -, 0.txt"]);
+    }
+}
