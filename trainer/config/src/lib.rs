@@ -12,7 +12,7 @@ mod validate;
 
 pub use exit_code::ExitCode;
 pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, TextShape, VisionShape};
-pub use presets::{Preset, UnknownPreset};
+pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
 pub use training::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, Normalization, OptimizationConfig, RuntimeConfig, Schedule,
     TrainerConfig,

@@ -54,10 +54,29 @@ impl Preset {
             Self::Tiny => shape((64, 16, 128, 4, 4), (128, 4, 4, 64), 128, 4),
         }
     }
+
+    /// Highest drop-path probability when the job does not say: the paper's for its main model, none as in the released code for the rest.
+    #[must_use]
+    pub const fn drop_path(self) -> f64 {
+        match self {
+            Self::VitL14Laion => 0.2,
+            Self::VitB16Laion | Self::VitB32Laion | Self::VitB32Mmc4 | Self::Tiny => 0.0,
+        }
+    }
+
+    /// Initial value of layer-scale when the job does not say. The paper's main model has it but does not print the value: 1e-5 is what
+    /// CaiT (arXiv 2103.17239), which introduced it, uses at a depth of 24.
+    #[must_use]
+    pub const fn layer_scale(self) -> Option<f64> {
+        match self {
+            Self::VitL14Laion => Some(1e-5),
+            Self::VitB16Laion | Self::VitB32Laion | Self::VitB32Mmc4 | Self::Tiny => None,
+        }
+    }
 }
 
 /// Entries of the CLIP vocabulary with the three image tokens.
-const VOCAB_SIZE: i64 = 49_411;
+pub const VOCAB_SIZE: i64 = 49_411;
 
 const fn shape(vision: (i64, i64, i64, i64, i64), text: (i64, i64, i64, i64), embed_dim: i64, pool_heads: i64) -> ModelShape {
     ModelShape {

@@ -1,0 +1,153 @@
+//! A job that keeps every rule, with its unions and presets resolved.
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use lcl_crds::{
+    LCLTrainingJob, LCLTrainingJobSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER,
+};
+use lcl_trainer_config::{
+    ModelConfig, ModelShape, Objective, Precision, Preset, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+};
+
+use crate::validate::FieldError;
+
+/// A job that keeps every rule. Only [`crate::validate`] makes one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidatedJob {
+    name: String,
+    model: ModelConfig,
+    schedule: Schedule,
+    shards: Vec<String>,
+    job: LCLTrainingJob,
+}
+
+impl ValidatedJob {
+    /// Resolves what the schema writes as "exactly one of": an error here means that a rule of the definition is missing.
+    pub(crate) fn new(job: LCLTrainingJob) -> Result<Self, FieldError> {
+        let name = job.metadata.name.clone().ok_or_else(|| FieldError::missing("metadata.name"))?;
+        let model = resolve_model(&job.spec.model)?;
+        let schedule = resolve_schedule(&job.spec.optimization.schedule)?;
+        let webdataset = job.spec.data.webdataset.as_ref().ok_or_else(|| FieldError::missing("spec.data.webdataset"))?;
+        let shards = webdataset.shards.clone();
+        Ok(Self { name, model, schedule, shards, job })
+    }
+
+    /// The job's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the user wrote, with defaults filled in.
+    #[must_use]
+    pub fn spec(&self) -> &LCLTrainingJobSpec {
+        &self.job.spec
+    }
+
+    /// The model, presets expanded.
+    #[must_use]
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// The learning rate's schedule.
+    #[must_use]
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
+    }
+
+    /// The data set's shards as paths in the worker's container.
+    #[must_use]
+    pub fn shards(&self) -> &[String] {
+        &self.shards
+    }
+
+    /// The worker's pod as far as the user gave it.
+    #[must_use]
+    pub fn pod(&self) -> Option<&PodSpec> {
+        self.job.spec.workers.template.as_ref()?.spec.as_ref()
+    }
+
+    /// The container that runs the trainer, as far as the user gave it.
+    #[must_use]
+    pub fn worker_container(&self) -> Option<&Container> {
+        self.pod()?.containers.iter().find(|container| container.name == WORKER_CONTAINER)
+    }
+}
+
+fn resolve_model(model: &ModelSpec) -> Result<ModelConfig, FieldError> {
+    let (shape, drop_path, layer_scale) = match (model.preset, &model.shape) {
+        (Some(name), None) => {
+            let preset = to_preset(name);
+            (preset.shape(), preset.drop_path(), preset.layer_scale())
+        }
+        (None, Some(shape)) => (to_shape(shape), 0.0, None),
+        _ => return Err(FieldError::missing("spec.model.preset")),
+    };
+    Ok(ModelConfig {
+        shape,
+        objective: resolve_objective(&model.objective)?,
+        drop_path: model.drop_path.unwrap_or(drop_path),
+        layer_scale: match model.layer_scale {
+            None => layer_scale,
+            // The manifest's way to switch a preset's layer-scale off.
+            Some(0.0) => None,
+            Some(initial) => Some(initial),
+        },
+        activation_checkpointing: model.activation_checkpointing,
+        precision: match model.precision {
+            PrecisionSpec::Float32 => Precision::Float32,
+            PrecisionSpec::Bfloat16 => Precision::Bfloat16,
+        },
+    })
+}
+
+fn to_preset(name: PresetName) -> Preset {
+    match name {
+        PresetName::VitB16Laion => Preset::VitB16Laion,
+        PresetName::VitB32Laion => Preset::VitB32Laion,
+        PresetName::VitB32Mmc4 => Preset::VitB32Mmc4,
+        PresetName::VitL14Laion => Preset::VitL14Laion,
+        PresetName::Tiny => Preset::Tiny,
+    }
+}
+
+fn to_shape(shape: &ModelShapeSpec) -> ModelShape {
+    let (vision, text) = (&shape.vision, &shape.text);
+    ModelShape {
+        vision: VisionShape {
+            image_size: vision.image_size.into(),
+            patch_size: vision.patch_size.into(),
+            width: vision.width.into(),
+            layers: vision.layers.into(),
+            heads: vision.heads.into(),
+        },
+        text: TextShape {
+            width: text.width.into(),
+            layers: text.layers.into(),
+            heads: text.heads.into(),
+            context_length: text.context_length.into(),
+            vocab_size: VOCAB_SIZE,
+        },
+        embed_dim: shape.embed_dim.into(),
+        pool_heads: shape.pool_heads.into(),
+        special_tokens: SpecialTokens::CLIP,
+    }
+}
+
+fn resolve_objective(objective: &ObjectiveSpec) -> Result<Objective, FieldError> {
+    match (&objective.lcl, &objective.clip) {
+        (Some(lcl), None) => {
+            Ok(Objective::Lcl { generation_weight: lcl.generation_weight, contrastive_weight: lcl.contrastive_weight })
+        }
+        (None, Some(_)) => Ok(Objective::Clip),
+        _ => Err(FieldError::missing("spec.model.objective.lcl")),
+    }
+}
+
+fn resolve_schedule(schedule: &ScheduleSpec) -> Result<Schedule, FieldError> {
+    match (&schedule.cosine, &schedule.constant) {
+        (Some(cosine), None) => Ok(Schedule::Cosine { warmup_steps: cosine.warmup_steps.unsigned_abs() }),
+        (None, Some(constant)) => Ok(Schedule::Constant { warmup_steps: constant.warmup_steps.unsigned_abs() }),
+        _ => Err(FieldError::missing("spec.optimization.schedule.cosine")),
+    }
+}

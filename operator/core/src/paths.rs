@@ -1,0 +1,138 @@
+//! From paths in the worker's container to paths on this machine, so that one manifest serves a cluster and `lcl run --local`.
+//!
+//! A path below a mount of the container `worker` lies in that mount's volume. The volume's local folder is the one given for its name
+//! (`--volume NAME=DIR`), else a hostPath volume's own path; a volume of another kind has none. `subPath` is honoured. Of several mounts
+//! the deepest counts. A path below no mount is used as it is. `file://` URIs are mapped like paths; other URIs never.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::api::core::v1::{Volume, VolumeMount};
+use url::Url;
+
+use crate::job::ValidatedJob;
+
+/// Why the paths of a job cannot be found on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// A folder was given for a volume that the manifest does not have.
+    #[error("no volume is named `{name}`: the manifest mounts {}", list(known))]
+    UnknownVolume {
+        /// The name that was given.
+        name: String,
+        /// Names of the volumes mounted in the container `worker`.
+        known: Vec<String>,
+    },
+    /// A path that the job needs lies on a volume without a local folder.
+    #[error("{field} is {path}, but its volume `{volume}` has no local folder: give one with --volume {volume}=DIR")]
+    NoLocalFolder {
+        /// Field of the manifest.
+        field: String,
+        /// The path in the container.
+        path: String,
+        /// The volume's name.
+        volume: String,
+    },
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "no volume in its container `worker`".to_owned() } else { names.join(", ") }
+}
+
+/// From paths in the worker's container to paths where the trainer runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PathMapping {
+    /// Deepest mount first.
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    path: PathBuf,
+    volume: String,
+    /// `None`: the volume has no folder on this machine.
+    local: Option<String>,
+}
+
+impl PathMapping {
+    /// For a trainer that runs in the container itself: every path stays as it is.
+    #[must_use]
+    pub fn in_container() -> Self {
+        Self::default()
+    }
+
+    /// For a trainer that runs on this machine. `folders`: absolute local folders of volumes by name.
+    pub fn on_this_machine(job: &ValidatedJob, folders: &BTreeMap<String, String>) -> Result<Self, Vec<PathError>> {
+        let volumes = job.pod().and_then(|pod| pod.volumes.as_deref()).unwrap_or_default();
+        let mounts = job.worker_container().and_then(|container| container.volume_mounts.as_deref()).unwrap_or_default();
+        let mut mounts: Vec<Mount> = mounts.iter().map(|mount| resolve(mount, volumes, folders)).collect();
+        mounts.sort_by_key(|mount| std::cmp::Reverse(mount.path.components().count()));
+        let mapping = Self { mounts };
+        let errors = mapping.find_errors(job, folders);
+        if errors.is_empty() { Ok(mapping) } else { Err(errors) }
+    }
+
+    /// A path in the container as a path where the trainer runs.
+    #[must_use]
+    pub fn map(&self, path: &str) -> String {
+        let Some((local, below)) = self.find(path).and_then(|(mount, below)| Some((mount.local.as_deref()?, below))) else {
+            return path.to_owned();
+        };
+        match below.to_str() {
+            Some("") | None => local.to_owned(),
+            Some(below) => format!("{}/{below}", local.trim_end_matches('/')),
+        }
+    }
+
+    /// A URI in the container as a URI where the trainer runs: the path of a `file://` URI is mapped.
+    #[must_use]
+    pub fn map_uri(&self, uri: &str) -> String {
+        let mapped = file_path(uri).filter(|path| self.find(path).is_some()).and_then(|path| Url::from_file_path(self.map(&path)).ok());
+        mapped.map_or_else(|| uri.to_owned(), String::from)
+    }
+
+    /// The mount that `path` lies below, and the path from there.
+    fn find<'a>(&'a self, path: &'a str) -> Option<(&'a Mount, &'a Path)> {
+        self.mounts.iter().find_map(|mount| Some((mount, Path::new(path).strip_prefix(&mount.path).ok()?)))
+    }
+
+    fn find_errors(&self, job: &ValidatedJob, folders: &BTreeMap<String, String>) -> Vec<PathError> {
+        let mut known: Vec<String> = self.mounts.iter().map(|mount| mount.volume.clone()).collect();
+        known.sort();
+        known.dedup();
+        let unknown = folders.keys().filter(|name| !known.contains(name));
+        let mut errors: Vec<_> = unknown.map(|name| PathError::UnknownVolume { name: name.clone(), known: known.clone() }).collect();
+        let shards = job.shards().iter().enumerate().map(|(index, path)| (format!("spec.data.webdataset.shards[{index}]"), path.clone()));
+        let index = job.spec().data.index_path.iter().map(|path| ("spec.data.indexPath".to_owned(), path.clone()));
+        let checkpoint = file_path(&job.spec().checkpoint.uri).map(|path| ("spec.checkpoint.uri".to_owned(), path));
+        for (field, path) in shards.chain(index).chain(checkpoint) {
+            if let Some((mount, _)) = self.find(&path).filter(|(mount, _)| mount.local.is_none()) {
+                errors.push(PathError::NoLocalFolder { field, volume: mount.volume.clone(), path: path.clone() });
+            }
+        }
+        errors
+    }
+}
+
+fn resolve(mount: &VolumeMount, volumes: &[Volume], folders: &BTreeMap<String, String>) -> Mount {
+    let host_path = || {
+        let volume = volumes.iter().find(|volume| volume.name == mount.name)?;
+        Some(volume.host_path.as_ref()?.path.clone())
+    };
+    // `subPathExpr` needs the pod's environment, which does not exist here.
+    let expression = mount.sub_path_expr.as_deref().unwrap_or_default();
+    let folder = if expression.is_empty() { folders.get(&mount.name).cloned().or_else(host_path) } else { None };
+    let local = folder.map(|folder| match mount.sub_path.as_deref().unwrap_or_default() {
+        "" => folder,
+        below => format!("{}/{below}", folder.trim_end_matches('/')),
+    });
+    Mount { path: PathBuf::from(&mount.mount_path), volume: mount.name.clone(), local }
+}
+
+/// The path of a `file://` URI; `None` for another scheme.
+fn file_path(uri: &str) -> Option<String> {
+    let url = Url::parse(uri).ok().filter(|url| url.scheme() == "file")?;
+    url.to_file_path().ok()?.into_os_string().into_string().ok()
+}

@@ -1,0 +1,77 @@
+//! Renders the trainer's configuration from a valid job.
+
+use lcl_crds::NormalizationSpec;
+use lcl_trainer_config::{
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, Normalization, OptimizationConfig, RuntimeConfig,
+    TrainerConfig,
+};
+
+use crate::{job::ValidatedJob, paths::PathMapping};
+
+/// What the configuration depends on besides the job: where its processes run.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// From paths in the worker's container to paths where the trainer runs.
+    pub paths: PathMapping,
+    /// Where the model lives.
+    pub device: Device,
+    /// Threads of libtorch's operators; `None`: one per core.
+    pub threads: Option<usize>,
+    /// Threads that read and decode, when the job does not say; at least one.
+    pub data_threads: usize,
+}
+
+/// The trainer's configuration: presets expanded, defaults filled in, paths mapped. Always passes [`TrainerConfig::validate`].
+#[must_use]
+pub fn render_trainer_config(job: &ValidatedJob, surroundings: &Surroundings) -> TrainerConfig {
+    let spec = job.spec();
+    TrainerConfig {
+        version: FORMAT_VERSION,
+        job: job.name().to_owned(),
+        model: job.model().clone(),
+        data: render_data(job, surroundings),
+        optimization: render_optimization(job),
+        checkpoint: CheckpointConfig {
+            uri: surroundings.paths.map_uri(&spec.checkpoint.uri),
+            every_steps: spec.checkpoint.every_steps.unsigned_abs(),
+            keep_last: spec.checkpoint.keep_last.unsigned_abs(),
+            keep_every_steps: spec.checkpoint.keep_every_steps.map(i64::unsigned_abs),
+        },
+        runtime: RuntimeConfig { device: surroundings.device, threads: surroundings.threads },
+    }
+}
+
+fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
+    let data = &job.spec().data;
+    let paths = &surroundings.paths;
+    DataConfig {
+        source: DataSource::Webdataset { shards: job.shards().iter().map(|shard| paths.map(shard)).collect() },
+        index_path: data.index_path.as_deref().map(|path| paths.map(path)),
+        image_first_probability: data.image_first_probability,
+        augmentation: AugmentationConfig { scale: data.augmentation.scale, ratio: data.augmentation.ratio },
+        reduced_scale_decoding: data.reduced_scale_decoding,
+        threads: data.threads.map_or(surroundings.data_threads.max(1), |threads| threads.unsigned_abs() as usize),
+        prefetch: data.prefetch.unsigned_abs() as usize,
+    }
+}
+
+fn render_optimization(job: &ValidatedJob) -> OptimizationConfig {
+    let optimization = &job.spec().optimization;
+    OptimizationConfig {
+        steps: optimization.steps.unsigned_abs(),
+        global_batch_size: optimization.global_batch_size.unsigned_abs(),
+        micro_batch_size: optimization.micro_batch_size.map(i64::unsigned_abs),
+        learning_rate: optimization.learning_rate,
+        weight_decay: optimization.weight_decay,
+        betas: optimization.betas,
+        epsilon: optimization.epsilon,
+        schedule: job.schedule(),
+        gradient_clip: optimization.gradient_clip,
+        normalization: match optimization.normalization {
+            NormalizationSpec::Global => Normalization::Global,
+            NormalizationSpec::PerRank => Normalization::PerRank,
+        },
+        seed: optimization.seed.unsigned_abs(),
+        max_consecutive_skipped_steps: optimization.max_consecutive_skipped_steps.unsigned_abs(),
+    }
+}

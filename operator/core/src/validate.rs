@@ -1,0 +1,100 @@
+//! Checks a manifest against the custom resource's own schema and rules, without an API server.
+//!
+//! Comes in: the manifest as a JSON value. Goes out: a [`ValidatedJob`], or *every* rule that is broken, each with the field's path, its
+//! value and what it has to be. There is one source of truth, [`lcl_crds::custom_resource_definition`]: its structural part is checked by
+//! [`structure`], its CEL expressions are evaluated by [`rules`]. Nothing else is checked here, so what passes here passes in a cluster.
+
+mod error;
+mod rules;
+mod structure;
+
+use std::sync::LazyLock;
+
+use kube::core::cel::apply_defaults;
+use lcl_crds::{GROUP, KIND, LCLTrainingJob, VERSION};
+use serde_json::{Map, Value};
+
+use crate::job::ValidatedJob;
+pub use error::{FieldError, FieldErrors};
+
+/// The schema of the served version, as the API server reads it.
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+    let definition = lcl_crds::custom_resource_definition();
+    let schema = definition.spec.versions.into_iter().next().and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
+    serde_json::to_value(schema).unwrap_or(Value::Null)
+});
+
+/// Fields of the object itself; `status` is the operator's and not looked at.
+const TOP_LEVEL_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+
+/// Checks a new job.
+pub fn validate(manifest: &Value) -> Result<ValidatedJob, FieldErrors> {
+    check(manifest, None)
+}
+
+/// Checks a job that is about to replace `stored`: all rules of a new job, and that nothing changes that must not.
+pub fn validate_change(manifest: &Value, stored: &Value) -> Result<ValidatedJob, FieldErrors> {
+    check(manifest, Some(stored))
+}
+
+fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, FieldErrors> {
+    let mut errors = Vec::new();
+    check_envelope(manifest, &mut errors);
+    let spec_schema = &SCHEMA["properties"]["spec"];
+    if let Some(spec) = manifest.get("spec") {
+        // Checked before defaults are filled in, so that a message shows what the user wrote.
+        structure::check(spec_schema, spec, "spec", &mut errors);
+    }
+    let complete = complete(manifest);
+    rules::check(&SCHEMA, &complete, stored.map(self::complete).as_ref(), &mut errors);
+    if !errors.is_empty() {
+        return Err(FieldErrors::from(errors));
+    }
+    let job: LCLTrainingJob =
+        serde_json::from_value(complete).map_err(|source| FieldErrors::from(vec![FieldError::new("spec", None, source.to_string())]))?;
+    ValidatedJob::new(job).map_err(|error| FieldErrors::from(vec![error]))
+}
+
+/// The object as the API server sees it when it evaluates the rules: defaults filled in, numbers of the schema's kind, no status.
+fn complete(manifest: &Value) -> Value {
+    let mut object = apply_defaults(&SCHEMA, manifest);
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    structure::unify_numbers(&SCHEMA, &mut object);
+    object
+}
+
+fn check_envelope(manifest: &Value, errors: &mut Vec<FieldError>) {
+    let Some(fields) = manifest.as_object() else {
+        errors.push(FieldError::new("", Some(manifest), format!("must be an object of kind {KIND}")));
+        return;
+    };
+    let api_version = format!("{GROUP}/{VERSION}");
+    for (field, expected) in [("apiVersion", api_version.as_str()), ("kind", KIND)] {
+        match fields.get(field) {
+            None => errors.push(FieldError::missing(field)),
+            Some(value) if value.as_str() != Some(expected) => {
+                errors.push(FieldError::new(field, Some(value), format!("must be `{expected}`")));
+            }
+            Some(_) => {}
+        }
+    }
+    check_metadata(fields, errors);
+    if !fields.contains_key("spec") {
+        errors.push(FieldError::missing("spec"));
+    }
+    for field in fields.keys().filter(|field| !TOP_LEVEL_FIELDS.contains(&field.as_str())) {
+        errors.push(FieldError::unknown(field, TOP_LEVEL_FIELDS.into_iter()));
+    }
+}
+
+fn check_metadata(fields: &Map<String, Value>, errors: &mut Vec<FieldError>) {
+    match fields.get("metadata").map(|metadata| (metadata, metadata.get("name"))) {
+        None | Some((Value::Object(_), None)) => errors.push(FieldError::missing("metadata.name")),
+        Some((Value::Object(_), Some(name))) => {
+            structure::check(&SCHEMA["properties"]["metadata"]["properties"]["name"], name, "metadata.name", errors);
+        }
+        Some((metadata, _)) => errors.push(FieldError::new("metadata", Some(metadata), "must be an object")),
+    }
+}
