@@ -15,7 +15,7 @@
 //! * Removing a checkpoint removes its manifest first.
 //!
 //! Cloud stores (`s3://`, `gs://`, `az://`) are compiled in and take their credentials from the environment; the tests of this crate
-//! run against the file system and object_store's in-memory store only.
+//! run against the file system and `object_store`'s in-memory store only.
 
 mod id;
 mod manifest;

@@ -1,6 +1,13 @@
 //! Reading a checkpoint back, every byte checked, and falling back to the one before when something is wrong.
 
-use std::{collections::HashMap, fmt, fs::File, io::Read, num::NonZeroUsize, thread};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    fs::File,
+    io::Read,
+    num::NonZeroUsize,
+    thread,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -21,9 +28,9 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Shards read at once from a cloud store, where one connection does not fill the network.
 const PARALLEL_DOWNLOADS: usize = 8;
 
-/// How often the list is read again because retention removed what was just being looked at. Every time means that a newer checkpoint
-/// was committed meanwhile, so more than a few is a sign of something else.
-const MOST_LISTINGS: usize = 5;
+/// How often the list is read again because it changed while nothing usable was found in it. Every time means that another process
+/// committed or removed a checkpoint just then, so many times in a row is a sign of something else.
+const MOST_LISTINGS: usize = 20;
 
 /// A checkpoint, complete and verified.
 #[derive(Debug)]
@@ -61,7 +68,7 @@ pub enum RestoreError {
     Store {
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// There are checkpoints and each is damaged.
     #[error("every checkpoint in `{uri}` is damaged: {}; repair or move them away, a run never starts over by itself", list(rejected))]
@@ -77,7 +84,7 @@ pub enum RestoreError {
         /// The store.
         uri: String,
         /// What is wrong.
-        rejected: Rejected,
+        rejected: Box<Rejected>,
     },
     /// The checkpoint is whole, but of something else than what is to be restored.
     #[error("{id} in `{uri}` does not fit: {difference}")]
@@ -115,14 +122,14 @@ pub fn restore_latest(store: &CheckpointStore, expected: Option<&[TensorSpec]>) 
     let (store, expected) = (store.clone(), expected.map(<[TensorSpec]>::to_vec));
     let reader = store.clone();
     let answer = store.block_on(async move { read_latest(&reader, expected.as_deref()).await });
-    answer.map_err(|source| RestoreError::Store { source })?
+    answer.map_err(store_error)?
 }
 
 /// Restores one checkpoint.
 pub fn restore(store: &CheckpointStore, id: CheckpointId, expected: Option<&[TensorSpec]>) -> Result<Restored, RestoreError> {
     let (reader, expected) = (store.clone(), expected.map(<[TensorSpec]>::to_vec));
     let answer = store.block_on(async move { read_checkpoint(&reader, id, expected.as_deref()).await });
-    answer.map_err(|source| RestoreError::Store { source })?.map_err(|problem| match problem {
+    answer.map_err(store_error)?.map_err(|problem| match problem {
         Problem::Gone => rejected_alone(store, id, MANIFEST_FILE, "is not there"),
         Problem::Unusable { file, reason } => rejected_alone(store, id, &file, &reason),
         Problem::Mismatch { difference } => RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference },
@@ -131,7 +138,7 @@ pub fn restore(store: &CheckpointStore, id: CheckpointId, expected: Option<&[Ten
 
 fn rejected_alone(store: &CheckpointStore, id: CheckpointId, file: &str, reason: &str) -> RestoreError {
     let rejected = Rejected { id, file: file.to_owned(), reason: reason.to_owned(), complete: file != MANIFEST_FILE };
-    RestoreError::Unusable { uri: store.uri().to_owned(), rejected }
+    RestoreError::Unusable { uri: store.uri().to_owned(), rejected: Box::new(rejected) }
 }
 
 impl CheckpointStore {
@@ -153,36 +160,64 @@ enum Problem {
 
 async fn read_latest(store: &CheckpointStore, expected: Option<&[TensorSpec]>) -> Result<Option<Restored>, RestoreError> {
     for _ in 0..MOST_LISTINGS {
-        let entries = store.list_entries().await.map_err(|source| RestoreError::Store { source })?;
-        let mut rejected: Vec<Rejected> = Vec::new();
-        let mut vanished = false;
-        for entry in entries {
-            let id = entry.id;
-            let result = if entry.complete {
-                read_checkpoint(store, id, expected).await
-            } else {
-                Err(unusable(MANIFEST_FILE, "is missing: the write did not end"))
-            };
-            match result {
-                Ok(restored) => return Ok(Some(Restored { rejected, ..restored })),
-                Err(Problem::Mismatch { difference }) => {
-                    return Err(RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference });
-                }
-                Err(Problem::Gone) => vanished = true,
-                Err(Problem::Unusable { file, reason }) => {
-                    tracing::warn!(checkpoint = %id, file, reason, "checkpoint passed over");
-                    rejected.push(Rejected { id, file, reason, complete: entry.complete });
-                }
-            }
+        if let Some(answer) = read_latest_listed(store, expected).await? {
+            return Ok(answer);
         }
-        // Retention removes a checkpoint only when there is a newer one.
-        if vanished {
-            continue;
-        }
-        rejected.retain(|rejected| rejected.complete);
-        return if rejected.is_empty() { Ok(None) } else { Err(RestoreError::NoneUsable { uri: store.uri().to_owned(), rejected }) };
     }
     Err(RestoreError::Unsteady { uri: store.uri().to_owned() })
+}
+
+/// One walk over the list of folders. `None`: something came or went meanwhile, so that a new walk could find a later checkpoint.
+///
+/// A folder without a manifest is either unfinished or was just removed by retention, which means that a later checkpoint was committed
+/// after this walk had passed its place. The two look alike; only when nothing has changed is it unfinished.
+async fn read_latest_listed(store: &CheckpointStore, expected: Option<&[TensorSpec]>) -> Result<Option<Option<Restored>>, RestoreError> {
+    let ids = store.list_folders().await.map_err(store_error)?;
+    let mut rejected: Vec<Rejected> = Vec::new();
+    for &id in ids.iter().rev() {
+        let (file, reason, complete) = match read_checkpoint(store, id, expected).await {
+            Ok(restored) => {
+                warn(&rejected);
+                return Ok(Some(Some(Restored { rejected, ..restored })));
+            }
+            Err(Problem::Mismatch { difference }) => {
+                return Err(RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference });
+            }
+            Err(Problem::Gone) if has_changed(store, &ids, &rejected).await? => return Ok(None),
+            Err(Problem::Gone) => (MANIFEST_FILE.to_owned(), "is missing: the write did not end".to_owned(), false),
+            Err(Problem::Unusable { file, reason }) => (file, reason, true),
+        };
+        rejected.push(Rejected { id, file, reason, complete });
+    }
+    if has_changed(store, &ids, &rejected).await? {
+        return Ok(None);
+    }
+    warn(&rejected);
+    rejected.retain(|rejected| rejected.complete);
+    if rejected.is_empty() { Ok(Some(None)) } else { Err(RestoreError::NoneUsable { uri: store.uri().to_owned(), rejected }) }
+}
+
+/// A folder has come or gone, or one that was passed over as unfinished is complete now.
+async fn has_changed(store: &CheckpointStore, ids: &[CheckpointId], passed_over: &[Rejected]) -> Result<bool, RestoreError> {
+    if store.list_folders().await.map_err(store_error)? != ids {
+        return Ok(true);
+    }
+    for unfinished in passed_over.iter().filter(|rejected| !rejected.complete) {
+        if store.has_manifest(unfinished.id).await.map_err(store_error)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn warn(rejected: &[Rejected]) {
+    for Rejected { id, file, reason, .. } in rejected {
+        tracing::warn!(checkpoint = %id, file, reason, "checkpoint passed over");
+    }
+}
+
+fn store_error(source: StoreError) -> RestoreError {
+    RestoreError::Store { source: Box::new(source) }
 }
 
 fn unusable(file: &str, reason: impl Into<String>) -> Problem {
@@ -225,8 +260,8 @@ fn find_difference(manifest: &Manifest, expected: &[TensorSpec]) -> Option<Strin
             Some(_) => {}
         }
     }
-    let known: HashMap<&str, ()> = expected.iter().map(|tensor| (tensor.name.as_str(), ())).collect();
-    let surplus = manifest.tensors.iter().find(|tensor| !known.contains_key(tensor.name.as_str()))?;
+    let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
+    let surplus = manifest.tensors.iter().find(|tensor| !known.contains(tensor.name.as_str()))?;
     Some(format!("tensor `{}` is not expected", surplus.name))
 }
 

@@ -110,6 +110,15 @@ pub enum StoreError {
         #[source]
         source: object_store::Error,
     },
+    /// Checkpoints could not be listed.
+    #[error("cannot list the checkpoints in `{uri}`")]
+    ListFolder {
+        /// The store.
+        uri: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file could not be read.
     #[error("cannot read {file} in `{uri}`")]
     Read {
@@ -396,13 +405,18 @@ impl CheckpointStore {
 
     /// Ids of all folders with a checkpoint's name, ascending.
     pub(crate) async fn list_folders(&self) -> Result<Vec<CheckpointId>, StoreError> {
-        let listing = self
-            .inner
-            .objects
-            .list_with_delimiter(Some(&self.inner.prefix))
-            .await
-            .map_err(|source| StoreError::List { uri: self.inner.uri.clone(), source })?;
-        let ids: BTreeSet<CheckpointId> = listing.common_prefixes.iter().filter_map(|path| path.filename()?.parse().ok()).collect();
+        let uri = || self.inner.uri.clone();
+        let ids: BTreeSet<CheckpointId> = if let Some(LocalFolder { path, .. }) = self.inner.local.clone() {
+            // Names alone. The object store's listing also asks for each folder's metadata and leaves out one that is removed in
+            // between: with retention at work it could miss the old checkpoint and not yet have seen the new one.
+            let names = blocking(move || std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>());
+            let names = names.await.map_err(|source| StoreError::ListFolder { uri: uri(), source })?;
+            names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect()
+        } else {
+            let listing = self.inner.objects.list_with_delimiter(Some(&self.inner.prefix)).await;
+            let listing = listing.map_err(|source| StoreError::List { uri: uri(), source })?;
+            listing.common_prefixes.iter().filter_map(|path| path.filename()?.parse().ok()).collect()
+        };
         Ok(ids.into_iter().collect())
     }
 
@@ -439,6 +453,8 @@ impl CheckpointStore {
             for file in files {
                 self.delete_object(&file).await?;
             }
+            // A stale writer may have committed between the two: a manifest whose shards are gone must not stay.
+            self.delete_object(&self.path(id, MANIFEST_FILE)).await?;
             self.remove_local_folder(id).await
         };
         let result: Result<(), Box<dyn std::error::Error + Send + Sync>> = result.await;

@@ -87,7 +87,18 @@ pub enum WriteError {
         uri: String,
         /// Why.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
+    },
+    /// Another writer of the same step and generation has written this shard, with other bytes. Nothing was overwritten or removed.
+    #[error(
+        "{id}/{file} is already there with other contents: another writer uses the same generation, or one that was cut off did; \
+         give every run an epoch of its own"
+    )]
+    Contested {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// The shard.
+        file: String,
     },
     /// Another shard could not be written, so this one was not begun.
     #[error("{id}/{file} was not begun because another shard had failed")]
@@ -123,7 +134,7 @@ pub enum WriteError {
         id: CheckpointId,
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// The writing thread ended by a panic.
     #[error("the write of {id} ended without a result")]
@@ -150,7 +161,7 @@ impl CheckpointStore {
     /// Writes shards and returns their records in the order given. The folder does not count as a checkpoint yet.
     pub fn write_shards(&self, job: ShardJob) -> Result<Vec<ShardRecord>, WriteError> {
         let (store, id) = (self.clone(), job.id);
-        self.block_on(async move { put_shards(&store, job).await }).map_err(|source| WriteError::Store { id, source })?
+        self.block_on(async move { put_shards(&store, job).await }).map_err(|source| WriteError::Store { id, source: Box::new(source) })?
     }
 
     /// Makes written shards a checkpoint: checks that every one is there with its size, then creates the manifest.
@@ -158,12 +169,13 @@ impl CheckpointStore {
     /// To be called by one member with the records of all, after all have written.
     pub fn commit(&self, manifest: &Manifest) -> Result<(), WriteError> {
         let (store, id, manifest) = (self.clone(), manifest.id(), manifest.clone());
-        self.block_on(async move { put_manifest(&store, &manifest).await }).map_err(|source| WriteError::Store { id, source })?
+        self.block_on(async move { put_manifest(&store, &manifest).await })
+            .map_err(|source| WriteError::Store { id, source: Box::new(source) })?
     }
 }
 
 /// Writes a whole checkpoint. On return the snapshot's memory is free again, whether it succeeded or not; on an error everything
-/// written is removed.
+/// written is removed, unless another writer was met there. No object is ever overwritten.
 pub(crate) async fn write_checkpoint(
     store: &CheckpointStore,
     snapshot: Snapshot,
@@ -174,9 +186,12 @@ pub(crate) async fn write_checkpoint(
     validate(&snapshot.tensors).map_err(|source| WriteError::Tensors { id, source })?;
     refuse_if_committed(store, id).await?;
     let result = write_and_commit(store, snapshot, shard_count, parallel).await;
-    // A checkpoint that somebody else committed meanwhile is theirs.
+    // Where another writer was met, what lies there is theirs.
+    let is_ours = |error: &WriteError| {
+        !matches!(error, WriteError::AlreadyCommitted { .. } | WriteError::Contested { .. } | WriteError::ShardChanged { .. })
+    };
     if let Err(error) = &result
-        && !matches!(error, WriteError::AlreadyCommitted { .. })
+        && is_ours(error)
         && let Err(error) = store.remove_folder(id).await
     {
         tracing::warn!(checkpoint = %id, error = %describe(&error), "what was written of a failed checkpoint could not be removed");
@@ -261,18 +276,18 @@ async fn put_shard(store: &CheckpointStore, id: CheckpointId, file: String, tens
     drop(tensors);
     let length = pieces.iter().map(|piece| piece.len() as u64).sum();
     let path = store.path(id, &file);
-    let put_error = |source| WriteError::Put { id, file: file.clone(), uri: store.uri().to_owned(), source };
+    let put_error = |source| WriteError::Put { id, file: file.clone(), uri: store.uri().to_owned(), source: Box::new(source) };
     let hash_error = |source| WriteError::Hash { id, file: file.clone(), source };
 
     let hash = if length <= store.single_put_limit() {
         let (hash, pieces) = hash_pieces(blake3::Hasher::new(), pieces).await.map_err(hash_error)?;
         let payload: PutPayload = pieces.into_iter().collect();
         match create(store, &path, payload.clone()).await {
+            // A request that was answered too late is repeated by the client, and then meets its own object.
             Err(object_store::Error::AlreadyExists { .. }) => {
-                // Left by a write of the same step and generation that was cut off and could not clean up; a complete one stays.
-                refuse_if_committed(store, id).await?;
-                store.delete_object(&path).await.map_err(put_error)?;
-                create(store, &path, payload).await.map_err(put_error)?;
+                if fetch_hash(store, &path).await.map_err(put_error)? != hash.finalize() {
+                    return Err(WriteError::Contested { id, file });
+                }
             }
             other => other.map_err(put_error)?,
         }
@@ -300,6 +315,15 @@ async fn put_shard(store: &CheckpointStore, id: CheckpointId, file: String, tens
     Ok(ShardRecord { file, bytes: length, blake3: hash.finalize().to_hex().to_string() })
 }
 
+async fn fetch_hash(store: &CheckpointStore, path: &Path) -> Result<blake3::Hash, object_store::Error> {
+    let mut hasher = blake3::Hasher::new();
+    let mut chunks = store.objects().get(path).await?.into_stream();
+    while let Some(chunk) = chunks.try_next().await? {
+        hasher.update(&chunk);
+    }
+    Ok(hasher.finalize())
+}
+
 async fn create(store: &CheckpointStore, path: &Path, payload: PutPayload) -> Result<(), object_store::Error> {
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     store.objects().put_opts(path, payload, options).await.map(drop)
@@ -309,7 +333,7 @@ async fn refuse_if_committed(store: &CheckpointStore, id: CheckpointId) -> Resul
     match store.has_manifest(id).await {
         Ok(false) => Ok(()),
         Ok(true) => Err(WriteError::AlreadyCommitted { id }),
-        Err(source) => Err(WriteError::Store { id, source }),
+        Err(source) => Err(WriteError::Store { id, source: Box::new(source) }),
     }
 }
 
@@ -379,7 +403,7 @@ async fn hash_pieces(mut hasher: blake3::Hasher, pieces: Vec<Bytes>) -> std::io:
 async fn put_manifest(store: &CheckpointStore, manifest: &Manifest) -> Result<(), WriteError> {
     let id = manifest.id();
     let bytes = manifest.encode().map_err(|source| WriteError::Manifest { id, source })?;
-    let put_error = |source| WriteError::Put { id, file: MANIFEST_FILE.to_owned(), uri: store.uri().to_owned(), source };
+    let put_error = |source| WriteError::Put { id, file: MANIFEST_FILE.to_owned(), uri: store.uri().to_owned(), source: Box::new(source) };
     // A stale writer's shards may have been swept by a newer one: then this must not become a checkpoint.
     let listing = store.objects().list(Some(&store.folder(id)));
     let found: HashMap<Path, u64> = listing.map_ok(|object| (object.location, object.size)).try_collect().await.map_err(put_error)?;

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     id::CheckpointId,
     retention::{Retention, decide_removals},
-    store::CheckpointStore,
+    store::{CheckpointStore, StoreError},
     tensor::{InvalidTensor, Snapshot, validate},
     write::{WriteError, describe, write_checkpoint},
 };
@@ -83,7 +83,7 @@ pub enum SubmitError {
         id: CheckpointId,
         /// Why.
         #[source]
-        source: crate::StoreError,
+        source: Box<StoreError>,
     },
 }
 
@@ -123,7 +123,10 @@ impl CheckpointWriter {
         }
         validate(&snapshot.tensors).map_err(|source| SubmitError::Tensors { id, source })?;
         let (store, options) = (self.store.clone(), self.options);
-        let receiver = self.store.spawn(write_and_retain(store, snapshot, options)).map_err(|source| SubmitError::Store { id, source })?;
+        let receiver = self
+            .store
+            .spawn(write_and_retain(store, snapshot, options))
+            .map_err(|source| SubmitError::Store { id, source: Box::new(source) })?;
         self.under_way = Some((id, receiver));
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, num::NonZeroU32, thread};
 
-use lcl_checkpoint::{CheckpointWriter, Retention, WriteError, WriterOptions, restore_latest};
+use lcl_checkpoint::{CheckpointWriter, Retention, WriteError, WriterOptions, restore};
 
 use crate::support::{folder, id, latest, open, snapshot, state, write};
 
@@ -43,27 +43,38 @@ fn a_stale_writer_can_overwrite_nothing() {
 }
 
 #[test]
-fn of_two_commits_of_one_checkpoint_only_one_succeeds_and_it_is_whole() {
+fn two_writers_of_one_step_and_generation_never_make_a_mixture() {
     let target = folder();
+    let mut committed = 0;
     for round in 0..20 {
         let results: Vec<_> = thread::scope(|scope| {
             let writers: Vec<_> = (0..2)
                 .map(|writer| {
                     let store = open(target.folder.path(), false);
-                    scope.spawn(move || write(&store, snapshot(round, 1, state(round, 3, 64))).map(|_| writer))
+                    scope.spawn(move || write(&store, snapshot(round, 1, state(round * 10 + writer, 3, 64))).map(|_| writer))
                 })
                 .collect();
             writers.into_iter().map(|writer| writer.join().unwrap()).collect()
         });
-        let succeeded = results.iter().filter(|result| result.is_ok()).count();
-        // Two writers of the same step and generation are excluded by the claim of epochs; if it happens all the same, what is visible
-        // is whole.
-        if succeeded > 0
-            && let Some(restored) = restore_latest(&target.store, None).unwrap()
-        {
-            assert_eq!(restored.tensors, state(restored.id.step, 3, 64));
-        }
+        let winners: Vec<u64> = results.into_iter().filter_map(Result::ok).collect();
+        assert!(winners.len() <= 1);
+        let visible = restore(&target.store, id(round, 1), None).map(|restored| restored.tensors).ok();
+        assert_eq!(visible, winners.first().map(|winner| state(round * 10 + winner, 3, 64)));
+        committed += winners.len();
     }
+    println!("{committed} of 20 committed");
+}
+
+#[test]
+fn what_a_cut_off_write_of_the_same_step_and_generation_left_is_used_when_equal_and_never_overwritten() {
+    let target = folder();
+    write(&target.store, snapshot(1, 1, state(1, 3, 64))).unwrap();
+    let manifest = target.path(id(1, 1), "manifest.json");
+    std::fs::remove_file(&manifest).unwrap();
+    let error = write(&target.store, snapshot(1, 1, state(2, 3, 64))).unwrap_err();
+    assert!(matches!(error, WriteError::Contested { .. }), "{error}");
+    write(&target.store, snapshot(1, 1, state(1, 3, 64))).unwrap();
+    assert_eq!(latest(&target.store).tensors, state(1, 3, 64));
 }
 
 #[test]
@@ -90,12 +101,17 @@ fn restore_finds_a_whole_checkpoint_at_every_moment_of_two_writers_with_retentio
         while writers.iter().any(|writer| !writer.is_finished()) {
             let restored = latest(&target.store);
             assert_eq!(restored.tensors, state(restored.id.step, 3, 64));
-            assert_eq!(restored.rejected.iter().filter(|rejected| rejected.complete).count(), 0, "{:?}", restored.rejected);
+            // A stale writer may commit just while its folder is swept: visible for a moment, found to be damaged, and then gone.
+            let damaged = |epoch| restored.rejected.iter().any(|rejected| rejected.complete && rejected.id.generation.epoch == epoch);
+            assert!(!damaged(2), "{:?}", restored.rejected);
             assert!(restored.id.step >= seen, "{} after {seen}", restored.id.step);
             seen = restored.id.step;
         }
     });
     assert_eq!(latest(&target.store).id, id(40, 2));
+    for entry in target.store.list().unwrap() {
+        assert!(!entry.complete || target.store.verify(entry.id).is_ok(), "{entry:?}");
+    }
 }
 
 #[test]

@@ -169,7 +169,11 @@ fn shards_of_random_bytes_never_panic() {
         let manifest = target.path(id(1, 1), "manifest.json");
         let mut envelope: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
         // A shard of arbitrary bytes with the right checksum gets as far as the parser.
-        let noise = if case % 2 == 0 { elements(&case.to_string(), case) } else { [&(case as u64).to_le_bytes()[..], &elements(&case.to_string(), case)].concat().into() };
+        let noise = if case % 2 == 0 {
+            elements(&case.to_string(), case)
+        } else {
+            [&(case as u64).to_le_bytes()[..], &elements(&case.to_string(), case)].concat().into()
+        };
         envelope["manifest"]["shards"][0]["bytes"] = noise.len().into();
         envelope["manifest"]["shards"][0]["blake3"] = blake3::hash(&noise).to_hex().to_string().into();
         fs::write(target.path(id(1, 1), "shard-00000-of-00003.safetensors"), &noise).unwrap();

@@ -27,12 +27,9 @@ fn any_state() -> impl Strategy<Value = Vec<TensorData>> {
     })
 }
 
-fn check(store: &CheckpointStore, saved: Snapshot, shards: usize, threads: usize) {
-    let options = WriterOptions {
-        shards: NonZeroUsize::new(shards),
-        threads: NonZeroUsize::new(threads).unwrap(),
-        ..WriterOptions::default()
-    };
+fn check(store: &CheckpointStore, saved: &Snapshot, shards: usize, threads: usize) {
+    let options =
+        WriterOptions { shards: NonZeroUsize::new(shards), threads: NonZeroUsize::new(threads).unwrap(), ..WriterOptions::default() };
     let mut writer = CheckpointWriter::new(store.clone(), options);
     writer.submit(saved.clone()).unwrap();
     let committed = writer.wait().unwrap().unwrap();
@@ -52,12 +49,12 @@ proptest! {
     #[test]
     fn any_state_comes_back_from_files(tensors in any_state(), shards in 1_usize..6, threads in 1_usize..4) {
         let folder = tempfile::tempdir().unwrap();
-        check(&open(folder.path(), false), snapshot(7, 1, tensors), shards, threads);
+        check(&open(folder.path(), false), &snapshot(7, 1, tensors), shards, threads);
     }
 
     #[test]
     fn any_state_comes_back_from_an_object_store_written_in_parts(tensors in any_state(), shards in 1_usize..6, threads in 1_usize..4) {
-        check(&in_memory(), snapshot(7, 1, tensors), shards, threads);
+        check(&in_memory(), &snapshot(7, 1, tensors), shards, threads);
     }
 }
 
