@@ -18,8 +18,8 @@ typedef void *lcl_tensor;
 // The message of the last failure on this thread; valid until the next failure on it.
 const char *lcl_last_error(void);
 
-// Fused linear + cross-entropy: sum over rows of logsumexp(hidden·weightᵀ) − (hidden·weightᵀ)[label]. float32 (float64 for float64 input).
-int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, lcl_tensor *loss);
+// Fused linear + cross-entropy: scale · Σ over rows of logsumexp(hidden·weightᵀ) − (hidden·weightᵀ)[label]. float32 (float64 for float64 input).
+int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, double scale, lcl_tensor *loss);
 
 // Optimizer. `parameters` have defined gradients where they take part; the others are left alone.
 typedef struct {

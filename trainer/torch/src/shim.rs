@@ -14,7 +14,7 @@ pub mod runtime;
 
 pub use autocast::AutocastGuard;
 pub use checkpoint::checkpoint;
-pub use cross_entropy::linear_cross_entropy;
+pub use cross_entropy::{linear_cross_entropy, linear_cross_entropy_scaled};
 
 use std::ffi::{CStr, c_int};
 

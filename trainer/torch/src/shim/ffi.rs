@@ -49,7 +49,13 @@ pub(super) type Drop = unsafe extern "C" fn(*mut c_void);
 unsafe extern "C" {
     pub(super) fn lcl_last_error() -> *const c_char;
     pub(super) fn lcl_set_error(message: *const c_char);
-    pub(super) fn lcl_linear_cross_entropy(hidden: RawTensor, weight: RawTensor, labels: RawTensor, loss: *mut RawTensor) -> c_int;
+    pub(super) fn lcl_linear_cross_entropy(
+        hidden: RawTensor,
+        weight: RawTensor,
+        labels: RawTensor,
+        scale: f64,
+        loss: *mut RawTensor,
+    ) -> c_int;
     pub(super) fn lcl_adamw_step(arguments: *const AdamWArguments) -> c_int;
     pub(super) fn lcl_gradient_norm(parameters: *mut RawTensor, count: usize, norm: *mut f64) -> c_int;
     pub(super) fn lcl_scale_gradients(parameters: *mut RawTensor, count: usize, factor: f64) -> c_int;

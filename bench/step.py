@@ -1,0 +1,294 @@
+"""The training step in plain PyTorch: what `trainer/torch`'s step is measured against.
+
+The same model, losses and optimizer, written the way a careful PyTorch user would for speed: fused QKV with
+`scaled_dot_product_attention`, logits only where there is a label, `AdamW(fused=True)`, gradients set to none, bfloat16 by autocast with
+its weight cache. `bench/step_compare.py` runs it with an allocator that retains memory.
+
+    step.py --golden tests/golden              check its losses and gradients against the recorded references
+    step.py --precision bfloat16 --steps 8     measure; the last line is JSON
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import resource
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EPSILON = 1e-5
+GENERATION_WEIGHT, CONTRASTIVE_WEIGHT = 1.0, 0.1
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width).normal_(std=width**-0.5))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x, causal):
+        rows, length, width = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(rows, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out_proj(y.transpose(1, 2).reshape(rows, length, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, EPSILON)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width, EPSILON)
+        self.mlp = Mlp(width)
+
+    def forward(self, x, causal):
+        x = x + self.attn(self.ln_1(x), causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width, layers, heads):
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+
+    def forward(self, x, causal):
+        for block in self.resblocks:
+            x = block(x, causal)
+        return x
+
+
+class Visual(nn.Module):
+    def __init__(self, image, patch, width, layers, heads):
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn((image // patch) ** 2 + 1, width) * width**-0.5)
+        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.ln_pre = nn.LayerNorm(width, EPSILON)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_post = nn.LayerNorm(width, EPSILON)
+
+    def forward(self, images):
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], 1) + self.positional_embedding.to(x.dtype)
+        return self.ln_post(self.transformer(self.ln_pre(x), False))[:, 1:]
+
+
+class Text(nn.Module):
+    def __init__(self, width, layers, heads, context, vocabulary, embed):
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(context, width) * 0.01)
+        self.text_projection = nn.Parameter(torch.randn(width, embed) * width**-0.5)
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_final = nn.LayerNorm(width, EPSILON)
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, width, embed):
+        super().__init__()
+        self.q_bias, self.k_bias, self.v_bias = (nn.Parameter(torch.zeros(embed)) for _ in range(3))
+        self.q, self.k, self.v = (nn.Linear(width, embed, bias=False) for _ in range(3))
+        self.proj = nn.Linear(embed, embed, bias=False)
+
+
+class Pooler(nn.Module):
+    def __init__(self, width, embed):
+        super().__init__()
+        self.norm1_q, self.norm1_k, self.norm1_v = (nn.LayerNorm(width, EPSILON) for _ in range(3))
+        self.cross_attn = CrossAttention(width, embed)
+
+
+class PoolProject(nn.Module):
+    def __init__(self, width, embed, heads):
+        super().__init__()
+        self.heads = heads
+        self.query_token = nn.Parameter(torch.randn(1, 1, width))
+        self.pooler = Pooler(width, embed)
+
+    def forward(self, x):
+        """Pooled vector [n, embed] and one token per patch [n, patches, embed]."""
+        pooler, attention = self.pooler, self.pooler.cross_attn
+        values = F.linear(pooler.norm1_v(x), attention.v.weight, attention.v_bias)
+        keys = F.linear(pooler.norm1_k(x), attention.k.weight, attention.k_bias)
+        query = F.linear(pooler.norm1_q(self.query_token), attention.q.weight, attention.q_bias).expand(x.shape[0], -1, -1)
+        heads = lambda t: t.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        pooled = F.scaled_dot_product_attention(heads(query), heads(keys), heads(values)).transpose(1, 2).flatten(2)
+        return attention.proj(pooled).squeeze(1), attention.proj(values)
+
+
+class Lcl(nn.Module):
+    def __init__(self, vision, text, embed, pool_heads, special):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.visual = Visual(**vision)
+        self.text = Text(**text, embed=embed)
+        self.pool_project = PoolProject(vision["width"], embed, pool_heads)
+        self.lm_head = nn.Sequential(nn.LayerNorm(text["width"], EPSILON), nn.Linear(text["width"], text["vocabulary"], bias=False))
+        self.special = special
+
+    def forward(self, images, tokens):
+        """Generation and contrastive loss, the latter without its weight."""
+        special, text = self.special, self.text
+        pooled, image_tokens = self.pool_project(self.visual(images))
+        x = text.token_embedding(tokens)
+        x = x.masked_scatter((tokens == special["image"])[..., None], image_tokens.to(x.dtype))
+        h = text.transformer(x + text.positional_embedding[: tokens.shape[1]], True)
+
+        target = tokens[:, 1:]
+        chosen = (target != special["image"]) & (target != special["end"]) & (target != 0)
+        logits = self.lm_head(h[:, :-1][chosen])
+        generation = F.cross_entropy(logits, target[chosen])
+
+        starts = (tokens == special["start"]).nonzero()
+        with_context = starts[:, 1] > 0
+        rows, columns = starts[with_context].unbind(1)
+        u = F.normalize((text.ln_final(h[rows, columns]) @ text.text_projection).float(), dim=-1)
+        v = F.normalize(pooled[with_context].float(), dim=-1)
+        with torch.autocast(images.device.type, enabled=False):
+            similarity = self.logit_scale.exp() * v @ u.T
+            identity = torch.arange(len(similarity), device=similarity.device)
+            contrastive = (F.cross_entropy(similarity, identity) + F.cross_entropy(similarity.T, identity)) / 2
+        return generation, contrastive
+
+
+def decays(name, parameter):
+    return parameter.dim() >= 2
+
+
+def golden(folder):
+    from safetensors.torch import load_file
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    config = manifest["config"]
+    vision, text, pool, ids = (config[k] for k in ("vision_cfg", "text_cfg", "pool_project_cfg", "special_token_ids"))
+    model = Lcl(
+        dict(image=vision["image_size"], patch=vision["patch_size"], width=vision["width"], layers=vision["layers"],
+             heads=vision["width"] // vision["head_width"]),
+        dict(width=text["width"], layers=text["layers"], heads=text["heads"], context=text["context_length"], vocabulary=text["vocab_size"]),
+        config["embed_dim"], pool["attn_num_heads"],
+        dict(image=ids["<img_placehold>"], start=ids["<start_of_img>"], end=ids["<end_of_img>"]),
+    )
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    noise = {"pool_project.pooler.norm1_k.bias", "pool_project.pooler.cross_attn.k_bias"}
+    for scenario in ("paired", "interleaved"):
+        io, expected = load_file(folder / scenario / "io.safetensors"), load_file(folder / scenario / "grads_c0.1.safetensors")
+        model.zero_grad()
+        generation, contrastive = model(io["image"], io["text"])
+        (GENERATION_WEIGHT * generation + CONTRASTIVE_WEIGHT * contrastive).backward()
+        losses = manifest["scenarios"][scenario]["losses"]["0.1"]
+        for name, value in (("generation", generation), ("contrastive_unweighted", contrastive)):
+            error = abs(value.item() / losses[name] - 1)
+            assert error < 1e-6, f"{scenario}: {name} differs by {error:.1e}"
+        difference = sum(((p.grad - expected[n]).double() ** 2).sum() for n, p in model.named_parameters() if n not in noise)
+        size = sum((expected[n].double() ** 2).sum() for n in expected if n not in noise)
+        error = (difference / size).sqrt().item()
+        worst = max(p.grad.abs().max().item() for n, p in model.named_parameters() if n in noise)
+        assert error < 5e-6 and worst < 1e-8, f"{scenario}: gradients differ by {error:.1e}, noise gradients up to {worst:.1e}"
+        print(f"{scenario}: losses agree, gradients differ by {error:.1e} (L2, relative)")
+
+
+def batch(rows, text_tokens, patches):
+    """Half the rows image first, half text first, as `bench_step.rs` makes them; the ids are a fixed formula."""
+    rows_of_ids = []
+    for row in range(rows):
+        text = [1 + (row * 7919 + k * 104729) % 49405 for k in range(text_tokens)]
+        image = [49409] + [49408] * patches + [49410]
+        rows_of_ids.append(image + text + [49407] if row % 2 == 0 else [49406] + text + image)
+    return torch.tensor(rows_of_ids)
+
+
+def measure(arguments):
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    shapes = {
+        "61m": (dict(image=224, patch=32, width=384, layers=6, heads=6),
+                dict(width=384, layers=6, heads=6, context=130, vocabulary=49411), 384, 6, 16, 77),
+        "tiny": (dict(image=64, patch=16, width=128, layers=4, heads=4),
+                 dict(width=128, layers=4, heads=4, context=64, vocabulary=49411), 128, 4, 64, 24),
+    }
+    vision, text, embed, pool_heads, rows, text_tokens = shapes[arguments.model]
+    rows = arguments.rows or rows
+    model = Lcl(vision, text, embed, pool_heads, dict(image=49408, start=49409, end=49410)).to(device)
+    if arguments.save_weights:
+        from safetensors.torch import save_file
+
+        save_file(model.state_dict(), arguments.save_weights)
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if decays(n, p) == wanted], "weight_decay": decay}
+        for wanted, decay in ((True, 0.1), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    tokens = batch(rows, text_tokens, (vision["image"] // vision["patch"]) ** 2).to(device)
+    pixels = torch.arange(rows * 3 * vision["image"] ** 2, dtype=torch.float64)
+    images = torch.sin(pixels * 0.37).float().view(rows, 3, vision["image"], vision["image"]).to(device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bfloat16")
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with autocast:
+            generation, contrastive = model(images, tokens)
+        total = GENERATION_WEIGHT * generation + CONTRASTIVE_WEIGHT * contrastive
+        total.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        return total.item()
+
+    times, losses, faults = [], [], 0
+    if arguments.profile:
+        step(), step()
+        with torch.profiler.profile() as profiler:
+            step(), step()
+        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
+        return
+    for index in range(arguments.warmup + arguments.steps):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        start = time.perf_counter()
+        losses.append(step())
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if index >= arguments.warmup:
+            times.append(time.perf_counter() - start)
+            faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({
+        "side": "pytorch", "parameters": sum(p.numel() for p in model.parameters()), "rows": rows, "seconds": times,
+        "losses": losses, "peak_bytes": peak, "page_faults_per_step": faults // len(times),
+    }))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--golden", type=pathlib.Path)
+    parser.add_argument("--model", default="61m", choices=["61m", "tiny"])
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--save-weights")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    golden(arguments.golden) if arguments.golden else measure(arguments)
+
+
+main()
