@@ -1,25 +1,45 @@
 //! The `CustomResourceDefinition`, from the Rust types.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::CustomResourceExt;
 
-use crate::LCLTrainingJob;
+use crate::{LCLTrainingJob, names::MAX_NAME_LENGTH, patterns::JOB_NAME};
 
 /// The definition that is installed in a cluster and that the offline validation reads.
 ///
-/// It differs from [`LCLTrainingJob::crd`] in one point: no field is nullable. `Option` in Rust says that a field may be left out;
-/// an explicit `null` would be a third state that rules with `has()` would have to know.
+/// It differs from [`LCLTrainingJob::crd`] in two points:
+/// - No field is nullable. `Option` in Rust says that a field may be left out; an explicit `null` would be a third state that rules with
+///   `has()` would have to know.
+/// - The job's name is bounded, so that the names derived from it are valid. Name and generateName are the only parts of the metadata that
+///   a definition may restrict, and it may do so only by schema: a rule's `fieldPath` must not point there.
 #[must_use]
 pub fn custom_resource_definition() -> CustomResourceDefinition {
     let mut definition = LCLTrainingJob::crd();
     for version in &mut definition.spec.versions {
         if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
             forbid_null(schema);
+            schema.properties.get_or_insert_default().insert("metadata".to_owned(), metadata_schema());
         }
     }
     definition
+}
+
+fn metadata_schema() -> JSONSchemaProps {
+    let name = JSONSchemaProps {
+        type_: Some("string".to_owned()),
+        max_length: Some(MAX_NAME_LENGTH),
+        pattern: Some(JOB_NAME.to_owned()),
+        ..JSONSchemaProps::default()
+    };
+    JSONSchemaProps {
+        type_: Some("object".to_owned()),
+        properties: Some(BTreeMap::from([("name".to_owned(), name)])),
+        ..JSONSchemaProps::default()
+    }
 }
 
 fn forbid_null(schema: &mut JSONSchemaProps) {

@@ -10,7 +10,6 @@ pub(crate) mod workers;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::names::MAX_NAME_LENGTH;
 use checkpoint::CheckpointSpec;
 use data::DataSpec;
 use model::ModelSpec;
@@ -47,14 +46,6 @@ use workers::{ElasticSpec, WorkersSpec};
         description = "Age of the last complete checkpoint"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new(format!("size(self.metadata.name) <= {MAX_NAME_LENGTH}"))
-        .message(Message::Message(format!(
-            "must have at most {MAX_NAME_LENGTH} characters, so that the names of the job's pods fit the 63 of a DNS label"
-        )))
-        .field_path(".metadata.name"),
-    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("must begin with a lower-case letter, hold only lower-case letters, digits and '-', and not end in '-'")
-        .field_path(".metadata.name"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

@@ -7,6 +7,7 @@
 //! This crate must not know a client, an async runtime, or the trainer.
 
 mod definition;
+#[allow(unreachable_pub, reason = "KubeSchema's expansion repeats each public struct inside a function")]
 mod job;
 mod names;
 mod patterns;

@@ -17,9 +17,9 @@ pub const COORDINATOR_SUFFIX: &str = "-coordinator";
 /// Most workers of a job: far above the 64 nodes of the paper's run, and small enough for a four-digit pod index.
 pub const MAX_WORKERS: i32 = 4096;
 /// Longest name of a job. Pod names are DNS labels of at most 63 characters.
-pub const MAX_NAME_LENGTH: usize = 63 - longest_suffix();
+pub const MAX_NAME_LENGTH: i64 = 63 - longest_suffix();
 
-const fn longest_suffix() -> usize {
+const fn longest_suffix() -> i64 {
     let mut digits = 0;
     let mut highest_index = MAX_WORKERS - 1;
     while highest_index > 0 {
@@ -27,7 +27,7 @@ const fn longest_suffix() -> usize {
         highest_index /= 10;
     }
     let worker = WORKER_INFIX.len() + digits;
-    if worker > COORDINATOR_SUFFIX.len() { worker } else { COORDINATOR_SUFFIX.len() }
+    (if worker > COORDINATOR_SUFFIX.len() { worker } else { COORDINATOR_SUFFIX.len() }) as i64
 }
 
 #[cfg(test)]
@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn the_longest_derived_name_fits_a_dns_label_exactly() {
-        let job = "j".repeat(MAX_NAME_LENGTH);
+        let job = "j".repeat(MAX_NAME_LENGTH as usize);
         let longest = [format!("{job}{COORDINATOR_SUFFIX}"), format!("{job}{WORKER_INFIX}{}", MAX_WORKERS - 1)]
             .into_iter()
             .map(|name| name.len())

@@ -6,12 +6,16 @@ pub(crate) const ABSOLUTE_PATH: &str = r"^(/(\.?|\.?[^/.][^/]*|\.\.[^/]+))+$";
 /// A place for checkpoints: an absolute local path, or a bucket with an optional prefix.
 pub(crate) const CHECKPOINT_URI: &str = r"^(file:///|(s3|gs|az)://[^/?#]+)[^?#]*$";
 
+/// A job's name. Stricter than a pod's: it begins a Service's name, which must begin with a letter, and pods' host names, which hold no dot.
+pub(crate) const JOB_NAME: &str = "^[a-z]([-a-z0-9]*[a-z0-9])?$";
+
 /// What a value has to be to match one of this crate's patterns; `None` for a pattern of another origin.
 #[must_use]
 pub fn explain_pattern(pattern: &str) -> Option<&'static str> {
     match pattern {
         ABSOLUTE_PATH => Some("must be an absolute path without a `..` component"),
         CHECKPOINT_URI => Some("must be a URI such as file:///runs/a, s3://bucket/a, gs://bucket/a or az://container/a"),
+        JOB_NAME => Some("must begin with a letter, hold only lower-case letters, digits and '-', and not end in '-'"),
         _ => None,
     }
 }

@@ -27,8 +27,11 @@ use serde::{Deserialize, Serialize};
     .field_path(".layerScale"),
 )]
 pub struct ModelSpec {
-    /// A named model size. Either this or `shape` must be given.
+    /// A named model size; either this or `shape` must be given. `vit-b-16-laion` (249.92 M parameters), `vit-b-32-laion` (177.66 M) and
+    /// `vit-l-14-laion` (the paper's main model) for images of 224 pixels with captions, `vit-b-32-mmc4` (178.64 M) for documents of up to
+    /// 2,048 tokens, `tiny` (14.4 M, images of 64 pixels) for tests and demonstrations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "PresetName")]
     pub preset: Option<PresetName>,
     /// Explicit sizes in place of a preset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,7 +53,8 @@ pub struct ModelSpec {
     /// Recompute each block's activations in the backward pass instead of keeping them: less memory, more time, the same result.
     #[serde(default)]
     pub activation_checkpointing: bool,
-    /// Arithmetic of matrix products. Norms, similarities and losses are float32 in every case.
+    /// Arithmetic of matrix products: `float32`, or `bfloat16` with parameters and moments in float32. Norms, similarities and losses are
+    /// float32 in every case.
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub precision: PrecisionSpec,

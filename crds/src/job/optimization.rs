@@ -56,7 +56,8 @@ pub struct OptimizationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1e-9, max = 1e9))]
     pub gradient_clip: Option<f64>,
-    /// How losses are averaged over the members.
+    /// How losses are averaged over the members: `global`, by the counts of the whole global batch, so that the result does not depend on
+    /// the number of members; or `perRank`, by each member's own counts and then the mean over members, as the released code does.
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub normalization: NormalizationSpec,

@@ -16,7 +16,8 @@ pub(super) fn check(schema: &Value, value: &Value, path: &str, errors: &mut Vec<
         return;
     }
     if !has_type(schema, value) {
-        errors.push(FieldError::new(path, Some(value), format!("must be {}", expected_type(schema))));
+        let limit = if value.is_u64() { " below 2^63" } else { "" };
+        errors.push(FieldError::new(path, Some(value), format!("must be {}{limit}", expected_type(schema))));
         return;
     }
     if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
@@ -39,16 +40,15 @@ fn is_set(schema: &Value, keyword: &str) -> bool {
 }
 
 fn has_type(schema: &Value, value: &Value) -> bool {
-    let is_integer = || value.is_i64() || value.is_u64();
     if is_set(schema, "x-kubernetes-int-or-string") {
-        return value.is_string() || is_integer();
+        return value.is_string() || value.is_i64();
     }
     match schema.get("type").and_then(Value::as_str) {
         Some("object") => value.is_object(),
         Some("array") => value.is_array(),
         Some("string") => value.is_string(),
         Some("boolean") => value.is_boolean(),
-        Some("integer") => is_integer(),
+        Some("integer") => value.is_i64(),
         Some("number") => value.is_number(),
         _ => true,
     }

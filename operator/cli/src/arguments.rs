@@ -1,0 +1,186 @@
+//! The command line.
+
+use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const EXAMPLES: &str = "\
+Examples:
+  lcl validate job.yaml                    check a manifest as a cluster would, without one
+  lcl run job.yaml --local                 train on this machine; the same command goes on after a stop
+  lcl data show train-000.tar --sample 3   look at what the model sees
+  lcl export --help                        options of a command that lcl-trainer executes";
+
+/// Trains LCL vision models from one manifest, on this machine or in a cluster.
+#[derive(Debug, Parser)]
+#[command(name = "lcl", version, after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check manifests against the schema and the rules of LCLTrainingJob, without a cluster
+    Validate(ValidateArguments),
+    /// Run a job's manifest on this machine
+    Run(RunArguments),
+    /// Index, tokenize and look at data (lcl-trainer data)
+    #[command(disable_help_flag = true)]
+    Data(PassedOn),
+    /// Write a checkpoint's weights as one file (lcl-trainer export)
+    #[command(disable_help_flag = true)]
+    Export(PassedOn),
+    /// Make a checkpoint from weights in one file (lcl-trainer import)
+    #[command(disable_help_flag = true)]
+    Import(PassedOn),
+    /// Measure a model (lcl-trainer evaluate)
+    #[command(disable_help_flag = true)]
+    Evaluate(PassedOn),
+    /// Draw a run's curves (lcl-trainer report)
+    #[command(disable_help_flag = true)]
+    Report(PassedOn),
+    /// Print a completion script, as in: lcl completion bash > /etc/bash_completion.d/lcl
+    Completion {
+        /// The shell it is for
+        shell: Shell,
+    },
+}
+
+const VALIDATE_HELP: &str = "\
+Each broken rule is printed on a line of its own with the place in the file, the field, its value and what it has to be. Objects of other
+kinds in the same file are passed over. Exit code 0: all jobs are valid; 1: at least one is not, or a file cannot be read.
+
+Examples:
+  lcl validate job.yaml
+  kustomize build overlays/eu | lcl validate -
+  lcl validate -o json jobs/*.yaml";
+
+#[derive(Debug, Args)]
+#[command(after_help = VALIDATE_HELP)]
+pub(crate) struct ValidateArguments {
+    /// Manifests, each with one or several YAML documents; `-` reads standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// How the result is printed
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+const RUN_HELP: &str = "\
+Where files lie: a path in the manifest below a volume mount of the container `worker` is looked up in the volume's local folder, which is
+that given by --volume, else a hostPath volume's own path. Other paths are used as they are.
+
+What happens to the run's folder (spec.checkpoint.uri): if it holds checkpoints of this job, the run goes on from the newest one; those of
+another job, or a changed model, batch, seed or data, are refused by name. --resume is refused when there is nothing to go on from.
+--fresh starts over, and is refused when the folder holds a run, unless --delete-existing says that this run may be deleted: its
+checkpoints, metrics and event files, and nothing else in the folder.
+
+The trainer is lcl-trainer: beside this program, else in PATH; LCL_TRAINER names another. Its exit code is passed on: 0 done, 65 will fail
+again (also: manifest refused), 75 may go well next time, 80 stopped by a signal after a checkpoint.
+
+Examples:
+  lcl run examples/emoji.yaml --local --volume data=./data --volume runs=./runs
+  lcl run job.yaml --local --steps 100 -o json
+  lcl run job.yaml --local --fresh --delete-existing";
+
+#[derive(Debug, Args)]
+#[command(after_help = RUN_HELP)]
+pub(crate) struct RunArguments {
+    /// The manifest; `-` reads standard input
+    pub(crate) file: PathBuf,
+    /// Run on this machine; needs no Kubernetes
+    #[arg(long)]
+    pub(crate) local: bool,
+    /// Which job, when the manifest holds several
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Fail when there is no checkpoint to go on from
+    #[arg(long, conflicts_with = "fresh")]
+    pub(crate) resume: bool,
+    /// Start over
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// With --fresh: delete the run that is in the folder
+    #[arg(long, requires = "fresh")]
+    pub(crate) delete_existing: bool,
+    /// Steps of the whole job, in place of spec.optimization.steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps: Option<u64>,
+    /// Local folder of a volume of the manifest; may be repeated
+    #[arg(long = "volume", value_name = "NAME=DIR", value_parser = parse_volume)]
+    pub(crate) volumes: Vec<(String, PathBuf)>,
+    /// Processor threads of the trainer; default: one per core
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Where the model lives
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+    /// How progress, or what is wrong with the manifest, is printed
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+/// Arguments that `lcl-trainer` understands.
+#[derive(Debug, Args)]
+pub(crate) struct PassedOn {
+    /// Passed on as they are; try --help
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    /// A GPU when there is one
+    Auto,
+    /// The CPU
+    Cpu,
+    /// A GPU; an error when there is none
+    Cuda,
+}
+
+impl From<Device> for lcl_trainer_config::Device {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda,
+        }
+    }
+}
+
+fn parse_volume(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => Ok((name.to_owned(), PathBuf::from(folder))),
+        _ => Err("must be NAME=DIR, such as data=./data".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_volume_is_a_name_and_a_folder() {
+        assert_eq!(parse_volume("data=/a=b"), Ok(("data".to_owned(), PathBuf::from("/a=b"))));
+        for wrong in ["data", "=x", "data=", ""] {
+            assert!(parse_volume(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `lcl run --local`: from a manifest to a trainer on this machine, by the operator's own validation and rendering.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    io::Write,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
+
+use anyhow::{Context, Error, anyhow, bail};
+use lcl_crds::KIND;
+use lcl_operator_core::{PathError, PathMapping, Surroundings, ValidatedJob, render_trainer_config};
+use lcl_trainer_config::TrainerConfig;
+use url::Url;
+
+use crate::{
+    arguments::{Output, RunArguments},
+    manifest::{self, Document},
+    report::{self, Finding},
+    run_folder::{CONFIG_FILE, check_owner},
+    trainer,
+};
+
+/// Runs the job; returns only when the trainer was not started.
+pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Error> {
+    let file = &arguments.file;
+    if !arguments.local {
+        let file = file.display();
+        bail!("only --local is for this command: to run the job in a cluster, `kubectl apply -f {file}` gives it to the operator");
+    }
+    let documents = manifest::read(file)?;
+    let (position, document) = choose(&documents, arguments)?;
+    let job = match lcl_operator_core::validate(&document.value) {
+        Ok(job) => job,
+        Err(errors) => {
+            report::print(&[Finding::of_job(file, (position, document), Some(&errors))], arguments.output)?;
+            return Ok(lcl_trainer_config::ExitCode::Permanent.into());
+        }
+    };
+    note_what_is_not_local(&job);
+    let config = render(&job, arguments)?;
+    let config_file = prepare(&config, arguments)?;
+    trainer::become_trainer(trainer_arguments(&config_file, arguments))
+}
+
+/// The one job of the manifest, or the one that was named, with its position among the jobs.
+fn choose<'a>(documents: &'a [Document], arguments: &RunArguments) -> Result<(usize, &'a Document), Error> {
+    let file = arguments.file.display();
+    let jobs = || documents.iter().filter(|document| document.is_job()).enumerate().map(|(index, job)| (index + 1, job));
+    let wanted = arguments.name.as_deref();
+    let mut found = jobs().filter(|(_, job)| wanted.is_none_or(|name| job.name() == Some(name)));
+    match (found.next(), found.next()) {
+        (Some(job), None) => Ok(job),
+        (None, _) => Err(match wanted {
+            Some(name) => anyhow!("{file} holds no {KIND} named {name}"),
+            None => anyhow!("{file} holds no {KIND}"),
+        }),
+        (Some(_), Some(_)) => {
+            let names: Vec<_> = jobs().filter_map(|(_, job)| job.name()).collect();
+            Err(anyhow!("{file} holds several jobs: choose one with --name ({})", names.join(", ")))
+        }
+    }
+}
+
+/// Local mode starts one member; whoever wrote the manifest for many should know.
+fn note_what_is_not_local(job: &ValidatedJob) {
+    let workers = &job.spec().workers;
+    let members = workers.replicas * workers.members_per_worker;
+    if members > 1 {
+        eprintln!("note: the job asks for {members} members; on this machine one member computes the whole global batch");
+    }
+}
+
+fn render(job: &ValidatedJob, arguments: &RunArguments) -> Result<TrainerConfig, Error> {
+    let folders = local_folders(&arguments.volumes)?;
+    let paths = PathMapping::on_this_machine(job, &folders)
+        .map_err(|errors| anyhow!("{}", errors.iter().map(PathError::to_string).collect::<Vec<_>>().join("\n       ")))?;
+    let threads = arguments.threads.map(NonZeroUsize::get);
+    let data_threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    let config = render_trainer_config(job, &Surroundings { paths, device: arguments.device.into(), threads, data_threads });
+    config.validate().context("the rendered configuration is refused; this is an error in lcl")?;
+    Ok(config)
+}
+
+/// The folders given with `--volume`, absolute.
+fn local_folders(volumes: &[(String, PathBuf)]) -> Result<BTreeMap<String, String>, Error> {
+    let mut folders = BTreeMap::new();
+    for (name, folder) in volumes {
+        let absolute = std::path::absolute(folder).with_context(|| format!("--volume {name}={}", folder.display()))?;
+        let absolute = absolute.into_os_string().into_string().map_err(|folder| anyhow!("--volume {name}: {folder:?} is not Unicode"))?;
+        if folders.insert(name.clone(), absolute).is_some() {
+            bail!("--volume {name} is given twice");
+        }
+    }
+    Ok(folders)
+}
+
+/// Writes the configuration where the trainer reads it: into the run's folder, or a temporary one when that is not on this machine.
+fn prepare(config: &TrainerConfig, arguments: &RunArguments) -> Result<PathBuf, Error> {
+    let json = serde_json::to_vec_pretty(config)?;
+    let local = Url::parse(&config.checkpoint.uri).ok().filter(|uri| uri.scheme() == "file").and_then(|uri| uri.to_file_path().ok());
+    let Some(folder) = local else {
+        let mut file = tempfile::Builder::new().prefix(&format!("lcl-{}-", config.job)).suffix(".json").tempfile()?;
+        file.write_all(&json)?;
+        return Ok(file.into_temp_path().keep()?);
+    };
+    if !arguments.delete_existing {
+        check_owner(&folder, &config.job)?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make the run's folder {}", folder.display()))?;
+    let path = folder.join(CONFIG_FILE);
+    write_whole(&folder, &path, &json).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Writes so that a reader sees the old or the new content and never a part.
+fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> Result<(), Error> {
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn trainer_arguments(config_file: &Path, arguments: &RunArguments) -> Vec<OsString> {
+    let mut list: Vec<OsString> = vec!["train".into(), "--config".into(), config_file.into()];
+    let flags =
+        [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
+    list.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
+    if let Some(steps) = arguments.steps {
+        list.extend(["--steps".into(), steps.to_string().into()]);
+    }
+    if arguments.output == Output::Json {
+        list.extend(["--output".into(), "json".into()]);
+    }
+    list
+}

@@ -1,0 +1,295 @@
+//! The cases: what is changed in the minimal job (`support::assign`), and what is expected.
+
+/// A valid shape in which later fields of `vision` replace earlier ones.
+macro_rules! shape {
+    ($vision:literal) => {
+        concat!(
+            "spec.model = {'shape': {'vision': {'imageSize': 16, 'patchSize': 8, 'width': 8, 'layers': 1, 'heads': 1, ",
+            $vision,
+            "}, 'text': {'width': 8, 'layers': 1, 'heads': 1, 'contextLength': 16}, 'embedDim': 8, 'poolHeads': 1}}"
+        )
+    };
+}
+
+macro_rules! text_shape {
+    ($text:literal) => {
+        concat!(
+            "spec.model = {'shape': {'vision': {'imageSize': 16, 'patchSize': 8, 'width': 8, 'layers': 1, 'heads': 1}, ",
+            "'text': {'width': 8, 'layers': 1, 'heads': 1, 'contextLength': 16, ",
+            $text,
+            "}, 'embedDim': 8, 'poolHeads': 1}}"
+        )
+    };
+}
+
+macro_rules! pool_shape {
+    ($pool:literal) => {
+        concat!(
+            "spec.model = {'shape': {'vision': {'imageSize': 16, 'patchSize': 8, 'width': 8, 'layers': 1, 'heads': 1}, ",
+            "'text': {'width': 8, 'layers': 1, 'heads': 1, 'contextLength': 16}, 'embedDim': 8, ",
+            $pool,
+            "}}"
+        )
+    };
+}
+
+/// The container `worker` with one environment variable.
+macro_rules! variable {
+    ($name:literal) => {
+        concat!("spec.workers.template.spec.containers = [{'name': 'worker', 'env': [{'name': '", $name, "', 'value': '1'}]}]")
+    };
+}
+
+/// One rule broken: the change, the field that is named, a part of the message.
+pub const BROKEN: &[(&str, &str, &str)] = &[
+    // The object.
+    ("apiVersion = 'lcl.dev/v2'", "apiVersion", "must be `lcl.dev/v1alpha1`"),
+    ("apiVersion = delete", "apiVersion", "must be given"),
+    ("kind = 'LclTrainingJob'", "kind", "must be `LCLTrainingJob`"),
+    ("specs = {}", "specs", "did you mean `spec`?"),
+    ("metadata.name = delete", "metadata.name", "must be given"),
+    ("metadata.name = 7", "metadata.name", "must be a string"),
+    ("metadata.name = 'Emoji'", "metadata.name", "must begin with a letter"),
+    ("metadata.name = '1st'", "metadata.name", "must begin with a letter"),
+    ("metadata.name = 'a.b'", "metadata.name", "must begin with a letter"),
+    ("metadata.name = 'a-'", "metadata.name", "not end in '-'"),
+    ("metadata.name = 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz'", "metadata.name", "at most 51 characters"),
+    ("spec.model = delete", "spec.model", "must be given"),
+    ("spec.data = delete", "spec.data", "must be given"),
+    ("spec.optimization = delete", "spec.optimization", "must be given"),
+    ("spec.checkpoint = delete", "spec.checkpoint", "must be given"),
+    // Model.
+    ("spec.model.preset = delete", "spec.model", "exactly one of preset and shape must be given"),
+    ("spec.model.preset = 'vit-b-64'", "spec.model.preset", "must be one of vit-b-16-laion, vit-b-32-laion"),
+    (WITH_PRESET_AND_SHAPE, "spec.model", "exactly one of preset and shape must be given"),
+    (shape!("'patchSize': 5"), "spec.model.shape.vision.patchSize", "must divide imageSize"),
+    (shape!("'heads': 3"), "spec.model.shape.vision.heads", "must divide width"),
+    (shape!("'imageSize': 0"), "spec.model.shape.vision.imageSize", "must be at least 1"),
+    (shape!("'heads': 1025, 'width': 1025"), "spec.model.shape.vision.heads", "must be at most 1024"),
+    (text_shape!("'heads': 3"), "spec.model.shape.text.heads", "must divide width"),
+    (text_shape!("'contextLength': 8"), "spec.model.shape.text.contextLength", "must exceed the tokens of one image"),
+    (pool_shape!("'poolHeads': 3"), "spec.model.shape.poolHeads", "must divide embedDim"),
+    ("spec.model.dropPath = 1.0", "spec.model.dropPath", "must be at most 0.99"),
+    ("spec.model.dropPath = -0.1", "spec.model.dropPath", "must be at least 0"),
+    ("spec.model.layerScale = -1e-5", "spec.model.layerScale", "must be at least 0"),
+    ("spec.model.precision = 'float16'", "spec.model.precision", "must be one of float32, bfloat16"),
+    ("spec.model.activationCheckpointing = 'yes'", "spec.model.activationCheckpointing", "must be true or false"),
+    ("spec.model.objective = {}", "spec.model.objective", "exactly one of lcl and clip must be given"),
+    ("spec.model.objective = {'lcl': {}, 'clip': {}}", "spec.model.objective", "exactly one of lcl and clip must be given"),
+    ("spec.model.objective.lcl.generationWeight = -1", "spec.model.objective.lcl.generationWeight", "must be at least 0"),
+    (
+        "spec.model.objective = {'lcl': {'generationWeight': 0, 'contrastiveWeight': 0}}",
+        "spec.model.objective.lcl",
+        "at least one of generationWeight and contrastiveWeight must be positive",
+    ),
+    // Data.
+    ("spec.data = {}", "spec.data", "exactly one data source must be given"),
+    ("spec.data.webdataset = {}", "spec.data.webdataset.shards", "must be given"),
+    ("spec.data.webdataset.shards = []", "spec.data.webdataset.shards", "at least 1 entries"),
+    ("spec.data.webdataset.shards = ['a.tar']", "spec.data.webdataset.shards[0]", "must be an absolute path"),
+    ("spec.data.webdataset.shards = ['/a.tar', '/../b.tar']", "spec.data.webdataset.shards[1]", "without a `..` component"),
+    ("spec.data.webdataset.shards = ['/a.tar', 7]", "spec.data.webdataset.shards[1]", "must be a string"),
+    ("spec.data.indexPath = 'index'", "spec.data.indexPath", "must be an absolute path"),
+    ("spec.data.imageFirstProbability = 1.1", "spec.data.imageFirstProbability", "must be at most 1"),
+    ("spec.data.augmentation.scale = [0.9]", "spec.data.augmentation.scale", "at least 2 entries"),
+    ("spec.data.augmentation.scale = [0.9, 0.8]", "spec.data.augmentation.scale", "must be two ascending numbers"),
+    ("spec.data.augmentation.scale = [0, 1]", "spec.data.augmentation.scale[0]", "must be at least 0.000001"),
+    ("spec.data.augmentation.ratio = [1.5, 1]", "spec.data.augmentation.ratio", "must be two ascending positive numbers"),
+    ("spec.data.threads = 0", "spec.data.threads", "must be at least 1"),
+    ("spec.data.prefetch = 0", "spec.data.prefetch", "must be at least 1"),
+    ("spec.data.prefetch = 1.5", "spec.data.prefetch", "must be a whole number"),
+    // Optimization.
+    ("spec.optimization.steps = delete", "spec.optimization.steps", "must be given"),
+    ("spec.optimization.steps = 0", "spec.optimization.steps", "must be at least 1"),
+    ("spec.optimization.steps = '100'", "spec.optimization.steps", "must be a whole number"),
+    ("spec.optimization.globalBatchSize = delete", "spec.optimization.globalBatchSize", "must be given"),
+    ("spec.optimization.microBatchSize = 0", "spec.optimization.microBatchSize", "must be at least 1"),
+    ("spec.optimization.microBatchSize = 9", "spec.optimization.microBatchSize", "must not exceed optimization.globalBatchSize"),
+    ("spec.optimization.learningRate = 0", "spec.optimization.learningRate", "must be at least"),
+    ("spec.optimization.learningRate = '1e-3'", "spec.optimization.learningRate", "must be a number"),
+    ("spec.optimization.weightDecay = -0.1", "spec.optimization.weightDecay", "must be at least 0"),
+    ("spec.optimization.betas = [0.9, 1]", "spec.optimization.betas[1]", "must be at most 0.999999999"),
+    ("spec.optimization.epsilon = 0", "spec.optimization.epsilon", "must be at least"),
+    ("spec.optimization.schedule = delete", "spec.optimization.schedule.cosine.warmupSteps", "the default is 2000"),
+    ("spec.optimization.schedule = {}", "spec.optimization.schedule", "exactly one of cosine and constant must be given"),
+    (
+        "spec.optimization.schedule = {'cosine': {'warmupSteps': 101}}",
+        "spec.optimization.schedule.cosine.warmupSteps",
+        "must not exceed optimization.steps",
+    ),
+    (
+        "spec.optimization.schedule = {'constant': {'warmupSteps': 101}}",
+        "spec.optimization.schedule.constant.warmupSteps",
+        "must not exceed optimization.steps",
+    ),
+    ("spec.optimization.schedule.constant.warmupSteps = -1", "spec.optimization.schedule.constant.warmupSteps", "at least 0"),
+    ("spec.optimization.gradientClip = 0", "spec.optimization.gradientClip", "must be at least"),
+    ("spec.optimization.normalization = 'local'", "spec.optimization.normalization", "must be one of global, perRank"),
+    ("spec.optimization.seed = -1", "spec.optimization.seed", "must be at least 0"),
+    ("spec.optimization.seed = 9223372036854775808", "spec.optimization.seed", "must be a whole number below 2^63"),
+    ("spec.optimization.maxConsecutiveSkippedSteps = 0", "spec.optimization.maxConsecutiveSkippedSteps", "must be at least 1"),
+    // Checkpoint.
+    ("spec.checkpoint.uri = delete", "spec.checkpoint.uri", "must be given"),
+    ("spec.checkpoint.uri = '/runs/a'", "spec.checkpoint.uri", "must be a URI such as file:///runs/a"),
+    ("spec.checkpoint.uri = 'file://runs/a'", "spec.checkpoint.uri", "must be a URI such as"),
+    ("spec.checkpoint.uri = 'ftp://host/a'", "spec.checkpoint.uri", "must be a URI such as"),
+    ("spec.checkpoint.uri = 's3:///a'", "spec.checkpoint.uri", "must be a URI such as"),
+    ("spec.checkpoint.everySteps = 0", "spec.checkpoint.everySteps", "must be at least 1"),
+    ("spec.checkpoint.keepLast = 0", "spec.checkpoint.keepLast", "must be at least 1"),
+    ("spec.checkpoint.keepEverySteps = 0", "spec.checkpoint.keepEverySteps", "must be at least 1"),
+    ("spec.checkpoint.everySteps = null", "spec.checkpoint.everySteps", "must not be empty"),
+    // Workers.
+    ("spec.workers.replicas = 0", "spec.workers.replicas", "must be at least 1"),
+    ("spec.workers.replicas = 4097; spec.optimization.globalBatchSize = 8192", "spec.workers.replicas", "must be at most 4096"),
+    ("spec.workers.membersPerWorker = 0", "spec.workers.membersPerWorker", "must be at least 1"),
+    ("spec.workers.replicas = 9", "spec.optimization.globalBatchSize", "number of members at the job's largest size"),
+    ("spec.workers.replicas = 3; spec.workers.membersPerWorker = 3", "spec.optimization.globalBatchSize", "number of members"),
+    (
+        "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 9}",
+        "spec.optimization.globalBatchSize",
+        "number of members at the job's largest size",
+    ),
+    ("spec.workers.replicas = 2; spec.elastic = {'minWorkers': 3, 'maxWorkers': 4}", "spec.elastic.minWorkers", "must not exceed"),
+    ("spec.workers.replicas = 3; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}", "spec.elastic.maxWorkers", "must not be below"),
+    ("spec.elastic = {'minWorkers': 1}", "spec.elastic.maxWorkers", "must be given"),
+    ("spec.elastic = {'minWorkers': 0, 'maxWorkers': 1}", "spec.elastic.minWorkers", "must be at least 1"),
+    (
+        "spec.optimization.normalization = 'perRank'; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}",
+        "spec.optimization.normalization",
+        "elastic.minWorkers and elastic.maxWorkers must be equal",
+    ),
+    (
+        "spec.optimization.normalization = 'perRank'; spec.workers.replicas = 3",
+        "spec.optimization.globalBatchSize",
+        "must be a multiple of workers times membersPerWorker",
+    ),
+    ("spec.workers.requests = {'cpu': 1.5}", "spec.workers.requests.cpu", "must be a whole number or a string"),
+    // The pod's template.
+    (
+        "spec.workers.requests = {'cpu': 1}; spec.workers.template.spec.containers = [{'name': 'worker', 'resources': {}}]",
+        "spec.workers.requests",
+        "must not be given when the template's container",
+    ),
+    ("spec.workers.template.spec = {}", "spec.workers.template.spec.containers", "must be given"),
+    (
+        "spec.workers.template.spec.containers = [{'name': 'trainer'}]",
+        "spec.workers.template.spec.containers",
+        "must hold a container named `worker`",
+    ),
+    (variable!("RANK"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
+    (variable!("WORLD_SIZE"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
+    (variable!("MASTER_ADDR"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
+    (variable!("PET_NNODES"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
+    (
+        "spec.workers.template.spec = {'containers': [{'name': 'worker'}], 'initContainers': [{'name': 'a', 'env': [{'name': 'RANK'}]}]}",
+        "spec.workers.template.spec.initContainers[0].env[0].name",
+        "is set by the operator",
+    ),
+    (
+        "spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'worker'}]",
+        "spec.workers.template.spec.containers[1].name",
+        "must differ from spec.workers.template.spec.containers[0]",
+    ),
+    (
+        "spec.workers.template.spec = {'containers': [{'name': 'worker'}], 'tolerationz': []}",
+        "spec.workers.template.spec.tolerationz",
+        "did you mean `tolerations`?",
+    ),
+    (
+        "spec.workers.template = {'metadata': {'name': 'x'}, 'spec': {'containers': [{'name': 'worker'}]}}",
+        "spec.workers.template.metadata.name",
+        "no such field",
+    ),
+    (
+        "spec.workers.template.spec.containers = [{'name': 'worker', 'volumeMounts': [{'name': 'a'}]}]",
+        "spec.workers.template.spec.containers[0].volumeMounts[0].mountPath",
+        "must be given",
+    ),
+];
+
+/// A boundary kept.
+pub const KEPT: &[&str] = &[
+    "",
+    "metadata.labels = {'a.b/c': 'd'}",
+    "metadata.name = 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxy'",
+    "metadata.name = 'a'",
+    "status = {'anything': 1}",
+    "spec.model.preset = 'vit-l-14-laion'",
+    "spec.model.dropPath = 0.99; spec.model.layerScale = 0",
+    "spec.model.dropPath = 0",
+    "spec.model.precision = 'bfloat16'",
+    "spec.model.objective = {'clip': {}}",
+    "spec.model.objective = {'lcl': {}}",
+    "spec.model.objective = {'lcl': {'generationWeight': 0}}",
+    "spec.model.objective = {'lcl': {'contrastiveWeight': 0}}",
+    shape!("'heads': 2"),
+    // A 16-pixel image in patches of 8 is 4 tokens: 9 are enough, 8 are not.
+    text_shape!("'contextLength': 9"),
+    "spec.data.webdataset.shards = ['/a/..b/.c/...tar', '/train-{000..007}.tar', '//x/./y']",
+    "spec.data.imageFirstProbability = 0",
+    "spec.data.imageFirstProbability = 1",
+    "spec.data.augmentation.scale = [1, 1]; spec.data.augmentation.ratio = [1, 1]",
+    "spec.data.augmentation = {'scale': [0.5, 1]}",
+    "spec.optimization.steps = 1",
+    "spec.optimization.schedule = {'cosine': {'warmupSteps': 100}}",
+    "spec.optimization.schedule = delete; spec.optimization.steps = 2000",
+    "spec.optimization.microBatchSize = 8",
+    "spec.optimization.learningRate = 1",
+    "spec.optimization.weightDecay = 0; spec.optimization.betas = [0, 0]; spec.optimization.gradientClip = 1",
+    "spec.optimization.seed = 9223372036854775807",
+    "spec.optimization.normalization = 'perRank'; spec.workers.replicas = 4; spec.workers.membersPerWorker = 2",
+    "spec.optimization.normalization = 'perRank'; spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 2}",
+    "spec.checkpoint.uri = 's3://bucket'",
+    "spec.checkpoint.uri = 'gs://bucket/a b/c'",
+    "spec.checkpoint.uri = 'az://container/a'",
+    "spec.workers.replicas = 8",
+    "spec.workers.replicas = 4096; spec.optimization.globalBatchSize = 4096",
+    "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}",
+    "spec.workers.requests = {'cpu': 2, 'memory': '4Gi', 'nvidia.com/gpu': 1}",
+    "spec.workers.template.spec.containers = [{'name': 'worker', 'resources': {'limits': {'nvidia.com/gpu': 1}}}]",
+    "spec.workers.requests = {'cpu': 1}; spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'b', 'resources': {}}]",
+    "spec.workers.template = {'metadata': {'labels': {'a': 'b'}}}",
+    variable!("RANKS"),
+    variable!("MY_MASTER_"),
+];
+
+/// A field that must not change: before, after, and the field that is named.
+pub const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
+    ("", "spec.model.preset = 'vit-b-16-laion'", "spec.model.preset"),
+    (shape!("'heads': 1"), shape!("'heads': 2"), "spec.model.shape"),
+    ("", "spec.model.objective = {'clip': {}}", "spec.model.objective"),
+    ("", "spec.model.dropPath = 0.1", "spec.model.dropPath"),
+    ("spec.model.dropPath = 0.1", "spec.model.dropPath = 0.2", "spec.model.dropPath"),
+    ("spec.model.layerScale = 0.1", "", "spec.model.layerScale"),
+    ("", "spec.model.precision = 'bfloat16'", "spec.model.precision"),
+    ("", "spec.data.webdataset.shards = ['/data/b.tar']", "spec.data.webdataset"),
+    ("", "spec.data.imageFirstProbability = 0.4", "spec.data.imageFirstProbability"),
+    ("", "spec.data.augmentation.scale = [0.5, 1]", "spec.data.augmentation"),
+    ("", "spec.data.reducedScaleDecoding = true", "spec.data.reducedScaleDecoding"),
+    ("", "spec.optimization.globalBatchSize = 16", "spec.optimization.globalBatchSize"),
+    ("", "spec.optimization.betas = [0.9, 0.95]", "spec.optimization.betas"),
+    ("", "spec.optimization.epsilon = 1e-8", "spec.optimization.epsilon"),
+    ("", "spec.optimization.normalization = 'perRank'", "spec.optimization.normalization"),
+    ("", "spec.optimization.seed = 1", "spec.optimization.seed"),
+    ("", "spec.checkpoint.uri = 'file:///runs/b'", "spec.checkpoint.uri"),
+    ("", "spec.workers.membersPerWorker = 2", "spec.workers.membersPerWorker"),
+    ("", "spec.workers.requests = {'cpu': 1}", "spec.workers.requests"),
+    ("", "spec.workers.template.spec.containers = [{'name': 'worker'}]", "spec.workers.template"),
+];
+
+/// What may change: before and after.
+pub const KEPT_CHANGES: &[(&str, &str)] = &[
+    ("", ""),
+    // Defaults written out, and numbers written another way, are no change.
+    ("", "spec.optimization.betas = [0.9, 0.98]; spec.model.objective = {'lcl': {'generationWeight': 1}}; spec.workers.replicas = 1"),
+    ("", "spec.model.activationCheckpointing = true"),
+    ("", "spec.data.threads = 3; spec.data.prefetch = 9; spec.data.indexPath = '/index'"),
+    ("", "spec.optimization.steps = 200; spec.optimization.learningRate = 1e-4; spec.optimization.weightDecay = 0.1"),
+    ("", "spec.optimization.schedule = {'cosine': {'warmupSteps': 5}}; spec.optimization.gradientClip = 1"),
+    ("", "spec.optimization.microBatchSize = 2; spec.optimization.maxConsecutiveSkippedSteps = 3"),
+    ("", "spec.checkpoint.everySteps = 5; spec.checkpoint.keepLast = 1; spec.checkpoint.keepEverySteps = 50"),
+    ("", "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"),
+];
+
+const WITH_PRESET_AND_SHAPE: &str = "spec.model.shape = {'vision': {'imageSize': 16, 'patchSize': 8, 'width': 8, 'layers': 1, 'heads': 1}, \
+     'text': {'width': 8, 'layers': 1, 'heads': 1, 'contextLength': 16}, 'embedDim': 8, 'poolHeads': 1}";
