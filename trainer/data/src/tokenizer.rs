@@ -82,14 +82,10 @@ impl Tokenizer {
     #[must_use]
     pub fn describe(&self, tokens: &[i64]) -> Vec<String> {
         let padded_from = tokens.iter().rposition(|token| *token != 0).map_or(0, |last| last + 1);
-        tokens
-            .iter()
-            .enumerate()
-            .map(|(index, token)| if index >= padded_from { "<pad>".to_owned() } else { self.name(*token) })
-            .collect()
+        tokens.iter().enumerate().map(|(index, token)| if index >= padded_from { "<pad>".to_owned() } else { self.name(*token) }).collect()
     }
 
-    fn name(&self, token: i64) -> String {
+    fn name(self, token: i64) -> String {
         if let Some(name) = special_name(token) {
             return name.to_owned();
         }
@@ -98,7 +94,9 @@ impl Tokenizer {
         let ends_word = self.vocabulary.append_bytes(id, &mut bytes);
         let mut name = String::new();
         for chunk in bytes.utf8_chunks() {
-            name.extend(chunk.valid().chars().map(|char| if char.is_control() { char.escape_default().to_string() } else { char.to_string() }));
+            name.extend(
+                chunk.valid().chars().map(|char| if char.is_control() { char.escape_default().to_string() } else { char.to_string() }),
+            );
             name.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")));
         }
         if ends_word { name + "</w>" } else { name }

@@ -44,7 +44,13 @@ fn check(lines: &str) -> Result<usize> {
             }
         }
     }
-    ensure!(differing.is_empty(), "{} of {} differ: {differing:?}\n{}", differing.values().sum::<usize>(), recorded.len(), shown.join("\n"));
+    ensure!(
+        differing.is_empty(),
+        "{} of {} differ: {differing:?}\n{}",
+        differing.values().sum::<usize>(),
+        recorded.len(),
+        shown.join("\n")
+    );
     Ok(recorded.len())
 }
 
@@ -81,14 +87,56 @@ fn every_character_has_the_class_case_and_normal_form_of_the_reference() -> Resu
             for text in around(char) {
                 let ids = tokenizer.encode(&text);
                 digest.update((ids.len() as u32).to_le_bytes());
-                ids.iter().for_each(|id| digest.update(id.to_le_bytes()));
+                digest.update(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
             }
         }
-        let got: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if got != *expected {
+        if format!("{:x}", digest.finalize()) != *expected {
             differing.push(block);
         }
     }
     ensure!(differing.is_empty(), "{} of {} blocks differ: {differing:?}", differing.len(), expected.len());
+    Ok(())
+}
+
+/// One range of letters per script; a corpus string counts for a script when it has a letter of it.
+const SCRIPTS: [(&str, std::ops::RangeInclusive<char>); 16] = [
+    ("Greek", 'Α'..='ω'),
+    ("Cyrillic", 'А'..='я'),
+    ("Armenian", 'Ա'..='ֆ'),
+    ("Hebrew", 'א'..='ת'),
+    ("Arabic", 'ا'..='ي'),
+    ("Devanagari", 'अ'..='ह'),
+    ("Bengali", 'অ'..='হ'),
+    ("Tamil", 'அ'..='ஹ'),
+    ("Thai", 'ก'..='ฮ'),
+    ("Georgian", 'ა'..='ჰ'),
+    ("Ethiopic", 'ሀ'..='ፚ'),
+    ("Cherokee", 'Ꭰ'..='Ᏼ'),
+    ("Khmer", 'ក'..='អ'),
+    ("Hiragana", 'ぁ'..='ゖ'),
+    ("Han", '一'..='鿿'),
+    ("Hangul", '가'..='힣'),
+];
+
+#[test]
+fn the_corpus_covers_what_text_on_the_web_looks_like() -> Result<()> {
+    let recorded = recorded(&fixture("tokenizer_corpus.jsonl")?)?;
+    let count = |keep: &dyn Fn(&Recorded) -> bool| recorded.iter().filter(|case| keep(case)).count();
+    ensure!(count(&|case| !case.text.is_ascii()) >= 600, "too few strings beyond ASCII");
+    for (script, letters) in SCRIPTS {
+        let found = count(&|case| case.text.chars().any(|char| letters.contains(&char)));
+        ensure!(found >= 3, "{script} is in {found} strings");
+    }
+    for class in ["mojibake", "mojibake twice", "mojibake with spaces for A0", "mojibake with lost bytes", "nested entities", "over-length"]
+    {
+        let found = count(&|case| case.class == class);
+        ensure!(found >= 9, "{found} strings of class {class:?}");
+    }
+    for (what, part) in
+        [("ZWJ emoji", "👩\u{200D}"), ("terminal escapes", "\x1B["), ("a curly quote", "“"), ("a ligature", "ﬁ"), ("full width", "Ａ")]
+    {
+        ensure!(count(&|case| case.text.contains(part)) >= 1, "no {what}");
+    }
+    ensure!(count(&|case| case.ids.len() > 280) >= 5, "too few strings longer than a context");
     Ok(())
 }

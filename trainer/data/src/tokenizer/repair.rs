@@ -24,9 +24,8 @@ const LONGEST_SEGMENT: usize = 1_000_000;
 const IDEOGRAPHIC_SPACE: char = '\u{3000}';
 
 /// As in ftfy, digits of every script count.
-static TERMINAL_ESCAPE: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"\x1B\[[\d;]*[a-zA-Z]").unwrap_or_else(|error| unreachable!("the pattern is fixed: {error}"))
-});
+static TERMINAL_ESCAPE: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\x1B\[[\d;]*[a-zA-Z]").unwrap_or_else(|error| unreachable!("the pattern is fixed: {error}")));
 
 /// `ftfy.fix_text(text)`.
 pub(super) fn fix_text(text: &str) -> Cow<'_, str> {
@@ -80,7 +79,7 @@ fn then(text: &mut Cow<'_, str>, step: impl Fn(&str) -> Cow<'_, str>) {
 }
 
 /// Replaces characters one by one; `None` keeps a character.
-fn translate<'text>(text: &'text str, replacement: impl Fn(char) -> Option<&'static str>) -> Cow<'text, str> {
+fn translate(text: &str, replacement: impl Fn(char) -> Option<&'static str>) -> Cow<'_, str> {
     let mut out = String::new();
     let mut kept_from = 0;
     for (at, char) in text.char_indices() {

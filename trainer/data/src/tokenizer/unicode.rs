@@ -30,8 +30,9 @@ pub(super) enum Class {
 /// Classes of the code points below this are looked up directly: the Basic Multilingual Plane.
 const DIRECT: u32 = 0x1_0000;
 
-/// Characters with the property Cased in Python, but no longer in the standard library; they have no other lower case.
-const ONCE_CASED: [char; 2] = ['\u{295}', '\u{1171E}'];
+/// Characters whose case properties changed after Python's version, none with another lower case, and one beside each that
+/// still has its former properties: U+0295 had case, U+1171E was passed over like other marks.
+const CHANGED: [(char, char); 2] = [('\u{295}', '\u{250}'), ('\u{1171E}', '\u{301}')];
 
 static CLASSES: LazyLock<Box<[Class]>> = LazyLock::new(|| (0..DIRECT).map(search_class).collect());
 
@@ -69,7 +70,7 @@ fn search_class(point: u32) -> Class {
     }
 }
 
-/// `\s` of the `regex` module: the White_Space property.
+/// `\s` of the `regex` module: the `White_Space` property.
 fn is_pattern_space(point: u32) -> bool {
     matches!(point, 0x09..=0x0D | 0x20 | 0x85 | 0xA0 | 0x1680 | 0x2000..=0x200A | 0x2028 | 0x2029 | 0x202F | 0x205F | 0x3000)
 }
@@ -105,18 +106,21 @@ pub(super) fn lower(text: &str) -> String {
 
 /// Lower case of characters that Python knew. Only at a sigma do the standard library's newer properties make a difference.
 fn lower_known(run: &str) -> String {
-    if !(run.contains('Σ') && run.contains(ONCE_CASED)) {
+    let stand_in = |char| CHANGED.iter().find(|(changed, _)| *changed == char).map(|(_, stand_in)| *stand_in);
+    if !(run.contains('Σ') && run.chars().any(|char| stand_in(char).is_some())) {
         return run.to_lowercase();
     }
-    // A plain letter beside each part stands for the once cased character there.
+    let replaced: String = run.chars().map(|char| stand_in(char).unwrap_or(char)).collect();
+    let lowered = replaced.to_lowercase();
+    let mut lowered = lowered.chars();
     let mut out = String::with_capacity(run.len());
-    let mut once_cased = run.matches(ONCE_CASED).peekable();
-    for (index, part) in run.split(ONCE_CASED).enumerate() {
-        let before = if index > 0 { "a" } else { "" };
-        let after = if once_cased.peek().is_some() { "a" } else { "" };
-        let lowered = format!("{before}{part}{after}").to_lowercase();
-        out.push_str(&lowered[before.len()..lowered.len() - after.len()]);
-        out.extend(once_cased.next());
+    for char in run.chars() {
+        let forms = lowered.by_ref().take(char.to_lowercase().count());
+        if stand_in(char).is_some() {
+            out.extend(forms.map(|_| char));
+        } else {
+            out.extend(forms);
+        }
     }
     out
 }

@@ -48,9 +48,7 @@ pub(super) fn is_bad(text: &str) -> bool {
         return false;
     }
     BADNESS.is_match(text)
-        || ACCENT_AND_PUNCTUATION
-            .find_iter(text)
-            .any(|found| text[found.end()..].chars().next().is_some_and(unicode::is_word))
+        || ACCENT_AND_PUNCTUATION.find_iter(text).any(|found| text[found.end()..].chars().next().is_some_and(unicode::is_word))
 }
 
 fn pattern() -> String {

@@ -14,7 +14,8 @@ use super::{
 };
 
 /// Characters that bytes C2..DF, the first of two, read as in some single-byte encoding.
-const FIRST_OF_2: &str = "ÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖ×ØÙÚÛÜÝÞßĀĂĆČĎĐĒĖĘĚĞĢĪİĶĹĻŁŃŅŇŌŐŘŚŞŠŢŪŮŰŲŹŻŽΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩΪΫάέήίВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ";
+const FIRST_OF_2: &str =
+    "ÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖ×ØÙÚÛÜÝÞßĀĂĆČĎĐĒĖĘĚĞĢĪİĶĹĻŁŃŅŇŌŐŘŚŞŠŢŪŮŰŲŹŻŽΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩΪΫάέήίВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ";
 /// The same for bytes E0..EF, the first of three.
 const FIRST_OF_3: &str = "àáâãäåæçèéêëìíîïāăąćčďēėęěģīįķĺļŕźΰαβγδεζηθικλμνξοабвгдежзийклмноп";
 /// The same for bytes F0 and F3, the first of four; the others start code points that are not assigned.
@@ -87,12 +88,14 @@ fn fix_one_step(text: &str) -> Option<String> {
             return (fixed != text).then_some(fixed);
         }
     }
-    decode_inconsistent_utf8(text)
-        .or_else(|| if is_latin_1 { latin_1_as_windows_1252(text) } else { None })
-        .or_else(|| match fix_c1_controls(text) {
-            Cow::Owned(fixed) if fixed != text => Some(fixed),
-            _ => None,
-        })
+    if let Some(fixed) = decode_inconsistent_utf8(text) {
+        return Some(fixed);
+    }
+    let as_windows_1252 = if is_latin_1 { latin_1_as_windows_1252(text) } else { None };
+    as_windows_1252.or_else(|| match fix_c1_controls(text) {
+        Cow::Owned(fixed) if fixed != text => Some(fixed),
+        _ => None,
+    })
 }
 
 /// The bytes as UTF-8, damaged sequences repaired first.
@@ -124,9 +127,8 @@ fn restore_no_break_spaces(bytes: &[u8]) -> Vec<u8> {
             }
         }
     }
-    let restore = |found: &regex::bytes::Captures<'_>| -> Vec<u8> {
-        found[0].iter().map(|byte| if *byte == b' ' { 0xA0 } else { *byte }).collect()
-    };
+    let restore =
+        |found: &regex::bytes::Captures<'_>| -> Vec<u8> { found[0].iter().map(|byte| if *byte == b' ' { 0xA0 } else { *byte }).collect() };
     ALTERED.replace_all(&spaced, restore).into_owned()
 }
 
@@ -140,7 +142,11 @@ fn decode_inconsistent_utf8(text: &str) -> Option<String> {
         let (kept, end) = if length == 0 { (char.len_utf8(), at + char.len_utf8()) } else { (length, at + length) };
         let part = &text[at..at + kept];
         // A stretch that is the whole text would be repaired for ever.
-        if length > 0 && length < text.len() && is_bad(part) { out.push_str(&fix_encoding(part)) } else { out.push_str(part) }
+        if length > 0 && length < text.len() && is_bad(part) {
+            out.push_str(&fix_encoding(part));
+        } else {
+            out.push_str(part);
+        }
         previous = part.chars().next_back();
         at = end;
     }
