@@ -3,12 +3,12 @@
 use std::{error::Error, fs, path::PathBuf};
 
 /// Where the file lies.
-pub fn path() -> PathBuf {
+pub(crate) fn path() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("generated/lcltrainingjobs.yaml")
 }
 
 /// What it has to hold.
-pub fn render() -> Result<String, Box<dyn Error>> {
+pub(crate) fn render() -> Result<String, Box<dyn Error>> {
     let definition = serde_json::to_value(lcl_crds::custom_resource_definition())?;
     let yaml = serde_saphyr::to_string(&definition)?;
     Ok(format!("# Generated from crds/src by `cargo run -p lcl-crds --example generate`. Do not edit.\n{yaml}"))

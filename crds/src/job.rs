@@ -45,7 +45,7 @@ use workers::{ElasticSpec, WorkersSpec};
         json_path = ".status.lastCheckpoint.time",
         description = "Age of the last complete checkpoint"
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

@@ -25,7 +25,7 @@ pub(crate) enum ManifestError {
 }
 
 /// Line and column, counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Place {
     pub(crate) line: u64,
     pub(crate) column: u64,

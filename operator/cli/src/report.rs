@@ -45,8 +45,9 @@ impl Finding {
     pub(crate) fn of_job(file: &Path, document: (usize, &Document), errors: Option<&FieldErrors>) -> Self {
         let (position, document) = document;
         let errors = errors.map(FieldErrors::as_slice).unwrap_or_default();
-        let errors: Vec<_> =
+        let mut errors: Vec<_> =
             errors.iter().map(|error| LocatedError { error: error.clone(), place: document.find(&error.field) }).collect();
+        errors.sort_by_key(|error| error.place);
         Self {
             file: file.display().to_string(),
             document: Some(position),

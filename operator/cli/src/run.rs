@@ -127,8 +127,7 @@ fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> Result<(), Error> 
 
 fn trainer_arguments(config_file: &Path, arguments: &RunArguments) -> Vec<OsString> {
     let mut list: Vec<OsString> = vec!["train".into(), "--config".into(), config_file.into()];
-    let flags =
-        [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
+    let flags = [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
     list.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
     if let Some(steps) = arguments.steps {
         list.extend(["--steps".into(), steps.to_string().into()]);

@@ -136,9 +136,7 @@ fn to_shape(shape: &ModelShapeSpec) -> ModelShape {
 
 fn resolve_objective(objective: &ObjectiveSpec) -> Result<Objective, FieldError> {
     match (&objective.lcl, &objective.clip) {
-        (Some(lcl), None) => {
-            Ok(Objective::Lcl { generation_weight: lcl.generation_weight, contrastive_weight: lcl.contrastive_weight })
-        }
+        (Some(lcl), None) => Ok(Objective::Lcl { generation_weight: lcl.generation_weight, contrastive_weight: lcl.contrastive_weight }),
         (None, Some(_)) => Ok(Objective::Clip),
         _ => Err(FieldError::missing("spec.model.objective.lcl")),
     }

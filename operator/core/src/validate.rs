@@ -16,11 +16,13 @@ use serde_json::{Map, Value};
 
 use crate::job::ValidatedJob;
 pub use error::{FieldError, FieldErrors};
+use rules::Subject;
 
 /// The schema of the served version, as the API server reads it.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let definition = lcl_crds::custom_resource_definition();
-    let schema = definition.spec.versions.into_iter().next().and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
+    let schema =
+        definition.spec.versions.into_iter().next().and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
     serde_json::to_value(schema).unwrap_or(Value::Null)
 });
 
@@ -46,7 +48,8 @@ fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, Field
         structure::check(spec_schema, spec, "spec", &mut errors);
     }
     let complete = complete(manifest);
-    rules::check(&SCHEMA, &complete, stored.map(self::complete).as_ref(), &mut errors);
+    let stored = stored.map(self::complete);
+    rules::check(&SCHEMA, &Subject { manifest, complete: &complete, stored: stored.as_ref() }, &mut errors);
     if !errors.is_empty() {
         return Err(FieldErrors::from(errors));
     }

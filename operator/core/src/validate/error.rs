@@ -65,7 +65,7 @@ fn shorten(value: &Value) -> String {
     }
 }
 
-/// Every broken rule of one manifest, in the order of the manifest's fields; never empty.
+/// Every broken rule of one manifest, each once; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(transparent)]
 pub struct FieldErrors(Vec<FieldError>);

@@ -3,7 +3,7 @@
 //! The API server skips rules when the structure is wrong. Here they are evaluated nevertheless, so that all errors are seen at once;
 //! a rule that cannot be evaluated because a field is missing or of the wrong type is left out, for that field has its error already.
 
-use kube::core::cel::{CompiledSchema, ErrorKind, ValidationError, Validator, compile_schema};
+use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
 use serde_json::Value;
 
 use super::FieldError;
@@ -13,25 +13,33 @@ thread_local! {
     static COMPILED: std::cell::RefCell<Option<(Validator, CompiledSchema)>> = const { std::cell::RefCell::new(None) };
 }
 
-/// Appends an error for every rule that `object` breaks; rules about changes compare with `stored`.
-pub(super) fn check(schema: &Value, object: &Value, stored: Option<&Value>, errors: &mut Vec<FieldError>) {
-    let structure_is_sound = errors.is_empty();
-    let broken = COMPILED.with_borrow_mut(|compiled| {
-        let (validator, compiled) = compiled.get_or_insert_with(|| (Validator::new(), compile_schema(schema)));
-        validator.validate_compiled(compiled, object, stored).err()
-    });
-    for error in broken.into_iter().flat_map(|broken| broken.into_vec()) {
-        if error.kind == ErrorKind::EvaluationError && !structure_is_sound {
-            continue;
-        }
-        errors.push(to_field_error(object, error));
-    }
+/// An object and what it comes from.
+pub(super) struct Subject<'a> {
+    /// What the user wrote; messages show its values.
+    pub(super) manifest: &'a Value,
+    /// The same with defaults filled in; rules see this.
+    pub(super) complete: &'a Value,
+    /// What it is to replace; rules about changes compare with it.
+    pub(super) stored: Option<&'a Value>,
 }
 
-fn to_field_error(object: &Value, error: ValidationError) -> FieldError {
-    let field = error.field_path.trim_start_matches('.').to_owned();
-    let value = look_up(object, &field);
-    FieldError::new(field, value, error.message)
+/// Appends an error for every rule that is broken. `errors` holds what is wrong with the structure.
+pub(super) fn check(schema: &Value, subject: &Subject<'_>, errors: &mut Vec<FieldError>) {
+    let of_structure: Vec<String> = errors.iter().map(|error| error.field.clone()).collect();
+    let broken = COMPILED.with_borrow_mut(|compiled| {
+        let (validator, compiled) = compiled.get_or_insert_with(|| (Validator::new(), compile_schema(schema)));
+        validator.validate_compiled(compiled, subject.complete, subject.stored).err()
+    });
+    for error in broken.into_iter().flat_map(|broken| broken.into_vec()) {
+        let field = error.field_path.trim_start_matches('.').to_owned();
+        let cannot_be_evaluated = error.kind == ErrorKind::EvaluationError && !of_structure.is_empty();
+        // A value that is out of its range breaks rules with others only as a consequence.
+        if cannot_be_evaluated || of_structure.contains(&field) {
+            continue;
+        }
+        let value = look_up(subject.manifest, &field).or_else(|| look_up(subject.complete, &field));
+        errors.push(FieldError::new(field, value, error.message));
+    }
 }
 
 /// The value at a path such as `spec.data.webdataset.shards[0]`.

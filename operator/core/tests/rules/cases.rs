@@ -41,7 +41,7 @@ macro_rules! variable {
 }
 
 /// One rule broken: the change, the field that is named, a part of the message.
-pub const BROKEN: &[(&str, &str, &str)] = &[
+pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     // The object.
     ("apiVersion = 'lcl.dev/v2'", "apiVersion", "must be `lcl.dev/v1alpha1`"),
     ("apiVersion = delete", "apiVersion", "must be given"),
@@ -208,7 +208,7 @@ pub const BROKEN: &[(&str, &str, &str)] = &[
 ];
 
 /// A boundary kept.
-pub const KEPT: &[&str] = &[
+pub(crate) const KEPT: &[&str] = &[
     "",
     "metadata.labels = {'a.b/c': 'd'}",
     "metadata.name = 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxy'",
@@ -254,7 +254,7 @@ pub const KEPT: &[&str] = &[
 ];
 
 /// A field that must not change: before, after, and the field that is named.
-pub const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
+pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
     ("", "spec.model.preset = 'vit-b-16-laion'", "spec.model.preset"),
     (shape!("'heads': 1"), shape!("'heads': 2"), "spec.model.shape"),
     ("", "spec.model.objective = {'clip': {}}", "spec.model.objective"),
@@ -278,7 +278,7 @@ pub const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
 ];
 
 /// What may change: before and after.
-pub const KEPT_CHANGES: &[(&str, &str)] = &[
+pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ("", ""),
     // Defaults written out, and numbers written another way, are no change.
     ("", "spec.optimization.betas = [0.9, 0.98]; spec.model.objective = {'lcl': {'generationWeight': 1}}; spec.workers.replicas = 1"),

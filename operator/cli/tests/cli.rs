@@ -1,0 +1,348 @@
+//! The real binary, with a small script in the trainer's place where only the wiring is looked at.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lcl_trainer_config::{DataSource, TrainerConfig};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const JOB: &str = "\
+apiVersion: lcl.dev/v1alpha1
+kind: LCLTrainingJob
+metadata:
+  name: first
+spec:
+  model:
+    preset: tiny
+  data:
+    webdataset:
+      shards: [/data/a.tar]
+  optimization:
+    steps: 100
+    globalBatchSize: 8
+    schedule:
+      constant: {warmupSteps: 0}
+  checkpoint:
+    uri: file:///runs/a
+  workers:
+    template:
+      spec:
+        containers:
+          - name: worker
+            volumeMounts:
+              - {name: data, mountPath: /data}
+              - {name: runs, mountPath: /runs}
+        volumes:
+          - {name: data, hostPath: {path: /srv/data}}
+          - {name: runs, emptyDir: {}}
+";
+
+/// A folder with a manifest and a trainer that writes its arguments down, a line each.
+struct Workplace {
+    folder: TempDir,
+}
+
+impl Workplace {
+    fn new(manifest: &str) -> Self {
+        let place = Self { folder: TempDir::new().unwrap() };
+        fs::write(place.path("job.yaml"), manifest).unwrap();
+        place.set_trainer("printf '%s\\n' \"$@\" > arguments");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn set_trainer(&self, script: &str) {
+        let path = self.path("trainer");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lcl"));
+        command.args(arguments).current_dir(self.folder.path()).env("LCL_TRAINER", self.path("trainer"));
+        command
+    }
+
+    fn lcl(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs the manifest locally with its volume `runs` in the folder `runs`.
+    fn run(&self, more: &[&str]) -> Output {
+        self.lcl(&[&["run", "job.yaml", "--local", "--volume", "runs=runs"], more].concat())
+    }
+
+    fn trainer_arguments(&self) -> Vec<String> {
+        fs::read_to_string(self.path("arguments")).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    fn config(&self, path: &str) -> TrainerConfig {
+        serde_json::from_slice(&fs::read(self.path(path)).unwrap()).unwrap()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The command ends with `code` and says each of `words` on standard error.
+fn check_refused(output: &Output, code: i32, words: &[&str]) {
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    for word in words {
+        assert!(message.contains(word), "{word} is not in: {message}");
+    }
+}
+
+#[test]
+fn a_valid_manifest_is_said_to_be_valid() {
+    let place = Workplace::new(JOB);
+    let output = place.lcl(&["validate", "job.yaml"]);
+    assert_eq!(text(&output.stdout), "job.yaml: LCLTrainingJob first is valid\n");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn the_example_is_valid() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
+    let output = Workplace::new(JOB).lcl(&["validate", example.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+}
+
+#[test]
+fn each_error_stands_on_a_line_with_its_place_field_value_and_rule() {
+    let broken = JOB.replace("steps: 100", "steps: 0").replace("preset:", "presett:").replace("- name: worker", "- name: trainer");
+    let place = Workplace::new(&broken);
+    let output = place.lcl(&["validate", "job.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!(text(&output.stdout), @r#"
+    job.yaml:6:3: spec.model is {"presett":"tiny"}, but exactly one of preset and shape must be given
+    job.yaml:7:5: spec.model.presett: no such field; did you mean `preset`?
+    job.yaml:12:5: spec.optimization.steps is 0, but must be at least 1
+    job.yaml:21:9: spec.workers.template.spec.containers is [{"name":"trainer","volumeMounts":[{"mountPath":"/data","name":"data"},{"mountPa…, but must hold a container named `worker`, in which the trainer runs
+    "#);
+}
+
+#[test]
+fn documents_of_other_kinds_are_passed_over_and_all_jobs_are_checked() {
+    let second = JOB.replace("name: first", "name: Second");
+    let place = Workplace::new(&format!("kind: ConfigMap\n---\n{JOB}---\n{second}---\n"));
+    let output = place.lcl(&["validate", "-o", "json", "job.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    insta::assert_json_snapshot!(findings);
+}
+
+#[test]
+fn a_manifest_is_read_from_standard_input() {
+    let place = Workplace::new(JOB);
+    let input = fs::File::open(place.path("job.yaml")).unwrap();
+    let output = place.command(&["validate", "-"]).stdin(input).output().unwrap();
+    assert_eq!(text(&output.stdout), "-: LCLTrainingJob first is valid\n");
+}
+
+#[test]
+fn files_that_cannot_be_read_or_hold_no_job_are_named() {
+    let place = Workplace::new("kind: ConfigMap\n");
+    fs::write(place.path("torn.yaml"), "a: 1\nb: [1, 2\nc: 3\n").unwrap();
+    let output = place.lcl(&["validate", "job.yaml", "torn.yaml", "nowhere.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stdout);
+    for words in ["job.yaml: holds no LCLTrainingJob", "torn.yaml: must be valid YAML", "line", "nowhere.yaml: cannot read", "No such file"]
+    {
+        assert!(said.contains(words), "{words} is not in: {said}");
+    }
+}
+
+#[test]
+fn a_run_renders_the_configuration_into_its_folder_and_becomes_the_trainer() {
+    let place = Workplace::new(JOB);
+    let output = place.run(&["--steps", "5", "--threads", "3", "--device", "cpu", "-o", "json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let folder = fs::canonicalize(place.path("runs/a")).unwrap();
+    let file = folder.join("trainer-config.json");
+    let arguments = place.trainer_arguments();
+    assert_eq!(fs::canonicalize(&arguments[2]).unwrap(), file);
+    assert_eq!([&arguments[..2], &arguments[3..]].concat(), ["train", "--config", "--steps", "5", "--output", "json"]);
+    let config = place.config("runs/a/trainer-config.json");
+    config.validate().unwrap();
+    let DataSource::Webdataset { shards } = &config.data.source;
+    assert_eq!(shards, &["/srv/data/a.tar"], "a hostPath volume keeps its own path");
+    assert!(config.checkpoint.uri.ends_with("/runs/a"), "{}", config.checkpoint.uri);
+    assert_eq!((config.runtime.threads, config.data.threads), (Some(3), 3));
+    assert_eq!(config.runtime.device, lcl_trainer_config::Device::Cpu);
+}
+
+#[test]
+fn the_ways_to_begin_are_passed_on_and_exclude_each_other() {
+    let place = Workplace::new(JOB);
+    for (flags, passed) in [
+        (&[][..], &[][..]),
+        (&["--resume"], &["--resume"]),
+        (&["--fresh"], &["--fresh"]),
+        (&["--fresh", "--delete-existing"], &["--fresh", "--delete-existing"]),
+    ] {
+        assert_eq!(place.run(flags).status.code(), Some(0));
+        assert_eq!(place.trainer_arguments()[3..], *passed);
+    }
+    check_refused(&place.run(&["--fresh", "--resume"]), 2, &["cannot be used with"]);
+    check_refused(&place.run(&["--delete-existing"]), 2, &["--fresh"]);
+}
+
+#[test]
+fn the_folder_of_another_job_is_refused_by_name_and_left_as_it_is() {
+    let place = Workplace::new(JOB);
+    assert_eq!(place.run(&[]).status.code(), Some(0));
+    fs::write(place.path("job.yaml"), JOB.replace("name: first", "name: second")).unwrap();
+    assert_eq!(place.run(&[]).status.code(), Some(0), "without a checkpoint nothing is at stake");
+    fs::create_dir(place.path("runs/a/step-00000010-g000001-000000")).unwrap();
+    fs::write(place.path("job.yaml"), JOB).unwrap();
+    for flags in [&[][..], &["--resume"], &["--fresh"]] {
+        check_refused(&place.run(flags), 65, &["checkpoints of the job `second`, not of `first`", "--fresh --delete-existing"]);
+        assert_eq!(place.config("runs/a/trainer-config.json").job, "second");
+    }
+    assert_eq!(place.run(&["--fresh", "--delete-existing"]).status.code(), Some(0));
+    assert_eq!(place.config("runs/a/trainer-config.json").job, "first");
+}
+
+#[test]
+fn a_remote_run_keeps_its_configuration_in_a_temporary_file() {
+    let place = Workplace::new(&JOB.replace("file:///runs/a", "s3://bucket/a"));
+    place.set_trainer("cat \"$3\" > config");
+    let output = place.command(&["run", "job.yaml", "--local"]).env("TMPDIR", place.folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(place.config("config").checkpoint.uri, "s3://bucket/a");
+}
+
+#[test]
+fn a_manifest_that_breaks_a_rule_is_not_run() {
+    let place = Workplace::new(&JOB.replace("globalBatchSize: 8", "globalBatchSize: -8"));
+    let output = place.run(&[]);
+    assert_eq!(output.status.code(), Some(65));
+    assert_eq!(text(&output.stdout), "job.yaml:13:5: spec.optimization.globalBatchSize is -8, but must be at least 1\n");
+    assert!(!place.path("arguments").exists() && !place.path("runs").exists());
+}
+
+#[test]
+fn what_cannot_be_run_here_is_refused_with_what_to_do() {
+    let place = Workplace::new(JOB);
+    check_refused(&place.lcl(&["run", "job.yaml"]), 65, &["--local", "kubectl apply -f job.yaml"]);
+    let no_folder = ["spec.checkpoint.uri is /runs/a", "--volume runs=DIR"];
+    check_refused(&place.lcl(&["run", "job.yaml", "--local"]), 65, &no_folder);
+    check_refused(&place.run(&["--volume", "dta=x"]), 65, &["no volume is named `dta`", "data, runs"]);
+    check_refused(&place.run(&["--volume", "runs=x"]), 65, &["given twice"]);
+    check_refused(&place.run(&["--volume", "data"]), 2, &["must be NAME=DIR"]);
+    check_refused(&place.run(&["--steps", "0"]), 2, &["--steps"]);
+    fs::write(place.path("job.yaml"), format!("{JOB}---\n{}", JOB.replace("first", "second"))).unwrap();
+    check_refused(&place.run(&[]), 65, &["several jobs", "--name (first, second)"]);
+    check_refused(&place.run(&["--name", "third"]), 65, &["no LCLTrainingJob named third"]);
+    assert_eq!(place.run(&["--name", "second"]).status.code(), Some(0));
+    assert_eq!(place.config("runs/a/trainer-config.json").job, "second");
+}
+
+#[test]
+fn a_job_for_many_members_runs_with_a_note() {
+    let place = Workplace::new(&JOB.replace("  workers:\n", "  workers:\n    replicas: 4\n    membersPerWorker: 2\n"));
+    let output = place.run(&[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stderr).contains("note: the job asks for 8 members"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_missing_trainer_is_named_with_how_to_give_one() {
+    let place = Workplace::new(JOB);
+    let output = place.command(&["export"]).env("LCL_TRAINER", "/nowhere/lcl-trainer").output().unwrap();
+    check_refused(&output, 65, &["no program /nowhere/lcl-trainer", "LCL_TRAINER", "PATH"]);
+}
+
+#[test]
+fn the_trainer_is_found_beside_the_binary_and_then_in_the_path() {
+    let place = Workplace::new(JOB);
+    let beside = place.path("bin");
+    fs::create_dir(&beside).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_lcl"), beside.join("lcl")).unwrap();
+    place.set_trainer("echo from the path");
+    fs::rename(place.path("trainer"), place.path("lcl-trainer")).unwrap();
+    let said = || {
+        let mut command = Command::new(beside.join("lcl"));
+        let path = format!("{}:/bin:/usr/bin", place.folder.path().display());
+        text(&command.arg("report").env_remove("LCL_TRAINER").env("PATH", path).output().unwrap().stdout)
+    };
+    assert_eq!(said(), "from the path\n");
+    place.set_trainer("echo from beside");
+    fs::rename(place.path("trainer"), beside.join("lcl-trainer")).unwrap();
+    assert_eq!(said(), "from beside\n");
+}
+
+#[test]
+fn commands_of_the_trainer_get_their_arguments_unchanged_even_help() {
+    let place = Workplace::new(JOB);
+    for arguments in [
+        &["data", "show", "a b.tar", "--sample", "3", "--", "-x"][..],
+        &["data", "tokenize"],
+        &["export", "--help"],
+        &["import", "-h"],
+        &["evaluate", "--output", "json"],
+        &["report", "runs/a"],
+    ] {
+        assert_eq!(place.lcl(arguments).status.code(), Some(0), "{arguments:?}");
+        assert_eq!(place.trainer_arguments(), arguments);
+    }
+}
+
+#[test]
+fn the_trainers_exit_code_is_passed_on() {
+    let place = Workplace::new(JOB);
+    for code in [0, 2, 65, 75, 80] {
+        place.set_trainer(&format!("exit {code}"));
+        assert_eq!(place.run(&[]).status.code(), Some(code));
+    }
+}
+
+#[test]
+fn a_signal_reaches_the_trainer_itself() {
+    let place = Workplace::new(JOB);
+    // A trainer that ends by the signal only; the deadline is for a run in which the signal is lost.
+    place.set_trainer(
+        "trap 'exit 80' TERM\ntouch ready\nend=$(($(date +%s) + 30))\nwhile [ $(date +%s) -lt $end ]; do sleep 0.05; done\nexit 1",
+    );
+    let arguments = ["run", "job.yaml", "--local", "--volume", "runs=runs"];
+    let mut child = place.command(&arguments).stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !place.path("ready").exists() {
+        assert!(Instant::now() < deadline, "the trainer did not start");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(80));
+}
+
+#[test]
+fn help_shows_commands_options_and_examples() {
+    let place = Workplace::new(JOB);
+    let help = |arguments: &[&str]| text(&place.lcl(arguments).stdout);
+    insta::assert_snapshot!("help", help(&["--help"]));
+    insta::assert_snapshot!("help_run", help(&["run", "--help"]));
+    insta::assert_snapshot!("help_validate", help(&["validate", "--help"]));
+}
+
+#[test]
+fn version_and_completion_are_there() {
+    let place = Workplace::new(JOB);
+    assert_eq!(text(&place.lcl(&["--version"]).stdout), format!("lcl {}\n", env!("CARGO_PKG_VERSION")));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = text(&place.lcl(&["completion", shell]).stdout);
+        assert!(script.contains("validate") && script.contains("delete-existing"), "{shell}");
+    }
+}
