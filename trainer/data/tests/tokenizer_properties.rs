@@ -60,6 +60,13 @@ fn words_are_decoded_with_a_space_after_each_piece() {
     assert_eq!(tokenizer.decode(&tokenizer.encode("It&rsquo;s  a PHOTO, of 12 cafÃ©s")), "it 's a photo , of 1 2 cafés ");
 }
 
+/// Without the short cut for nested ampersands this takes minutes.
+#[test]
+fn a_reference_escaped_a_hundred_thousand_times_is_resolved_at_once() {
+    let text = format!("Ã©t&{}eacute;", "amp;AMP;#38;".repeat(33_000));
+    assert_eq!(clean(&text), "été");
+}
+
 #[test]
 fn a_sequence_is_described_token_by_token() {
     let tokens = [49_406, 320, 1125, 0, 49_409, 49_408, 49_408, 49_410, 49_407, 60_000, -1, 127, 0, 0];

@@ -12,6 +12,10 @@ use super::repair::WINDOWS_1252_CONTROLS;
 const LONGEST_PYTHON_NAME: usize = 32;
 /// Longest reference that ftfy looks at, in characters, without `&`, `#` and the semicolon.
 const LONGEST_FTFY_NAME: usize = 24;
+/// Levels of nested references to `&` that are resolved one a turn, as ftfy does it: which turn resolves what can matter where
+/// mojibake is around. Real captions have a handful of levels; this many turns take next to no time.
+const TAKEN_ONE_BY_ONE: usize = 64;
+
 /// All-capitals names that ftfy adds: those of lower-case names with a semicolon for which `html.unescape` does nothing.
 static CAPITALS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
     let mut capitals = HashMap::new();
@@ -61,13 +65,28 @@ pub(super) fn unescape_closed(text: &str) -> Cow<'_, str> {
         let reference = &rest[..end];
         if digits_from == 1 {
             let value = named(reference).or_else(|| CAPITALS.get(reference).map(String::as_str))?;
-            return Some((Replacement::Text(value), end));
+            return Some((Replacement::Text(value), end + if value == "&" { nested_ampersands(&rest[end..]) } else { 0 }));
         }
         // The whole reference has to be the number; one that stands for a semicolon itself is left alone, as ftfy leaves it.
         let (number, used) = number_reference(&rest[1..])?;
         let value = Replacement::of_number(number);
         (1 + used == end && value != Replacement::Char(';')).then_some((value, end))
     })
+}
+
+/// Bytes of the references to `&` that come to light, one by one, when an `&` stands before `rest` (`amp;amp;` is two), less
+/// those of the last [`TAKEN_ONE_BY_ONE`].
+///
+/// ftfy resolves one level a turn and turns until nothing changes, so a caption of thousands of levels would take minutes.
+fn nested_ampersands(rest: &str) -> usize {
+    const FORMS: [&str; 3] = ["amp;", "AMP;", "#38;"];
+    let mut inner = rest;
+    let mut levels = 0;
+    while let Some(after) = FORMS.iter().find_map(|form| inner.strip_prefix(form)) {
+        inner = after;
+        levels += 1;
+    }
+    if levels <= TAKEN_ONE_BY_ONE { 0 } else { (levels - TAKEN_ONE_BY_ONE) * FORMS[0].len() }
 }
 
 /// What a reference stands for.
