@@ -3,6 +3,9 @@
 //! One process does all of it with [`write_checkpoint`]; members that share the work write their shards with
 //! [`CheckpointStore::write_shards`], one of them collects the records and calls [`CheckpointStore::commit`].
 
+mod error;
+mod parts;
+
 use std::{
     collections::{BTreeMap, HashMap},
     num::NonZeroUsize,
@@ -12,137 +15,19 @@ use std::{
     },
 };
 
-use bytes::Bytes;
-use futures_util::{
-    StreamExt, TryStreamExt,
-    stream::{self, FuturesUnordered},
-};
-use object_store::{MultipartUpload, ObjectStoreExt, PutMode, PutOptions, PutPayload, UploadPart, path::Path};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
 
+pub use self::error::WriteError;
+use self::parts::{PartError, hash_pieces, part_bytes, put_parts};
 use crate::{
     id::{CheckpointId, MANIFEST_FILE, shard_file_name},
-    manifest::{Manifest, ManifestError, ShardRecord, TensorRecord},
+    manifest::{Manifest, ShardRecord, TensorRecord},
     plan::{default_shard_count, plan_shards},
     safetensors_file::pieces,
-    store::{CheckpointStore, StoreError, blocking},
-    tensor::{InvalidTensor, Snapshot, TensorData, TensorSpec, validate},
+    store::CheckpointStore,
+    tensor::{Snapshot, TensorData, TensorSpec, validate},
 };
-
-/// Parts of a large upload under way at once per shard.
-const PARALLEL_PARTS: usize = 4;
-
-/// Least bytes of a part. S3 asks for 5 MiB.
-const LEAST_PART_BYTES: u64 = 16 << 20;
-
-/// Most parts S3 allows in one upload.
-const MOST_PARTS: u64 = 10_000;
-
-/// A checkpoint was not written. Those before it are untouched, and what was written of it is removed as far as the store allows.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The state cannot be saved.
-    #[error("cannot write {id}")]
-    Tensors {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// Which tensor and why.
-        #[source]
-        source: InvalidTensor,
-    },
-    /// This step and generation are saved already; nothing was written.
-    #[error("{id} is already there and complete; checkpoints are never overwritten")]
-    AlreadyCommitted {
-        /// The checkpoint.
-        id: CheckpointId,
-    },
-    /// Names and shapes of a shard take more room than its format allows.
-    #[error("cannot write {id}/{file}: its header would have {bytes} bytes, use more shards")]
-    HeaderTooLarge {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The shard.
-        file: String,
-        /// Bytes it would have.
-        bytes: usize,
-    },
-    /// A shard's bytes could not be hashed.
-    #[error("cannot compute the checksum of {id}/{file}")]
-    Hash {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The shard.
-        file: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The store refused a file: full, no permission, not reachable.
-    #[error("cannot write {id}/{file} to `{uri}`")]
-    Put {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The file.
-        file: String,
-        /// The store.
-        uri: String,
-        /// Why.
-        #[source]
-        source: Box<object_store::Error>,
-    },
-    /// Another writer of the same step and generation has written this shard, with other bytes. Nothing was overwritten or removed.
-    #[error(
-        "{id}/{file} is already there with other contents: another writer uses the same generation, or one that was cut off did; \
-         give every run an epoch of its own"
-    )]
-    Contested {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The shard.
-        file: String,
-    },
-    /// Another shard could not be written, so this one was not begun.
-    #[error("{id}/{file} was not begun because another shard had failed")]
-    Cancelled {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The shard.
-        file: String,
-    },
-    /// Somebody removed or changed a shard before the manifest was written, so it was not.
-    #[error("{id} is not committed: {file} {problem}")]
-    ShardChanged {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The shard.
-        file: String,
-        /// What is different.
-        problem: String,
-    },
-    /// The parts do not make a manifest.
-    #[error("cannot commit {id}")]
-    Manifest {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// What does not fit.
-        #[source]
-        source: ManifestError,
-    },
-    /// The store failed in another way.
-    #[error("cannot write {id}")]
-    Store {
-        /// The checkpoint.
-        id: CheckpointId,
-        /// Why.
-        #[source]
-        source: Box<StoreError>,
-    },
-    /// The writing thread ended by a panic.
-    #[error("the write of {id} ended without a result")]
-    Stopped {
-        /// The checkpoint.
-        id: CheckpointId,
-    },
-}
 
 /// A part of a checkpoint for one process to write.
 #[derive(Debug)]
@@ -337,68 +222,6 @@ async fn refuse_if_committed(store: &CheckpointStore, id: CheckpointId) -> Resul
     }
 }
 
-/// Bytes of a part: what S3 allows for a file of this length, and no more than one request may have.
-fn part_bytes(length: u64, single_put_limit: u64) -> usize {
-    let bytes = length.div_ceil(MOST_PARTS).max(LEAST_PART_BYTES.min(single_put_limit)).max(1);
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
-enum PartError {
-    Hash(std::io::Error),
-    Put(object_store::Error),
-}
-
-/// Hashes and uploads the pieces in parts of equal length (some stores insist), each a rope of the pieces' own memory.
-async fn put_parts(upload: &mut dyn MultipartUpload, pieces: Vec<Bytes>, part_bytes: usize) -> Result<blake3::Hasher, PartError> {
-    let mut hasher = blake3::Hasher::new();
-    let mut under_way = FuturesUnordered::<UploadPart>::new();
-    for pieces in split_into_parts(pieces, part_bytes) {
-        let part;
-        (hasher, part) = hash_pieces(hasher, pieces).await.map_err(PartError::Hash)?;
-        if under_way.len() >= PARALLEL_PARTS
-            && let Some(result) = under_way.next().await
-        {
-            result.map_err(PartError::Put)?;
-        }
-        under_way.push(upload.put_part(part.into_iter().collect()));
-    }
-    while let Some(result) = under_way.next().await {
-        result.map_err(PartError::Put)?;
-    }
-    Ok(hasher)
-}
-
-/// Cuts a sequence of pieces every `part_bytes` without copying.
-fn split_into_parts(pieces: Vec<Bytes>, part_bytes: usize) -> Vec<Vec<Bytes>> {
-    let mut parts = Vec::new();
-    let (mut part, mut room) = (Vec::new(), part_bytes);
-    for mut piece in pieces {
-        while !piece.is_empty() {
-            let head = piece.split_to(room.min(piece.len()));
-            room -= head.len();
-            part.push(head);
-            if room == 0 {
-                parts.push(std::mem::take(&mut part));
-                room = part_bytes;
-            }
-        }
-    }
-    if !part.is_empty() {
-        parts.push(part);
-    }
-    parts
-}
-
-async fn hash_pieces(mut hasher: blake3::Hasher, pieces: Vec<Bytes>) -> std::io::Result<(blake3::Hasher, Vec<Bytes>)> {
-    blocking(move || {
-        for piece in &pieces {
-            hasher.update(piece);
-        }
-        Ok((hasher, pieces))
-    })
-    .await
-}
-
 /// Makes the written shards a checkpoint.
 async fn put_manifest(store: &CheckpointStore, manifest: &Manifest) -> Result<(), WriteError> {
     let id = manifest.id();
@@ -437,30 +260,4 @@ pub(crate) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
         source = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn parts_are_of_equal_length_and_lose_nothing(lengths in prop::collection::vec(0_usize..50, 0..10), part_bytes in 1_usize..40) {
-            let pieces: Vec<Bytes> = lengths.iter().enumerate().map(|(index, &length)| vec![index as u8; length].into()).collect();
-            let parts = split_into_parts(pieces.clone(), part_bytes);
-            prop_assert_eq!(parts.concat().concat(), pieces.concat());
-            let sizes: Vec<usize> = parts.iter().map(|part| part.iter().map(Bytes::len).sum()).collect();
-            prop_assert!(sizes.iter().rev().skip(1).all(|&size| size == part_bytes));
-            prop_assert!(sizes.iter().all(|&size| (1..=part_bytes).contains(&size)));
-        }
-    }
-
-    #[test]
-    fn a_part_is_as_large_as_the_store_asks_for() {
-        assert_eq!(part_bytes(100 << 20, 64 << 20), 16 << 20);
-        assert_eq!(part_bytes(1 << 40, 64 << 20), 109_951_163);
-        assert_eq!(part_bytes(1000, 10), 10);
-    }
 }
