@@ -180,8 +180,7 @@ impl Learner {
     pub fn with_options(config: &TrainerConfig, device: Device, options: LearnerOptions) -> Result<Self, LearnerError> {
         let optimization = config.optimization.clone();
         let model = Model::with_kind(&config.model, optimization.seed, device, options.kind, options.model_faults)?;
-        let rule =
-            AdamWOptions { betas: optimization.betas, epsilon: optimization.epsilon, weight_decay: optimization.weight_decay };
+        let rule = AdamWOptions { betas: optimization.betas, epsilon: optimization.epsilon, weight_decay: optimization.weight_decay };
         let optimizer = AdamW::new(model.parameters().iter().map(|parameter| (&parameter.tensor, parameter.decays)), rule);
         let weights = match config.model.objective {
             Objective::Lcl { generation_weight, contrastive_weight } => {
@@ -232,7 +231,7 @@ impl Learner {
         if !skipped {
             let scale = self.optimization.gradient_clip.map_or(1.0, |clip| (clip / (gradient_norm + CLIP_EPSILON)).min(1.0));
             self.optimizer.step(learning_rate, scale).map_err(LearnerError::Update)?;
-            let clamp = || tch::no_grad(|| self.model.logit_scale().shallow_clone().f_clamp_(0.0, HIGHEST_LOGIT_SCALE));
+            let clamp = || tch::no_grad(|| self.model.logit_scale().shallow_clone().f_clamp_(0.0, HIGHEST_LOGIT_SCALE)).map(drop);
             clamp().map_err(LearnerError::Temperature)?;
         }
         self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
@@ -292,8 +291,7 @@ impl Learner {
 
     /// Replaces the parameters alone, under the reference's names; moments stay. For importing weights.
     pub fn load_parameters<'a>(&mut self, tensors: impl IntoIterator<Item = StateTensor<'a>>) -> Result<(), LearnerError> {
-        let targets: Vec<_> =
-            self.model.parameters().iter().map(|parameter| (parameter.name.clone(), parameter.tensor.detach())).collect();
+        let targets: Vec<_> = self.model.parameters().iter().map(|parameter| (parameter.name.clone(), parameter.tensor.detach())).collect();
         Ok(state::load(&targets, tensors)?)
     }
 

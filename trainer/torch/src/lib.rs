@@ -19,7 +19,7 @@ mod random;
 pub mod shim;
 mod state;
 
-pub use tch::{Device, Kind, TchError, Tensor};
+pub use tch::{Device, Kind, TchError, Tensor, no_grad};
 
 pub use batch::MicroBatch;
 #[doc(hidden)]

@@ -121,7 +121,6 @@ impl Model {
     }
 
     /// The parameter `logit_scale`, a scalar: the logarithm of the factor of the similarities.
-    #[must_use]
     pub fn logit_scale(&self) -> &Tensor {
         &self.logit_scale
     }
@@ -168,9 +167,9 @@ impl Model {
         self.language.features(hidden)
     }
 
-    /// Sum of the cross-entropies of predicting `labels` from `hidden`, a scalar.
-    pub(crate) fn prediction_loss(&self, hidden: &Tensor, labels: &Tensor) -> Result<Tensor, TchError> {
-        self.language.prediction_loss(hidden, labels)
+    /// `scale` times the sum of the cross-entropies of predicting `labels` from `hidden`, a scalar.
+    pub(crate) fn prediction_loss(&self, hidden: &Tensor, labels: &Tensor, scale: f64) -> Result<Tensor, TchError> {
+        self.language.prediction_loss(hidden, labels, scale)
     }
 
     /// Logits of hidden states, `[K, V]`.

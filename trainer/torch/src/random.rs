@@ -29,12 +29,7 @@ pub(crate) fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
         }
         let first = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
         let second = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
-        counter = [
-            (second >> 32) as u32 ^ counter[1] ^ key[0],
-            second as u32,
-            (first >> 32) as u32 ^ counter[3] ^ key[1],
-            first as u32,
-        ];
+        counter = [(second >> 32) as u32 ^ counter[1] ^ key[0], second as u32, (first >> 32) as u32 ^ counter[3] ^ key[1], first as u32];
     }
     counter
 }
@@ -132,16 +127,19 @@ mod tests {
 
     #[test]
     fn draws_equal_the_recorded_ones() {
-        // Recorded from this code: a change of the derivation would change every model trained from a seed.
+        // Worked out apart from this code, in Python: a change of the derivation would change every model trained from a seed.
         let draws = Draws::at(42, Stream::DropPath, 7, 3);
         let values: Vec<f64> = (0..3).map(|index| draws.uniform(1, index)).collect();
         assert_eq!(values, RECORDED_UNIFORM);
         let mut normal = [0f32; 5];
         Draws::at(42, Stream::Initialization, 5, 0).fill_normal(0, &mut normal, 1.0);
-        assert_eq!(normal, RECORDED_NORMAL);
+        // Logarithm and sine may differ in their last bit between C libraries.
+        for (found, expected) in normal.iter().zip(RECORDED_NORMAL) {
+            assert!((found - expected).abs() < 1e-6, "{normal:?}");
+        }
     }
-    const RECORDED_UNIFORM: [f64; 3] = [0.0; 3];
-    const RECORDED_NORMAL: [f32; 5] = [0.0; 5];
+    const RECORDED_UNIFORM: [f64; 3] = [0.904_732_394_659_094_3, 0.665_034_275_276_795_4, 0.516_973_036_583_370_6];
+    const RECORDED_NORMAL: [f32; 5] = [1.501_399_5, 0.858_298_7, 0.782_621_1, -1.176_879_3, 0.420_634_42];
 
     #[test]
     fn every_coordinate_matters() {

@@ -52,8 +52,10 @@ fn layout(rules: &Rules, rows: &[&str], images: usize, extent: Extent) -> Result
     Layout::new(rules, Rows { tokens: &tokens, length }, images, None, extent)
 }
 
+type Pairs = Vec<(i64, i64)>;
+
 /// (position, label) of every prediction and (position, image) of every contrast, positions counted in the packed rows.
-fn readings(layout: &Layout) -> (Vec<(i64, i64)>, Vec<(i64, i64)>) {
+fn readings(layout: &Layout) -> (Pairs, Pairs) {
     let position = |output: &i64| layout.outputs[*output as usize];
     (
         layout.predictions.iter().map(position).zip(layout.labels.iter().copied()).collect(),

@@ -7,7 +7,11 @@ use crate::{
     batch::{HostTokens, MicroBatch, check_images, image_places},
     layout::{BatchError, Extent, Layout, Rules},
     loss::Counts,
-    model::{Model, drop_path::{DropPath, DropPathKey}, layers::gather_rows},
+    model::{
+        Model,
+        drop_path::{DropPath, DropPathKey},
+        layers::gather_rows,
+    },
     placement::Placement,
 };
 
@@ -57,23 +61,34 @@ pub(crate) struct Features {
 pub(crate) struct Outcome {
     /// `None` without a contrastive image.
     pub(crate) features: Option<Features>,
-    /// Sum of the cross-entropies of the predicted tokens; `None` when none is.
-    pub(crate) prediction_sum: Option<Tensor>,
+    /// This micro-batch's part of the generation loss, not weighted; `None` when nothing is predicted.
+    pub(crate) generation: Option<Tensor>,
+}
+
+/// Features (images, texts) before normalisation, and the generation loss.
+type Raw = (Option<[Tensor; 2]>, Option<Tensor>);
+
+/// What a run depends on besides the micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunOptions {
+    pub(crate) key: DropPathKey,
+    /// Factor of every predicted token's cross-entropy. It goes into the fused loss, which forms its gradients in the forward pass.
+    pub(crate) prediction_factor: f64,
 }
 
 /// Runs the model over `layout`'s positions.
-pub(crate) fn run(model: &Model, batch: &MicroBatch, layout: &Layout, key: DropPathKey) -> Result<Outcome, LearnerError> {
+pub(crate) fn run(model: &Model, batch: &MicroBatch, layout: &Layout, options: RunOptions) -> Result<Outcome, LearnerError> {
     let config = model.config();
     let images = layout.image_rows.len();
     let drop_path = (config.drop_path > 0.0)
-        .then(|| DropPath::draw(key, config.drop_path, config.shape.vision.layers, &image_places(layout, &batch.slots)));
+        .then(|| DropPath::draw(options.key, config.drop_path, config.shape.vision.layers, &image_places(layout, &batch.slots)));
     let failed = |source| LearnerError::Forward { source };
     let image_tokens = images * config.shape.vision.tokens() as usize;
     let placement = Placement::new(layout, image_tokens, model.device()).map_err(failed)?;
     // Positions that take an image token and images that are contrasted need the vision tower; other images change nothing.
     let look = images > 0 && !(layout.image_targets.is_empty() && layout.contrast_images.is_empty());
     let guard = model.autocast().map_err(|error| failed(error.into()))?;
-    let compute = || -> Result<(Option<[Tensor; 2]>, Option<Tensor>), TchError> {
+    let compute = || -> Result<Raw, TchError> {
         let pooled = if look { Some(model.see(&batch.images, drop_path.as_ref())?) } else { None };
         let image_tokens = match &pooled {
             Some(pooled) if !layout.image_targets.is_empty() => Some(model.image_tokens(pooled, placement.image_sources())?),
@@ -97,12 +112,12 @@ pub(crate) fn run(model: &Model, batch: &MicroBatch, layout: &Layout, key: DropP
             Some(index) => gather_rows(&hidden, index)?,
             None => hidden,
         };
-        Ok((features, Some(model.prediction_loss(&predicting, placement.labels())?)))
+        Ok((features, Some(model.prediction_loss(&predicting, placement.labels(), options.prediction_factor)?)))
     };
-    let (features, prediction_sum) = compute().map_err(failed)?;
+    let (features, generation) = compute().map_err(failed)?;
     drop(guard);
     let normalize = |[images, texts]: [Tensor; 2]| -> Result<Features, TchError> {
         Ok(Features { images: model.normalize(&images)?, texts: model.normalize(&texts)? })
     };
-    Ok(Outcome { features: features.map(normalize).transpose().map_err(failed)?, prediction_sum })
+    Ok(Outcome { features: features.map(normalize).transpose().map_err(failed)?, generation })
 }

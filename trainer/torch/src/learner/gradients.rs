@@ -4,7 +4,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::{
     Learner, LearnerError, LossReport,
-    forward::{self, Features, Outcome, Prepared},
+    forward::{self, Features, Outcome, Prepared, RunOptions},
 };
 use crate::{
     batch::MicroBatch,
@@ -33,33 +33,34 @@ impl Learner {
         let counts: Counts = prepared.iter().map(Prepared::counts).sum();
         let factors = Factors::new(self.normalization(), counts, &[counts]);
         let key = DropPathKey { seed: self.optimization.seed, step };
-        let mut prediction_sum = 0.0;
+        let options = RunOptions { key, prediction_factor: factors.prediction };
+        let mut generation = 0.0;
         let contrastive = if let [only] = prepared.as_slice() {
-            let outcome = forward::run(&self.model, only.batch(), &only.layout, key)?;
+            let outcome = forward::run(&self.model, only.batch(), &only.layout, options)?;
             let contrast = self.contrast(std::slice::from_ref(&outcome.features), factors)?;
-            prediction_sum += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.first()), factors)?;
+            generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.first()))?;
             contrast
         } else {
-            let features = self.detached_features(&prepared, key)?;
+            let features = self.detached_features(&prepared, options)?;
             let contrast = self.contrast(&features, factors)?;
             for (index, part) in prepared.iter().enumerate() {
-                let outcome = forward::run(&self.model, part.batch(), &part.layout, key)?;
-                prediction_sum += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)), factors)?;
+                let outcome = forward::run(&self.model, part.batch(), &part.layout, options)?;
+                generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)))?;
             }
             contrast
         };
         self.complete_gradients(contrastive.as_ref()).map_err(|source| LearnerError::Backward { source })?;
-        self.report(counts, factors, prediction_sum, contrastive.as_ref())
+        self.report(counts, generation, contrastive.as_ref())
     }
 
     /// The first pass: features without graphs.
-    fn detached_features(&self, prepared: &[Prepared<'_>], key: DropPathKey) -> Result<Vec<Option<Features>>, LearnerError> {
+    fn detached_features(&self, prepared: &[Prepared<'_>], options: RunOptions) -> Result<Vec<Option<Features>>, LearnerError> {
         let features = |(index, part): (usize, &Prepared<'_>)| {
             if self.weights.contrastive == 0.0 || part.counts().contrast == 0 {
                 return Ok(None);
             }
             let layout = part.layout_for(&self.rules, Extent::Contrast).map_err(|source| LearnerError::Batch { index, source })?;
-            tch::no_grad(|| forward::run(&self.model, part.batch(), &layout, key)).map(|outcome| outcome.features)
+            tch::no_grad(|| forward::run(&self.model, part.batch(), &layout, options)).map(|outcome| outcome.features)
         };
         prepared.iter().enumerate().map(features).collect()
     }
@@ -93,8 +94,8 @@ impl Learner {
         compute().map(Some).map_err(|source| LearnerError::Contrast { images, source })
     }
 
-    /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Returns the sum of the generation loss's terms.
-    fn backward(&self, outcome: &Outcome, gradients: Option<&Option<[Tensor; 2]>>, factors: Factors) -> Result<f64, LearnerError> {
+    /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Returns the value of the latter.
+    fn backward(&self, outcome: &Outcome, gradients: Option<&Option<[Tensor; 2]>>) -> Result<f64, LearnerError> {
         let compute = || -> Result<f64, TchError> {
             let mut terms = Vec::new();
             if let (Some(features), Some(Some([images, texts]))) = (&outcome.features, gradients) {
@@ -104,14 +105,16 @@ impl Learner {
                 terms.push(product(&features.images, images)?);
                 terms.push(product(&features.texts, texts)?);
             }
-            if let Some(sum) = &outcome.prediction_sum {
-                terms.push(sum.f_mul_scalar(self.weights.generation * factors.prediction)?);
+            if let Some(generation) = &outcome.generation {
+                // Without a factor here the fused loss hands over its gradients as they are.
+                let is_one = (self.weights.generation - 1.0).abs() < f64::EPSILON;
+                terms.push(if is_one { generation.shallow_clone() } else { generation.f_mul_scalar(self.weights.generation)? });
             }
             let mut terms = terms.into_iter();
             if let Some(first) = terms.next() {
                 terms.try_fold(first, |total, term| total.f_add(&term))?.f_backward()?;
             }
-            outcome.prediction_sum.as_ref().map_or(Ok(0.0), |sum| sum.f_double_value(&[]))
+            outcome.generation.as_ref().map_or(Ok(0.0), |generation| generation.f_double_value(&[]))
         };
         compute().map_err(|source| LearnerError::Backward { source })
     }
@@ -135,16 +138,9 @@ impl Learner {
         }
     }
 
-    fn report(
-        &self,
-        counts: Counts,
-        factors: Factors,
-        prediction_sum: f64,
-        contrast: Option<&StepContrast>,
-    ) -> Result<LossReport, LearnerError> {
+    fn report(&self, counts: Counts, generation: f64, contrast: Option<&StepContrast>) -> Result<LossReport, LearnerError> {
         let contrastive = contrast.map_or(Ok(0.0), |contrast| contrast.whole.loss.f_double_value(&[]));
         let contrastive = contrastive.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
-        let generation = prediction_sum * factors.prediction;
         Ok(LossReport {
             total: self.weights.generation * generation + self.weights.contrastive * contrastive,
             generation,

@@ -4,7 +4,7 @@ use lcl_trainer_config::{OptimizationConfig, Schedule};
 
 /// Learning rate of step `step` (from 0).
 ///
-/// As in open_clip's `scheduler.py`: the k-th warm-up step has (k + 1) / warm-up of the peak, so that the first is not wasted; then half a
+/// As in `open_clip`'s `scheduler.py`: the k-th warm-up step has (k + 1) / warm-up of the peak, so that the first is not wasted; then half a
 /// cosine that reaches 0 at `steps`, one after the last step.
 #[must_use]
 pub fn learning_rate(config: &OptimizationConfig, step: u64) -> f64 {

@@ -9,7 +9,7 @@ use super::{
     layers::{Norm, gather_rows},
     weights::Weights,
 };
-use crate::{placement::Placement, shim::linear_cross_entropy};
+use crate::{placement::Placement, shim::cross_entropy::linear_cross_entropy_scaled};
 
 /// Causal text transformer.
 #[derive(Debug)]
@@ -60,10 +60,10 @@ impl LanguageModel {
         self.feature_norm.forward(hidden)?.f_matmul(&self.feature_projection)
     }
 
-    /// Sum of the cross-entropies of predicting `labels` `[K]` from hidden states `[K, W]`; the logits are never kept.
-    pub(crate) fn prediction_loss(&self, hidden: &Tensor, labels: &Tensor) -> Result<Tensor, TchError> {
+    /// `scale` times the sum of the cross-entropies of predicting `labels` `[K]` from hidden states `[K, W]`; the logits are never kept.
+    pub(crate) fn prediction_loss(&self, hidden: &Tensor, labels: &Tensor, scale: f64) -> Result<Tensor, TchError> {
         let (norm, weight) = self.head()?;
-        Ok(linear_cross_entropy(&norm.forward(hidden)?, weight, labels)?)
+        Ok(linear_cross_entropy_scaled(&norm.forward(hidden)?, weight, labels, scale)?)
     }
 
     /// Hidden states `[K, W]` → logits `[K, V]`.

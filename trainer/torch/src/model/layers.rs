@@ -2,7 +2,7 @@
 
 use tch::{Device, TchError, Tensor};
 
-/// Epsilon of every layer norm of the reference (PyTorch's default).
+/// Epsilon of every layer norm of the reference (that is `PyTorch`'s default).
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 /// Departures from the definition that tests put in to see that others notice. The default is the definition.

@@ -8,11 +8,15 @@ mod reference;
 
 use anyhow::{Context, Result, ensure};
 use compare::{Differences, FORWARD, GRADIENT, LOSS};
-use lcl_torch::{Kind, LayoutFaults, Learner, LearnerOptions, MicroBatch, ModelFaults, Tensor, parameter_count, parameter_specs};
+use lcl_torch::{
+    Kind, LayoutFaults, Learner, LearnerOptions, MicroBatch, ModelFaults, Tensor, parameter_count, parameter_specs, set_threads,
+};
 use reference::{Reference, Run, Tensors, device, state_tensors};
 use serde_json::Value;
 
 fn learner(reference: &Reference, coefficient: f64, clip: Option<f64>, options: LearnerOptions) -> Result<Learner> {
+    // Tests run side by side on models too small to share: more threads would only wait for each other.
+    set_threads(Some(1))?;
     let mut learner = Learner::with_options(&reference.config(coefficient, clip), device(), options)?;
     learner.load_parameters(state_tensors(&reference.read("weights.safetensors")?))?;
     Ok(learner)
@@ -73,9 +77,7 @@ fn compare_gradients(reference: &Reference, options: LearnerOptions) -> Result<(
             ] {
                 differences.number(&what(name), value, number(recorded, name)?, LOSS);
             }
-            for (name, value) in
-                [("contrastive_pairs", found.contrastive_images), ("generation_positions", found.generation_positions)]
-            {
+            for (name, value) in [("contrastive_pairs", found.contrastive_images), ("generation_positions", found.generation_positions)] {
                 if manifest["counts"][name].as_u64() != Some(value) {
                     differences.note(format!("{}: {value}, recorded {}", what(name), manifest["counts"][name]));
                 }
@@ -264,18 +266,16 @@ fn float64_agrees_as_well() -> Result<()> {
     compare_gradients(&Reference::open()?, options)
 }
 
+type Comparison = fn(&Reference, LearnerOptions) -> Result<()>;
+
 /// The comparisons themselves are tested: each of these faults must turn the ones named red.
 #[test]
 fn small_faults_are_noticed() -> Result<()> {
     let reference = Reference::open()?;
     let model = |model_faults| LearnerOptions { model_faults, ..LearnerOptions::default() };
     let layout = |layout_faults| LearnerOptions { layout_faults, ..LearnerOptions::default() };
-    let comparisons: [(&str, fn(&Reference, LearnerOptions) -> Result<()>); 4] = [
-        ("forward", compare_forward),
-        ("gradients", compare_gradients),
-        ("training", compare_training),
-        ("encoders", compare_encoders),
-    ];
+    let comparisons: [(&str, Comparison); 4] =
+        [("forward", compare_forward), ("gradients", compare_gradients), ("training", compare_training), ("encoders", compare_encoders)];
     let check = |fault: &str, options: LearnerOptions, noticed_by: &[&str]| {
         for (name, compare) in comparisons {
             let error = compare(&reference, options).err().map(|error| error.to_string());
@@ -296,9 +296,7 @@ fn small_faults_are_noticed() -> Result<()> {
 
 #[test]
 fn names_of_runs_are_taken_apart() {
-    let run = |coefficient: &str, clip: &str, steps| {
-        Some(Run { coefficient: coefficient.to_owned(), clip: clip.to_owned(), steps })
-    };
+    let run = |coefficient: &str, clip: &str, steps| Some(Run { coefficient: coefficient.to_owned(), clip: clip.to_owned(), steps });
     assert_eq!(Run::parse("c0.1_clipnone_step5"), run("0.1", "none", Some(5)));
     assert_eq!(Run::parse("c1.0_clip0.5"), run("1.0", "0.5", None));
     assert_eq!(Run::parse("clip0.5"), None);

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 const LEARNING_RATE: f64 = 3e-4;
 const BETAS: [f64; 2] = [0.9, 0.98];
 const EPSILON: f64 = 1e-6;
-/// open_clip's default when a vision configuration does not give it.
+/// `open_clip`'s default when a vision configuration does not give it.
 const HEAD_WIDTH: i64 = 64;
 
 /// A folder of recorded tensors.
@@ -132,7 +132,7 @@ impl Reference {
                 continue;
             }
             let expected = entry["sha256"].as_str().with_context(|| format!("sha256 of {name}"))?;
-            let found: String = Sha256::digest(fs::read(self.folder.join(name))?).iter().map(|byte| format!("{byte:02x}")).collect();
+            let found = format!("{:x}", Sha256::digest(fs::read(self.folder.join(name))?));
             ensure!(found == expected, "{name} has SHA-256 {found}, recorded was {expected}");
             checked += 1;
         }

@@ -1,0 +1,103 @@
+//! State goes out and comes back without losing a bit.
+
+use lcl_torch::{HostState, Learner, LearnerError, StateError, StateTensor};
+
+use crate::support::{ROWS, batch, config, learner, split_rows};
+
+fn trained() -> Learner {
+    let mut learner = learner(&config());
+    for step in 0..2 {
+        learner.train_step(step, &[batch(&ROWS)]).expect("a step");
+    }
+    learner
+}
+
+fn tensors(state: &HostState) -> Vec<StateTensor<'_>> {
+    state.tensors().iter().map(|held| StateTensor { name: &held.name, shape: &held.shape, data: held.bytes.as_ref() }).collect()
+}
+
+#[test]
+fn a_restored_learner_goes_on_as_if_it_had_never_stopped() {
+    let mut first = trained();
+    let mut copy = first.prepare_host_state();
+    first.copy_state_into(&mut copy).expect("a copy");
+    let mut second = learner(&config());
+    second.load_state(tensors(&copy), first.completed_updates()).expect("loading");
+    assert_eq!(first.state_hash().expect("a hash"), second.state_hash().expect("a hash"));
+    for learner in [&mut first, &mut second] {
+        learner.train_step(2, &split_rows()).expect("a step");
+    }
+    assert_eq!(first.state_hash().expect("a hash"), second.state_hash().expect("a hash"));
+    // The number of updates belongs to the state: with another one the next step differs.
+    let mut third = learner(&config());
+    third.load_state(tensors(&copy), 7).expect("loading");
+    third.train_step(2, &split_rows()).expect("a step");
+    assert_ne!(first.state_hash().expect("a hash"), third.state_hash().expect("a hash"));
+}
+
+#[test]
+fn host_memory_is_used_again_unless_someone_still_reads_it() {
+    let mut learner = trained();
+    let mut copy = HostState::default();
+    learner.copy_state_into(&mut copy).expect("a copy");
+    let addresses = |state: &HostState| state.tensors().iter().map(|held| held.bytes.as_ref().as_ptr()).collect::<Vec<_>>();
+    let before = addresses(&copy);
+    learner.train_step(2, &[batch(&ROWS)]).expect("a step");
+    learner.copy_state_into(&mut copy).expect("a copy");
+    assert_eq!(addresses(&copy), before);
+    let held = copy.tensors()[1].bytes.clone();
+    let kept = held.as_ref().to_vec();
+    learner.train_step(3, &[batch(&ROWS)]).expect("a step");
+    learner.copy_state_into(&mut copy).expect("a copy");
+    assert_eq!(held.as_ref(), kept, "a reader's bytes do not change");
+    assert_ne!(copy.tensors()[1].bytes.as_ref(), kept, "the copy is the new state");
+}
+
+#[test]
+fn names_cover_the_model_and_both_moments() {
+    let learner = trained();
+    let state = learner.state();
+    let parameters = learner.model().parameters().len();
+    assert_eq!(state.len(), 3 * parameters);
+    for (index, prefix) in ["model.", "moment1.", "moment2."].into_iter().enumerate() {
+        for (parameter, (name, tensor)) in learner.model().parameters().iter().zip(&state[index * parameters..]) {
+            assert_eq!(name.strip_prefix(prefix), Some(parameter.name.as_str()));
+            assert_eq!(tensor.size(), parameter.tensor.size());
+        }
+    }
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
+    let mut learner = trained();
+    let mut copy = HostState::default();
+    learner.copy_state_into(&mut copy).expect("a copy");
+    let before = learner.state_hash().expect("a hash");
+    let zeros = vec![0u8; 4 * 1024 * 1024];
+    let mut check = |change: &dyn Fn(&mut Vec<StateTensor<'_>>), expected: &dyn Fn(&StateError) -> bool| {
+        // Zeros everywhere: a partial load would show.
+        let mut changed = tensors(&copy);
+        for tensor in &mut changed {
+            tensor.data = &zeros[..tensor.data.len()];
+        }
+        change(&mut changed);
+        let error = learner.load_state(changed, 1).expect_err("an error");
+        assert!(matches!(&error, LearnerError::State(error) if expected(error)), "{error}");
+    };
+    check(
+        &|state| state.truncate(state.len() - 1),
+        &|error| matches!(error, StateError::Missing { name } if name == "moment2.lm_head.1.weight"),
+    );
+    check(&|state| state.push(state[0]), &|error| matches!(error, StateError::Twice { name } if name == "model.logit_scale"));
+    check(
+        &|state| state.push(StateTensor { name: "x", ..state[0] }),
+        &|error| matches!(error, StateError::Unknown { name } if name == "x"),
+    );
+    check(
+        &|state| state[1].shape = &[3],
+        &|error| matches!(error, StateError::Shape { name, .. } if name == "model.visual.class_embedding"),
+    );
+    check(&|state| state[1].data = &[0; 4], &|error| matches!(error, StateError::Bytes { found: 4, .. }));
+    assert_eq!(learner.state_hash().expect("a hash"), before);
+    assert_eq!(learner.completed_updates(), 2);
+}
