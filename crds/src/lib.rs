@@ -8,6 +8,7 @@
 
 mod definition;
 #[allow(unreachable_pub, reason = "KubeSchema's expansion repeats each public struct inside a function")]
+#[allow(clippy::duplicated_attributes, reason = "the table's columns have the same attributes each")]
 mod job;
 mod names;
 mod patterns;

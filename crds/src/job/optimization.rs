@@ -39,7 +39,7 @@ pub struct OptimizationSpec {
     #[serde(default = "default_weight_decay")]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub weight_decay: f64,
-    /// Decay rates of AdamW's two moments. Default: 0.9 and 0.98 (released code).
+    /// Decay rates of the optimizer's (`AdamW`) two moments. Default: 0.9 and 0.98 (released code).
     #[serde(default = "default_betas")]
     #[schemars(inner(range(min = 0.0, max = 0.999_999_999)))]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]

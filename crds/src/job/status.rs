@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LCLTrainingJobStatus {
-    /// Conditions: Suspended, Running, Recovering, Complete, Failed, CheckpointFresh, Reconciling, Stalled.
+    /// Conditions: `Suspended`, `Running`, `Recovering`, `Complete`, `Failed`, `CheckpointFresh`, `Reconciling`, `Stalled`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,

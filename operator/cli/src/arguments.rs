@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check manifests against the schema and the rules of LCLTrainingJob, without a cluster
+    /// Check manifests against the schema and the rules of a job, without a cluster
     Validate(ValidateArguments),
     /// Run a job's manifest on this machine
     Run(RunArguments),
@@ -41,7 +41,7 @@ pub(crate) enum Command {
     /// Draw a run's curves (lcl-trainer report)
     #[command(disable_help_flag = true)]
     Report(PassedOn),
-    /// Print a completion script, as in: lcl completion bash > /etc/bash_completion.d/lcl
+    /// Print a completion script for a shell
     Completion {
         /// The shell it is for
         shell: Shell,
@@ -87,6 +87,7 @@ Examples:
 
 #[derive(Debug, Args)]
 #[command(after_help = RUN_HELP)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct RunArguments {
     /// The manifest; `-` reads standard input
     pub(crate) file: PathBuf,

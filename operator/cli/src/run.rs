@@ -91,7 +91,8 @@ fn local_folders(volumes: &[(String, PathBuf)]) -> Result<BTreeMap<String, Strin
     let mut folders = BTreeMap::new();
     for (name, folder) in volumes {
         let absolute = std::path::absolute(folder).with_context(|| format!("--volume {name}={}", folder.display()))?;
-        let absolute = absolute.into_os_string().into_string().map_err(|folder| anyhow!("--volume {name}: {folder:?} is not Unicode"))?;
+        let absolute =
+            absolute.into_os_string().into_string().map_err(|folder| anyhow!("--volume {name}: {} is not Unicode", folder.display()))?;
         if folders.insert(name.clone(), absolute).is_some() {
             bail!("--volume {name} is given twice");
         }

@@ -65,7 +65,7 @@ impl Preset {
     }
 
     /// Initial value of layer-scale when the job does not say. The paper's main model has it but does not print the value: 1e-5 is what
-    /// CaiT (arXiv 2103.17239), which introduced it, uses at a depth of 24.
+    /// `CaiT` (arXiv 2103.17239), which introduced it, uses at a depth of 24.
     #[must_use]
     pub const fn layer_scale(self) -> Option<f64> {
         match self {

@@ -3,7 +3,7 @@
 //! The API server skips rules when the structure is wrong. Here they are evaluated nevertheless, so that all errors are seen at once;
 //! a rule that cannot be evaluated because a field is missing or of the wrong type is left out, for that field has its error already.
 
-use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
+use kube::core::cel::{CompiledSchema, ErrorKind, ValidationErrors, Validator, compile_schema};
 use serde_json::Value;
 
 use super::FieldError;
@@ -30,7 +30,7 @@ pub(super) fn check(schema: &Value, subject: &Subject<'_>, errors: &mut Vec<Fiel
         let (validator, compiled) = compiled.get_or_insert_with(|| (Validator::new(), compile_schema(schema)));
         validator.validate_compiled(compiled, subject.complete, subject.stored).err()
     });
-    for error in broken.into_iter().flat_map(|broken| broken.into_vec()) {
+    for error in broken.into_iter().flat_map(ValidationErrors::into_vec) {
         let field = error.field_path.trim_start_matches('.').to_owned();
         let cannot_be_evaluated = error.kind == ErrorKind::EvaluationError && !of_structure.is_empty();
         // A value that is out of its range breaks rules with others only as a consequence.

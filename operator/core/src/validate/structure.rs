@@ -9,27 +9,40 @@ use serde_json::{Map, Number, Value};
 
 use super::FieldError;
 
-/// Appends an error for everything in `value`, which lies at `path`, that does not fit `schema`.
+/// A value and where it stands.
+struct Field<'a> {
+    path: &'a str,
+    value: &'a Value,
+}
+
+impl Field<'_> {
+    fn breaks(&self, rule: impl Into<String>) -> FieldError {
+        FieldError::new(self.path, Some(self.value), rule)
+    }
+}
+
+/// Appends an error for everything in `value`, which stands at `path`, that does not fit `schema`.
 pub(super) fn check(schema: &Value, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let field = Field { path, value };
     if value.is_null() {
-        errors.push(FieldError::new(path, Some(value), "must not be empty: give a value or leave the field out"));
+        errors.push(field.breaks("must not be empty: give a value or leave the field out"));
         return;
     }
     if !has_type(schema, value) {
         let limit = if value.is_u64() { " below 2^63" } else { "" };
-        errors.push(FieldError::new(path, Some(value), format!("must be {}{limit}", expected_type(schema))));
+        errors.push(field.breaks(format!("must be {}{limit}", expected_type(schema))));
         return;
     }
     if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
         && !allowed.contains(value)
     {
         let names: Vec<_> = allowed.iter().map(|name| name.as_str().map_or_else(|| name.to_string(), str::to_owned)).collect();
-        errors.push(FieldError::new(path, Some(value), format!("must be one of {}", names.join(", "))));
+        errors.push(field.breaks(format!("must be one of {}", names.join(", "))));
     }
     match value {
-        Value::Number(number) => check_number(schema, number, value, path, errors),
-        Value::String(text) => check_string(schema, text, value, path, errors),
-        Value::Array(items) => check_list(schema, items, value, path, errors),
+        Value::Number(number) => check_number(schema, number, &field, errors),
+        Value::String(text) => check_string(schema, text, &field, errors),
+        Value::Array(items) => check_list(schema, items, &field, errors),
         Value::Object(fields) => check_object(schema, fields, path, errors),
         Value::Null | Value::Bool(_) => {}
     }
@@ -69,31 +82,59 @@ fn expected_type(schema: &Value) -> &'static str {
     }
 }
 
-fn check_number(schema: &Value, number: &Number, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn check_number(schema: &Value, number: &Number, field: &Field<'_>, errors: &mut Vec<FieldError>) {
     let Some(number) = number.as_f64() else { return };
     let bound = |keyword| schema.get(keyword).and_then(Value::as_f64);
     if let Some(least) = bound("minimum").filter(|least| number < *least) {
-        errors.push(FieldError::new(path, Some(value), format!("must be at least {least}")));
+        errors.push(field.breaks(format!("must be at least {least}")));
     }
     if let Some(greatest) = bound("maximum").filter(|greatest| number > *greatest) {
-        errors.push(FieldError::new(path, Some(value), format!("must be at most {greatest}")));
+        errors.push(field.breaks(format!("must be at most {greatest}")));
     }
 }
 
-fn check_string(schema: &Value, text: &str, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    check_size(schema, text.chars().count(), ("minLength", "maxLength", "characters"), value, path, errors);
+fn check_string(schema: &Value, text: &str, field: &Field<'_>, errors: &mut Vec<FieldError>) {
+    check_size(schema, &Extent::of_string(text), field, errors);
     if let Some(pattern) = schema.get("pattern").and_then(Value::as_str) {
         // A pattern of ours that does not compile is found by a test; then nothing may pass.
         let matches = Regex::new(pattern).is_ok_and(|regex| regex.is_match(text));
         if !matches {
-            let rule = explain_pattern(pattern).map_or_else(|| format!("must match {pattern}"), str::to_owned);
-            errors.push(FieldError::new(path, Some(value), rule));
+            errors.push(field.breaks(explain_pattern(pattern).map_or_else(|| format!("must match {pattern}"), str::to_owned)));
         }
     }
 }
 
-fn check_list(schema: &Value, items: &[Value], value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    check_size(schema, items.len(), ("minItems", "maxItems", "entries"), value, path, errors);
+/// A length and the keywords that bound it.
+struct Extent {
+    size: usize,
+    least: &'static str,
+    greatest: &'static str,
+    unit: &'static str,
+}
+
+impl Extent {
+    fn of_string(text: &str) -> Self {
+        Self { size: text.chars().count(), least: "minLength", greatest: "maxLength", unit: "characters" }
+    }
+
+    fn of_list(items: &[Value]) -> Self {
+        Self { size: items.len(), least: "minItems", greatest: "maxItems", unit: "entries" }
+    }
+}
+
+fn check_size(schema: &Value, Extent { size, least, greatest, unit }: &Extent, field: &Field<'_>, errors: &mut Vec<FieldError>) {
+    let bound = |keyword: &str| schema.get(keyword).and_then(Value::as_u64);
+    if let Some(least) = bound(least).filter(|least| (*size as u64) < *least) {
+        errors.push(field.breaks(format!("must have at least {least} {unit}")));
+    }
+    if let Some(greatest) = bound(greatest).filter(|greatest| *size as u64 > *greatest) {
+        errors.push(field.breaks(format!("must have at most {greatest} {unit}")));
+    }
+}
+
+fn check_list(schema: &Value, items: &[Value], field: &Field<'_>, errors: &mut Vec<FieldError>) {
+    check_size(schema, &Extent::of_list(items), field, errors);
+    let path = field.path;
     if let Some(item_schema) = schema.get("items") {
         for (index, item) in items.iter().enumerate() {
             check(item_schema, item, &format!("{path}[{index}]"), errors);
@@ -114,23 +155,6 @@ fn check_unique(schema: &Value, items: &[Value], path: &str, errors: &mut Vec<Fi
             let field = format!("{path}[{index}].{}", keys.join("+"));
             errors.push(FieldError::new(field, keys.first().and_then(|key| item.get(key)), format!("must differ from {path}[{first}]")));
         }
-    }
-}
-
-fn check_size(
-    schema: &Value,
-    size: usize,
-    (least, greatest, unit): (&str, &str, &str),
-    value: &Value,
-    path: &str,
-    errors: &mut Vec<FieldError>,
-) {
-    let bound = |keyword| schema.get(keyword).and_then(Value::as_u64);
-    if let Some(least) = bound(least).filter(|least| (size as u64) < *least) {
-        errors.push(FieldError::new(path, Some(value), format!("must have at least {least} {unit}")));
-    }
-    if let Some(greatest) = bound(greatest).filter(|greatest| size as u64 > *greatest) {
-        errors.push(FieldError::new(path, Some(value), format!("must have at most {greatest} {unit}")));
     }
 }
 
@@ -168,7 +192,9 @@ pub(super) fn unify_numbers(schema: &Value, value: &mut Value) {
         }
         Value::Array(items) => {
             if let Some(item_schema) = schema.get("items") {
-                items.iter_mut().for_each(|item| unify_numbers(item_schema, item));
+                for item in items {
+                    unify_numbers(item_schema, item);
+                }
             }
         }
         Value::Object(fields) => {
