@@ -169,7 +169,10 @@ pub struct ImageTransform {
 }
 
 /// A crop is decoded at a reduced scale only while each of its sides still has at least this many times the output's pixels.
-pub const REDUCTION_MARGIN: f64 = 1.0;
+///
+/// Measured on 17 photographs of 640 x 480 pixels as the mean difference from full-scale decoding on the worst of them (a lawn): 3.03 of 255 at a
+/// margin of 1.0, 2.4 at 1.1, 1.8 at 1.25, 1.3 at 1.5, 0.7 at 2. Allowed is less than 3.
+pub const REDUCTION_MARGIN: f64 = 1.1;
 
 impl ImageTransform {
     /// The reference's normalisation, full-scale decoding.

@@ -7,7 +7,7 @@ use std::io::{Cursor, ErrorKind};
 
 use png::{ColorType, Decoder, DecodingError, Transformations};
 
-use super::{Format, ImageError};
+use super::{Format, ImageError, MEAN, STD};
 
 fn reader(bytes: &[u8]) -> Decoder<Cursor<&[u8]>> {
     let mut decoder = Decoder::new(Cursor::new(bytes));
@@ -73,19 +73,19 @@ fn failed(error: DecodingError) -> ImageError {
     }
 }
 
-/// Writes normalised pixels, `[3, size, size]` as the transforms give them, as an RGB PNG, undoing `mean` and `std`.
+/// Writes pixels `[3, size, size]`, normalised with [`MEAN`] and [`STD`] as the transforms give them, as an RGB PNG.
 ///
 /// # Panics
 /// When `normalised` does not hold 3 · size · size values.
 #[must_use]
-pub fn to_png(normalised: &[f32], size: u32, mean: [f32; 3], std: [f32; 3]) -> Vec<u8> {
+pub fn to_png(normalised: &[f32], size: u32) -> Vec<u8> {
     let area = size as usize * size as usize;
     assert_eq!(normalised.len(), 3 * area, "an image of side {size} has three planes");
     let mut rgb = vec![0; 3 * area];
     for (channel, plane) in normalised.chunks_exact(area.max(1)).enumerate() {
         for (pixel, value) in rgb.chunks_exact_mut(3).zip(plane) {
             // A float cast saturates, so values outside 0..255 need no clamp.
-            pixel[channel] = ((value * std[channel] + mean[channel]) * 255.0).round() as u8;
+            pixel[channel] = ((value * STD[channel] + MEAN[channel]) * 255.0).round() as u8;
         }
     }
     encode(&rgb, size)

@@ -1,0 +1,347 @@
+//! The image pipeline against what Pillow and torchvision made of the same files (recorded by `fixtures/record_images.py`), and on bad input.
+
+use std::{fs, path::PathBuf};
+
+use lcl_data::image::{
+    CropBox, Format, ImageError, ImageTransform, MAX_PIXELS, MEAN, STD, Scratch, decode, probe, random_resized_crop, to_png,
+};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image")
+}
+
+fn read(name: &str) -> Vec<u8> {
+    let path = folder().join(name);
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn recorded() -> Value {
+    serde_json::from_slice(&read("cases.json")).unwrap()
+}
+
+/// Names and bytes of all recorded files.
+fn files() -> Vec<(String, Vec<u8>, Value)> {
+    let recorded = recorded();
+    let files = recorded["files"].as_object().unwrap();
+    files.iter().map(|(name, entry)| (name.clone(), read(entry["path"].as_str().unwrap()), entry.clone())).collect()
+}
+
+fn number(value: &Value) -> u32 {
+    u32::try_from(value.as_u64().unwrap()).unwrap()
+}
+
+fn crop_box(value: &Value) -> CropBox {
+    CropBox { top: number(&value[0]), left: number(&value[1]), height: number(&value[2]), width: number(&value[3]) }
+}
+
+/// The box of all of an image's pixels.
+fn whole(bytes: &[u8]) -> CropBox {
+    let probe = probe(bytes).unwrap();
+    CropBox { top: 0, left: 0, height: probe.height, width: probe.width }
+}
+
+/// Undoes the normalisation: `[3, S, S]` to values in 0..255, `[S, S, 3]`.
+fn levels(planes: &[f32]) -> Vec<f64> {
+    let area = planes.len() / 3;
+    (0..planes.len())
+        .map(|index| {
+            let (pixel, channel) = (index / 3, index % 3);
+            f64::from(planes[channel * area + pixel] * STD[channel] + MEAN[channel]) * 255.0
+        })
+        .collect()
+}
+
+/// Mean and greatest absolute difference in levels of 255.
+fn difference(actual: &[f64], expected: &[u8]) -> (f64, f64) {
+    assert_eq!(actual.len(), expected.len());
+    let differences = actual.iter().zip(expected).map(|(actual, expected)| (actual - f64::from(*expected)).abs());
+    let (sum, greatest) = differences.fold((0.0, 0.0_f64), |(sum, greatest), difference| (sum + difference, greatest.max(difference)));
+    (sum / actual.len() as f64, greatest)
+}
+
+#[test]
+fn every_kind_of_file_decodes_to_the_pixels_that_pillow_gives() {
+    let mut scratch = Scratch::new();
+    let mut wrong = Vec::new();
+    for (name, bytes, entry) in files() {
+        let size = probe(&bytes).unwrap();
+        assert_eq!((size.width, size.height), (number(&entry["width"]), number(&entry["height"])), "{name}");
+        let pixels = decode(&bytes, &mut scratch).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!((pixels.width, pixels.height), (size.width, size.height), "{name}");
+        let digest: String = Sha256::digest(pixels.bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        if digest != entry["rgb_sha256"].as_str().unwrap() {
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "pixels differ from Pillow's: {wrong:?}");
+}
+
+/// Mean and greatest difference of every recorded case.
+fn case_differences(reduced_scale_decoding: bool) -> Vec<(Value, f64, f64)> {
+    let recorded = recorded();
+    let expected = read("expected.safetensors");
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    let mut scratch = Scratch::new();
+    let cases = recorded["cases"].as_array().unwrap();
+    assert!(cases.len() > 200);
+    let check = |(number_of_case, case): (usize, &Value)| {
+        let bytes = read(recorded["files"][case["file"].as_str().unwrap()]["path"].as_str().unwrap());
+        let transform = ImageTransform { reduced_scale_decoding, ..ImageTransform::new(number(&case["size"])) };
+        let mut out = vec![f32::NAN; transform.output_len()];
+        if case["evaluate"].is_null() {
+            transform.crop(&bytes, crop_box(&case["crop"]), &mut scratch, &mut out)
+        } else {
+            transform.evaluate(&bytes, &mut scratch, &mut out)
+        }
+        .unwrap_or_else(|error| panic!("{case}: {error}"));
+        let (mean, greatest) = difference(&levels(&out), expected.tensor(&number_of_case.to_string()).unwrap().data());
+        (case.clone(), mean, greatest)
+    };
+    cases.iter().enumerate().map(check).collect()
+}
+
+#[test]
+fn crops_and_evaluation_agree_with_torchvision_on_every_recorded_case() {
+    for (case, mean, greatest) in case_differences(false) {
+        // The goal is a mean below 1. What is measured is far lower, so that a shift by a fraction of a pixel is seen. Where the height shrinks
+        // about 1.7 times more than the width, Pillow since version 13 begins with the vertical pass, and its 8 bits in between differ.
+        let vertical_first = case["file"] == "jpeg_tall" && case["crop"][2] == 310;
+        let allowed = if vertical_first { 0.13 } else { 0.02 };
+        // Coefficients have 16 bits here, 22 in Pillow: a rounding in each pass.
+        assert!(mean < allowed && greatest < 2.01, "{case}: mean difference {mean:.4}, greatest {greatest:.1} of 255");
+    }
+}
+
+#[test]
+fn decoding_at_reduced_scale_stays_near_torchvision_and_is_really_another_decoding() {
+    let differences = case_differences(true);
+    for (case, mean, _) in &differences {
+        assert!(*mean < 3.0, "{case}: mean difference {mean:.4} of 255");
+        assert!(*mean < 0.13 || case["file"].as_str().unwrap().starts_with("jpeg") && case["evaluate"].is_null(), "{case} was decoded at a reduced scale");
+    }
+    assert!(differences.iter().filter(|(_, mean, _)| *mean > 0.3).count() > 10);
+}
+
+#[test]
+fn normalised_values_are_torchvisions_bit_for_bit() {
+    let expected = read("expected.safetensors");
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    let expected = expected.tensor("normalised_ramp").unwrap();
+    let ramp = read("ramp.png");
+    let transform = ImageTransform::new(16);
+    let mut out = vec![0.0; transform.output_len()];
+    transform.crop(&ramp, whole(&ramp), &mut Scratch::new(), &mut out).unwrap();
+    let bytes: Vec<u8> = out.iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(bytes, expected.data());
+}
+
+#[test]
+fn a_png_of_the_models_input_shows_the_resized_image() {
+    let ramp = read("ramp.png");
+    let transform = ImageTransform::new(16);
+    let mut out = vec![0.0; transform.output_len()];
+    let mut scratch = Scratch::new();
+    transform.crop(&ramp, whole(&ramp), &mut scratch, &mut out).unwrap();
+    let written = to_png(&out, 16);
+    let shown = decode(&written, &mut scratch).unwrap().bytes.to_vec();
+    assert_eq!(shown, decode(&ramp, &mut scratch).unwrap().bytes);
+}
+
+#[test]
+fn crop_boxes_are_those_of_torchvision_for_the_same_uniform_numbers() {
+    let recorded = recorded();
+    let boxes = recorded["crop_boxes"].as_array().unwrap();
+    assert!(boxes.len() > 200);
+    for entry in boxes {
+        let pair = |name: &str| [entry[name][0].as_f64().unwrap(), entry[name][1].as_f64().unwrap()];
+        let mut numbers = entry["uniform"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap());
+        let mut uniform = || numbers.next().expect("torchvision drew fewer numbers");
+        let drawn = random_resized_crop(number(&entry["width"]), number(&entry["height"]), pair("scale"), pair("ratio"), &mut uniform);
+        assert_eq!(drawn, crop_box(&entry["box"]), "{entry}");
+        assert_eq!(numbers.next(), None, "torchvision drew more numbers: {entry}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_random_crop_always_lies_within_the_image(
+        width in 1_u32..70_000,
+        height in 1_u32..70_000,
+        scale in [0.0..2.0_f64, 0.0..2.0],
+        ratio in [0.01..100.0_f64, 0.01..100.0],
+        numbers in prop::collection::vec(prop_oneof![Just(0.0), Just(1.0 - f64::EPSILON / 2.0), 0.0..1.0], 40),
+    ) {
+        let mut numbers = numbers.into_iter();
+        let crop = random_resized_crop(width, height, scale, ratio, &mut || numbers.next().unwrap());
+        prop_assert!(crop.lies_within(width, height), "{crop} in {width} x {height}");
+    }
+}
+
+/// One value of a normalised constant image.
+fn levels_of(bytes: &[u8], size: u32, evaluate: bool) -> Vec<f64> {
+    let transform = ImageTransform::new(size);
+    let mut out = vec![f32::NAN; transform.output_len()];
+    let mut scratch = Scratch::new();
+    if evaluate {
+        transform.evaluate(bytes, &mut scratch, &mut out).unwrap();
+    } else {
+        transform.crop(bytes, whole(bytes), &mut scratch, &mut out).unwrap();
+    }
+    levels(&out)
+}
+
+fn gray_png(width: u32, height: u32, value: u8) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(png::ColorType::Grayscale);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&vec![value; width as usize * height as usize]).unwrap();
+    writer.finish().unwrap();
+    file
+}
+
+#[test]
+fn strips_of_extreme_length_cost_little_and_keep_their_colour() {
+    // Resized whole before the central crop, as torchvision does it, either would have 30 billion pixels; the tall one enlarged horizontally
+    // first would have 45 million.
+    for (width, height) in [(1, 200_000), (200_000, 1), (2, 200_001), (200_001, 2)] {
+        let file = gray_png(width, height, 77);
+        for evaluate in [true, false] {
+            let levels = levels_of(&file, 224, evaluate);
+            assert!(levels.iter().all(|level| (level - 77.0).abs() < 0.01), "{width} x {height}");
+        }
+    }
+}
+
+/// Fails unless decoding fails with an error that `expected` accepts; checks that the scratch is as good as new afterwards.
+fn check_refused(bytes: &[u8], what: &str, scratch: &mut Scratch, expected: impl Fn(&ImageError) -> bool) {
+    let transform = ImageTransform::new(8);
+    let mut out = vec![0.0; transform.output_len()];
+    for error in [decode(bytes, scratch).map(drop), transform.evaluate(bytes, scratch, &mut out)] {
+        match error {
+            Ok(()) => panic!("{what}: was decoded"),
+            Err(error) => assert!(expected(&error), "{what}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_file_cut_at_any_length_is_an_error_that_says_truncated() {
+    let every_length = ["jpeg_420", "jpeg_progressive", "jpeg_cmyk", "png_gray_4bit", "png_palette_interlaced", "webp_lossy", "webp_lossless_palette"];
+    let mut scratch = Scratch::new();
+    let mut cut = 0;
+    for (name, bytes, _) in files() {
+        // Bytes after the end are not part of the image.
+        let whole_length = if name == "jpeg_trailing_bytes" { bytes.len() - 15 } else { bytes.len() };
+        let step = if every_length.contains(&name.as_str()) { 1 } else { whole_length / 61 + 1 };
+        for length in (1..whole_length).step_by(step).chain([whole_length - 1]) {
+            check_refused(&bytes[..length], &format!("{length} bytes of {name}"), &mut scratch, |error| {
+                matches!(error, ImageError::Truncated { .. })
+            });
+            cut += 1;
+        }
+        assert!(decode(&bytes, &mut scratch).is_ok(), "{name} after its cut copies");
+    }
+    assert!(cut > 10_000);
+}
+
+#[test]
+fn a_jpeg_that_lost_its_tail_and_got_an_end_marker_is_an_error_instead_of_half_gray() {
+    let mut scratch = Scratch::new();
+    for name in ["jpeg_420", "jpeg_gray", "jpeg_cmyk", "jpeg_restart_markers", "jpeg_progressive"] {
+        let bytes = read(&format!("{name}.jpeg"));
+        let cut = [&bytes[..bytes.len() * 2 / 3], &[0xff, 0xd9]].concat();
+        check_refused(&cut, name, &mut scratch, |error| matches!(error, ImageError::Corrupt { .. } | ImageError::Truncated { .. }));
+    }
+}
+
+#[test]
+fn a_progressive_jpeg_with_thousands_of_scans_is_refused() {
+    let bytes = read("jpeg_gray_progressive.jpeg");
+    let scan = |from: usize| from + bytes[from..].windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+    let (first, second) = (scan(0), scan(scan(0) + 2));
+    let bomb = [&bytes[..first], &bytes[first..second].repeat(2000), &bytes[second..]].concat();
+    check_refused(&bomb, "bomb", &mut Scratch::new(), |error| error.to_string().contains("scans"));
+}
+
+#[test]
+fn files_of_other_kinds_are_unsupported() {
+    let mut scratch = Scratch::new();
+    let others: [&[u8]; 7] =
+        [b"", b"\0", b"GIF89a\x01\0\x01\0\0\0\0;", b"BM\x1e\0\0\0", b"<html>404</html>", b"RIFF\x04\0\0\0WAVE", &[0; 1000]];
+    for other in others {
+        check_refused(other, &format!("{other:?}"), &mut scratch, |error| matches!(error, ImageError::Unsupported { .. }));
+    }
+}
+
+#[test]
+fn declared_sizes_beyond_the_limit_are_refused_before_anything_is_allocated() {
+    let patched = |name: &str, at: usize, with: &[u8]| {
+        let mut bytes = read(name);
+        bytes[at..at + with.len()].copy_from_slice(with);
+        bytes
+    };
+    let jpeg = read("jpeg_420.jpeg");
+    let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    let huge = [
+        patched("jpeg_420.jpeg", frame + 5, &[0xff; 4]),
+        patched("png_rgb.png", 16, &[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]),
+        patched("webp_lossy_alpha.webp", 24, &[0xff, 0x3f, 0, 0xff, 0x3f, 0]),
+    ];
+    for bytes in &huge {
+        check_refused(bytes, "huge", &mut Scratch::new(), |error| {
+            matches!(error, ImageError::TooLarge { width, height } if u64::from(*width) * u64::from(*height) > MAX_PIXELS)
+        });
+    }
+    let empty = patched("png_rgb.png", 16, &[0; 4]);
+    check_refused(&empty, "no columns", &mut Scratch::new(), |error| matches!(error, ImageError::Corrupt { format: Format::Png, .. }));
+}
+
+#[test]
+fn crops_beyond_the_image_are_refused_and_named() {
+    let bytes = read("png_rgb.png");
+    let transform = ImageTransform::new(8);
+    let mut out = vec![0.0; transform.output_len()];
+    let crops = [(0, 0, 47, 62), (0, 0, 0, 1), (46, 0, 2, 1), (u32::MAX, 0, 2, 1)];
+    for (top, left, height, width) in crops {
+        let crop = CropBox { top, left, height, width };
+        let error = transform.crop(&bytes, crop, &mut Scratch::new(), &mut out).unwrap_err();
+        assert_eq!(error, ImageError::CropOutside { crop, width: 61, height: 47 });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #[test]
+    fn damaged_files_give_an_image_or_an_error(
+        file in 0..FILES,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+    ) {
+        let (_, mut bytes, _) = files().swap_remove(file);
+        for (index, value) in changes {
+            let index = index.index(bytes.len());
+            bytes[index] = value;
+        }
+        // A changed size is legal and may be of tens of megapixels; what is looked for here is elsewhere.
+        if probe(&bytes).is_ok_and(|probe| u64::from(probe.width) * u64::from(probe.height) < 1 << 20) {
+            let transform = ImageTransform { reduced_scale_decoding: true, ..ImageTransform::new(8) };
+            let mut out = vec![f32::NAN; transform.output_len()];
+            let mut scratch = Scratch::new();
+            if transform.crop(&bytes, whole(&bytes), &mut scratch, &mut out).is_ok() {
+                prop_assert!(out.iter().all(|value| value.is_finite()));
+            }
+        }
+    }
+}
+
+/// Recorded files; see `files`.
+const FILES: usize = 66;
+
+#[test]
+fn the_number_of_recorded_files_is_known() {
+    assert_eq!(files().len(), FILES);
+}
