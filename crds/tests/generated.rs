@@ -63,6 +63,31 @@ fn nothing_is_nullable_and_every_rule_has_a_message() {
     assert!(rules > 30, "{rules} rules found");
 }
 
+/// What an API server demands of a "structural schema" before it takes a definition.
+#[test]
+fn the_schema_is_structural() {
+    fn check(schema: &Value, path: &str) {
+        for keyword in ["$ref", "allOf", "anyOf", "oneOf", "not", "definitions", "dependencies", "uniqueItems", "patternProperties"] {
+            assert!(schema.get(keyword).is_none(), "{path} has {keyword}");
+        }
+        let is_int_or_string = schema["x-kubernetes-int-or-string"] == Value::Bool(true);
+        assert!(schema["type"].is_string() != is_int_or_string, "{path} must have a type or be int-or-string");
+        assert!(!(schema.get("properties").is_some() && schema.get("additionalProperties").is_some()), "{path} is map and object");
+        assert_eq!(schema["type"] == "array", schema["items"].is_object(), "{path}");
+        for key in schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten() {
+            let required = schema["items"]["required"].as_array().cloned().unwrap_or_default();
+            assert!(required.contains(key), "{path}: the list's key {key} is not required");
+        }
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            check(field, &format!("{path}.{name}"));
+        }
+        for inner in ["items", "additionalProperties"].into_iter().filter_map(|keyword| schema.get(keyword)) {
+            check(inner, &format!("{path}[]"));
+        }
+    }
+    check(&definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "");
+}
+
 #[test]
 fn every_field_of_the_spec_is_documented() {
     fn check(schema: &Value, path: &str) {

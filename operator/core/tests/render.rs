@@ -1,5 +1,6 @@
 //! From a manifest to the trainer's configuration.
 
+#[path = "support/jobs.rs"]
 mod support;
 
 use std::{collections::BTreeMap, fs, path::PathBuf};

@@ -2,6 +2,7 @@
 
 #[path = "rules/cases.rs"]
 mod cases;
+#[path = "support/jobs.rs"]
 mod support;
 
 use std::collections::BTreeSet;
