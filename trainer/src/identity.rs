@@ -7,6 +7,9 @@
 use lcl_trainer_config::{ModelConfig, TrainerConfig};
 use serde_json::{Map, Value, json};
 
+/// The field that stands for the shards' names, sizes and counts.
+const DATA_CONTENT: &str = "data.content";
+
 /// The settings of a run that must not change, by the path of their field.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity(Map<String, Value>);
@@ -32,9 +35,10 @@ pub struct ChangedField {
 pub struct NoIdentity;
 
 impl Identity {
-    /// The identity of a configuration whose data set has `data_digest`.
+    /// The identity of a configuration whose data set has `data_digest`; `None` leaves open which data it will be (imported weights have
+    /// seen none).
     #[must_use]
-    pub fn new(config: &TrainerConfig, data_digest: &str) -> Self {
+    pub fn new(config: &TrainerConfig, data_digest: Option<&str>) -> Self {
         let TrainerConfig { model, data, optimization, .. } = config;
         // The same result with less memory: may change.
         let model = ModelConfig { activation_checkpointing: false, ..model.clone() };
@@ -45,7 +49,6 @@ impl Identity {
         let fields = json!({
             "model": model,
             "data": {
-                "content": data_digest,
                 "imageFirstProbability": data.image_first_probability,
                 "augmentation": data.augmentation,
                 "reducedScaleDecoding": data.reduced_scale_decoding,
@@ -58,6 +61,9 @@ impl Identity {
         });
         let mut flat = Map::new();
         flatten("", fields, &mut flat);
+        if let Some(digest) = data_digest {
+            flat.insert(DATA_CONTENT.to_owned(), digest.into());
+        }
         Self(flat)
     }
 
@@ -84,6 +90,9 @@ impl Identity {
         let none = Value::Null;
         let fields = self.0.keys().chain(before.0.keys().filter(|field| !self.0.contains_key(*field)));
         for field in fields {
+            if field == DATA_CONTENT && !before.0.contains_key(field) {
+                continue;
+            }
             let (now, before) = (self.0.get(field).unwrap_or(&none), before.0.get(field).unwrap_or(&none));
             if now != before {
                 return Err(ChangedField { field: field.clone(), before: before.to_string(), now: now.to_string() });
@@ -115,10 +124,10 @@ mod tests {
 
     fn check(change: impl FnOnce(&mut TrainerConfig), expected: Option<&str>) {
         let config = tiny_config();
-        let before = Identity::new(&config, "data");
+        let before = Identity::new(&config, Some("data"));
         let mut changed = config;
         change(&mut changed);
-        let now = Identity::new(&changed, "data");
+        let now = Identity::new(&changed, Some("data"));
         let difference = now.compare(&Identity::from_value(Some(&before.to_value())).unwrap()).err();
         assert_eq!(difference.as_ref().map(|changed| changed.field.as_str()), expected);
         assert_eq!(before.digest() == now.digest(), expected.is_none());
@@ -153,10 +162,11 @@ mod tests {
     #[test]
     fn other_data_is_named_by_its_content_and_not_by_its_folder() {
         let config = tiny_config();
-        let difference = Identity::new(&config, "one").compare(&Identity::new(&config, "other")).unwrap_err();
+        let difference = Identity::new(&config, Some("one")).compare(&Identity::new(&config, Some("other"))).unwrap_err();
         assert_eq!(difference.field, "data.content");
         let mut moved = config.clone();
         moved.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec!["/elsewhere/a.tar".to_owned()] };
-        assert!(Identity::new(&moved, "one").compare(&Identity::new(&config, "one")).is_ok());
+        assert_eq!(Identity::new(&moved, Some("one")).compare(&Identity::new(&config, Some("one"))), Ok(()));
+        assert_eq!(Identity::new(&config, Some("one")).compare(&Identity::new(&config, None)), Ok(()));
     }
 }

@@ -1,30 +1,35 @@
-//! The file `metrics.jsonl`: appended to line by line, cut back to the restored step when a run goes on.
+//! The files `metrics.jsonl` (a line a step) and `run.jsonl` (starts, checkpoints, ends): appended to line by line, cut back to the restored
+//! step when a run goes on.
 //!
-//! Comes in: [`Record`]s. Goes out: a file in which every step from 0 stands exactly once, whatever killed the processes before.
+//! Comes in: [`Record`]s. Goes out: files in which every step from 0 stands exactly once, whatever killed the processes before.
 //! A full disk does not stop training: lines wait in memory and are written when there is room again.
 //! Nothing here knows checkpoints or tensors.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, HashSet, VecDeque},
     fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use crate::records::{GenerationRecord, Record};
+use serde::{Serialize, de::DeserializeOwned};
 
-/// Name of the file in the run's folder.
-pub const FILE_NAME: &str = "metrics.jsonl";
+use crate::records::{GenerationRecord, Record, StepRecord};
 
-/// Lines kept in memory while the disk takes none. A line has about 600 bytes, so this is at most some 40 MB and, at a step a second, more
+/// The steps' file in the run's folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// The file of everything else.
+pub const RUN_FILE: &str = "run.jsonl";
+
+/// Lines kept in memory while the disk takes none. A line has about 700 bytes, so this is at most some 50 MB and, at a step a second, more
 /// than half a day.
 const MOST_PENDING: usize = 65_536;
 
-/// The journal could not be opened.
+/// A file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The file is there but cannot be read.
-    #[error("cannot read {path}")]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -32,7 +37,7 @@ pub enum JournalError {
         source: io::Error,
     },
     /// The file cannot be written.
-    #[error("cannot write {path}")]
+    #[error("cannot write {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -40,7 +45,7 @@ pub enum JournalError {
         source: io::Error,
     },
     /// A whole line is no record.
-    #[error("line {line} of {path} is no metrics record: repair or remove that line")]
+    #[error("line {line} of {} is no record of this program: repair or remove that line", path.display())]
     Line {
         /// The file.
         path: PathBuf,
@@ -51,66 +56,92 @@ pub enum JournalError {
     },
 }
 
-/// What a journal held when it was opened.
-#[derive(Debug, Default)]
+/// What the files held when they were opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// Records that were taken out because they lie beyond the restored step.
+    /// Step lines that were taken out because they lie beyond the restored step.
     pub superseded: u64,
     /// Step lines that are missing below the restored step (a machine that lost power may lose its last lines).
     pub missing: u64,
 }
 
-/// The open file.
+/// The open files.
 #[derive(Debug)]
 pub struct Journal {
+    metrics: LineFile,
+    run: LineFile,
+}
+
+/// A file that is only appended to, whole lines at a time.
+#[derive(Debug)]
+struct LineFile {
     file: File,
     /// Bytes of whole lines; a failed write is cut back to here.
     length: u64,
     pending: VecDeque<String>,
-    dropped: u64,
 }
 
 impl Journal {
-    /// Opens `folder/metrics.jsonl` for a run that has `completed_steps` steps; records beyond them are taken out.
+    /// Opens the files in `folder` for a run that has `completed_steps` steps; records beyond them are taken out.
     pub fn open(folder: &Path, completed_steps: u64) -> Result<(Self, Opened), JournalError> {
-        let path = folder.join(FILE_NAME);
-        let write_error = |source| JournalError::Write { path: path.clone(), source };
-        let records = read(&path)?;
-        let found = records.len();
-        let kept: Vec<Record> = current(records).into_iter().filter(|record| record.completed_steps() <= completed_steps).collect();
-        let steps = kept.iter().filter(|record| matches!(record, Record::Step(_))).count() as u64;
-        let opened = Opened { superseded: (found - kept.len()) as u64, missing: completed_steps.saturating_sub(steps) };
-
-        // Written beside and renamed: a kill at any moment leaves either the old file or the new one.
-        let beside = folder.join(format!("{FILE_NAME}.new"));
-        let mut text = String::new();
-        for record in &kept {
-            text.push_str(&line_of(record));
-        }
-        fs::write(&beside, &text).map_err(write_error)?;
-        File::open(&beside).and_then(|file| file.sync_all()).map_err(write_error)?;
-        fs::rename(&beside, &path).map_err(write_error)?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(write_error)?;
-        Ok((Self { file, length: text.len() as u64, pending: VecDeque::new(), dropped: 0 }, opened))
+        let found = read_steps(folder)?;
+        let lines = found.len();
+        let mut steps = current(found);
+        steps.retain(|record| record.step < completed_steps);
+        let mut events = read_events(folder)?;
+        events.retain(|record| record.completed_steps() <= completed_steps);
+        let opened = Opened { superseded: (lines - steps.len()) as u64, missing: completed_steps - steps.len() as u64 };
+        let metrics = LineFile::replace(folder, METRICS_FILE, &steps)?;
+        let run = LineFile::replace(folder, RUN_FILE, &events)?;
+        Ok((Self { metrics, run }, opened))
     }
 
-    /// Appends one line. An error means that the line waits in memory and is tried again with the next one.
+    /// Appends one line to the file where it belongs. An error means that the line waits in memory and is tried again with the next one.
     pub fn append(&mut self, record: &Record) -> io::Result<()> {
+        match record {
+            Record::Step(step) => self.metrics.append(line_of(step)),
+            other => self.run.append(line_of(other)),
+        }
+    }
+
+    /// Makes what was written survive a loss of power. May take long; training goes on meanwhile.
+    pub fn sync_in_background(&self) {
+        for file in [&self.metrics.file, &self.run.file] {
+            if let Ok(file) = file.try_clone() {
+                // Unsynced lines are noticed and reported when the run goes on.
+                std::thread::spawn(move || file.sync_data());
+            }
+        }
+    }
+}
+
+impl LineFile {
+    /// Writes `records` as the whole of `folder/name` and opens it for more.
+    fn replace(folder: &Path, name: &str, records: &[impl Serialize]) -> Result<Self, JournalError> {
+        let path = folder.join(name);
+        let text: String = records.iter().map(line_of).collect();
+        // Written beside and renamed: a kill at any moment leaves either the old file or the new one.
+        let beside = folder.join(format!("{name}.new"));
+        let write = || -> io::Result<File> {
+            let mut file = File::create(&beside)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            OpenOptions::new().append(true).open(&path)
+        };
+        let file = write().map_err(|source| JournalError::Write { path: path.clone(), source })?;
+        Ok(Self { file, length: text.len() as u64, pending: VecDeque::new() })
+    }
+
+    fn append(&mut self, line: String) -> io::Result<()> {
         if self.pending.len() == MOST_PENDING {
             self.pending.pop_front();
-            self.dropped += 1;
         }
-        self.pending.push_back(line_of(record));
-        self.flush()
-    }
-
-    /// Writes the lines that wait.
-    pub fn flush(&mut self) -> io::Result<()> {
+        self.pending.push_back(line);
         while let Some(line) = self.pending.front() {
             if let Err(error) = self.file.write_all(line.as_bytes()) {
                 // Half a line must not stay: the next try would be glued to it. Making a file shorter needs no room.
                 self.file.set_len(self.length)?;
-                self.file.seek(SeekFrom::End(0))?;
                 return Err(error);
             }
             self.length += line.len() as u64;
@@ -118,65 +149,51 @@ impl Journal {
         }
         Ok(())
     }
+}
 
-    /// Lines that wait for room, and lines given up because too many waited.
-    #[must_use]
-    pub fn backlog(&self) -> (usize, u64) {
-        (self.pending.len(), self.dropped)
-    }
+/// The step lines of a run's folder, in the order of the file; none when the file is not there.
+pub fn read_steps(folder: &Path) -> Result<Vec<StepRecord>, JournalError> {
+    read(&folder.join(METRICS_FILE))
+}
 
-    /// Another handle of the file, to make it durable without holding up the training thread.
-    pub fn handle(&self) -> io::Result<File> {
-        self.file.try_clone()
+/// Everything else that was recorded in a run's folder.
+pub fn read_events(folder: &Path) -> Result<Vec<Record>, JournalError> {
+    read(&folder.join(RUN_FILE))
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, JournalError> {
+    match fs::read(path) {
+        Ok(bytes) => parse(&bytes, path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(JournalError::Read { path: path.to_owned(), source }),
     }
 }
 
-/// Reads every record of a file; a file that is not there has none. A last line without its end is left out: its writer was killed.
-pub fn read(path: &Path) -> Result<Vec<Record>, JournalError> {
-    let read_error = |source| JournalError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(read_error(error)),
+/// The records in a file's contents; `path` is what messages call it. A last line without its end is left out: its writer was killed.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<Vec<T>, JournalError> {
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    let lines = bytes.get(..whole).unwrap_or_default().split_inclusive(|byte| *byte == b'\n');
+    let record = |(index, line)| {
+        serde_json::from_slice(line).map_err(|source| JournalError::Line { path: path.to_owned(), line: index + 1, source })
     };
-    let mut reader = BufReader::new(file);
-    let mut records = Vec::new();
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        bytes.clear();
-        if reader.read_until(b'\n', &mut bytes).map_err(read_error)? == 0 || bytes.last() != Some(&b'\n') {
-            break;
-        }
-        let record = serde_json::from_slice(&bytes).map_err(|source| JournalError::Line { path: path.to_owned(), line, source })?;
-        records.push(record);
-    }
-    Ok(records)
+    lines.enumerate().map(record).collect()
 }
 
 /// Of several lines for one step, the one of the last generation.
 #[must_use]
-pub fn current(records: Vec<Record>) -> Vec<Record> {
-    let mut newest = std::collections::HashMap::<u64, GenerationRecord>::new();
+pub fn current(records: Vec<StepRecord>) -> Vec<StepRecord> {
+    let mut newest = HashMap::<u64, GenerationRecord>::new();
     for record in &records {
-        if let Record::Step(step) = record {
-            let generation = newest.entry(step.step).or_insert(step.generation);
-            *generation = (*generation).max(step.generation);
-        }
+        let generation = newest.entry(record.step).or_insert(record.generation);
+        *generation = (*generation).max(record.generation);
     }
-    let mut seen = std::collections::HashSet::new();
-    let mut kept: Vec<Record> = records
-        .into_iter()
-        .rev()
-        .filter(|record| match record {
-            Record::Step(step) => newest.get(&step.step) == Some(&step.generation) && seen.insert(step.step),
-            _ => true,
-        })
-        .collect();
-    kept.reverse();
+    let mut seen = HashSet::new();
+    let mut kept = records;
+    kept.retain(|record| newest.get(&record.step) == Some(&record.generation) && seen.insert(record.step));
     kept
 }
 
-fn line_of(record: &Record) -> String {
+fn line_of(record: &impl Serialize) -> String {
     // A record is plain data with string keys: turning it into JSON cannot fail.
     let mut line = serde_json::to_string(record).unwrap_or_default();
     line.push('\n');
@@ -186,14 +203,10 @@ fn line_of(record: &Record) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{StepRecord, tests::step_record};
+    use crate::records::{CheckpointCommitted, tests::step_record};
 
     fn steps_in(folder: &Path) -> Vec<u64> {
-        read(&folder.join(FILE_NAME))
-            .unwrap()
-            .into_iter()
-            .filter_map(|record| if let Record::Step(step) = record { Some(step.step) } else { None })
-            .collect()
+        read_steps(folder).unwrap().iter().map(|record| record.step).collect()
     }
 
     fn write_steps(folder: &Path, from: u64, steps: std::ops::Range<u64>) -> Opened {
@@ -217,7 +230,7 @@ mod tests {
     fn a_line_cut_short_by_a_kill_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
         write_steps(folder.path(), 0, 0..3);
-        let path = folder.path().join(FILE_NAME);
+        let path = folder.path().join(METRICS_FILE);
         let text = fs::read(&path).unwrap();
         fs::write(&path, &text[..text.len() - 20]).unwrap();
         let opened = write_steps(folder.path(), 2, 2..4);
@@ -236,7 +249,7 @@ mod tests {
     fn a_broken_line_in_the_middle_is_named() {
         let folder = tempfile::tempdir().unwrap();
         write_steps(folder.path(), 0, 0..2);
-        let path = folder.path().join(FILE_NAME);
+        let path = folder.path().join(METRICS_FILE);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{text}nonsense\n")).unwrap();
         let error = Journal::open(folder.path(), 2).unwrap_err();
@@ -245,9 +258,46 @@ mod tests {
 
     #[test]
     fn of_two_lines_for_a_step_the_last_generation_counts() {
-        let old = Record::Step(Box::new(step_record(1)));
-        let new = Record::Step(Box::new(StepRecord { generation: GenerationRecord { epoch: 2, n: 0 }, ..step_record(1) }));
+        let old = step_record(1);
+        let new = StepRecord { generation: GenerationRecord { epoch: 2, n: 0 }, ..step_record(1) };
         assert_eq!(current(vec![old.clone(), new.clone()]), std::slice::from_ref(&new));
         assert_eq!(current(vec![new.clone(), old]), [new]);
+    }
+
+    #[test]
+    fn what_is_no_step_lies_in_a_file_of_its_own_and_is_cut_back_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
+        for completed_steps in [5, 10] {
+            journal
+                .append(&Record::CheckpointCommitted(CheckpointCommitted {
+                    completed_steps,
+                    generation: GenerationRecord { epoch: 1, n: 0 },
+                    stall_seconds: 0.0,
+                    write_seconds: 0.0,
+                    bytes: 1,
+                }))
+                .unwrap();
+        }
+        assert_eq!(read_events(folder.path()).unwrap().len(), 2);
+        assert!(steps_in(folder.path()).is_empty());
+        Journal::open(folder.path(), 5).unwrap();
+        let left: Vec<u64> = read_events(folder.path()).unwrap().iter().map(Record::completed_steps).collect();
+        assert_eq!(left, [5]);
+    }
+
+    #[test]
+    fn lines_wait_while_the_file_takes_none_and_no_half_line_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
+        // A handle that cannot be written to stands for the full disk.
+        let good = std::mem::replace(&mut journal.metrics.file, File::open(folder.path().join(METRICS_FILE)).unwrap());
+        for step in 0..2 {
+            assert!(journal.append(&Record::Step(Box::new(step_record(step)))).is_err());
+        }
+        assert!(steps_in(folder.path()).is_empty());
+        journal.metrics.file = good;
+        journal.append(&Record::Step(Box::new(step_record(2)))).unwrap();
+        assert_eq!(steps_in(folder.path()), [0, 1, 2]);
     }
 }

@@ -3,13 +3,37 @@
 //! Comes in: a [`lcl_trainer_config::TrainerConfig`]. Goes out: checkpoints, `metrics.jsonl`, TensorBoard files and what the user sees.
 //! It wires `lcl-data`, `lcl-torch` and `lcl-checkpoint` together; it names neither tch nor a storage client itself.
 
+pub mod cli;
+pub mod commands;
+pub mod config_file;
+pub mod data_commands;
 pub mod display;
+pub mod evaluate;
 pub mod identity;
 pub mod journal;
 pub mod micro_batch;
 pub mod records;
+pub mod report;
+pub mod retrieval;
+pub mod run_folder;
 pub mod stop;
 pub mod tensorboard;
+pub mod trained;
+pub mod training;
+pub mod weights;
 
 #[cfg(test)]
 mod test_support;
+
+/// An error with what caused it, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,2 +1,36 @@
-//! (to be written)
-fn main() {}
+//! The training process and its tools. See `lcl-trainer --help`.
+
+use std::process;
+
+use clap::Parser;
+use indicatif::MultiProgress;
+use lcl_trainer::{
+    cli::{Cli, LogFormat},
+    commands,
+    display::LogWriter,
+};
+use tracing_subscriber::{EnvFilter, fmt};
+
+fn main() -> process::ExitCode {
+    lcl_torch::allocator::retain_memory();
+    let cli = Cli::parse();
+    let multi = MultiProgress::new();
+    start_logging(cli.log_format, multi.clone());
+    match commands::run(cli.command, multi) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            let code = error.exit_code();
+            tracing::error!(exit_code = code.code(), "{:#}", anyhow::Error::new(error));
+            code.into()
+        }
+    }
+}
+
+fn start_logging(format: LogFormat, multi: MultiProgress) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = fmt().with_env_filter(filter).with_writer(LogWriter::new(multi));
+    match format {
+        LogFormat::Human => logs.with_target(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}

@@ -1,4 +1,4 @@
-//! The lines of a run's `metrics.jsonl`: what happened, in order, one JSON object a line.
+//! What happens in a run: the lines of `metrics.jsonl` (one a step) and of `run.jsonl` (everything else).
 //!
 //! The step lines are the ledger too: which slots of which pass a step trained on, in which generation, and what it left out.
 //! Everything else that reports a run (terminal, TensorBoard files, the HTML page) is made from these records.
@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// One line of `metrics.jsonl`.
+/// Something that happened. `event` says what when it is printed or written to `run.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "event")]
+#[serde(rename_all = "snake_case", tag = "event")]
 pub enum Record {
     /// A process began or went on with the run.
     Started(Started),
@@ -26,7 +26,6 @@ pub enum Record {
 
 /// A process began or went on with the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Started {
     /// Steps that were complete: 0 for a new run, else those of the restored checkpoint.
     pub completed_steps: u64,
@@ -59,7 +58,6 @@ pub struct GenerationRecord {
 
 /// One step: its place in the data, its losses and what it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct StepRecord {
     /// Number of the step, from 0.
     pub step: u64,
@@ -134,7 +132,6 @@ pub struct SkippedSample {
 
 /// A checkpoint is complete in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct CheckpointCommitted {
     /// Completed steps in it.
     pub completed_steps: u64,
@@ -144,11 +141,12 @@ pub struct CheckpointCommitted {
     pub stall_seconds: f64,
     /// Seconds from the end of the copy until the store had everything.
     pub write_seconds: f64,
+    /// Bytes of its files.
+    pub bytes: u64,
 }
 
 /// A checkpoint could not be written; training goes on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct CheckpointFailed {
     /// Completed steps in it.
     pub completed_steps: u64,
@@ -162,7 +160,6 @@ pub struct CheckpointFailed {
 
 /// A process left the run in an orderly way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Ended {
     /// Completed steps.
     pub completed_steps: u64,
@@ -186,7 +183,7 @@ pub struct Ended {
 
 /// Why a process left the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "snake_case")]
 pub enum EndReason {
     /// The last step is done.
     Completed,
@@ -257,7 +254,7 @@ pub(crate) mod tests {
     fn a_loss_that_is_not_a_number_is_written_as_null_and_read_back_as_one() {
         let record = StepRecord { loss: f64::NAN, gradient_norm: f64::INFINITY, update_skipped: true, ..step_record(3) };
         let line = serde_json::to_string(&Record::Step(Box::new(record))).unwrap();
-        assert!(line.contains(r#""loss":null"#) && line.contains(r#""gradientNorm":null"#), "{line}");
+        assert!(line.contains(r#""loss":null"#) && line.contains(r#""gradient_norm":null"#), "{line}");
         let Record::Step(read) = serde_json::from_str(&line).unwrap() else { panic!("another record came back") };
         assert!(read.loss.is_nan() && read.gradient_norm.is_nan() && read.update_skipped);
         assert_eq!(read.step, 3);
@@ -266,7 +263,7 @@ pub(crate) mod tests {
     #[test]
     fn a_step_line_reads_as_documented() {
         let line = serde_json::to_value(Record::Step(Box::new(step_record(0)))).unwrap();
-        for field in ["step", "generation", "slots", "loss", "learningRate", "logitScale", "samplesPerSecond", "dataWaitSeconds"] {
+        for field in ["step", "generation", "slots", "loss", "learning_rate", "logit_scale", "samples_per_second", "data_wait_seconds"] {
             assert!(line.get(field).is_some(), "{field} is missing in {line}");
         }
         assert_eq!(line["event"], "step");

@@ -228,9 +228,8 @@ mod tests {
 
         let version = fields(&records[0]);
         assert!(version.iter().any(|(number, value)| *number == 3 && matches!(value, Value::Bytes(bytes) if bytes == b"brain.Event:2")));
-        assert!(version.iter().any(
-            |(number, value)| *number == 1 && matches!(value, Value::Number(bits) if (f64::from_bits(*bits) - 1_700_000_000.5).abs() < 1e-9)
-        ));
+        assert!(version.iter().any(|(number, value)| *number == 1
+            && matches!(value, Value::Number(bits) if (f64::from_bits(*bits) - 1_700_000_000.5).abs() < 1e-9)));
         let session = fields(&records[1]);
         assert!(session.iter().any(|(number, value)| *number == 2 && matches!(value, Value::Number(7))));
         assert!(session.iter().any(|(number, value)| *number == 7 && matches!(value, Value::Bytes(bytes) if bytes == &[8, 1])));

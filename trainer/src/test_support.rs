@@ -1,8 +1,8 @@
 //! Configurations for this crate's tests.
 
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, ModelConfig, ModelShape, Normalization, Objective,
-    OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, ModelConfig, ModelShape, Normalization,
+    Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
 };
 
 /// A model of some thousand numbers beside its vocabulary.

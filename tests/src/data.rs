@@ -1,0 +1,68 @@
+//! Small shards of drawn images with captions that describe them.
+
+use std::{io::Cursor, path::Path};
+
+use anyhow::{Context, Result};
+use lcl_data::shard::{ImageKind, ShardWriter};
+
+const COLOURS: [(&str, [u8; 3]); 6] = [
+    ("red", [220, 40, 40]),
+    ("green", [40, 180, 60]),
+    ("blue", [40, 70, 220]),
+    ("yellow", [230, 210, 50]),
+    ("white", [240, 240, 240]),
+    ("black", [15, 15, 15]),
+];
+const SHAPES: [&str; 3] = ["square", "disc", "bar"];
+
+/// Side of a drawn image in pixels.
+const SIDE: u32 = 40;
+
+/// A fault to put into a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Half of the image's bytes.
+    TruncatedImage,
+    /// No caption.
+    NoCaption,
+}
+
+/// Writes a shard of `count` samples; those in `faults` are bad.
+pub fn write_shard(path: &Path, count: usize, faults: &[(usize, Fault)]) -> Result<()> {
+    let mut shard = ShardWriter::create(path)?;
+    for index in 0..count {
+        let (name, colour) = COLOURS[index % COLOURS.len()];
+        let shape = SHAPES[index / COLOURS.len() % SHAPES.len()];
+        let mut image = draw(shape, colour, index as u32)?;
+        let mut caption = Some(format!("a {name} {shape} number {index}"));
+        match faults.iter().find(|(sample, _)| *sample == index) {
+            Some((_, Fault::TruncatedImage)) => image.truncate(image.len() / 2),
+            Some((_, Fault::NoCaption)) => caption = None,
+            None => {}
+        }
+        shard.append(&format!("sample{index:05}"), Some((ImageKind::Png, &image)), caption.as_deref())?;
+    }
+    shard.finish().context("finishing the shard")
+}
+
+/// A shape on a ground that differs from image to image, as PNG.
+fn draw(shape: &str, colour: [u8; 3], index: u32) -> Result<Vec<u8>> {
+    let ground = [(index * 37 % 200) as u8, (index * 91 % 200) as u8, (index * 53 % 200) as u8];
+    let mut pixels = Vec::with_capacity((SIDE * SIDE * 3) as usize);
+    for (y, x) in (0..SIDE).flat_map(|y| (0..SIDE).map(move |x| (y, x))) {
+        let (dy, dx) = (y.abs_diff(SIDE / 2), x.abs_diff(SIDE / 2));
+        let inside = match shape {
+            "square" => dx.max(dy) < SIDE / 4,
+            "disc" => dx * dx + dy * dy < SIDE * SIDE / 12,
+            _ => dy < SIDE / 10,
+        };
+        pixels.extend(if inside { colour } else { ground });
+    }
+    let mut file = Cursor::new(Vec::new());
+    let mut encoder = png::Encoder::new(&mut file, SIDE, SIDE);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&pixels)?;
+    writer.finish()?;
+    Ok(file.into_inner())
+}

@@ -1,0 +1,246 @@
+//! What the trainer's commands print and write, beside training that is interrupted (that is `resume.rs`).
+
+use std::{
+    fs,
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use lcl_tests::{
+    data::{Fault, write_shard},
+    process,
+    run::{SAMPLES, Workbench},
+};
+use lcl_trainer_config::{ExitCode, Objective, Preset};
+use serde_json::Value;
+
+const PERMANENT: u8 = ExitCode::Permanent.code();
+
+fn run(arguments: &[&str]) -> Result<process::Finished> {
+    process::run(arguments)
+}
+
+#[test]
+fn bad_records_are_counted_by_cause_and_leave_their_slots_empty() -> Result<()> {
+    let workbench = Workbench::new(&[(7, Fault::TruncatedImage), (12, Fault::NoCaption), (30, Fault::NoCaption)])?;
+    let mut training = workbench.begin("run")?;
+    // One pass and no more.
+    training.config.optimization.global_batch_size = 15;
+    let finished = training.run(&["--steps", "3"])?.expect_code(0)?;
+    let steps = training.steps()?;
+    let rows: u64 = steps.iter().filter_map(|step| step["rows"].as_u64()).sum();
+    ensure!(rows == SAMPLES as u64 - 3, "{rows} rows");
+    let mut skipped: Vec<(u64, String)> = Vec::new();
+    for sample in steps.iter().flat_map(|step| step["skipped_samples"].as_array().cloned().unwrap_or_default()) {
+        skipped.push((sample["sample"].as_u64().context("no sample")?, sample["cause"].as_str().context("no cause")?.to_owned()));
+    }
+    skipped.sort();
+    let expected = [(7, "truncated_image"), (12, "no_caption"), (30, "no_caption")].map(|(sample, cause)| (sample, cause.to_owned()));
+    ensure!(skipped == expected, "{skipped:?}");
+    let events = training.events()?;
+    let ended = events.last().context("no record")?;
+    ensure!(ended["skipped_samples"] == serde_json::json!({ "no_caption": 2, "truncated_image": 1 }), "{ended}");
+    // Named once in the log, with the record's name.
+    for name in ["sample00007", "sample00012", "sample00030"] {
+        ensure!(finished.stderr.matches(name).count() == 1, "{name}: {}", finished.stderr);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_shard_that_cannot_be_read_is_an_error_that_names_it() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let check = |name: &str, contents: Option<&[u8]>| -> Result<()> {
+        let shard = workbench.path(&format!("{name}.tar"));
+        if let Some(contents) = contents {
+            fs::write(&shard, contents)?;
+        }
+        let mut training = workbench.begin(name)?;
+        training.config.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec![shard.display().to_string()] };
+        let finished = training.run(&[])?.expect_code(PERMANENT)?;
+        ensure!(finished.stderr.contains(&shard.display().to_string()), "{}", finished.stderr);
+        Ok(())
+    };
+    check("missing", None)?;
+    check("no-archive", Some(b"plain text"))?;
+    let whole = fs::read(workbench.shard())?;
+    check("cut-short", whole.get(..whole.len() / 2))
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_by_field_name() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut training = workbench.begin("run")?;
+    training.config.data.threads = 0;
+    let finished = training.run(&[])?.expect_code(PERMANENT)?;
+    ensure!(finished.stderr.contains("data.threads is 0, but must be at least 1"), "{}", finished.stderr);
+    ensure!(!training.folder.exists());
+    Ok(())
+}
+
+#[test]
+fn a_diverged_run_stops_with_the_permanent_code_after_the_configured_steps() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut training = workbench.begin("run")?;
+    let optimization = &mut training.config.optimization;
+    optimization.learning_rate = 1e30;
+    optimization.gradient_clip = None;
+    let finished = training.run(&[])?.expect_code(PERMANENT)?;
+    ensure!(finished.stderr.contains("optimization.maxConsecutiveSkippedSteps"), "{}", finished.stderr);
+    let steps = training.steps()?;
+    let left_out: Vec<bool> = steps.iter().map(|step| step["update_skipped"] == true).collect();
+    ensure!(left_out.ends_with(&[true, true, true]) && left_out.iter().filter(|left_out| **left_out).count() == 3, "{left_out:?}");
+    ensure!(training.events()?.last().context("no record")?["reason"] == "diverged");
+    Ok(())
+}
+
+#[test]
+fn json_output_is_one_object_a_line_and_the_same_as_the_files() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let training = workbench.begin("run")?;
+    let finished = training.run(&["--output", "json", "--steps", "6", "--log-format", "json"])?.expect_code(0)?;
+    let printed: Vec<Value> = finished.stdout.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let of = |event: &str| printed.iter().filter(|line| line["event"] == event).cloned().collect::<Vec<_>>();
+    ensure!(of("started").len() == 1 && of("ended").len() == 1 && of("checkpoint_committed").len() == 2, "{printed:?}");
+    let mut steps = of("step");
+    for step in &mut steps {
+        step.as_object_mut().context("no object")?.remove("event");
+    }
+    ensure!(steps == training.steps()?);
+    let stall = of("checkpoint_committed")[0]["stall_seconds"].as_f64().context("the stall is not measured")?;
+    ensure!(stall > 0.0 && stall < 5.0, "{stall}");
+    for line in finished.stderr.lines() {
+        serde_json::from_str::<Value>(line).with_context(|| format!("a log line that is no JSON: {line}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn texts_on_standard_input_become_ids() -> Result<()> {
+    let mut child = Command::new(process::trainer()?)
+        .args(["data", "tokenize"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("no input")?.write_all(b"\"a photo of a cat\"\n\"\"\nnot json\n")?;
+    let output = child.wait_with_output()?;
+    ensure!(String::from_utf8(output.stdout)? == "[320,1125,539,320,2368]\n[]\n");
+    ensure!(output.status.code() == Some(i32::from(PERMANENT)));
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("line 3 is no JSON string"));
+    Ok(())
+}
+
+#[test]
+fn a_shard_is_indexed_once_and_a_sample_of_it_is_shown() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let shard = workbench.shard().display().to_string();
+    let first = run(&["data", "index", &shard])?.expect_code(0)?;
+    ensure!(first.stdout.contains(&format!("{SAMPLES} samples, written")), "{}", first.stdout);
+    let again = run(&["data", "index", &shard])?.expect_code(0)?;
+    ensure!(again.stdout.contains("up to date"), "{}", again.stdout);
+
+    let out = workbench.path("shown").display().to_string();
+    let shown = run(&["data", "show", &shard, "--sample", "3", "--eval", "--size", "48", "-o", &out])?.expect_code(0)?;
+    for part in ["a yellow square number 3", "<start_of_img>", "<img_placehold> x 16", "40 x 40 pixels"] {
+        ensure!(shown.stdout.contains(part), "{part} is missing: {}", shown.stdout);
+    }
+    let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(workbench.path("shown/sample-000003.png"))?));
+    let reader = decoder.read_info()?;
+    ensure!((reader.info().width, reader.info().height) == (48, 48));
+    let tensor = fs::read(workbench.path("shown/sample-000003.safetensors"))?;
+    let header_length = u64::from_le_bytes(*tensor.first_chunk::<8>().context("too short")?) as usize;
+    let header: Value = serde_json::from_slice(tensor.get(8..8 + header_length).context("too short")?)?;
+    ensure!(header["image"]["shape"] == serde_json::json!([3, 48, 48]) && header["image"]["dtype"] == "F32", "{header}");
+
+    let crop = |crop: &str| run(&["data", "show", &shard, "--crop", crop]);
+    ensure!(crop("0,0,20,20")?.expect_code(0)?.stdout.contains("crop"));
+    ensure!(crop("30,30,20,20")?.expect_code(PERMANENT)?.stderr.contains("does not lie within"));
+    ensure!(run(&["data", "show", &shard, "--sample", "45"])?.expect_code(PERMANENT)?.stderr.contains("sample 45 does not exist"));
+    Ok(())
+}
+
+#[test]
+fn a_run_is_evaluated_reported_and_exported() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let training = workbench.begin("run")?;
+    training.run(&["--steps", "10"])?.expect_code(0)?;
+    let folder = training.folder.display().to_string();
+    let held_out = workbench.path("held-out.tar");
+    write_shard(&held_out, 20, &[(4, Fault::TruncatedImage)])?;
+    let (held_out, result, page) = (held_out.display().to_string(), workbench.path("retrieval.json"), workbench.path("report.html"));
+    let result_path = result.display().to_string();
+
+    let text = run(&["evaluate", "retrieval", "--run", &folder, "--shards", &held_out, "--threads", "1", "--output-file", &result_path])?;
+    let text = text.expect_code(0)?.stdout;
+    for part in ["gallery of 19 pairs", "image → text", "text → image", "@10", "chance 5.3 %", "1 unusable samples left out"] {
+        ensure!(text.contains(part), "{part} is missing: {text}");
+    }
+    let evaluation: Value = serde_json::from_slice(&fs::read(&result)?)?;
+    ensure!(evaluation["gallery"] == 19 && evaluation["completed_steps"] == 10 && evaluation["skipped"] == 1, "{evaluation}");
+    ensure!(evaluation["examples"].as_array().map(Vec::len) == Some(5));
+    let json = run(&["evaluate", "retrieval", "--run", &folder, "--shards", &held_out, "--threads", "1", "--output", "json"])?;
+    ensure!(serde_json::from_str::<Value>(&json.expect_code(0)?.stdout)? == evaluation);
+
+    let page_path = page.display().to_string();
+    run(&["report", &folder, "--retrieval", &result_path, "-o", &page_path])?.expect_code(0)?;
+    let html = fs::read_to_string(&page)?;
+    ensure!(html.matches("<svg").count() == 6 && html.matches("data:image/png;base64,").count() == 5);
+
+    let checkpoint = training.newest_checkpoint()?.path.display().to_string();
+    let weights = workbench.path("weights.safetensors").display().to_string();
+    let exported = run(&["export", "--checkpoint", &checkpoint, "-o", &weights])?.expect_code(0)?;
+    ensure!(exported.stdout.contains("after 10 steps"), "{}", exported.stdout);
+    let missing = run(&["export", "--run", "/nowhere/at/all", "-o", &weights])?.expect_code(PERMANENT)?;
+    ensure!(missing.stderr.contains("/nowhere/at/all"), "{}", missing.stderr);
+    Ok(())
+}
+
+#[test]
+fn imported_weights_are_trained_on() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let first = workbench.begin("first")?;
+    first.run(&["--steps", "10"])?.expect_code(0)?;
+    let weights = workbench.path("weights.safetensors").display().to_string();
+    run(&["export", "--run", &first.folder.display().to_string(), "-o", &weights])?.expect_code(0)?;
+
+    let second = workbench.begin("second")?;
+    // Also writes the configuration's file.
+    let arguments = second.arguments(&[])?;
+    run(&["import", &weights, "--config", &arguments[2]])?.expect_code(0)?;
+    second.run(&["--resume", "--steps", "5"])?.expect_code(0)?;
+    let loss = |steps: &[Value], step: usize| steps.get(step).and_then(|step| step["loss"].as_f64()).context("no loss");
+    let (before, after) = (first.steps()?, second.steps()?);
+    ensure!(after.len() == 5);
+    ensure!(loss(&after, 0)? < loss(&before, 0)? - 0.01, "the second run did not begin with the first one's weights");
+
+    let mut third = workbench.begin("third")?;
+    third.config.model.shape.vision.width = 48;
+    let arguments = third.arguments(&[])?;
+    let refused = run(&["import", &weights, "--config", &arguments[2]])?.expect_code(PERMANENT)?;
+    ensure!(refused.stderr.contains("`visual.") && refused.stderr.contains("shape"), "{}", refused.stderr);
+    Ok(())
+}
+
+#[test]
+fn the_clip_objective_trains_too() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut training = workbench.begin("run")?;
+    training.config.model.objective = Objective::Clip;
+    training.run(&["--steps", "6"])?.expect_code(0)?;
+    let steps = training.steps()?;
+    ensure!(steps.iter().all(|step| step["generation_loss"] == 0.0 && step["contrastive_loss"].as_f64().is_some_and(|loss| loss > 0.0)));
+    Ok(())
+}
+
+#[test]
+fn presets_are_what_the_help_offers() -> Result<()> {
+    let shard = Workbench::new(&[])?;
+    for preset in Preset::ALL {
+        let shown = run(&["data", "show", &shard.shard().display().to_string(), "--model", preset.name()])?.expect_code(0)?;
+        let tokens = preset.shape().vision.tokens();
+        ensure!(shown.stdout.contains(&format!("<img_placehold> x {tokens}")), "{preset}: {}", shown.stdout);
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! A run that is interrupted in any way goes on as if it had not been.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lcl_tests::{
+    process::{self, await_condition},
+    run::{Run, Workbench},
+};
+use lcl_trainer_config::{ExitCode, Schedule};
+use rustix::process::Signal;
+
+const PREEMPTED: u8 = ExitCode::Preempted.code();
+const PERMANENT: u8 = ExitCode::Permanent.code();
+const RETRYABLE: u8 = ExitCode::Retryable.code();
+
+/// Kills of one test, half of them while a checkpoint is being written.
+const KILLS: u64 = 20;
+/// Reproduces the moments of the kills.
+const SEED: u64 = 0x1c1;
+
+/// The `index`-th number in [0, 1) of the test's seed.
+fn uniform(index: u64) -> f64 {
+    let hash = blake3::hash(&[SEED.to_le_bytes(), index.to_le_bytes()].concat());
+    let bytes = hash.as_bytes().first_chunk::<8>().copied().unwrap_or_default();
+    (u64::from_le_bytes(bytes) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// Ledger and parameters of a run that nothing disturbed.
+fn undisturbed(workbench: &Workbench, name: &str) -> Result<(String, Vec<String>)> {
+    let run = workbench.begin(name)?;
+    Ok((run.complete(&[])?, run.ledger()?))
+}
+
+fn has_steps(run: &Run, steps: usize) -> Result<Option<()>> {
+    Ok((run.steps()?.len() >= steps).then_some(()))
+}
+
+#[test]
+fn the_same_seed_gives_the_same_parameters_and_another_seed_others() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (hash, ledger) = undisturbed(&workbench, "first")?;
+    let mut second = workbench.begin("second")?;
+    // What may differ between runs without changing the result: how often is saved, how data are read.
+    second.config.checkpoint.every_steps = 17;
+    second.config.data.threads = 2;
+    ensure!(second.complete(&[])? == hash);
+    ensure!(second.ledger()? == ledger && ledger.len() == 40);
+    let mut other = workbench.begin("other")?;
+    other.config.optimization.seed = 12;
+    ensure!(other.complete(&[])? != hash);
+    Ok(())
+}
+
+#[test]
+fn a_run_killed_at_any_moment_ends_with_the_parameters_of_one_that_was_not() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (hash, ledger) = undisturbed(&workbench, "undisturbed")?;
+    let (mut kills, mut mid_write, mut runs) = (0, 0, 0);
+    let mut run = workbench.begin("killed-0")?;
+    while kills < KILLS {
+        let before: BTreeSet<PathBuf> = run.checkpoints()?.into_iter().map(|checkpoint| checkpoint.path).collect();
+        let steps_before = run.steps()?.len();
+        let mut running = run.start(&["--output", "json"])?;
+        if kills % 2 == 0 {
+            // While this process writes its first, second or third checkpoint.
+            let wanted = 1 + (3.0 * uniform(kills)) as usize;
+            let mut begun = BTreeSet::new();
+            await_condition("a checkpoint being written", || {
+                let new: Vec<_> = run.checkpoints()?.into_iter().filter(|checkpoint| !before.contains(&checkpoint.path)).collect();
+                begun.extend(new.iter().map(|checkpoint| checkpoint.path.clone()));
+                let writing = begun.len() >= wanted && new.iter().any(|checkpoint| !checkpoint.complete);
+                Ok((writing || running.has_ended()?).then_some(()))
+            })?;
+        } else {
+            // Anywhere in its life: from its start on, or from its first step on.
+            if kills % 4 == 1 {
+                await_condition("a step", || Ok((run.steps()?.len() > steps_before || running.has_ended()?).then_some(())))?;
+            }
+            let moment = Duration::from_secs_f64(0.8 * uniform(kills));
+            let begin = Instant::now();
+            await_condition("the moment of the kill", || Ok((begin.elapsed() >= moment || running.has_ended()?).then_some(())))?;
+        }
+        let finished = running.kill()?;
+        if finished.status.code() == Some(0) {
+            // It was through before the kill: a result to compare, and a new run to kill.
+            check_end(&run, &hash, &ledger, runs)?;
+            runs += 1;
+            run = workbench.begin(&format!("killed-{runs}"))?;
+            continue;
+        }
+        ensure!(finished.status.code().is_none(), "seed {SEED:#x}, kill {kills}: {}", finished.stderr);
+        kills += 1;
+        mid_write += u64::from(run.checkpoints()?.iter().any(|checkpoint| !checkpoint.complete && !before.contains(&checkpoint.path)));
+    }
+    run.complete(&[])?;
+    check_end(&run, &hash, &ledger, runs)?;
+    ensure!(mid_write >= KILLS / 4, "only {mid_write} of {KILLS} kills hit a checkpoint that was being written");
+    Ok(())
+}
+
+fn check_end(run: &Run, hash: &str, ledger: &[String], number: u64) -> Result<()> {
+    ensure!(run.hash()? == hash, "seed {SEED:#x}, run {number}: other parameters");
+    ensure!(run.ledger()? == ledger, "seed {SEED:#x}, run {number}: another ledger");
+    Ok(())
+}
+
+#[test]
+fn a_request_to_stop_ends_with_a_checkpoint_and_the_preempted_code() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (hash, ledger) = undisturbed(&workbench, "undisturbed")?;
+    for (name, signal) in [("term", Signal::TERM), ("int", Signal::INT)] {
+        let mut run = workbench.begin(name)?;
+        // No checkpoint would be due: what is there comes from the stop.
+        run.config.checkpoint.every_steps = 1_000;
+        let running = run.start(&[])?;
+        await_condition("three steps", || has_steps(&run, 3))?;
+        running.signal(signal)?;
+        running.wait()?.expect_code(PREEMPTED)?;
+        let steps = run.steps()?.len() as u64;
+        ensure!((3..40).contains(&steps), "{steps} steps");
+        ensure!(run.newest_checkpoint()?.step == steps);
+        ensure!(run.events()?.last().context("no record")?["reason"] == "preempted");
+        ensure!(run.complete(&["--resume"])? == hash);
+        ensure!(run.ledger()? == ledger);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_request_ends_the_process_at_once() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("run")?;
+    // One step takes longer than the test is willing to wait for an orderly end.
+    run.config.optimization.global_batch_size = 45 * 200;
+    let running = run.start(&[])?;
+    await_condition("the event file", || {
+        let started = fs::read_dir(&run.folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with("events"));
+        Ok(started.then_some(()))
+    })?;
+    running.signal(Signal::TERM)?;
+    running.signal(Signal::TERM)?;
+    let finished = running.wait()?;
+    ensure!(finished.code()? == 128 + 15, "{}", finished.code()?);
+    ensure!(run.checkpoints()?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_with_a_warning() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (hash, ledger) = undisturbed(&workbench, "undisturbed")?;
+    let run = workbench.begin("run")?;
+    run.run(&["--steps", "20"])?.expect_code(0)?;
+    let newest = run.newest_checkpoint()?;
+    ensure!(newest.step == 20);
+    newest.damage()?;
+    let finished = run.run(&[])?.expect_code(0)?;
+    ensure!(finished.stderr.contains("step-00000020") && finished.stderr.contains("passed over"), "{}", finished.stderr);
+    let resumed = run.events()?.iter().rev().find(|event| event["event"] == "started").context("no start")?["completed_steps"].clone();
+    ensure!(resumed == 15, "went on from step {resumed}");
+    ensure!(run.hash()? == hash && run.ledger()? == ledger);
+    Ok(())
+}
+
+#[test]
+fn without_any_usable_checkpoint_the_run_is_not_started_over() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let check = |name: &str, spoil: &dyn Fn(&Run) -> Result<()>, expected: &str| -> Result<()> {
+        let run = workbench.begin(name)?;
+        run.run(&["--steps", "5"])?.expect_code(0)?;
+        spoil(&run)?;
+        let metrics = fs::read(run.folder.join("metrics.jsonl"))?;
+        let finished = run.run(&[])?.expect_code(PERMANENT)?;
+        ensure!(finished.stderr.contains(expected), "{name}: {}", finished.stderr);
+        ensure!(fs::read(run.folder.join("metrics.jsonl"))? == metrics, "{name}: the metrics were touched");
+        // Said explicitly it is.
+        run.run(&["--fresh"])?.expect_code(PERMANENT)?;
+        run.run(&["--fresh", "--delete-existing", "--steps", "5"])?.expect_code(0)?;
+        Ok(())
+    };
+    check("damaged", &|run| run.newest_checkpoint()?.damage(), "every checkpoint")?;
+    check("no-manifest", &|run| Ok(fs::remove_file(run.newest_checkpoint()?.path.join("manifest.json"))?), "of step 5 was completed")?;
+    check("removed", &|run| Ok(fs::remove_dir_all(run.newest_checkpoint()?.path)?), "of step 5 was completed")
+}
+
+#[test]
+fn what_must_not_change_is_refused_by_name_and_what_may_change_is_accepted() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let other = Workbench::new(&[])?;
+    lcl_tests::data::write_shard(&other.shard(), 46, &[])?;
+    let run = workbench.begin("run")?;
+    run.run(&["--steps", "10"])?.expect_code(0)?;
+    let check = |change: &dyn Fn(&mut Run), field: &str| -> Result<()> {
+        let mut changed = run.clone();
+        change(&mut changed);
+        let finished = changed.run(&[])?.expect_code(PERMANENT)?;
+        ensure!(finished.stderr.contains(field), "{field} is not named: {}", finished.stderr);
+        Ok(())
+    };
+    check(&|run| run.config.optimization.seed = 12, "optimization.seed is 12")?;
+    check(&|run| run.config.optimization.global_batch_size = 9, "optimization.globalBatchSize is 9")?;
+    check(&|run| run.config.model.shape.vision.layers = 3, "model.shape.vision.layers is 3")?;
+    let shard = other.shard().display().to_string();
+    check(&|run| run.config.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec![shard.clone()] }, "data.content")?;
+    let mut changed = run.clone();
+    changed.config.optimization.learning_rate = 1e-4;
+    changed.config.optimization.schedule = Schedule::Cosine { warmup_steps: 2 };
+    changed.config.optimization.micro_batch_size = Some(3);
+    changed.config.checkpoint.keep_last = 1;
+    changed.config.data.threads = 2;
+    changed.run(&["--steps", "15"])?.expect_code(0)?;
+    ensure!(changed.ledger()?.len() == 15);
+    // Through already: nothing is left to do, and that is no failure.
+    changed.run(&["--steps", "15"])?.expect_code(0)?;
+    ensure!(changed.ledger()?.len() == 15);
+    Ok(())
+}
+
+#[test]
+fn micro_batches_change_the_cost_and_not_the_result() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let losses = |name: &str, cap| -> Result<Vec<f64>> {
+        let mut run = workbench.begin(name)?;
+        run.config.optimization.micro_batch_size = cap;
+        run.run(&["--steps", "6"])?.expect_code(0)?;
+        Ok(run.steps()?.iter().filter_map(|step| step["loss"].as_f64()).collect())
+    };
+    let (whole, cut) = (losses("whole", None)?, losses("cut", Some(3))?);
+    ensure!(whole.len() == 6 && cut.len() == 6);
+    for (whole, cut) in whole.iter().zip(&cut) {
+        ensure!((whole - cut).abs() < 1e-4, "{whole} and {cut}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_does_not_stop_training_and_what_was_saved_stays_usable() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (hash, ledger) = undisturbed(&workbench, "undisturbed")?;
+    let run = workbench.begin("run")?;
+    run.run(&["--steps", "10"])?.expect_code(0)?;
+    // Lines of metrics fit, a checkpoint of some 19 MB does not.
+    let limited = |steps: &str| process::start_with_file_limit(run.arguments(&["--steps", steps])?, 1 << 20);
+    let finished = limited("25")?.wait()?.expect_code(RETRYABLE)?;
+    ensure!(finished.stderr.contains("checkpoint not written") && finished.stderr.contains("last checkpoint"), "{}", finished.stderr);
+    ensure!(run.steps()?.len() == 25, "training did not go on");
+    let failures = run.events()?.iter().filter(|event| event["event"] == "checkpoint_failed").count();
+    ensure!(failures == 3, "{failures} failures recorded, of the checkpoints at 15, 20 and 25");
+    ensure!(run.newest_checkpoint()?.step == 10);
+
+    // Room is made while it trains: the next checkpoint is written.
+    let running = limited("40")?;
+    await_condition("a failed checkpoint", || {
+        Ok(run.events()?.iter().any(|event| event["event"] == "checkpoint_failed" && event["failures"] == 1).then_some(()))
+    })?;
+    running.allow_file_size()?;
+    running.wait()?.expect_code(0)?;
+    ensure!(run.newest_checkpoint()?.step == 40);
+    ensure!(run.hash()? == hash && run.ledger()? == ledger);
+    Ok(())
+}
+
+#[test]
+fn a_second_process_is_kept_out_of_a_run() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("run")?;
+    run.config.optimization.steps = 100_000;
+    let running = run.start(&[])?;
+    await_condition("a step", || has_steps(&run, 1))?;
+    let finished = run.run(&[])?.expect_code(RETRYABLE)?;
+    ensure!(finished.stderr.contains("another process trains in"), "{}", finished.stderr);
+    running.kill()?;
+    Ok(())
+}
+
+#[test]
+fn resume_is_refused_where_nothing_is_and_fresh_where_something_is() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let run = workbench.begin("run")?;
+    let finished = run.run(&["--resume"])?.expect_code(PERMANENT)?;
+    ensure!(finished.stderr.contains("holds no complete checkpoint"), "{}", finished.stderr);
+    run.run(&["--fresh", "--steps", "5"])?.expect_code(0)?;
+    let finished = run.run(&["--fresh", "--steps", "5"])?.expect_code(PERMANENT)?;
+    ensure!(finished.stderr.contains("--delete-existing"), "{}", finished.stderr);
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! The command line of `lcl-trainer`. `lcl` passes its own `data`, `export`, `import`, `evaluate` and `report` through to it.
+
+use std::{num::NonZero, path::PathBuf, str::FromStr};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lcl_data::image::CropBox;
+use lcl_trainer_config::{Device, Preset};
+
+use crate::display::Output;
+
+/// Trains LCL vision models and looks at what was trained.
+#[derive(Debug, Parser)]
+#[command(name = "lcl-trainer", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// How log lines are written (to standard error). Their level is set by `RUST_LOG`.
+    #[arg(long, value_enum, default_value_t = LogFormat::Human, global = true, env = "LCL_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train from a configuration; goes on by itself where a checkpoint is.
+    Train(TrainArgs),
+    /// Write a checkpoint's weights as one safetensors file.
+    Export(ExportArgs),
+    /// Begin a run with the weights of a safetensors file.
+    Import(ImportArgs),
+    /// Look at shards and tokens.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Measure a trained model.
+    #[command(subcommand)]
+    Evaluate(EvaluateCommand),
+    /// Write a run's curves and results as one HTML page.
+    Report(ReportArgs),
+}
+
+/// `train`
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The configuration (JSON), as `lcl run` or the operator writes it.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Go on from a checkpoint; an error when there is none.
+    #[arg(long, conflicts_with = "fresh")]
+    pub resume: bool,
+    /// Start over; refuses a folder that holds a run.
+    #[arg(long)]
+    pub fresh: bool,
+    /// With --fresh: delete the checkpoints and metrics that are there.
+    #[arg(long, requires = "fresh")]
+    pub delete_existing: bool,
+    /// Steps of the whole run, instead of the configuration's.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// What is shown; by default bars on a terminal, else lines.
+    #[arg(long, value_enum)]
+    pub output: Option<Output>,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Where the model is.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE.safetensors")]
+    pub output: PathBuf,
+    /// The vision encoder and its pooling alone.
+    #[arg(long)]
+    pub vision_only: bool,
+}
+
+/// Where a model is.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct ModelArgs {
+    /// A run, as URI or folder: its newest usable checkpoint.
+    #[arg(long, value_name = "URI")]
+    pub run: Option<String>,
+    /// One checkpoint, as URI or folder.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<String>,
+}
+
+/// `import`
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The weights, under the reference's parameter names.
+    #[arg(value_name = "FILE.safetensors")]
+    pub file: PathBuf,
+    /// The configuration of the run that begins with them; the checkpoint goes to its `checkpoint.uri`.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// `data`
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Write the index files of shards.
+    Index {
+        /// Shards; `{000..011}` expands to a range.
+        #[arg(required = true, value_name = "SHARD")]
+        shards: Vec<String>,
+        /// Folder for the index files, when they cannot lie beside the shards.
+        #[arg(long, value_name = "DIR")]
+        index_path: Option<PathBuf>,
+        /// Shards read at once.
+        #[arg(long, value_name = "N")]
+        threads: Option<NonZero<usize>>,
+    },
+    /// Texts to token ids: a JSON string a line in, a JSON list of ids a line out, the text alone without special tokens.
+    Tokenize {
+        /// The texts; standard input when left out.
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// One sample as the model sees it.
+    Show(ShowArgs),
+}
+
+/// `data show`
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The shard.
+    #[arg(value_name = "SHARD")]
+    pub shard: PathBuf,
+    /// Number of the sample in the shard.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub sample: u64,
+    /// Seed of the random choices.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Model preset whose token layout and image size are used.
+    #[arg(long, value_name = "PRESET", default_value = Preset::Tiny.name(), value_parser = Preset::from_str)]
+    pub model: Preset,
+    /// Side of the image in pixels, instead of the model's.
+    #[arg(long, value_name = "N")]
+    pub size: Option<u32>,
+    /// The evaluation transform instead of the training one.
+    #[arg(long, conflicts_with = "crop")]
+    pub eval: bool,
+    /// This crop instead of a random one, in pixels.
+    #[arg(long, value_name = "TOP,LEFT,HEIGHT,WIDTH", value_parser = parse_crop)]
+    pub crop: Option<CropBox>,
+    /// Decode JPEGs at a reduced scale where the crop allows it.
+    #[arg(long)]
+    pub reduced_scale: bool,
+    /// Folder for `NAME.png` and `NAME.safetensors`, named after the sample.
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["png", "safetensors"])]
+    pub output: Option<PathBuf>,
+    /// The image as PNG.
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+    /// The image as `image`, float32 [3, H, W], normalised.
+    #[arg(long, value_name = "FILE")]
+    pub safetensors: Option<PathBuf>,
+}
+
+/// `evaluate`
+#[derive(Debug, Subcommand)]
+pub enum EvaluateCommand {
+    /// Held-out image to text and text to image recall beside chance.
+    Retrieval(RetrievalArgs),
+}
+
+/// `evaluate retrieval`
+#[derive(Debug, Args)]
+pub struct RetrievalArgs {
+    /// Where the model is.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Held-out shards; `{000..011}` expands to a range.
+    #[arg(long, required = true, num_args = 1.., value_name = "SHARD")]
+    pub shards: Vec<String>,
+    /// Folder of the index files, when they cannot lie beside the shards.
+    #[arg(long, value_name = "DIR")]
+    pub index_path: Option<String>,
+    /// What the result is called.
+    #[arg(long, value_name = "NAME", default_value = "held-out pairs")]
+    pub name: String,
+    /// Examples to show.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub examples: usize,
+    /// Where the model computes.
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    /// Threads of the computation; one per core when left out.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZero<usize>>,
+    /// How the result is printed.
+    #[arg(long, value_enum, default_value_t = ResultFormat::Text)]
+    pub output: ResultFormat,
+    /// Also write the result as JSON here, readable by `report --retrieval`.
+    #[arg(long, value_name = "FILE.json")]
+    pub output_file: Option<PathBuf>,
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResultFormat {
+    /// For people.
+    Text,
+    /// One JSON object, readable by `report --retrieval`.
+    Json,
+}
+
+/// Where a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// A GPU when libtorch has one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU.
+    Cuda,
+}
+
+impl From<DeviceArg> for Device {
+    fn from(device: DeviceArg) -> Self {
+        match device {
+            DeviceArg::Auto => Self::Auto,
+            DeviceArg::Cpu => Self::Cpu,
+            DeviceArg::Cuda => Self::Cuda,
+        }
+    }
+}
+
+/// `report`
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The run's folder, with its `metrics.jsonl`, or its URI.
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// The page to write.
+    #[arg(short, long, value_name = "FILE.html")]
+    pub output: PathBuf,
+    /// Results of `evaluate retrieval --output-file`; may be given several times.
+    #[arg(long, value_name = "FILE.json")]
+    pub retrieval: Vec<PathBuf>,
+}
+
+fn parse_crop(text: &str) -> Result<CropBox, String> {
+    let numbers: Vec<u32> = text
+        .split(',')
+        .map(|part| part.trim().parse().map_err(|error| format!("`{part}` is no whole number of pixels ({error})")))
+        .collect::<Result<_, _>>()?;
+    match numbers.as_slice() {
+        &[top, left, height, width] => Ok(CropBox { top, left, height, width }),
+        _ => Err(format!("{} numbers are given, but TOP,LEFT,HEIGHT,WIDTH are four", numbers.len())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn contradictions_and_omissions_are_refused() {
+        let check = |line: &str, expected: Option<&str>| {
+            let result = Cli::try_parse_from(line.split(' '));
+            match (result, expected) {
+                (Ok(_), None) => {}
+                (Err(error), Some(part)) => assert!(error.to_string().contains(part), "{line}: {error}"),
+                (result, expected) => panic!("{line}: {result:?}, expected {expected:?}"),
+            }
+        };
+        check("lcl-trainer train --config a.json --resume --fresh", Some("cannot be used with"));
+        check("lcl-trainer train --config a.json --delete-existing", Some("--fresh"));
+        check("lcl-trainer train --config a.json --fresh --delete-existing --steps 7 --output json", None);
+        check("lcl-trainer export -o a.safetensors", Some("--run"));
+        check("lcl-trainer export --run a --checkpoint b -o a.safetensors", Some("cannot be used with"));
+        check("lcl-trainer data show a.tar --crop 1,2,3", Some("3 numbers"));
+        check("lcl-trainer data show a.tar --crop 1,2,3,4 --eval", Some("cannot be used with"));
+        check("lcl-trainer data show a.tar --model huge", Some("unknown model preset"));
+        check("lcl-trainer data index", Some("SHARD"));
+        check("lcl-trainer evaluate retrieval --run a --shards b c --output json", None);
+    }
+}

@@ -1,0 +1,272 @@
+//! From parsed arguments to an exit code: each command's work is in its own module, printing is here.
+
+use std::{
+    fs, io,
+    io::{IsTerminal, Write},
+    num::NonZero,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use indicatif::MultiProgress;
+use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
+use lcl_data::show::{ShowOptions, ShowTransform};
+use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective};
+
+use crate::{
+    cli::{
+        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, ModelArgs, ReportArgs, ResultFormat, RetrievalArgs, ShowArgs,
+        TrainArgs,
+    },
+    config_file::{self, ConfigFileError},
+    data_commands::{self, DataCommandError, ShowFiles},
+    display::Output,
+    evaluate::{self, EvaluateError, EvaluateOptions},
+    journal::{self, JournalError},
+    report,
+    retrieval::Evaluation,
+    run_folder::{RunFolderError, local_path},
+    stop::StopRequest,
+    trained::{Source, TrainedError, to_uri},
+    training::{self, Begin, TrainError, TrainOptions},
+    weights::{self, WeightsError},
+};
+
+/// A command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigFileError),
+    /// Signals cannot be taken over.
+    #[error("taking over SIGTERM and SIGINT")]
+    Signals {
+        /// Why.
+        source: io::Error,
+    },
+    /// `train` failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// `export` or `import` failed.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// `data` failed.
+    #[error(transparent)]
+    Data(#[from] DataCommandError),
+    /// `evaluate` failed.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
+    /// `report` cannot find the run.
+    #[error("finding the run")]
+    Run(#[from] TrainedError),
+    /// `report` cannot read the run's URI.
+    #[error("finding the run")]
+    Folder(#[from] RunFolderError),
+    /// `report` cannot fetch the metrics.
+    #[error("fetching metrics.jsonl")]
+    Store(#[from] StoreError),
+    /// `report` cannot read the metrics.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// `report` finds no metrics.
+    #[error("{run} holds no metrics.jsonl: name the folder of a run (its checkpoint.uri)")]
+    NoMetrics {
+        /// As it was given.
+        run: String,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// Read or write.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file holds no retrieval result.
+    #[error("{} is no result of `evaluate retrieval --output json`", path.display())]
+    Evaluation {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+impl CommandError {
+    /// What the process returns for it.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Train(error) => error.exit_code(),
+            Self::Signals { .. } | Self::Store(_) => ExitCode::Retryable,
+            _ => ExitCode::Permanent,
+        }
+    }
+}
+
+/// Runs a command. `multi` is what log lines are drawn around.
+pub fn run(command: Command, multi: MultiProgress) -> Result<ExitCode, CommandError> {
+    match command {
+        Command::Train(arguments) => train(&arguments, multi),
+        Command::Export(arguments) => export(&arguments),
+        Command::Import(arguments) => import(&arguments),
+        Command::Data(DataCommand::Index { shards, index_path, threads }) => index(&shards, index_path.as_deref(), threads),
+        Command::Data(DataCommand::Tokenize { file }) => tokenize(file.as_deref()),
+        Command::Data(DataCommand::Show(arguments)) => show(arguments),
+        Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(arguments),
+        Command::Report(arguments) => write_report(&arguments),
+    }
+}
+
+fn train(arguments: &TrainArgs, multi: MultiProgress) -> Result<ExitCode, CommandError> {
+    let config = config_file::read(&arguments.config, arguments.steps)?;
+    let begin = match (arguments.resume, arguments.fresh) {
+        (true, _) => Begin::Resume,
+        (_, true) => Begin::Fresh { delete_existing: arguments.delete_existing },
+        _ => Begin::Anyhow,
+    };
+    let default = if io::stderr().is_terminal() { Output::Progress } else { Output::Plain };
+    let output = arguments.output.unwrap_or(default);
+    let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
+    Ok(training::train(config, TrainOptions { begin, output, stop, multi })?)
+}
+
+fn source(model: &ModelArgs) -> Source {
+    match &model.checkpoint {
+        Some(checkpoint) => Source::Checkpoint(checkpoint.clone()),
+        // The parser takes care that one of the two is there.
+        None => Source::Run(model.run.clone().unwrap_or_default()),
+    }
+}
+
+fn export(arguments: &ExportArgs) -> Result<ExitCode, CommandError> {
+    let exported = weights::export(&source(&arguments.model), &arguments.output, arguments.vision_only)?;
+    say(&format!(
+        "{}: {} tensors, {:.2} M parameters after {} steps",
+        arguments.output.display(),
+        exported.tensors,
+        exported.parameters as f64 / 1e6,
+        exported.completed_steps
+    ));
+    Ok(ExitCode::Success)
+}
+
+fn import(arguments: &ImportArgs) -> Result<ExitCode, CommandError> {
+    let config = config_file::read(&arguments.config, None)?;
+    weights::import(&arguments.file, &config)?;
+    say(&format!("{} holds the weights of {} as step 0", config.checkpoint.uri, arguments.file.display()));
+    Ok(ExitCode::Success)
+}
+
+fn index(shards: &[String], folder: Option<&Path>, threads: Option<NonZero<usize>>) -> Result<ExitCode, CommandError> {
+    let threads = threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
+    for report in data_commands::index(shards, folder, threads)? {
+        let state = if report.written { "written" } else { "up to date" };
+        say(&format!("{}: {} samples, {state}", report.index.display(), report.samples));
+    }
+    Ok(ExitCode::Success)
+}
+
+fn tokenize(file: Option<&Path>) -> Result<ExitCode, CommandError> {
+    let output = io::stdout().lock();
+    let result = match file {
+        None => data_commands::tokenize(io::stdin().lock(), output),
+        Some(path) => {
+            let file = fs::File::open(path).map_err(|source| CommandError::File { action: "read", path: path.to_owned(), source })?;
+            data_commands::tokenize(io::BufReader::new(file), output)
+        }
+    };
+    match result {
+        Err(error) if error.is_closed_pipe() => Ok(ExitCode::Success),
+        result => Ok(result.map(|()| ExitCode::Success)?),
+    }
+}
+
+fn show(arguments: ShowArgs) -> Result<ExitCode, CommandError> {
+    let shape = arguments.model.shape();
+    let options = ShowOptions {
+        sample: arguments.sample,
+        seed: arguments.seed,
+        size: arguments.size.unwrap_or_else(|| u32::try_from(shape.vision.image_size).unwrap_or_default()),
+        transform: match (arguments.eval, arguments.crop) {
+            (true, _) => ShowTransform::Evaluate,
+            (_, Some(crop)) => ShowTransform::Crop(crop),
+            _ => ShowTransform::Train(AugmentationConfig::default()),
+        },
+        reduced_scale_decoding: arguments.reduced_scale,
+        model: shape,
+        // The token layout of the main objective, with the reference's coin for which comes first.
+        objective: Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 },
+        image_first_probability: 0.5,
+    };
+    let files = match arguments.output {
+        None => ShowFiles { png: arguments.png, safetensors: arguments.safetensors },
+        Some(folder) => {
+            fs::create_dir_all(&folder).map_err(|source| CommandError::File { action: "write", path: folder.clone(), source })?;
+            let file = |extension: &str| Some(folder.join(format!("sample-{:06}.{extension}", arguments.sample)));
+            ShowFiles { png: file("png"), safetensors: file("safetensors") }
+        }
+    };
+    say(data_commands::show_sample(&arguments.shard, &options, &files)?.trim_end());
+    Ok(ExitCode::Success)
+}
+
+fn retrieval(arguments: RetrievalArgs) -> Result<ExitCode, CommandError> {
+    let options = EvaluateOptions {
+        source: source(&arguments.model),
+        shards: arguments.shards,
+        index_path: arguments.index_path,
+        name: arguments.name,
+        examples: arguments.examples,
+        device: arguments.device.into(),
+        threads: arguments.threads.map(NonZero::get),
+    };
+    let evaluation = evaluate::retrieval(&options)?;
+    // Numbers and strings with string keys: JSON can express all of it.
+    let json = serde_json::to_string_pretty(&evaluation).unwrap_or_default();
+    if let Some(path) = &arguments.output_file {
+        fs::write(path, &json).map_err(|source| CommandError::File { action: "write", path: path.clone(), source })?;
+    }
+    match arguments.output {
+        ResultFormat::Text => say(evaluate::to_text(&evaluation).trim_end()),
+        ResultFormat::Json => say(&json),
+    }
+    Ok(ExitCode::Success)
+}
+
+fn write_report(arguments: &ReportArgs) -> Result<ExitCode, CommandError> {
+    let uri = to_uri(&arguments.run)?;
+    let file = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| CommandError::File { action, path, source }
+    };
+    let (steps, events) = if let Some(folder) = local_path(&uri)? {
+        (journal::read_steps(&folder)?, journal::read_events(&folder)?)
+    } else {
+        let store = CheckpointStore::open(&uri, StoreOptions::default())?;
+        let fetch = |name| store.read_file(name).map(Option::unwrap_or_default);
+        let place = Path::new(&uri);
+        let metrics = journal::parse(&fetch(journal::METRICS_FILE)?, &place.join(journal::METRICS_FILE))?;
+        (metrics, journal::parse(&fetch(journal::RUN_FILE)?, &place.join(journal::RUN_FILE))?)
+    };
+    if steps.is_empty() {
+        return Err(CommandError::NoMetrics { run: arguments.run.clone() });
+    }
+    let mut evaluations: Vec<Evaluation> = Vec::new();
+    for path in &arguments.retrieval {
+        let text = fs::read(path).map_err(file("read", path))?;
+        let evaluation = serde_json::from_slice(&text).map_err(|source| CommandError::Evaluation { path: path.clone(), source })?;
+        evaluations.push(evaluation);
+    }
+    let page = report::page(&journal::current(steps), &events, &evaluations);
+    fs::write(&arguments.output, page).map_err(file("write", &arguments.output))?;
+    say(&arguments.output.display().to_string());
+    Ok(ExitCode::Success)
+}
+
+/// A reader that went away is no failure.
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}

@@ -1,0 +1,98 @@
+//! Reading the configuration that the operator or `lcl run` wrote.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use lcl_trainer_config::{ConfigError, TrainerConfig};
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFileError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no configuration.
+    #[error("{} in {} is not as expected", field, path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Path of the field.
+        field: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A field breaks a rule.
+    #[error("{} cannot be used", path.display())]
+    Rule {
+        /// The file.
+        path: PathBuf,
+        /// Which and how.
+        source: ConfigError,
+    },
+}
+
+/// Reads and validates a configuration. `steps` replaces the number of steps in it.
+pub fn read(path: &Path, steps: Option<u64>) -> Result<TrainerConfig, ConfigFileError> {
+    let text = fs::read(path).map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
+    let mut config = parse(&text).map_err(|error| {
+        let field = error.path().to_string();
+        let field = if field == "." { "the whole".to_owned() } else { field };
+        ConfigFileError::Parse { path: path.to_owned(), field, source: error.into_inner() }
+    })?;
+    if let Some(steps) = steps {
+        config.optimization.steps = steps;
+    }
+    config.validate().map_err(|source| ConfigFileError::Rule { path: path.to_owned(), source })?;
+    Ok(config)
+}
+
+fn parse(text: &[u8]) -> Result<TrainerConfig, serde_path_to_error::Error<serde_json::Error>> {
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+    use crate::test_support::tiny_config;
+
+    fn check(change: impl FnOnce(&mut serde_json::Value), steps: Option<u64>, expected: &[&str]) {
+        let mut value = serde_json::to_value(tiny_config()).unwrap();
+        change(&mut value);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), value.to_string()).unwrap();
+        let error = read(file.path(), steps).unwrap_err();
+        let message = format!("{error}: {}", error.source().unwrap());
+        for part in expected {
+            assert!(message.contains(part), "{part} is not in: {message}");
+        }
+        assert!(message.contains(file.path().to_str().unwrap()), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_path() {
+        check(|value| value["optimization"]["steps"] = "many".into(), None, &["optimization.steps", "expected u64"]);
+        check(|value| value["model"]["shape"]["vision"]["colour"] = 1.into(), None, &["model.shape.vision", "colour"]);
+        check(|value| value["data"]["threads"] = 0.into(), None, &["data.threads", "at least 1"]);
+        check(|value| value["version"] = 7.into(), None, &["version", "7"]);
+    }
+
+    #[test]
+    fn the_rules_hold_for_steps_from_the_command_line_too() {
+        check(|_| (), Some(1), &["optimization.schedule.warmupSteps", "must not exceed"]);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = read(Path::new("/nowhere/config.json"), None).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read the configuration /nowhere/config.json");
+    }
+}

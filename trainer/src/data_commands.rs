@@ -1,0 +1,192 @@
+//! `data index`, `data tokenize`, `data show`: looking at what the model is going to see.
+//!
+//! Comes in: shards or texts. Goes out: index files, ids, pictures, and lines for people. The work is `lcl-data`'s.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{self, BufRead, Write},
+    num::NonZero,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use lcl_checkpoint::{Dtype, SafetensorsError, TensorData, write_safetensors};
+use lcl_data::{
+    index::{IndexError, IndexReport, index_shards},
+    shard::{ListError, expand},
+    show::{ShowError, ShowOptions, Shown, show},
+    tokenizer::Tokenizer,
+};
+
+/// A data command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DataCommandError {
+    /// A shard pattern is malformed.
+    #[error(transparent)]
+    List(#[from] ListError),
+    /// A shard cannot be indexed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A sample cannot be shown.
+    #[error("{} cannot be shown", shard.display())]
+    Show {
+        /// The shard.
+        shard: PathBuf,
+        /// Why.
+        source: ShowError,
+    },
+    /// A line is no JSON string.
+    #[error("line {line} is no JSON string: write one text a line in double quotes, such as \"a cat\"")]
+    Line {
+        /// Its number, from 1.
+        line: u64,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The texts cannot be read.
+    #[error("reading line {line}")]
+    Read {
+        /// Its number, from 1.
+        line: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The ids cannot be written.
+    #[error("writing the ids of line {line}")]
+    WriteIds {
+        /// Its number, from 1.
+        line: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// A picture cannot be written.
+    #[error("cannot write {}", path.display())]
+    WriteFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A tensor cannot be written.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+}
+
+impl DataCommandError {
+    /// The reader of the output went away, which is no failure (`lcl data tokenize | head`).
+    #[must_use]
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::WriteIds { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Indexes the shards that the patterns name.
+pub fn index(patterns: &[String], folder: Option<&Path>, threads: NonZero<usize>) -> Result<Vec<IndexReport>, DataCommandError> {
+    let mut shards = Vec::new();
+    for pattern in patterns {
+        shards.extend(expand(pattern)?.into_iter().map(PathBuf::from));
+    }
+    Ok(index_shards(&shards, folder, threads)?)
+}
+
+/// Reads a JSON string a line and writes its ids, without special tokens, as a JSON list a line.
+pub fn tokenize(input: impl BufRead, output: impl Write) -> Result<(), DataCommandError> {
+    let tokenizer = Tokenizer::clip();
+    let mut output = io::BufWriter::new(output);
+    let mut line = 0;
+    for text in input.split(b'\n') {
+        line += 1;
+        let text = text.map_err(|source| DataCommandError::Read { line, source })?;
+        let text: String = serde_json::from_slice(&text).map_err(|source| DataCommandError::Line { line, source })?;
+        let write = |output: &mut io::BufWriter<_>| -> io::Result<()> {
+            serde_json::to_writer(&mut *output, &tokenizer.encode(&text))?;
+            writeln!(output)
+        };
+        write(&mut output).map_err(|source| DataCommandError::WriteIds { line, source })?;
+    }
+    output.flush().map_err(|source| DataCommandError::WriteIds { line, source })
+}
+
+/// Where a shown image is written.
+#[derive(Clone, Debug, Default)]
+pub struct ShowFiles {
+    /// As PNG.
+    pub png: Option<PathBuf>,
+    /// As `image`, float32 `[3, H, W]`, normalised.
+    pub safetensors: Option<PathBuf>,
+}
+
+/// Writes the image of a sample as asked and gives the text for people.
+pub fn show_sample(shard: &Path, options: &ShowOptions, files: &ShowFiles) -> Result<String, DataCommandError> {
+    let shown = show(shard, options).map_err(|source| DataCommandError::Show { shard: shard.to_owned(), source })?;
+    if let Some(path) = &files.png {
+        fs::write(path, &shown.png).map_err(|source| DataCommandError::WriteFile { path: path.clone(), source })?;
+    }
+    if let Some(path) = &files.safetensors {
+        let side = options.size as usize;
+        let data: Bytes = shown.pixels.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let tensor = TensorData { name: "image".to_owned(), shape: vec![3, side, side], dtype: Dtype::F32, data };
+        write_safetensors(path, &[tensor], &BTreeMap::new())?;
+    }
+    let mut text = describe(&shown, options);
+    for path in [&files.png, &files.safetensors].into_iter().flatten() {
+        let _ = writeln!(text, "written: {}", path.display());
+    }
+    Ok(text)
+}
+
+fn describe(shown: &Shown, options: &ShowOptions) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "sample {} of {}: {}", options.sample, shown.samples, shown.key);
+    let _ = writeln!(text, "caption: {}", shown.caption);
+    let crop = shown.crop.map_or_else(|| "shortest side, then centre".to_owned(), |crop| crop.to_string());
+    let _ = writeln!(text, "image: {} x {} pixels, crop {crop}, to {} x {}", shown.width, shown.height, options.size, options.size);
+    let _ = writeln!(text, "{} tokens:", shown.tokens.len());
+    for (first, count, token, name) in runs(&shown.tokens, &shown.names) {
+        let _ = match count {
+            1 => writeln!(text, "  {first:>5}          {token:>6}  {name}"),
+            _ => writeln!(text, "  {first:>5} .. {:<5} {token:>6}  {name} x {count}", first + count - 1),
+        };
+    }
+    text
+}
+
+/// Equal neighbours as one: first position, count, id, name.
+fn runs<'a>(tokens: &[i64], names: &'a [String]) -> Vec<(usize, usize, i64, &'a str)> {
+    let mut runs: Vec<(usize, usize, i64, &str)> = Vec::new();
+    for (position, (token, name)) in tokens.iter().zip(names).enumerate() {
+        match runs.last_mut() {
+            Some(last) if last.2 == *token => last.1 += 1,
+            _ => runs.push((position, 1, *token, name)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_become_ids_line_by_line_without_special_tokens() {
+        let mut output = Vec::new();
+        tokenize("\"a cat\"\n\"\"\n\"caf\\u00e9\"\n".as_bytes(), &mut output).unwrap();
+        assert_eq!(String::from_utf8(output).unwrap(), "[320,2368]\n[]\n[15304]\n");
+    }
+
+    #[test]
+    fn a_line_that_is_no_json_string_is_named() {
+        for (input, expected) in [("\"a\"\nplain\n", 2), ("7\n", 1), ("\"a\"\n\n", 2)] {
+            let error = tokenize(input.as_bytes(), Vec::new()).unwrap_err();
+            assert!(matches!(error, DataCommandError::Line { line, .. } if line == expected), "{input:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn equal_neighbours_are_shown_as_one() {
+        let names: Vec<String> = ["a", "i", "i", "i", "b"].map(str::to_owned).into();
+        assert_eq!(runs(&[1, 9, 9, 9, 2], &names), [(0, 1, 1, "a"), (1, 3, 9, "i"), (4, 1, 2, "b")]);
+    }
+}

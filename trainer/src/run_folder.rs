@@ -1,0 +1,263 @@
+//! The folder of a run: where checkpoints, `metrics.jsonl` and event files lie, and who may write there.
+//!
+//! Comes in: the checkpoint URI. Goes out: the open [`CheckpointStore`] and a folder on this machine for the files that are appended to.
+//! For `file://` that is the run's own folder, locked against a second process; for an object store it is a temporary one whose files are
+//! fetched at the start and uploaded after every checkpoint.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use bytes::Bytes;
+use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions};
+use tempfile::TempDir;
+use url::Url;
+
+use crate::journal;
+
+/// Held by the process that trains in the folder.
+const LOCK_FILE: &str = ".lock";
+
+/// What a run's files other than checkpoints are called; `--fresh --delete-existing` removes these and no others.
+const OWN_PREFIXES: [&str; 3] = [journal::METRICS_FILE, journal::RUN_FILE, "events.out.tfevents."];
+
+/// The folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunFolderError {
+    /// The store cannot be opened or does not answer.
+    #[error("cannot use the run's folder")]
+    Store {
+        /// Why.
+        #[from]
+        source: StoreError,
+    },
+    /// The file URI names no folder.
+    #[error("{uri} names no folder of this machine: write file:///folder")]
+    NotLocal {
+        /// As it was given.
+        uri: String,
+    },
+    /// A file in the folder cannot be used.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process trains there.
+    #[error("another process trains in {}: wait for its end or stop it", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A fresh start was asked for where something is.
+    #[error("{uri} holds {found}: --fresh alone does not remove it; add --delete-existing, or name another folder")]
+    NotEmpty {
+        /// The folder.
+        uri: String,
+        /// What is there.
+        found: String,
+    },
+}
+
+/// The open folder of a run.
+#[derive(Debug)]
+pub struct RunFolder {
+    store: CheckpointStore,
+    path: PathBuf,
+    /// Holds the lock while it is open.
+    _lock: Option<File>,
+    upload: Option<Upload>,
+}
+
+/// Copies of the files go to the object store after every checkpoint.
+#[derive(Debug)]
+struct Upload {
+    _folder: TempDir,
+    under_way: Option<JoinHandle<()>>,
+    /// Why the last upload failed.
+    problem: Arc<Mutex<Option<String>>>,
+}
+
+impl RunFolder {
+    /// Opens the folder for training: creates it, locks it, fetches the files of an object store.
+    pub fn open(uri: &str) -> Result<Self, RunFolderError> {
+        let store = CheckpointStore::open(uri, StoreOptions::default())?;
+        if let Some(path) = local_path(uri)? {
+            let lock = lock(&path)?;
+            return Ok(Self { store, path, _lock: lock, upload: None });
+        }
+        let folder = TempDir::with_prefix("lcl-run-").map_err(|source| RunFolderError::File { path: std::env::temp_dir(), source })?;
+        let path = folder.path().to_owned();
+        for name in [journal::METRICS_FILE, journal::RUN_FILE] {
+            if let Some(bytes) = store.read_file(name)? {
+                let file = path.join(name);
+                fs::write(&file, bytes).map_err(|source| RunFolderError::File { path: file, source })?;
+            }
+        }
+        let upload = Upload { _folder: folder, under_way: None, problem: Arc::default() };
+        Ok(Self { store, path, _lock: None, upload: Some(upload) })
+    }
+
+    /// Where checkpoints go.
+    #[must_use]
+    pub fn store(&self) -> &CheckpointStore {
+        &self.store
+    }
+
+    /// The folder on this machine in which `metrics.jsonl` and event files are written.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes room for a fresh start. Refuses when something is there, unless `delete_existing`.
+    pub fn clear(&self, delete_existing: bool) -> Result<(), RunFolderError> {
+        let checkpoints = self.store.list()?;
+        let files = self.own_files()?;
+        if checkpoints.is_empty() && files.is_empty() {
+            return Ok(());
+        }
+        if !delete_existing {
+            return Err(RunFolderError::NotEmpty { uri: self.store.uri().to_owned(), found: describe(&checkpoints, &files) });
+        }
+        for CheckpointEntry { id, .. } in checkpoints {
+            self.store.remove(id)?;
+        }
+        for file in files {
+            fs::remove_file(&file).map_err(|source| RunFolderError::File { path: file, source })?;
+        }
+        Ok(())
+    }
+
+    /// Sends the files to the object store, in the background; nothing for a local folder. One upload at a time: when the last one is not
+    /// through, this one is left out, since the next takes everything along anyway.
+    pub fn upload(&mut self, files: &[PathBuf]) {
+        let Some(upload) = &mut self.upload else { return };
+        if upload.under_way.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
+        }
+        let (store, files, problem) = (self.store.clone(), files.to_vec(), Arc::clone(&upload.problem));
+        upload.under_way = Some(thread::spawn(move || {
+            let result = send(&store, &files);
+            if let Err(reason) = &result {
+                tracing::warn!(reason, "metrics not uploaded; tried again after the next checkpoint");
+            }
+            *problem.lock().unwrap_or_else(PoisonError::into_inner) = result.err();
+        }));
+    }
+
+    /// Sends the files and waits for it. Gives the reason when they did not arrive.
+    pub fn finish_upload(&mut self, files: &[PathBuf]) -> Result<(), String> {
+        self.wait_for_upload();
+        self.upload(files);
+        self.wait_for_upload();
+        let Some(upload) = &self.upload else { return Ok(()) };
+        upload.problem.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+
+    fn wait_for_upload(&mut self) {
+        if let Some(thread) = self.upload.as_mut().and_then(|upload| upload.under_way.take()) {
+            // A panic there was printed; it has nothing to give back.
+            let _ = thread.join();
+        }
+    }
+
+    fn own_files(&self) -> Result<Vec<PathBuf>, RunFolderError> {
+        let error = |source| RunFolderError::File { path: self.path.clone(), source };
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(error)? {
+            let entry = entry.map_err(error)?;
+            let name = entry.file_name();
+            if OWN_PREFIXES.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                files.push(entry.path());
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+/// The folder that a `file://` URI names; `None` for other URIs.
+pub fn local_path(uri: &str) -> Result<Option<PathBuf>, RunFolderError> {
+    let not_local = || RunFolderError::NotLocal { uri: uri.to_owned() };
+    match Url::parse(uri) {
+        Ok(url) if url.scheme() == "file" => url.to_file_path().map(Some).map_err(|()| not_local()),
+        _ => Ok(None),
+    }
+}
+
+fn lock(folder: &Path) -> Result<Option<File>, RunFolderError> {
+    let path = folder.join(LOCK_FILE);
+    let error = |source| RunFolderError::File { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(error)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(RunFolderError::InUse { path: folder.to_owned() }),
+        Err(TryLockError::Error(source)) if source.kind() == io::ErrorKind::Unsupported => {
+            tracing::warn!(folder = %folder.display(), "this file system has no locks: take care that one process trains there");
+            Ok(None)
+        }
+        Err(TryLockError::Error(source)) => Err(error(source)),
+    }
+}
+
+fn send(store: &CheckpointStore, files: &[PathBuf]) -> Result<(), String> {
+    for path in files {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        store.write_file(&name, Bytes::from(bytes)).map_err(|error| format!("{name}: {}", crate::chain(&error)))?;
+    }
+    Ok(())
+}
+
+fn describe(checkpoints: &[CheckpointEntry], files: &[PathBuf]) -> String {
+    let mut parts = Vec::new();
+    if !checkpoints.is_empty() {
+        parts.push(format!("{} checkpoints", checkpoints.len()));
+    }
+    if let Some(first) = files.first() {
+        parts.push(format!("{} files such as {}", files.len(), first.display()));
+    }
+    parts.join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uri(folder: &TempDir) -> String {
+        Url::from_file_path(folder.path()).unwrap().to_string()
+    }
+
+    #[test]
+    fn a_second_process_is_kept_out_until_the_first_ends() {
+        let folder = TempDir::new().unwrap();
+        let first = RunFolder::open(&uri(&folder)).unwrap();
+        let error = RunFolder::open(&uri(&folder)).unwrap_err();
+        assert!(matches!(error, RunFolderError::InUse { .. }), "{error}");
+        drop(first);
+        RunFolder::open(&uri(&folder)).unwrap();
+    }
+
+    #[test]
+    fn a_fresh_start_removes_only_the_runs_own_files_and_only_when_told() {
+        let folder = TempDir::new().unwrap();
+        let run = RunFolder::open(&uri(&folder)).unwrap();
+        run.clear(false).unwrap();
+        for name in ["metrics.jsonl", "events.out.tfevents.1.host.2", "notes.txt"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        let error = run.clear(false).unwrap_err();
+        assert!(matches!(&error, RunFolderError::NotEmpty { found, .. } if found.starts_with("2 files")), "{error}");
+        assert!(folder.path().join("metrics.jsonl").exists());
+        run.clear(true).unwrap();
+        assert!(folder.path().join("notes.txt").exists());
+        assert!(!folder.path().join("metrics.jsonl").exists());
+    }
+}

@@ -1,0 +1,194 @@
+//! `lcl-trainer train`: from a configuration to the last checkpoint.
+//!
+//! Comes in: a validated [`TrainerConfig`] and how to begin. Goes out: checkpoints, `metrics.jsonl`, event files, and an [`ExitCode`] that
+//! says why it ended. The steps run on a thread of their own; signals only set a flag that is read between two steps.
+
+use std::{io, thread};
+
+use indicatif::MultiProgress;
+use lcl_checkpoint::{RestoreError, StoreError};
+use lcl_data::{DatasetError, LoaderError};
+use lcl_torch::{DeviceError, LearnerError};
+use lcl_trainer_config::{ExitCode, TrainerConfig};
+
+use crate::{
+    display::Output,
+    identity::{ChangedField, NoIdentity},
+    journal::JournalError,
+    run_folder::RunFolderError,
+    stop::StopRequest,
+};
+
+mod prepare;
+mod saver;
+mod step_loop;
+mod tensors;
+
+pub use prepare::metadata;
+pub use saver::{Facts, FinalSaveError, Saver};
+pub use tensors::TensorsError;
+
+/// Where a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// At the newest checkpoint, or at step 0 where there never was one.
+    Anyhow,
+    /// At the newest checkpoint; an error when there is none.
+    Resume,
+    /// At step 0 in an empty folder.
+    Fresh {
+        /// Empty the folder first.
+        delete_existing: bool,
+    },
+}
+
+/// How to train, beside the configuration.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Where to begin.
+    pub begin: Begin,
+    /// What is shown.
+    pub output: Output,
+    /// Asks for an orderly stop.
+    pub stop: StopRequest,
+    /// Where bars are drawn.
+    pub multi: MultiProgress,
+}
+
+/// Training could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The run's folder cannot be used.
+    #[error("opening the run's folder")]
+    Folder(#[from] RunFolderError),
+    /// The store failed.
+    #[error("using the checkpoint store")]
+    Store(#[from] StoreError),
+    /// No checkpoint could be restored.
+    #[error("restoring the newest checkpoint")]
+    Restore(#[from] RestoreError),
+    /// A resume was asked for where nothing is.
+    #[error("--resume was asked for, but {uri} holds no complete checkpoint: leave it out to start a new run")]
+    NothingToResume {
+        /// The folder.
+        uri: String,
+    },
+    /// A checkpoint that was there is gone.
+    #[error(
+        "run.jsonl says that the checkpoint of step {step} was completed, but {uri} holds no complete checkpoint any more: \
+         bring it back, or start over with --fresh --delete-existing"
+    )]
+    CheckpointsLost {
+        /// The folder.
+        uri: String,
+        /// Completed steps of the newest one that was there.
+        step: u64,
+    },
+    /// The checkpoint is of a run with other settings.
+    #[error("the run cannot go on with this configuration")]
+    Changed(#[from] ChangedField),
+    /// The checkpoint says nothing about its settings.
+    #[error("the run cannot go on")]
+    NoIdentity(#[from] NoIdentity),
+    /// The checkpoint lacks a number that is needed to go on.
+    #[error("the checkpoint's metadata has no number `{field}`: it was not written by this program")]
+    Metadata {
+        /// The number.
+        field: &'static str,
+    },
+    /// The data set cannot be opened.
+    #[error("opening the data set")]
+    Dataset(#[from] DatasetError),
+    /// A batch cannot be read.
+    #[error("reading a batch")]
+    Loader(#[from] LoaderError),
+    /// The batches ended before the steps.
+    #[error("the data ended before step {step}")]
+    DataEnded {
+        /// The step without a batch.
+        step: u64,
+    },
+    /// A batch cannot be used.
+    #[error("preparing a batch")]
+    Tensors(#[from] TensorsError),
+    /// The wanted device is not to be had.
+    #[error("choosing the device")]
+    Device(#[from] DeviceError),
+    /// The model cannot be built or trained.
+    #[error("computing a step")]
+    Learner(#[from] LearnerError),
+    /// `metrics.jsonl` or `run.jsonl` cannot be used.
+    #[error("opening the run's records")]
+    Journal(#[from] JournalError),
+    /// The event file cannot be created.
+    #[error("creating the TensorBoard event file")]
+    Events {
+        /// Why.
+        source: io::Error,
+    },
+    /// The last checkpoint is not in the store.
+    #[error("the run ended without its last checkpoint")]
+    FinalSave(#[from] FinalSaveError),
+    /// Too many updates in a row were left out.
+    #[error(
+        "the losses or gradients of {count} steps in a row were not finite (optimization.maxConsecutiveSkippedSteps): \
+         lower optimization.learningRate or set optimization.gradientClip, and go on from an earlier checkpoint"
+    )]
+    Diverged {
+        /// Steps in a row.
+        count: u32,
+    },
+    /// The thread cannot be started.
+    #[error("starting the training thread")]
+    Thread {
+        /// Why.
+        source: io::Error,
+    },
+    /// The thread ended in the middle.
+    #[error("the training thread panicked: this is a fault of the program; its message stands above")]
+    Panicked,
+}
+
+impl TrainError {
+    /// What the process returns for it.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Folder(error) => match error {
+                RunFolderError::Store { source } => store_exit_code(source),
+                RunFolderError::InUse { .. } | RunFolderError::File { .. } => ExitCode::Retryable,
+                RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
+            },
+            Self::Store(_)
+            | Self::Restore(RestoreError::Store { .. } | RestoreError::Unsteady { .. })
+            | Self::Journal(JournalError::Read { .. } | JournalError::Write { .. })
+            | Self::Loader(LoaderError::Read { .. } | LoaderError::Spawn { .. })
+            | Self::Events { .. }
+            | Self::FinalSave(_)
+            | Self::Thread { .. }
+            | Self::Panicked => ExitCode::Retryable,
+            Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_)) => ExitCode::Permanent,
+            // Out of memory most likely: another machine, or this one when others have gone, may do better.
+            Self::Learner(_) => ExitCode::Retryable,
+            _ => ExitCode::Permanent,
+        }
+    }
+}
+
+fn store_exit_code(error: &StoreError) -> ExitCode {
+    match error {
+        StoreError::Uri { .. } => ExitCode::Permanent,
+        _ => ExitCode::Retryable,
+    }
+}
+
+/// Trains to the last step, or until asked to stop.
+pub fn train(config: TrainerConfig, options: TrainOptions) -> Result<ExitCode, TrainError> {
+    // Everything that belongs to libtorch is made and dropped on this thread.
+    let work = move || -> Result<ExitCode, TrainError> {
+        let prepared = prepare::prepare(config, &options)?;
+        step_loop::StepLoop::new(prepared, &options)?.run()
+    };
+    let thread = thread::Builder::new().name("training".to_owned()).spawn(work).map_err(|source| TrainError::Thread { source })?;
+    thread.join().unwrap_or(Err(TrainError::Panicked))
+}

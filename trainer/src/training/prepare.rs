@@ -1,0 +1,115 @@
+//! Everything before the first step: folder, data, model, and the checkpoint to go on from.
+
+use std::sync::Arc;
+
+use lcl_checkpoint::{Generation, Restored, restore_latest};
+use lcl_data::Dataset;
+use lcl_torch::{Device, Learner, StateTensor, choose_device, set_threads};
+use lcl_trainer_config::TrainerConfig;
+use serde_json::{Value, json};
+
+use super::{Begin, TrainError, TrainOptions};
+use crate::{
+    identity::Identity,
+    journal::{self, Journal},
+    records::Record,
+    run_folder::RunFolder,
+};
+
+/// A run that is ready for its next step.
+pub(super) struct Prepared {
+    pub(super) config: TrainerConfig,
+    pub(super) folder: RunFolder,
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) device: Device,
+    pub(super) learner: Learner,
+    pub(super) journal: Journal,
+    pub(super) identity: Identity,
+    pub(super) generation: Generation,
+    pub(super) progress: Progress,
+    /// Whether the store holds a checkpoint of the state as it is now.
+    pub(super) is_saved: bool,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// Completed steps.
+    pub(super) completed_steps: u64,
+    /// Steps in a row, up to now, whose update was left out because something was not finite.
+    pub(super) consecutive_skips: u32,
+}
+
+/// Names of the numbers in a checkpoint's metadata.
+const COMPLETED_UPDATES: &str = "completedUpdates";
+const CONSECUTIVE_SKIPS: &str = "consecutiveSkippedUpdates";
+
+/// What a checkpoint says besides its tensors. `completed_updates`: updates the optimizer has applied.
+#[must_use]
+pub fn metadata(config: &TrainerConfig, identity: &Identity, completed_updates: u64, consecutive_skips: u32) -> Value {
+    json!({
+        "identity": identity.to_value(),
+        "config": config,
+        COMPLETED_UPDATES: completed_updates,
+        CONSECUTIVE_SKIPS: consecutive_skips,
+    })
+}
+
+pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<Prepared, TrainError> {
+    set_threads(config.runtime.threads)?;
+    let device = choose_device(config.runtime.device, 0)?;
+    let folder = RunFolder::open(&config.checkpoint.uri)?;
+    if let Begin::Fresh { delete_existing } = options.begin {
+        folder.clear(delete_existing)?;
+    }
+    let dataset = Arc::new(Dataset::open(&config.data)?);
+    let identity = Identity::new(&config, Some(&dataset.digest()));
+    let restored = restore_latest(folder.store(), None)?;
+    if restored.is_none() {
+        check_that_nothing_was_lost(&folder, options.begin)?;
+    }
+    if let Some(restored) = &restored {
+        identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
+    }
+    let mut learner = Learner::new(&config, device)?;
+    let is_saved = restored.is_some();
+    let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &restored))?;
+    let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
+    if opened.superseded > 0 {
+        tracing::info!(lines = opened.superseded, step = progress.completed_steps, "metrics beyond the restored step taken out");
+    }
+    if opened.missing > 0 {
+        tracing::warn!(lines = opened.missing, "metrics.jsonl lacks steps before the restored one; the training itself is complete");
+    }
+    let generation = Generation { epoch: folder.store().claim_epoch()?, n: 0 };
+    Ok(Prepared { config, folder, dataset, device, learner, journal, identity, generation, progress, is_saved })
+}
+
+/// There is no complete checkpoint. Was there one?
+fn check_that_nothing_was_lost(folder: &RunFolder, begin: Begin) -> Result<(), TrainError> {
+    let uri = || folder.store().uri().to_owned();
+    if begin == Begin::Resume {
+        return Err(TrainError::NothingToResume { uri: uri() });
+    }
+    let records = journal::read_events(folder.path())?;
+    let newest = records.iter().filter_map(|record| match record {
+        Record::CheckpointCommitted(checkpoint) => Some(checkpoint.completed_steps),
+        _ => None,
+    });
+    if let Some(step) = newest.max() {
+        return Err(TrainError::CheckpointsLost { uri: uri(), step });
+    }
+    if !records.is_empty() {
+        tracing::warn!(uri = uri(), "an earlier process ended before its first checkpoint was complete: training starts at step 0");
+    }
+    Ok(())
+}
+
+fn load(learner: &mut Learner, restored: &Restored) -> Result<Progress, TrainError> {
+    let number = |field| restored.metadata.get(field).and_then(Value::as_u64).ok_or(TrainError::Metadata { field });
+    let (updates, skips) = (number(COMPLETED_UPDATES)?, number(CONSECUTIVE_SKIPS)?);
+    let tensors = restored.tensors.iter().map(|tensor| StateTensor { name: &tensor.name, shape: &tensor.shape, data: &tensor.data });
+    learner.load_state(tensors, updates)?;
+    tracing::info!(checkpoint = %restored.id, "state restored");
+    Ok(Progress { completed_steps: restored.id.step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
+}

@@ -1,0 +1,404 @@
+//! The steps of one process: batch, update, record, checkpoint when due, until the last step or a stop.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use lcl_data::{Batch, Loader, LoaderOptions};
+use lcl_torch::{StepReport, learning_rate, parameter_count};
+use lcl_trainer_config::ExitCode;
+
+use super::{
+    TrainError, TrainOptions, metadata,
+    prepare::{Prepared, Progress},
+    saver::{Facts, Saver},
+    tensors::micro_batches,
+};
+use crate::{
+    display::Display,
+    journal::{METRICS_FILE, RUN_FILE},
+    records::{EndReason, Ended, GenerationRecord, Record, SkippedSample, SlotRange, Started, StepRecord},
+    stop::StopRequest,
+    tensorboard::EventFile,
+};
+
+/// The state of the loop.
+pub(super) struct StepLoop {
+    run: Prepared,
+    loader: Loader,
+    saver: Saver,
+    display: Display,
+    events: EventFile,
+    stop: StopRequest,
+    totals: Totals,
+    /// A failed write of metrics was reported and not yet followed by a good one.
+    metrics_are_failing: bool,
+}
+
+/// What this process did.
+#[derive(Debug, Default)]
+struct Totals {
+    rows: u64,
+    skipped_samples: BTreeMap<String, u64>,
+    skipped_updates: u64,
+    begin: Option<Instant>,
+    last_end: Option<Instant>,
+}
+
+/// What one step took and gave.
+struct Measured<'a> {
+    batch: &'a Batch,
+    report: &'a StepReport,
+    data_wait_seconds: f64,
+    step_seconds: f64,
+    since_last_end: f64,
+}
+
+impl StepLoop {
+    pub(super) fn new(run: Prepared, options: &TrainOptions) -> Result<Self, TrainError> {
+        let Prepared { config, progress, generation, .. } = &run;
+        let loader_options = LoaderOptions {
+            model: config.model.shape.clone(),
+            objective: config.model.objective,
+            seed: config.optimization.seed,
+            global_batch_size: config.optimization.global_batch_size,
+            slots: 0..config.optimization.global_batch_size,
+            first_step: progress.completed_steps,
+            last_step: config.optimization.steps.max(progress.completed_steps),
+        };
+        let loader = Loader::start(Arc::clone(&run.dataset), &config.data, loader_options)?;
+        let committed = run.is_saved.then_some(progress.completed_steps);
+        let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed);
+        let unique = format!("{}.{}.{}", host_name(), process::id(), generation.epoch);
+        // TensorBoard's points stand at completed steps; those after the restored one are dropped.
+        let events = EventFile::create(run.folder.path(), unix_time(), &unique, progress.completed_steps + 1)
+            .map_err(|source| TrainError::Events { source })?;
+        Ok(Self {
+            loader,
+            saver,
+            events,
+            display: Display::new(options.output, &options.multi),
+            stop: options.stop.clone(),
+            totals: Totals::default(),
+            metrics_are_failing: false,
+            run,
+        })
+    }
+
+    /// Runs to the last step, a stop or an error.
+    pub(super) fn run(mut self) -> Result<ExitCode, TrainError> {
+        let steps = self.run.config.optimization.steps;
+        let most_skips = self.run.config.optimization.max_consecutive_skipped_steps;
+        self.record(self.started());
+        self.totals.begin = Some(Instant::now());
+        let reason = loop {
+            let step = self.run.progress.completed_steps;
+            if self.run.progress.consecutive_skips >= most_skips {
+                break EndReason::Diverged;
+            }
+            if step >= steps {
+                break EndReason::Completed;
+            }
+            if self.stop.is_asked() {
+                break EndReason::Preempted;
+            }
+            self.step(step)?;
+            for record in self.saver.poll() {
+                self.record(record);
+            }
+            if self.saver.is_due(step + 1) && step + 1 < steps && self.run.progress.consecutive_skips == 0 {
+                self.save()?;
+            }
+        };
+        self.end(reason)
+    }
+
+    fn step(&mut self, step: u64) -> Result<(), TrainError> {
+        let asked = Instant::now();
+        let batch = self.loader.next().ok_or(TrainError::DataEnded { step })??;
+        let begin = Instant::now();
+        let report = self.update(step, &batch)?;
+        let end = Instant::now();
+        let measured = Measured {
+            batch: &batch,
+            report: &report,
+            data_wait_seconds: (begin - asked).as_secs_f64(),
+            step_seconds: (end - begin).as_secs_f64(),
+            since_last_end: (end - self.totals.last_end.unwrap_or(asked)).as_secs_f64(),
+        };
+        let record = self.step_record(&measured);
+        self.totals.last_end = Some(end);
+        self.totals.rows += record.rows;
+        for skipped in &record.skipped_samples {
+            *self.totals.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
+        }
+        let Progress { completed_steps, consecutive_skips } = &mut self.run.progress;
+        *completed_steps = step + 1;
+        if record.update_skipped {
+            self.totals.skipped_updates += 1;
+        }
+        // A batch without a usable sample is the data's fault and says nothing about divergence.
+        *consecutive_skips = if report.skipped && !batch.rows.is_empty() { *consecutive_skips + 1 } else { 0 };
+        if record.update_skipped {
+            tracing::warn!(step, rows = batch.rows.len(), loss = report.total, gradient = report.gradient_norm, "update left out");
+        }
+        self.record(Record::Step(Box::new(record)));
+        Ok(())
+    }
+
+    fn update(&mut self, step: u64, batch: &Batch) -> Result<StepReport, TrainError> {
+        let Prepared { config, device, learner, .. } = &mut self.run;
+        if batch.rows.is_empty() {
+            // Without a gradient there is nothing to update: not the moments either.
+            return Ok(StepReport {
+                total: f64::NAN,
+                generation: f64::NAN,
+                contrastive: f64::NAN,
+                gradient_norm: f64::NAN,
+                logit_scale: f64::NAN,
+                learning_rate: learning_rate(&config.optimization, step),
+                contrastive_images: 0,
+                generation_positions: 0,
+                skipped: true,
+            });
+        }
+        let image_size = config.model.shape.vision.image_size;
+        let parts = micro_batches(batch, image_size, config.optimization.micro_batch_size, *device)?;
+        Ok(learner.train_step(step, &parts)?)
+    }
+
+    fn step_record(&self, measured: &Measured<'_>) -> StepRecord {
+        let Measured { batch, report, .. } = measured;
+        let rows = batch.rows.len() as u64;
+        StepRecord {
+            step: batch.step,
+            generation: self.generation(),
+            time: unix_time(),
+            slots: self.slot_ranges(batch.step),
+            samples_digest: samples_digest(batch),
+            rows,
+            images: batch.image_count as u64,
+            tokens: count_tokens(batch),
+            skipped_samples: batch
+                .skipped
+                .iter()
+                .map(|skipped| SkippedSample {
+                    slot: skipped.slot,
+                    pass: skipped.pass,
+                    sample: skipped.sample,
+                    cause: skipped.cause.to_string(),
+                })
+                .collect(),
+            update_skipped: report.skipped,
+            loss: report.total,
+            generation_loss: report.generation,
+            contrastive_loss: report.contrastive,
+            gradient_norm: report.gradient_norm,
+            learning_rate: report.learning_rate,
+            logit_scale: report.logit_scale,
+            samples_per_second: rows as f64 / measured.since_last_end.max(f64::MIN_POSITIVE),
+            step_seconds: measured.step_seconds,
+            data_wait_seconds: measured.data_wait_seconds,
+        }
+    }
+
+    /// The global batch of a step, cut where a pass ends.
+    fn slot_ranges(&self, step: u64) -> Vec<SlotRange> {
+        let batch = self.run.config.optimization.global_batch_size;
+        slot_ranges(step, batch, self.run.dataset.samples_per_pass())
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        let facts = self.facts();
+        let records = self.saver.save(&self.run.learner, facts)?;
+        for record in records {
+            self.record(record);
+        }
+        // What the journal holds shall survive a loss of power as the checkpoint does.
+        self.run.journal.sync_in_background();
+        let files = self.files();
+        self.run.folder.upload(&files);
+        Ok(())
+    }
+
+    fn end(mut self, reason: EndReason) -> Result<ExitCode, TrainError> {
+        let training_seconds = self.totals.begin.map_or(0.0, |begin| begin.elapsed().as_secs_f64());
+        let mut saved = Ok(());
+        if reason != EndReason::Diverged {
+            let facts = self.facts();
+            let (records, result) = self.saver.finish(&self.run.learner, facts);
+            for record in records {
+                self.record(record);
+            }
+            saved = result;
+        }
+        let ended = Ended {
+            completed_steps: self.run.progress.completed_steps,
+            generation: self.generation(),
+            time: unix_time(),
+            reason,
+            parameter_hash: self.run.learner.parameter_hash()?,
+            skipped_samples: std::mem::take(&mut self.totals.skipped_samples),
+            skipped_updates: self.totals.skipped_updates,
+            training_seconds,
+            rows: self.totals.rows,
+        };
+        self.record(Record::Ended(ended));
+        let files = self.files();
+        if let Err(reason) = self.run.folder.finish_upload(&files) {
+            tracing::error!(reason, "the last metrics are not in the store");
+        }
+        saved?;
+        match reason {
+            EndReason::Completed => Ok(ExitCode::Success),
+            EndReason::Preempted => Ok(ExitCode::Preempted),
+            EndReason::Diverged => Err(TrainError::Diverged { count: self.run.progress.consecutive_skips }),
+        }
+    }
+
+    /// Writes a record everywhere. A disk that is full is reported once and does not stop training.
+    fn record(&mut self, record: Record) {
+        self.display.show(&record);
+        let scalars = scalars(&record);
+        let written = self.run.journal.append(&record);
+        let written = written.and_then(|()| match scalars.is_empty() {
+            true => Ok(()),
+            false => self.events.scalars(unix_time(), record.completed_steps(), &scalars),
+        });
+        match written {
+            Ok(()) => self.metrics_are_failing = false,
+            Err(_) if self.metrics_are_failing => {}
+            Err(error) => {
+                self.metrics_are_failing = true;
+                tracing::warn!(%error, folder = %self.run.folder.path().display(), "metrics wait in memory: the file takes none");
+            }
+        }
+    }
+
+    fn started(&self) -> Record {
+        let Prepared { config, dataset, device, progress, .. } = &self.run;
+        Record::Started(Started {
+            completed_steps: progress.completed_steps,
+            generation: self.generation(),
+            time: unix_time(),
+            job: config.job.clone(),
+            steps: config.optimization.steps,
+            global_batch_size: config.optimization.global_batch_size,
+            samples_per_pass: dataset.samples_per_pass(),
+            parameters: parameter_count(&config.model),
+            device: device_name(*device),
+        })
+    }
+
+    fn facts(&self) -> Facts {
+        let Prepared { config, identity, learner, progress, .. } = &self.run;
+        Facts {
+            completed_steps: progress.completed_steps,
+            config_digest: identity.digest(),
+            metadata: metadata(config, identity, learner.completed_updates(), progress.consecutive_skips),
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let folder = self.run.folder.path();
+        vec![folder.join(METRICS_FILE), folder.join(RUN_FILE), self.events.path().to_owned()]
+    }
+
+    fn generation(&self) -> GenerationRecord {
+        GenerationRecord { epoch: self.run.generation.epoch, n: self.run.generation.n }
+    }
+}
+
+fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<SlotRange> {
+    let mut ranges = Vec::new();
+    let mut slot = 0;
+    while slot < batch {
+        let total = step.saturating_mul(batch).saturating_add(slot);
+        let left_in_pass = samples_per_pass.max(1) - total % samples_per_pass.max(1);
+        let end = batch.min(slot.saturating_add(left_in_pass));
+        ranges.push(SlotRange { pass: total / samples_per_pass.max(1), first: slot, end });
+        slot = end;
+    }
+    ranges
+}
+
+fn samples_digest(batch: &Batch) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for row in &batch.rows {
+        for number in [row.slot, row.pass, row.sample] {
+            hasher.update(&number.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Tokens up to the last that is not padding, over all rows.
+fn count_tokens(batch: &Batch) -> u64 {
+    let rows = batch.tokens.chunks(batch.length.max(1));
+    rows.map(|row| row.iter().rposition(|token| *token != 0).map_or(0, |last| last as u64 + 1)).sum()
+}
+
+/// The curves of a record in TensorBoard.
+fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
+    match record {
+        Record::Step(step) => vec![
+            ("loss/total", step.loss),
+            ("loss/generation", step.generation_loss),
+            ("loss/contrastive", step.contrastive_loss),
+            ("optimizer/gradient_norm", step.gradient_norm),
+            ("optimizer/learning_rate", step.learning_rate),
+            ("optimizer/update_skipped", f64::from(u8::from(step.update_skipped))),
+            ("model/logit_scale", step.logit_scale),
+            ("speed/samples_per_second", step.samples_per_second),
+            ("speed/step_seconds", step.step_seconds),
+            ("speed/data_wait_seconds", step.data_wait_seconds),
+            ("data/tokens", step.tokens as f64),
+            ("data/skipped_samples", step.skipped_samples.len() as f64),
+        ],
+        Record::CheckpointCommitted(checkpoint) => {
+            vec![("checkpoint/stall_seconds", checkpoint.stall_seconds), ("checkpoint/write_seconds", checkpoint.write_seconds)]
+        }
+        Record::CheckpointFailed(failed) => vec![("checkpoint/failures", failed.failures as f64)],
+        Record::Started(_) | Record::Ended(_) => Vec::new(),
+    }
+}
+
+fn device_name(device: lcl_torch::Device) -> String {
+    match device {
+        lcl_torch::Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// For the names of event files only.
+fn host_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
+}
+
+fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(step: u64, batch: u64, pass: u64, expected: &[(u64, u64, u64)]) {
+        let ranges: Vec<_> = slot_ranges(step, batch, pass).iter().map(|range| (range.pass, range.first, range.end)).collect();
+        assert_eq!(ranges, expected, "step {step} of {batch} slots, {pass} samples a pass");
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_a_pass_ends() {
+        check(0, 4, 10, &[(0, 0, 4)]);
+        check(2, 4, 10, &[(0, 0, 2), (1, 2, 4)]);
+        check(3, 4, 10, &[(1, 0, 4)]);
+        check(0, 7, 3, &[(0, 0, 3), (1, 3, 6), (2, 6, 7)]);
+        check(5, 1, 1, &[(5, 0, 1)]);
+    }
+}
