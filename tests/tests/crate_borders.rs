@@ -62,7 +62,8 @@ impl Graph {
     fn of_this_workspace() -> Result<Self> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
-            .args(["metadata", "--format-version", "1", "--locked", "--offline", "--all-features"])
+            // For this machine's platform, since only its packages are there without a network.
+            .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", &host()?])
             .current_dir(workspace())
             .output()
             .context("starting cargo metadata")?;
@@ -153,6 +154,14 @@ impl Graph {
         found.extend(config.map(|other| format!("lcl-trainer-config must not depend on {other}")));
         found
     }
+}
+
+/// The platform's name, as `rustc` gives it.
+fn host() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").output().context("starting rustc")?;
+    let text = String::from_utf8(output.stdout)?;
+    text.lines().find_map(|line| line.strip_prefix("host: ").map(str::to_owned)).context("rustc names no host")
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The training process and its tools. See `lcl-trainer --help`.
 
-use std::process;
+use std::{
+    io::{self, IsTerminal},
+    process,
+};
 
 use clap::Parser;
 use indicatif::MultiProgress;
@@ -28,7 +31,7 @@ fn main() -> process::ExitCode {
 
 fn start_logging(format: LogFormat, multi: MultiProgress) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = fmt().with_env_filter(filter).with_writer(LogWriter::new(multi));
+    let logs = fmt().with_env_filter(filter).with_writer(LogWriter::new(multi)).with_ansi(io::stderr().is_terminal());
     match format {
         LogFormat::Human => logs.with_target(false).init(),
         LogFormat::Json => logs.json().init(),

@@ -71,9 +71,15 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// A saver for a run whose newest checkpoint has `committed` steps.
+    /// A saver for a run whose newest checkpoint has `committed` steps. Takes the host memory for copies of the learner's state.
     #[must_use]
-    pub fn new(store: CheckpointStore, policy: &CheckpointConfig, generation: Generation, committed: Option<u64>) -> Self {
+    pub fn new(
+        store: CheckpointStore,
+        policy: &CheckpointConfig,
+        generation: Generation,
+        committed: Option<u64>,
+        learner: &Learner,
+    ) -> Self {
         let retention = Retention {
             keep_last: NonZeroU32::new(policy.keep_last).unwrap_or(NonZeroU32::MIN),
             keep_every_steps: policy.keep_every_steps.and_then(NonZeroU64::new),
@@ -81,7 +87,7 @@ impl Saver {
         let options = WriterOptions { retention: Some(retention), ..WriterOptions::default() };
         Self {
             writer: CheckpointWriter::new(store, options),
-            host: HostState::default(),
+            host: learner.prepare_host_state(),
             policy: policy.clone(),
             generation,
             stall_seconds: 0.0,

@@ -73,7 +73,7 @@ impl StepLoop {
         };
         let loader = Loader::start(Arc::clone(&run.dataset), &config.data, loader_options)?;
         let committed = run.is_saved.then_some(progress.completed_steps);
-        let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed);
+        let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed, &run.learner);
         let unique = format!("{}.{}.{}", host_name(), process::id(), generation.epoch);
         // TensorBoard's points stand at completed steps; those after the restored one are dropped.
         let events = EventFile::create(run.folder.path(), unix_time(), &unique, progress.completed_steps + 1)
