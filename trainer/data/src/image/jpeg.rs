@@ -70,7 +70,7 @@ fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
         let paper = u32::from(source[3]);
         for (ink, value) in source.iter().zip(target) {
             let product = u32::from(255 - ink) * paper + 128;
-            *value = (paper - ((product >> 8) + product >> 8)) as u8;
+            *value = (paper - (((product >> 8) + product) >> 8)) as u8;
         }
     }
 }

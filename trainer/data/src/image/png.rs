@@ -19,7 +19,8 @@ fn reader(bytes: &[u8]) -> Decoder<Cursor<&[u8]>> {
 /// Columns and rows from the first chunk.
 pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
     // Read by hand: the decoder would refuse a size of 0 or one beyond its own limits with less to say.
-    let field = |start: usize| bytes.get(start..start + 4).and_then(|field| field.first_chunk::<4>()).map(|&field| u32::from_be_bytes(field));
+    let field =
+        |start: usize| bytes.get(start..start + 4).and_then(|field| field.first_chunk::<4>()).map(|&field| u32::from_be_bytes(field));
     if bytes.get(12..16).is_some_and(|name| name != b"IHDR") {
         return Err(ImageError::Corrupt { format: Format::Png, reason: "the first chunk is not IHDR".to_owned() });
     }
