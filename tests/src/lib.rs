@@ -1,7 +1,8 @@
 //! Support for tests that drive the programs of this workspace as processes.
 //!
-//! Comes in: the workspace's sources. Goes out: the built `lcl-trainer`, small data sets, configurations, and what a run left behind.
-//! It links no libtorch: the program under test does.
+//! Comes in: a built `lcl-trainer`. Goes out: small data sets, configurations, and what a run left behind.
+//! It links no libtorch: the program under test does. Tests that start the program lie in its package (`trainer/tests`), where cargo builds it
+//! first; those about the workspace as a whole lie here.
 
 pub mod data;
 pub mod process;

@@ -1,4 +1,4 @@
-//! The trainer as a process: built once, started with arguments, watched, killed.
+//! The trainer as a process: started with arguments, watched, killed.
 
 use std::{
     env,
@@ -8,48 +8,29 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
-
-use crate::workspace;
 
 /// The longest anything here may take on a busy machine before the test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(2);
 
-/// Path of `lcl-trainer`, built from this workspace with the profile and into the folder of the running test.
-pub fn trainer() -> Result<&'static Path> {
-    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match PROGRAM.get_or_init(|| build().map_err(|error| format!("{error:#}"))) {
-        Ok(path) => Ok(path),
-        Err(error) => bail!("{error}"),
+/// Path of `lcl-trainer`. Cargo builds it before the integration tests of its package, which is where these tests are.
+pub fn trainer() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("CARGO_BIN_EXE_lcl-trainer") {
+        return Ok(path.into());
     }
-}
-
-fn build() -> Result<PathBuf> {
     // The test runs as <target>/<profile>/deps/<name>.
     let own = env::current_exe()?;
     let folder = own.parent().and_then(Path::parent).context("the test lies in no target folder")?;
-    let target = folder.parent().context("the test lies in no target folder")?;
-    let profile = match folder.file_name().and_then(OsStr::to_str) {
-        Some("debug") | None => "dev",
-        Some(name) => name,
-    };
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "lcl-trainer", "--bin", "lcl-trainer", "--profile", profile, "--target-dir"])
-        .arg(target)
-        .current_dir(workspace())
-        .output()
-        .context("starting cargo")?;
-    ensure!(output.status.success(), "building lcl-trainer: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(folder.join("lcl-trainer"))
+    let path = folder.join("lcl-trainer");
+    ensure!(path.is_file(), "{} is missing: run these tests with `cargo test -p lcl-trainer`", path.display());
+    Ok(path)
 }
 
 /// What a process left when it ended.

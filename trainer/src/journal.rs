@@ -61,6 +61,8 @@ pub enum JournalError {
 pub struct Opened {
     /// Step lines that were taken out because they lie beyond the restored step.
     pub superseded: u64,
+    /// Lines that are no records (a machine that lost power may leave such), taken out too.
+    pub broken: u64,
     /// Step lines that are missing below the restored step (a machine that lost power may lose its last lines).
     pub missing: u64,
 }
@@ -84,13 +86,17 @@ struct LineFile {
 impl Journal {
     /// Opens the files in `folder` for a run that has `completed_steps` steps; records beyond them are taken out.
     pub fn open(folder: &Path, completed_steps: u64) -> Result<(Self, Opened), JournalError> {
-        let found = read_steps(folder)?;
+        let (found, broken_steps) = usable::<StepRecord>(&folder.join(METRICS_FILE))?;
         let lines = found.len();
         let mut steps = current(found);
         steps.retain(|record| record.step < completed_steps);
-        let mut events = read_events(folder)?;
+        let (mut events, broken_events) = usable::<Record>(&folder.join(RUN_FILE))?;
         events.retain(|record| record.completed_steps() <= completed_steps);
-        let opened = Opened { superseded: (lines - steps.len()) as u64, missing: completed_steps - steps.len() as u64 };
+        let opened = Opened {
+            superseded: (lines - steps.len()) as u64,
+            broken: broken_steps + broken_events,
+            missing: completed_steps.saturating_sub(steps.len() as u64),
+        };
         let metrics = LineFile::replace(folder, METRICS_FILE, &steps)?;
         let run = LineFile::replace(folder, RUN_FILE, &events)?;
         Ok((Self { metrics, run }, opened))
@@ -162,8 +168,28 @@ pub fn read_events(folder: &Path) -> Result<Vec<Record>, JournalError> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, JournalError> {
+    parse(&contents(path)?, path)
+}
+
+/// The records of a file and the number of its lines that are none. Metrics must not keep a run from going on.
+fn usable<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, u64), JournalError> {
+    let bytes = contents(path)?;
+    let (mut records, mut broken) = (Vec::new(), 0);
+    for (line, parsed) in parsed_lines(&bytes).enumerate() {
+        match parsed {
+            Ok(record) => records.push(record),
+            Err(error) => {
+                broken += 1;
+                tracing::warn!(file = %path.display(), line = line + 1, %error, "this line is no record and is taken out");
+            }
+        }
+    }
+    Ok((records, broken))
+}
+
+fn contents(path: &Path) -> Result<Vec<u8>, JournalError> {
     match fs::read(path) {
-        Ok(bytes) => parse(&bytes, path),
+        Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(JournalError::Read { path: path.to_owned(), source }),
     }
@@ -171,12 +197,15 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, JournalError> {
 
 /// The records in a file's contents; `path` is what messages call it. A last line without its end is left out: its writer was killed.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<Vec<T>, JournalError> {
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-    let lines = bytes.get(..whole).unwrap_or_default().split_inclusive(|byte| *byte == b'\n');
-    let record = |(index, line)| {
-        serde_json::from_slice(line).map_err(|source| JournalError::Line { path: path.to_owned(), line: index + 1, source })
+    let named = |(index, parsed): (usize, serde_json::Result<T>)| {
+        parsed.map_err(|source| JournalError::Line { path: path.to_owned(), line: index + 1, source })
     };
-    lines.enumerate().map(record).collect()
+    parsed_lines(bytes).enumerate().map(named).collect()
+}
+
+fn parsed_lines<T: DeserializeOwned>(bytes: &[u8]) -> impl Iterator<Item = serde_json::Result<T>> {
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    bytes.get(..whole).unwrap_or_default().split_inclusive(|byte| *byte == b'\n').map(serde_json::from_slice)
 }
 
 /// Of several lines for one step, the one of the last generation.
@@ -246,14 +275,18 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_line_in_the_middle_is_named() {
+    fn a_broken_line_is_named_to_a_reader_and_does_not_keep_a_run_from_going_on() {
         let folder = tempfile::tempdir().unwrap();
-        write_steps(folder.path(), 0, 0..2);
+        write_steps(folder.path(), 0, 0..3);
         let path = folder.path().join(METRICS_FILE);
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, format!("{text}nonsense\n")).unwrap();
-        let error = Journal::open(folder.path(), 2).unwrap_err();
-        assert!(matches!(error, JournalError::Line { line: 3, .. }), "{error}");
+        let mut lines: Vec<String> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+        lines[1] = "\0\0\0".to_owned();
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        let error = read_steps(folder.path()).unwrap_err();
+        assert!(matches!(error, JournalError::Line { line: 2, .. }), "{error}");
+        let (_, opened) = Journal::open(folder.path(), 3).unwrap();
+        assert_eq!(opened, Opened { superseded: 0, broken: 1, missing: 1 });
+        assert_eq!(steps_in(folder.path()), [0, 2]);
     }
 
     #[test]

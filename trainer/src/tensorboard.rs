@@ -4,7 +4,7 @@
 //! A process that goes on from step n says so in its file (a session log `START` at step n), at which TensorBoard drops older points from n on.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -86,7 +86,8 @@ impl EventFile {
     pub fn create(folder: &Path, time: f64, unique: &str, first_step: u64) -> io::Result<Self> {
         // TensorBoard reads every file whose name holds `tfevents`, in the order of the names.
         let path = folder.join(format!("events.out.tfevents.{:010}.{unique}", time.max(0.0) as u64));
-        let mut events = Self { file: File::create(&path)?, path };
+        // Appending: after a record that did not fit was cut off, the next one follows what stayed.
+        let mut events = Self { file: OpenOptions::new().create(true).append(true).open(&path)?, path };
         events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
         let session = SessionLog { status: SESSION_START };
         events.write(&Event { wall_time: time, step: to_step(first_step), what: Some(What::SessionLog(session)) })?;

@@ -197,7 +197,8 @@ impl StepLoop {
             update_skipped: report.skipped,
             loss: report.total,
             generation_loss: report.generation,
-            contrastive_loss: report.contrastive,
+            // A single image has a loss of minus zero, which reads oddly.
+            contrastive_loss: report.contrastive + 0.0,
             gradient_norm: report.gradient_norm,
             learning_rate: report.learning_rate,
             logit_scale: report.logit_scale,
