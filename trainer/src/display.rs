@@ -4,6 +4,7 @@
 //! [`LogWriter`]. Nothing here decides anything.
 
 use std::{
+    fmt::Write as _,
     io::{self, Write},
     time::{Duration, Instant},
 };
@@ -142,7 +143,8 @@ fn ended_line(ended: &Ended) -> String {
         ended.completed_steps, ended.rows, ended.training_seconds, ended.parameter_hash
     );
     for (cause, count) in &ended.skipped_samples {
-        text.push_str(&format!("; {count} samples left out: {cause}"));
+        // Writing to a string cannot fail.
+        let _ = write!(text, "; {count} samples left out: {cause}");
     }
     text
 }

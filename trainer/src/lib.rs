@@ -1,7 +1,9 @@
 //! The training process as a library: what `lcl-trainer` is made of.
 //!
-//! Comes in: a [`lcl_trainer_config::TrainerConfig`]. Goes out: checkpoints, `metrics.jsonl`, TensorBoard files and what the user sees.
+//! Comes in: a [`lcl_trainer_config::TrainerConfig`]. Goes out: checkpoints, `metrics.jsonl`, `TensorBoard` files and what the user sees.
 //! It wires `lcl-data`, `lcl-torch` and `lcl-checkpoint` together; it names neither tch nor a storage client itself.
+
+#![allow(clippy::result_large_err, reason = "an error here ends a command; none is made on a path that is taken often")]
 
 pub mod cli;
 pub mod commands;

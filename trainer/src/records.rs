@@ -1,7 +1,7 @@
 //! What happens in a run: the lines of `metrics.jsonl` (one a step) and of `run.jsonl` (everything else).
 //!
 //! The step lines are the ledger too: which slots of which pass a step trained on, in which generation, and what it left out.
-//! Everything else that reports a run (terminal, TensorBoard files, the HTML page) is made from these records.
+//! Everything else that reports a run (terminal, `TensorBoard` files, the HTML page) is made from these records.
 //! This module holds no file and no clock.
 
 use std::collections::BTreeMap;

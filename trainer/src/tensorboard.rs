@@ -1,7 +1,7 @@
-//! TensorBoard event files: the TFRecord framing and the few messages of `event.proto` that scalars need.
+//! `TensorBoard` event files: the `TFRecord` framing and the few messages of `event.proto` that scalars need.
 //!
 //! Comes in: a step number and named values. Goes out: `events.out.tfevents.…` in the run's folder, one file a process.
-//! A process that goes on from step n says so in its file (a session log `START` at step n), at which TensorBoard drops older points from n on.
+//! A process that goes on from step n says so in its file (a session log `START` at step n), at which `TensorBoard` drops older points from n on.
 
 use std::{
     fs::{File, OpenOptions},
@@ -120,7 +120,7 @@ fn to_step(step: u64) -> i64 {
     i64::try_from(step).unwrap_or(i64::MAX)
 }
 
-/// TFRecord: length (u64), masked CRC of the length, data, masked CRC of the data; little endian.
+/// `TFRecord`: length (u64), masked CRC of the length, data, masked CRC of the data; little endian.
 fn frame(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let mut record = Vec::with_capacity(data.len() + 16);
@@ -131,7 +131,7 @@ fn frame(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// CRC-32C, rotated and moved by a constant, as TensorFlow's `crc32c.h` defines it.
+/// CRC-32C, rotated and moved by a constant, as `TensorFlow`'s `crc32c.h` defines it.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn plain_mask(crc: u32) -> u32 {
-        ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+        crc.rotate_left(17).wrapping_add(0xa282_ead8)
     }
 
     /// Reads the protobuf wire format by hand: field number and raw value (varint and fixed numbers as u64, bytes as they are).

@@ -19,6 +19,7 @@ use crate::{
     stop::StopRequest,
 };
 
+mod describe;
 mod prepare;
 mod saver;
 mod step_loop;
@@ -159,7 +160,10 @@ impl TrainError {
                 RunFolderError::InUse { .. } | RunFolderError::File { .. } => ExitCode::Retryable,
                 RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
             },
-            Self::Store(_)
+            Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_)) => ExitCode::Permanent,
+            // Any other fault of the learner is most likely a lack of memory: another machine may do better.
+            Self::Learner(_)
+            | Self::Store(_)
             | Self::Restore(RestoreError::Store { .. } | RestoreError::Unsteady { .. })
             | Self::Journal(JournalError::Read { .. } | JournalError::Write { .. })
             | Self::Loader(LoaderError::Read { .. } | LoaderError::Spawn { .. })
@@ -167,9 +171,6 @@ impl TrainError {
             | Self::FinalSave(_)
             | Self::Thread { .. }
             | Self::Panicked => ExitCode::Retryable,
-            Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_)) => ExitCode::Permanent,
-            // Out of memory most likely: another machine, or this one when others have gone, may do better.
-            Self::Learner(_) => ExitCode::Retryable,
             _ => ExitCode::Permanent,
         }
     }

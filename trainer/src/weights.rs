@@ -125,8 +125,8 @@ pub fn import(file: &Path, config: &TrainerConfig) -> Result<(), WeightsError> {
     // Which data they will be trained on is fixed by the first checkpoint that training writes.
     let identity = Identity::new(config, None);
     let facts = Facts { completed_steps: 0, config_digest: identity.digest(), metadata: metadata(config, &identity, 0, 0) };
-    let mut saver = Saver::new(folder.store().clone(), &config.checkpoint, generation, None, &learner);
-    let (_, saved) = saver.finish(&learner, facts);
+    let mut writer = Saver::new(folder.store().clone(), &config.checkpoint, generation, None, &learner);
+    let (_, saved) = writer.finish(&learner, facts);
     Ok(saved?)
 }
 

@@ -14,7 +14,9 @@ use lcl_torch::{StepReport, learning_rate, parameter_count};
 use lcl_trainer_config::ExitCode;
 
 use super::{
-    TrainError, TrainOptions, metadata,
+    TrainError, TrainOptions,
+    describe::{count_tokens, samples_digest, scalars, slot_ranges},
+    metadata,
     prepare::{Prepared, Progress},
     saver::{Facts, Saver},
     tensors::micro_batches,
@@ -22,7 +24,7 @@ use super::{
 use crate::{
     display::Display,
     journal::{METRICS_FILE, RUN_FILE},
-    records::{EndReason, Ended, GenerationRecord, Record, SkippedSample, SlotRange, Started, StepRecord},
+    records::{EndReason, Ended, GenerationRecord, Record, SkippedSample, Started, StepRecord},
     stop::StopRequest,
     tensorboard::EventFile,
 };
@@ -94,7 +96,7 @@ impl StepLoop {
     pub(super) fn run(mut self) -> Result<ExitCode, TrainError> {
         let steps = self.run.config.optimization.steps;
         let most_skips = self.run.config.optimization.max_consecutive_skipped_steps;
-        self.record(self.started());
+        self.record(&self.started());
         self.totals.begin = Some(Instant::now());
         let reason = loop {
             let step = self.run.progress.completed_steps;
@@ -109,7 +111,7 @@ impl StepLoop {
             }
             self.step(step)?;
             for record in self.saver.poll() {
-                self.record(record);
+                self.record(&record);
             }
             if self.saver.is_due(step + 1) && step + 1 < steps && self.run.progress.consecutive_skips == 0 {
                 self.save()?;
@@ -147,7 +149,7 @@ impl StepLoop {
         if record.update_skipped {
             tracing::warn!(step, rows = batch.rows.len(), loss = report.total, gradient = report.gradient_norm, "update left out");
         }
-        self.record(Record::Step(Box::new(record)));
+        self.record(&Record::Step(Box::new(record)));
         Ok(())
     }
 
@@ -174,12 +176,13 @@ impl StepLoop {
 
     fn step_record(&self, measured: &Measured<'_>) -> StepRecord {
         let Measured { batch, report, .. } = measured;
+        let optimization = &self.run.config.optimization;
         let rows = batch.rows.len() as u64;
         StepRecord {
             step: batch.step,
             generation: self.generation(),
             time: unix_time(),
-            slots: self.slot_ranges(batch.step),
+            slots: slot_ranges(batch.step, optimization.global_batch_size, self.run.dataset.samples_per_pass()),
             samples_digest: samples_digest(batch),
             rows,
             images: batch.image_count as u64,
@@ -208,17 +211,11 @@ impl StepLoop {
         }
     }
 
-    /// The global batch of a step, cut where a pass ends.
-    fn slot_ranges(&self, step: u64) -> Vec<SlotRange> {
-        let batch = self.run.config.optimization.global_batch_size;
-        slot_ranges(step, batch, self.run.dataset.samples_per_pass())
-    }
-
     fn save(&mut self) -> Result<(), TrainError> {
         let facts = self.facts();
         let records = self.saver.save(&self.run.learner, facts)?;
         for record in records {
-            self.record(record);
+            self.record(&record);
         }
         // What the journal holds shall survive a loss of power as the checkpoint does.
         self.run.journal.sync_in_background();
@@ -234,7 +231,7 @@ impl StepLoop {
             let facts = self.facts();
             let (records, result) = self.saver.finish(&self.run.learner, facts);
             for record in records {
-                self.record(record);
+                self.record(&record);
             }
             saved = result;
         }
@@ -249,7 +246,7 @@ impl StepLoop {
             training_seconds,
             rows: self.totals.rows,
         };
-        self.record(Record::Ended(ended));
+        self.record(&Record::Ended(ended));
         let files = self.files();
         if let Err(reason) = self.run.folder.finish_upload(&files) {
             tracing::error!(reason, "the last metrics are not in the store");
@@ -263,14 +260,13 @@ impl StepLoop {
     }
 
     /// Writes a record everywhere. A disk that is full is reported once and does not stop training.
-    fn record(&mut self, record: Record) {
-        self.display.show(&record);
-        let scalars = scalars(&record);
-        let written = self.run.journal.append(&record);
-        let written = written.and_then(|()| match scalars.is_empty() {
-            true => Ok(()),
-            false => self.events.scalars(unix_time(), record.completed_steps(), &scalars),
-        });
+    fn record(&mut self, record: &Record) {
+        self.display.show(record);
+        let scalars = scalars(record);
+        let mut written = self.run.journal.append(record);
+        if written.is_ok() && !scalars.is_empty() {
+            written = self.events.scalars(unix_time(), record.completed_steps(), &scalars);
+        }
         match written {
             Ok(()) => self.metrics_are_failing = false,
             Err(_) if self.metrics_are_failing => {}
@@ -315,60 +311,6 @@ impl StepLoop {
     }
 }
 
-fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<SlotRange> {
-    let mut ranges = Vec::new();
-    let mut slot = 0;
-    while slot < batch {
-        let total = step.saturating_mul(batch).saturating_add(slot);
-        let left_in_pass = samples_per_pass.max(1) - total % samples_per_pass.max(1);
-        let end = batch.min(slot.saturating_add(left_in_pass));
-        ranges.push(SlotRange { pass: total / samples_per_pass.max(1), first: slot, end });
-        slot = end;
-    }
-    ranges
-}
-
-fn samples_digest(batch: &Batch) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for row in &batch.rows {
-        for number in [row.slot, row.pass, row.sample] {
-            hasher.update(&number.to_le_bytes());
-        }
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-/// Tokens up to the last that is not padding, over all rows.
-fn count_tokens(batch: &Batch) -> u64 {
-    let rows = batch.tokens.chunks(batch.length.max(1));
-    rows.map(|row| row.iter().rposition(|token| *token != 0).map_or(0, |last| last as u64 + 1)).sum()
-}
-
-/// The curves of a record in TensorBoard.
-fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
-    match record {
-        Record::Step(step) => vec![
-            ("loss/total", step.loss),
-            ("loss/generation", step.generation_loss),
-            ("loss/contrastive", step.contrastive_loss),
-            ("optimizer/gradient_norm", step.gradient_norm),
-            ("optimizer/learning_rate", step.learning_rate),
-            ("optimizer/update_skipped", f64::from(u8::from(step.update_skipped))),
-            ("model/logit_scale", step.logit_scale),
-            ("speed/samples_per_second", step.samples_per_second),
-            ("speed/step_seconds", step.step_seconds),
-            ("speed/data_wait_seconds", step.data_wait_seconds),
-            ("data/tokens", step.tokens as f64),
-            ("data/skipped_samples", step.skipped_samples.len() as f64),
-        ],
-        Record::CheckpointCommitted(checkpoint) => {
-            vec![("checkpoint/stall_seconds", checkpoint.stall_seconds), ("checkpoint/write_seconds", checkpoint.write_seconds)]
-        }
-        Record::CheckpointFailed(failed) => vec![("checkpoint/failures", failed.failures as f64)],
-        Record::Started(_) | Record::Ended(_) => Vec::new(),
-    }
-}
-
 fn device_name(device: lcl_torch::Device) -> String {
     match device {
         lcl_torch::Device::Cuda(index) => format!("cuda:{index}"),
@@ -383,23 +325,4 @@ fn host_name() -> String {
 
 fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(step: u64, batch: u64, pass: u64, expected: &[(u64, u64, u64)]) {
-        let ranges: Vec<_> = slot_ranges(step, batch, pass).iter().map(|range| (range.pass, range.first, range.end)).collect();
-        assert_eq!(ranges, expected, "step {step} of {batch} slots, {pass} samples a pass");
-    }
-
-    #[test]
-    fn a_batch_is_cut_where_a_pass_ends() {
-        check(0, 4, 10, &[(0, 0, 4)]);
-        check(2, 4, 10, &[(0, 0, 2), (1, 2, 4)]);
-        check(3, 4, 10, &[(1, 0, 4)]);
-        check(0, 7, 3, &[(0, 0, 3), (1, 3, 6), (2, 6, 7)]);
-        check(5, 1, 1, &[(5, 0, 1)]);
-    }
 }

@@ -1,0 +1,80 @@
+//! What is written down about a step: its place in the data, what identifies its samples, and its curves. Pure.
+
+use lcl_data::Batch;
+
+use crate::records::{Record, SlotRange};
+
+/// The global batch of a step, cut where a pass ends.
+pub(super) fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<SlotRange> {
+    let mut ranges = Vec::new();
+    let mut slot = 0;
+    while slot < batch {
+        let total = step.saturating_mul(batch).saturating_add(slot);
+        let left_in_pass = samples_per_pass.max(1) - total % samples_per_pass.max(1);
+        let end = batch.min(slot.saturating_add(left_in_pass));
+        ranges.push(SlotRange { pass: total / samples_per_pass.max(1), first: slot, end });
+        slot = end;
+    }
+    ranges
+}
+
+/// BLAKE3 over (slot, pass, sample) of every row in order, hexadecimal.
+pub(super) fn samples_digest(batch: &Batch) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for row in &batch.rows {
+        for number in [row.slot, row.pass, row.sample] {
+            hasher.update(&number.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Tokens up to the last that is not padding, over all rows.
+pub(super) fn count_tokens(batch: &Batch) -> u64 {
+    let rows = batch.tokens.chunks(batch.length.max(1));
+    rows.map(|row| row.iter().rposition(|token| *token != 0).map_or(0, |last| last as u64 + 1)).sum()
+}
+
+/// The curves of a record in `TensorBoard`.
+pub(super) fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
+    match record {
+        Record::Step(step) => vec![
+            ("loss/total", step.loss),
+            ("loss/generation", step.generation_loss),
+            ("loss/contrastive", step.contrastive_loss),
+            ("optimizer/gradient_norm", step.gradient_norm),
+            ("optimizer/learning_rate", step.learning_rate),
+            ("optimizer/update_skipped", f64::from(u8::from(step.update_skipped))),
+            ("model/logit_scale", step.logit_scale),
+            ("speed/samples_per_second", step.samples_per_second),
+            ("speed/step_seconds", step.step_seconds),
+            ("speed/data_wait_seconds", step.data_wait_seconds),
+            ("data/tokens", step.tokens as f64),
+            ("data/skipped_samples", step.skipped_samples.len() as f64),
+        ],
+        Record::CheckpointCommitted(checkpoint) => {
+            vec![("checkpoint/stall_seconds", checkpoint.stall_seconds), ("checkpoint/write_seconds", checkpoint.write_seconds)]
+        }
+        Record::CheckpointFailed(failed) => vec![("checkpoint/failures", failed.failures as f64)],
+        Record::Started(_) | Record::Ended(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(step: u64, batch: u64, pass: u64, expected: &[(u64, u64, u64)]) {
+        let ranges: Vec<_> = slot_ranges(step, batch, pass).iter().map(|range| (range.pass, range.first, range.end)).collect();
+        assert_eq!(ranges, expected, "step {step} of {batch} slots, {pass} samples a pass");
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_a_pass_ends() {
+        check(0, 4, 10, &[(0, 0, 4)]);
+        check(2, 4, 10, &[(0, 0, 2), (1, 2, 4)]);
+        check(3, 4, 10, &[(1, 0, 4)]);
+        check(0, 7, 3, &[(0, 0, 3), (1, 3, 6), (2, 6, 7)]);
+        check(5, 1, 1, &[(5, 0, 1)]);
+    }
+}
