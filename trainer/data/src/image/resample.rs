@@ -142,3 +142,20 @@ fn normalise(rgb: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
         *blue = tables[2][usize::from(pixel[2])];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enlarging_a_long_strip_keeps_the_memory_between_the_passes_bounded() {
+        let (width, height, size) = (1, 100_000, 224);
+        let strip = vec![77; height as usize * 3];
+        let mut resampler = Resampler::default();
+        let mut out = vec![0; size as usize * size as usize * 3];
+        let window = Window::of_crop(CropBox { top: 0, left: 0, height, width }, 1);
+        resampler.resize(Pixels { width, height, bytes: &strip }, window, size, &mut out).unwrap();
+        assert!(out.iter().all(|&value| value == 77));
+        assert!(resampler.narrowed.capacity() <= Resampler::MOST_NARROWED * 3);
+    }
+}
