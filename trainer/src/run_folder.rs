@@ -92,6 +92,11 @@ impl RunFolder {
             let lock = lock(&path)?;
             return Ok(Self { store, path, _lock: lock, upload: None });
         }
+        Self::on_object_store(store)
+    }
+
+    /// The folder of a run in an object store: a temporary one with what the store has of the run's files.
+    fn on_object_store(store: CheckpointStore) -> Result<Self, RunFolderError> {
         let folder = TempDir::with_prefix("lcl-run-").map_err(|source| RunFolderError::File { path: std::env::temp_dir(), source })?;
         let path = folder.path().to_owned();
         for name in [journal::METRICS_FILE, journal::RUN_FILE] {
@@ -229,6 +234,8 @@ fn describe(checkpoints: &[CheckpointEntry], files: &[PathBuf]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use object_store::{ObjectStore, memory::InMemory};
+
     use super::*;
 
     fn uri(folder: &TempDir) -> String {
@@ -243,6 +250,30 @@ mod tests {
         assert!(matches!(error, RunFolderError::InUse { .. }), "{error}");
         drop(first);
         RunFolder::open(&uri(&folder)).unwrap();
+    }
+
+    #[test]
+    fn files_of_an_object_store_are_fetched_and_sent_back() {
+        let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let open = || {
+            let store = CheckpointStore::from_object_store("memory", Arc::clone(&objects), u64::MAX).unwrap();
+            RunFolder::on_object_store(store).unwrap()
+        };
+        let mut first = open();
+        let metrics = first.path().join(journal::METRICS_FILE);
+        assert!(!metrics.exists());
+        for text in ["one line", "one line, two lines"] {
+            fs::write(&metrics, text).unwrap();
+            first.finish_upload(std::slice::from_ref(&metrics)).unwrap();
+        }
+        let second = open();
+        assert_ne!(first.path(), second.path());
+        assert_eq!(fs::read_to_string(second.path().join(journal::METRICS_FILE)).unwrap(), "one line, two lines");
+        let missing = first.path().join("missing");
+        assert!(first.finish_upload(&[missing]).is_err());
+        let temporary = second.path().to_owned();
+        drop(second);
+        assert!(!temporary.exists(), "the temporary folder stays");
     }
 
     #[test]
