@@ -145,41 +145,56 @@ fn several_damaged_ones_are_passed_over_and_each_is_named() {
     assert_eq!(restored.rejected.iter().map(|rejected| rejected.id).collect::<Vec<_>>(), [id(30, 1), id(20, 1)]);
 }
 
+/// Changes a manifest and gives it a valid checksum again, as a program with a bug could.
+fn reseal(path: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let mut envelope: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    edit(&mut envelope["manifest"]);
+    let inner = serde_json::to_string(&envelope["manifest"]).unwrap();
+    let hash = blake3::hash(inner.as_bytes()).to_hex();
+    fs::write(path, format!(r#"{{"format":"lcl-checkpoint","version":1,"blake3":"{hash}","manifest":{inner}}}"#)).unwrap();
+}
+
 #[test]
-fn a_manifest_that_claims_a_huge_shard_allocates_nothing() {
-    // Rewritten with a valid checksum, as a program with a bug could: the file's own size is looked at first.
-    let edit = |path: &Path| {
-        let mut envelope: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        envelope["manifest"]["shards"][1]["bytes"] = u64::MAX.into();
-        let inner = serde_json::to_string(&envelope["manifest"]).unwrap();
-        let hash = blake3::hash(inner.as_bytes()).to_hex();
-        fs::write(path, format!(r#"{{"format":"lcl-checkpoint","version":1,"blake3":"{hash}","manifest":{inner}}}"#)).unwrap();
+fn a_manifest_with_a_valid_checksum_is_still_not_believed_blindly() {
+    let check = |edit: fn(&mut serde_json::Value), reason: &str| {
+        let target = two();
+        reseal(&target.path(id(20, 1), "manifest.json"), edit);
+        let restored = latest(&target.store);
+        assert_eq!(restored.id, id(10, 1), "{reason}");
+        assert!(restored.rejected[0].reason.contains(reason), "{:?}", restored.rejected);
     };
-    let target = two();
-    edit(&target.path(id(20, 1), "manifest.json"));
-    let restored = latest(&target.store);
-    assert!(restored.rejected[0].reason.contains("bytes where 18446744073709551615 were written"), "{:?}", restored.rejected);
+    // The file's own size is looked at before memory is asked for.
+    check(|manifest| manifest["shards"][1]["bytes"] = u64::MAX.into(), "bytes where 18446744073709551615 were written");
+    check(
+        |manifest| manifest["shards"][1]["file"] = "../../secret".into(),
+        "shard 1 is called `../../secret` where `shard-00001-of-00003.safetensors` is expected",
+    );
+    check(|manifest| manifest["tensors"][0]["shard"] = 3.into(), "tensor `model.layer0.weight` lies in shard 3 of 3");
+    check(|manifest| manifest["tensors"][0]["shape"] = serde_json::json!([64, 16]), "where the manifest says [64, 16] of F32");
+    check(|manifest| manifest["tensors"][0]["name"] = "other".into(), "tensor `model.layer0.weight` is not in the manifest");
+    let duplicate = |manifest: &mut serde_json::Value| manifest["tensors"][1]["name"] = "model.layer0.weight".into();
+    check(duplicate, "tensor `model.layer0.weight` is there twice");
+    let surplus = |manifest: &mut serde_json::Value| {
+        let tensor = serde_json::json!({ "name": "other", "shape": [], "dtype": "F32", "shard": 0 });
+        manifest["tensors"].as_array_mut().unwrap().push(tensor);
+    };
+    check(surplus, "tensor `other` is missing");
 }
 
 #[test]
 fn shards_of_random_bytes_never_panic() {
-    for case in 0..50 {
+    for case in 0..50_usize {
         let target = folder();
         write(&target.store, snapshot(1, 1, state(1, 2, 2))).unwrap();
-        let manifest = target.path(id(1, 1), "manifest.json");
-        let mut envelope: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-        // A shard of arbitrary bytes with the right checksum gets as far as the parser.
-        let noise = if case % 2 == 0 {
-            elements(&case.to_string(), case)
-        } else {
-            [&(case as u64).to_le_bytes()[..], &elements(&case.to_string(), case)].concat().into()
-        };
-        envelope["manifest"]["shards"][0]["bytes"] = noise.len().into();
-        envelope["manifest"]["shards"][0]["blake3"] = blake3::hash(&noise).to_hex().to_string().into();
+        // A shard of arbitrary bytes with the right checksum gets as far as the parser; half of them with a plausible header length.
+        let noise = elements(&case.to_string(), case);
+        let length = (case as u64).to_le_bytes();
+        let noise = if case % 2 == 0 { noise.to_vec() } else { [&length[..], &noise[..]].concat() };
         fs::write(target.path(id(1, 1), "shard-00000-of-00003.safetensors"), &noise).unwrap();
-        let inner = serde_json::to_string(&envelope["manifest"]).unwrap();
-        let hash = blake3::hash(inner.as_bytes()).to_hex();
-        fs::write(&manifest, format!(r#"{{"format":"lcl-checkpoint","version":1,"blake3":"{hash}","manifest":{inner}}}"#)).unwrap();
+        reseal(&target.path(id(1, 1), "manifest.json"), |manifest| {
+            manifest["shards"][0]["bytes"] = noise.len().into();
+            manifest["shards"][0]["blake3"] = blake3::hash(&noise).to_hex().to_string().into();
+        });
         assert!(matches!(restore_latest(&target.store, None), Err(RestoreError::NoneUsable { .. })));
     }
 }

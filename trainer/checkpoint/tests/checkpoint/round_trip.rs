@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 
 use lcl_checkpoint::{
     CheckpointStore, CheckpointWriter, Dtype, Manifest, RestoreError, ShardJob, Snapshot, StoreError, StoreOptions, TensorData,
-    TensorRecord, TensorSpec, WriterOptions, plan_shards, restore, restore_latest,
+    TensorRecord, TensorSpec, WriteError, WriterOptions, plan_shards, restore, restore_latest,
 };
 use object_store::memory::InMemory;
 use proptest::prelude::*;
@@ -210,6 +210,17 @@ fn a_commit_whose_shard_is_gone_is_refused() {
     let error = target.store.commit(&manifest).unwrap_err().to_string();
     assert!(error.contains("shard-00000-of-00003.safetensors is no longer there"), "{error}");
     assert!(restore_latest(&target.store, None).unwrap().is_none());
+}
+
+#[test]
+fn a_manifest_is_never_overwritten_and_committing_it_again_changes_nothing() {
+    let target = folder();
+    write(&target.store, snapshot(1, 1, state(1, 2, 3))).unwrap();
+    let manifest = target.store.manifest(id(1, 1)).unwrap();
+    target.store.commit(&manifest).unwrap();
+    let other = Manifest { config_digest: "another".into(), ..manifest.clone() };
+    assert!(matches!(target.store.commit(&other), Err(WriteError::AlreadyCommitted { .. })));
+    assert_eq!(target.store.manifest(id(1, 1)).unwrap(), manifest);
 }
 
 #[test]
