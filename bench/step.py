@@ -252,7 +252,7 @@ def measure(arguments):
             model.logit_scale.clamp_(0, math.log(100))
         return total.item()
 
-    times, losses, faults = [], [], 0
+    times, processor_times, losses, faults = [], [], [], 0
     if arguments.profile:
         step(), step()
         with torch.profiler.profile() as profiler:
@@ -261,17 +261,22 @@ def measure(arguments):
         return
     for index in range(arguments.warmup + arguments.steps):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        start = time.perf_counter()
+        start, start_processor = time.perf_counter(), time.process_time()
         losses.append(step())
         if device.type == "cuda":
             torch.cuda.synchronize()
         if index >= arguments.warmup:
             times.append(time.perf_counter() - start)
+            processor_times.append(time.process_time() - start_processor)
             faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        status = pathlib.Path("/proc/self/status").read_text().split()
+        peak = int(status[status.index("VmHWM:") + 1]) * 1024
     print(json.dumps({
         "side": "pytorch", "parameters": sum(p.numel() for p in model.parameters()), "rows": rows, "seconds": times,
-        "losses": losses, "peak_bytes": peak, "page_faults_per_step": faults // len(times),
+        "processor_seconds": processor_times, "losses": losses, "peak_bytes": peak, "page_faults_per_step": faults // len(times),
     }))
 
 

@@ -60,8 +60,12 @@ fn differences(files: &[Vec<u8>], side: u32, scratch: &mut Scratch) -> Result<Ve
         full.train(bytes, |width, height| crop(width, height, 0, slot, 0.9), scratch, &mut exact)?;
         reduced.train(bytes, |width, height| crop(width, height, 0, slot, 0.9), scratch, &mut near)?;
         let area = exact.len() / 3;
-        let sum: f64 =
-            exact.iter().zip(&near).enumerate().map(|(index, (exact, near))| f64::from((exact - near).abs() * STD[index / area]) * 255.0).sum();
+        let sum: f64 = exact
+            .iter()
+            .zip(&near)
+            .enumerate()
+            .map(|(index, (exact, near))| f64::from((exact - near).abs() * STD[index / area]) * 255.0)
+            .sum();
         differences.push(sum / exact.len() as f64);
     }
     Ok(differences)

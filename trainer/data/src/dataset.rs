@@ -17,6 +17,8 @@ use std::{
 
 use lcl_trainer_config::{DataConfig, DataSource};
 
+#[cfg(test)]
+pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, Storage};
 
 use crate::{

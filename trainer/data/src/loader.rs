@@ -147,3 +147,6 @@ fn check(config: &DataConfig, options: &LoaderOptions) -> Result<(), LoaderError
     let fits = options.last_step.checked_mul(options.global_batch_size).is_some();
     require(fits, "last_step", &options.last_step, "times the global batch must stay below 2^64")
 }
+
+#[cfg(test)]
+mod tests;

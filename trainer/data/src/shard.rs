@@ -9,7 +9,7 @@ mod writer;
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read, Seek},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,10 @@ pub use writer::{ShardWriter, WriteError};
 
 /// Unit of a tar archive: headers are one block, contents begin on a block and are padded to one (POSIX pax, "ustar Interchange Format").
 pub const BLOCK: u64 = 512;
+
+/// Bytes that are read to find a name: some times the longest path of Linux (4,096 bytes) with its headers. The bound keeps a damaged header from
+/// making us read on.
+const NAME_LIMIT: u64 = 64 * 1024;
 
 /// A regular file in a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,13 +188,9 @@ pub fn walk(path: &Path, file: &File, mut visit: impl FnMut(Member)) -> Result<(
 
 /// Name of the member whose headers begin at byte `start`; for messages.
 pub fn name_at(path: &Path, start: u64) -> Result<String, ShardError> {
-    use io::{Read, Seek};
     let named = |source| ShardError::Read { path: path.to_owned(), offset: start, source };
     let mut file = open(path)?;
     file.seek(io::SeekFrom::Start(start)).map_err(named)?;
-    // A name with its headers: at most the longest path of Linux (4,096 bytes), twice, in blocks of their own. The bound keeps a damaged header
-    // from making us read on.
-    const NAME_LIMIT: u64 = 64 * 1024;
     let mut archive = tar::Archive::new(file.take(NAME_LIMIT));
     let mut entries = archive.entries().map_err(named)?;
     match entries.next() {

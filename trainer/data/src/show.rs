@@ -162,3 +162,6 @@ fn image(bytes: &[u8], draw: Draw, options: &ShowOptions) -> Result<Image, Image
     let png = to_png(&pixels, options.size);
     Ok(Image { width, height, crop, pixels, png })
 }
+
+#[cfg(test)]
+mod tests;

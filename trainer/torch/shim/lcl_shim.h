@@ -58,6 +58,8 @@ int lcl_checkpoint(void *closure, lcl_run run, lcl_drop drop, const lcl_tensor *
 void lcl_set_error(const char *message);
 
 // Process-wide switches.
+void lcl_retain_memory(void);
+size_t lcl_retained_bytes(void);
 int lcl_set_deterministic(int32_t enabled);
 int lcl_set_intra_op_threads(int32_t threads);
 int lcl_set_inter_op_threads(int32_t threads);

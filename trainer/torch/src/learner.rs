@@ -214,8 +214,15 @@ impl Learner {
 
     /// The first half of a step: losses and, in every parameter's `grad`, the gradient of the total.
     pub fn compute_gradients(&mut self, step: u64, micro_batches: &[MicroBatch]) -> Result<LossReport, LearnerError> {
+        self.compute_gradients_of_members(step, &[micro_batches])
+    }
+
+    /// As [`Learner::compute_gradients`] for the micro-batches of several members, all computed here: what those members' gradients add
+    /// up to. For tests of the normalisation.
+    #[doc(hidden)]
+    pub fn compute_gradients_of_members(&mut self, step: u64, members: &[&[MicroBatch]]) -> Result<LossReport, LearnerError> {
         self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
-        let result = self.accumulate_gradients(step, micro_batches);
+        let result = self.accumulate_gradients(step, members);
         if result.is_err() {
             // No half-summed gradient may meet the next step.
             self.optimizer.zero_gradients().map_err(LearnerError::Update)?;

@@ -1,0 +1,279 @@
+//! Reading samples of real shards: sound ones, every kind of bad one, and storage that fails for a while or for good.
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use lcl_trainer_config::AugmentationConfig;
+
+use super::*;
+use crate::{
+    batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, NoCaption, NoImage},
+    shard::{ImageKind, ShardWriter},
+};
+
+fn config(shards: &[&Path]) -> DataConfig {
+    DataConfig {
+        source: DataSource::Webdataset { shards: shards.iter().map(|path| path.display().to_string()).collect() },
+        index_path: None,
+        image_first_probability: 0.5,
+        augmentation: AugmentationConfig::default(),
+        reduced_scale_decoding: false,
+        threads: 2,
+        prefetch: 1,
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// Samples `first..first + count` with their number as image and caption.
+fn write_shard(path: &Path, first: u64, count: u64) {
+    let mut writer = ShardWriter::create(path).expect("the shard is begun");
+    for sample in first..first + count {
+        let text = sample.to_string();
+        writer.append(&format!("{sample:05}"), Some((ImageKind::Jpg, text.repeat(200).as_bytes())), Some(&text)).expect("a sample is written");
+    }
+    writer.finish().expect("the shard is finished");
+}
+
+fn check_sample(dataset: &Dataset, sample: u64) {
+    let Reading::Sample(read) = dataset.read(sample).expect("the shard is read") else { panic!("sample {sample} is sound") };
+    let text = sample.to_string();
+    assert_eq!((read.caption.as_str(), read.image()), (text.as_str(), text.repeat(200).as_bytes()));
+}
+
+#[test]
+fn samples_are_numbered_through_the_shards_and_empty_shards_take_no_number() {
+    let folder = folder();
+    let path = |number: u64| folder.path().join(format!("{number}.tar"));
+    for (number, first, count) in [(0, 0, 3), (1, 3, 0), (2, 3, 1), (3, 4, 0), (4, 4, 5)] {
+        write_shard(&path(number), first, count);
+    }
+    let dataset = Dataset::open(&config(&[&folder.path().join("{0..4}.tar")])).expect("the data set is opened");
+    assert_eq!(dataset.samples_per_pass(), 9);
+    for sample in [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 3, 0] {
+        check_sample(&dataset, sample);
+    }
+    assert!(matches!(dataset.read(9), Err(DatasetError::OutOfRange { sample: 9, samples: 9 })));
+    assert_eq!(dataset.key(3).expect("the key is read"), (path(2), "00003".to_owned()));
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    let folder = folder();
+    let (there, missing, empty) = (folder.path().join("0.tar"), folder.path().join("1.tar"), folder.path().join("2.tar"));
+    write_shard(&there, 0, 1);
+    write_shard(&empty, 0, 0);
+    let message = |shards: &[&Path]| Dataset::open(&config(shards)).expect_err("it cannot be opened").to_string();
+    let found = message(&[&there, &missing]);
+    assert!(found.starts_with(&format!("shard {} does not exist", missing.display())), "{found}");
+    let found = message(&[&empty, &empty]);
+    assert!(found.contains("empty") && found.contains("2 shards") && found.contains(empty.to_str().expect("UTF-8")), "{found}");
+    let found = message(&[Path::new("/data/{1,2.tar")]);
+    assert!(found.contains("/data/{1,2.tar"), "{found}");
+    fs::write(&missing, &fs::read(&there).expect("the shard is read")[..700]).expect("a cut shard is written");
+    let found = message(&[&there, &missing]);
+    assert!(found.contains(missing.to_str().expect("UTF-8")) && found.contains("cut short") && found.contains("byte 0"), "{found}");
+}
+
+#[test]
+fn every_kind_of_bad_record_has_its_cause() {
+    let folder = folder();
+    let path = folder.path().join("a.tar");
+    let mut writer = ShardWriter::create(&path).expect("the shard is begun");
+    let image = Some((ImageKind::Png, b"pixels".as_slice()));
+    writer.append("no-caption", image, None).expect("written");
+    writer.append("no-image", None, Some("text")).expect("written");
+    writer.append_member("wrong-type", "gif", b"GIF89a").expect("written");
+    writer.append_member("wrong-type", "txt", b"text").expect("written");
+    writer.append_member("neither", "json", b"{}").expect("written");
+    writer.append("not-utf8", image, None).expect("written");
+    writer.append_member("not-utf8", "txt", b"caf\xe9").expect("written");
+    writer.append("long-caption", image, Some(&"x".repeat(CAPTION_BYTES_LIMIT as usize + 1))).expect("written");
+    writer.append("sound", image, Some(&"x".repeat(CAPTION_BYTES_LIMIT as usize))).expect("written");
+    writer.append("empty-caption", image, Some("")).expect("written");
+    writer.finish().expect("the shard is finished");
+    let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
+    let causes: Vec<Option<SkipCause>> = (0..dataset.samples_per_pass())
+        .map(|sample| match dataset.read(sample).expect("the shard is read") {
+            Reading::Sample(_) => None,
+            Reading::Skipped(cause) => Some(cause),
+        })
+        .collect();
+    let expected = [NoCaption, NoImage, NoImage, NoImage, CaptionNotUtf8, CaptionTooLarge].map(Some);
+    assert_eq!(causes, [&expected[..], &[None, None]].concat());
+}
+
+#[test]
+fn a_huge_image_is_skipped_without_being_read() {
+    let folder = folder();
+    let path = folder.path().join("a.tar");
+    // 5 GiB, more than a record of the index can say, as a file with a hole.
+    let size = 5_u64 << 30;
+    let header = |name: &str, size: u64| {
+        let mut header = tar::Header::new_gnu();
+        header.set_path(name).expect("a short name");
+        header.set_size(size);
+        header.set_cksum();
+        *header.as_bytes()
+    };
+    let file = fs::File::create(&path).expect("the shard is created");
+    let write = |bytes: &[u8], at: u64| std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).expect("written");
+    write(&header("0.jpg", size), 0);
+    write(&header("0.txt", 4), BLOCK + size);
+    write(b"text", 2 * BLOCK + size);
+    file.set_len(5 * BLOCK + size).expect("the end mark is written");
+    let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
+    assert_eq!(dataset.read(0).expect("the index is read"), Reading::Skipped(SkipCause::ImageTooLarge));
+}
+
+#[test]
+fn image_and_caption_are_found_in_either_order_and_far_apart() {
+    let folder = folder();
+    let path = folder.path().join("a.tar");
+    let mut writer = ShardWriter::create(&path).expect("the shard is begun");
+    let big = vec![1; 2 * GAP_LIMIT as usize];
+    for (key, members) in [
+        ("0", [("jpg", b"image".as_slice()), ("txt", b"text"), ("npy", &big)]),
+        ("1", [("txt", b"text"), ("jpg", b"image"), ("npy", &big)]),
+        ("2", [("txt", b"text"), ("npy", &big), ("jpg", b"image")]),
+        ("3", [("jpg", b"image"), ("npy", &big), ("txt", b"text")]),
+        ("4", [("jpg", b"image"), ("json", b"{}"), ("txt", b"text")]),
+    ] {
+        for (extension, contents) in members {
+            writer.append_member(key, extension, contents).expect("written");
+        }
+    }
+    writer.finish().expect("the shard is finished");
+    let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
+    for sample in 0..5 {
+        let Reading::Sample(read) = dataset.read(sample).expect("the shard is read") else { panic!("sample {sample} is sound") };
+        assert_eq!((read.image(), read.caption.as_str()), (b"image".as_slice(), "text"), "sample {sample}");
+    }
+}
+
+#[test]
+fn the_digest_is_of_names_sizes_and_counts_in_their_order() {
+    let (first, second) = (folder(), folder());
+    let in_folder = |folder: &Path, names: [&str; 2]| {
+        let paths = names.map(|name| folder.join(name));
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        Dataset::open(&config(&paths)).expect("the data set is opened").digest()
+    };
+    for folder in [first.path(), second.path()] {
+        write_shard(&folder.join("a.tar"), 0, 4);
+        write_shard(&folder.join("b.tar"), 4, 2);
+        write_shard(&folder.join("c.tar"), 4, 2);
+    }
+    let digest = in_folder(first.path(), ["a.tar", "b.tar"]);
+    assert_eq!(digest.len(), 64);
+    assert_eq!(digest, in_folder(second.path(), ["a.tar", "b.tar"]), "the same files elsewhere");
+    assert_ne!(digest, in_folder(first.path(), ["b.tar", "a.tar"]), "another order is another numbering");
+    assert_ne!(digest, in_folder(first.path(), ["a.tar", "c.tar"]), "another name");
+    write_shard(&second.path().join("b.tar"), 4, 3);
+    assert_ne!(digest, in_folder(second.path(), ["a.tar", "b.tar"]), "another count");
+    assert_eq!(digest, "RECORDED", "jobs that are running would refuse to resume");
+}
+
+#[test]
+fn a_slot_s_sample_follows_from_seed_and_index_alone() {
+    let folder = folder();
+    let path = folder.path().join("a.tar");
+    write_shard(&path, 0, 10);
+    let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
+    for index in 0..50 {
+        let Location { pass, position, sample } = dataset.locate(7, index);
+        assert_eq!((pass, position), (index / 10, index % 10));
+        assert_eq!(Some(sample), Permutation::new(7, pass, 10).at(position));
+    }
+}
+
+#[test]
+fn a_shard_that_vanished_or_changed_is_named() {
+    let folder = folder();
+    let (path, away) = (folder.path().join("a.tar"), folder.path().join("b.tar"));
+    write_shard(&path, 0, 10);
+    let open = || Dataset::open(&config(&[&path])).expect("the data set is opened");
+    let dataset = open();
+    fs::rename(&path, &away).expect("the shard is moved");
+    assert!(matches!(dataset.read(0), Err(DatasetError::Shard(ShardError::Missing { path: named })) if named == path));
+    fs::rename(&away, &path).expect("the shard is moved back");
+    check_sample(&dataset, 0);
+    // Cut after it was indexed.
+    let dataset = open();
+    fs::write(&path, &fs::read(&path).expect("the shard is read")[..2000]).expect("the shard is cut");
+    assert!(matches!(dataset.read(5), Err(DatasetError::Shard(ShardError::Changed { path: named, .. })) if named == path));
+    // Replaced by one with other offsets.
+    write_shard(&path, 0, 10);
+    let dataset = open();
+    write_shard(&path, 1_000_000, 10);
+    assert!(matches!(dataset.read(5), Err(DatasetError::Shard(ShardError::Changed { path: named, .. })) if named == path));
+}
+
+/// Fails the first `failures` reads with one error, then is the file system.
+#[derive(Debug)]
+struct Flaky {
+    failures: usize,
+    error: i32,
+    reads: Arc<AtomicUsize>,
+    files: files::OpenFiles,
+}
+
+impl Storage for Flaky {
+    fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.reads.fetch_add(1, Ordering::Relaxed) < self.failures {
+            return Err(io::Error::from_raw_os_error(self.error));
+        }
+        self.files.read(id, path, offset, buffer)
+    }
+}
+
+#[test]
+fn reads_that_fail_for_a_while_are_tried_again_and_others_are_errors() {
+    let folder = folder();
+    let path = folder.path().join("a.tar");
+    write_shard(&path, 0, 3);
+    let check = |failures, error| {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let storage = Flaky { failures, error, reads: Arc::clone(&reads), files: files::OpenFiles::default() };
+        let dataset = Dataset::open_on(&config(&[&path]), Box::new(storage)).expect("the data set is opened");
+        let mut waits = 0;
+        let read = dataset.read_with(1, |_| {
+            waits += 1;
+            false
+        });
+        (read, waits, reads.load(Ordering::Relaxed))
+    };
+    // The index's record, then the sample's bytes.
+    let (read, waits, reads) = check(0, 0);
+    assert!(matches!(read, Ok(Reading::Sample(_))) && waits == 0 && reads == 2);
+    for error in [libc::EIO, libc::EINTR, libc::ESTALE] {
+        let (read, waits, _) = check(5, error);
+        assert!(matches!(read, Ok(Reading::Sample(ref sample)) if sample.caption == "1") && waits == 5, "{read:?}");
+    }
+    let (read, waits, _) = check(usize::MAX, libc::EIO);
+    assert!(waits > 10);
+    let Err(DatasetError::Index(IndexError::Read { path: named, .. })) = read else { panic!("{read:?}") };
+    assert_eq!(named, folder.path().join("a.tar.lclindex"));
+}
+
+#[test]
+fn many_threads_read_the_right_bytes() {
+    let folder = folder();
+    for shard in 0..5_u64 {
+        write_shard(&folder.path().join(format!("{shard}.tar")), shard * 20, 20);
+    }
+    let dataset = Dataset::open(&config(&[&folder.path().join("{0..4}.tar")])).expect("the data set is opened");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let dataset = &dataset;
+            scope.spawn(move || (0..400).for_each(|index| check_sample(dataset, dataset.locate(thread, index).sample)));
+        }
+    });
+}

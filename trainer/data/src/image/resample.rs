@@ -4,8 +4,9 @@
 //! over the pixels that fall into one output pixel, horizontally, then vertically, with 8 bits in between.
 
 use fast_image_resize::{
-    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{CroppedImage, Image, ImageRef},
+    FilterType, ResizeAlg, ResizeOptions, Resizer,
+    images::{TypedCroppedImage, TypedImage, TypedImageRef},
+    pixels::U8x3,
 };
 
 use super::{CropBox, ImageError, ImageTransform, Pixels, Probe, Scratch, decode_reduced};
@@ -69,22 +70,41 @@ impl Resampler {
         let rows = needed_rows(area_top, area_height, size);
         let (first, end) = (rows.0.max(f64::from(top)) as u32, rows.1.min(f64::from(top + height)) as u32);
         let rows = end - first;
-        let source = ImageRef::new(source.width, source.height, source.bytes, PixelType::U8x3).map_err(|error| error.to_string())?;
-        let source = CroppedImage::new(&source, left, first, width, rows).map_err(|error| error.to_string())?;
-        let mut target = Image::from_slice_u8(size, size, out, PixelType::U8x3).map_err(|error| error.to_string())?;
+        let source = View::new(source.bytes, (source.width, source.height), (left, first, width, rows))?;
         let columns = (area_left - f64::from(left), area_width);
         let lines = (area_top - f64::from(first), area_height);
         let pixels = size as usize * rows as usize;
         if pixels > Self::MOST_NARROWED {
             // The resizer's own order, vertical first, needs little memory here; it differs by a rounding.
-            return self.resizer.resize(&source, &mut target, &options(columns, lines)).map_err(|error| error.to_string());
+            return self.pass(&source, out, (size, size), &options(columns, lines));
         }
         // Two calls, as the resizer by itself would begin with the vertical pass, which Pillow does not: the 8 bits in between make a difference
         // of 1 in every fifth value.
-        self.narrowed.resize(pixels * 3, 0);
-        let mut narrowed = Image::from_slice_u8(size, rows, &mut self.narrowed, PixelType::U8x3).map_err(|error| error.to_string())?;
-        self.resizer.resize(&source, &mut narrowed, &options(columns, (0.0, f64::from(rows)))).map_err(|error| error.to_string())?;
-        self.resizer.resize(&narrowed, &mut target, &options((0.0, f64::from(size)), lines)).map_err(|error| error.to_string())
+        let mut narrowed = std::mem::take(&mut self.narrowed);
+        narrowed.resize(pixels * 3, 0);
+        self.pass(&source, &mut narrowed, (size, rows), &options(columns, (0.0, f64::from(rows))))?;
+        let between = View::new(&narrowed, (size, rows), (0, 0, size, rows))?;
+        self.pass(&between, out, (size, size), &options((0.0, f64::from(size)), lines))?;
+        self.narrowed = narrowed;
+        Ok(())
+    }
+
+    /// One call of the resizer. The only one, with one type of source and of pixel: every other makes the compiler build the whole resizer,
+    /// for all instruction sets, once more.
+    fn pass(&mut self, source: &View<'_>, out: &mut [u8], (width, height): (u32, u32), options: &ResizeOptions) -> Result<(), String> {
+        let mut target = TypedImage::<U8x3>::from_buffer(width, height, out).map_err(|error| error.to_string())?;
+        self.resizer.resize_typed(&source.0, &mut target, options).map_err(|error| error.to_string())
+    }
+}
+
+/// A part of an RGB image.
+struct View<'a>(TypedCroppedImage<'a, TypedImageRef<'a, U8x3>>);
+
+impl<'a> View<'a> {
+    /// The part at (left, top, width, height) of an image of (width, height) pixels.
+    fn new(bytes: &'a [u8], (width, height): (u32, u32), part: (u32, u32, u32, u32)) -> Result<Self, String> {
+        let image = TypedImageRef::from_buffer(width, height, bytes).map_err(|error| error.to_string())?;
+        TypedCroppedImage::new(image, part.0, part.1, part.2, part.3).map(Self).map_err(|error| error.to_string())
     }
 }
 

@@ -8,8 +8,8 @@
 
 use std::sync::LazyLock;
 
-/// Merges of the published list that are used: 49,152 entries less 256 bytes, 256 word ends… and two special tokens
-/// (`merges[1:49152-256-2+1]` in the reference).
+/// Merges of the published list that are used: `merges[1:49152-256-2+1]` in the reference. With 512 single bytes before them
+/// and two special tokens after them they make the 49,408 entries.
 const MERGES: usize = 49_152 - 256 - 2;
 /// Added to a byte's entry when the byte ends a word.
 const WORD_END: u32 = 256;

@@ -35,9 +35,9 @@ impl<'a> Prepared<'a> {
         Ok(Self { batch, tokens, images, layout })
     }
 
-    /// The layout of the same rows for another purpose.
-    pub(crate) fn layout_for(&self, rules: &Rules, extent: Extent) -> Result<Layout, BatchError> {
-        Layout::new(rules, self.tokens.rows(), self.images, None, extent)
+    /// The layout of the same rows for the contrastive loss alone.
+    pub(crate) fn contrast_layout(&self, rules: &Rules) -> Result<Layout, BatchError> {
+        Layout::new(rules, self.tokens.rows(), self.images, None, Extent::Contrast)
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -20,32 +20,34 @@ struct StepContrast {
     parts: Vec<Option<[Tensor; 2]>>,
 }
 
+/// A micro-batch with the factors of the member it belongs to.
+struct Part<'a> {
+    /// Place among the step's micro-batches.
+    index: usize,
+    prepared: Prepared<'a>,
+    factors: Factors,
+}
+
 impl Learner {
-    pub(super) fn accumulate_gradients(&mut self, step: u64, micro_batches: &[MicroBatch]) -> Result<LossReport, LearnerError> {
-        let side = self.model.config().shape.vision.image_size;
-        let prepared = micro_batches
-            .iter()
-            .enumerate()
-            .map(|(index, batch)| {
-                Prepared::new(batch, &self.rules, side, Extent::Losses).map_err(|source| LearnerError::Batch { index, source })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let counts: Counts = prepared.iter().map(Prepared::counts).sum();
-        let factors = Factors::new(self.normalization(), counts, &[counts]);
+    /// `members`: the micro-batches of every member of the step; this process computes them all.
+    pub(super) fn accumulate_gradients(&mut self, step: u64, members: &[&[MicroBatch]]) -> Result<LossReport, LearnerError> {
+        let (parts, counts) = self.prepare(members)?;
         let key = DropPathKey { seed: self.optimization.seed, step };
-        let options = RunOptions { key, prediction_factor: factors.prediction };
+        let run = |part: &Part<'_>| {
+            let options = RunOptions { key, prediction_factor: part.factors.prediction };
+            forward::run(&self.model, part.prepared.batch(), &part.prepared.layout, options)
+        };
         let mut generation = 0.0;
-        let contrastive = if let [only] = prepared.as_slice() {
-            let outcome = forward::run(&self.model, only.batch(), &only.layout, options)?;
-            let contrast = self.contrast(std::slice::from_ref(&outcome.features), factors)?;
+        let contrastive = if let [only] = parts.as_slice() {
+            let outcome = run(only)?;
+            let contrast = self.contrast(&parts, std::slice::from_ref(&outcome.features))?;
             generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.first()))?;
             contrast
         } else {
-            let features = self.detached_features(&prepared, options)?;
-            let contrast = self.contrast(&features, factors)?;
-            for (index, part) in prepared.iter().enumerate() {
-                let outcome = forward::run(&self.model, part.batch(), &part.layout, options)?;
-                generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)))?;
+            let features = parts.iter().map(|part| self.detached_features(part, key)).collect::<Result<Vec<_>, _>>()?;
+            let contrast = self.contrast(&parts, &features)?;
+            for (index, part) in parts.iter().enumerate() {
+                generation += self.backward(&run(part)?, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)))?;
             }
             contrast
         };
@@ -53,20 +55,43 @@ impl Learner {
         self.report(counts, generation, contrastive.as_ref())
     }
 
-    /// The first pass: features without graphs.
-    fn detached_features(&self, prepared: &[Prepared<'_>], options: RunOptions) -> Result<Vec<Option<Features>>, LearnerError> {
-        let features = |(index, part): (usize, &Prepared<'_>)| {
-            if self.weights.contrastive == 0.0 || part.counts().contrast == 0 {
-                return Ok(None);
+    /// Checks and lays out every micro-batch, and gives it the factors of its member.
+    fn prepare<'a>(&self, members: &[&'a [MicroBatch]]) -> Result<(Vec<Part<'a>>, Counts), LearnerError> {
+        let side = self.model.config().shape.vision.image_size;
+        let mut index = 0;
+        let mut prepared = Vec::new();
+        for member in members {
+            let mut own = Vec::new();
+            for batch in *member {
+                let part = Prepared::new(batch, &self.rules, side, Extent::Losses);
+                own.push(part.map_err(|source| LearnerError::Batch { index, source })?);
+                index += 1;
             }
-            let layout = part.layout_for(&self.rules, Extent::Contrast).map_err(|source| LearnerError::Batch { index, source })?;
-            tch::no_grad(|| forward::run(&self.model, part.batch(), &layout, options)).map(|outcome| outcome.features)
-        };
-        prepared.iter().enumerate().map(features).collect()
+            prepared.push(own);
+        }
+        let counts: Vec<Counts> = prepared.iter().map(|own| own.iter().map(Prepared::counts).sum()).collect();
+        let mut parts = Vec::with_capacity(index);
+        for (own, of_member) in prepared.into_iter().zip(&counts) {
+            let factors = Factors::new(self.normalization(), *of_member, &counts);
+            for prepared in own {
+                parts.push(Part { index: parts.len(), prepared, factors });
+            }
+        }
+        Ok((parts, counts.into_iter().sum()))
+    }
+
+    /// The first pass over a micro-batch: features without a graph.
+    fn detached_features(&self, part: &Part<'_>, key: DropPathKey) -> Result<Option<Features>, LearnerError> {
+        if self.weights.contrastive == 0.0 || part.prepared.counts().contrast == 0 {
+            return Ok(None);
+        }
+        let layout = part.prepared.contrast_layout(&self.rules).map_err(|source| LearnerError::Batch { index: part.index, source })?;
+        let options = RunOptions { key, prediction_factor: 0.0 };
+        tch::no_grad(|| forward::run(&self.model, part.prepared.batch(), &layout, options)).map(|outcome| outcome.features)
     }
 
     /// The contrastive loss over all micro-batches; `None` when no image has a context or the loss has no weight.
-    fn contrast(&self, features: &[Option<Features>], factors: Factors) -> Result<Option<StepContrast>, LearnerError> {
+    fn contrast(&self, parts: &[Part<'_>], features: &[Option<Features>]) -> Result<Option<StepContrast>, LearnerError> {
         let present: Vec<&Features> = features.iter().flatten().collect();
         if present.is_empty() || self.weights.contrastive == 0.0 {
             return Ok(None);
@@ -76,7 +101,15 @@ impl Learner {
                 Tensor::f_cat(&present.iter().map(|features| pick(features)).collect::<Vec<_>>(), 0)?.f_detach()
             };
             let (images, texts) = (join(|features| &features.images)?, join(|features| &features.texts)?);
-            let factors = Tensor::f_full([images.size2()?.0], factors.contrast, (images.kind(), images.device()))?;
+            let factors: Vec<f64> = parts
+                .iter()
+                .zip(features)
+                .filter_map(|(part, features)| {
+                    features.as_ref().map(|features| (part, features.images.size().first().copied().unwrap_or_default()))
+                })
+                .flat_map(|(part, count)| std::iter::repeat_n(part.factors.contrast, count as usize))
+                .collect();
+            let factors = Tensor::f_from_slice(&factors)?.f_to_kind(images.kind())?.f_to_device(images.device())?;
             let whole = contrast(&images, &texts, self.model.logit_scale(), &factors)?;
             let mut start = 0;
             let parts = features.iter().map(|features| {

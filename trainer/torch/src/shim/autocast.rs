@@ -58,3 +58,71 @@ fn device_type(device: Device) -> Result<i32, ShimError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use tch::{Kind, Tensor};
+
+    use super::*;
+
+    /// The type matrix products come out in at this moment.
+    fn product_kind() -> Kind {
+        let matrix = Tensor::eye(4, (Kind::Float, Device::Cpu));
+        matrix.matmul(&matrix).kind()
+    }
+
+    #[test]
+    fn guards_nest_and_put_the_former_state_back() -> Result<(), ShimError> {
+        assert_eq!(product_kind(), Kind::Float);
+        let outer = AutocastGuard::bfloat16(Device::Cpu)?;
+        assert_eq!(product_kind(), Kind::BFloat16);
+        {
+            let _inner = AutocastGuard::disabled(Device::Cpu)?;
+            assert_eq!(product_kind(), Kind::Float);
+            let _innermost = AutocastGuard::bfloat16(Device::Cpu)?;
+            assert_eq!(product_kind(), Kind::BFloat16);
+        }
+        assert_eq!(product_kind(), Kind::BFloat16);
+        drop(outer);
+        assert_eq!(product_kind(), Kind::Float);
+        Ok(())
+    }
+
+    #[test]
+    fn unwinding_puts_the_former_state_back() {
+        let outcome = catch_unwind(|| {
+            let _guard = AutocastGuard::bfloat16(Device::Cpu);
+            assert_eq!(product_kind(), Kind::Float, "this panic is wanted");
+        });
+        assert!(outcome.is_err());
+        assert_eq!(product_kind(), Kind::Float);
+    }
+
+    #[test]
+    fn the_state_of_another_device_is_its_own() -> Result<(), ShimError> {
+        let _guard = AutocastGuard::bfloat16(Device::Cuda(0))?;
+        assert_eq!(product_kind(), Kind::Float);
+        Ok(())
+    }
+
+    #[test]
+    fn cached_casts_of_weights_end_with_the_outermost_guard() -> Result<(), ShimError> {
+        let weight = Tensor::eye(4, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let product = || -> Result<f64, ShimError> {
+            let _guard = AutocastGuard::bfloat16(Device::Cpu)?;
+            Ok(weight.matmul(&Tensor::ones([4, 1], (Kind::Float, Device::Cpu))).sum(Kind::Float).double_value(&[]))
+        };
+        assert_eq!(product()?, 4.0);
+        let _ = weight.detach().fill_(1.0);
+        assert_eq!(product()?, 16.0, "the weight's former values came out of the cache");
+        Ok(())
+    }
+
+    #[test]
+    fn a_device_without_autocast_is_refused() {
+        let message = AutocastGuard::bfloat16(Device::Mps).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(message.contains("Mps is neither the CPU nor a CUDA device"), "{message}");
+    }
+}

@@ -70,3 +70,37 @@ pub fn reset_peak_memory(device: usize) -> Result<(), ShimError> {
 fn index(device: usize) -> i32 {
     i32::try_from(device).unwrap_or(-1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_counted_with_and_without_a_gpu() -> Result<(), ShimError> {
+        let count = device_count()?;
+        assert!(count == 0 || load()?, "{count} devices without libtorch_cuda");
+        for device in 0..count {
+            synchronize(device)?;
+            supports_bfloat16(device)?;
+            reset_peak_memory(device)?;
+            let memory = memory_statistics(device)?;
+            assert!(memory.peak_allocated >= memory.allocated && memory.reserved >= memory.allocated, "{memory:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_with_its_number() -> Result<(), ShimError> {
+        let check = |outcome: Result<(), ShimError>, device: &str| {
+            let message = outcome.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.contains(&format!("there is no CUDA device {device}")), "{message}");
+        };
+        let missing = device_count()?;
+        check(synchronize(missing), &missing.to_string());
+        check(supports_bfloat16(missing).map(drop), &missing.to_string());
+        check(memory_statistics(missing).map(drop), &missing.to_string());
+        check(reset_peak_memory(missing), &missing.to_string());
+        check(synchronize(usize::MAX), "-1");
+        Ok(())
+    }
+}

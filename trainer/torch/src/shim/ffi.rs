@@ -70,6 +70,8 @@ unsafe extern "C" {
         count: usize,
         output: *mut RawTensor,
     ) -> c_int;
+    pub(super) fn lcl_retain_memory();
+    pub(super) fn lcl_retained_bytes() -> usize;
     pub(super) fn lcl_set_deterministic(enabled: i32) -> c_int;
     pub(super) fn lcl_set_intra_op_threads(threads: i32) -> c_int;
     pub(super) fn lcl_set_inter_op_threads(threads: i32) -> c_int;

@@ -3,6 +3,19 @@
 
 use super::{ShimError, check, ffi};
 
+/// From now on large CPU tensors come from regions that are kept; see [`crate::allocator`].
+pub(crate) fn retain_memory() {
+    // SAFETY: it only stores a pointer. Tensors made before keep their own way of being freed.
+    unsafe { ffi::lcl_retain_memory() }
+}
+
+/// Address space of the kept regions in bytes; 0 before [`crate::allocator::retain_memory`] and the first large tensor.
+#[must_use]
+pub fn retained_bytes() -> usize {
+    // SAFETY: no arguments.
+    unsafe { ffi::lcl_retained_bytes() }
+}
+
 /// Threads of one operator. Set it before the first operator runs on a thread.
 pub fn set_intra_op_threads(threads: usize) -> Result<(), ShimError> {
     // SAFETY: plain numbers.
@@ -32,4 +45,38 @@ pub fn set_deterministic(enabled: bool) -> Result<(), ShimError> {
 /// libtorch counts threads in `int`.
 fn clamp(threads: usize) -> i32 {
     i32::try_from(threads).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+
+    #[test]
+    fn thread_counts_are_set_and_zero_is_refused() -> Result<(), ShimError> {
+        let before = intra_op_threads()?;
+        set_intra_op_threads(before + 1)?;
+        assert_eq!(intra_op_threads()?, before + 1);
+        set_intra_op_threads(before)?;
+        let message = set_intra_op_threads(0).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(message.contains("thread count is 0, must be at least 1"), "{message}");
+        assert!(set_inter_op_threads(0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_give_the_same_bits_twice_is_refused_when_asked() -> Result<(), ShimError> {
+        let put = || {
+            let mut target = Tensor::from_slice(&[0f32, 0.0]);
+            target.f_put_(&Tensor::from_slice(&[0i64, 0]), &Tensor::from_slice(&[1f32, 2.0]), false).map(drop)
+        };
+        assert!(put().is_ok());
+        set_deterministic(true)?;
+        let refused = put();
+        set_deterministic(false)?;
+        assert!(refused.err().is_some_and(|error| error.to_string().contains("deterministic")));
+        assert!(put().is_ok());
+        Ok(())
+    }
 }

@@ -259,6 +259,45 @@ fn encoders_agree() -> Result<()> {
     compare_encoders(&Reference::open()?, LearnerOptions::default())
 }
 
+/// The recording with two ranks, computed by one process: its normalisation and the gradients that the ranks average to. What the ranks
+/// exchange is compared where there are two members.
+#[test]
+fn per_rank_normalisation_agrees_with_two_ranks() -> Result<()> {
+    let reference = Reference::open()?;
+    if !reference.has("ddp2/io.safetensors") || !reference.has("paired/io.safetensors") {
+        println!("not here: ddp2 of the paired scenario");
+        return Ok(());
+    }
+    let whole = batch(&reference.read("paired/io.safetensors")?)?;
+    let half = whole.tokens.size2()?.0 / 2;
+    let ranks: Vec<[MicroBatch; 1]> = [0, half]
+        .into_iter()
+        .map(|start| {
+            let slots = (start..start + half).map(i64::unsigned_abs).collect();
+            let cut = |tensor: &Tensor| tensor.narrow(0, start, half);
+            // One image per row: images are cut as rows are.
+            [MicroBatch { tokens: cut(&whole.tokens), images: cut(&whole.images), slots, image_rows: None }]
+        })
+        .collect();
+    let members: Vec<&[MicroBatch]> = ranks.iter().map(<[MicroBatch; 1]>::as_slice).collect();
+    let mut differences = Differences::default();
+    for (coefficient, recorded) in reference.scenario("ddp2")["losses"].as_object().context("`losses` of ddp2")? {
+        let mut learner = learner(&reference, coefficient.parse()?, None, LearnerOptions::default())?;
+        let found = learner.compute_gradients_of_members(0, &members)?;
+        differences.number(&format!("ddp2 c{coefficient}: total"), found.total, number(recorded, "mean_total_over_ranks")?, LOSS);
+        let gradients = learner.gradients();
+        let logit_scale = gradients.iter().find(|(name, _)| *name == "logit_scale").context("no gradient of logit_scale")?;
+        let expected = number(recorded, "logit_scale_grad_averaged")?;
+        differences.number(&format!("ddp2 c{coefficient}: logit_scale_grad"), f64::try_from(&logit_scale.1)?, expected, GRADIENT);
+        let file = format!("ddp2/grads_averaged_c{coefficient}.safetensors");
+        if reference.has(&file) {
+            let what = format!("ddp2: grads_averaged_c{coefficient}");
+            differences.gradients(&what, &gradients, &reference.read(&file)?, coefficient.parse()?)?;
+        }
+    }
+    differences.finish()
+}
+
 /// In float64 the model must come as close to the recorded float32 numbers as these are to the truth.
 #[test]
 fn float64_agrees_as_well() -> Result<()> {

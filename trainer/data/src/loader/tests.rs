@@ -1,0 +1,209 @@
+//! How the loader behaves when storage fails, panics or is slow. What it delivers from sound data is tested in `tests/loader.rs`.
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use lcl_trainer_config::{AugmentationConfig, DataSource, Preset};
+
+use super::*;
+use crate::{
+    dataset::{FileId, OpenFiles, Storage},
+    image::to_png,
+    shard::{ImageKind, ShardError, ShardWriter},
+};
+
+const SLOTS: u64 = 3;
+const SHARDS: u64 = 4;
+const SAMPLES_PER_SHARD: u64 = 6;
+
+/// Storage whose reads of shards go through a function first.
+struct Hooked<F> {
+    files: OpenFiles,
+    hook: F,
+}
+
+impl<F> fmt::Debug for Hooked<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+impl<F: Fn(usize) -> io::Result<()> + Send + Sync> Storage for Hooked<F> {
+    fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if let FileId::Shard(number) = id {
+            (self.hook)(number)?;
+        }
+        self.files.read(id, path, offset, buffer)
+    }
+}
+
+/// A loader of ten steps over four small shards; `hook` gets the number of the shard that is read.
+fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync + 'static) -> (tempfile::TempDir, Loader) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut model = Preset::Tiny.shape();
+    model.vision.image_size = 16;
+    let image = to_png(&[0.5; 3 * 16 * 16], 16);
+    for shard in 0..SHARDS {
+        let mut writer = ShardWriter::create(&folder.path().join(format!("{shard}.tar"))).expect("the shard is begun");
+        for sample in 0..SAMPLES_PER_SHARD {
+            writer.append(&format!("{sample}"), Some((ImageKind::Png, &image)), Some("a caption")).expect("a sample is written");
+        }
+        writer.finish().expect("the shard is finished");
+    }
+    let config = DataConfig {
+        source: DataSource::Webdataset { shards: vec![folder.path().join("{0..3}.tar").display().to_string()] },
+        index_path: None,
+        image_first_probability: 0.5,
+        augmentation: AugmentationConfig::default(),
+        reduced_scale_decoding: false,
+        threads: 3,
+        prefetch,
+    };
+    let dataset = Dataset::open_on(&config, Box::new(Hooked { files: OpenFiles::default(), hook })).expect("the data set is opened");
+    let options = LoaderOptions {
+        model,
+        objective: Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 },
+        seed: 3,
+        global_batch_size: SLOTS,
+        slots: 0..SLOTS,
+        first_step: 0,
+        last_step: 10,
+    };
+    let loader = Loader::start(Arc::new(dataset), &config, options).expect("the loader starts");
+    (folder, loader)
+}
+
+/// The step of the first slot whose sample lies in `shard`, by the recorded order of seed 3.
+fn first_step_of(shard: u64) -> u64 {
+    let order = crate::permutation::Permutation::new(3, 0, SHARDS * SAMPLES_PER_SHARD);
+    let first = (0..SHARDS * SAMPLES_PER_SHARD).find(|position| order.at(*position).is_some_and(|sample| sample / SAMPLES_PER_SHARD == shard));
+    first.expect("every sample has a position") / SLOTS
+}
+
+#[test]
+fn errors_that_pass_cost_no_slot() {
+    let failures = AtomicU64::new(0);
+    // Every third read fails once or twice.
+    let (_folder, loader) = loader(2, move |_| {
+        if failures.fetch_add(1, Ordering::Relaxed) % 3 == 0 { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    });
+    let batches: Vec<Batch> = loader.collect::<Result<_, _>>().expect("every error passes");
+    assert_eq!(batches.len(), 10);
+    assert!(batches.iter().all(|batch| batch.rows.len() as u64 == SLOTS && batch.skipped.is_empty()));
+}
+
+#[test]
+fn a_lost_shard_ends_the_sequence_with_its_name_after_the_batches_before_it() {
+    for (shard, prefetch) in [(0, 1), (1, 4), (2, 10), (3, 2)] {
+        let (folder, mut loader) = loader(prefetch, move |number| {
+            if number as u64 == shard { Err(io::Error::from_raw_os_error(libc::ENOENT)) } else { Ok(()) }
+        });
+        let failing = first_step_of(shard);
+        for step in 0..failing {
+            assert_eq!(loader.next().expect("a batch").expect("its shards are there").step, step);
+        }
+        let error = loader.next().expect("an error").expect_err("its shard is lost");
+        let LoaderError::Read { step, source: DatasetError::Shard(ShardError::Missing { path }), .. } = error else { panic!("{error:?}") };
+        assert_eq!((step, path), (failing, folder.path().join(format!("{shard}.tar"))));
+        assert!(loader.next().is_none() && loader.next().is_none());
+    }
+}
+
+#[test]
+fn a_panic_is_an_error_and_no_hang() {
+    let (_folder, mut loader) = loader(2, |number| if number == 1 { panic!("shard {number} bites") } else { Ok(()) });
+    let failing = first_step_of(1);
+    for _ in 0..failing {
+        loader.next().expect("a batch").expect("its shards are sound");
+    }
+    let error = loader.next().expect("an error").expect_err("a thread panicked");
+    let LoaderError::Panicked { step, message, .. } = error else { panic!("{error:?}") };
+    assert_eq!((step, message.as_str()), (failing, "shard 1 bites"));
+    assert!(loader.next().is_none());
+}
+
+#[test]
+fn no_more_than_the_prefetched_batches_are_read_ahead() {
+    for prefetch in [1, 2, 5] {
+        // Batches asked for, then samples read.
+        let (asked, read, exceeded) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counters = (Arc::clone(&asked), Arc::clone(&read), Arc::clone(&exceeded));
+        let (_folder, mut loader) = loader(prefetch, move |_| {
+            let (asked, read, exceeded) = &counters;
+            let reads = read.fetch_add(1, Ordering::SeqCst) + 1;
+            if reads > (asked.load(Ordering::SeqCst) + prefetch as u64) * SLOTS {
+                exceeded.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        for _ in 0..10 {
+            asked.fetch_add(1, Ordering::SeqCst);
+            loader.next().expect("a batch").expect("its shards are sound");
+        }
+        assert_eq!((read.load(Ordering::SeqCst), exceeded.load(Ordering::SeqCst)), (10 * SLOTS, 0), "prefetch {prefetch}");
+    }
+}
+
+#[test]
+fn dropping_a_loader_ends_waits_between_attempts() {
+    let reached = Arc::new((Mutex::new(false), Condvar::new()));
+    let signal = Arc::clone(&reached);
+    let (_folder, loader) = loader(2, move |_| {
+        *signal.0.lock().expect("no panic") = true;
+        signal.1.notify_all();
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    });
+    drop(reached.1.wait_while(reached.0.lock().expect("no panic"), |reached| !*reached).expect("no panic"));
+    let begun = std::time::Instant::now();
+    drop(loader);
+    // Without being woken the threads would go on for a minute.
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn options_that_contradict_each_other_are_named() {
+    let (_folder, sound) = loader(1, |_| Ok(()));
+    drop(sound);
+    let (folder, _loader) = loader(1, |_| Ok(()));
+    let config = DataConfig {
+        source: DataSource::Webdataset { shards: vec![folder.path().join("0.tar").display().to_string()] },
+        index_path: None,
+        image_first_probability: 0.5,
+        augmentation: AugmentationConfig::default(),
+        reduced_scale_decoding: false,
+        threads: 1,
+        prefetch: 1,
+    };
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
+    let sound = LoaderOptions {
+        model: Preset::Tiny.shape(),
+        objective: Objective::Clip,
+        seed: 0,
+        global_batch_size: 4,
+        slots: 0..4,
+        first_step: 0,
+        last_step: 1,
+    };
+    let mut wrong_size = Preset::Tiny.shape();
+    wrong_size.vision.image_size = 1 << 40;
+    for (options, field) in [
+        (LoaderOptions { slots: 2..2, ..sound.clone() }, "slots"),
+        (LoaderOptions { slots: 2..5, ..sound.clone() }, "slots"),
+        (LoaderOptions { first_step: 2, ..sound.clone() }, "first_step"),
+        (LoaderOptions { last_step: u64::MAX, ..sound.clone() }, "last_step"),
+        (LoaderOptions { model: wrong_size, ..sound.clone() }, "model.vision.image_size"),
+    ] {
+        let error = Loader::start(Arc::clone(&dataset), &config, options).expect_err(field);
+        assert!(matches!(error, LoaderError::Options { field: named, .. } if named == field), "{field}: {error:?}");
+    }
+    for (threads, prefetch, field) in [(0, 1, "threads"), (1, 0, "prefetch")] {
+        let error = Loader::start(Arc::clone(&dataset), &DataConfig { threads, prefetch, ..config.clone() }, sound.clone()).expect_err(field);
+        assert!(matches!(error, LoaderError::Options { field: named, .. } if named == field), "{field}: {error:?}");
+    }
+}

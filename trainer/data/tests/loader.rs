@@ -1,0 +1,412 @@
+//! What a loader delivers: every sample once per pass, the same rows however the work is divided, and nothing for bad records.
+
+use std::{collections::HashMap, ops::Range, path::Path, sync::Arc};
+
+use lcl_data::{
+    Batch, Dataset, Loader, LoaderOptions, SkipCause,
+    image::{MEAN, STD, to_png},
+    shard::{ImageKind, ShardWriter},
+    tokenizer::Tokenizer,
+};
+use lcl_trainer_config::{AugmentationConfig, DataConfig, DataSource, ModelShape, Objective, Preset};
+use proptest::prelude::*;
+
+const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
+
+/// Side of images and model input; two by two patches.
+const SIZE: u32 = 16;
+
+fn model() -> ModelShape {
+    let mut model = Preset::Tiny.shape();
+    model.vision.image_size = i64::from(SIZE);
+    model.vision.patch_size = 8;
+    model.text.context_length = 16;
+    model
+}
+
+/// The colour that stands for a sample, as the model sees it.
+fn colour(sample: u64) -> [f32; 3] {
+    let bytes = [sample % 256, sample * 7 % 256, sample * 31 % 256];
+    std::array::from_fn(|channel| (bytes[channel] as f32 / 255.0 - MEAN[channel]) / STD[channel])
+}
+
+/// An image of one colour, so that any crop of it tells which sample it is.
+fn image(sample: u64) -> Vec<u8> {
+    let pixels: Vec<f32> = colour(sample).into_iter().flat_map(|value| vec![value; (SIZE * SIZE) as usize]).collect();
+    to_png(&pixels, SIZE)
+}
+
+/// Words that stand for a sample; their number differs, so that rows have different lengths.
+fn caption(sample: u64) -> String {
+    format!("{sample}{}", " cat".repeat(sample as usize % 4))
+}
+
+/// `shards` lists the samples of each shard; the samples in `bad` have no caption.
+fn write_data(folder: &Path, shards: &[u64], bad: &[u64]) {
+    let mut sample = 0;
+    for (number, count) in shards.iter().enumerate() {
+        let mut writer = ShardWriter::create(&folder.join(format!("{number:02}.tar"))).expect("the shard is begun");
+        for _ in 0..*count {
+            let text = caption(sample);
+            let text = (!bad.contains(&sample)).then_some(text.as_str());
+            writer.append(&format!("{sample:04}"), Some((ImageKind::Png, &image(sample))), text).expect("a sample is written");
+            sample += 1;
+        }
+        writer.finish().expect("the shard is finished");
+    }
+}
+
+fn config(folder: &Path, shards: usize) -> DataConfig {
+    DataConfig {
+        source: DataSource::Webdataset { shards: (0..shards).map(|number| folder.join(format!("{number:02}.tar")).display().to_string()).collect() },
+        index_path: None,
+        image_first_probability: 0.5,
+        augmentation: AugmentationConfig::default(),
+        reduced_scale_decoding: false,
+        threads: 2,
+        prefetch: 2,
+    }
+}
+
+/// A data set of its own in a folder of its own.
+struct Data {
+    _folder: tempfile::TempDir,
+    config: DataConfig,
+    dataset: Arc<Dataset>,
+}
+
+fn data(shards: &[u64], bad: &[u64]) -> Data {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_data(folder.path(), shards, bad);
+    let config = config(folder.path(), shards.len());
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
+    Data { _folder: folder, config, dataset }
+}
+
+fn options(global_batch_size: u64, steps: Range<u64>) -> LoaderOptions {
+    LoaderOptions {
+        model: model(),
+        objective: LCL,
+        seed: 5,
+        global_batch_size,
+        slots: 0..global_batch_size,
+        first_step: steps.start,
+        last_step: steps.end,
+    }
+}
+
+fn batches(data: &Data, options: LoaderOptions) -> Vec<Batch> {
+    let loader = Loader::start(Arc::clone(&data.dataset), &data.config, options).expect("the loader starts");
+    loader.collect::<Result<_, _>>().expect("the data is sound")
+}
+
+/// What a slot gave: pass, sample, tokens without padding, pixels; or pass, sample and cause.
+#[derive(Debug, PartialEq)]
+enum Slot {
+    Row(u64, u64, Vec<i64>, Vec<f32>),
+    Skipped(u64, u64, SkipCause),
+}
+
+/// Slots by (step, slot), with the batch's own shape checked on the way.
+fn slots(batches: &[Batch]) -> HashMap<(u64, u64), Slot> {
+    let values = 3 * (SIZE * SIZE) as usize;
+    let mut slots = HashMap::new();
+    for batch in batches {
+        assert_eq!(batch.tokens.len(), batch.rows.len() * batch.length);
+        assert_eq!(batch.images.len(), batch.image_count * values);
+        assert_eq!(batch.image_count, batch.rows.iter().map(|row| row.images as usize).sum::<usize>());
+        assert!(batch.rows.is_sorted_by_key(|row| row.slot) && batch.skipped.is_sorted_by_key(|skipped| skipped.slot));
+        let longest = batch.tokens.chunks(batch.length.max(1)).map(unpadded).map(<[i64]>::len).max().unwrap_or(0);
+        assert_eq!(batch.length, longest, "no longer than the longest row");
+        for (place, row) in batch.rows.iter().enumerate() {
+            let tokens = unpadded(&batch.tokens[place * batch.length..][..batch.length]).to_vec();
+            let pixels = batch.images[place * values..][..values].to_vec();
+            assert!(slots.insert((batch.step, row.slot), Slot::Row(row.pass, row.sample, tokens, pixels)).is_none());
+        }
+        for skipped in &batch.skipped {
+            let slot = Slot::Skipped(skipped.pass, skipped.sample, skipped.cause);
+            assert!(slots.insert((batch.step, skipped.slot), slot).is_none());
+        }
+    }
+    slots
+}
+
+fn unpadded(row: &[i64]) -> &[i64] {
+    &row[..row.iter().rposition(|token| *token != 0).map_or(0, |last| last + 1)]
+}
+
+#[test]
+fn a_row_holds_the_caption_and_the_image_of_its_sample() {
+    let data = data(&[7, 30], &[]);
+    let tokenizer = Tokenizer::clip();
+    let mut sides = [0, 0];
+    for ((step, slot), found) in slots(&batches(&data, options(10, 0..8))) {
+        let Slot::Row(pass, sample, tokens, pixels) = found else { panic!("every sample is sound") };
+        let location = data.dataset.locate(5, step * 10 + slot);
+        assert_eq!((pass, sample), (location.pass, location.sample));
+        let text: Vec<i64> = tokenizer.encode(&caption(sample)).into_iter().map(i64::from).collect();
+        let picture = [vec![49_409], vec![49_408; 4], vec![49_410]].concat();
+        let image_first = tokens[0] == 49_409;
+        sides[usize::from(image_first)] += 1;
+        let expected =
+            if image_first { [picture, text, vec![49_407]].concat() } else { [vec![49_406], text, picture].concat() };
+        assert_eq!(tokens, expected);
+        for (channel, expected) in colour(sample).into_iter().enumerate() {
+            let plane = &pixels[channel * (SIZE * SIZE) as usize..][..(SIZE * SIZE) as usize];
+            assert!(plane.iter().all(|value| (value - expected).abs() < 1e-5), "sample {sample}, channel {channel}");
+        }
+    }
+    assert!(sides.iter().all(|count| *count > 20), "about half of 80 on each side: {sides:?}");
+}
+
+#[test]
+fn the_image_stands_where_the_configured_probability_puts_it() {
+    for (probability, first) in [(0.0, 49_406), (1.0, 49_409)] {
+        let mut data = data(&[9], &[]);
+        data.config.image_first_probability = probability;
+        for batch in batches(&data, options(9, 0..3)) {
+            assert!(batch.tokens.chunks(batch.length).all(|row| row[0] == first));
+        }
+    }
+}
+
+#[test]
+fn the_clip_objective_gets_captions_alone() {
+    let data = data(&[6], &[]);
+    let tokenizer = Tokenizer::clip();
+    let found = batches(&data, LoaderOptions { objective: Objective::Clip, ..options(6, 0..1) });
+    assert_eq!((found[0].rows.len(), found[0].image_count), (6, 6));
+    for (_, slot) in slots(&found) {
+        let Slot::Row(_, sample, tokens, _) = slot else { panic!("every sample is sound") };
+        let text = tokenizer.encode(&caption(sample)).into_iter().map(i64::from);
+        assert_eq!(tokens, [49_406].into_iter().chain(text).chain([49_407]).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn threads_and_prefetch_change_nothing() {
+    let mut data = data(&[40, 3, 21], &[5, 41]);
+    let expected = batches(&data, options(11, 3..14));
+    for (threads, prefetch) in [(1, 1), (2, 5), (7, 1), (8, 20)] {
+        data.config.threads = threads;
+        data.config.prefetch = prefetch;
+        assert!(batches(&data, options(11, 3..14)) == expected, "{threads} threads, prefetch {prefetch}");
+    }
+}
+
+#[test]
+fn crops_follow_from_seed_step_and_slot() {
+    // A gradient, so that every crop gives other pixels.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gradient: Vec<f32> = (0..3 * SIZE * SIZE).map(|at| (at % SIZE) as f32 / 8.0 - 1.0).collect();
+    let mut writer = ShardWriter::create(&folder.path().join("00.tar")).expect("the shard is begun");
+    writer.append("0", Some((ImageKind::Png, &to_png(&gradient, SIZE))), Some("one")).expect("a sample is written");
+    writer.finish().expect("the shard is finished");
+    let mut config = config(folder.path(), 1);
+    config.augmentation.scale = [0.2, 0.8];
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
+    let data = Data { _folder: folder, config, dataset };
+    let pixels = |seed| -> Vec<Vec<f32>> {
+        let options = LoaderOptions { seed, ..options(2, 0..2) };
+        let mut found: Vec<_> = slots(&batches(&data, options)).into_iter().collect();
+        found.sort_by_key(|(key, _)| *key);
+        found.into_iter().map(|(_, slot)| if let Slot::Row(.., pixels) = slot { pixels } else { panic!("the sample is sound") }).collect()
+    };
+    let (first, again, other) = (pixels(1), pixels(1), pixels(2));
+    assert_eq!(first, again);
+    let all = [first, other].concat();
+    for (index, one) in all.iter().enumerate() {
+        assert!(all[index + 1..].iter().all(|two| one != two), "two of (seed, step, slot) have the same crop");
+    }
+}
+
+#[test]
+fn every_kind_of_bad_record_leaves_its_slot_empty_and_is_counted() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut writer = ShardWriter::create(&folder.path().join("00.tar")).expect("the shard is begun");
+    let png = image(0);
+    let huge = huge_png();
+    let mut corrupt = png.clone();
+    let middle = corrupt.len() / 2;
+    corrupt[middle] ^= 0xff;
+    writer.append("0", Some((ImageKind::Png, &png)), Some("sound")).expect("written");
+    writer.append("1", Some((ImageKind::Png, &png)), None).expect("written");
+    writer.append("2", None, Some("no image")).expect("written");
+    writer.append("3", Some((ImageKind::Png, &png[..middle])), Some("truncated")).expect("written");
+    writer.append("4", Some((ImageKind::Jpg, b"no image at all")), Some("unsupported")).expect("written");
+    writer.append("5", Some((ImageKind::Png, &corrupt)), Some("corrupt")).expect("written");
+    writer.append("6", Some((ImageKind::Png, &huge)), Some("too large")).expect("written");
+    writer.append("7", Some((ImageKind::Png, &png)), None).expect("written");
+    writer.append_member("7", "txt", b"\xff\xfe").expect("written");
+    writer.append("8", Some((ImageKind::Png, &png)), Some(&"x".repeat(1 << 21))).expect("written");
+    writer.append("9", Some((ImageKind::Jpg, b"")), Some("empty")).expect("written");
+    writer.finish().expect("the shard is finished");
+    let config = config(folder.path(), 1);
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
+    let data = Data { _folder: folder, config, dataset };
+    let found = slots(&batches(&data, options(4, 0..5)));
+    let expected = [
+        None,
+        Some(SkipCause::NoCaption),
+        Some(SkipCause::NoImage),
+        Some(SkipCause::TruncatedImage),
+        Some(SkipCause::UnsupportedImage),
+        Some(SkipCause::CorruptImage),
+        Some(SkipCause::ImageTooLarge),
+        Some(SkipCause::CaptionNotUtf8),
+        Some(SkipCause::CaptionTooLarge),
+        Some(SkipCause::TruncatedImage),
+    ];
+    assert_eq!(found.len(), 20, "every slot is a row or is counted");
+    for slot in found.into_values() {
+        match slot {
+            Slot::Row(_, sample, ..) => assert_eq!(sample, 0),
+            Slot::Skipped(_, sample, cause) => assert_eq!(Some(cause), expected[sample as usize], "sample {sample}"),
+        }
+    }
+    assert!(SkipCause::ALL.iter().all(|cause| expected.contains(&Some(*cause))), "a cause is not tested");
+}
+
+/// A PNG whose header declares 60,000 by 60,000 pixels.
+fn huge_png() -> Vec<u8> {
+    let chunk = |kind: &[u8; 4], data: &[u8]| {
+        let body = [kind.as_slice(), data].concat();
+        [&(data.len() as u32).to_be_bytes(), body.as_slice(), &crc32fast::hash(&body).to_be_bytes()].concat()
+    };
+    let side = 60_000_u32.to_be_bytes();
+    let header = [&side[..], &side[..], &[8, 2, 0, 0, 0]].concat();
+    [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &header), chunk(b"IDAT", &[]), chunk(b"IEND", &[])].concat()
+}
+
+#[test]
+fn a_step_of_bad_records_alone_is_an_empty_batch() {
+    let data = data(&[3], &[0, 1, 2]);
+    let found = batches(&data, options(2, 0..3));
+    assert_eq!(found.len(), 3);
+    assert!(found.iter().all(|batch| batch.rows.is_empty() && batch.skipped.len() == 2 && batch.tokens.is_empty() && batch.images.is_empty()));
+}
+
+#[test]
+fn a_bad_record_is_named_once_in_the_log() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    // The loader's threads are not this one, so they need a subscriber of their own: read on this thread instead.
+    let data = data(&[2], &[1]);
+    tracing::subscriber::set_global_default(subscriber).expect("no other test sets one");
+    drop(batches(&data, options(4, 0..25)));
+    let text = log.text();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("bad record") && line.contains("no_caption")).collect();
+    let shard = data.config.index_path.is_none().then(|| data.dataset.key(1).expect("the key is read")).expect("no index folder");
+    let own: Vec<_> = lines.iter().filter(|line| line.contains(shard.0.to_str().expect("UTF-8"))).collect();
+    assert_eq!(own.len(), 1, "50 draws of the bad record: {text}");
+    assert!(own[0].contains("key=\"0001\""), "{}", own[0]);
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("no panic")).into_owned()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[test]
+fn a_loader_that_nobody_asks_is_dropped_at_once() {
+    let data = data(&[20], &[]);
+    for _ in 0..20 {
+        let mut loader = Loader::start(Arc::clone(&data.dataset), &data.config, options(4, 0..1_000_000)).expect("the loader starts");
+        loader.next().expect("a batch").expect("the data is sound");
+        drop(loader);
+    }
+}
+
+#[test]
+fn no_steps_give_no_batches() {
+    let data = data(&[2], &[]);
+    assert!(batches(&data, options(4, 9..9)).is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn every_sample_comes_once_per_pass_however_the_batches_fall(
+        shards in proptest::collection::vec(0_u64..9, 1..5),
+        batch in 1_u64..14,
+        passes in 1_u64..4,
+        seed in any::<u64>(),
+    ) {
+        let samples: u64 = shards.iter().sum();
+        prop_assume!(samples > 0);
+        let data = data(&shards, &[]);
+        let steps = (passes * samples).div_ceil(batch);
+        let found = slots(&batches(&data, LoaderOptions { seed, ..options(batch, 0..steps) }));
+        prop_assert_eq!(found.len() as u64, steps * batch);
+        let mut counts = HashMap::new();
+        for ((step, slot), found) in found {
+            let Slot::Row(pass, sample, ..) = found else { panic!("every sample is sound") };
+            prop_assert_eq!(pass, (step * batch + slot) / samples);
+            *counts.entry((pass, sample)).or_insert(0) += 1;
+        }
+        for pass in 0..passes {
+            for sample in 0..samples {
+                prop_assert_eq!(counts.get(&(pass, sample)), Some(&1), "pass {}, sample {}", pass, sample);
+            }
+        }
+    }
+
+    #[test]
+    fn any_split_of_the_slots_gives_the_same_rows(
+        shards in proptest::collection::vec(1_u64..9, 1..4),
+        bad in proptest::collection::vec(0_u64..9, 0..3),
+        mut cuts in proptest::collection::vec(0_u64..12, 0..4),
+        steps in 1_u64..6,
+    ) {
+        let data = data(&shards, &bad);
+        let whole = slots(&batches(&data, options(12, 0..steps)));
+        cuts.extend([0, 12]);
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut parts = HashMap::new();
+        for bounds in cuts.windows(2) {
+            let part = batches(&data, LoaderOptions { slots: bounds[0]..bounds[1], ..options(12, 0..steps) });
+            prop_assert_eq!(part.len() as u64, steps);
+            parts.extend(slots(&part));
+        }
+        prop_assert!(parts == whole);
+    }
+
+    #[test]
+    fn a_loader_that_starts_later_gives_the_tail(
+        shards in proptest::collection::vec(1_u64..9, 1..4),
+        bad in proptest::collection::vec(0_u64..9, 0..3),
+        batch in 1_u64..9,
+        start in 0_u64..12,
+    ) {
+        let data = data(&shards, &bad);
+        let whole = batches(&data, options(batch, 0..12));
+        let tail = batches(&data, options(batch, start..12));
+        prop_assert!(tail == whole[start as usize..]);
+    }
+}
