@@ -135,7 +135,7 @@ fn ended_line(ended: &Ended) -> String {
     let reason = match ended.reason {
         EndReason::Completed => "completed",
         EndReason::Preempted => "stopped as asked",
-        EndReason::Diverged => "stopped: losses or gradients were not finite",
+        EndReason::Diverged => "stopped, since no update was possible,",
     };
     let speed = ended.rows as f64 / ended.training_seconds.max(f64::MIN_POSITIVE);
     let mut text = format!(

@@ -189,7 +189,7 @@ pub enum EndReason {
     Completed,
     /// Asked to stop.
     Preempted,
-    /// Too many steps in a row whose loss or gradient was not finite.
+    /// Too many steps in a row without an update: a loss or gradient was not finite, or no sample was usable.
     Diverged,
 }
 

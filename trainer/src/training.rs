@@ -132,8 +132,9 @@ pub enum TrainError {
     FinalSave(#[from] FinalSaveError),
     /// Too many updates in a row were left out.
     #[error(
-        "the losses or gradients of {count} steps in a row were not finite (optimization.maxConsecutiveSkippedSteps): \
-         lower optimization.learningRate or set optimization.gradientClip, and go on from an earlier checkpoint"
+        "no update was possible in {count} steps in a row (optimization.maxConsecutiveSkippedSteps): either losses or gradients were not \
+         finite (lower optimization.learningRate or set optimization.gradientClip, and go on from an earlier checkpoint), or no sample was \
+         usable (skipped_samples in metrics.jsonl says why)"
     )]
     Diverged {
         /// Steps in a row.

@@ -97,6 +97,17 @@ fn a_diverged_run_stops_with_the_permanent_code_after_the_configured_steps() -> 
 }
 
 #[test]
+fn data_without_a_single_usable_sample_end_the_run_instead_of_training_on_nothing() -> Result<()> {
+    let faults: Vec<(usize, Fault)> = (0..SAMPLES).map(|sample| (sample, Fault::NoCaption)).collect();
+    let workbench = Workbench::new(&faults)?;
+    let training = workbench.begin("run")?;
+    let finished = training.run(&[])?.expect_code(PERMANENT)?;
+    ensure!(finished.stderr.contains("no sample was usable"), "{}", finished.stderr);
+    ensure!(training.steps()?.iter().all(|step| step["update_skipped"] == true && step["rows"] == 0 && step["loss"].is_null()));
+    Ok(())
+}
+
+#[test]
 fn json_output_is_one_object_a_line_and_the_same_as_the_files() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let training = workbench.begin("run")?;

@@ -72,7 +72,8 @@ fn main() -> Result<()> {
             _ => bail!("unknown argument {argument} {value}: use --google DIR --twitter DIR --out DIR [--hold-out twitter|both]"),
         }
     }
-    let (google, twitter, out) = (google.context("--google is missing")?, twitter.context("--twitter is missing")?, out.context("--out is missing")?);
+    let (google, twitter, out) =
+        (google.context("--google is missing")?, twitter.context("--twitter is missing")?, out.context("--out is missing")?);
 
     let samples = read_samples(&google, &twitter, both)?;
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;

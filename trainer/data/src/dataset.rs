@@ -319,7 +319,8 @@ pub fn shard_paths(source: &DataSource) -> Result<Vec<PathBuf>, ListError> {
 /// Whether a block is a tar header: its checksum is the sum of its bytes with the checksum's own field taken as spaces (POSIX pax).
 fn is_header(block: &[u8]) -> bool {
     let Some(block) = block.first_chunk::<512>() else { return false };
-    let sum: u32 = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*byte) }).sum();
+    let sum: u32 =
+        block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*byte) }).sum();
     tar::Header::from_byte_slice(block).cksum().is_ok_and(|recorded| recorded == sum)
 }
 

@@ -158,11 +158,7 @@ impl ShardIndex {
 
     /// Record `number` of the shard. `read` fills a buffer from a byte of a file. A record that turns out to be damaged makes the index be
     /// built again.
-    pub(crate) fn record(
-        &self,
-        number: u64,
-        read: impl FnOnce(&Path, u64, &mut [u8]) -> io::Result<()>,
-    ) -> Result<Record, IndexError> {
+    pub(crate) fn record(&self, number: u64, read: impl FnOnce(&Path, u64, &mut [u8]) -> io::Result<()>) -> Result<Record, IndexError> {
         let header = self.header.encode();
         let at = HEADER_BYTES as u64 + number * RECORD_BYTES as u64;
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();

@@ -103,8 +103,8 @@ impl Loader {
     /// Starts `config.threads` threads; they prepare at most `config.prefetch` batches ahead.
     pub fn start(dataset: Arc<Dataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self, LoaderError> {
         check(config, &options)?;
-        let queue = Arc::new(Queue::new(&options, config.prefetch));
         let preparer = Arc::new(Preparer::new(dataset, config, options)?);
+        let queue = Arc::new(Queue::new(preparer.options(), config.prefetch));
         // From here on dropping it stops the threads that have been started.
         let mut loader = Self { queue, threads: Vec::with_capacity(config.threads) };
         for number in 0..config.threads {

@@ -86,9 +86,9 @@ mod tests {
     }
 
     fn check_bijective(seed: u64, pass: u64, count: u64) {
-        let mut seen = vec![false; usize::try_from(count).expect("count is small")];
+        let mut visited = vec![false; usize::try_from(count).expect("count is small")];
         for sample in order(seed, pass, count) {
-            let entry = seen.get_mut(sample as usize).unwrap_or_else(|| panic!("{sample} is not below {count}"));
+            let entry = visited.get_mut(sample as usize).unwrap_or_else(|| panic!("{sample} is not below {count}"));
             assert!(!std::mem::replace(entry, true), "{sample} of {count} appears twice (seed {seed}, pass {pass})");
         }
     }

@@ -166,7 +166,7 @@ mod tests {
     fn a_request_to_stop_wakes_a_waiting_thread() {
         let stop = Stop::default();
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| stop.wait(Duration::from_secs(3600)));
+            let waiting = scope.spawn(|| stop.wait(Duration::from_hours(1)));
             stop.request();
             assert!(waiting.join().expect("the thread does not panic"));
         });

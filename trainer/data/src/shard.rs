@@ -1,4 +1,4 @@
-//! WebDataset tar shards: finding the files in one, reading them, writing one.
+//! `WebDataset` tar shards: finding the files in one, reading them, writing one.
 //!
 //! Comes in: the path of a tar archive (ustar, GNU long names, PAX headers). Goes out: where each member's bytes lie ([`walk`]), grouped into
 //! samples by [`group`]. It decodes nothing and keeps nothing in memory but the member at hand.

@@ -133,7 +133,19 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
     let tokens = draw::tokens(&tokenizer.encode(&read.caption), image_first, &Layout::new(&options.model)?, objective);
     let names = tokenizer.describe(&tokens);
     let Image { width, height, crop, pixels, png } = image;
-    Ok(Shown { samples: dataset.samples_per_pass(), key, caption: read.caption, image_first, tokens, names, width, height, crop, pixels, png })
+    Ok(Shown {
+        samples: dataset.samples_per_pass(),
+        key,
+        caption: read.caption,
+        image_first,
+        tokens,
+        names,
+        width,
+        height,
+        crop,
+        pixels,
+        png,
+    })
 }
 
 /// An image before and after the transform.

@@ -36,7 +36,7 @@ pub(super) struct Prepared {
 pub(super) struct Progress {
     /// Completed steps.
     pub(super) completed_steps: u64,
-    /// Steps in a row, up to now, whose update was left out because something was not finite.
+    /// Steps in a row, up to now, whose update was left out.
     pub(super) consecutive_skips: u32,
 }
 

@@ -144,8 +144,7 @@ impl StepLoop {
         if record.update_skipped {
             self.totals.skipped_updates += 1;
         }
-        // A batch without a usable sample is the data's fault and says nothing about divergence.
-        *consecutive_skips = if report.skipped && !batch.rows.is_empty() { *consecutive_skips + 1 } else { 0 };
+        *consecutive_skips = if report.skipped { *consecutive_skips + 1 } else { 0 };
         if record.update_skipped {
             tracing::warn!(step, rows = batch.rows.len(), loss = report.total, gradient = report.gradient_norm, "update left out");
         }

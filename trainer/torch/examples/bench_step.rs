@@ -1,4 +1,4 @@
-//! The training step of `lcl-torch`, measured; `bench/step_compare.py` runs it in turns with the same model in PyTorch (`bench/step.py`).
+//! The training step of `lcl-torch`, measured; `bench/step_compare.py` runs it in turns with the same model in `PyTorch` (`bench/step.py`).
 //!
 //! The last line it prints is JSON with the same fields as that script's. Batches are made by the same formula, and with `--weights`
 //! (written by `step.py --save-weights`) both sides start from the same model and must print the same losses.

@@ -9,8 +9,9 @@
 // logits become e = exp(l − m), m being the row's maximum within the tile; e goes into the running normaliser and, times the
 // tile of the weight, into the running gradient of hidden. The gradient of the weight needs the final normaliser, so the tiles of e are
 // kept, and a second walk multiplies them with hidden, whose rows are scaled by exp(m − logsumexp): the big matrix itself is
-// never touched again. The label's entry of e is set to zero and enters both gradients apart, as softmax − 1 in float32, exact also
-// where softmax is nearly 1.
+// never touched again. The label's entry of e is zero;
+// it enters the normaliser and both gradients apart, in float32, so that loss and gradient are exact also where the label's softmax
+// is nearly 1: a sum that holds 1 has no digits left for the rest.
 //
 // Elsewhere, and for float64, rows are cut into blocks and libtorch's own operators do the same on a block of logits.
 #pragma once
@@ -55,9 +56,10 @@ struct LossResult {
 #endif
 #define LCL_INLINE inline __attribute__((always_inline))
 
-// exp for x ≤ 0: Cody-Waite reduction and the polynomial of Cephes' expf, below 2 ulp. NaN stays NaN; below −87 it is 1e-38.
-LCL_INLINE float fast_exp(float x) {
-  x = x < -87.0F ? -87.0F : x;
+// exp for x ≤ 0: Cody-Waite reduction and the polynomial of Cephes' expf, below 2 ulp. NaN stays NaN; below −87 it is 0.
+LCL_INLINE float fast_exp(float argument) {
+  const bool vanishes = argument < -87.0F;
+  const float x = vanishes ? -87.0F : argument;
   const float magic = 12582912.0F; // 1.5 · 2²³: adding it rounds to an integer
   const float n = (x * 1.44269504088896341F + magic) - magic;
   const float r = (x - n * 0.693359375F) - n * -2.12194440e-4F;
@@ -71,7 +73,7 @@ LCL_INLINE float fast_exp(float x) {
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  return p * power;
+  return vanishes ? 0.0F : p * power;
 }
 
 LCL_INLINE float widen(float x) { return x; }
@@ -92,7 +94,7 @@ LCL_INLINE void store(uint16_t &place, float x) {
 // State of every row while the tiles pass by.
 struct RowState {
   float *maximum;     // over all tiles so far
-  float *sum;         // of exp(l − maximum)
+  float *sum;         // of exp(l − maximum), the label left out
   float *label_logit; // where the label has been met
   float *former;      // factor that brings what was accumulated before this tile to the new maximum
   float *current;     // the same for this tile
@@ -132,8 +134,9 @@ template <typename Element> LCL_INLINE void exponentiate_columns(const Tile<Elem
       return entry >= 0 && entry < tile.entries ? tile.logits + entry * tile.rows + column : nullptr;
     };
     for (int64_t i = 0; i < width; ++i) {
-      if (const Element *place = label_place(first + i)) {
+      if (Element *place = label_place(first + i)) {
         state.label_logit[first + i] = widen(*place);
+        store(*place, -std::numeric_limits<float>::infinity());
       }
     }
     // Sums of sums: the rounding error of one long sum would show in the sixth digit of the loss.
@@ -154,9 +157,6 @@ template <typename Element> LCL_INLINE void exponentiate_columns(const Tile<Elem
     }
     for (int64_t i = 0; i < width; ++i) {
       const int64_t column = first + i;
-      if (Element *place = label_place(column)) {
-        store(*place, 0.0F);
-      }
       tile.maximum[column] = maximum[i];
       const float former = state.maximum[column];
       const float updated = maximum[i] > former ? maximum[i] : former;
@@ -270,9 +270,15 @@ private:
         kept.push_back({first, std::move(tile), tile_maximum});
       }
     }
-    const Tensor normaliser = maximum + sum.log();
+    const Tensor below = label_logit - maximum;
+    const Tensor label_share = below.exp();
+    // log(sum + share) by way of log1p: exact where the share is 1 and the sum is small.
+    const Tensor log_sum = (sum + (label_share - 1.0)).log1p_();
+    sum.add_(label_share);
+    const Tensor normaliser = maximum + log_sum;
+    const Tensor label_log_probability = below - log_sum;
     // softmax − 1 at the label
-    const Tensor slope = (label_logit - normaliser).expm1_().mul_(request_.scale);
+    const Tensor slope = label_log_probability.expm1().mul_(request_.scale);
     if (request_.hidden) {
       Tensor gradient = (sums * sum.reciprocal().mul_(request_.scale)).t() + weight_.index_select(0, labels) * slope.unsqueeze(1);
       result.grad_hidden.narrow(0, begin, rows).copy_(gradient);
@@ -288,7 +294,7 @@ private:
       }
       add_label_rows(result.grad_weight, hidden * slope.unsqueeze(1), labels);
     }
-    return (normaliser - label_logit).sum(at::kDouble).item<double>();
+    return -label_log_probability.sum(at::kDouble).item<double>();
   }
 
   static void exponentiate_tile(const Tensor &tile, const Tensor &labels, int64_t first, const Tensor &maximum, const RowState &state) {

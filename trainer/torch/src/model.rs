@@ -22,7 +22,12 @@ pub use layers::ModelFaults;
 pub use parameters::{Initial, ParameterSpec, parameter_count, parameter_specs};
 pub(crate) use vision::Pooled;
 
-use self::{drop_path::DropPath, language::LanguageModel, vision::{Pooling, VisionTower}, weights::Weights};
+use self::{
+    drop_path::DropPath,
+    language::LanguageModel,
+    vision::{Pooling, VisionTower},
+    weights::Weights,
+};
 use crate::{
     placement::Placement,
     shim::{AutocastGuard, ShimError},

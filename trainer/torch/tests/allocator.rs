@@ -1,4 +1,5 @@
 //! Memory kept between steps, in a process of its own: the allocator is the whole process's.
+#![allow(clippy::float_cmp, reason = "what was written must come back as it was")]
 
 use std::fs;
 
@@ -22,8 +23,8 @@ fn work() -> Result<()> {
     for mebibytes in [3, 70, 1, 200, 17, 40, 5] {
         held.push(filled(mebibytes, 1.0)?);
     }
-    held.swap_remove(1);
-    held.swap_remove(2);
+    drop(held.swap_remove(1));
+    drop(held.swap_remove(2));
     held.push(filled(60, 2.0)?);
     let threads: Vec<_> = (0..4).map(|index| std::thread::spawn(move || filled(10 + index, 3.0).map(drop))).collect();
     for thread in threads {
@@ -57,11 +58,14 @@ fn memory_is_kept_reused_whole_and_never_shared() -> Result<()> {
     for (index, tensor) in &kept_ones {
         let expected = (index + 1) as f64;
         ensure!(tensor.f_min()?.f_double_value(&[])? == expected && tensor.f_max()?.f_double_value(&[])? == expected, "tensor {index}");
-        ensure!(tensor.data_ptr() as usize % 64 == 0, "tensor {index} is not aligned to 64 bytes");
+        ensure!((tensor.data_ptr() as usize).is_multiple_of(64), "tensor {index} is not aligned to 64 bytes");
     }
     for (index, tensor) in newer.iter().enumerate() {
         let expected = -((index + 1) as f64);
-        ensure!(tensor.f_min()?.f_double_value(&[])? == expected && tensor.f_max()?.f_double_value(&[])? == expected, "newer tensor {index}");
+        ensure!(
+            tensor.f_min()?.f_double_value(&[])? == expected && tensor.f_max()?.f_double_value(&[])? == expected,
+            "newer tensor {index}"
+        );
     }
 
     // Larger than a region, and freed in whole: used again for many smaller ones.
@@ -75,6 +79,6 @@ fn memory_is_kept_reused_whole_and_never_shared() -> Result<()> {
     // More than there is: an error, and the process goes on.
     let failure = Tensor::f_empty([1 << 46], (Kind::Float, Device::Cpu)).err().context("2^48 bytes were given")?;
     ensure!(failure.to_string().contains("not enough memory"), "{failure}");
-    filled(1, 1.0)?;
+    drop(filled(1, 1.0)?);
     Ok(())
 }

@@ -58,14 +58,13 @@ impl OpenFiles {
 impl Storage for OpenFiles {
     fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let open = self.cache(|files| files.get(&id).cloned());
-        let file = match open {
-            Some(file) => file,
-            None => {
-                // Opened without the lock: on a network file system this takes milliseconds, and other threads have other files to read.
-                let file = Arc::new(File::open(path)?);
-                self.cache(|files| files.put(id, Arc::clone(&file)));
-                file
-            }
+        let file = if let Some(file) = open {
+            file
+        } else {
+            // Opened without the lock: on a network file system this takes milliseconds, and other threads have other files to read.
+            let file = Arc::new(File::open(path)?);
+            self.cache(|files| files.put(id, Arc::clone(&file)));
+            file
         };
         // The next attempt opens it again: a handle can be stale for good.
         file.read_exact_at(buffer, offset).inspect_err(|_| self.cache(|files| drop(files.pop(&id))))

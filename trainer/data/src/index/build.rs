@@ -50,7 +50,7 @@ fn index_one(shard: &Path, folder: Option<&Path>) -> Result<IndexReport, IndexEr
     let (header, bytes) = build(shard, &file)?;
     match write_first(&places, &bytes) {
         Ok(path) => Ok(report(path, header.count, true)),
-        Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.to_owned(), source }),
+        Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.clone(), source }),
     }
 }
 
@@ -133,7 +133,9 @@ pub(crate) fn over_all<I: Sync, T: Send, E: Send>(
     std::thread::scope(|scope| {
         for _ in 0..threads.get().min(items.len()) {
             scope.spawn(|| {
-                while let Some((number, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?))) {
+                while let Some((number, item)) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?)))
+                {
                     let result = operation(item);
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
                 }

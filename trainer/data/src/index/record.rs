@@ -114,7 +114,8 @@ impl Record {
         let block = |offset: u64| ((offset / BLOCK) as u32).to_le_bytes();
         let nothing = Extent { offset: 0, length: 0 };
         let (image, caption) = (self.image.map_or(nothing, |(_, extent)| extent), self.caption.unwrap_or(nothing));
-        let image_kind = self.image.and_then(|(kind, _)| ImageKind::ALL.into_iter().position(|other| other == kind)).map_or(0, |at| at as u32 + 1);
+        let image_kind =
+            self.image.and_then(|(kind, _)| ImageKind::ALL.into_iter().position(|other| other == kind)).map_or(0, |at| at as u32 + 1);
         let kind = image_kind | if self.caption.is_some() { CAPTION_BIT } else { 0 };
         let mut bytes = [0; RECORD_BYTES];
         let mut writer = Fields(&mut bytes);

@@ -8,7 +8,9 @@ use crate::shard::ShardWriter;
 fn write_shard(path: &Path, samples: usize) {
     let mut writer = ShardWriter::create(path).expect("the shard is begun");
     for number in 0..samples {
-        writer.append(&format!("{number:05}"), Some((ImageKind::Jpg, &vec![number as u8; 900 + number])), Some("text")).expect("a sample is written");
+        writer
+            .append(&format!("{number:05}"), Some((ImageKind::Jpg, &vec![number as u8; 900 + number])), Some("text"))
+            .expect("a sample is written");
     }
     writer.finish().expect("the shard is finished");
 }
@@ -95,7 +97,8 @@ fn an_index_that_is_damaged_anywhere_is_built_again() {
     let expected = records(&ShardIndex::open(&shard, None).expect("the index is built")).expect("the records are read");
     let file = folder.path().join("a.tar.lclindex");
     let sound = fs::read(&file).expect("the index is read");
-    let mut cases: Vec<Vec<u8>> = (0..sound.len()).map(|at| sound.iter().enumerate().map(|(i, byte)| if i == at { byte ^ 0x10 } else { *byte }).collect()).collect();
+    let mut cases: Vec<Vec<u8>> =
+        (0..sound.len()).map(|at| sound.iter().enumerate().map(|(i, byte)| if i == at { byte ^ 0x10 } else { *byte }).collect()).collect();
     cases.extend([Vec::new(), sound[..30].to_vec(), sound[..sound.len() - 1].to_vec(), [sound.clone(), vec![0]].concat(), vec![b'x'; 500]]);
     for damaged in cases {
         fs::write(&file, &damaged).expect("the index is damaged");

@@ -4,9 +4,7 @@
 
 use std::sync::{Arc, Weak};
 
-use crate::{
-    batch::{Batch, Images, Pool, Row, Skipped},
-};
+use crate::batch::{Batch, Images, Pool, Row, Skipped};
 
 /// What one slot gives.
 #[derive(Debug)]
@@ -19,8 +17,15 @@ pub(super) enum Prepared {
 
 /// Builds the batch of `step`. `slots` are in slot order; `pixels` holds `image_values` values for every slot, those of skipped ones unused.
 pub(super) fn build_batch(step: u64, slots: Vec<Prepared>, mut pixels: Vec<f32>, image_values: usize, pool: &Arc<Pool>) -> Batch {
-    let mut batch =
-        Batch { step, rows: Vec::new(), skipped: Vec::new(), length: 0, tokens: Vec::new(), images: Images::new(Vec::new(), Weak::new()), image_count: 0 };
+    let mut batch = Batch {
+        step,
+        rows: Vec::new(),
+        skipped: Vec::new(),
+        length: 0,
+        tokens: Vec::new(),
+        images: Images::new(Vec::new(), Weak::new()),
+        image_count: 0,
+    };
     let mut sequences = Vec::with_capacity(slots.len());
     for (place, slot) in slots.into_iter().enumerate() {
         match slot {

@@ -53,6 +53,10 @@ impl Preparer {
         Ok(Self { dataset, tokenizer: Tokenizer::clip(), layout, transform, config: config.clone(), options })
     }
 
+    pub(super) fn options(&self) -> &LoaderOptions {
+        &self.options
+    }
+
     pub(super) fn buffers(&self) -> Buffers {
         Buffers { scratch: Scratch::new(), pixels: vec![0.0; self.transform.output_len()] }
     }
@@ -63,24 +67,24 @@ impl Preparer {
         self.dataset.locate(self.options.seed, step * self.options.global_batch_size + slot)
     }
 
-    /// Prepares the slot; a row's image is left in `buffers`. `stop` ends the waits between attempts to read.
-    pub(super) fn prepare(&self, step: u64, slot: u64, buffers: &mut Buffers, stop: &Stop) -> Result<Prepared, DatasetError> {
+    /// Prepares the slot; a row's image is left in `buffers`. Stopping `waits` ends those between attempts to read.
+    pub(super) fn prepare(&self, step: u64, slot: u64, buffers: &mut Buffers, waits: &Stop) -> Result<Prepared, DatasetError> {
         let Location { pass, sample, .. } = self.locate(step, slot);
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
             Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
         };
-        let read = match self.dataset.read_with(sample, |delay| stop.wait(delay))? {
-            Reading::Sample(read) => read,
+        let record = match self.dataset.read_with(sample, |delay| waits.wait(delay))? {
+            Reading::Sample(record) => record,
             Reading::Skipped(cause) => return skipped(cause, ""),
         };
         let draw = Draw { seed: self.options.seed, step, slot };
         let crop = |width, height| draw.crop(self.config.augmentation, width, height);
-        if let Err(error) = self.transform.train(read.image(), crop, &mut buffers.scratch, &mut buffers.pixels) {
+        if let Err(error) = self.transform.train(record.image(), crop, &mut buffers.scratch, &mut buffers.pixels) {
             return skipped(error.cause(), &error.to_string());
         }
         let image_first = draw.image_first(self.config.image_first_probability);
-        let caption = self.tokenizer.encode(&read.caption);
+        let caption = self.tokenizer.encode(&record.caption);
         let tokens = draw::tokens(&caption, image_first, &self.layout, self.options.objective);
         Ok(Prepared::Row(Row { slot, pass, sample, images: 1 }, tokens))
     }

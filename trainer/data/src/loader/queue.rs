@@ -190,16 +190,16 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
         let (step, slot) = (work.step, queue.slots.start + work.place as u64);
         // Buffers that a panic leaves half-written are overwritten by the next image.
         let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LoaderError> {
-            let prepared =
+            let content =
                 preparer.prepare(step, slot, &mut buffers, &queue.waits).map_err(|source| LoaderError::Read { step, slot, source })?;
-            if let Prepared::Row(..) = prepared {
+            if let Prepared::Row(..) = content {
                 let begin = work.place * queue.image_values;
                 let mut pixels = work.pixels.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(place) = pixels.get_mut(begin..begin + queue.image_values) {
                     place.copy_from_slice(buffers.pixels());
                 }
             }
-            queue.complete(work, prepared);
+            queue.complete(work, content);
             Ok(())
         }));
         match result {

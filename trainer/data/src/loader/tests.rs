@@ -82,7 +82,8 @@ fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync 
 /// The step of the first slot whose sample lies in `shard`, by the recorded order of seed 3.
 fn first_step_of(shard: u64) -> u64 {
     let order = crate::permutation::Permutation::new(3, 0, SHARDS * SAMPLES_PER_SHARD);
-    let first = (0..SHARDS * SAMPLES_PER_SHARD).find(|position| order.at(*position).is_some_and(|sample| sample / SAMPLES_PER_SHARD == shard));
+    let first =
+        (0..SHARDS * SAMPLES_PER_SHARD).find(|position| order.at(*position).is_some_and(|sample| sample / SAMPLES_PER_SHARD == shard));
     first.expect("every sample has a position") / SLOTS
 }
 
@@ -91,7 +92,7 @@ fn errors_that_pass_cost_no_slot() {
     let failures = AtomicU64::new(0);
     // Every third read fails once or twice.
     let (_folder, loader) = loader(2, move |_| {
-        if failures.fetch_add(1, Ordering::Relaxed) % 3 == 0 { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+        if failures.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     });
     let batches: Vec<Batch> = loader.collect::<Result<_, _>>().expect("every error passes");
     assert_eq!(batches.len(), 10);
@@ -101,9 +102,8 @@ fn errors_that_pass_cost_no_slot() {
 #[test]
 fn a_lost_shard_ends_the_sequence_with_its_name_after_the_batches_before_it() {
     for (shard, prefetch) in [(0, 1), (1, 4), (2, 10), (3, 2)] {
-        let (folder, mut loader) = loader(prefetch, move |number| {
-            if number as u64 == shard { Err(io::Error::from_raw_os_error(libc::ENOENT)) } else { Ok(()) }
-        });
+        let (folder, mut loader) =
+            loader(prefetch, move |number| if number as u64 == shard { Err(io::Error::from_raw_os_error(libc::ENOENT)) } else { Ok(()) });
         let failing = first_step_of(shard);
         for step in 0..failing {
             assert_eq!(loader.next().expect("a batch").expect("its shards are there").step, step);
@@ -203,7 +203,8 @@ fn options_that_contradict_each_other_are_named() {
         assert!(matches!(error, LoaderError::Options { field: named, .. } if named == field), "{field}: {error:?}");
     }
     for (threads, prefetch, field) in [(0, 1, "threads"), (1, 0, "prefetch")] {
-        let error = Loader::start(Arc::clone(&dataset), &DataConfig { threads, prefetch, ..config.clone() }, sound.clone()).expect_err(field);
+        let error =
+            Loader::start(Arc::clone(&dataset), &DataConfig { threads, prefetch, ..config.clone() }, sound.clone()).expect_err(field);
         assert!(matches!(error, LoaderError::Options { field: named, .. } if named == field), "{field}: {error:?}");
     }
 }

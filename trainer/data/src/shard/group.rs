@@ -72,6 +72,7 @@ impl Grouper {
     }
 
     /// The last sample.
+    #[must_use]
     pub fn finish(self) -> Option<Group> {
         self.current
     }
@@ -127,7 +128,10 @@ mod tests {
 
     #[test]
     fn dots_in_folders_do_not_split_a_name() {
-        check(&["./v1.0/000.webp", "./v1.0/000.txt", "v2.0/000.txt"], &["./v1.0/000: ./v1.0/000.webp, ./v1.0/000.txt", "v2.0/000: -, v2.0/000.txt"]);
+        check(
+            &["./v1.0/000.webp", "./v1.0/000.txt", "v2.0/000.txt"],
+            &["./v1.0/000: ./v1.0/000.webp, ./v1.0/000.txt", "v2.0/000: -, v2.0/000.txt"],
+        );
     }
 
     #[test]

@@ -103,14 +103,19 @@ fn range(body: &str) -> Option<Option<Vec<String>>> {
     };
     let (Some(from), Some(to), Some(step)) = (number(from_text), number(to_text), step) else { return Some(None) };
     // As bash: a leading zero on either bound pads all to the longer one.
-    let padded = [from_text, to_text].iter().any(|text| text.trim_start_matches('-').len() > 1 && text.trim_start_matches('-').starts_with('0'));
+    let padded =
+        [from_text, to_text].iter().any(|text| text.trim_start_matches('-').len() > 1 && text.trim_start_matches('-').starts_with('0'));
     let width = if padded { from_text.len().max(to_text.len()) } else { 0 };
     let step = usize::try_from(step.unsigned_abs().max(1)).ok()?;
     if from.abs_diff(to) / step as u64 >= LIMIT as u64 {
         return None;
     }
     let format = |value: i64| format!("{value:0width$}");
-    Some(Some(if from <= to { (from..=to).step_by(step).map(format).collect() } else { (to..=from).rev().step_by(step).map(format).collect() }))
+    Some(Some(if from <= to {
+        (from..=to).step_by(step).map(format).collect()
+    } else {
+        (to..=from).rev().step_by(step).map(format).collect()
+    }))
 }
 
 #[cfg(test)]

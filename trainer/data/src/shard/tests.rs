@@ -93,7 +93,8 @@ fn pax_names_and_sizes_override_the_header() {
     let record = |key: &str, value: &str| {
         // "LENGTH KEY=VALUE\n", where LENGTH counts itself; three digits here.
         let rest = format!(" {key}={value}\n");
-        let length = [1, 2, 3].into_iter().map(|digits| rest.len() + digits).find(|length| length.to_string().len() + rest.len() == *length);
+        let length =
+            [1, 2, 3].into_iter().map(|digits| rest.len() + digits).find(|length| length.to_string().len() + rest.len() == *length);
         format!("{}{rest}", length.expect("a length of at most three digits"))
     };
     let records = record("path", &name) + &record("size", "3");
@@ -112,7 +113,7 @@ fn an_archive_without_members_is_sound() {
 fn an_archive_cut_short_anywhere_is_an_error_that_names_it() {
     let archive = ended(&[regular("1.jpg", &[1; 700]), regular("1.txt", b"text")]);
     let content = archive.len() - 2 * BLOCK as usize;
-    for length in 0..content + 1 {
+    for length in 0..=content {
         let (_folder, path) = file(&archive[..length]);
         let error = members(&path).expect_err(&format!("{length} of {} bytes", archive.len()));
         let message = error.to_string();
@@ -164,10 +165,7 @@ fn the_writer_gives_the_same_bytes_every_time_and_what_it_wrote_is_read_back() {
     };
     let bytes = write("a.tar");
     assert_eq!(bytes, write("b.tar"));
-    check(
-        &bytes,
-        &[("000.png", b"pixels"), ("000.txt", b"a caption"), ("001.txt", b""), (&format!("{long}.webp"), &[0; 1000])],
-    );
+    check(&bytes, &[("000.png", b"pixels"), ("000.txt", b"a caption"), ("001.txt", b""), (&format!("{long}.webp"), &[0; 1000])]);
     // Recorded: shards written by another release of this program have the same identity.
     assert_eq!(blake3::hash(&bytes).to_hex().as_str(), "af7861ea6530034c982e9ec9f4ab87fbcf47bd653adfcae7228d9d041e3a0240");
 }

@@ -112,10 +112,20 @@ fn what_cannot_be_shown_says_why() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = shard(folder.path());
     let error = |options| show(&path, &options).expect_err("it cannot be shown");
-    assert!(matches!(error(ShowOptions { sample: 1, ..options() }), ShowError::Image { key, source: ImageError::Truncated { .. }, .. } if key == "second"));
-    assert!(matches!(error(ShowOptions { sample: 2, ..options() }), ShowError::Skipped { key, cause: SkipCause::NoCaption, .. } if key == "third"));
-    assert!(matches!(error(ShowOptions { sample: 3, ..options() }), ShowError::Dataset(DatasetError::OutOfRange { sample: 3, samples: 3 })));
+    assert!(
+        matches!(error(ShowOptions { sample: 1, ..options() }), ShowError::Image { key, source: ImageError::Truncated { .. }, .. } if key == "second")
+    );
+    assert!(
+        matches!(error(ShowOptions { sample: 2, ..options() }), ShowError::Skipped { key, cause: SkipCause::NoCaption, .. } if key == "third")
+    );
+    assert!(matches!(
+        error(ShowOptions { sample: 3, ..options() }),
+        ShowError::Dataset(DatasetError::OutOfRange { sample: 3, samples: 3 })
+    ));
     assert!(matches!(error(ShowOptions { size: 0, ..options() }), ShowError::Size { size: 0, .. }));
     let outside = ShowTransform::Crop(CropBox { top: 40, left: 0, height: 20, width: 20 });
-    assert!(matches!(error(ShowOptions { transform: outside, ..options() }), ShowError::Image { source: ImageError::CropOutside { .. }, .. }));
+    assert!(matches!(
+        error(ShowOptions { transform: outside, ..options() }),
+        ShowError::Image { source: ImageError::CropOutside { .. }, .. }
+    ));
 }

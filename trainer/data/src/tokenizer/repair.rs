@@ -48,9 +48,11 @@ pub(super) fn fix_text(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether no step of ftfy can change `text`: plain ASCII without entities and control characters.
+/// Whether no step of ftfy can change `text`: plain ASCII without control characters, and without entities, which end in a
+/// semicolon for ftfy.
 fn needs_nothing(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'%' | b'\''..=b'~' | b'\t' | b'\n' | 0x0C))
+    let plain = |byte| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | 0x0C);
+    text.bytes().all(plain) && !(text.contains('&') && text.contains(';'))
 }
 
 fn fix_segment(segment: &str, unescapes: bool) -> String {

@@ -60,6 +60,7 @@ fn device_type(device: Device) -> Result<i32, ShimError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "these values have no rounding error")]
 mod tests {
     use std::panic::catch_unwind;
 

@@ -30,9 +30,7 @@ where
     let closure = Box::into_raw(Box::new(function)).cast::<c_void>();
     let mut output = ptr::null_mut();
     // SAFETY: `run` and `drop_closure` are instantiated for the closure's own type; the shim drops it exactly once.
-    let status = unsafe {
-        ffi::lcl_checkpoint(closure, run::<F>, drop_closure::<F>, pointers.as_ptr(), pointers.len(), &raw mut output)
-    };
+    let status = unsafe { ffi::lcl_checkpoint(closure, run::<F>, drop_closure::<F>, pointers.as_ptr(), pointers.len(), &raw mut output) };
     check("checkpointed function", status)?;
     // SAFETY: a new tensor of the shim.
     Ok(unsafe { own(output) })
@@ -78,11 +76,7 @@ unsafe extern "C" fn drop_closure<F>(closure: *mut c_void) {
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("without a message")
+    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }
 
 #[cfg(test)]
@@ -208,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_and_panics_of_either_run_come_back_as_errors() -> Result<(), TchError> {
+    fn errors_and_panics_of_either_run_come_back_as_errors() {
         for failing_run in [1, 2] {
             for panics in [false, true] {
                 let counters = Counters::default();
@@ -229,7 +223,6 @@ mod tests {
                 assert_eq!(counters.get(), (failing_run, 1), "run {failing_run}, panics {panics}");
             }
         }
-        Ok(())
     }
 
     #[test]
