@@ -57,6 +57,9 @@ impl Identity {
                 "globalBatchSize": optimization.global_batch_size,
                 "normalization": optimization.normalization,
                 "seed": optimization.seed,
+                // The stored moments are averages with these.
+                "betas": optimization.betas,
+                "epsilon": optimization.epsilon,
             },
         });
         let mut flat = Map::new();
@@ -142,6 +145,8 @@ mod tests {
         check(|config| config.model.objective = lcl_trainer_config::Objective::Clip, Some("model.objective.kind"));
         check(|config| config.optimization.global_batch_size = 9, Some("optimization.globalBatchSize"));
         check(|config| config.optimization.seed = 9, Some("optimization.seed"));
+        check(|config| config.optimization.betas = [0.9, 0.999], Some("optimization.betas"));
+        check(|config| config.optimization.epsilon = 1e-8, Some("optimization.epsilon"));
         check(|config| config.data.augmentation.scale = [0.5, 1.0], Some("data.augmentation.scale"));
         check(|config| config.data.image_first_probability = 0.4, Some("data.imageFirstProbability"));
     }
