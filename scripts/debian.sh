@@ -9,7 +9,8 @@ need g++ g++
 need cmake cmake
 need nasm nasm
 need python3 python3
-python3 -m venv --help > /dev/null 2>&1 || missing+=(python3-venv)
+# Debian has venv without what it unpacks.
+python3 -c 'import ensurepip, venv' > /dev/null 2>&1 || missing+=(python3-venv)
 python3 -m pip --version > /dev/null 2>&1 || missing+=(python3-pip)
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null 2>&1; then

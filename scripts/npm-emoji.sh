@@ -7,6 +7,11 @@ declare -A INTEGRITY=(
   [google]="6517b17f3b3b315a0b9e6cd998db0ee132a19c0269e43fbe566e8fa54a47fe31104257a6a7797cf028d9f83a19d9f68cf51e10c5990e3c90a84fc0e53e17d0dc"
   [twitter]="ec5fae0ae1c7fbb427adcd793f9b676ef2a483d13ab65ce2e0c9d3dae5b5465378a4b613cdae9c3ff76cb487d20ccb698c52d6b997b05a0f2305bb8bd9ec842d"
 )
+if ! command -v npm > /dev/null 2>&1 && [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null 2>&1; then
+  echo "installing npm"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends npm > /dev/null
+fi
 command -v npm > /dev/null 2>&1 || { echo "npm is needed to fetch the emoji images of the demo: install Node.js" >&2; exit 1; }
 for style in google twitter; do
   target=.deps/emoji/$style
