@@ -20,6 +20,17 @@ pub struct ValidatedJob {
     job: LCLTrainingJob,
 }
 
+/// Sizes of a job in workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct World {
+    /// Fewest it runs with.
+    pub min: i32,
+    /// Wanted.
+    pub desired: i32,
+    /// Most it may grow to.
+    pub max: i32,
+}
+
 impl ValidatedJob {
     /// Resolves what the schema writes as "exactly one of": an error here means that a rule of the definition is missing.
     pub(crate) fn new(job: LCLTrainingJob) -> Result<Self, FieldError> {
@@ -59,6 +70,14 @@ impl ValidatedJob {
     #[must_use]
     pub fn shards(&self) -> &[String] {
         &self.shards
+    }
+
+    /// Between how many workers the job runs. Without `elastic` all three are `workers.replicas`.
+    #[must_use]
+    pub fn world(&self) -> World {
+        let desired = self.job.spec.workers.replicas;
+        let (min, max) = self.job.spec.elastic.as_ref().map_or((desired, desired), |elastic| (elastic.min_workers, elastic.max_workers));
+        World { min, desired, max }
     }
 
     /// The worker's pod as far as the user gave it.

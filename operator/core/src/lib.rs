@@ -1,15 +1,16 @@
 //! Pure decisions of the operator, shared with `lcl run --local`: is this job valid, and what does it need?
 //!
 //! Comes in: what was observed (a manifest, a stored object), as plain values. Goes out: a [`ValidatedJob`] or every rule it breaks, and
-//! from a valid job the trainer's configuration. Nothing here reads a file, asks a cluster, looks at a clock or the number of cores:
-//! whatever differs between two machines is passed in.
+//! from a valid job the trainer's configuration and the objects that a cluster needs for it. Nothing here reads a file, asks a cluster,
+//! looks at a clock or the number of cores: whatever differs between two machines is passed in.
 
+pub mod build;
 mod job;
 mod paths;
 mod render;
 mod validate;
 
-pub use job::ValidatedJob;
+pub use job::{ValidatedJob, World};
 pub use paths::{PathError, PathMapping};
 pub use render::{Surroundings, render_trainer_config};
 pub use validate::{FieldError, FieldErrors, validate, validate_change};

@@ -1,0 +1,61 @@
+//! The objects a job owns, one kind per file.
+//!
+//! Comes in: a [`ValidatedJob`] that the API server has stored, and the [`Surroundings`](BuildContext) of the operator. Goes out: objects
+//! ready for server-side apply, each with the job as its owner. The same input gives the same bytes: what is already there and equal
+//! is not written again.
+//!
+//! Pods get the coordinator's address and their own identity; whatever can change while they run comes over gRPC, so that a resize
+//! never changes a pod.
+
+mod config_map;
+mod coordinator_pod;
+mod labels;
+mod pod_defaults;
+mod service;
+mod service_account;
+mod worker_pod;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use lcl_crds::{GROUP, KIND, VERSION};
+
+pub use config_map::{CONFIG_FILE, build_config_map};
+pub use coordinator_pod::{COORDINATOR_CONTAINER, COORDINATOR_PORT, build_coordinator_pod};
+pub use labels::{COORDINATOR_ROLE, JOB_NAME_LABEL, JOB_UID_LABEL, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, worker_selector};
+pub use service::build_service;
+pub use service_account::build_service_account;
+pub use worker_pod::{build_worker_pod, worker_pod_name};
+
+use crate::job::ValidatedJob;
+
+/// What the objects depend on besides the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildContext {
+    /// Namespace of the job and of everything it owns.
+    pub namespace: String,
+    /// The job's `metadata.uid`.
+    pub uid: String,
+    /// Image of the coordinator.
+    pub coordinator_image: String,
+    /// Image of the workers, unless the job's template names one.
+    pub trainer_image: String,
+    /// `imagePullPolicy` of both; `None` leaves it to Kubernetes.
+    pub image_pull_policy: Option<String>,
+}
+
+/// Name, namespace, labels and owner that every object of the job has.
+fn metadata(job: &ValidatedJob, context: &BuildContext, name: String, role: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(context.namespace.clone()),
+        labels: Some(labels::labels(job, context, role)),
+        owner_references: Some(vec![OwnerReference {
+            api_version: format!("{GROUP}/{VERSION}"),
+            kind: KIND.to_owned(),
+            name: job.name().to_owned(),
+            uid: context.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }]),
+        ..ObjectMeta::default()
+    }
+}

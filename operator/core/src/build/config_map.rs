@@ -1,0 +1,36 @@
+//! The trainer's configuration, mounted by every worker.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use lcl_trainer_config::Device;
+
+use crate::{
+    build::{BuildContext, labels::COORDINATOR_ROLE, metadata},
+    job::ValidatedJob,
+    paths::PathMapping,
+    render::{Surroundings, render_trainer_config},
+};
+
+/// Key of the configuration in the `ConfigMap`, and the file's name in the container.
+pub const CONFIG_FILE: &str = "trainer-config.json";
+
+/// Threads that read and decode in a worker whose job does not say.
+const DATA_THREADS: usize = 4;
+
+pub(super) fn config_map_name(job: &ValidatedJob) -> String {
+    format!("{}-config", job.name())
+}
+
+/// `<job>-config`. Changes of the job that running pods may follow (steps, schedule) change it; each worker reads it when it starts.
+#[must_use]
+pub fn build_config_map(job: &ValidatedJob, context: &BuildContext) -> ConfigMap {
+    let surroundings = Surroundings { paths: PathMapping::in_container(), device: Device::Auto, threads: None, data_threads: DATA_THREADS };
+    // A configuration is numbers, texts and lists: it always has a JSON form.
+    let json = serde_json::to_string_pretty(&render_trainer_config(job, &surroundings)).unwrap_or_default();
+    ConfigMap {
+        metadata: metadata(job, context, config_map_name(job), COORDINATOR_ROLE),
+        data: Some(BTreeMap::from([(CONFIG_FILE.to_owned(), json)])),
+        ..ConfigMap::default()
+    }
+}

@@ -1,0 +1,69 @@
+//! The pod that decides membership.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Container, ContainerPort, GRPCAction, Pod, PodSpec, Probe, ResourceRequirements},
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+use crate::{
+    build::{
+        BuildContext,
+        labels::COORDINATOR_ROLE,
+        metadata,
+        pod_defaults::{container_security, fill_pod, set_env},
+        service::coordinator_name,
+        service_account::service_account_name,
+    },
+    job::ValidatedJob,
+};
+
+/// Name of the coordinator's container.
+pub const COORDINATOR_CONTAINER: &str = "coordinator";
+/// Port of its gRPC service.
+pub const COORDINATOR_PORT: i32 = 7433;
+
+/// `<job>-coordinator` for the given epoch, a number that grows with every coordinator of the job: by it members and checkpoints tell a new
+/// coordinator from an old one. It keeps nothing on disk.
+#[must_use]
+pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: u64) -> Pod {
+    let mut container = Container {
+        name: COORDINATOR_CONTAINER.to_owned(),
+        image: Some(context.coordinator_image.clone()),
+        image_pull_policy: context.image_pull_policy.clone(),
+        ports: Some(vec![ContainerPort {
+            name: Some("grpc".to_owned()),
+            container_port: COORDINATOR_PORT,
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        }]),
+        readiness_probe: Some(Probe {
+            grpc: Some(GRPCAction { port: COORDINATOR_PORT, service: None }),
+            period_seconds: Some(2),
+            ..Probe::default()
+        }),
+        resources: Some(ResourceRequirements {
+            requests: Some(quantities([("cpu", "50m"), ("memory", "64Mi")])),
+            limits: Some(quantities([("memory", "512Mi")])),
+            claims: None,
+        }),
+        security_context: Some(container_security()),
+        ..Container::default()
+    };
+    let members = i64::from(job.spec().workers.members_per_worker);
+    let workers = job.world();
+    set_env(&mut container, "LCL_JOB", job.name());
+    set_env(&mut container, "LCL_LISTEN", &format!("0.0.0.0:{COORDINATOR_PORT}"));
+    set_env(&mut container, "LCL_EPOCH", &epoch.to_string());
+    set_env(&mut container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
+    set_env(&mut container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());
+    set_env(&mut container, "LCL_MAX_MEMBERS", &(i64::from(workers.max) * members).to_string());
+    let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..PodSpec::default() };
+    fill_pod(&mut spec, service_account_name(job));
+    Pod { metadata: metadata(job, context, coordinator_name(job), COORDINATOR_ROLE), spec: Some(spec), status: None }
+}
+
+fn quantities<const N: usize>(values: [(&str, &str); N]) -> BTreeMap<String, Quantity> {
+    values.map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).into()
+}

@@ -1,0 +1,51 @@
+//! The name under which workers find the coordinator.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Service, ServicePort, ServiceSpec},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use lcl_crds::COORDINATOR_SUFFIX;
+
+use crate::{
+    build::{
+        BuildContext, COORDINATOR_PORT,
+        labels::{COORDINATOR_ROLE, JOB_NAME_LABEL, JOB_UID_LABEL, ROLE_LABEL},
+        metadata,
+    },
+    job::ValidatedJob,
+};
+
+/// Name of the coordinator's pod and Service.
+pub(super) fn coordinator_name(job: &ValidatedJob) -> String {
+    format!("{}{COORDINATOR_SUFFIX}", job.name())
+}
+
+/// The headless Service `<job>-coordinator`. Not-ready pods are published: workers connect while the coordinator is still coming up, and a
+/// probe that fails once must not cut them off.
+#[must_use]
+pub fn build_service(job: &ValidatedJob, context: &BuildContext) -> Service {
+    let selector: BTreeMap<String, String> =
+        [(JOB_NAME_LABEL, job.name()), (JOB_UID_LABEL, context.uid.as_str()), (ROLE_LABEL, COORDINATOR_ROLE)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+    Service {
+        metadata: metadata(job, context, coordinator_name(job), COORDINATOR_ROLE),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".to_owned()),
+            publish_not_ready_addresses: Some(true),
+            selector: Some(selector),
+            ports: Some(vec![ServicePort {
+                name: Some("grpc".to_owned()),
+                port: COORDINATOR_PORT,
+                target_port: Some(IntOrString::String("grpc".to_owned())),
+                app_protocol: Some("kubernetes.io/h2c".to_owned()),
+                protocol: Some("TCP".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}

@@ -1,0 +1,133 @@
+//! A worker's pod: the user's template with the trainer's parts merged in.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{ConfigMapVolumeSource, Container, EmptyDirVolumeSource, Pod, PodSpec, ResourceRequirements, Volume, VolumeMount},
+    apimachinery::pkg::api::resource::Quantity,
+};
+use lcl_crds::{WORKER_CONTAINER, WORKER_INFIX};
+
+use crate::{
+    build::{
+        BuildContext, COORDINATOR_PORT,
+        config_map::{CONFIG_FILE, config_map_name},
+        labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
+        metadata,
+        pod_defaults::{container_security, fill_pod, set_env, set_env_from_field},
+        service::coordinator_name,
+        service_account::service_account_name,
+    },
+    job::ValidatedJob,
+};
+
+/// Where the configuration is mounted.
+const CONFIG_FOLDER: &str = "/etc/lcl";
+/// Volumes of the operator; their names are out of a user's way.
+const CONFIG_VOLUME: &str = "lcl-config";
+const SHARED_MEMORY_VOLUME: &str = "lcl-shm";
+const TEMPORARY_VOLUME: &str = "lcl-tmp";
+/// Room for what libtorch and NCCL share between a pod's processes. It counts as the pod's memory only as far as it is used.
+const SHARED_MEMORY: &str = "8Gi";
+/// Time to finish a step and commit a checkpoint after SIGTERM, when the template does not say.
+const GRACE_SECONDS: i64 = 120;
+/// Place of a pod among its peers, as batch Jobs label it: topology-aware schedulers order by it.
+const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
+
+/// `<job>-w-<index>`.
+#[must_use]
+pub fn worker_pod_name(job: &ValidatedJob, index: u32) -> String {
+    format!("{}{WORKER_INFIX}{index}", job.name())
+}
+
+/// The pod of worker `index`. The same for every size of the world, so that scaling touches no pod that stays.
+#[must_use]
+pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
+    let template = job.spec().workers.template.clone().unwrap_or_default();
+    let mut pod_metadata = metadata(job, context, worker_pod_name(job, index), WORKER_ROLE);
+    let given = template.metadata.unwrap_or_default();
+    let mut labels = given.labels.unwrap_or_default();
+    labels.extend(pod_metadata.labels.take().unwrap_or_default());
+    labels.insert(WORKER_INDEX_LABEL.to_owned(), index.to_string());
+    labels.insert(COMPLETION_INDEX.to_owned(), index.to_string());
+    pod_metadata.labels = Some(labels);
+    let mut annotations = BTreeMap::from(
+        // Moving a training pod to tidy up a node costs more than the node.
+        [("karpenter.sh/do-not-disrupt", "true"), ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    );
+    annotations.extend(given.annotations.unwrap_or_default());
+    pod_metadata.annotations = Some(annotations);
+
+    let mut spec = template.spec.unwrap_or_default();
+    let position = spec.containers.iter().position(|container| container.name == WORKER_CONTAINER);
+    let mut container = position.map_or_else(Container::default, |position| spec.containers.remove(position));
+    fill_worker(&mut container, job, context, index);
+    // First, so that `kubectl logs` and `exec` take it without being told.
+    spec.containers.insert(0, container);
+    add_volumes(&mut spec, job);
+    spec.hostname.get_or_insert_with(|| worker_pod_name(job, index));
+    spec.termination_grace_period_seconds.get_or_insert(GRACE_SECONDS);
+    fill_pod(&mut spec, service_account_name(job));
+    Pod { metadata: pod_metadata, spec: Some(spec), status: None }
+}
+
+fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildContext, index: u32) {
+    WORKER_CONTAINER.clone_into(&mut container.name);
+    container.image.get_or_insert_with(|| context.trainer_image.clone());
+    if container.image_pull_policy.is_none() {
+        container.image_pull_policy.clone_from(&context.image_pull_policy);
+    }
+    if container.command.is_none() && container.args.is_none() {
+        container.args = Some(vec!["worker".to_owned()]);
+    }
+    if let Some(requests) = &job.spec().workers.requests {
+        container.resources = Some(resources(requests));
+    }
+    container.security_context.get_or_insert_with(container_security);
+    for (path, volume, read_only) in
+        [(CONFIG_FOLDER, CONFIG_VOLUME, Some(true)), ("/dev/shm", SHARED_MEMORY_VOLUME, None), ("/tmp", TEMPORARY_VOLUME, None)]
+    {
+        let mounts = container.volume_mounts.get_or_insert_default();
+        if !mounts.iter().any(|mount| mount.mount_path == path) {
+            mounts.push(VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only, ..VolumeMount::default() });
+        }
+    }
+    let address = format!("{}.{}.svc:{COORDINATOR_PORT}", coordinator_name(job), context.namespace);
+    set_env(container, "LCL_JOB", job.name());
+    set_env(container, "LCL_CONFIG", &format!("{CONFIG_FOLDER}/{CONFIG_FILE}"));
+    set_env(container, "LCL_COORDINATOR", &address);
+    set_env(container, "LCL_WORKER_INDEX", &index.to_string());
+    set_env(container, "LCL_MEMBERS_PER_WORKER", &job.spec().workers.members_per_worker.to_string());
+    // A pod made anew under the same name is another incarnation.
+    set_env_from_field(container, "LCL_INCARNATION", "metadata.uid");
+    set_env_from_field(container, "LCL_NODE", "spec.nodeName");
+    set_env_from_field(container, "LCL_POD_IP", "status.podIP");
+}
+
+/// Requests, and as limits those that cannot be shared: devices, and memory, of which more than asked for would be taken from neighbours.
+fn resources(requests: &BTreeMap<String, Quantity>) -> ResourceRequirements {
+    let limits = requests.iter().filter(|(name, _)| *name != "cpu").map(|(name, value)| (name.clone(), value.clone())).collect();
+    ResourceRequirements { requests: Some(requests.clone()), limits: Some(limits), claims: None }
+}
+
+fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob) {
+    let config = Volume {
+        name: CONFIG_VOLUME.to_owned(),
+        config_map: Some(ConfigMapVolumeSource { name: config_map_name(job), ..ConfigMapVolumeSource::default() }),
+        ..Volume::default()
+    };
+    let empty = |name: &str, medium: Option<&str>, limit: Option<&str>| Volume {
+        name: name.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: medium.map(str::to_owned),
+            size_limit: limit.map(|limit| Quantity(limit.to_owned())),
+        }),
+        ..Volume::default()
+    };
+    spec.volumes.get_or_insert_default().extend([
+        config,
+        empty(SHARED_MEMORY_VOLUME, Some("Memory"), Some(SHARED_MEMORY)),
+        empty(TEMPORARY_VOLUME, None, None),
+    ]);
+}

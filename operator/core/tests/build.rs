@@ -1,0 +1,124 @@
+//! From a manifest to the objects that a cluster needs for it.
+
+#[path = "support/jobs.rs"]
+mod support;
+
+use std::{fs, path::PathBuf};
+
+use lcl_operator_core::{
+    ValidatedJob,
+    build::{
+        BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod, worker_selector,
+    },
+    validate,
+};
+use lcl_trainer_config::TrainerConfig;
+use serde_json::{Value, json};
+
+use support::{assign, minimal_job};
+
+fn context() -> BuildContext {
+    BuildContext {
+        namespace: "vision".to_owned(),
+        uid: "6c1c5e0c-0000-4000-8000-000000000001".to_owned(),
+        coordinator_image: "registry.example/lcl-coordinator:1".to_owned(),
+        trainer_image: "registry.example/lcl-trainer:1".to_owned(),
+        image_pull_policy: None,
+    }
+}
+
+fn valid(assignments: &str) -> ValidatedJob {
+    let mut job = minimal_job();
+    assign(&mut job, assignments);
+    validate(&job).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn worker(assignments: &str, index: u32) -> Value {
+    serde_json::to_value(build_worker_pod(&valid(assignments), &context(), index)).unwrap()
+}
+
+fn env(container: &Value, name: &str) -> Vec<Value> {
+    container["env"].as_array().unwrap().iter().filter(|variable| variable["name"] == name).cloned().collect()
+}
+
+#[test]
+fn the_example_needs_these_objects() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
+    let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let job = validate(&manifest).unwrap_or_else(|errors| panic!("{errors}"));
+    let context = context();
+    insta::assert_json_snapshot!(json!({
+        "serviceAccount": build_service_account(&job, &context),
+        "service": build_service(&job, &context),
+        "coordinator": build_coordinator_pod(&job, &context, 3),
+        "worker": build_worker_pod(&job, &context, 0),
+    }));
+}
+
+#[test]
+fn the_configuration_is_one_the_trainer_accepts() {
+    let config_map = build_config_map(&valid(""), &context());
+    let json = &config_map.data.unwrap()["trainer-config.json"];
+    serde_json::from_str::<TrainerConfig>(json).unwrap().validate().unwrap();
+}
+
+#[test]
+fn a_worker_is_the_same_whatever_the_size_of_the_world() {
+    assert_eq!(worker("spec.workers = {'replicas': 2}", 1), worker("spec.workers = {'replicas': 7}", 1));
+    assert_ne!(worker("", 0), worker("", 1));
+}
+
+#[test]
+fn what_the_template_says_is_kept_and_the_operators_part_cannot_be_changed_by_it() {
+    let pod = worker(
+        "spec.workers.template = {'metadata': {'labels': {'team': 'vision', 'lcl.dev/role': 'x'}, 'annotations': {'karpenter.sh/do-not-disrupt': 'false'}}, \
+         'spec': {'containers': [{'name': 'sidecar', 'image': 'a'}, {'name': 'worker', 'image': 'mine', 'env': [{'name': 'LCL_NODE', 'value': 'x'}, \
+         {'name': 'NCCL_DEBUG', 'value': 'INFO'}], 'volumeMounts': [{'name': 'fast', 'mountPath': '/dev/shm'}]}], \
+         'volumes': [{'name': 'fast', 'emptyDir': {}}], 'restartPolicy': 'Always', \
+         'tolerations': [{'key': 'node.kubernetes.io/not-ready', 'operator': 'Exists', 'effect': 'NoExecute', 'tolerationSeconds': 300}]}}",
+        0,
+    );
+    let spec = &pod["spec"];
+    assert_eq!(pod["metadata"]["labels"]["team"], "vision");
+    assert_eq!(pod["metadata"]["labels"]["lcl.dev/role"], "worker");
+    assert_eq!(pod["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"], "false");
+    assert_eq!(spec["containers"][0]["name"], "worker");
+    assert_eq!(spec["containers"][1]["name"], "sidecar");
+    let container = &spec["containers"][0];
+    assert_eq!(container["image"], "mine");
+    assert_eq!(env(container, "NCCL_DEBUG").len(), 1);
+    let node = env(container, "LCL_NODE");
+    assert_eq!((node.len(), &node[0]["valueFrom"]["fieldRef"]["fieldPath"]), (1, &json!("spec.nodeName")));
+    let shared: Vec<&Value> =
+        container["volumeMounts"].as_array().unwrap().iter().filter(|mount| mount["mountPath"] == "/dev/shm").collect();
+    assert_eq!((shared.len(), &shared[0]["name"]), (1, &json!("fast")));
+    assert_eq!(spec["restartPolicy"], "Never");
+    assert_eq!(spec["tolerations"][0]["tolerationSeconds"], 300);
+    assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn requests_become_limits_except_for_processors() {
+    let pod = worker("spec.workers.requests = {'cpu': '8', 'memory': '32Gi', 'nvidia.com/gpu': '1'}", 0);
+    let resources = &pod["spec"]["containers"][0]["resources"];
+    assert_eq!(resources["requests"], json!({"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}));
+    assert_eq!(resources["limits"], json!({"memory": "32Gi", "nvidia.com/gpu": "1"}));
+}
+
+#[test]
+fn the_coordinator_counts_members_and_not_workers() {
+    let job = valid("spec.workers = {'replicas': 2, 'membersPerWorker': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}");
+    let pod = serde_json::to_value(build_coordinator_pod(&job, &context(), 1)).unwrap();
+    let container = &pod["spec"]["containers"][0];
+    let values = ["LCL_MIN_MEMBERS", "LCL_DESIRED_MEMBERS", "LCL_MAX_MEMBERS"].map(|name| env(container, name)[0]["value"].clone());
+    assert_eq!(values, [json!("2"), json!("4"), json!("8")]);
+}
+
+#[test]
+fn the_selector_finds_this_jobs_workers_alone() {
+    let pod = worker("", 0);
+    for requirement in worker_selector(&valid(""), &context()).split(',') {
+        let (key, value) = requirement.split_once('=').unwrap();
+        assert_eq!(pod["metadata"]["labels"][key], value, "{key}");
+    }
+}
