@@ -6,9 +6,12 @@
 mod process;
 mod simulation;
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
 use simulation::{Action, Simulation};
+
+/// Histories in one run of the test: a few seconds.
+const CASES: u32 = 400;
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
@@ -32,8 +35,17 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES),
+        max_shrink_iters: 10_000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/histories/regressions.txt"))),
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn every_history_keeps_the_invariants_and_ends_once_the_faults_stop(actions in prop::collection::vec(action(), 1..160)) {
