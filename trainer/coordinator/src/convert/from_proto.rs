@@ -47,12 +47,7 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
     Ok(match required("message", message.message)? {
         Message::Attach(attach) => ToCoordinator::Attach(Attach {
             protocol_version: attach.protocol_version,
-            identity: Identity {
-                name: name(attach.name)?,
-                incarnation: attach.incarnation,
-                node: attach.node,
-                address: attach.address,
-            },
+            identity: Identity { name: name(attach.name)?, incarnation: attach.incarnation, node: attach.node, address: attach.address },
             config_digest: attach.config_digest,
             known,
             held: held(attach.held)?,
@@ -102,9 +97,7 @@ pub(crate) fn to_member(message: wire::ToMember) -> Result<ToMember, WireError> 
         Message::Abort(abort) => ToMember::Abort { generation, reason: abort.reason },
         Message::Wish(wish) => ToMember::Wish { generation, flags: Flags::from_bits(wish.flags) },
         Message::Alive(_) => ToMember::Alive { generation },
-        Message::Store(store) => {
-            ToMember::Store { generation, id: store.id, response: store_response(required("answer", store.answer)?) }
-        }
+        Message::Store(store) => ToMember::Store { generation, id: store.id, response: store_response(required("answer", store.answer)?) },
         Message::Evicted(evicted) => ToMember::Evicted { generation, reason: evicted.reason },
         Message::End(end) => ToMember::End { generation, reason: end_reason(end.reason())? },
     })
@@ -125,9 +118,7 @@ fn store_response(answer: wire::store_response::Answer) -> StoreResponse {
 fn refusal(reason: wire::refused::Reason) -> Result<Refusal, WireError> {
     use wire::refused::Reason;
     Ok(match reason {
-        Reason::ProtocolVersion(it) => {
-            Refusal::ProtocolVersion { member: it.member, version: it.version, coordinator: it.coordinator }
-        }
+        Reason::ProtocolVersion(it) => Refusal::ProtocolVersion { member: it.member, version: it.version, coordinator: it.coordinator },
         Reason::Configuration(it) => Refusal::Configuration { member: it.member, digest: it.digest, expected: it.expected },
         Reason::Superseded(it) => Refusal::Superseded { member: it.member, incarnation: it.incarnation, newest: it.newest },
         Reason::StaleCoordinator(it) => {
@@ -173,9 +164,8 @@ pub fn status(status: wire::Status) -> Result<Status, WireError> {
         wire::Phase::Recovering => Phase::Recovering,
         wire::Phase::Ended => Phase::Ended(end_reason(status.end_reason())?),
     };
-    let member = |member: wire::MemberStatus| {
-        Ok(MemberStatus { name: name(member.name)?, node: member.node, rank: member.rank, step: member.step })
-    };
+    let member =
+        |member: wire::MemberStatus| Ok(MemberStatus { name: name(member.name)?, node: member.node, rank: member.rank, step: member.step });
     Ok(Status {
         phase,
         generation: required_generation(status.generation)?,
@@ -195,10 +185,9 @@ fn history_entry(entry: wire::HistoryEntry) -> Result<HistoryEntry, WireError> {
         Event::Left(it) => HistoryEvent::Left { reason: end_reason(it.reason())?, member: name(it.member)? },
         Event::Formed(it) => HistoryEvent::Formed { generation: required_generation(it.generation)?, world: it.world, base: it.base },
         Event::Broken(it) => HistoryEvent::Broken { generation: required_generation(it.generation)?, reason: it.reason },
-        Event::Recovered(it) => HistoryEvent::Recovered {
-            generation: required_generation(it.generation)?,
-            took: Duration::from_millis(it.took_milliseconds),
-        },
+        Event::Recovered(it) => {
+            HistoryEvent::Recovered { generation: required_generation(it.generation)?, took: Duration::from_millis(it.took_milliseconds) }
+        }
         Event::WentBack(it) => HistoryEvent::WentBack { from: it.from, to: it.to },
     };
     Ok(HistoryEntry { sequence: entry.sequence, at: Duration::from_millis(entry.at_milliseconds), event })

@@ -180,9 +180,7 @@ fn history_entry(entry: HistoryEntry) -> wire::HistoryEntry {
     let event = match entry.event {
         HistoryEvent::Joined { member } => Event::Joined(Joined { member: Some(name(member)) }),
         HistoryEvent::Lost { member, reason } => Event::Lost(Lost { member: Some(name(member)), reason }),
-        HistoryEvent::Left { member, reason } => {
-            Event::Left(Left { member: Some(name(member)), reason: end_reason(reason).into() })
-        }
+        HistoryEvent::Left { member, reason } => Event::Left(Left { member: Some(name(member)), reason: end_reason(reason).into() }),
         HistoryEvent::Formed { generation: formed, world, base } => {
             Event::Formed(Formed { generation: Some(generation(formed)), world, base })
         }
