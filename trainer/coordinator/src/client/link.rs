@@ -1,0 +1,144 @@
+//! The stream of a member: opened when the machine asks for it, read until it ends.
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use lcl_proto::v1alpha1::{self as wire, coordinator_client::CoordinatorClient};
+use lcl_protocol::MemberEvent;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Streaming, transport::Endpoint};
+
+use super::{ClientOptions, Shared, StartError};
+use crate::{
+    MAX_MESSAGE_BYTES, Security,
+    convert::{read_to_member, write_to_coordinator},
+};
+
+/// Messages that may wait to be sent before the stream counts as broken: many times what a rendezvous has in flight.
+const OUTBOX: usize = 1024;
+
+/// Where the coordinator is.
+pub(super) fn endpoint(options: &ClientOptions) -> Result<Endpoint, StartError> {
+    let Security::Insecure = options.security;
+    let endpoint = Endpoint::from_shared(format!("http://{}", options.coordinator))
+        .map_err(|source| StartError::Address { coordinator: options.coordinator.clone(), source })?;
+    Ok(endpoint.connect_timeout(options.connect_timeout).tcp_nodelay(true))
+}
+
+/// Runs until the last client is dropped.
+pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, mut dropped: mpsc::Receiver<()>) {
+    tokio::select! {
+        () = attach_again_and_again(&shared, &endpoint) => {}
+        _ = dropped.recv() => {}
+    }
+}
+
+async fn attach_again_and_again(shared: &Shared, endpoint: &Endpoint) {
+    let mut pause = shared.options.first_pause;
+    shared.observe(MemberEvent::Tick);
+    loop {
+        while !shared.lock().wants_stream {
+            shared.wake.notified().await;
+        }
+        match open(shared, endpoint).await {
+            Ok(stream) => {
+                if talk(shared, stream).await {
+                    pause = shared.options.first_pause;
+                }
+            }
+            Err(error) => tracing::warn!(coordinator = shared.options.coordinator, "cannot attach: {error}"),
+        }
+        sleep(spread(pause)).await;
+        pause = (pause * 2).min(shared.options.longest_pause);
+    }
+}
+
+async fn open(shared: &Shared, endpoint: &Endpoint) -> Result<Streaming<wire::ToMember>, String> {
+    let patience = shared.options.connect_timeout;
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let attach = async {
+        let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
+        let mut client =
+            CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let messages = ReceiverStream::new(messages).map(write_to_coordinator);
+        let response = client.attach(messages).await.map_err(|status| format!("{}: {}", status.code(), status.message()))?;
+        Ok(response.into_inner())
+    };
+    let stream = timeout(patience, attach).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))?;
+    {
+        let mut state = shared.lock();
+        state.wants_stream = false;
+        state.outbox = Some(outbox);
+    }
+    shared.observe(MemberEvent::Connected);
+    Ok(stream)
+}
+
+/// Carries messages and timers until the stream ends. Whether anything was heard on it.
+async fn talk(shared: &Shared, stream: Streaming<wire::ToMember>) -> bool {
+    let mut stream = pin!(stream);
+    let mut heard = false;
+    loop {
+        let deadline = {
+            let state = shared.lock();
+            if state.outbox.is_none() {
+                // The machine has dropped it; it knows.
+                return heard;
+            }
+            state.machine.deadline().map(|deadline| Instant::from_std(shared.start) + deadline)
+        };
+        let woken = shared.wake.notified();
+        let reason = tokio::select! {
+            message = stream.next() => match message {
+                Some(Ok(message)) => match read_to_member(message) {
+                    Ok(message) => {
+                        heard = true;
+                        shared.observe(MemberEvent::Message(message));
+                        continue;
+                    }
+                    Err(error) => describe(&error),
+                },
+                Some(Err(status)) => format!("{}: {}", status.code(), status.message()),
+                None => "the coordinator ended it".to_owned(),
+            },
+            () = sleep_until_some(deadline) => {
+                shared.observe(MemberEvent::Tick);
+                continue;
+            }
+            () = woken => continue,
+        };
+        shared.lock().outbox = None;
+        shared.observe(MemberEvent::Disconnected { reason });
+        return heard;
+    }
+}
+
+async fn sleep_until_some(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Between half and the whole of a pause: members that lost their coordinator together do not all come back at once.
+fn spread(pause: Duration) -> Duration {
+    // Every `RandomState` has its own keys: entropy enough, without a crate for it.
+    let random = RandomState::new().build_hasher().finish();
+    pause.mul_f64(0.5 + 0.5 * (random as f64 / u64::MAX as f64))
+}
+
+/// An error with its sources, in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", describe(source)),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,194 @@
+//! From protobuf to the protocol's types: every field that must be there is asked for.
+
+use std::time::Duration;
+
+use lcl_protocol::{
+    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, MemberName, MemberStatus, Phase, Plan, Refusal,
+    ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
+};
+
+use super::{WireError, required, wire};
+
+fn generation(generation: wire::Generation) -> Generation {
+    Generation { epoch: generation.epoch, n: generation.n }
+}
+
+fn required_generation(value: Option<wire::Generation>) -> Result<Generation, WireError> {
+    required("generation", value).map(generation)
+}
+
+fn label(label: wire::StateLabel) -> Result<StateLabel, WireError> {
+    Ok(StateLabel { step: label.step, generation: required_generation(label.generation)? })
+}
+
+fn held(held: Option<wire::StateLabel>) -> Result<Option<StateLabel>, WireError> {
+    held.map(label).transpose()
+}
+
+fn name(name: Option<wire::MemberName>) -> Result<MemberName, WireError> {
+    let wire::MemberName { worker, index } = required("name", name)?;
+    Ok(MemberName { worker, index })
+}
+
+fn end_reason(reason: wire::EndReason) -> Result<EndReason, WireError> {
+    match reason {
+        wire::EndReason::Unspecified => Err(WireError::Field { field: "reason" }),
+        wire::EndReason::Complete => Ok(EndReason::Complete),
+        wire::EndReason::Drained => Ok(EndReason::Drained),
+        wire::EndReason::Stopped => Ok(EndReason::Stopped),
+    }
+}
+
+/// A member's message.
+pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinator, WireError> {
+    use wire::to_coordinator::Message;
+    let known = message.generation.map(generation);
+    let about = || required("generation", known);
+    Ok(match required("message", message.message)? {
+        Message::Attach(attach) => ToCoordinator::Attach(Attach {
+            protocol_version: attach.protocol_version,
+            identity: Identity { name: name(attach.name)?, incarnation: attach.incarnation, node: attach.node, address: attach.address },
+            config_digest: attach.config_digest,
+            known,
+            held: held(attach.held)?,
+            draining: attach.draining,
+        }),
+        Message::Heartbeat(heartbeat) => ToCoordinator::Heartbeat { generation: known, held: held(heartbeat.held)? },
+        Message::Report(report) => {
+            let cause = match required("cause", report.cause)? {
+                wire::report::Cause::Agreed(_) => ReportCause::Agreed,
+                wire::report::Cause::Aborted(_) => ReportCause::Aborted,
+                wire::report::Cause::Failed(failed) => ReportCause::Failed { detail: failed.detail },
+            };
+            ToCoordinator::Report { generation: about()?, held: held(report.held)?, cause }
+        }
+        Message::Drain(_) => ToCoordinator::Drain { generation: known },
+        Message::CheckpointCommitted(committed) => ToCoordinator::CheckpointCommitted { generation: about()?, step: committed.step },
+        Message::Finished(finished) => ToCoordinator::Finished { generation: about()?, step: finished.step },
+        Message::Store(store) => {
+            ToCoordinator::Store { generation: about()?, id: store.id, request: store_request(required("operation", store.operation)?) }
+        }
+    })
+}
+
+fn store_request(operation: wire::store_request::Operation) -> StoreRequest {
+    use wire::store_request::Operation;
+    match operation {
+        Operation::Set(set) => StoreRequest::Set { key: set.key, value: set.value },
+        Operation::Get(get) => StoreRequest::Get { key: get.key },
+        Operation::Wait(wait) => StoreRequest::Wait { keys: wait.keys },
+        Operation::Check(check) => StoreRequest::Check { keys: check.keys },
+        Operation::Add(add) => StoreRequest::Add { key: add.key, amount: add.amount },
+        Operation::CompareSet(swap) => StoreRequest::CompareSet { key: swap.key, expected: swap.expected, desired: swap.desired },
+        Operation::Append(append) => StoreRequest::Append { key: append.key, value: append.value },
+        Operation::Delete(delete) => StoreRequest::Delete { key: delete.key },
+        Operation::CountKeys(_) => StoreRequest::CountKeys,
+    }
+}
+
+/// The coordinator's message.
+pub(crate) fn to_member(message: wire::ToMember) -> Result<ToMember, WireError> {
+    use wire::to_member::Message;
+    let generation = required_generation(message.generation)?;
+    Ok(match required("message", message.message)? {
+        Message::Attached(_) => ToMember::Attached { generation },
+        Message::Refused(refused) => ToMember::Refused { generation, reason: refusal(required("reason", refused.reason)?)? },
+        Message::Form(form) => ToMember::Form(plan(generation, form)?),
+        Message::Abort(abort) => ToMember::Abort { generation, reason: abort.reason },
+        Message::Wish(wish) => ToMember::Wish { generation, flags: Flags::from_bits(wish.flags) },
+        Message::Alive(_) => ToMember::Alive { generation },
+        Message::Store(store) => ToMember::Store { generation, id: store.id, response: store_response(required("answer", store.answer)?) },
+        Message::Evicted(evicted) => ToMember::Evicted { generation, reason: evicted.reason },
+        Message::End(end) => ToMember::End { generation, reason: end_reason(end.reason())? },
+    })
+}
+
+fn store_response(answer: wire::store_response::Answer) -> StoreResponse {
+    use wire::store_response::Answer;
+    match answer {
+        Answer::Done(_) => StoreResponse::Done,
+        Answer::Value(value) => StoreResponse::Value(value),
+        Answer::Number(number) => StoreResponse::Number(number),
+        Answer::Flag(flag) => StoreResponse::Flag(flag),
+        Answer::Cancelled(reason) => StoreResponse::Cancelled { reason },
+        Answer::Refused(reason) => StoreResponse::Refused { reason },
+    }
+}
+
+fn refusal(reason: wire::refused::Reason) -> Result<Refusal, WireError> {
+    use wire::refused::Reason;
+    Ok(match reason {
+        Reason::ProtocolVersion(it) => Refusal::ProtocolVersion { member: it.member, version: it.version, coordinator: it.coordinator },
+        Reason::Configuration(it) => Refusal::Configuration { member: it.member, digest: it.digest, expected: it.expected },
+        Reason::Superseded(it) => Refusal::Superseded { member: it.member, incarnation: it.incarnation, newest: it.newest },
+        Reason::StaleCoordinator(it) => {
+            Refusal::StaleCoordinator { member: it.member, epoch: it.epoch, known: required_generation(it.known)? }
+        }
+    })
+}
+
+fn plan(generation: Generation, plan: wire::Plan) -> Result<Plan, WireError> {
+    use wire::plan::Role as WireRole;
+    let role = match required("role", plan.role)? {
+        WireRole::Level(_) => Role::Level,
+        WireRole::Send(ranks) => Role::Send { to: ranks.to },
+        WireRole::Receive(receive) => Role::Receive { from: receive.from },
+        WireRole::Restore(ranks) => Role::Restore { to: ranks.to },
+    };
+    let lost = plan.lost.into_iter().map(|loss| Ok(Loss { member: name(loss.member)?, reason: loss.reason }));
+    Ok(Plan {
+        generation,
+        rank: plan.rank,
+        world: plan.world,
+        list_digest: plan.list_digest,
+        base: held(plan.base)?,
+        role,
+        lost: lost.collect::<Result<_, WireError>>()?,
+    })
+}
+
+/// Bounds on the number of members.
+pub(crate) fn world(world: wire::World) -> Result<World, WireError> {
+    Ok(World::new(world.min, world.desired, world.max)?)
+}
+
+/// What a coordinator's Watch sends, as the protocol's own type.
+///
+/// # Errors
+/// A field that must be there is missing, or of a kind that this version does not know.
+pub fn status(status: wire::Status) -> Result<Status, WireError> {
+    let phase = match status.phase() {
+        wire::Phase::Unspecified => return Err(WireError::Field { field: "phase" }),
+        wire::Phase::Waiting => Phase::Waiting,
+        wire::Phase::Running => Phase::Running,
+        wire::Phase::Recovering => Phase::Recovering,
+        wire::Phase::Ended => Phase::Ended(end_reason(status.end_reason())?),
+    };
+    let member =
+        |member: wire::MemberStatus| Ok(MemberStatus { name: name(member.name)?, node: member.node, rank: member.rank, step: member.step });
+    Ok(Status {
+        phase,
+        generation: required_generation(status.generation)?,
+        world: world(required("world", status.world)?)?,
+        members: status.members.into_iter().map(member).collect::<Result<_, WireError>>()?,
+        step: status.step,
+        last_checkpoint: status.last_checkpoint,
+        history: status.history.into_iter().map(history_entry).collect::<Result<_, WireError>>()?,
+    })
+}
+
+fn history_entry(entry: wire::HistoryEntry) -> Result<HistoryEntry, WireError> {
+    use wire::history_entry::Event;
+    let event = match required("event", entry.event)? {
+        Event::Joined(it) => HistoryEvent::Joined { member: name(it.member)? },
+        Event::Lost(it) => HistoryEvent::Lost { member: name(it.member)?, reason: it.reason },
+        Event::Left(it) => HistoryEvent::Left { reason: end_reason(it.reason())?, member: name(it.member)? },
+        Event::Formed(it) => HistoryEvent::Formed { generation: required_generation(it.generation)?, world: it.world, base: it.base },
+        Event::Broken(it) => HistoryEvent::Broken { generation: required_generation(it.generation)?, reason: it.reason },
+        Event::Recovered(it) => {
+            HistoryEvent::Recovered { generation: required_generation(it.generation)?, took: Duration::from_millis(it.took_milliseconds) }
+        }
+        Event::WentBack(it) => HistoryEvent::WentBack { from: it.from, to: it.to },
+    };
+    Ok(HistoryEntry { sequence: entry.sequence, at: Duration::from_millis(entry.at_milliseconds), event })
+}

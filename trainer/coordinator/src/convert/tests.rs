@@ -1,0 +1,129 @@
+use std::time::Duration;
+
+use lcl_protocol::{
+    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, MemberName, MemberStatus, Phase, Plan, Refusal,
+    ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
+};
+
+use super::*;
+
+const GENERATION: Generation = Generation { epoch: 3, n: 9 };
+const HELD: Option<StateLabel> = Some(StateLabel { step: 7, generation: GENERATION });
+
+fn name() -> MemberName {
+    MemberName { worker: "w-1".to_owned(), index: 2 }
+}
+
+fn text() -> String {
+    "text".to_owned()
+}
+
+#[test]
+fn every_message_of_a_member_is_read_back() {
+    let identity = Identity { name: name(), incarnation: 5, node: "n".to_owned(), address: "10.0.0.1:7".to_owned() };
+    let attach = Attach { protocol_version: 1, identity, config_digest: text(), known: Some(GENERATION), held: HELD, draining: true };
+    let mut messages = vec![
+        ToCoordinator::Attach(Attach { known: None, held: None, ..attach.clone() }),
+        ToCoordinator::Attach(attach),
+        ToCoordinator::Heartbeat { generation: None, held: HELD },
+        ToCoordinator::Drain { generation: Some(GENERATION) },
+        ToCoordinator::CheckpointCommitted { generation: GENERATION, step: 4 },
+        ToCoordinator::Finished { generation: GENERATION, step: 4 },
+    ];
+    for cause in [ReportCause::Agreed, ReportCause::Aborted, ReportCause::Failed { detail: text() }] {
+        messages.push(ToCoordinator::Report { generation: GENERATION, held: HELD, cause });
+    }
+    for request in [
+        StoreRequest::Set { key: text(), value: vec![1] },
+        StoreRequest::Get { key: text() },
+        StoreRequest::Wait { keys: vec![text()] },
+        StoreRequest::Check { keys: vec![text()] },
+        StoreRequest::Add { key: text(), amount: -4 },
+        StoreRequest::CompareSet { key: text(), expected: vec![1], desired: vec![2] },
+        StoreRequest::Append { key: text(), value: vec![1] },
+        StoreRequest::Delete { key: text() },
+        StoreRequest::CountKeys,
+    ] {
+        messages.push(ToCoordinator::Store { generation: GENERATION, id: 6, request });
+    }
+    for message in messages {
+        assert_eq!(read_to_coordinator(write_to_coordinator(message.clone())), Ok(message));
+    }
+}
+
+#[test]
+fn every_message_of_the_coordinator_is_read_back() {
+    let generation = GENERATION;
+    let mut messages = vec![
+        ToMember::Attached { generation },
+        ToMember::Abort { generation, reason: text() },
+        ToMember::Wish { generation, flags: Flags::LEAVE | Flags::CHECKPOINT },
+        ToMember::Alive { generation },
+        ToMember::Evicted { generation, reason: text() },
+    ];
+    for reason in [EndReason::Complete, EndReason::Drained, EndReason::Stopped] {
+        messages.push(ToMember::End { generation, reason });
+    }
+    for reason in [
+        Refusal::ProtocolVersion { member: text(), version: 2, coordinator: 1 },
+        Refusal::Configuration { member: text(), digest: text(), expected: "other".to_owned() },
+        Refusal::Superseded { member: text(), incarnation: 1, newest: 2 },
+        Refusal::StaleCoordinator { member: text(), epoch: 1, known: generation },
+    ] {
+        messages.push(ToMember::Refused { generation, reason });
+    }
+    for role in [Role::Level, Role::Send { to: vec![1, 4] }, Role::Receive { from: 3 }, Role::Restore { to: vec![] }] {
+        let lost = vec![Loss { member: name(), reason: text() }];
+        messages.push(ToMember::Form(Plan { generation, rank: 1, world: 5, list_digest: u64::MAX, base: HELD, role, lost }));
+    }
+    for response in [
+        StoreResponse::Done,
+        StoreResponse::Value(vec![]),
+        StoreResponse::Number(-1),
+        StoreResponse::Flag(false),
+        StoreResponse::Cancelled { reason: text() },
+        StoreResponse::Refused { reason: text() },
+    ] {
+        messages.push(ToMember::Store { generation, id: 0, response });
+    }
+    for message in messages {
+        assert_eq!(read_to_member(write_to_member(message.clone())), Ok(message));
+    }
+}
+
+#[test]
+fn a_status_is_read_back() {
+    let events = [
+        HistoryEvent::Joined { member: name() },
+        HistoryEvent::Lost { member: name(), reason: text() },
+        HistoryEvent::Left { member: name(), reason: EndReason::Drained },
+        HistoryEvent::Formed { generation: GENERATION, world: 2, base: None },
+        HistoryEvent::Broken { generation: GENERATION, reason: text() },
+        HistoryEvent::Recovered { generation: GENERATION, took: Duration::from_millis(83) },
+        HistoryEvent::WentBack { from: 9, to: 4 },
+    ];
+    let history = (1..).zip(events).map(|(sequence, event)| HistoryEntry { sequence, at: Duration::from_secs(sequence), event });
+    let status = Status {
+        phase: Phase::Ended(EndReason::Complete),
+        generation: GENERATION,
+        world: World::new(1, 2, 3).unwrap(),
+        members: vec![MemberStatus { name: name(), node: text(), rank: Some(0), step: None }],
+        step: 8,
+        last_checkpoint: Some(0),
+        history: history.collect(),
+    };
+    for phase in [status.phase, Phase::Waiting, Phase::Running, Phase::Recovering] {
+        let status = Status { phase, ..status.clone() };
+        assert_eq!(status_from_proto(write_status(status.clone())), Ok(status));
+    }
+}
+
+#[test]
+fn what_is_missing_or_unknown_is_an_error_and_no_panic() {
+    assert_eq!(read_to_coordinator(wire::ToCoordinator::default()), Err(WireError::Field { field: "message" }));
+    assert_eq!(read_to_member(wire::ToMember::default()), Err(WireError::Field { field: "generation" }));
+    let finished = wire::to_coordinator::Message::Finished(wire::Finished { step: 1 });
+    let nameless = wire::ToCoordinator { generation: None, message: Some(finished) };
+    assert_eq!(read_to_coordinator(nameless), Err(WireError::Field { field: "generation" }));
+    assert!(read_world(wire::World { min: 3, desired: 2, max: 1 }).is_err());
+}

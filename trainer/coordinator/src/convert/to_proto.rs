@@ -1,0 +1,194 @@
+//! From the protocol's types to protobuf. Cannot fail.
+
+use std::time::Duration;
+
+use lcl_protocol::{
+    EndReason, Generation, HistoryEntry, HistoryEvent, MemberName, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status,
+    StoreRequest, StoreResponse, ToCoordinator, ToMember,
+};
+
+use super::wire;
+
+fn generation(generation: Generation) -> wire::Generation {
+    wire::Generation { epoch: generation.epoch, n: generation.n }
+}
+
+fn label(label: StateLabel) -> wire::StateLabel {
+    wire::StateLabel { step: label.step, generation: Some(generation(label.generation)) }
+}
+
+fn name(name: MemberName) -> wire::MemberName {
+    wire::MemberName { worker: name.worker, index: name.index }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    time.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+fn end_reason(reason: EndReason) -> wire::EndReason {
+    match reason {
+        EndReason::Complete => wire::EndReason::Complete,
+        EndReason::Drained => wire::EndReason::Drained,
+        EndReason::Stopped => wire::EndReason::Stopped,
+    }
+}
+
+/// A member's message.
+pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
+    use wire::to_coordinator::Message;
+    let (about, message) = match message {
+        ToCoordinator::Attach(attach) => {
+            let message = wire::Attach {
+                protocol_version: attach.protocol_version,
+                name: Some(name(attach.identity.name)),
+                incarnation: attach.identity.incarnation,
+                node: attach.identity.node,
+                address: attach.identity.address,
+                config_digest: attach.config_digest,
+                held: attach.held.map(label),
+                draining: attach.draining,
+            };
+            (attach.known, Message::Attach(message))
+        }
+        ToCoordinator::Heartbeat { generation, held } => (generation, Message::Heartbeat(wire::Heartbeat { held: held.map(label) })),
+        ToCoordinator::Report { generation, held, cause } => {
+            use wire::report::{Aborted, Agreed, Cause, Failed};
+            let cause = match cause {
+                ReportCause::Agreed => Cause::Agreed(Agreed {}),
+                ReportCause::Aborted => Cause::Aborted(Aborted {}),
+                ReportCause::Failed { detail } => Cause::Failed(Failed { detail }),
+            };
+            (Some(generation), Message::Report(wire::Report { held: held.map(label), cause: Some(cause) }))
+        }
+        ToCoordinator::Drain { generation } => (generation, Message::Drain(wire::Drain {})),
+        ToCoordinator::CheckpointCommitted { generation, step } => {
+            (Some(generation), Message::CheckpointCommitted(wire::CheckpointCommitted { step }))
+        }
+        ToCoordinator::Finished { generation, step } => (Some(generation), Message::Finished(wire::Finished { step })),
+        ToCoordinator::Store { generation, id, request } => (Some(generation), Message::Store(store_request(id, request))),
+    };
+    wire::ToCoordinator { generation: about.map(generation), message: Some(message) }
+}
+
+fn store_request(id: u64, request: StoreRequest) -> wire::StoreRequest {
+    use wire::store_request::{Add, Append, Check, CompareSet, CountKeys, Delete, Get, Operation, Set, Wait};
+    let operation = match request {
+        StoreRequest::Set { key, value } => Operation::Set(Set { key, value }),
+        StoreRequest::Get { key } => Operation::Get(Get { key }),
+        StoreRequest::Wait { keys } => Operation::Wait(Wait { keys }),
+        StoreRequest::Check { keys } => Operation::Check(Check { keys }),
+        StoreRequest::Add { key, amount } => Operation::Add(Add { key, amount }),
+        StoreRequest::CompareSet { key, expected, desired } => Operation::CompareSet(CompareSet { key, expected, desired }),
+        StoreRequest::Append { key, value } => Operation::Append(Append { key, value }),
+        StoreRequest::Delete { key } => Operation::Delete(Delete { key }),
+        StoreRequest::CountKeys => Operation::CountKeys(CountKeys {}),
+    };
+    wire::StoreRequest { id, operation: Some(operation) }
+}
+
+/// The coordinator's message.
+pub(crate) fn to_member(message: ToMember) -> wire::ToMember {
+    use wire::to_member::Message;
+    let (about, message) = match message {
+        ToMember::Attached { generation } => (generation, Message::Attached(wire::Attached {})),
+        ToMember::Refused { generation, reason } => (generation, Message::Refused(refusal(reason))),
+        ToMember::Form(form) => (form.generation, Message::Form(plan(form))),
+        ToMember::Abort { generation, reason } => (generation, Message::Abort(wire::Abort { reason })),
+        ToMember::Wish { generation, flags } => (generation, Message::Wish(wire::Wish { flags: flags.bits() })),
+        ToMember::Alive { generation } => (generation, Message::Alive(wire::Alive {})),
+        ToMember::Store { generation, id, response } => (generation, Message::Store(store_response(id, response))),
+        ToMember::Evicted { generation, reason } => (generation, Message::Evicted(wire::Evicted { reason })),
+        ToMember::End { generation, reason } => (generation, Message::End(wire::End { reason: end_reason(reason).into() })),
+    };
+    wire::ToMember { generation: Some(generation(about)), message: Some(message) }
+}
+
+fn store_response(id: u64, response: StoreResponse) -> wire::StoreResponse {
+    use wire::store_response::{Answer, Done};
+    let answer = match response {
+        StoreResponse::Done => Answer::Done(Done {}),
+        StoreResponse::Value(value) => Answer::Value(value),
+        StoreResponse::Number(number) => Answer::Number(number),
+        StoreResponse::Flag(flag) => Answer::Flag(flag),
+        StoreResponse::Cancelled { reason } => Answer::Cancelled(reason),
+        StoreResponse::Refused { reason } => Answer::Refused(reason),
+    };
+    wire::StoreResponse { id, answer: Some(answer) }
+}
+
+fn refusal(refusal: Refusal) -> wire::Refused {
+    use wire::refused::{Configuration, ProtocolVersion, Reason, StaleCoordinator, Superseded};
+    let reason = match refusal {
+        Refusal::ProtocolVersion { member, version, coordinator } => {
+            Reason::ProtocolVersion(ProtocolVersion { member, version, coordinator })
+        }
+        Refusal::Configuration { member, digest, expected } => Reason::Configuration(Configuration { member, digest, expected }),
+        Refusal::Superseded { member, incarnation, newest } => Reason::Superseded(Superseded { member, incarnation, newest }),
+        Refusal::StaleCoordinator { member, epoch, known } => {
+            Reason::StaleCoordinator(StaleCoordinator { member, epoch, known: Some(generation(known)) })
+        }
+    };
+    wire::Refused { reason: Some(reason) }
+}
+
+fn plan(plan: Plan) -> wire::Plan {
+    use wire::plan::{Level, Ranks, Receive, Role as WireRole};
+    let role = match plan.role {
+        Role::Level => WireRole::Level(Level {}),
+        Role::Send { to } => WireRole::Send(Ranks { to }),
+        Role::Receive { from } => WireRole::Receive(Receive { from }),
+        Role::Restore { to } => WireRole::Restore(Ranks { to }),
+    };
+    wire::Plan {
+        rank: plan.rank,
+        world: plan.world,
+        list_digest: plan.list_digest,
+        base: plan.base.map(label),
+        role: Some(role),
+        lost: plan.lost.into_iter().map(|loss| wire::Loss { member: Some(name(loss.member)), reason: loss.reason }).collect(),
+    }
+}
+
+/// The status that is watched.
+pub(crate) fn status(status: Status) -> wire::Status {
+    let (phase, ended) = match status.phase {
+        Phase::Waiting => (wire::Phase::Waiting, wire::EndReason::Unspecified),
+        Phase::Running => (wire::Phase::Running, wire::EndReason::Unspecified),
+        Phase::Recovering => (wire::Phase::Recovering, wire::EndReason::Unspecified),
+        Phase::Ended(reason) => (wire::Phase::Ended, end_reason(reason)),
+    };
+    let members = status.members.into_iter().map(|member| wire::MemberStatus {
+        name: Some(name(member.name)),
+        node: member.node,
+        rank: member.rank,
+        step: member.step,
+    });
+    wire::Status {
+        phase: phase.into(),
+        end_reason: ended.into(),
+        generation: Some(generation(status.generation)),
+        world: Some(wire::World { min: status.world.min(), desired: status.world.desired(), max: status.world.max() }),
+        members: members.collect(),
+        step: status.step,
+        last_checkpoint: status.last_checkpoint,
+        history: status.history.into_iter().map(history_entry).collect(),
+    }
+}
+
+fn history_entry(entry: HistoryEntry) -> wire::HistoryEntry {
+    use wire::history_entry::{Broken, Event, Formed, Joined, Left, Lost, Recovered, WentBack};
+    let event = match entry.event {
+        HistoryEvent::Joined { member } => Event::Joined(Joined { member: Some(name(member)) }),
+        HistoryEvent::Lost { member, reason } => Event::Lost(Lost { member: Some(name(member)), reason }),
+        HistoryEvent::Left { member, reason } => Event::Left(Left { member: Some(name(member)), reason: end_reason(reason).into() }),
+        HistoryEvent::Formed { generation: formed, world, base } => {
+            Event::Formed(Formed { generation: Some(generation(formed)), world, base })
+        }
+        HistoryEvent::Broken { generation: broken, reason } => Event::Broken(Broken { generation: Some(generation(broken)), reason }),
+        HistoryEvent::Recovered { generation: recovered, took } => {
+            Event::Recovered(Recovered { generation: Some(generation(recovered)), took_milliseconds: milliseconds(took) })
+        }
+        HistoryEvent::WentBack { from, to } => Event::WentBack(WentBack { from, to }),
+    };
+    wire::HistoryEntry { sequence: entry.sequence, at_milliseconds: milliseconds(entry.at), event: Some(event) }
+}

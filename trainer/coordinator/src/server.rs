@@ -1,0 +1,204 @@
+//! The gRPC service: streams and requests in, [`Input`]s for the driver out. Holds no state of the job.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use lcl_proto::v1alpha1::{
+    self as wire,
+    coordinator_server::{Coordinator, CoordinatorServer},
+};
+use lcl_protocol::{ConnectionId, CoordinatorEvent, CoordinatorSettings, Status as JobStatus};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
+use tokio_stream::{
+    Stream, StreamExt,
+    wrappers::{ReceiverStream, WatchStream},
+};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Server, server::TcpIncoming},
+};
+
+use crate::{
+    MAX_MESSAGE_BYTES, Security,
+    convert::{read_to_coordinator, read_world, write_status},
+    driver::{Driver, INPUTS, Input, OUTBOX},
+};
+
+/// Longest wait for open calls after a stop. All streams are ended first, so this is only for peers that do not read.
+const GRACE: Duration = Duration::from_secs(5);
+/// Between two pings on an idle connection, and for the answer: a host that vanished without closing its sockets is noticed by the
+/// heartbeats first; this frees the connection.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// The server cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener's address cannot be told.
+    #[error("cannot read the address that the coordinator listens on")]
+    Address(#[source] io::Error),
+    /// The transport failed.
+    #[error("serving on {address} failed")]
+    Serve {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// The task that runs the machine ended by a panic.
+    #[error("the coordinator's machine on {address} panicked: start the coordinator again with a higher epoch")]
+    Machine {
+        /// Where.
+        address: SocketAddr,
+        /// The panic.
+        source: JoinError,
+    },
+}
+
+/// Serves a coordinator on `listener` until `stop` resolves; then ends all streams, so that members attach to whoever comes next.
+///
+/// `security` says that serving without protection is meant. Other bounds and time-outs are in `settings`.
+///
+/// # Errors
+/// See [`ServeError`]. Calls that are still open 5 s after the stop are cut off, which is no error.
+pub async fn serve(
+    listener: TcpListener,
+    settings: CoordinatorSettings,
+    security: Security,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    let Security::Insecure = security;
+    let address = listener.local_addr().map_err(ServeError::Address)?;
+    let (driver, status) = Driver::new(settings);
+    let (inputs, received) = mpsc::channel(INPUTS);
+    let (stopping, stopped) = watch::channel(false);
+    let driver = tokio::spawn(driver.run(received, stopped.clone()));
+
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<CoordinatorServer<Service>>().await;
+    let service = Service { inputs, status, next: AtomicU64::new(1), stopped };
+    let service = CoordinatorServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let shutdown = async move {
+        stop.await;
+        health_reporter.set_not_serving::<CoordinatorServer<Service>>().await;
+        stopping.send_replace(true);
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(
+        Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .add_service(health)
+            .add_service(service)
+            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown),
+    );
+    tracing::info!(%address, epoch = settings.epoch, "coordinator is listening");
+    let served = tokio::select! {
+        served = tasks.join_next() => served,
+        // With the stop the driver ends at once; what is left are calls.
+        ended = driver => match ended {
+            Err(source) => return Err(ServeError::Machine { address, source }),
+            Ok(()) => timeout(GRACE, tasks.join_next()).await.unwrap_or(None),
+        },
+    };
+    match served {
+        Some(Ok(Err(source))) => Err(ServeError::Serve { address, source }),
+        Some(Ok(Ok(())) | Err(_)) | None => Ok(()),
+    }
+}
+
+#[derive(Debug)]
+struct Service {
+    inputs: mpsc::Sender<Input>,
+    status: watch::Receiver<JobStatus>,
+    next: AtomicU64,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Service {
+    async fn feed(&self, input: Input) -> Result<(), Status> {
+        self.inputs.send(input).await.map_err(|_| Status::unavailable("the coordinator is stopping: try its successor"))
+    }
+}
+
+#[tonic::async_trait]
+impl Coordinator for Service {
+    type AttachStream = ReceiverStream<Result<wire::ToMember, Status>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<wire::Status, Status>> + Send>>;
+
+    async fn attach(&self, request: Request<Streaming<wire::ToCoordinator>>) -> Result<Response<Self::AttachStream>, Status> {
+        let connection = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        self.feed(Input::Opened { connection, outbox }).await?;
+        tokio::spawn(read(connection, request.into_inner(), self.inputs.clone(), self.stopped.clone()));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let statuses = WatchStream::new(self.status.clone()).map(|status| Ok(write_status(status)));
+        Ok(Response::new(Box::pin(statuses)))
+    }
+
+    async fn set_world(&self, request: Request<wire::World>) -> Result<Response<wire::SetWorldResponse>, Status> {
+        let world = read_world(request.into_inner()).map_err(|error| Status::invalid_argument(describe(&error)))?;
+        self.feed(Input::Event(CoordinatorEvent::SetWorld(world))).await?;
+        Ok(Response::new(wire::SetWorldResponse {}))
+    }
+
+    async fn drain_worker(&self, request: Request<wire::DrainWorkerRequest>) -> Result<Response<wire::DrainWorkerResponse>, Status> {
+        self.feed(Input::Event(CoordinatorEvent::DrainWorker { worker: request.into_inner().worker })).await?;
+        Ok(Response::new(wire::DrainWorkerResponse {}))
+    }
+
+    async fn stop(&self, _: Request<wire::StopRequest>) -> Result<Response<wire::StopResponse>, Status> {
+        self.feed(Input::Event(CoordinatorEvent::Stop)).await?;
+        Ok(Response::new(wire::StopResponse {}))
+    }
+}
+
+/// An error with its sources, in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", describe(source)),
+        None => error.to_string(),
+    }
+}
+
+/// Reads a member's stream to its end, which is reported whatever it is.
+async fn read(
+    connection: ConnectionId,
+    mut stream: Streaming<wire::ToCoordinator>,
+    inputs: mpsc::Sender<Input>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let reason = loop {
+        let next = tokio::select! {
+            next = stream.message() => next,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        let message = match next {
+            Ok(Some(message)) => message,
+            Ok(None) => break "the member ended it".to_owned(),
+            Err(status) => break format!("{}: {}", status.code(), status.message()),
+        };
+        match read_to_coordinator(message) {
+            Ok(message) => {
+                if inputs.send(Input::Event(CoordinatorEvent::Message { connection, message })).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => break describe(&error),
+        }
+    };
+    // When the driver is gone there is nobody to tell.
+    let _ = inputs.send(Input::Event(CoordinatorEvent::Closed { connection, reason })).await;
+}

@@ -1,0 +1,166 @@
+//! When a generation is formed, of whom, and when the running one should make room for another.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{Coordinator, EndReason, Flags, HistoryEvent, Identity, MemberName, Peer, StateLabel, ToMember, group::Group};
+use crate::{
+    Plan,
+    plan::{assign_roles, digest_of},
+};
+
+/// Generations in a row that committed nothing before the next is delayed: members that reach the coordinator but not each other would
+/// otherwise form one after the other as fast as they can. A few quick ones are what several losses in a row look like.
+const FRUITLESS_AT_ONCE: u32 = 4;
+/// First delay, doubled with every further fruitless generation.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// Longest delay: a network that comes back is tried within this time.
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+impl Coordinator {
+    /// Brings everything to rest after an event: ends what is complete, wishes for what is wanted, forms what can be formed.
+    pub(super) fn settle(&mut self) {
+        if self.ended.is_none() && self.all_have_finished() {
+            self.end(EndReason::Complete);
+        }
+        if let Some(reason) = self.ended {
+            return self.dismiss_all(reason);
+        }
+        self.let_go();
+        if self.group.as_ref().is_some_and(Group::is_open) {
+            return self.wish();
+        }
+        if self.peers.values().any(|peer| peer.in_group) {
+            return;
+        }
+        if self.stopping && self.peers.is_empty() {
+            return self.end(EndReason::Stopped);
+        }
+        if self.peers.len() < self.world.min() as usize {
+            self.enough_since = None;
+            // Too few are left: the next generation is waited for as the first one was.
+            self.group = None;
+            return;
+        }
+        self.enough_since.get_or_insert(self.now);
+        if self.may_form() {
+            self.form();
+        }
+    }
+
+    /// Dismisses those who are to leave and are in no group, unless the state they hold would be lost with them: then they take part in
+    /// one more generation, which hands it on or writes a checkpoint.
+    fn let_go(&mut self) {
+        if self.group.as_ref().is_some_and(|group| !group.is_open()) && self.peers.values().any(|peer| peer.in_group) {
+            // What the others hold is not known before all have reported.
+            return;
+        }
+        let stays = self.peers.values().filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
+        let nobody_stays = self.peers.values().all(|peer| peer.draining);
+        let hopeless = nobody_stays && self.peers.len() < self.world.min() as usize;
+        let is_safe = |held: StateLabel| stays >= Some(held) || self.last_checkpoint >= Some(held.step);
+        let can_go = |peer: &&Peer| peer.draining && !peer.in_group && (hopeless || peer.held.is_none_or(is_safe));
+        let leaving: Vec<MemberName> = self.peers.values().filter(can_go).map(|peer| peer.identity.name.clone()).collect();
+        let reason = if self.stopping { EndReason::Stopped } else { EndReason::Drained };
+        leaving.iter().for_each(|name| self.dismiss(name, reason));
+    }
+
+    pub(super) fn forming_deadline(&self) -> Option<Duration> {
+        let waiting = self.ended.is_none() && !self.group.as_ref().is_some_and(Group::is_open);
+        let since = self.enough_since.filter(|_| waiting && self.peers.values().all(|peer| !peer.in_group))?;
+        Some(since + self.waiting_time())
+    }
+
+    /// How long to wait once the fewest members are there.
+    fn waiting_time(&self) -> Duration {
+        let further = self.fruitless.saturating_sub(FRUITLESS_AT_ONCE);
+        let delay = match further {
+            0 => Duration::ZERO,
+            _ => FIRST_DELAY.saturating_mul(1 << (further - 1).min(16)).min(LONGEST_DELAY),
+        };
+        // Survivors wait for nobody: whoever comes later is let in by the next generation.
+        let complete = self.peers.len() >= self.world.desired() as usize;
+        let survivors = self.group.is_some();
+        if complete || survivors { delay } else { delay.max(self.settings.formation_wait) }
+    }
+
+    fn may_form(&self) -> bool {
+        self.enough_since.is_some_and(|since| self.now >= since + self.waiting_time())
+    }
+
+    fn form(&mut self) {
+        let generation = self.generation.next();
+        let chosen = self.choose();
+        let held: Vec<Option<StateLabel>> = chosen.iter().map(|name| self.peers.get(name).and_then(|peer| peer.held)).collect();
+        let identities: Vec<&Identity> = chosen.iter().filter_map(|name| self.peers.get(name)).map(|peer| &peer.identity).collect();
+        let list_digest = digest_of(identities.into_iter());
+        let (base, roles) = assign_roles(&held);
+        if self.group.as_ref().is_some_and(|group| !group.fruitful) {
+            self.fruitless = self.fruitless.saturating_add(1);
+        }
+        self.generation = generation;
+        self.enough_since = None;
+        let (world, lost) = (chosen.len() as u32, std::mem::take(&mut self.losses));
+        self.group = Some(Group::new(generation, base, chosen.iter().cloned().zip(held).collect()));
+        for ((rank, name), role) in (0..).zip(&chosen).zip(roles) {
+            let Some(peer) = self.peers.get_mut(name) else { continue };
+            peer.in_group = true;
+            let connection = peer.connection;
+            let plan = Plan { generation, rank, world, list_digest, base, role, lost: lost.clone() };
+            self.send(connection, ToMember::Form(plan));
+        }
+        self.record(HistoryEvent::Formed { generation, world, base: base.map(|base| base.step) });
+        self.advance();
+        // More members than fit, or one that is to leave already: the wish goes out with the plan.
+        self.wish();
+    }
+
+    /// The members of the next generation in rank order: all who fit. When there are more than fit, first those that hold the most, then
+    /// those of the generation before, then by name.
+    fn choose(&self) -> Vec<MemberName> {
+        let before = self.group.as_ref().map(Group::names).unwrap_or_default();
+        let mut candidates: Vec<&Peer> = self.peers.values().collect();
+        candidates.sort_by_key(|peer| (std::cmp::Reverse(peer.held), !before.contains(&peer.identity.name), &peer.identity.name));
+        candidates.truncate(self.world.max() as usize);
+        candidates.sort_by_key(|peer| (&peer.identity.node, &peer.identity.name));
+        candidates.into_iter().map(|peer| peer.identity.name.clone()).collect()
+    }
+
+    /// Tells the members of the open generation what to raise, when something is wanted that they were not told yet.
+    fn wish(&mut self) {
+        let Some(group) = &self.group else { return };
+        let wanted = self.wanted(group);
+        if group.wish.contains(wanted) {
+            return;
+        }
+        let generation = group.generation;
+        if let Some(group) = &mut self.group {
+            group.wish |= wanted;
+        }
+        let connections: Vec<_> = self.peers.values().filter(|peer| peer.in_group).map(|peer| peer.connection).collect();
+        for connection in connections {
+            self.send(connection, ToMember::Wish { generation, flags: wanted });
+        }
+    }
+
+    fn wanted(&self, group: &Group) -> Flags {
+        let draining: BTreeSet<bool> = self.peers.values().filter(|peer| peer.in_group).map(|peer| peer.draining).collect();
+        if draining == BTreeSet::from([true]) {
+            // Nobody stays who holds the state.
+            return Flags::LEAVE | Flags::CHECKPOINT;
+        }
+        let spare = self.peers.values().any(|peer| !peer.in_group && !peer.draining);
+        let room = group.world() < self.world.max();
+        let crowded = group.world() > self.world.max();
+        if draining.contains(&true) || (spare && room) || crowded { Flags::LEAVE } else { Flags::NONE }
+    }
+
+    fn end(&mut self, reason: EndReason) {
+        self.ended = Some(reason);
+        self.dismiss_all(reason);
+    }
+
+    fn dismiss_all(&mut self, reason: EndReason) {
+        let all: Vec<MemberName> = self.peers.keys().cloned().collect();
+        all.iter().for_each(|name| self.dismiss(name, reason));
+    }
+}

@@ -1,0 +1,337 @@
+use super::*;
+use crate::{Plan, Role, StoreRequest, StoreResponse};
+
+const WAIT: Duration = Duration::from_secs(3);
+
+fn at(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn label(step: u64, n: u64) -> StateLabel {
+    StateLabel { step, generation: Generation { epoch: 7, n } }
+}
+
+fn generation(n: u64) -> Generation {
+    Generation { epoch: 7, n }
+}
+
+/// A coordinator and what it has sent on each stream.
+struct Bench {
+    coordinator: Coordinator,
+    sent: BTreeMap<u64, Vec<ToMember>>,
+    closed: Vec<u64>,
+    now: Duration,
+}
+
+impl Bench {
+    fn new(min: u32, desired: u32, max: u32) -> Self {
+        let settings = CoordinatorSettings {
+            epoch: 7,
+            world: World::new(min, desired, max).unwrap(),
+            formation_wait: WAIT,
+            heartbeat_timeout: Duration::from_secs(10),
+            report_timeout: Duration::from_secs(5),
+        };
+        Self { coordinator: Coordinator::new(settings, at(0)), sent: BTreeMap::new(), closed: Vec::new(), now: at(0) }
+    }
+
+    fn event(&mut self, event: CoordinatorEvent) {
+        for command in self.coordinator.handle(self.now, event) {
+            match command {
+                CoordinatorCommand::Send { connection, message } => self.sent.entry(connection.0).or_default().push(message),
+                CoordinatorCommand::Close { connection } => self.closed.push(connection.0),
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Duration) {
+        self.now = now;
+        self.event(CoordinatorEvent::Tick);
+    }
+
+    fn say(&mut self, connection: u64, message: ToCoordinator) {
+        self.event(CoordinatorEvent::Message { connection: ConnectionId(connection), message });
+    }
+
+    fn close(&mut self, connection: u64) {
+        self.event(CoordinatorEvent::Closed { connection: ConnectionId(connection), reason: "reset".to_owned() });
+    }
+
+    /// Opens stream `connection` for worker `w-<worker>`.
+    fn attach(&mut self, connection: u64, worker: u32, change: impl FnOnce(&mut Attach)) {
+        let name = MemberName { worker: format!("w-{worker}"), index: 0 };
+        let identity = Identity { name, incarnation: 1, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
+        let mut attach = Attach {
+            protocol_version: PROTOCOL_VERSION,
+            identity,
+            config_digest: "d".to_owned(),
+            known: None,
+            held: None,
+            draining: false,
+        };
+        change(&mut attach);
+        self.event(CoordinatorEvent::Opened { connection: ConnectionId(connection) });
+        self.say(connection, ToCoordinator::Attach(attach));
+    }
+
+    /// What was sent on a stream since the last call.
+    fn taken(&mut self, connection: u64) -> Vec<ToMember> {
+        self.sent.remove(&connection).unwrap_or_default()
+    }
+
+    /// The plan that was sent on a stream since the last look.
+    fn plan(&mut self, connection: u64) -> Option<Plan> {
+        self.taken(connection).into_iter().find_map(|message| match message {
+            ToMember::Form(plan) => Some(plan),
+            _ => None,
+        })
+    }
+
+    fn report(&mut self, connection: u64, n: u64, held: Option<StateLabel>, cause: ReportCause) {
+        self.say(connection, ToCoordinator::Report { generation: generation(n), held, cause });
+    }
+
+    /// Two members in generation 1, both at step 5.
+    fn of_two_at_step_5(min: u32, max: u32) -> Self {
+        let mut bench = Self::new(min, 2, max);
+        bench.attach(1, 1, |attach| attach.held = Some(label(5, 0)));
+        bench.attach(2, 2, |attach| attach.held = Some(label(5, 0)));
+        assert_eq!(bench.plan(1).map(|plan| (plan.rank, plan.world, plan.role)), Some((0, 2, Role::Level)));
+        assert_eq!(bench.plan(2).map(|plan| (plan.rank, plan.world, plan.role)), Some((1, 2, Role::Level)));
+        bench
+    }
+}
+
+#[test]
+fn a_generation_is_formed_at_once_with_the_desired_members_and_after_a_bounded_wait_with_the_fewest() {
+    let mut bench = Bench::new(2, 3, 4);
+    bench.attach(1, 1, |_| {});
+    bench.tick(at(60));
+    assert_eq!(bench.coordinator.status().phase, Phase::Waiting);
+    bench.attach(2, 2, |_| {});
+    assert_eq!(bench.coordinator.deadline(), Some(at(60) + WAIT));
+    bench.tick(at(59) + WAIT);
+    assert_eq!(bench.plan(1), None);
+    bench.tick(at(60) + WAIT);
+    assert_eq!(bench.plan(1).map(|plan| (plan.generation, plan.world)), Some((generation(1), 2)));
+
+    let mut bench = Bench::new(2, 3, 4);
+    (1..=3).for_each(|member| bench.attach(member.into(), member, |_| {}));
+    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.world, plan.role)), Some((2, 3, Role::Receive { from: 0 })));
+    assert_eq!(bench.plan(1).map(|plan| plan.role), Some(Role::Restore { to: vec![1, 2] }));
+}
+
+#[test]
+fn ranks_follow_nodes_so_that_neighbours_share_one() {
+    let mut bench = Bench::new(1, 3, 3);
+    for (member, node) in [(1, "b"), (2, "a"), (3, "b")] {
+        bench.attach(member.into(), member, |attach| attach.identity.node = node.to_owned());
+    }
+    assert_eq!([1, 2, 3].map(|stream| bench.plan(stream).unwrap().rank), [1, 0, 2]);
+}
+
+#[test]
+fn a_member_that_does_not_fit_is_refused_with_the_reason() {
+    let mut bench = Bench::new(1, 2, 2);
+    bench.attach(1, 1, |attach| attach.identity.incarnation = 4);
+    let mut check = |stream: u64, worker: u32, change: fn(&mut Attach), expected: Refusal| {
+        bench.attach(stream, worker, change);
+        assert_eq!(bench.taken(stream), [ToMember::Refused { generation: generation(0), reason: expected }]);
+        assert_eq!(bench.closed.last(), Some(&stream));
+    };
+    let member = || "w-2/0".to_owned();
+    check(2, 2, |attach| attach.protocol_version = 9, Refusal::ProtocolVersion { member: member(), version: 9, coordinator: 1 });
+    let configuration = Refusal::Configuration { member: member(), digest: "e".to_owned(), expected: "d".to_owned() };
+    check(3, 2, |attach| attach.config_digest = "e".to_owned(), configuration);
+    let known = Generation { epoch: 8, n: 1 };
+    let change = |attach: &mut Attach| attach.known = Some(Generation { epoch: 8, n: 1 });
+    check(4, 2, change, Refusal::StaleCoordinator { member: member(), epoch: 7, known });
+    let superseded = Refusal::Superseded { member: "w-1/0".to_owned(), incarnation: 3, newest: 4 };
+    check(5, 1, |attach| attach.identity.incarnation = 3, superseded);
+}
+
+#[test]
+fn survivors_of_a_broken_stream_are_told_at_once_and_form_anew_from_the_highest_step_when_all_have_reported() {
+    let mut bench = Bench::new(1, 3, 3);
+    (1..=3).for_each(|member| bench.attach(member.into(), member, |attach| attach.held = Some(label(5, 0))));
+    (1..=3).for_each(|stream| drop(bench.taken(stream)));
+    bench.close(2);
+    assert!(matches!(&bench.taken(1)[..], [ToMember::Abort { generation, .. }] if generation.n == 1));
+    assert_eq!(bench.taken(3).len(), 1);
+    assert_eq!(bench.coordinator.status().phase, Phase::Recovering);
+    bench.report(1, 1, Some(label(5, 0)), ReportCause::Aborted);
+    assert_eq!(bench.taken(1), []);
+    bench.report(3, 1, Some(label(6, 1)), ReportCause::Aborted);
+    let plan = bench.plan(1).unwrap();
+    assert_eq!((plan.generation, plan.world, plan.base, plan.role), (generation(2), 2, Some(label(6, 1)), Role::Receive { from: 1 }));
+    assert_eq!(plan.lost.iter().map(|loss| loss.member.to_string()).collect::<Vec<_>>(), ["w-2/0"]);
+    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Send { to: vec![0] }));
+}
+
+#[test]
+fn a_late_or_doubled_report_changes_nothing() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    let failed = || ReportCause::Failed { detail: "x".to_owned() };
+    bench.report(1, 0, None, failed());
+    assert_eq!(bench.coordinator.status().phase, Phase::Running);
+    bench.report(1, 1, Some(label(5, 0)), failed());
+    bench.report(1, 1, None, failed());
+    bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
+    assert_eq!(bench.plan(1).map(|plan| plan.role), Some(Role::Level));
+    bench.report(1, 1, None, failed());
+    assert_eq!(bench.coordinator.status().phase, Phase::Running);
+}
+
+#[test]
+fn a_silent_member_and_one_that_does_not_report_are_evicted() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.tick(at(9_000));
+    bench.say(1, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)) });
+    bench.tick(at(10_000));
+    assert!(matches!(&bench.taken(2)[..], [ToMember::Evicted { .. }]));
+    assert!(bench.taken(1).iter().any(|message| matches!(message, ToMember::Abort { .. })));
+    // Its own report is awaited for another 5 s.
+    bench.say(1, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)) });
+    bench.tick(at(15_000));
+    assert!(bench.taken(1).iter().any(|message| matches!(message, ToMember::Evicted { .. })));
+    assert_eq!(bench.closed, [2, 1]);
+    assert_eq!(bench.coordinator.status().phase, Phase::Waiting);
+}
+
+#[test]
+fn a_joiner_makes_the_members_wish_to_leave_and_is_let_in_when_they_have() {
+    let mut bench = Bench::of_two_at_step_5(1, 3);
+    bench.attach(3, 3, |_| {});
+    assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(1), flags: Flags::LEAVE }]);
+    assert_eq!(bench.taken(2).len(), 1);
+    bench.report(1, 1, Some(label(8, 1)), ReportCause::Agreed);
+    assert_eq!(bench.taken(2), [], "an agreed leave aborts nobody");
+    bench.report(2, 1, Some(label(8, 1)), ReportCause::Agreed);
+    assert_eq!(bench.plan(3).map(|plan| (plan.world, plan.role)), Some((3, Role::Receive { from: 0 })));
+    assert_eq!(bench.coordinator.status().history.iter().filter(|entry| matches!(entry.event, HistoryEvent::Broken { .. })).count(), 0);
+}
+
+#[test]
+fn a_spare_waits_while_the_group_is_full_and_replaces_a_lost_member() {
+    let mut bench = Bench::of_two_at_step_5(2, 2);
+    bench.attach(3, 3, |_| {});
+    assert_eq!(bench.taken(1), []);
+    bench.close(1);
+    bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
+    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.role)), Some((1, Role::Receive { from: 0 })));
+}
+
+#[test]
+fn a_drained_member_leaves_at_an_agreed_step_and_is_told_to_end() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.event(CoordinatorEvent::DrainWorker { worker: "w-2".to_owned() });
+    assert_eq!(bench.taken(2), [ToMember::Wish { generation: generation(1), flags: Flags::LEAVE }]);
+    bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
+    bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
+    assert_eq!(bench.taken(2), [ToMember::End { generation: generation(1), reason: EndReason::Drained }]);
+    assert_eq!(bench.plan(1).map(|plan| (plan.world, plan.role)), Some((1, Role::Level)));
+}
+
+#[test]
+fn a_drained_member_that_alone_holds_the_highest_step_hands_it_on_first() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.say(2, ToCoordinator::Drain { generation: Some(generation(1)) });
+    bench.report(1, 1, Some(label(5, 0)), ReportCause::Failed { detail: "reset".to_owned() });
+    bench.report(2, 1, Some(label(6, 1)), ReportCause::Aborted);
+    let messages = bench.taken(2);
+    assert!(messages.iter().any(|message| matches!(message, ToMember::Form(plan) if plan.role == Role::Send { to: vec![0] })));
+    assert_eq!(messages.last(), Some(&ToMember::Wish { generation: generation(2), flags: Flags::LEAVE }));
+}
+
+#[test]
+fn a_stop_waits_for_a_checkpoint_and_then_ends_all() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.event(CoordinatorEvent::Stop);
+    assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(1), flags: Flags::LEAVE | Flags::CHECKPOINT }]);
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(0), step: 9 });
+    assert_eq!(bench.coordinator.status().last_checkpoint, None, "an older generation's checkpoint is refused");
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), step: 7 });
+    bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
+    bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
+    assert!(bench.taken(2).contains(&ToMember::End { generation: generation(1), reason: EndReason::Stopped }));
+    assert_eq!(bench.coordinator.status().phase, Phase::Ended(EndReason::Stopped));
+}
+
+#[test]
+fn the_job_is_complete_when_all_have_finished_and_later_ones_are_told() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.say(1, ToCoordinator::Finished { generation: generation(1), step: 9 });
+    bench.say(1, ToCoordinator::Finished { generation: generation(1), step: 9 });
+    assert_eq!(bench.coordinator.status().phase, Phase::Running);
+    bench.say(2, ToCoordinator::Finished { generation: generation(1), step: 9 });
+    let status = bench.coordinator.status();
+    assert_eq!((status.phase, status.step), (Phase::Ended(EndReason::Complete), 9));
+    bench.attach(3, 3, |_| {});
+    assert_eq!(bench.taken(3).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Complete }));
+}
+
+#[test]
+fn the_committed_step_is_what_all_members_of_the_line_hold() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    assert_eq!(bench.coordinator.status().step, 5);
+    let heartbeat = |step| ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(step, 1)) };
+    bench.say(1, heartbeat(8));
+    assert_eq!(bench.coordinator.status().step, 5);
+    bench.say(2, heartbeat(7));
+    bench.say(2, heartbeat(6));
+    assert_eq!(bench.coordinator.status().step, 7);
+}
+
+#[test]
+fn the_store_answers_only_the_open_generation_and_cancels_who_waits_when_it_ends() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    let get = |n| ToCoordinator::Store { generation: generation(n), id: 4, request: StoreRequest::Get { key: "k".to_owned() } };
+    bench.say(1, get(0));
+    assert!(matches!(&bench.taken(1)[..], [ToMember::Store { response: StoreResponse::Cancelled { .. }, .. }]));
+    bench.say(1, get(1));
+    assert_eq!(bench.taken(1), []);
+    bench.close(2);
+    let messages = bench.taken(1);
+    assert!(messages.iter().any(|message| matches!(message, ToMember::Store { id: 4, response: StoreResponse::Cancelled { .. }, .. })));
+}
+
+#[test]
+fn generations_that_commit_nothing_are_delayed_more_and_more() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    let mut fail = |n: u64| {
+        bench.report(1, n, Some(label(5, 0)), ReportCause::Failed { detail: "no route".to_owned() });
+        bench.report(2, n, Some(label(5, 0)), ReportCause::Aborted);
+        let delay = bench.coordinator.status().phase == Phase::Recovering;
+        if delay {
+            let deadline = bench.coordinator.deadline().unwrap();
+            let waited = deadline - bench.now;
+            bench.tick(deadline);
+            return waited;
+        }
+        Duration::ZERO
+    };
+    let waits: Vec<u128> = (1..=9).map(|n| fail(n).as_millis()).collect();
+    assert_eq!(waits, [0, 0, 0, 0, 0, 100, 200, 400, 800]);
+}
+
+#[test]
+fn a_number_that_a_member_already_knows_is_not_used_again() {
+    let mut bench = Bench::new(1, 1, 1);
+    bench.attach(1, 1, |attach| attach.known = Some(generation(12)));
+    assert_eq!(bench.plan(1).map(|plan| plan.generation), Some(generation(13)));
+}
+
+#[test]
+fn a_process_that_attaches_anew_replaces_its_old_stream() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.attach(3, 1, |attach| {
+        attach.identity.incarnation = 2;
+        attach.known = Some(generation(1));
+    });
+    assert_eq!(bench.closed, [1]);
+    assert!(matches!(bench.taken(2).first(), Some(ToMember::Abort { .. })));
+    bench.close(1);
+    bench.say(1, ToCoordinator::Drain { generation: None });
+    bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
+    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Receive { from: 1 }));
+}

@@ -1,0 +1,629 @@
+//! A member's machine: between the stream to the coordinator and the training thread.
+//!
+//! Comes in: [`MemberEvent`]s of both sides, each with the time. Goes out: [`MemberCommand`]s for both.
+//! What it must not do: let the process report a state that can still change, or take part in a generation older than one it knows.
+//!
+//! The training thread holds at most one group at a time. It is told to build one ([`MemberCommand::FormGroup`]) and, whatever happens,
+//! answers for it exactly once with [`MemberEvent::GroupClosed`], after it has dropped every reference to the group. Until then the member
+//! neither reports nor attaches anew, since an update may still be applied.
+
+use std::time::Duration;
+
+use crate::{Attach, EndReason, Flags, Generation, Identity, PROTOCOL_VERSION, Plan, Refusal, ReportCause, Role, StateLabel};
+use crate::{StoreRequest, StoreResponse, ToCoordinator, ToMember};
+
+/// What does not change while a member lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberSettings {
+    /// Who it is.
+    pub identity: Identity,
+    /// See [`Attach::config_digest`].
+    pub config_digest: String,
+    /// Time between two heartbeats. Several fit into the coordinator's heartbeat time-out.
+    pub heartbeat_interval: Duration,
+    /// A coordinator not heard of for this long is lost.
+    pub coordinator_timeout: Duration,
+}
+
+/// What happens to a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberEvent {
+    /// The stream asked for by [`MemberCommand::Connect`] is open.
+    Connected,
+    /// The stream broke, or could not be opened for good.
+    Disconnected {
+        /// What was seen.
+        reason: String,
+    },
+    /// A message came on the stream.
+    Message(ToMember),
+    /// The time of [`Member::deadline`] has come (or any other; too early is harmless).
+    Tick,
+    /// The process was asked to end.
+    Drain,
+    /// Training thread: the group is built, all ranks are connected.
+    GroupFormed {
+        /// Its generation.
+        generation: Generation,
+    },
+    /// Training thread: it did what [`MemberCommand::Recover`] said and holds the base.
+    Recovered {
+        /// Its generation.
+        generation: Generation,
+        /// Completed steps of the state it now holds.
+        step: u64,
+    },
+    /// Training thread: the update of a step is applied, after every collective of the step had completed without error.
+    Committed {
+        /// Its generation.
+        generation: Generation,
+        /// The step, counted as completed steps: one more than before.
+        step: u64,
+        /// What the members agreed on in this step.
+        agreed: Flags,
+    },
+    /// Training thread: every reference to the group is dropped, after [`MemberCommand::AbortGroup`], [`MemberCommand::LeaveGroup`], or
+    /// because of an error.
+    GroupClosed {
+        /// Its generation.
+        generation: Generation,
+        /// The error, if one was seen; what follows an abort or a leave is none.
+        failure: Option<String>,
+    },
+    /// Training thread: a complete checkpoint is visible.
+    CheckpointCommitted {
+        /// Its generation.
+        generation: Generation,
+        /// Completed steps in it.
+        step: u64,
+    },
+    /// Training thread: the last step is done and what this member had to write is written. It keeps the group until it is told to end.
+    Finished {
+        /// Its generation.
+        generation: Generation,
+    },
+    /// Training thread: an operation of its rendezvous.
+    Store {
+        /// The generation whose group it builds.
+        generation: Generation,
+        /// Number by which it recognises the response.
+        id: u64,
+        /// The operation.
+        request: StoreRequest,
+    },
+}
+
+/// What the driver has to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberCommand {
+    /// Open a stream, trying again with back-off until it is open; then [`MemberEvent::Connected`].
+    Connect,
+    /// Drop the stream; no [`MemberEvent::Disconnected`] is needed for it.
+    Disconnect {
+        /// Why.
+        reason: String,
+    },
+    /// Send a message on the stream.
+    Send(ToCoordinator),
+    /// Training thread: build the group of this plan; then [`MemberEvent::GroupFormed`].
+    FormGroup(Plan),
+    /// Training thread: do what the role says; then [`MemberEvent::Recovered`].
+    Recover {
+        /// The generation.
+        generation: Generation,
+        /// The role; never [`Role::Level`].
+        role: Role,
+        /// The state all come to; `None`: the one that is restored.
+        base: Option<StateLabel>,
+    },
+    /// Training thread: train from this step on.
+    Train {
+        /// The generation.
+        generation: Generation,
+        /// Completed steps so far.
+        step: u64,
+    },
+    /// Training thread: write a checkpoint of the state as it is now, together with the others; then
+    /// [`MemberEvent::CheckpointCommitted`] by whoever made it visible.
+    WriteCheckpoint {
+        /// The generation.
+        generation: Generation,
+        /// Completed steps.
+        step: u64,
+    },
+    /// Training thread: leave the group in order (all members do so after the same step): a barrier, whose error is none, then drop it;
+    /// then [`MemberEvent::GroupClosed`].
+    LeaveGroup {
+        /// The generation.
+        generation: Generation,
+    },
+    /// Training thread, and at once: abort the group's collectives, drop it; then [`MemberEvent::GroupClosed`].
+    AbortGroup {
+        /// The generation.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
+    /// Training thread: the answer to a store operation.
+    StoreResponse {
+        /// The generation of the request.
+        generation: Generation,
+        /// Its number.
+        id: u64,
+        /// The answer.
+        response: StoreResponse,
+    },
+    /// The process has nothing more to do.
+    Exit(EndReason),
+    /// The process can never take part.
+    GiveUp(Refusal),
+}
+
+/// The training thread did something that the machine had not asked for: a mistake in the program.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// A step out of order.
+    #[error("member {member} committed step {step} in {generation}, but it holds {held:?}: commit every step once, in order")]
+    WrongStep {
+        /// The member.
+        member: String,
+        /// The generation.
+        generation: Generation,
+        /// The step.
+        step: u64,
+        /// Completed steps it holds.
+        held: Option<u64>,
+    },
+    /// Recovered to another step than the plan's base.
+    #[error("member {member} recovered to step {step} in {generation}, whose base is step {base}: the source sent another state")]
+    WrongBase {
+        /// The member.
+        member: String,
+        /// The generation.
+        generation: Generation,
+        /// What it recovered to.
+        step: u64,
+        /// What it should hold.
+        base: u64,
+    },
+    /// An event that does not fit what the member is doing.
+    #[error("member {member} was told `{event}` of {generation}, which does not fit what it is doing there: {state}")]
+    OutOfOrder {
+        /// The member.
+        member: String,
+        /// The event.
+        event: &'static str,
+        /// The generation it named.
+        generation: Generation,
+        /// What the member is doing.
+        state: &'static str,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// A stream is being opened.
+    Opening,
+    /// Attached, or the attach message is on its way.
+    Up,
+}
+
+/// What the training thread is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Work {
+    Idle,
+    Forming(Plan),
+    Recovering(Plan),
+    Training {
+        generation: Generation,
+        /// The step after which what was agreed takes effect.
+        agreed: Option<(u64, Flags)>,
+        has_committed: bool,
+    },
+    Finished(Generation),
+    /// Told to drop the group; has not said yet that it did.
+    Closing {
+        generation: Generation,
+        cause: ReportCause,
+    },
+    Ended,
+}
+
+/// The machine. See the module's description.
+#[derive(Debug)]
+pub struct Member {
+    settings: MemberSettings,
+    now: Duration,
+    link: Link,
+    work: Work,
+    /// The highest generation it has heard of.
+    known: Option<Generation>,
+    held: Option<StateLabel>,
+    /// The generation in which it has yet to come to the base, and the base.
+    recovering: Option<(Generation, Option<StateLabel>)>,
+    /// What to raise on the next collective.
+    flags: Flags,
+    draining: bool,
+    /// To be done once the group is dropped.
+    end: Option<EndReason>,
+    last_sent: Duration,
+    last_heard: Duration,
+    out: Vec<MemberCommand>,
+}
+
+impl Member {
+    /// A member without a stream, holding nothing; its first command, to connect, comes with the first event (a tick will do).
+    #[must_use]
+    pub fn new(settings: MemberSettings, now: Duration) -> Self {
+        Self {
+            settings,
+            now,
+            link: Link::Down,
+            work: Work::Idle,
+            known: None,
+            held: None,
+            recovering: None,
+            flags: Flags::NONE,
+            draining: false,
+            end: None,
+            last_sent: now,
+            last_heard: now,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes in one event. `now` never goes back; an earlier time counts as the latest one seen.
+    ///
+    /// # Errors
+    /// When the training thread does what it was not asked for. Nothing has changed then.
+    pub fn handle(&mut self, now: Duration, event: MemberEvent) -> Result<Vec<MemberCommand>, MemberError> {
+        self.now = self.now.max(now);
+        match event {
+            MemberEvent::Connected => self.connected(),
+            MemberEvent::Disconnected { reason } => self.disconnected(&reason),
+            MemberEvent::Message(message) => self.on_message(message),
+            MemberEvent::Tick => {}
+            MemberEvent::Drain => {
+                if !self.draining && self.link == Link::Up {
+                    self.send(ToCoordinator::Drain { generation: self.known });
+                }
+                self.draining = true;
+            }
+            MemberEvent::GroupFormed { generation } => self.group_formed(generation)?,
+            MemberEvent::Recovered { generation, step } => self.recovered(generation, step)?,
+            MemberEvent::Committed { generation, step, agreed } => self.committed(generation, step, agreed)?,
+            MemberEvent::GroupClosed { generation, failure } => self.group_closed(generation, failure),
+            MemberEvent::CheckpointCommitted { generation, step } => {
+                // After the group was aborted it is the coordinator who refuses it.
+                self.send_if_up(ToCoordinator::CheckpointCommitted { generation, step });
+            }
+            MemberEvent::Finished { generation } => self.finished(generation)?,
+            MemberEvent::Store { generation, id, request } => self.store(generation, id, request),
+        }
+        self.timers();
+        Ok(std::mem::take(&mut self.out))
+    }
+
+    /// When to call with [`MemberEvent::Tick`] at the latest; `None`: nothing is awaited.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        match (self.link, &self.work) {
+            (_, Work::Ended) | (Link::Opening, _) => None,
+            (Link::Down, Work::Idle) => Some(self.now),
+            (Link::Down, _) => None,
+            (Link::Up, _) => {
+                Some((self.last_sent + self.settings.heartbeat_interval).min(self.last_heard + self.settings.coordinator_timeout))
+            }
+        }
+    }
+
+    /// What to raise on the next collective of the running generation.
+    #[must_use]
+    pub const fn flags(&self) -> Flags {
+        self.flags
+    }
+
+    /// The state it holds.
+    #[must_use]
+    pub const fn held(&self) -> Option<StateLabel> {
+        self.held
+    }
+
+    /// The generation whose group the training thread builds or has; `None` while it has none.
+    #[must_use]
+    pub const fn generation(&self) -> Option<Generation> {
+        match &self.work {
+            Work::Idle | Work::Ended => None,
+            Work::Forming(plan) | Work::Recovering(plan) => Some(plan.generation),
+            Work::Training { generation, .. } | Work::Finished(generation) | Work::Closing { generation, .. } => Some(*generation),
+        }
+    }
+
+    fn connected(&mut self) {
+        if self.link != Link::Opening {
+            return;
+        }
+        self.link = Link::Up;
+        self.last_heard = self.now;
+        let attach = Attach {
+            protocol_version: PROTOCOL_VERSION,
+            identity: self.settings.identity.clone(),
+            config_digest: self.settings.config_digest.clone(),
+            known: self.known,
+            held: self.held,
+            draining: self.draining,
+        };
+        self.send(ToCoordinator::Attach(attach));
+    }
+
+    fn disconnected(&mut self, reason: &str) {
+        self.link = Link::Down;
+        // The coordinator has evicted this member by now, so its group is doomed.
+        self.abort(&format!("the stream to the coordinator broke: {reason}"));
+    }
+
+    fn on_message(&mut self, message: ToMember) {
+        if self.link != Link::Up || self.work == Work::Ended {
+            return;
+        }
+        self.last_heard = self.now;
+        match message {
+            ToMember::Attached { .. } | ToMember::Alive { .. } => {}
+            ToMember::Refused { reason, .. } => self.refused(reason),
+            ToMember::Form(plan) => self.form(plan),
+            ToMember::Abort { generation, reason } => {
+                if self.generation() == Some(generation) {
+                    self.abort(&reason);
+                }
+            }
+            ToMember::Wish { generation, flags } => {
+                if self.generation() == Some(generation) {
+                    self.flags |= flags;
+                }
+            }
+            ToMember::Store { generation, id, response } => {
+                if self.generation() == Some(generation) {
+                    self.out.push(MemberCommand::StoreResponse { generation, id, response });
+                }
+            }
+            ToMember::Evicted { reason, .. } => {
+                self.drop_link(&format!("evicted by the coordinator: {reason}"));
+                self.disconnected(&reason);
+            }
+            ToMember::End { reason, .. } => self.end(reason),
+        }
+    }
+
+    fn refused(&mut self, reason: Refusal) {
+        self.drop_link(&reason.to_string());
+        if reason.is_worth_another_try() {
+            self.disconnected(&reason.to_string());
+        } else {
+            self.abort(&reason.to_string());
+            self.work = Work::Ended;
+            self.out.push(MemberCommand::GiveUp(reason));
+        }
+    }
+
+    fn form(&mut self, plan: Plan) {
+        if self.known.is_some_and(|known| plan.generation <= known) {
+            // Late or doubled: whoever sent it has moved on.
+            return;
+        }
+        if self.work != Work::Idle {
+            let reason = format!("a plan for {} came while an older group was held", plan.generation);
+            self.drop_link(&reason);
+            return self.disconnected(&reason);
+        }
+        self.known = Some(plan.generation);
+        self.flags = Flags::NONE;
+        self.work = Work::Forming(plan.clone());
+        self.out.push(MemberCommand::FormGroup(plan));
+    }
+
+    fn group_formed(&mut self, generation: Generation) -> Result<(), MemberError> {
+        match &self.work {
+            Work::Forming(plan) if plan.generation == generation => {
+                let plan = plan.clone();
+                if let (Role::Level, Some(held)) = (&plan.role, self.held) {
+                    self.train(generation, held.step);
+                } else {
+                    let (role, base) = (plan.role.clone(), plan.base);
+                    self.recovering = Some((generation, base));
+                    self.work = Work::Recovering(plan);
+                    self.out.push(MemberCommand::Recover { generation, role, base });
+                }
+                Ok(())
+            }
+            work if self.is_over(work, generation) => Ok(()),
+            work => Err(self.out_of_order("group formed", generation, work)),
+        }
+    }
+
+    fn recovered(&mut self, generation: Generation, step: u64) -> Result<(), MemberError> {
+        let Some((_, base)) = self.recovering.filter(|(recovering, _)| *recovering == generation) else {
+            return if self.is_over(&self.work, generation) { Ok(()) } else { Err(self.out_of_order("recovered", generation, &self.work)) };
+        };
+        if let Some(base) = base.filter(|base| base.step != step) {
+            return Err(MemberError::WrongBase { member: self.name(), generation, step, base: base.step });
+        }
+        self.recovering = None;
+        self.held = Some(base.unwrap_or(StateLabel { step, generation }));
+        // Otherwise the received state was swapped in just before the abort: it is what this member holds, and it does not train.
+        if matches!(self.work, Work::Recovering(_)) {
+            self.train(generation, step);
+        }
+        Ok(())
+    }
+
+    fn train(&mut self, generation: Generation, step: u64) {
+        self.work = Work::Training { generation, agreed: None, has_committed: false };
+        self.out.push(MemberCommand::Train { generation, step });
+        self.heartbeat();
+    }
+
+    fn committed(&mut self, generation: Generation, step: u64, agreed_now: Flags) -> Result<(), MemberError> {
+        if self.generation() != Some(generation) || !matches!(self.work, Work::Training { .. } | Work::Closing { .. }) {
+            return Err(self.out_of_order("committed", generation, &self.work));
+        }
+        let held = self.held.map(|held| held.step);
+        if held.map(|held| held + 1) != Some(step) {
+            return Err(MemberError::WrongStep { member: self.name(), generation, step, held });
+        }
+        self.held = Some(StateLabel { step, generation });
+        // When the abort came while the update was being applied, that is all: every collective of the step had completed, so it counts.
+        let Work::Training { agreed, has_committed, .. } = &mut self.work else { return Ok(()) };
+        let effect = agreed.filter(|(due, _)| *due <= step).map_or(Flags::NONE, |(_, flags)| flags);
+        *agreed = if agreed_now.is_empty() { None } else { Some((step + 1, agreed_now)) };
+        let first = !std::mem::replace(has_committed, true);
+        if !agreed_now.contains(Flags::LEAVE) {
+            // A checkpoint that is agreed on is not wished for again.
+            self.flags = Flags::from_bits(self.flags.bits() & !agreed_now.bits());
+        }
+        if first {
+            self.heartbeat();
+        }
+        self.take_effect(generation, step, effect);
+        Ok(())
+    }
+
+    fn take_effect(&mut self, generation: Generation, step: u64, flags: Flags) {
+        if flags.contains(Flags::CHECKPOINT) {
+            self.out.push(MemberCommand::WriteCheckpoint { generation, step });
+        }
+        if flags.contains(Flags::LEAVE) {
+            self.work = Work::Closing { generation, cause: ReportCause::Agreed };
+            self.out.push(MemberCommand::LeaveGroup { generation });
+        }
+    }
+
+    fn finished(&mut self, generation: Generation) -> Result<(), MemberError> {
+        match (&self.work, self.held) {
+            (Work::Training { generation: current, .. }, Some(held)) if *current == generation => {
+                self.work = Work::Finished(generation);
+                self.send_if_up(ToCoordinator::Finished { generation, step: held.step });
+                Ok(())
+            }
+            (work, _) if self.is_over(work, generation) => Ok(()),
+            (work, _) => Err(self.out_of_order("finished", generation, work)),
+        }
+    }
+
+    fn group_closed(&mut self, generation: Generation, failure: Option<String>) {
+        if self.generation() != Some(generation) {
+            return;
+        }
+        let asked = match std::mem::replace(&mut self.work, Work::Idle) {
+            Work::Closing { cause, .. } => Some(cause),
+            _ => None,
+        };
+        self.flags = Flags::NONE;
+        self.recovering = None;
+        if let Some(reason) = self.end {
+            self.work = Work::Ended;
+            return self.out.push(MemberCommand::Exit(reason));
+        }
+        let cause = match (asked, failure) {
+            (Some(cause), _) => cause,
+            (None, Some(detail)) => ReportCause::Failed { detail },
+            (None, None) => ReportCause::Failed { detail: "it dropped the group by itself".to_owned() },
+        };
+        self.send_if_up(ToCoordinator::Report { generation, held: self.held, cause });
+    }
+
+    fn store(&mut self, generation: Generation, id: u64, request: StoreRequest) {
+        let current = self.generation() == Some(generation) && !matches!(self.work, Work::Closing { .. });
+        if current && self.link == Link::Up {
+            self.send(ToCoordinator::Store { generation, id, request });
+        } else {
+            let response = StoreResponse::Cancelled { reason: format!("generation {generation} has ended") };
+            self.out.push(MemberCommand::StoreResponse { generation, id, response });
+        }
+    }
+
+    /// Has the training thread drop its group, if it has one that it was not told to drop before.
+    fn abort(&mut self, reason: &str) {
+        let Some(generation) = self.generation() else { return };
+        let leaving = matches!(self.work, Work::Closing { cause: ReportCause::Aborted, .. });
+        self.work = Work::Closing { generation, cause: ReportCause::Aborted };
+        if !leaving {
+            self.out.push(MemberCommand::AbortGroup { generation, reason: reason.to_owned() });
+        }
+    }
+
+    fn end(&mut self, reason: EndReason) {
+        self.drop_link(&format!("the coordinator has ended this member: {reason}"));
+        self.end = Some(reason);
+        if self.work == Work::Idle {
+            self.work = Work::Ended;
+            self.out.push(MemberCommand::Exit(reason));
+        } else {
+            self.abort(&format!("this member has ended: {reason}"));
+        }
+    }
+
+    fn timers(&mut self) {
+        if self.link == Link::Up && self.now >= self.last_heard + self.settings.coordinator_timeout {
+            let reason = format!("nothing heard of the coordinator for {:?}", self.settings.coordinator_timeout);
+            self.drop_link(&reason);
+            self.disconnected(&reason);
+        }
+        if self.link == Link::Up && self.now >= self.last_sent + self.settings.heartbeat_interval {
+            self.heartbeat();
+        }
+        if self.link == Link::Down && self.work == Work::Idle {
+            self.link = Link::Opening;
+            self.out.push(MemberCommand::Connect);
+        }
+    }
+
+    fn heartbeat(&mut self) {
+        self.send_if_up(ToCoordinator::Heartbeat { generation: self.known, held: self.held });
+    }
+
+    fn drop_link(&mut self, reason: &str) {
+        self.link = Link::Down;
+        self.out.push(MemberCommand::Disconnect { reason: reason.to_owned() });
+    }
+
+    fn send_if_up(&mut self, message: ToCoordinator) {
+        if self.link == Link::Up {
+            self.send(message);
+        }
+    }
+
+    fn send(&mut self, message: ToCoordinator) {
+        self.last_sent = self.now;
+        self.out.push(MemberCommand::Send(message));
+    }
+
+    /// The training thread speaks of a group that it was told to drop meanwhile: no mistake, it has not looked yet.
+    fn is_over(&self, work: &Work, generation: Generation) -> bool {
+        match work {
+            Work::Closing { generation: closing, .. } => *closing == generation,
+            Work::Ended => true,
+            _ => false,
+        }
+    }
+
+    fn out_of_order(&self, event: &'static str, generation: Generation, work: &Work) -> MemberError {
+        let state = match work {
+            Work::Idle => "it has no group",
+            Work::Forming(_) => "it builds a group",
+            Work::Recovering(_) => "it recovers",
+            Work::Training { .. } => "it trains",
+            Work::Finished(_) => "it has finished",
+            Work::Closing { .. } => "it drops its group",
+            Work::Ended => "it has ended",
+        };
+        MemberError::OutOfOrder { member: self.name(), event, generation, state }
+    }
+
+    fn name(&self) -> String {
+        self.settings.identity.name.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests;

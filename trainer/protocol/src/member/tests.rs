@@ -1,0 +1,206 @@
+use super::*;
+use crate::{MemberName, Role};
+
+fn generation(n: u64) -> Generation {
+    Generation { epoch: 1, n }
+}
+
+fn label(step: u64, n: u64) -> StateLabel {
+    StateLabel { step, generation: generation(n) }
+}
+
+fn plan(n: u64, base: Option<StateLabel>, role: Role) -> Plan {
+    Plan { generation: generation(n), rank: 0, world: 2, list_digest: 0, base, role, lost: Vec::new() }
+}
+
+struct Bench {
+    member: Member,
+    now: Duration,
+}
+
+impl Bench {
+    /// Attached.
+    fn new() -> Self {
+        let name = MemberName { worker: "w-0".to_owned(), index: 0 };
+        let identity = Identity { name, incarnation: 1, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
+        let settings = MemberSettings {
+            identity,
+            config_digest: "d".to_owned(),
+            heartbeat_interval: Duration::from_secs(1),
+            coordinator_timeout: Duration::from_secs(5),
+        };
+        let mut bench = Self { member: Member::new(settings, Duration::ZERO), now: Duration::ZERO };
+        assert_eq!(bench.event(MemberEvent::Tick), [MemberCommand::Connect]);
+        assert!(matches!(&bench.event(MemberEvent::Connected)[..], [MemberCommand::Send(ToCoordinator::Attach(_))]));
+        bench
+    }
+
+    /// In generation 1, training from a restored step 3.
+    fn training() -> Self {
+        let mut bench = Self::new();
+        let plan = plan(1, None, Role::Restore { to: vec![1] });
+        assert_eq!(bench.hear(ToMember::Form(plan.clone())), [MemberCommand::FormGroup(plan)]);
+        let recover = bench.event(MemberEvent::GroupFormed { generation: generation(1) });
+        assert!(matches!(&recover[..], [MemberCommand::Recover { base: None, .. }]));
+        let train = bench.event(MemberEvent::Recovered { generation: generation(1), step: 3 });
+        assert_eq!(train[0], MemberCommand::Train { generation: generation(1), step: 3 });
+        bench
+    }
+
+    fn try_event(&mut self, event: MemberEvent) -> Result<Vec<MemberCommand>, MemberError> {
+        self.member.handle(self.now, event)
+    }
+
+    fn event(&mut self, event: MemberEvent) -> Vec<MemberCommand> {
+        self.try_event(event).unwrap()
+    }
+
+    fn hear(&mut self, message: ToMember) -> Vec<MemberCommand> {
+        self.event(MemberEvent::Message(message))
+    }
+
+    fn commit(&mut self, step: u64, agreed: Flags) -> Vec<MemberCommand> {
+        let commands = self.event(MemberEvent::Committed { generation: generation(1), step, agreed });
+        commands.into_iter().filter(|command| !matches!(command, MemberCommand::Send(ToCoordinator::Heartbeat { .. }))).collect()
+    }
+
+    fn closed(&mut self, failure: Option<&str>) -> Vec<MemberCommand> {
+        self.event(MemberEvent::GroupClosed { generation: generation(1), failure: failure.map(str::to_owned) })
+    }
+}
+
+fn abort() -> ToMember {
+    ToMember::Abort { generation: generation(1), reason: "w-1/0 was lost".to_owned() }
+}
+
+fn report(held: StateLabel, cause: ReportCause) -> MemberCommand {
+    MemberCommand::Send(ToCoordinator::Report { generation: generation(1), held: Some(held), cause })
+}
+
+#[test]
+fn what_is_agreed_at_a_step_takes_effect_after_the_next() {
+    let mut bench = Bench::training();
+    bench.hear(ToMember::Wish { generation: generation(1), flags: Flags::LEAVE | Flags::CHECKPOINT });
+    assert_eq!(bench.member.flags(), Flags::LEAVE | Flags::CHECKPOINT);
+    // Others have not heard of it yet: nothing was agreed at step 4.
+    assert_eq!(bench.commit(4, Flags::NONE), []);
+    assert_eq!(bench.commit(5, Flags::LEAVE | Flags::CHECKPOINT), []);
+    let expected =
+        [MemberCommand::WriteCheckpoint { generation: generation(1), step: 6 }, MemberCommand::LeaveGroup { generation: generation(1) }];
+    assert_eq!(bench.commit(6, Flags::LEAVE | Flags::CHECKPOINT), expected);
+    assert_eq!(bench.closed(Some("barrier failed")), [report(label(6, 1), ReportCause::Agreed)]);
+    assert_eq!(bench.member.flags(), Flags::NONE);
+}
+
+#[test]
+fn a_wish_of_another_generation_is_not_raised() {
+    let mut bench = Bench::training();
+    bench.hear(ToMember::Wish { generation: generation(2), flags: Flags::LEAVE });
+    assert_eq!(bench.member.flags(), Flags::NONE);
+}
+
+#[test]
+fn a_member_reports_only_after_its_group_is_dropped_and_what_it_holds_then() {
+    let mut bench = Bench::training();
+    assert!(matches!(&bench.hear(abort())[..], [MemberCommand::AbortGroup { .. }]));
+    assert_eq!(bench.hear(abort()), []);
+    // Its update was on the way: all collectives of step 4 had completed.
+    assert_eq!(bench.commit(4, Flags::LEAVE), []);
+    assert_eq!(bench.closed(None), [report(label(4, 1), ReportCause::Aborted)]);
+    assert_eq!(bench.closed(None), []);
+}
+
+#[test]
+fn a_failure_that_it_sees_itself_is_reported_with_the_error() {
+    let mut bench = Bench::training();
+    let cause = ReportCause::Failed { detail: "connection reset by peer".to_owned() };
+    assert_eq!(bench.closed(Some("connection reset by peer")), [report(label(3, 1), cause)]);
+}
+
+#[test]
+fn a_state_received_just_before_the_abort_is_what_it_holds() {
+    let mut bench = Bench::new();
+    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1 })));
+    bench.event(MemberEvent::GroupFormed { generation: generation(1) });
+    bench.hear(abort());
+    assert_eq!(bench.event(MemberEvent::Recovered { generation: generation(1), step: 9 }), []);
+    assert_eq!(bench.closed(None), [report(label(9, 0), ReportCause::Aborted)]);
+}
+
+#[test]
+fn an_older_or_doubled_plan_is_ignored() {
+    let mut bench = Bench::training();
+    bench.closed(Some("x"));
+    assert_eq!(bench.hear(ToMember::Form(plan(1, Some(label(3, 1)), Role::Level))), []);
+    assert_eq!(bench.hear(ToMember::Form(plan(2, Some(label(3, 1)), Role::Level))).len(), 1);
+    let train = bench.event(MemberEvent::GroupFormed { generation: generation(2) });
+    assert_eq!(train[0], MemberCommand::Train { generation: generation(2), step: 3 });
+}
+
+#[test]
+fn a_broken_stream_aborts_the_group_and_attaches_again_with_what_is_held_once_it_is_dropped() {
+    let mut bench = Bench::training();
+    let commands = bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
+    assert!(matches!(&commands[..], [MemberCommand::AbortGroup { .. }]));
+    assert_eq!(bench.member.deadline(), None);
+    bench.commit(4, Flags::NONE);
+    assert_eq!(bench.closed(None), [MemberCommand::Connect]);
+    let attach = bench.event(MemberEvent::Connected);
+    let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
+    assert_eq!((attach.known, attach.held), (Some(generation(1)), Some(label(4, 1))));
+}
+
+#[test]
+fn heartbeats_go_out_at_the_interval_and_a_silent_coordinator_is_left() {
+    let mut bench = Bench::training();
+    assert_eq!(bench.member.deadline(), Some(Duration::from_secs(1)));
+    bench.now = Duration::from_secs(1);
+    assert!(matches!(&bench.event(MemberEvent::Tick)[..], [MemberCommand::Send(ToCoordinator::Heartbeat { .. })]));
+    assert_eq!(bench.event(MemberEvent::Tick), []);
+    bench.now = Duration::from_secs(5);
+    let commands = bench.event(MemberEvent::Tick);
+    assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::AbortGroup { .. }]), "{commands:?}");
+}
+
+#[test]
+fn a_member_that_is_told_to_end_exits_after_its_group_is_dropped() {
+    let mut bench = Bench::training();
+    bench.event(MemberEvent::Finished { generation: generation(1) });
+    let commands = bench.hear(ToMember::End { generation: generation(1), reason: EndReason::Complete });
+    assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::AbortGroup { .. }]), "{commands:?}");
+    assert_eq!(bench.closed(None), [MemberCommand::Exit(EndReason::Complete)]);
+    assert_eq!(bench.event(MemberEvent::Tick), []);
+}
+
+#[test]
+fn a_refusal_that_nothing_can_change_ends_it_and_a_stale_coordinator_does_not() {
+    let mut bench = Bench::new();
+    let reason = Refusal::Superseded { member: "w-0/0".to_owned(), incarnation: 1, newest: 2 };
+    let commands = bench.hear(ToMember::Refused { generation: generation(0), reason: reason.clone() });
+    assert_eq!(commands.last(), Some(&MemberCommand::GiveUp(reason)));
+
+    let mut bench = Bench::new();
+    let reason = Refusal::StaleCoordinator { member: "w-0/0".to_owned(), epoch: 1, known: Generation { epoch: 2, n: 1 } };
+    assert_eq!(bench.hear(ToMember::Refused { generation: generation(0), reason }).last(), Some(&MemberCommand::Connect));
+}
+
+#[test]
+fn a_store_operation_without_its_group_is_cancelled_at_once() {
+    let mut bench = Bench::training();
+    let request = || StoreRequest::Get { key: "k".to_owned() };
+    let sent = bench.event(MemberEvent::Store { generation: generation(1), id: 1, request: request() });
+    assert!(matches!(&sent[..], [MemberCommand::Send(ToCoordinator::Store { id: 1, .. })]));
+    bench.hear(abort());
+    let cancelled = bench.event(MemberEvent::Store { generation: generation(1), id: 2, request: request() });
+    assert!(matches!(&cancelled[..], [MemberCommand::StoreResponse { id: 2, response: StoreResponse::Cancelled { .. }, .. }]));
+}
+
+#[test]
+fn mistakes_of_the_training_thread_are_errors_that_say_what_was_expected() {
+    let mut bench = Bench::training();
+    let error = bench.try_event(MemberEvent::Committed { generation: generation(1), step: 6, agreed: Flags::NONE }).unwrap_err();
+    assert_eq!(error, MemberError::WrongStep { member: "w-0/0".to_owned(), generation: generation(1), step: 6, held: Some(3) });
+    assert!(bench.try_event(MemberEvent::GroupFormed { generation: generation(1) }).is_err());
+    assert!(bench.try_event(MemberEvent::Committed { generation: generation(2), step: 4, agreed: Flags::NONE }).is_err());
+    assert_eq!(bench.member.held(), Some(label(3, 1)));
+}

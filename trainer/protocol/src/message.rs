@@ -1,0 +1,262 @@
+//! What coordinator and member say to each other. Every message carries a generation; pure values, turned into protobuf elsewhere.
+
+use std::{
+    fmt,
+    ops::{BitOr, BitOrAssign},
+};
+
+use crate::{Attach, Generation, Plan, StateLabel, StoreRequest, StoreResponse};
+
+/// From a member. All but [`ToCoordinator::Attach`] are ignored before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToCoordinator {
+    /// The first message on a stream.
+    Attach(Attach),
+    /// Still there; sent at a fixed interval and when a generation has made its first step.
+    Heartbeat {
+        /// The highest generation it knows.
+        generation: Option<Generation>,
+        /// The state it holds.
+        held: Option<StateLabel>,
+    },
+    /// It has left the group of this generation: every reference is dropped and no update can be applied any more.
+    Report {
+        /// The generation it left.
+        generation: Generation,
+        /// The state it holds.
+        held: Option<StateLabel>,
+        /// Why it left.
+        cause: ReportCause,
+    },
+    /// It was asked to end (SIGTERM) and wants to leave in order.
+    Drain {
+        /// The highest generation it knows.
+        generation: Option<Generation>,
+    },
+    /// A complete checkpoint of this step is visible.
+    CheckpointCommitted {
+        /// Generation of the writer.
+        generation: Generation,
+        /// Completed steps in the checkpoint.
+        step: u64,
+    },
+    /// The last step is done, and what this member had to write is written.
+    Finished {
+        /// Its generation.
+        generation: Generation,
+        /// The last step.
+        step: u64,
+    },
+    /// A key-value operation of its rendezvous.
+    Store {
+        /// The generation whose keys are meant.
+        generation: Generation,
+        /// Number by which the member recognises the response.
+        id: u64,
+        /// The operation.
+        request: StoreRequest,
+    },
+}
+
+/// To a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToMember {
+    /// It is attached and waits for a plan.
+    Attached {
+        /// The coordinator's generation.
+        generation: Generation,
+    },
+    /// It cannot be attached; the stream is closed.
+    Refused {
+        /// The coordinator's generation.
+        generation: Generation,
+        /// Why.
+        reason: Refusal,
+    },
+    /// A new generation.
+    Form(Plan),
+    /// The group of this generation is broken: abort, drop it, report.
+    Abort {
+        /// The broken generation.
+        generation: Generation,
+        /// What was seen.
+        reason: String,
+    },
+    /// Raise these flags on the next collective.
+    Wish {
+        /// The generation they are for.
+        generation: Generation,
+        /// The flags.
+        flags: Flags,
+    },
+    /// Answer to a heartbeat.
+    Alive {
+        /// The coordinator's generation.
+        generation: Generation,
+    },
+    /// Answer to a store request.
+    Store {
+        /// The generation of the request.
+        generation: Generation,
+        /// Its number.
+        id: u64,
+        /// The answer.
+        response: StoreResponse,
+    },
+    /// It is no longer a member; the stream is closed. It may attach again.
+    Evicted {
+        /// The coordinator's generation.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
+    /// The process has nothing more to do.
+    End {
+        /// The coordinator's generation.
+        generation: Generation,
+        /// Why.
+        reason: EndReason,
+    },
+}
+
+/// Why a member left its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReportCause {
+    /// All members left after the same step, as agreed.
+    Agreed,
+    /// The coordinator said so.
+    Aborted,
+    /// A collective failed, or the group could not be built.
+    Failed {
+        /// The error.
+        detail: String,
+    },
+}
+
+/// Why a member cannot be attached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Another protocol version.
+    #[error("the coordinator speaks protocol version {coordinator}, member {member} speaks {version}: use images of one release for both")]
+    ProtocolVersion {
+        /// The member.
+        member: String,
+        /// Its version.
+        version: u32,
+        /// The coordinator's.
+        coordinator: u32,
+    },
+    /// Another configuration than the members that attached before.
+    #[error(
+        "member {member} has configuration digest {digest}, the job's other members have {expected}: give all the same configuration and data"
+    )]
+    Configuration {
+        /// The member.
+        member: String,
+        /// Its digest.
+        digest: String,
+        /// The digest of those before.
+        expected: String,
+    },
+    /// A newer process of the same name was seen.
+    #[error("a newer process of member {member} (incarnation {newest}) has attached, this one is {incarnation}: stop this one")]
+    Superseded {
+        /// The member.
+        member: String,
+        /// Its incarnation.
+        incarnation: u64,
+        /// The newest seen.
+        newest: u64,
+    },
+    /// The member has heard of a later coordinator.
+    #[error("this coordinator has epoch {epoch}, but member {member} knows {known}: it was replaced, or started with an old epoch")]
+    StaleCoordinator {
+        /// The member.
+        member: String,
+        /// The coordinator's epoch.
+        epoch: u64,
+        /// What the member knows.
+        known: Generation,
+    },
+}
+
+impl Refusal {
+    /// Whether attaching again, perhaps to another coordinator, can go better.
+    #[must_use]
+    pub const fn is_worth_another_try(&self) -> bool {
+        matches!(self, Self::StaleCoordinator { .. })
+    }
+}
+
+/// Why a member's process has nothing more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The last step is done on all members.
+    Complete,
+    /// This member was asked to leave.
+    Drained,
+    /// The job was asked to stop; a checkpoint was asked for first.
+    Stopped,
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Complete => "complete",
+            Self::Drained => "drained",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// What the members have to agree on. A member contributes its flags to a small collective of the step that combines them by bitwise or
+/// (a maximum per bit); the result, equal on all members, is what was agreed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Leave the group, so that another can be formed.
+    pub const LEAVE: Self = Self(1);
+    /// Write a checkpoint (before leaving, when both are set).
+    pub const CHECKPOINT: Self = Self(2);
+
+    /// From the number that travelled. Unknown bits are dropped.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits & (Self::LEAVE.0 | Self::CHECKPOINT.0))
+    }
+
+    /// The number that travels.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether all of `other` are set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether none is set.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl BitOr for Flags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Flags {
+    fn bitor_assign(&mut self, other: Self) {
+        *self = *self | other;
+    }
+}

@@ -1,0 +1,134 @@
+//! What a generation means for one member, and how the roles are dealt out. Pure.
+
+use crate::{Generation, Identity, MemberName, StateLabel};
+
+/// What a member has to know of its generation. Its size does not grow with the number of members (but for a source's receivers): the
+/// addresses of the others travel through the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The generation.
+    pub generation: Generation,
+    /// This member's rank.
+    pub rank: u32,
+    /// Number of members.
+    pub world: u32,
+    /// Digest of the list of members in rank order; the same on all of them.
+    pub list_digest: u64,
+    /// The state from which the generation goes on. `None`: no live member holds any, so rank 0 reads the last complete checkpoint
+    /// (or initialises, when there is none) and all others receive from it.
+    pub base: Option<StateLabel>,
+    /// What this member does to bring itself or others there.
+    pub role: Role,
+    /// Who was lost since the generation before.
+    pub lost: Vec<Loss>,
+}
+
+/// What a member does before the first step of a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Holds the base and has nobody to send it to.
+    Level,
+    /// Holds the base and sends it to these ranks, in this order.
+    Send {
+        /// Receivers' ranks.
+        to: Vec<u32>,
+    },
+    /// Is behind (or new): receives the base from this rank, and keeps its old state until the received one is verified.
+    Receive {
+        /// The source's rank.
+        from: u32,
+    },
+    /// Reads the last complete checkpoint, or initialises, and sends the result to these ranks.
+    Restore {
+        /// Receivers' ranks: all others.
+        to: Vec<u32>,
+    },
+}
+
+/// A member that left the group without being asked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Who.
+    pub member: MemberName,
+    /// What was seen: "stream closed: …", "no heartbeat for 5s", ….
+    pub reason: String,
+}
+
+/// Deals out the roles. `held` is what each rank holds; the answer has one role per rank, and the base.
+pub(crate) fn assign_roles(held: &[Option<StateLabel>]) -> (Option<StateLabel>, Vec<Role>) {
+    let base = held.iter().copied().max().flatten();
+    let ranks = || (0_u32..).zip(held);
+    if base.is_none() {
+        let to = ranks().skip(1).map(|(rank, _)| rank).collect();
+        let roles =
+            ranks().map(|(rank, _)| if rank == 0 { Role::Restore { to: Vec::clone(&to) } } else { Role::Receive { from: 0 } }).collect();
+        return (None, roles);
+    }
+    let sources: Vec<u32> = ranks().filter(|(_, label)| **label == base).map(|(rank, _)| rank).collect();
+    // Receivers go round the sources, so that each source sends to as few as possible.
+    let receivers = ranks().filter(|(_, label)| **label != base).map(|(rank, _)| rank);
+    let pairs: Vec<(u32, u32)> = receivers.zip(sources.iter().copied().cycle()).collect();
+    let role = |rank: u32| {
+        if let Some((_, from)) = pairs.iter().find(|(receiver, _)| *receiver == rank) {
+            return Role::Receive { from: *from };
+        }
+        let to: Vec<u32> = pairs.iter().filter(|(_, source)| *source == rank).map(|(receiver, _)| *receiver).collect();
+        if to.is_empty() { Role::Level } else { Role::Send { to } }
+    };
+    (base, ranks().map(|(rank, _)| role(rank)).collect())
+}
+
+/// FNV-1a (64 bit) over names and incarnations in rank order, each part ended by a byte that no name holds: enough to see that two
+/// members were given different lists, and nothing that must withstand an attack.
+pub(crate) fn digest_of<'a>(members: impl Iterator<Item = &'a Identity>) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let mut digest = OFFSET;
+    let mut feed = |bytes: &[u8]| {
+        for byte in bytes.iter().chain(&[0xff]) {
+            digest = (digest ^ u64::from(*byte)).wrapping_mul(PRIME);
+        }
+    };
+    for member in members {
+        feed(member.name.worker.as_bytes());
+        feed(&member.name.index.to_le_bytes());
+        feed(&member.incarnation.to_le_bytes());
+    }
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(step: u64, n: u64) -> Option<StateLabel> {
+        Some(StateLabel { step, generation: Generation { epoch: 1, n } })
+    }
+
+    #[test]
+    fn without_any_state_rank_0_restores_for_all() {
+        let expected = vec![Role::Restore { to: vec![1, 2] }, Role::Receive { from: 0 }, Role::Receive { from: 0 }];
+        assert_eq!(assign_roles(&[None, None, None]), (None, expected));
+    }
+
+    #[test]
+    fn those_behind_are_spread_over_those_at_the_base_and_the_others_do_nothing() {
+        let roles = assign_roles(&[None, label(7, 1), label(6, 1), label(7, 1), None, label(7, 1)]);
+        let expected = vec![
+            Role::Receive { from: 1 },
+            Role::Send { to: vec![0] },
+            Role::Receive { from: 3 },
+            Role::Send { to: vec![2] },
+            Role::Receive { from: 5 },
+            Role::Send { to: vec![4] },
+        ];
+        assert_eq!(roles, (label(7, 1), expected));
+        assert_eq!(assign_roles(&[label(7, 1), label(7, 1)]).1, vec![Role::Level, Role::Level]);
+    }
+
+    #[test]
+    fn the_same_step_from_an_older_generation_is_not_the_same_state() {
+        let roles = assign_roles(&[label(7, 1), label(7, 2)]);
+        assert_eq!(roles, (label(7, 2), vec![Role::Receive { from: 1 }, Role::Send { to: vec![0] }]));
+    }
+}

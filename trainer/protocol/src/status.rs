@@ -1,0 +1,116 @@
+//! What the coordinator shows to the outside: pure values, cheap to compare and to send.
+
+use std::time::Duration;
+
+use crate::{EndReason, Generation, MemberName, World};
+
+/// A snapshot of the job as the coordinator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// What the group is doing.
+    pub phase: Phase,
+    /// The highest generation formed; n is 0 before the first.
+    pub generation: Generation,
+    /// The bounds in force.
+    pub world: World,
+    /// Everybody attached, ordered by name.
+    pub members: Vec<MemberStatus>,
+    /// Steps that every member of the group has committed, as far as the coordinator has heard. Falls only when no live member held more,
+    /// and then [`HistoryEvent::WentBack`] says so.
+    pub step: u64,
+    /// Step of the newest checkpoint that was reported.
+    pub last_checkpoint: Option<u64>,
+    /// The last things that happened, oldest first. Numbers show whether some were missed.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// What the group is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not enough members for a generation.
+    Waiting,
+    /// A generation trains.
+    Running,
+    /// The last generation has ended, its members are reporting.
+    Recovering,
+    /// Nothing more will be trained.
+    Ended(EndReason),
+}
+
+/// One attached member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its name.
+    pub name: MemberName,
+    /// Its node.
+    pub node: String,
+    /// Its rank in the running generation; `None` for one that waits.
+    pub rank: Option<u32>,
+    /// Completed steps of the state it holds, as last heard.
+    pub step: Option<u64>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// Consecutive, from 1.
+    pub sequence: u64,
+    /// When, as the driver counts time.
+    pub at: Duration,
+    /// What.
+    pub event: HistoryEvent,
+}
+
+/// Kinds of things that happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HistoryEvent {
+    /// A member attached.
+    Joined {
+        /// Who.
+        member: MemberName,
+    },
+    /// A member was lost.
+    Lost {
+        /// Who.
+        member: MemberName,
+        /// What was seen.
+        reason: String,
+    },
+    /// A member left in order.
+    Left {
+        /// Who.
+        member: MemberName,
+        /// Why.
+        reason: EndReason,
+    },
+    /// A generation was formed.
+    Formed {
+        /// Which.
+        generation: Generation,
+        /// Its number of members.
+        world: u32,
+        /// The step it goes on from; `None`: from storage.
+        base: Option<u64>,
+    },
+    /// A generation ended before its time.
+    Broken {
+        /// Which.
+        generation: Generation,
+        /// What was seen.
+        reason: String,
+    },
+    /// All members of a generation have committed their first step after the one before had ended.
+    Recovered {
+        /// Which.
+        generation: Generation,
+        /// From the end of the generation before until the coordinator heard of it.
+        took: Duration,
+    },
+    /// The live members hold less than what was committed before.
+    WentBack {
+        /// Committed steps before.
+        from: u64,
+        /// Committed steps now.
+        to: u64,
+    },
+}

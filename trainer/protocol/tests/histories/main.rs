@@ -1,0 +1,77 @@
+//! Random histories of joins, leaves, crashes, hangs, broken streams, late and doubled messages, failed collectives, resizes and drains
+//! against both machines, with every invariant checked at every event; then the faults stop, and training must come to its end.
+//!
+//! `PROPTEST_CASES` sets the number of histories; a failing one is shrunk and printed, and its seed is kept beside this file.
+
+mod process;
+mod simulation;
+
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
+
+use simulation::{Action, Simulation};
+
+/// Histories in one run of the test: a few seconds.
+const CASES: u32 = 400;
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        6 => any::<u8>().prop_map(Action::DeliverUp),
+        6 => any::<u8>().prop_map(Action::DeliverDown),
+        6 => any::<u8>().prop_map(Action::Work),
+        6 => (1_u8..12).prop_map(Action::Rounds),
+        2 => any::<u8>().prop_map(Action::RepeatUp),
+        2 => any::<u8>().prop_map(Action::RepeatDown),
+        3 => any::<u8>().prop_map(Action::Join),
+        2 => any::<u8>().prop_map(Action::Crash),
+        2 => any::<u8>().prop_map(Action::Break),
+        2 => any::<u8>().prop_map(Action::FailCollective),
+        1 => any::<u8>().prop_map(Action::Hang),
+        1 => any::<u8>().prop_map(Action::Resume),
+        1 => any::<u8>().prop_map(Action::Drain),
+        1 => any::<u8>().prop_map(Action::DrainWorker),
+        1 => (1_u8..4, 0_u8..3).prop_map(|(desired, more)| Action::SetWorld { desired, more }),
+        2 => (1_u16..900).prop_map(Action::Advance),
+        1 => Just(Action::RestartCoordinator),
+    ]
+}
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES),
+        max_shrink_iters: 10_000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/histories/regressions.txt"))),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn every_history_keeps_the_invariants_and_ends_once_the_faults_stop(actions in prop::collection::vec(action(), 1..160)) {
+        let mut simulation = Simulation::new();
+        for action in &actions {
+            simulation.apply(action);
+        }
+        simulation.finish();
+    }
+}
+
+/// The generated histories are worth something only if they reach the interesting places.
+#[test]
+fn a_history_without_faults_trains_from_the_first_step_to_the_last_in_few_generations() {
+    let mut simulation = Simulation::new();
+    simulation.finish();
+    assert!(simulation.generations() <= 3, "{} generations", simulation.generations());
+}
+
+#[test]
+fn a_joiner_is_let_in_at_an_agreed_step_without_a_failure() {
+    let mut simulation = Simulation::new();
+    for action in [Action::Join(0), Action::Join(1), Action::Rounds(11), Action::Join(2), Action::Rounds(11), Action::Rounds(11)] {
+        simulation.apply(&action);
+    }
+    assert_eq!(simulation.broken(), 0);
+    assert!(simulation.generations() >= 2);
+    simulation.finish();
+}

@@ -1,0 +1,322 @@
+//! One simulated process: the member's machine and a training thread that does what it is told, one thing at a time.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use lcl_protocol::{
+    ConnectionId, Flags, Generation, Identity, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Role, StateLabel,
+    StoreRequest, StoreResponse, ToCoordinator,
+};
+
+/// Weights and moments, as far as they matter here: the line of steps that led to them.
+pub(crate) type Line = Vec<StateLabel>;
+
+/// The collectives between processes, and what was done in them: what a real cluster's network and GPUs would be.
+#[derive(Debug, Default)]
+pub(crate) struct Fabric {
+    /// Who arrived at a step of a generation, and with which flags and state.
+    pub(crate) arrivals: BTreeMap<(Generation, u64), BTreeMap<u32, (Flags, Line)>>,
+    /// Ranks that have dropped their group.
+    pub(crate) dropped: BTreeMap<Generation, Vec<u32>>,
+    /// States on their way: generation, receiver's rank.
+    pub(crate) transfers: BTreeMap<(Generation, u32), (u32, Line)>,
+    /// The only checkpoint.
+    pub(crate) storage: Option<Line>,
+    /// The plan under which a process works in a generation, by rank.
+    pub(crate) members: BTreeMap<(Generation, u32), usize>,
+    /// Every committed step with the rank that applied it.
+    pub(crate) commits: BTreeMap<StateLabel, Vec<u32>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Building,
+    /// The machine has the word.
+    Waiting,
+    Recovering(Role),
+    Training,
+    Finished,
+}
+
+#[derive(Debug)]
+struct Work {
+    plan: Plan,
+    stage: Stage,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) id: usize,
+    pub(crate) member: Member,
+    pub(crate) connection: Option<ConnectionId>,
+    pub(crate) opening: bool,
+    pub(crate) hung: bool,
+    pub(crate) alive: bool,
+    pub(crate) draining: bool,
+    pub(crate) name: MemberName,
+    pub(crate) line: Option<Line>,
+    /// What the member's machine asked of the driver and of the training thread.
+    pub(crate) outbox: Vec<ToCoordinator>,
+    pub(crate) disconnect: bool,
+    todo: VecDeque<MemberCommand>,
+    work: Option<Work>,
+}
+
+impl Process {
+    pub(crate) fn new(id: usize, slot: u8, now: Duration) -> Self {
+        let name = MemberName { worker: format!("w-{slot}"), index: 0 };
+        let identity =
+            Identity { name: name.clone(), incarnation: id as u64 + 1, node: format!("n-{}", slot / 2), address: format!("10.0.0.{id}") };
+        let settings = MemberSettings {
+            identity,
+            config_digest: "digest".to_owned(),
+            heartbeat_interval: Duration::from_millis(100),
+            coordinator_timeout: Duration::from_millis(600),
+        };
+        let mut process = Self {
+            id,
+            member: Member::new(settings, now),
+            connection: None,
+            opening: false,
+            hung: false,
+            alive: true,
+            draining: false,
+            name,
+            line: None,
+            outbox: Vec::new(),
+            disconnect: false,
+            todo: VecDeque::new(),
+            work: None,
+        };
+        process.tell(now, MemberEvent::Tick);
+        process
+    }
+
+    /// Has the machine take in an event and sorts what comes out.
+    pub(crate) fn tell(&mut self, now: Duration, event: MemberEvent) {
+        let commands = self.member.handle(now, event).expect("the simulated training thread keeps to the rules");
+        for command in commands {
+            match command {
+                MemberCommand::Connect => self.opening = true,
+                MemberCommand::Disconnect { .. } => self.disconnect = true,
+                // What was said after the stream was dropped goes nowhere; the machine must not do it.
+                MemberCommand::Send(message) => {
+                    assert!(!self.disconnect, "{message:?} is sent on a dropped stream");
+                    self.outbox.push(message);
+                }
+                other => self.todo.push_back(other),
+            }
+        }
+    }
+
+    /// The training thread does one thing. `last`: the step at which training ends.
+    pub(crate) fn work(&mut self, now: Duration, fabric: &mut Fabric, last: u64) {
+        if let Some(command) = self.todo.pop_front() {
+            return self.obey(now, fabric, command);
+        }
+        let held = self.step();
+        let Some(work) = &mut self.work else { return };
+        let (generation, rank, world) = (work.plan.generation, work.plan.rank, work.plan.world);
+        match &mut work.stage {
+            Stage::Waiting | Stage::Finished => {}
+            Stage::Building => {
+                if fabric.dropped.contains_key(&generation) {
+                    self.drop_group(now, fabric, Some("a peer is gone while the group is built"));
+                }
+            }
+            Stage::Recovering(role) => match role {
+                Role::Level => {
+                    self.recovered(now, generation, held);
+                }
+                Role::Send { to } | Role::Restore { to } if !to.is_empty() => {
+                    // One receiver at a time, so that a source can die between two.
+                    let receiver = to.remove(0);
+                    let line = self.line.clone().expect("a source holds a state");
+                    if let Some(base) = work.plan.base {
+                        assert_eq!(held, base.step, "the source is at the base");
+                    }
+                    fabric.transfers.insert((generation, receiver), (rank, line));
+                }
+                Role::Send { .. } | Role::Restore { .. } => self.recovered(now, generation, held),
+                Role::Receive { from } => {
+                    let from = *from;
+                    if let Some((source, line)) = fabric.transfers.remove(&(generation, rank)) {
+                        assert_eq!(source, from);
+                        self.line = Some(line);
+                        let step = self.step();
+                        self.recovered(now, generation, step);
+                    } else if fabric.dropped.get(&generation).is_some_and(|ranks| ranks.contains(&from)) {
+                        self.drop_group(now, fabric, Some("the source is gone"));
+                    }
+                }
+            },
+            Stage::Training if held == last => {
+                work.stage = Stage::Finished;
+                if rank == 0 {
+                    self.save(now, fabric, generation);
+                }
+                self.tell(now, MemberEvent::Finished { generation });
+            }
+            Stage::Training => {
+                let step = held + 1;
+                let arrived = fabric.arrivals.entry((generation, step)).or_default();
+                let all = arrived.len() == world as usize;
+                if !arrived.contains_key(&rank) {
+                    assert!(!all, "a rank that arrived twice, or one too many");
+                    let line = self.line.clone().unwrap_or_default();
+                    for (_, other) in arrived.values() {
+                        assert_eq!(*other, line, "members of {generation} hold different states before step {step}");
+                    }
+                    arrived.insert(rank, (self.member.flags(), line));
+                } else if all {
+                    self.commit(now, fabric);
+                } else if fabric.dropped.contains_key(&generation) {
+                    self.drop_group(now, fabric, Some("a peer is gone"));
+                }
+            }
+        }
+    }
+
+    /// A collective fails on this process alone, even one that has completed on others.
+    pub(crate) fn fail(&mut self, now: Duration, fabric: &mut Fabric) {
+        if self.work.is_some() {
+            self.drop_group(now, fabric, Some("connection reset by peer"));
+        }
+    }
+
+    /// The process is gone: its peers see its sockets close.
+    pub(crate) fn die(&mut self, fabric: &mut Fabric) {
+        self.alive = false;
+        self.todo.clear();
+        if let Some(work) = self.work.take() {
+            fabric.dropped.entry(work.plan.generation).or_default().push(work.plan.rank);
+        }
+    }
+
+    fn obey(&mut self, now: Duration, fabric: &mut Fabric, command: MemberCommand) {
+        match command {
+            MemberCommand::FormGroup(plan) => {
+                assert!(self.work.is_none(), "two groups at once");
+                let generation = plan.generation;
+                let before = fabric.members.insert((generation, plan.rank), self.id);
+                assert_eq!(before, None, "two members of {generation} with rank {}", plan.rank);
+                self.work = Some(Work { plan, stage: Stage::Building });
+                let request = StoreRequest::Add { key: "arrived".to_owned(), amount: 1 };
+                self.tell(now, MemberEvent::Store { generation, id: 1, request });
+            }
+            MemberCommand::StoreResponse { generation, id, response } => self.rendezvous(now, fabric, generation, id, &response),
+            MemberCommand::Recover { role, base, .. } => {
+                let Some(work) = &mut self.work else { return };
+                assert_ne!(role, Role::Level);
+                if matches!(role, Role::Restore { .. }) {
+                    assert_eq!(base, None);
+                    self.line = Some(fabric.storage.clone().unwrap_or_default());
+                }
+                work.stage = Stage::Recovering(role);
+            }
+            MemberCommand::Train { step, .. } => {
+                assert_eq!(step, self.step());
+                if let Some(work) = &mut self.work {
+                    work.stage = Stage::Training;
+                }
+            }
+            MemberCommand::WriteCheckpoint { generation, step } => {
+                assert_eq!(step, self.step());
+                if self.work.as_ref().is_some_and(|work| work.plan.rank == 0) {
+                    self.save(now, fabric, generation);
+                }
+            }
+            MemberCommand::LeaveGroup { .. } => self.drop_group(now, fabric, None),
+            MemberCommand::AbortGroup { .. } => {
+                // The collective may have completed already: then the update is applied, whatever the coordinator says.
+                if self.completed(fabric) && self.id.is_multiple_of(2) {
+                    self.commit(now, fabric);
+                }
+                self.drop_group(now, fabric, None);
+            }
+            MemberCommand::Exit(_) => {
+                self.disconnect = true;
+                self.die(fabric);
+            }
+            MemberCommand::GiveUp(refusal) => panic!("process {} of {} was refused: {refusal}", self.id, self.name),
+            MemberCommand::Connect | MemberCommand::Disconnect { .. } | MemberCommand::Send(_) => unreachable!("not for this thread"),
+        }
+    }
+
+    /// All add one; who makes it the world's size lets all go.
+    fn rendezvous(&mut self, now: Duration, fabric: &mut Fabric, generation: Generation, id: u64, response: &StoreResponse) {
+        let Some(work) = self.work.as_mut().filter(|work| work.plan.generation == generation) else { return };
+        if !matches!(work.stage, Stage::Building) {
+            return;
+        }
+        let world = i64::from(work.plan.world);
+        let key = || "go".to_owned();
+        match (id, response) {
+            (_, StoreResponse::Cancelled { .. }) => self.drop_group(now, fabric, Some("the rendezvous was cancelled")),
+            (1, StoreResponse::Number(arrived)) => {
+                assert!(*arrived <= world, "{arrived} of {world} arrived at {generation}");
+                if *arrived == world {
+                    self.tell(now, MemberEvent::Store { generation, id: 2, request: StoreRequest::Set { key: key(), value: vec![1] } });
+                }
+                self.tell(now, MemberEvent::Store { generation, id: 3, request: StoreRequest::Get { key: key() } });
+            }
+            // A doubled answer finds the group formed already, and ends above.
+            (3, StoreResponse::Value(_)) => {
+                work.stage = Stage::Waiting;
+                self.tell(now, MemberEvent::GroupFormed { generation });
+            }
+            _ => {}
+        }
+    }
+
+    fn completed(&self, fabric: &Fabric) -> bool {
+        let Some(work) = &self.work else { return false };
+        let arrived = fabric.arrivals.get(&(work.plan.generation, self.step() + 1));
+        matches!(work.stage, Stage::Training) && arrived.is_some_and(|arrived| arrived.len() == work.plan.world as usize)
+    }
+
+    fn commit(&mut self, now: Duration, fabric: &mut Fabric) {
+        let Some(work) = &self.work else { return };
+        let (generation, rank) = (work.plan.generation, work.plan.rank);
+        let step = self.step() + 1;
+        let label = StateLabel { step, generation };
+        assert_eq!(fabric.members.get(&(generation, rank)), Some(&self.id), "only members of {generation} commit in it");
+        fabric.commits.entry(label).or_default().push(rank);
+        let arrived = fabric.arrivals.get(&(generation, step)).into_iter().flat_map(BTreeMap::values);
+        let agreed = arrived.fold(Flags::NONE, |agreed, (flags, _)| agreed | *flags);
+        self.line.get_or_insert_default().push(label);
+        self.tell(now, MemberEvent::Committed { generation, step, agreed });
+    }
+
+    fn save(&mut self, now: Duration, fabric: &mut Fabric, generation: Generation) {
+        // Folders carry step and generation, and restore takes the highest.
+        let newest = |line: &Option<Line>| line.as_ref().and_then(|line| line.last().copied());
+        if newest(&fabric.storage) <= newest(&self.line) {
+            fabric.storage.clone_from(&self.line);
+        }
+        let step = self.step();
+        self.tell(now, MemberEvent::CheckpointCommitted { generation, step });
+    }
+
+    fn recovered(&mut self, now: Duration, generation: Generation, step: u64) {
+        // Until the machine says `Train`, there is nothing to do.
+        if let Some(work) = &mut self.work {
+            work.stage = Stage::Waiting;
+        }
+        self.tell(now, MemberEvent::Recovered { generation, step });
+    }
+
+    fn drop_group(&mut self, now: Duration, fabric: &mut Fabric, failure: Option<&str>) {
+        let Some(work) = self.work.take() else { return };
+        let generation = work.plan.generation;
+        fabric.dropped.entry(generation).or_default().push(work.plan.rank);
+        self.tell(now, MemberEvent::GroupClosed { generation, failure: failure.map(str::to_owned) });
+    }
+
+    fn step(&self) -> u64 {
+        self.line.as_ref().map_or(0, |line| line.len() as u64)
+    }
+}

@@ -1,0 +1,485 @@
+//! The simulated world: the coordinator, processes, streams with everything that is on its way, and the invariants.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use lcl_protocol::{
+    ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings, EndReason, Generation, HistoryEvent, MemberEvent,
+    Phase, Plan, Role, StateLabel, ToCoordinator, ToMember, World, slots_of,
+};
+
+use crate::process::{Fabric, Process};
+
+/// Names of members; a new process takes the first that no live one bears.
+const NAMES: u8 = 4;
+/// Samples per step. Not divisible by 3, so that shares differ.
+const GLOBAL_BATCH: u64 = 16;
+/// Steps that must be trained after the faults have stopped.
+const STEPS_TO_COME: u64 = 12;
+/// Rounds of 20 ms within which they must be: 40 s, against time-outs of 0.6 s, 1 s and 2 s and a longest delay of 5 s.
+const BOUND: u32 = 2000;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    /// One message of a stream arrives.
+    DeliverUp(u8),
+    DeliverDown(u8),
+    /// The next message of a stream arrives, and will arrive again.
+    RepeatUp(u8),
+    RepeatDown(u8),
+    /// A training thread does one thing.
+    Work(u8),
+    /// All that can happen without a fault, several times.
+    Rounds(u8),
+    Join(u8),
+    Crash(u8),
+    /// A stream breaks for both sides; what was on its way up still arrives.
+    Break(u8),
+    FailCollective(u8),
+    /// A process stands still.
+    Hang(u8),
+    Resume(u8),
+    /// SIGTERM.
+    Drain(u8),
+    DrainWorker(u8),
+    SetWorld {
+        desired: u8,
+        more: u8,
+    },
+    /// Milliseconds.
+    Advance(u16),
+    RestartCoordinator,
+}
+
+#[derive(Clone, Debug)]
+enum Item<T> {
+    Message(T),
+    Closed,
+}
+
+#[derive(Debug)]
+struct Stream {
+    process: usize,
+    up: VecDeque<Item<ToCoordinator>>,
+    down: VecDeque<Item<ToMember>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Simulation {
+    now: Duration,
+    world: World,
+    coordinator: Coordinator,
+    epoch: u64,
+    streams: BTreeMap<ConnectionId, Stream>,
+    processes: Vec<Process>,
+    fabric: Fabric,
+    next_connection: u64,
+    last_step: u64,
+    highest: Option<Generation>,
+    step: u64,
+    bases: BTreeMap<Generation, (u32, Option<StateLabel>)>,
+    broken: usize,
+}
+
+fn coordinator(epoch: u64, world: World, now: Duration) -> Coordinator {
+    let settings = CoordinatorSettings {
+        epoch,
+        world,
+        formation_wait: Duration::from_millis(300),
+        heartbeat_timeout: Duration::from_secs(1),
+        report_timeout: Duration::from_secs(2),
+    };
+    Coordinator::new(settings, now)
+}
+
+fn pick<T>(index: u8, candidates: &[T]) -> Option<&T> {
+    candidates.get(usize::from(index) % candidates.len().max(1))
+}
+
+impl Simulation {
+    pub(crate) fn new() -> Self {
+        let world = World::new(1, 2, 3).unwrap();
+        Self {
+            now: Duration::ZERO,
+            world,
+            coordinator: coordinator(1, world, Duration::ZERO),
+            epoch: 1,
+            streams: BTreeMap::new(),
+            processes: Vec::new(),
+            fabric: Fabric::default(),
+            next_connection: 0,
+            last_step: u64::MAX,
+            highest: None,
+            step: 0,
+            bases: BTreeMap::new(),
+            broken: 0,
+        }
+    }
+
+    pub(crate) fn generations(&self) -> usize {
+        self.bases.len()
+    }
+
+    /// Generations that ended by a failure.
+    pub(crate) fn broken(&self) -> usize {
+        self.broken
+    }
+
+    pub(crate) fn apply(&mut self, action: &Action) {
+        match *action {
+            Action::DeliverUp(index) => self.deliver_up(index, false),
+            Action::RepeatUp(index) => self.deliver_up(index, true),
+            Action::DeliverDown(index) => self.deliver_down(index, false),
+            Action::RepeatDown(index) => self.deliver_down(index, true),
+            Action::Work(index) => {
+                let active = self.active();
+                if let Some(process) = pick(index, &active) {
+                    self.work(*process);
+                }
+            }
+            Action::Rounds(count) => (0..count).for_each(|_| self.round()),
+            Action::Join(name) => self.join(name),
+            Action::Crash(index) => {
+                if let Some(process) = pick(index, &self.alive()).copied() {
+                    self.processes[process].die(&mut self.fabric);
+                    self.hang_up(process);
+                }
+            }
+            Action::Break(index) => {
+                let streams: Vec<_> = self.streams.keys().copied().collect();
+                if let Some(connection) = pick(index, &streams) {
+                    self.break_stream(*connection);
+                }
+            }
+            Action::FailCollective(index) => {
+                if let Some(process) = pick(index, &self.active()).copied() {
+                    self.processes[process].fail(self.now, &mut self.fabric);
+                    self.flush(process);
+                }
+            }
+            Action::Hang(index) => {
+                if let Some(process) = pick(index, &self.alive()).copied() {
+                    self.processes[process].hung = true;
+                }
+            }
+            Action::Resume(index) => {
+                if let Some(process) = pick(index, &self.alive()).copied() {
+                    self.processes[process].hung = false;
+                }
+            }
+            Action::Drain(index) => {
+                if let Some(process) = pick(index, &self.active()).copied() {
+                    self.processes[process].draining = true;
+                    self.tell(process, MemberEvent::Drain);
+                }
+            }
+            Action::DrainWorker(name) => {
+                let worker = format!("w-{}", name % NAMES);
+                self.processes.iter_mut().filter(|process| process.name.worker == worker).for_each(|process| process.draining = true);
+                self.coordinate(CoordinatorEvent::DrainWorker { worker });
+            }
+            Action::SetWorld { desired, more } => {
+                let desired = u32::from(desired);
+                self.world = World::new(desired.min(2), desired, desired + u32::from(more)).unwrap();
+                self.coordinate(CoordinatorEvent::SetWorld(self.world));
+            }
+            Action::Advance(milliseconds) => self.advance(Duration::from_millis(milliseconds.into())),
+            Action::RestartCoordinator => self.restart_coordinator(),
+        }
+    }
+
+    /// The faults stop: with enough members, training comes to its end, and everybody is told so.
+    pub(crate) fn finish(&mut self) {
+        self.processes.iter_mut().for_each(|process| process.hung = false);
+        let highest = self.processes.iter().filter_map(|process| process.line.as_ref()).map(Vec::len).max().unwrap_or(0);
+        self.last_step = highest as u64 + STEPS_TO_COME;
+        for _ in 0..BOUND {
+            if self.coordinator.status().phase == Phase::Ended(EndReason::Complete) && self.alive().is_empty() {
+                return self.check_end();
+            }
+            if self.coordinator.status().phase != Phase::Ended(EndReason::Complete) {
+                let staying = self.processes.iter().filter(|process| process.alive && !process.draining).count();
+                if staying < self.world.desired() as usize {
+                    self.join(0);
+                }
+            }
+            self.round();
+        }
+        panic!("no end within the bound: {:#?}\nprocesses {:#?}", self.coordinator.status(), self.alive_processes());
+    }
+
+    fn alive_processes(&self) -> Vec<&Process> {
+        self.processes.iter().filter(|process| process.alive).collect()
+    }
+
+    fn alive(&self) -> Vec<usize> {
+        self.alive_processes().iter().map(|process| process.id).collect()
+    }
+
+    fn active(&self) -> Vec<usize> {
+        self.processes.iter().filter(|process| process.alive && !process.hung).map(|process| process.id).collect()
+    }
+
+    fn join(&mut self, name: u8) {
+        let taken: BTreeSet<String> = self.alive_processes().iter().map(|process| process.name.worker.clone()).collect();
+        let free = (0..NAMES).map(|offset| (name.wrapping_add(offset)) % NAMES).find(|name| !taken.contains(&format!("w-{name}")));
+        if let Some(name) = free {
+            self.processes.push(Process::new(self.processes.len(), name, self.now));
+        }
+    }
+
+    fn restart_coordinator(&mut self) {
+        self.epoch += 1;
+        self.coordinator = coordinator(self.epoch, self.world, self.now);
+        // Every stream breaks for the members; the new coordinator never hears of them.
+        for (connection, stream) in std::mem::take(&mut self.streams) {
+            let process = &mut self.processes[stream.process];
+            if process.connection == Some(connection) {
+                process.connection = None;
+                self.tell(stream.process, MemberEvent::Disconnected { reason: "the coordinator is gone".to_owned() });
+            }
+        }
+    }
+
+    /// Everything that can happen without a fault, once; 20 ms pass.
+    fn round(&mut self) {
+        for process in self.active() {
+            self.open(process);
+        }
+        let streams: Vec<ConnectionId> = self.streams.keys().copied().collect();
+        for connection in streams {
+            while self.arrive_up(connection, false) {}
+            while self.arrive_down(connection, false) {}
+        }
+        for process in self.active() {
+            self.work(process);
+        }
+        self.advance(Duration::from_millis(20));
+    }
+
+    fn advance(&mut self, by: Duration) {
+        self.now += by;
+        self.coordinate(CoordinatorEvent::Tick);
+        for process in self.active() {
+            self.tell(process, MemberEvent::Tick);
+        }
+    }
+
+    fn work(&mut self, process: usize) {
+        self.open(process);
+        self.processes[process].work(self.now, &mut self.fabric, self.last_step);
+        self.flush(process);
+    }
+
+    fn open(&mut self, process: usize) {
+        if !std::mem::take(&mut self.processes[process].opening) {
+            return;
+        }
+        self.next_connection += 1;
+        let connection = ConnectionId(self.next_connection);
+        self.streams.insert(connection, Stream { process, up: VecDeque::new(), down: VecDeque::new() });
+        self.processes[process].connection = Some(connection);
+        self.coordinate(CoordinatorEvent::Opened { connection });
+        self.tell(process, MemberEvent::Connected);
+    }
+
+    fn tell(&mut self, process: usize, event: MemberEvent) {
+        self.processes[process].tell(self.now, event);
+        self.flush(process);
+    }
+
+    /// Puts on its way what a process sends.
+    fn flush(&mut self, process: usize) {
+        let sender = &mut self.processes[process];
+        let messages = std::mem::take(&mut sender.outbox);
+        if let Some(stream) = sender.connection.and_then(|connection| self.streams.get_mut(&connection)) {
+            stream.up.extend(messages.into_iter().map(Item::Message));
+        }
+        if std::mem::take(&mut sender.disconnect) {
+            self.hang_up(process);
+        }
+    }
+
+    /// The process's end of its stream closes.
+    fn hang_up(&mut self, process: usize) {
+        let connection = self.processes[process].connection.take();
+        if let Some(stream) = connection.and_then(|connection| self.streams.get_mut(&connection)) {
+            stream.up.push_back(Item::Closed);
+            stream.down.clear();
+        }
+    }
+
+    fn break_stream(&mut self, connection: ConnectionId) {
+        let Some(stream) = self.streams.get_mut(&connection) else { return };
+        stream.up.push_back(Item::Closed);
+        stream.down.clear();
+        stream.down.push_back(Item::Closed);
+    }
+
+    fn deliver_up(&mut self, index: u8, again: bool) {
+        let busy: Vec<_> = self.streams.iter().filter(|(_, stream)| !stream.up.is_empty()).map(|(connection, _)| *connection).collect();
+        if let Some(connection) = pick(index, &busy) {
+            self.arrive_up(*connection, again);
+        }
+    }
+
+    fn deliver_down(&mut self, index: u8, again: bool) {
+        let busy: Vec<_> = self.streams.iter().filter(|(_, stream)| !stream.down.is_empty()).map(|(connection, _)| *connection).collect();
+        if let Some(connection) = pick(index, &busy) {
+            self.arrive_down(*connection, again);
+        }
+    }
+
+    /// The next item of a stream reaches the coordinator.
+    fn arrive_up(&mut self, connection: ConnectionId, again: bool) -> bool {
+        let Some(stream) = self.streams.get_mut(&connection) else { return false };
+        let Some(item) = stream.up.pop_front() else { return false };
+        match item {
+            Item::Message(message) => {
+                if again && !matches!(message, ToCoordinator::Store { .. }) {
+                    stream.up.push_front(Item::Message(message.clone()));
+                }
+                self.coordinate(CoordinatorEvent::Message { connection, message });
+            }
+            Item::Closed => {
+                let process = stream.process;
+                self.streams.remove(&connection);
+                self.lose_stream(process, connection);
+                self.coordinate(CoordinatorEvent::Closed { connection, reason: "connection reset by peer".to_owned() });
+            }
+        }
+        true
+    }
+
+    /// The next item of a stream reaches the member, unless it stands still.
+    fn arrive_down(&mut self, connection: ConnectionId, again: bool) -> bool {
+        let Some(stream) = self.streams.get_mut(&connection) else { return false };
+        let process = stream.process;
+        if self.processes[process].hung && self.processes[process].alive {
+            return false;
+        }
+        let Some(item) = stream.down.pop_front() else { return false };
+        if self.processes[process].connection != Some(connection) {
+            return true;
+        }
+        match item {
+            Item::Message(message) => {
+                if again {
+                    stream.down.push_front(Item::Message(message.clone()));
+                }
+                self.tell(process, MemberEvent::Message(message));
+            }
+            Item::Closed => self.lose_stream(process, connection),
+        }
+        true
+    }
+
+    fn lose_stream(&mut self, process: usize, connection: ConnectionId) {
+        if self.processes[process].connection == Some(connection) {
+            self.processes[process].connection = None;
+            self.tell(process, MemberEvent::Disconnected { reason: "connection reset by peer".to_owned() });
+        }
+    }
+
+    fn coordinate(&mut self, event: CoordinatorEvent) {
+        let commands = self.coordinator.handle(self.now, event);
+        self.check_plans(&commands);
+        for command in commands {
+            match command {
+                CoordinatorCommand::Send { connection, message } => {
+                    if let Some(stream) = self.streams.get_mut(&connection) {
+                        stream.down.push_back(Item::Message(message));
+                    }
+                }
+                CoordinatorCommand::Close { connection } => {
+                    if let Some(stream) = self.streams.get_mut(&connection) {
+                        stream.down.push_back(Item::Closed);
+                    }
+                }
+            }
+        }
+        self.check_status();
+    }
+
+    /// What must hold of a generation when it is formed.
+    fn check_plans(&mut self, commands: &[CoordinatorCommand]) {
+        let plans: Vec<(ConnectionId, &Plan)> = commands
+            .iter()
+            .filter_map(|command| match command {
+                CoordinatorCommand::Send { connection, message: ToMember::Form(plan) } => Some((*connection, plan)),
+                _ => None,
+            })
+            .collect();
+        let Some((_, first)) = plans.first() else { return };
+        let Plan { generation, world, base, list_digest, .. } = **first;
+        assert!(self.highest.is_none_or(|highest| generation > highest), "{generation} after {:?}", self.highest);
+        self.highest = Some(generation);
+        assert!((self.world.min()..=self.world.max()).contains(&world), "{world} members, allowed {:?}", self.world);
+        let ranks: BTreeSet<u32> = plans.iter().map(|(_, plan)| plan.rank).collect();
+        assert!(plans.len() == world as usize && ranks == (0..world).collect(), "{generation} has not one list of members: {plans:?}");
+        let mut slots: Vec<u64> = plans.iter().flat_map(|(_, plan)| slots_of(plan.rank, plan.world, GLOBAL_BATCH)).collect();
+        slots.sort_unstable();
+        assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "every slot belongs to one member");
+        let mut sources = BTreeSet::new();
+        let mut receivers = BTreeMap::new();
+        for (connection, plan) in &plans {
+            assert_eq!((plan.generation, plan.world, plan.base, plan.list_digest), (generation, world, base, list_digest));
+            // A process whose stream is broken is not live as far as anyone can know.
+            let live = self.streams.get(connection).map(|stream| &self.processes[stream.process]);
+            if let Some(process) = live.filter(|process| process.alive && process.connection == Some(*connection)) {
+                assert_eq!(process.member.generation(), None, "{} still has a group", process.name);
+                let held = process.member.held();
+                assert!(held <= base, "{} holds {held:?}, but {generation} goes on from {base:?}", process.name);
+                assert_eq!(matches!(plan.role, Role::Level | Role::Send { .. }), held.is_some() && held == base, "{plan:?} with {held:?}");
+            }
+            match &plan.role {
+                Role::Level => {}
+                Role::Send { to } | Role::Restore { to } => sources.extend(to.iter().map(|to| (plan.rank, *to))),
+                Role::Receive { from } => {
+                    receivers.insert(plan.rank, *from);
+                }
+            }
+        }
+        assert_eq!(sources, receivers.into_iter().map(|(to, from)| (from, to)).collect(), "sources and receivers agree");
+        // A step counts as committed when all members of its generation hold it: so it is lost with all of them, and not before.
+        for member in self.coordinator.status().members {
+            assert!(member.step <= base.map(|base| base.step), "{generation} goes on from {base:?}, but there is {member:?}");
+        }
+        let before = self.bases.insert(generation, (world, base));
+        assert_eq!(before, None, "{generation} was formed twice");
+    }
+
+    fn check_status(&mut self) {
+        let status = self.coordinator.status();
+        assert!(self.highest.is_none_or(|highest| status.generation >= highest || status.generation.n == 0), "{status:?}");
+        if status.step < self.step && status.generation.epoch == self.epoch && status.generation.n > 0 {
+            let went_back = status.history.iter().any(|entry| entry.event == HistoryEvent::WentBack { from: self.step, to: status.step });
+            assert!(went_back, "the committed step fell from {} to {} without a word: {status:#?}", self.step, status.step);
+        }
+        self.step = status.step;
+        self.broken = status.history.iter().filter(|entry| matches!(entry.event, HistoryEvent::Broken { .. })).count();
+        let later = self.coordinator.deadline().is_none_or(|deadline| deadline > self.now);
+        assert!(later, "a deadline that has passed asks for a call again and again: {:?}", self.coordinator.deadline());
+    }
+
+    /// The line of states that was saved at the end holds each step once, and each was computed whole.
+    fn check_end(&self) {
+        let line = self.fabric.storage.as_ref().expect("the last step is saved");
+        let steps: Vec<u64> = line.iter().map(|label| label.step).collect();
+        assert_eq!(steps, (1..=self.last_step).collect::<Vec<_>>(), "no step is left out or repeated");
+        assert!(line.windows(2).all(|pair| pair[0].generation <= pair[1].generation), "generations never decrease: {line:?}");
+        for label in line {
+            let arrived = &self.fabric.arrivals[&(label.generation, label.step)];
+            let world = self.bases[&label.generation].0;
+            let mut slots: Vec<u64> = arrived.keys().flat_map(|rank| slots_of(*rank, world, GLOBAL_BATCH)).collect();
+            slots.sort_unstable();
+            assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "{label}: every slot by exactly one member");
+            let mut by = self.fabric.commits[label].clone();
+            by.sort_unstable();
+            by.dedup();
+            assert_eq!(by.len(), self.fabric.commits[label].len(), "{label} was committed twice by one member");
+        }
+    }
+}
