@@ -54,7 +54,11 @@ impl Libtorch {
         cc::Build::new()
             .cpp(true)
             .file("shim/lcl_shim.cpp")
+            .file("shim/lcl_collectives.cpp")
             .include("shim")
+            .flag(include_as_system(Path::new("shim/gloo_declarations")))
+            // libtorch's header of its Gloo backend is empty without it.
+            .define("USE_C10D_GLOO", None)
             .flag(include_as_system(&self.include))
             .flag(include_as_system(&self.include.join("torch/csrc/api/include")))
             .flag("-std=c++17")

@@ -1,6 +1,7 @@
 // See lcl_shim.h.
 #include "lcl_shim.h"
 
+#include "guarded.h"
 #include "linear_cross_entropy.h"
 #include "retaining_allocator.h"
 
@@ -25,29 +26,14 @@
 namespace {
 
 using at::Tensor;
+using lcl::borrow;
+using lcl::guarded;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // ---------------------------------------------------------------------------------------------------------------- errors
 
 thread_local std::string last_error;
-
-// Runs `body`; an exception becomes the thread's last error.
-template <typename Body> int guarded(Body &&body) noexcept {
-  try {
-    body();
-    return 0;
-  } catch (const c10::Error &error) {
-    last_error = error.what_without_backtrace();
-  } catch (const std::exception &error) {
-    last_error = error.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
-
-const Tensor &borrow(lcl_tensor tensor) { return *static_cast<const Tensor *>(tensor); }
 
 lcl_tensor release(Tensor tensor) { return new Tensor(std::move(tensor)); }
 

@@ -1,16 +1,20 @@
 //! The learning member: a model, its optimizer, and one training step over micro-batches.
 //!
 //! Comes in: the configuration, then micro-batches of a step. Goes out: updated parameters and a [`StepReport`]; state as bytes.
-//! It reads no file, knows no other member yet, and keeps no random state: a step is a function of parameters, moments, step number,
-//! slots and the rows themselves.
+//! It reads no file and keeps no random state: a step is a function of parameters, moments, step number, slots and the rows themselves.
+//! Other members are met in a [`Group`](crate::collectives::Group) that the caller forms, or not at all.
 //!
 //! # How a step is computed
 //! The contrastive loss joins all images of the step, so a step has two passes over the micro-batches: the first gives detached features
 //! u, v of all of them; their gradients `g_u`, `g_v` are computed once; the second runs every micro-batch with a graph and one backward
 //! pass on ⟨u, `g_u`⟩ + ⟨v, `g_v`⟩ + generation. With one micro-batch the first pass keeps its graph and is the second, too. Accumulation
-//! thereby changes the cost and not the result, and nothing has to be exchanged inside of a backward pass.
+//! thereby changes the cost and not the result, and nothing has to be exchanged inside of a backward pass but the gradients themselves.
+//!
+//! Several members take the same path. Their counts are gathered first, then their features; each computes the contrastive loss of the whole
+//! global batch and keeps the gradients of its own rows; gradients of parameters are summed while the last backward pass runs.
 
 mod encode;
+mod exchange;
 mod forward;
 mod gradients;
 mod inspect;
@@ -19,11 +23,14 @@ mod schedule;
 use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConfig, TrainerConfig};
 use tch::{Device, Kind, TchError, Tensor};
 
+pub use exchange::{Agreement, MemberStep};
 pub use inspect::Inspection;
 pub use schedule::learning_rate;
 
+use self::exchange::Exchange;
 use crate::{
     batch::MicroBatch,
+    collectives::GroupError,
     hash::hash_tensors,
     layout::{BatchError, LayoutFaults, Rules},
     model::{Model, ModelError, ModelFaults},
@@ -81,6 +88,9 @@ pub enum LearnerError {
         #[source]
         source: TchError,
     },
+    /// A member was lost, or the group was aborted. It is closed; gradients are dropped, and parameters are as before the step.
+    #[error("exchange with other members")]
+    Collective(#[from] GroupError),
     /// The optimizer failed. Parameters and moments may be half updated: go back to a checkpoint.
     #[error("optimizer update")]
     Update(#[source] ShimError),
@@ -221,9 +231,45 @@ impl Learner {
     /// up to. For tests of the normalisation.
     #[doc(hidden)]
     pub fn compute_gradients_of_members(&mut self, step: u64, members: &[&[MicroBatch]]) -> Result<LossReport, LearnerError> {
+        self.compute_with(step, members, &mut Exchange::Alone)
+    }
+
+    /// As [`Learner::compute_gradients`] for this member's micro-batches of a step of several members: losses of the global batch, and
+    /// gradients summed over all members, which are the same bits on each of them.
+    ///
+    /// All members call it with the same step. It succeeds only when every gradient was summed without an error; on an error the group is
+    /// closed, the gradients are dropped and nothing is left to apply. A group of one member gives what
+    /// [`Learner::compute_gradients`] gives.
+    pub fn compute_gradients_with(
+        &mut self,
+        step: u64,
+        micro_batches: &[MicroBatch],
+        member: MemberStep<'_>,
+    ) -> Result<(LossReport, Agreement), LearnerError> {
+        let mut exchange = Exchange::new(member);
+        let result = self.compute_with(step, &[micro_batches], &mut exchange);
+        Ok((result?, exchange.agreement()))
+    }
+
+    /// One step of several members: [`Learner::compute_gradients_with`] and the update.
+    ///
+    /// Whether a step is skipped depends on sums that are the same on all members, and so is the decision.
+    pub fn train_step_with(
+        &mut self,
+        step: u64,
+        micro_batches: &[MicroBatch],
+        member: MemberStep<'_>,
+    ) -> Result<(StepReport, Agreement), LearnerError> {
+        let (losses, agreement) = self.compute_gradients_with(step, micro_batches, member)?;
+        Ok((self.apply_gradients(step, losses)?, agreement))
+    }
+
+    fn compute_with(&mut self, step: u64, members: &[&[MicroBatch]], exchange: &mut Exchange<'_>) -> Result<LossReport, LearnerError> {
         self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
-        let result = self.accumulate_gradients(step, members);
+        let result = self.accumulate_gradients(step, members, exchange);
         if result.is_err() {
+            // The others wait for this member, and nothing of the group may run when gradients are touched again.
+            exchange.close();
             // No half-summed gradient may meet the next step.
             self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
         }

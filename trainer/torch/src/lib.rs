@@ -1,12 +1,13 @@
 //! The LCL model, its losses and its optimizer on libtorch: the only crate that names tch and holds C++.
 //!
 //! Comes in: a [`lcl_trainer_config::TrainerConfig`], then micro-batches of tokens and images. Goes out: trained parameters, reports of
-//! steps, state as bytes, encoded images and texts. It knows no file, no data format, no network and no other process.
+//! steps, state as bytes, encoded images and texts. It knows no file, no data format and no protocol between processes.
 //!
-//! Start at [`Learner`]. The crates above name [`Tensor`], [`Device`] and [`Kind`] from here and never tch itself.
+//! Start at [`Learner`]; [`collectives`] joins several of them. The crates above name [`Tensor`], [`Device`] and [`Kind`] from here and never tch itself.
 
 pub mod allocator;
 mod batch;
+pub mod collectives;
 mod device;
 mod hash;
 mod layout;
@@ -30,7 +31,7 @@ pub use layout::BatchError;
 pub use layout::LayoutFaults;
 #[doc(hidden)]
 pub use learner::LearnerOptions;
-pub use learner::{Inspection, Learner, LearnerError, LossReport, StepReport, learning_rate};
+pub use learner::{Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, StepReport, learning_rate};
 pub use loss::{Contrast, Counts, Factors, contrast};
 #[doc(hidden)]
 pub use model::ModelFaults;

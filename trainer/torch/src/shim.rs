@@ -1,4 +1,4 @@
-//! Safe Rust over `shim/lcl_shim.cpp`: what libtorch has and tch 0.24 does not.
+//! Safe Rust over `shim/*.cpp`: what libtorch has and tch 0.24 does not.
 //!
 //! Comes in: tch tensors and plain numbers. Goes out: tch tensors, or a [`ShimError`] with libtorch's own words.
 //! Holds no model knowledge and no policy; nothing here keeps state between calls but libtorch's own thread-local and global switches.
@@ -6,11 +6,14 @@
 
 pub mod autocast;
 pub mod checkpoint;
+pub(crate) mod collectives;
 pub mod cross_entropy;
 pub mod cuda;
 mod ffi;
 pub(crate) mod optimizer;
 pub mod runtime;
+pub(crate) mod sockets;
+mod store;
 
 pub use autocast::AutocastGuard;
 pub use checkpoint::checkpoint;

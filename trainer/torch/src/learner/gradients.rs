@@ -4,6 +4,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::{
     Learner, LearnerError, LossReport,
+    exchange::{Exchange, GlobalFeatures},
     forward::{self, Features, Outcome, Prepared, RunOptions},
 };
 use crate::{
@@ -28,10 +29,22 @@ struct Part<'a> {
     factors: Factors,
 }
 
+/// A member's share of the step.
+#[derive(Clone, Copy)]
+struct Share {
+    counts: Counts,
+    factors: Factors,
+}
+
 impl Learner {
-    /// `members`: the micro-batches of every member of the step; this process computes them all.
-    pub(super) fn accumulate_gradients(&mut self, step: u64, members: &[&[MicroBatch]]) -> Result<LossReport, LearnerError> {
-        let (parts, counts) = self.prepare(members)?;
+    /// `members`: the micro-batches of the members that this process computes; all of the step, or its own in a group.
+    pub(super) fn accumulate_gradients(
+        &mut self,
+        step: u64,
+        members: &[&[MicroBatch]],
+        exchange: &mut Exchange<'_>,
+    ) -> Result<LossReport, LearnerError> {
+        let (parts, shares) = self.prepare(members, exchange)?;
         let key = DropPathKey { seed: self.optimization.seed, step };
         let run = |part: &Part<'_>| {
             let options = RunOptions { key, prediction_factor: part.factors.prediction };
@@ -40,23 +53,33 @@ impl Learner {
         let mut generation = 0.0;
         let contrastive = if let [only] = parts.as_slice() {
             let outcome = run(only)?;
-            let contrast = self.contrast(&parts, std::slice::from_ref(&outcome.features))?;
-            generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.first()))?;
+            let contrast = self.contrast(std::slice::from_ref(&outcome.features), &shares, exchange)?;
+            exchange.prepare_sum(self.model.parameters())?;
+            generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.first()), exchange)?;
             contrast
         } else {
             let features = parts.iter().map(|part| self.detached_features(part, key)).collect::<Result<Vec<_>, _>>()?;
-            let contrast = self.contrast(&parts, &features)?;
+            let contrast = self.contrast(&features, &shares, exchange)?;
+            if parts.is_empty() {
+                exchange.prepare_sum(self.model.parameters())?;
+            }
             for (index, part) in parts.iter().enumerate() {
-                generation += self.backward(&run(part)?, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)))?;
+                let outcome = run(part)?;
+                if index + 1 == parts.len() {
+                    // Until here gradients were accumulated on this member alone.
+                    exchange.prepare_sum(self.model.parameters())?;
+                }
+                generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)), exchange)?;
             }
             contrast
         };
-        self.complete_gradients(contrastive.as_ref()).map_err(|source| LearnerError::Backward { source })?;
-        self.report(counts, generation, contrastive.as_ref())
+        self.complete_gradients(contrastive.as_ref(), exchange)?;
+        let generation = exchange.finish_sum(generation)?;
+        self.report(shares.iter().map(|share| share.counts).sum(), generation, contrastive.as_ref())
     }
 
     /// Checks and lays out every micro-batch, and gives it the factors of its member.
-    fn prepare<'a>(&self, members: &[&'a [MicroBatch]]) -> Result<(Vec<Part<'a>>, Counts), LearnerError> {
+    fn prepare<'a>(&self, members: &[&'a [MicroBatch]], exchange: &mut Exchange<'_>) -> Result<(Vec<Part<'a>>, Vec<Share>), LearnerError> {
         let side = self.model.config().shape.vision.image_size;
         let mut index = 0;
         let mut prepared = Vec::new();
@@ -69,15 +92,17 @@ impl Learner {
             }
             prepared.push(own);
         }
-        let counts: Vec<Counts> = prepared.iter().map(|own| own.iter().map(Prepared::counts).sum()).collect();
+        let local: Vec<Counts> = prepared.iter().map(|own| own.iter().map(Prepared::counts).sum()).collect();
+        let all = exchange.counts(&local)?;
+        let share = |counts: Counts| Share { counts, factors: Factors::new(self.normalization(), counts, &all) };
         let mut parts = Vec::with_capacity(index);
-        for (own, of_member) in prepared.into_iter().zip(&counts) {
-            let factors = Factors::new(self.normalization(), *of_member, &counts);
+        for (own, counts) in prepared.into_iter().zip(local) {
+            let factors = share(counts).factors;
             for prepared in own {
                 parts.push(Part { index: parts.len(), prepared, factors });
             }
         }
-        Ok((parts, counts.into_iter().sum()))
+        Ok((parts, all.iter().copied().map(share).collect()))
     }
 
     /// The first pass over a micro-batch: features without a graph.
@@ -90,45 +115,61 @@ impl Learner {
         tch::no_grad(|| forward::run(&self.model, part.prepared.batch(), &layout, options)).map(|outcome| outcome.features)
     }
 
-    /// The contrastive loss over all micro-batches; `None` when no image has a context or the loss has no weight.
-    fn contrast(&self, parts: &[Part<'_>], features: &[Option<Features>]) -> Result<Option<StepContrast>, LearnerError> {
-        let present: Vec<&Features> = features.iter().flatten().collect();
-        if present.is_empty() || self.weights.contrastive == 0.0 {
+    /// The contrastive loss over all members and micro-batches; `None` when no image has a context or the loss has no weight.
+    fn contrast(
+        &self,
+        features: &[Option<Features>],
+        shares: &[Share],
+        exchange: &mut Exchange<'_>,
+    ) -> Result<Option<StepContrast>, LearnerError> {
+        let images: u64 = shares.iter().map(|share| share.counts.contrast).sum();
+        // The same decision on all members: they know each other's counts.
+        if images == 0 || self.weights.contrastive == 0.0 {
             return Ok(None);
         }
-        let compute = || -> Result<StepContrast, TchError> {
-            let join = |pick: fn(&Features) -> &Tensor| {
-                Tensor::f_cat(&present.iter().map(|features| pick(features)).collect::<Vec<_>>(), 0)?.f_detach()
-            };
-            let (images, texts) = (join(|features| &features.images)?, join(|features| &features.texts)?);
-            let factors: Vec<f64> = parts
-                .iter()
-                .zip(features)
-                .filter_map(|(part, features)| {
-                    features.as_ref().map(|features| (part, features.images.size().first().copied().unwrap_or_default()))
-                })
-                .flat_map(|(part, count)| std::iter::repeat_n(part.factors.contrast, count as usize))
-                .collect();
-            let factors = Tensor::f_from_slice(&factors)?.f_to_kind(images.kind())?.f_to_device(images.device())?;
-            let whole = contrast(&images, &texts, self.model.logit_scale(), &factors)?;
-            let mut start = 0;
-            let parts = features.iter().map(|features| {
-                let Some(features) = features else { return Ok(None) };
-                let count = features.images.size2()?.0;
-                let part = |gradient: &Tensor| gradient.f_narrow(0, start, count);
-                let pair = [part(&whole.image_gradient)?, part(&whole.text_gradient)?];
-                start += count;
-                Ok(Some(pair))
-            });
-            let parts = parts.collect::<Result<Vec<_>, TchError>>()?;
-            Ok(StepContrast { whole, parts })
-        };
-        let images = present.iter().map(|features| features.images.size().first().copied().unwrap_or_default().unsigned_abs()).sum();
-        compute().map(Some).map_err(|source| LearnerError::Contrast { images, source })
+        let failed = |source| LearnerError::Contrast { images, source };
+        let own_images = self.join_features(features, |features| &features.images).map_err(failed)?;
+        let own_texts = self.join_features(features, |features| &features.texts).map_err(failed)?;
+        let counts: Vec<Counts> = shares.iter().map(|share| share.counts).collect();
+        let global = exchange.features(own_images, own_texts, &counts)?;
+        self.contrast_of_all(features, shares, &global).map(Some).map_err(failed)
+    }
+
+    /// One side of the features of all micro-batches of this process, `[n, E]`, detached.
+    fn join_features(&self, features: &[Option<Features>], side: fn(&Features) -> &Tensor) -> Result<Tensor, TchError> {
+        let present: Vec<&Tensor> = features.iter().flatten().map(side).collect();
+        if present.is_empty() {
+            return Tensor::f_zeros([0, self.model.config().shape.embed_dim], (self.model.kind(), self.model.device()));
+        }
+        Tensor::f_cat(&present, 0)?.f_detach()
+    }
+
+    /// The loss of the whole global batch, and the gradients of this process's rows.
+    fn contrast_of_all(&self, features: &[Option<Features>], shares: &[Share], global: &GlobalFeatures) -> Result<StepContrast, TchError> {
+        let factors: Vec<f64> =
+            shares.iter().flat_map(|share| std::iter::repeat_n(share.factors.contrast, share.counts.contrast as usize)).collect();
+        let factors = Tensor::f_from_slice(&factors)?.f_to_kind(global.images.kind())?.f_to_device(global.images.device())?;
+        let whole = contrast(&global.images, &global.texts, self.model.logit_scale(), &factors)?;
+        let mut start = global.start;
+        let parts = features.iter().map(|features| {
+            let Some(features) = features else { return Ok(None) };
+            let count = features.images.size2()?.0;
+            let part = |gradient: &Tensor| gradient.f_narrow(0, start, count);
+            let pair = [part(&whole.image_gradient)?, part(&whole.text_gradient)?];
+            start += count;
+            Ok(Some(pair))
+        });
+        let parts = parts.collect::<Result<Vec<_>, TchError>>()?;
+        Ok(StepContrast { whole, parts })
     }
 
     /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Returns the value of the latter.
-    fn backward(&self, outcome: &Outcome, gradients: Option<&Option<[Tensor; 2]>>) -> Result<f64, LearnerError> {
+    fn backward(
+        &self,
+        outcome: &Outcome,
+        gradients: Option<&Option<[Tensor; 2]>>,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<f64, LearnerError> {
         let compute = || -> Result<f64, TchError> {
             let mut terms = Vec::new();
             if let (Some(features), Some(Some([images, texts]))) = (&outcome.features, gradients) {
@@ -149,26 +190,31 @@ impl Learner {
             }
             outcome.generation.as_ref().map_or(Ok(0.0), |generation| generation.f_double_value(&[]))
         };
-        compute().map_err(|source| LearnerError::Backward { source })
+        compute().map_err(|source| exchange.backward_error(source))
     }
 
     /// Gives the temperature its gradient, and a gradient of zero to every parameter that no loss of this step reaches: the optimizer
-    /// then treats it as any other, as it would if another member's rows had reached it.
-    fn complete_gradients(&self, contrast: Option<&StepContrast>) -> Result<(), TchError> {
-        let mut terms = Vec::new();
-        if let Some(contrast) = contrast {
-            let gradient = contrast.whole.logit_scale_gradient.f_mul_scalar(self.weights.contrastive)?;
-            terms.push(self.model.logit_scale().f_mul(&gradient)?);
-        }
-        let without = self.model.parameters().iter().filter(|parameter| !parameter.tensor.grad().defined());
-        for parameter in without {
-            terms.push(parameter.tensor.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?);
-        }
-        let mut terms = terms.into_iter();
-        match terms.next() {
-            Some(first) => terms.try_fold(first, |total, term| total.f_add(&term))?.f_backward(),
-            None => Ok(()),
-        }
+    /// then treats it as any other, as it would if another member's rows had reached it. In a group, a parameter that the last backward
+    /// pass has not reached gets nothing added here, and its sum over members can start.
+    fn complete_gradients(&self, contrast: Option<&StepContrast>, exchange: &mut Exchange<'_>) -> Result<(), LearnerError> {
+        let incomplete = exchange.incomplete(self.model.parameters())?;
+        let common = exchange.adds_common_terms();
+        let compute = || -> Result<(), TchError> {
+            let mut terms = Vec::new();
+            if let (Some(contrast), true) = (contrast, common) {
+                let gradient = contrast.whole.logit_scale_gradient.f_mul_scalar(self.weights.contrastive)?;
+                terms.push(self.model.logit_scale().f_mul(&gradient)?);
+            }
+            for (parameter, _) in self.model.parameters().iter().zip(incomplete).filter(|(_, incomplete)| *incomplete) {
+                terms.push(parameter.tensor.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?);
+            }
+            let mut terms = terms.into_iter();
+            match terms.next() {
+                Some(first) => terms.try_fold(first, |total, term| total.f_add(&term))?.f_backward(),
+                None => Ok(()),
+            }
+        };
+        compute().map_err(|source| exchange.backward_error(source))
     }
 
     fn report(&self, counts: Counts, generation: f64, contrast: Option<&StepContrast>) -> Result<LossReport, LearnerError> {

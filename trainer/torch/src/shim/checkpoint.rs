@@ -75,7 +75,7 @@ unsafe extern "C" fn drop_closure<F>(closure: *mut c_void) {
     }));
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }
 

@@ -1,4 +1,4 @@
-//! The C interface of `shim/lcl_shim.cpp`, declared one to one. Only the modules beside this one call it.
+//! The C interface of `shim/lcl_shim.cpp`, and `shim/lcl_collectives.cpp`, declared one to one. Only the modules beside this one call it.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -46,7 +46,74 @@ pub(super) type Run = unsafe extern "C" fn(*mut c_void, *const RawTensor, usize,
 /// `lcl_drop`.
 pub(super) type Drop = unsafe extern "C" fn(*mut c_void);
 
+/// `lcl_string`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ShimString {
+    pub(super) data: *const c_char,
+    pub(super) size: usize,
+}
+
+/// `lcl_store`.
+#[repr(C)]
+pub(super) struct StoreCallbacks {
+    pub(super) data: *mut c_void,
+    pub(super) set: unsafe extern "C" fn(*mut c_void, ShimString, *const u8, usize, i64) -> c_int,
+    pub(super) get: unsafe extern "C" fn(*mut c_void, ShimString, *mut c_void, i64) -> c_int,
+    pub(super) compare_set: unsafe extern "C" fn(*mut c_void, ShimString, ShimString, ShimString, *mut c_void, i64) -> c_int,
+    pub(super) add: unsafe extern "C" fn(*mut c_void, ShimString, i64, *mut i64, i64) -> c_int,
+    pub(super) remove: unsafe extern "C" fn(*mut c_void, ShimString, *mut i32, i64) -> c_int,
+    pub(super) check: unsafe extern "C" fn(*mut c_void, *const ShimString, usize, *mut i32, i64) -> c_int,
+    pub(super) count: unsafe extern "C" fn(*mut c_void, *mut i64, i64) -> c_int,
+    pub(super) wait: unsafe extern "C" fn(*mut c_void, *const ShimString, usize, i64) -> c_int,
+    pub(super) drop: Drop,
+}
+
+/// `lcl_device`.
+#[repr(C)]
+pub(super) struct Device {
+    opaque: [u8; 0],
+}
+
+/// `lcl_group`.
+#[repr(C)]
+pub(super) struct Group {
+    opaque: [u8; 0],
+}
+
+/// `lcl_group_arguments`.
+#[repr(C)]
+pub(super) struct GroupArguments {
+    pub(super) store: StoreCallbacks,
+    pub(super) prefix: *const c_char,
+    pub(super) device: *const Device,
+    pub(super) rank: i32,
+    pub(super) size: i32,
+    pub(super) timeout: i64,
+}
+
 unsafe extern "C" {
+    pub(super) fn lcl_bytes_assign(value: *mut c_void, data: *const u8, size: usize);
+    pub(super) fn lcl_device_open(host: *const c_char, device: *mut *mut Device) -> c_int;
+    pub(super) fn lcl_device_drop(device: *mut Device);
+    pub(super) fn lcl_group_form(arguments: *const GroupArguments, group: *mut *mut Group) -> c_int;
+    pub(super) fn lcl_group_drop(group: *mut Group);
+    pub(super) fn lcl_group_all_reduce(group: *mut Group, tensor: RawTensor, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_broadcast(group: *mut Group, tensor: RawTensor, root: i32, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_all_gather(group: *mut Group, input: RawTensor, outputs: *mut RawTensor, count: usize, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_send(group: *mut Group, tensor: RawTensor, rank: i32, tag: i32, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_receive(group: *mut Group, tensor: RawTensor, rank: i32, tag: i32, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_attach(
+        group: *mut Group,
+        parameters: *mut RawTensor,
+        count: usize,
+        first_bucket_bytes: usize,
+        bucket_bytes: usize,
+    ) -> c_int;
+    pub(super) fn lcl_group_prepare(group: *mut Group, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_reached(group: *mut Group, reached: *mut u8, count: usize) -> c_int;
+    pub(super) fn lcl_group_finish(group: *mut Group) -> c_int;
+    pub(super) fn lcl_group_bucket_failure(group: *mut Group, failed: *mut i32) -> c_int;
     pub(super) fn lcl_last_error() -> *const c_char;
     pub(super) fn lcl_set_error(message: *const c_char);
     pub(super) fn lcl_linear_cross_entropy(
