@@ -34,6 +34,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Train from a configuration; goes on by itself where a checkpoint is.
     Train(TrainArgs),
+    /// Train as one member of a group that a coordinator leads.
+    Member(MemberArgs),
     /// Write a checkpoint's weights as one safetensors file.
     Export(ExportArgs),
     /// Begin a run with the weights of a safetensors file.
@@ -69,6 +71,32 @@ pub struct TrainArgs {
     /// What is shown; by default bars on a terminal, else lines.
     #[arg(long, value_enum)]
     pub output: Option<Output>,
+}
+
+/// `member`
+#[derive(Debug, Args)]
+pub struct MemberArgs {
+    /// What is trained; all members have the same.
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// The coordinator, as host:port.
+    #[arg(long, value_name = "HOST:PORT", env = "LCL_COORDINATOR")]
+    pub coordinator: String,
+    /// Talk to it without encryption; there is no other way yet.
+    #[arg(long, env = "LCL_INSECURE")]
+    pub insecure: bool,
+    /// Name of the worker that this member belongs to.
+    #[arg(long, value_name = "NAME", env = "LCL_WORKER")]
+    pub worker: String,
+    /// Its number within the worker.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub index: u32,
+    /// The node it runs on; ranks are ordered by it.
+    #[arg(long, value_name = "NAME", env = "LCL_NODE", default_value = "localhost")]
+    pub node: String,
+    /// Address of this host under which the other members reach it.
+    #[arg(long, value_name = "IP", env = "LCL_POD_IP", default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
 }
 
 /// `export`

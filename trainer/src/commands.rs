@@ -15,8 +15,8 @@ use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective};
 
 use crate::{
     cli::{
-        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, ModelArgs, ReportArgs, ResultFormat, RetrievalArgs, ShowArgs,
-        TrainArgs,
+        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, MemberArgs, ModelArgs, ReportArgs, ResultFormat, RetrievalArgs,
+        ShowArgs, TrainArgs,
     },
     config_file::{self, ConfigFileError},
     data_commands::{self, DataCommandError, ShowFiles},
@@ -28,7 +28,7 @@ use crate::{
     run_folder::{RunFolderError, local_path},
     stop::StopRequest,
     trained::{Source, TrainedError, to_uri},
-    training::{self, Begin, TrainError, TrainOptions},
+    training::{self, Begin, MemberOptions, TrainError, TrainOptions},
     weights::{self, WeightsError},
 };
 
@@ -43,6 +43,12 @@ pub enum CommandError {
     Signals {
         /// Why.
         source: io::Error,
+    },
+    /// Encryption was not given up by name.
+    #[error("the wire to {coordinator} has no encryption yet: say --insecure to use it nevertheless")]
+    NotInsecure {
+        /// The coordinator.
+        coordinator: String,
     },
     /// `train` failed.
     #[error(transparent)]
@@ -109,7 +115,8 @@ impl CommandError {
 /// Runs a command. `multi` is what log lines are drawn around.
 pub fn run(command: Command, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     match command {
-        Command::Train(arguments) => train(&arguments, multi),
+        Command::Train(arguments) => train(&arguments, None, multi),
+        Command::Member(arguments) => member(&arguments, multi),
         Command::Export(arguments) => export(&arguments),
         Command::Import(arguments) => import(&arguments),
         Command::Data(DataCommand::Index { shards, index_path, threads }) => index(&shards, index_path.as_deref(), threads),
@@ -120,7 +127,22 @@ pub fn run(command: Command, multi: MultiProgress) -> Result<ExitCode, CommandEr
     }
 }
 
-fn train(arguments: &TrainArgs, multi: MultiProgress) -> Result<ExitCode, CommandError> {
+fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, CommandError> {
+    if !arguments.insecure {
+        return Err(CommandError::NotInsecure { coordinator: arguments.coordinator.clone() });
+    }
+    let member = MemberOptions {
+        coordinator: arguments.coordinator.clone(),
+        worker: arguments.worker.clone(),
+        index: arguments.index,
+        node: arguments.node.clone(),
+        host: arguments.host,
+    };
+    train(&arguments.train, Some(member), multi)
+}
+
+/// Alone, or as a member of a group.
+fn train(arguments: &TrainArgs, member: Option<MemberOptions>, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     let config = config_file::read(&arguments.config, arguments.steps)?;
     let begin = match (arguments.resume, arguments.fresh) {
         (true, _) => Begin::Resume,
@@ -130,7 +152,11 @@ fn train(arguments: &TrainArgs, multi: MultiProgress) -> Result<ExitCode, Comman
     let default = if io::stderr().is_terminal() { Output::Progress } else { Output::Plain };
     let output = arguments.output.unwrap_or(default);
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
-    Ok(training::train(config, TrainOptions { begin, output, stop, multi })?)
+    let options = TrainOptions { begin, output, stop, multi };
+    Ok(match member {
+        None => training::train(config, options)?,
+        Some(member) => training::train_as_member(config, options, member)?,
+    })
 }
 
 fn source(model: &ModelArgs) -> Source {

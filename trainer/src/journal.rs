@@ -65,6 +65,8 @@ pub struct Opened {
     pub broken: u64,
     /// Step lines that are missing below the restored step (a machine that lost power may lose its last lines).
     pub missing: u64,
+    /// The step after the last one that stands in the file.
+    pub end: u64,
 }
 
 /// The open files.
@@ -96,6 +98,7 @@ impl Journal {
             superseded: (lines - steps.len()) as u64,
             broken: broken_steps + broken_events,
             missing: completed_steps.saturating_sub(steps.len() as u64),
+            end: steps.iter().map(|record| record.step + 1).max().unwrap_or(0),
         };
         let metrics = LineFile::replace(folder, METRICS_FILE, &steps)?;
         let run = LineFile::replace(folder, RUN_FILE, &events)?;

@@ -95,6 +95,16 @@ impl RunFolder {
         Self::on_object_store(store)
     }
 
+    /// Opens the folder without its lock, for a member of a group: who writes there is decided by the group's coordinator.
+    pub fn open_as_member(uri: &str) -> Result<Self, RunFolderError> {
+        let store = CheckpointStore::open(uri, StoreOptions::default())?;
+        if let Some(path) = local_path(uri)? {
+            fs::create_dir_all(&path).map_err(|source| RunFolderError::File { path: path.clone(), source })?;
+            return Ok(Self { store, path, _lock: None, upload: None });
+        }
+        Self::on_object_store(store)
+    }
+
     /// The folder of a run in an object store: a temporary one with what the store has of the run's files.
     fn on_object_store(store: CheckpointStore) -> Result<Self, RunFolderError> {
         let folder = TempDir::with_prefix("lcl-run-").map_err(|source| RunFolderError::File { path: std::env::temp_dir(), source })?;

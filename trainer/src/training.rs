@@ -20,11 +20,13 @@ use crate::{
 };
 
 mod describe;
+mod member;
 mod prepare;
 mod saver;
 mod step_loop;
 mod tensors;
 
+pub use member::{MemberOptions, MemberRunError, train_as_member};
 pub use prepare::metadata;
 pub use saver::{Facts, FinalSaveError, Saver};
 pub use tensors::TensorsError;
@@ -140,6 +142,9 @@ pub enum TrainError {
         /// Steps in a row.
         count: u32,
     },
+    /// Taking part in a group failed.
+    #[error(transparent)]
+    Member(#[from] MemberRunError),
     /// The thread cannot be started.
     #[error("starting the training thread")]
     Thread {
@@ -162,8 +167,10 @@ impl TrainError {
                 RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
             },
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_)) => ExitCode::Permanent,
+            Self::Member(MemberRunError::Refused(_) | MemberRunError::Machine(_)) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
+            | Self::Member(_)
             | Self::Store(_)
             | Self::Restore(RestoreError::Store { .. } | RestoreError::Unsteady { .. })
             | Self::Journal(JournalError::Read { .. } | JournalError::Write { .. })

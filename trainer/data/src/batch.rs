@@ -27,6 +27,15 @@ pub struct Batch {
     pub image_count: usize,
 }
 
+impl Batch {
+    /// The part of a member without slots.
+    #[must_use]
+    pub fn empty(step: u64) -> Self {
+        let images = Images::new(Vec::new(), Weak::new());
+        Self { step, rows: Vec::new(), skipped: Vec::new(), length: 0, tokens: Vec::new(), images, image_count: 0 }
+    }
+}
+
 /// A sample of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {

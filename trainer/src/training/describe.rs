@@ -20,11 +20,14 @@ pub(super) fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<S
 
 /// BLAKE3 over (slot, pass, sample) of every row in order, hexadecimal.
 pub(super) fn samples_digest(batch: &Batch) -> String {
+    digest_of_samples(batch.rows.iter().map(|row| [row.slot, row.pass, row.sample]))
+}
+
+/// BLAKE3 over (slot, pass, sample) of samples by ascending slot, hexadecimal.
+pub(super) fn digest_of_samples(samples: impl Iterator<Item = [u64; 3]>) -> String {
     let mut hasher = blake3::Hasher::new();
-    for row in &batch.rows {
-        for number in [row.slot, row.pass, row.sample] {
-            hasher.update(&number.to_le_bytes());
-        }
+    for number in samples.flatten() {
+        hasher.update(&number.to_le_bytes());
     }
     hasher.finalize().to_hex().to_string()
 }

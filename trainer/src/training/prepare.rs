@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lcl_checkpoint::{Generation, Restored, restore_latest};
+use lcl_checkpoint::{CheckpointStore, Generation, Restored, restore_latest};
 use lcl_data::Dataset;
 use lcl_torch::{Device, Learner, StateTensor, choose_device, set_threads};
 use lcl_trainer_config::TrainerConfig;
@@ -103,6 +103,23 @@ fn check_that_nothing_was_lost(folder: &RunFolder, begin: Begin) -> Result<(), T
         tracing::warn!(uri = uri(), "an earlier process ended before its first checkpoint was complete: training starts at step 0");
     }
     Ok(())
+}
+
+/// For a member that restores for all: the newest checkpoint's state, or `None` and the initial state when there never was one.
+pub(super) fn restore(
+    store: &CheckpointStore,
+    config: &TrainerConfig,
+    begin: Begin,
+    identity: &Identity,
+    learner: &mut Learner,
+) -> Result<Option<Progress>, TrainError> {
+    let Some(restored) = restore_latest(store, None)? else {
+        let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
+        check_that_nothing_was_lost(&folder, begin)?;
+        return Ok(None);
+    };
+    identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
+    load(learner, &restored).map(Some)
 }
 
 fn load(learner: &mut Learner, restored: &Restored) -> Result<Progress, TrainError> {

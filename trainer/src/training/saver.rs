@@ -162,6 +162,17 @@ impl Saver {
         records
     }
 
+    /// Completed steps of the newest checkpoint in the store.
+    #[must_use]
+    pub fn committed(&self) -> Option<u64> {
+        self.committed
+    }
+
+    /// Waits for the checkpoint that is being written.
+    pub fn wait_for_writer(&mut self) -> Vec<Record> {
+        self.wait()
+    }
+
     fn wait(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
         while let Some(result) = self.writer.wait() {

@@ -310,7 +310,7 @@ impl StepLoop {
     }
 }
 
-fn device_name(device: lcl_torch::Device) -> String {
+pub(super) fn device_name(device: lcl_torch::Device) -> String {
     match device {
         lcl_torch::Device::Cuda(index) => format!("cuda:{index}"),
         other => format!("{other:?}").to_lowercase(),
@@ -318,10 +318,10 @@ fn device_name(device: lcl_torch::Device) -> String {
 }
 
 /// For the names of event files only.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
 }
 
-fn unix_time() -> f64 {
+pub(super) fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }

@@ -100,6 +100,22 @@ pub enum LearnerError {
     /// Hashing failed.
     #[error("hashing parameters")]
     Hash(#[source] TchError),
+    /// A state that was received is not the one that was sent.
+    #[error("the received state has hash {found}, {sent} was sent: the sender or the way is faulty; nothing was changed")]
+    Received {
+        /// Of what came.
+        found: String,
+        /// Of what was sent.
+        sent: String,
+    },
+    /// A received tensor cannot take its place.
+    #[error("replacing {name} by what was received")]
+    Replace {
+        /// The tensor.
+        name: String,
+        /// Why.
+        source: TchError,
+    },
     /// State does not fit or cannot be copied.
     #[error(transparent)]
     State(#[from] StateError),
@@ -338,6 +354,21 @@ impl Learner {
         completed_updates: u64,
     ) -> Result<(), LearnerError> {
         state::load(&self.state(), tensors)?;
+        self.optimizer.set_completed_updates(completed_updates);
+        Ok(())
+    }
+
+    /// Replaces parameters and moments by a state received from another learner, after its hash (as [`Learner::state_hash`] gives it) was
+    /// compared with `hash`. On an error nothing has changed. `tensors` are named and ordered as [`Learner::state`] has them.
+    pub fn replace_state(&mut self, tensors: Vec<(String, Tensor)>, completed_updates: u64, hash: &str) -> Result<(), LearnerError> {
+        let found = hash_tensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))).map_err(LearnerError::Hash)?;
+        if found != hash {
+            return Err(LearnerError::Received { found, sent: hash.to_owned() });
+        }
+        for ((name, target), (_, source)) in self.state().iter_mut().zip(&tensors) {
+            let copy = tch::no_grad(|| target.f_copy_(source));
+            copy.map_err(|source| LearnerError::Replace { name: name.clone(), source })?;
+        }
         self.optimizer.set_completed_updates(completed_updates);
         Ok(())
     }

@@ -71,6 +71,11 @@ impl GroupStore {
         Self { client, generation }
     }
 
+    /// Ends every operation that waits, in all stores of this generation.
+    pub fn cancel(&self, reason: &str) {
+        self.client.shared.lock().cancel(self.generation, reason);
+    }
+
     /// Sets a key.
     pub fn set(&self, key: &str, value: &[u8], patience: Duration) -> Result<(), StoreError> {
         let request = StoreRequest::Set { key: key.to_owned(), value: value.to_vec() };

@@ -1,0 +1,472 @@
+//! Training as one member of many: does what the coordinator's commands say, from forming a group to the last step.
+//!
+//! Comes in: commands of the protocol's member machine (`lcl-protocol`). Goes out: steps of this member's slots. The member of rank 0, the
+//! leader, also writes checkpoints, `metrics.jsonl` and `TensorBoard` files for all.
+//!
+//! A failed collective never reaches the weights: [`Learner::train_step_with`] applies an update only when every gradient was summed
+//! without an error. The process and its weights stay, the next generation goes on from there.
+
+mod leader;
+mod rendezvous;
+mod tally;
+mod transfer;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use lcl_checkpoint::CheckpointStore;
+use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
+use lcl_data::{Batch, Dataset, Loader, LoaderOptions};
+use lcl_protocol::{
+    EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, MemberCommand, MemberError, MemberEvent, MemberName,
+    MemberSettings, Plan, Refusal, Role, slots_of,
+};
+use lcl_torch::{
+    Device, Learner, MemberStep, StepReport, choose_device,
+    collectives::{AbortHandle, Group, GroupError, GroupOptions},
+    learning_rate, set_threads,
+};
+use lcl_trainer_config::{ExitCode, TrainerConfig};
+
+use self::{leader::Leader, rendezvous::Rendezvous, tally::Tally};
+use super::{
+    TrainError, TrainOptions,
+    prepare::{Progress, restore},
+    tensors::micro_batches,
+};
+use crate::{chain, identity::Identity};
+
+/// Longest wait for all members of a generation to build their group.
+const FORM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of a single exchange. A member that is lost is noticed by its broken connection or by the coordinator long before.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(5);
+/// How often a waiting member looks whether it was asked to stop.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Between two heartbeats, and after how long without a word the coordinator is lost.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who this member is and whom it asks.
+#[derive(Clone, Debug)]
+pub struct MemberOptions {
+    /// `host:port` of the coordinator.
+    pub coordinator: String,
+    /// The worker it belongs to.
+    pub worker: String,
+    /// Its number within the worker.
+    pub index: u32,
+    /// The node it runs on.
+    pub node: String,
+    /// Address of this host under which the other members reach it.
+    pub host: IpAddr,
+}
+
+/// Taking part failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberRunError {
+    /// The client cannot be started.
+    #[error("joining the training group")]
+    Start(#[from] StartError),
+    /// The coordinator will never take this member.
+    #[error("the coordinator refuses this member")]
+    Refused(#[from] Refusal),
+    /// A mistake in the program.
+    #[error("this is a fault of the program, please report it")]
+    Machine(#[from] MemberError),
+    /// The collectives failed in a way that no other generation cures.
+    #[error("building a training group")]
+    Group(#[from] GroupError),
+}
+
+/// The group of a generation.
+struct Joined {
+    generation: Generation,
+    rank: u32,
+    world: u32,
+    group: Group,
+    loader: Option<Loader>,
+}
+
+/// The group that an abort from the client's thread has to reach.
+type Abortable = Arc<Mutex<Option<(Generation, AbortHandle)>>>;
+
+/// A member between its first and its last generation.
+struct MemberRun<'a> {
+    options: &'a TrainOptions,
+    member: MemberOptions,
+    config: TrainerConfig,
+    identity: Identity,
+    dataset: Arc<Dataset>,
+    device: Device,
+    learner: Learner,
+    progress: Progress,
+    /// Completed steps of the checkpoint that the state was read from, if nothing was trained since.
+    restored: Option<u64>,
+    client: MemberClient,
+    commands: Commands,
+    abortable: Abortable,
+    joined: Option<Joined>,
+    leader: Option<Leader>,
+    tally: Tally,
+    is_draining: bool,
+}
+
+/// Trains as one member until the job ends or this member has to leave.
+pub fn train_as_member(config: TrainerConfig, options: TrainOptions, member: MemberOptions) -> Result<ExitCode, TrainError> {
+    // Everything that belongs to libtorch is made and dropped on this thread.
+    let work = move || MemberRun::prepare(config, &options, member)?.run();
+    let thread = thread::Builder::new().name("training".to_owned()).spawn(work).map_err(|source| TrainError::Thread { source })?;
+    thread.join().unwrap_or(Err(TrainError::Panicked))
+}
+
+impl<'a> MemberRun<'a> {
+    /// Everything that takes time is done before the coordinator hears of this member: the others wait for nothing but the state.
+    fn prepare(config: TrainerConfig, options: &'a TrainOptions, member: MemberOptions) -> Result<Self, TrainError> {
+        set_threads(config.runtime.threads)?;
+        let device = choose_device(config.runtime.device, 0)?;
+        let dataset = Arc::new(Dataset::open(&config.data)?);
+        let identity = Identity::new(&config, Some(&dataset.digest()));
+        let learner = Learner::new(&config, device)?;
+        let abortable = Abortable::default();
+        let reach = Arc::clone(&abortable);
+        let mut client_options = ClientOptions::new(member.coordinator.clone(), Security::Insecure);
+        client_options.on_abort = Box::new(move |generation, _| {
+            if let Some((current, handle)) = reach.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+                && *current == generation
+            {
+                handle.abort();
+            }
+        });
+        let settings = MemberSettings {
+            identity: MemberIdentity {
+                name: MemberName { worker: member.worker.clone(), index: member.index },
+                incarnation: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64),
+                node: member.node.clone(),
+                address: member.host.to_string(),
+            },
+            config_digest: identity.digest(),
+            heartbeat_interval: HEARTBEAT,
+            coordinator_timeout: COORDINATOR_TIMEOUT,
+        };
+        let (client, commands) = MemberClient::start(client_options, settings).map_err(MemberRunError::from)?;
+        Ok(Self {
+            options,
+            member,
+            config,
+            identity,
+            dataset,
+            device,
+            learner,
+            progress: Progress::default(),
+            restored: None,
+            client,
+            commands,
+            abortable,
+            joined: None,
+            leader: None,
+            tally: Tally::default(),
+            is_draining: false,
+        })
+    }
+
+    /// Waits for commands and obeys until there is nothing more to do.
+    fn run(mut self) -> Result<ExitCode, TrainError> {
+        loop {
+            self.ask_to_leave_when_stopped()?;
+            let Some(command) = self.commands.next(PATIENCE) else { continue };
+            if let Some(code) = self.obey(command)? {
+                return Ok(code);
+            }
+        }
+    }
+
+    fn ask_to_leave_when_stopped(&mut self) -> Result<(), TrainError> {
+        if self.options.stop.is_asked() && !self.is_draining {
+            self.is_draining = true;
+            self.report(MemberEvent::Drain)?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, event: MemberEvent) -> Result<(), TrainError> {
+        Ok(self.client.report(event).map_err(MemberRunError::from)?)
+    }
+
+    fn obey(&mut self, command: MemberCommand) -> Result<Option<ExitCode>, TrainError> {
+        match command {
+            MemberCommand::FormGroup(plan) => self.form(&plan)?,
+            MemberCommand::Recover { generation, role, .. } => self.recover(generation, &role)?,
+            MemberCommand::Train { generation, step } => self.train(generation, step)?,
+            MemberCommand::WriteCheckpoint { generation, .. } => self.checkpoint(generation)?,
+            MemberCommand::LeaveGroup { generation } => {
+                if let Some(joined) = self.joined.as_mut().filter(|joined| joined.generation == generation) {
+                    // So that nobody's last exchange loses its peer; whether it succeeds does not matter any more.
+                    let _ = joined.group.exchange(&[0], EXCHANGE_TIMEOUT);
+                }
+                self.close(generation, None)?;
+            }
+            MemberCommand::AbortGroup { generation, reason } => {
+                tracing::warn!(%generation, reason, "leaving the group");
+                self.close(generation, None)?;
+            }
+            MemberCommand::Exit(reason) => return self.exit(reason).map(Some),
+            MemberCommand::GiveUp(refusal) => return Err(MemberRunError::from(refusal).into()),
+            // The client's own.
+            MemberCommand::Connect | MemberCommand::Disconnect { .. } | MemberCommand::Send(_) | MemberCommand::StoreResponse { .. } => {}
+        }
+        Ok(None)
+    }
+
+    fn form(&mut self, plan: &Plan) -> Result<(), TrainError> {
+        for loss in &plan.lost {
+            tracing::warn!(generation = %plan.generation, member = %loss.member, reason = loss.reason, "member lost");
+        }
+        let (generation, begun) = (plan.generation, Instant::now());
+        let abort = AbortHandle::new();
+        *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation, abort.clone()));
+        let options = GroupOptions {
+            store: Arc::new(Rendezvous::new(self.client.store(generation))),
+            prefix: generation.to_string(),
+            rank: plan.rank as usize,
+            world_size: plan.world as usize,
+            host: self.member.host,
+            timeout: FORM_TIMEOUT,
+        };
+        match Group::form(options, &abort) {
+            Ok(group) => {
+                tracing::info!(%generation, rank = plan.rank, world = plan.world, seconds = begun.elapsed().as_secs_f64(), "group formed");
+                self.joined = Some(Joined { generation, rank: plan.rank, world: plan.world, group, loader: None });
+                self.report(MemberEvent::GroupFormed { generation })
+            }
+            Err(error) => self.close(generation, Some(chain(&error))),
+        }
+    }
+
+    fn recover(&mut self, generation: Generation, role: &Role) -> Result<(), TrainError> {
+        let Some(joined) = self.joined.as_mut().filter(|joined| joined.generation == generation) else { return Ok(()) };
+        let begun = Instant::now();
+        let moved = match role {
+            Role::Level => Ok(()),
+            Role::Send { to } => transfer::send(&mut joined.group, &self.learner, self.progress, to),
+            Role::Receive { from } => transfer::receive(&mut joined.group, &mut self.learner, *from).map(|progress| {
+                self.progress = progress;
+                self.restored = None;
+            }),
+            Role::Restore { to } => {
+                let store = CheckpointStore::open(&self.config.checkpoint.uri, lcl_checkpoint::StoreOptions::default())?;
+                let restored = restore(&store, &self.config, self.options.begin, &self.identity, &mut self.learner)?;
+                self.restored = restored.map(|progress| progress.completed_steps);
+                self.progress = restored.unwrap_or_default();
+                transfer::send(&mut joined.group, &self.learner, self.progress, to)
+            }
+        };
+        match moved {
+            Ok(()) => {
+                let step = self.progress.completed_steps;
+                tracing::info!(%generation, step, ?role, seconds = begun.elapsed().as_secs_f64(), "state is level");
+                self.report(MemberEvent::Recovered { generation, step })
+            }
+            Err(transfer::TransferError::Group(error)) => self.close(generation, Some(chain(&error))),
+            Err(transfer::TransferError::State(error)) => Err(error),
+        }
+    }
+
+    /// Steps until a command says something else, a collective fails, or the last step is done.
+    fn train(&mut self, generation: Generation, step: u64) -> Result<(), TrainError> {
+        let Some(joined) = self.joined.as_mut().filter(|joined| joined.generation == generation) else { return Ok(()) };
+        let steps = self.config.optimization.steps;
+        let slots = slots_of(joined.rank, joined.world, self.config.optimization.global_batch_size);
+        if step < steps && joined.loader.is_none() && !slots.is_empty() {
+            joined.loader = Some(Loader::start(
+                Arc::clone(&self.dataset),
+                &self.config.data,
+                LoaderOptions {
+                    model: self.config.model.shape.clone(),
+                    objective: self.config.model.objective,
+                    seed: self.config.optimization.seed,
+                    global_batch_size: self.config.optimization.global_batch_size,
+                    slots,
+                    first_step: step,
+                    last_step: steps,
+                },
+            )?);
+        }
+        if joined.rank == 0 {
+            self.lead(generation)?;
+        } else {
+            self.leader = None;
+        }
+        loop {
+            self.ask_to_leave_when_stopped()?;
+            if self.progress.consecutive_skips >= self.config.optimization.max_consecutive_skipped_steps {
+                return Err(TrainError::Diverged { count: self.progress.consecutive_skips });
+            }
+            let step = self.progress.completed_steps;
+            if step >= steps {
+                return self.finish(generation);
+            }
+            let agreed = match self.step(step) {
+                Ok(agreed) => agreed,
+                Err(StepError::Group(reason)) => return self.close(generation, Some(reason)),
+                Err(StepError::Fatal(error)) => return Err(error),
+            };
+            if let Some(leader) = self.leader.as_mut() {
+                for committed in leader.after_step(&self.learner, self.progress, steps, &self.config, &self.identity)? {
+                    self.report(MemberEvent::CheckpointCommitted { generation, step: committed })?;
+                }
+            }
+            self.report(MemberEvent::Committed { generation, step: step + 1, agreed })?;
+            while let Some(command) = self.commands.try_next() {
+                // Whatever it is, training goes on only when a new `Train` says so; a checkpoint alone does not end it.
+                let goes_on = matches!(command, MemberCommand::WriteCheckpoint { .. });
+                if goes_on {
+                    self.obey(command)?;
+                    continue;
+                }
+                self.pending(command)?;
+                return Ok(());
+            }
+        }
+    }
+
+    /// A command met while training: obeyed here, where an exit cannot be one of them (it follows the end of a group).
+    fn pending(&mut self, command: MemberCommand) -> Result<(), TrainError> {
+        match command {
+            MemberCommand::Train { .. } | MemberCommand::Exit(_) => Ok(()),
+            other => self.obey(other).map(drop),
+        }
+    }
+
+    /// One step over this member's slots. The update is applied only when every exchange went well.
+    fn step(&mut self, step: u64) -> Result<Flags, StepError> {
+        let Some(joined) = self.joined.as_mut() else { return Err(StepError::Group("the group is gone".to_owned())) };
+        let asked = Instant::now();
+        let batch = match joined.loader.as_mut() {
+            Some(loader) => loader.next().ok_or(TrainError::DataEnded { step })?.map_err(TrainError::from)?,
+            None => Batch::empty(step),
+        };
+        let begin = Instant::now();
+        let shared = self.tally.exchange(&mut joined.group, &batch, EXCHANGE_TIMEOUT)?;
+        let wish = i64::from(self.client.flags().bits());
+        let (report, wishes) = if shared.rows == 0 {
+            let wishes = joined.group.exchange(&[wish], EXCHANGE_TIMEOUT)?.into_iter().flatten().collect();
+            (without_update(&self.config, step), wishes)
+        } else {
+            let image_size = self.config.model.shape.vision.image_size;
+            let parts =
+                micro_batches(&batch, image_size, self.config.optimization.micro_batch_size, self.device).map_err(TrainError::from)?;
+            let member = MemberStep { group: &mut joined.group, wish, timeout: EXCHANGE_TIMEOUT };
+            match self.learner.train_step_with(step, &parts, member) {
+                Ok((report, agreement)) => (report, agreement.wishes),
+                Err(error) if !joined.group.is_live() => return Err(StepError::Group(chain(&error))),
+                Err(error) => return Err(TrainError::from(error).into()),
+            }
+        };
+        let end = Instant::now();
+        self.progress.completed_steps = step + 1;
+        self.progress.consecutive_skips = if report.skipped { self.progress.consecutive_skips + 1 } else { 0 };
+        self.restored = None;
+        let seconds = tally::Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end };
+        let record = self.tally.record(&self.config, &self.dataset, joined.generation, step, &shared, &report, &seconds);
+        if let Some(leader) = self.leader.as_mut() {
+            leader.record_step(record);
+        }
+        let bits = wishes.into_iter().fold(0, |all, wish| all | wish);
+        Ok(Flags::from_bits(u32::try_from(bits).unwrap_or_default()))
+    }
+
+    /// Rank 0 writes for all.
+    fn lead(&mut self, generation: Generation) -> Result<(), TrainError> {
+        if let Some(leader) = self.leader.as_mut() {
+            leader.set_generation(generation, &self.config, &self.learner)?;
+            return Ok(());
+        }
+        let leader = Leader::begin(
+            generation,
+            &self.config,
+            self.options,
+            &self.dataset,
+            &self.learner,
+            self.device,
+            self.progress,
+            self.restored,
+            &self.tally,
+        )?;
+        self.leader = Some(leader);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, generation: Generation) -> Result<(), TrainError> {
+        if let Some(leader) = self.leader.as_mut()
+            && let Some(step) = leader.save_now(&self.learner, self.progress, &self.config, &self.identity)?
+        {
+            self.report(MemberEvent::CheckpointCommitted { generation, step })?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, generation: Generation) -> Result<(), TrainError> {
+        if let Some(leader) = self.leader.as_mut() {
+            let step = leader.finish(&self.learner, self.progress, &self.config, &self.identity)?;
+            self.report(MemberEvent::CheckpointCommitted { generation, step })?;
+        }
+        self.report(MemberEvent::Finished { generation })
+    }
+
+    /// Drops the group and says so.
+    fn close(&mut self, generation: Generation, failure: Option<String>) -> Result<(), TrainError> {
+        if let Some(reason) = &failure {
+            tracing::warn!(%generation, reason, "the group failed");
+        }
+        *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.joined = None;
+        self.report(MemberEvent::GroupClosed { generation, failure })
+    }
+
+    fn exit(&mut self, reason: ProtocolEnd) -> Result<ExitCode, TrainError> {
+        tracing::info!(%reason, step = self.progress.completed_steps, "leaving");
+        if let Some(leader) = self.leader.as_mut() {
+            leader.end(reason == ProtocolEnd::Complete, &self.learner, self.progress)?;
+        }
+        Ok(if reason == ProtocolEnd::Complete { ExitCode::Success } else { ExitCode::Preempted })
+    }
+}
+
+/// A step did not happen.
+enum StepError {
+    /// The group failed: the next generation does the step again.
+    Group(String),
+    /// This process cannot go on.
+    Fatal(TrainError),
+}
+
+impl From<TrainError> for StepError {
+    fn from(error: TrainError) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+impl From<GroupError> for StepError {
+    fn from(error: GroupError) -> Self {
+        Self::Group(chain(&error))
+    }
+}
+
+/// Without a gradient there is nothing to update: not the moments either.
+fn without_update(config: &TrainerConfig, step: u64) -> StepReport {
+    StepReport {
+        total: f64::NAN,
+        generation: f64::NAN,
+        contrastive: f64::NAN,
+        gradient_norm: f64::NAN,
+        logit_scale: f64::NAN,
+        learning_rate: learning_rate(&config.optimization, step),
+        contrastive_images: 0,
+        generation_positions: 0,
+        skipped: true,
+    }
+}

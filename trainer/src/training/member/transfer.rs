@@ -1,0 +1,79 @@
+//! The state of a run from one member to another, over the group.
+
+use std::time::Duration;
+
+use lcl_torch::{
+    Device, Kind, Learner, Tensor,
+    collectives::{Group, GroupError},
+};
+
+use crate::training::{TrainError, prepare::Progress};
+
+/// Of a single tensor.
+const TIMEOUT: Duration = Duration::from_mins(5);
+/// What kind of tensor travels: the numbers before the state, its tensors, its hash.
+const NUMBERS_TAG: u16 = 1;
+const STATE_TAG: u16 = 2;
+const HASH_TAG: u16 = 3;
+/// BLAKE3 as hexadecimal.
+const HASH_LENGTH: i64 = 64;
+
+/// The state did not arrive.
+pub(super) enum TransferError {
+    /// The group failed; what was held before is still held.
+    Group(GroupError),
+    /// The process cannot go on.
+    State(TrainError),
+}
+
+impl From<GroupError> for TransferError {
+    fn from(error: GroupError) -> Self {
+        Self::Group(error)
+    }
+}
+
+impl<E: Into<TrainError>> From<(E,)> for TransferError {
+    fn from((error,): (E,)) -> Self {
+        Self::State(error.into())
+    }
+}
+
+/// Sends the state to each of `to`, one after the other.
+pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, to: &[u32]) -> Result<(), TransferError> {
+    if to.is_empty() {
+        return Ok(());
+    }
+    let numbers =
+        [progress.completed_steps, learner.completed_updates(), u64::from(progress.consecutive_skips)].map(|number| number as i64);
+    let hash = learner.state_hash().map_err(|error| (error,))?;
+    let hash = Tensor::from_slice(hash.as_bytes());
+    let state = learner.state();
+    for receiver in to {
+        let receiver = *receiver as usize;
+        group.send(&Tensor::from_slice(&numbers), receiver, NUMBERS_TAG, TIMEOUT)?;
+        for (_, tensor) in &state {
+            group.send(&tensor.contiguous().to_device(Device::Cpu), receiver, STATE_TAG, TIMEOUT)?;
+        }
+        group.send(&hash, receiver, HASH_TAG, TIMEOUT)?;
+    }
+    Ok(())
+}
+
+/// Receives the state from rank `from`. The learner's own is replaced only when all of the other has come and its hash is right.
+pub(super) fn receive(group: &mut Group, learner: &mut Learner, from: u32) -> Result<Progress, TransferError> {
+    let from = from as usize;
+    let mut numbers = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
+    group.receive(&mut numbers, from, NUMBERS_TAG, TIMEOUT)?;
+    let mut received = Vec::new();
+    for (name, tensor) in learner.state() {
+        let mut buffer = Tensor::empty(tensor.size(), (tensor.kind(), Device::Cpu));
+        group.receive(&mut buffer, from, STATE_TAG, TIMEOUT)?;
+        received.push((name, buffer));
+    }
+    let mut hash = Tensor::zeros([HASH_LENGTH], (Kind::Uint8, Device::Cpu));
+    group.receive(&mut hash, from, HASH_TAG, TIMEOUT)?;
+    let [step, updates, skips] = [0, 1, 2].map(|index| numbers.int64_value(&[index]).unsigned_abs());
+    let expected: String = (0..HASH_LENGTH).map(|index| char::from(hash.int64_value(&[index]) as u8)).collect();
+    learner.replace_state(received, updates, &expected).map_err(|error| (error,))?;
+    Ok(Progress { completed_steps: step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
+}
