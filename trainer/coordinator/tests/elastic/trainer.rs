@@ -18,7 +18,7 @@ use lcl_protocol::{EndReason, Flags, Generation, Identity, MemberCommand, Member
 /// Samples per step; no multiple of 3.
 const GLOBAL_BATCH: u64 = 8;
 /// The longest any single wait may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Processes are numbered in the order in which they start.
 static INCARNATION: AtomicU64 = AtomicU64::new(1);
@@ -37,8 +37,8 @@ struct Shared {
     collectives: BTreeMap<(Generation, u64), Collective>,
     /// Groups that a member has to let go of.
     aborted: BTreeSet<(Generation, u64)>,
-    /// Step, generation, slots.
-    ledger: Vec<(u64, Generation, std::ops::Range<u64>)>,
+    /// Who committed a step of a generation, by incarnation.
+    commits: BTreeMap<(u64, Generation), Vec<u64>>,
     restores: usize,
     last_checkpoint: Option<u64>,
 }
@@ -91,23 +91,27 @@ impl Fabric {
         self.shared.lock().unwrap().last_checkpoint
     }
 
-    /// From the first step to the last, the last generation's entries of each step hold every slot once.
+    fn commit(&self, step: u64, generation: Generation, incarnation: u64) {
+        self.shared.lock().unwrap().commits.entry((step, generation)).or_default().push(incarnation);
+    }
+
+    /// From the first step to the last, each was committed, at most once by a member, and in the last generation that committed it every
+    /// slot was in the sum once. (Not every member of it need have committed: one that aborted after its part was sent has the step from
+    /// another.)
     pub(crate) fn check_ledger(&self) {
         let shared = self.shared.lock().unwrap();
-        let mut last: BTreeMap<u64, Generation> = BTreeMap::new();
-        for (step, generation, _) in &shared.ledger {
-            let highest = last.entry(*step).or_insert(*generation);
-            *highest = (*highest).max(*generation);
-        }
+        let last: BTreeMap<u64, Generation> = shared.commits.keys().copied().collect();
         let steps: Vec<u64> = last.keys().copied().collect();
         assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
-        let mut slots: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for (step, _, range) in shared.ledger.iter().filter(|(step, generation, _)| last[step] == *generation) {
-            slots.entry(*step).or_default().extend(range.clone());
-        }
-        for (step, mut slots) in slots {
+        assert!(last.values().is_sorted(), "a later step of an earlier generation");
+        for (step, generation) in last {
+            let by = &shared.commits[&(step, generation)];
+            assert_eq!(by.iter().collect::<BTreeSet<_>>().len(), by.len(), "step {step} was committed twice by one member");
+            let arrived = &shared.collectives[&(generation, step)].arrived;
+            let world = arrived.len() as u32;
+            let mut slots: Vec<u64> = arrived.keys().flat_map(|rank| slots_of(*rank, world, GLOBAL_BATCH)).collect();
             slots.sort_unstable();
-            assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "step {step}");
+            assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "step {step} of {generation}");
         }
     }
 }
@@ -275,8 +279,7 @@ impl Process {
                 return None;
             };
             self.state = Some((step, (number ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ generation.n));
-            let slots = slots_of(plan.rank, plan.world, GLOBAL_BATCH);
-            self.fabric.shared.lock().unwrap().ledger.push((step, generation, slots));
+            self.fabric.commit(step, generation, self.incarnation);
             self.tell(MemberEvent::Committed { generation, step, agreed });
             if last {
                 self.tell(MemberEvent::Finished { generation });
