@@ -36,6 +36,7 @@ verify: deps $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## formatting, lints, lic
 fix: deps ## format and write the generated files anew
 	cargo fmt --all
 	cargo run --quiet -p lcl-crds --example generate
+	cargo run --quiet -p lcl-proto --example generate
 
 bench: deps ## compare speed and memory with PyTorch, side by side (about 25 minutes)
 	@bench/run.sh

@@ -33,12 +33,18 @@ const NOT_IN_CHECKPOINT: &[&str] = &[TORCH[0], TORCH[1], KUBERNETES[0], KUBERNET
 const NOT_IN_TORCH: &[&str] =
     &[RUNTIMES[0], CLIENTS[2], CLIENTS[3], KUBERNETES[0], KUBERNETES[1], KUBERNETES[2], KUBERNETES[3], KUBERNETES[4]];
 
+const NOT_IN_WIRE: &[&str] =
+    &[TORCH[0], TORCH[1], CLIENTS[2], CLIENTS[3], KUBERNETES[0], KUBERNETES[1], KUBERNETES[2], KUBERNETES[3], KUBERNETES[4]];
+
 /// Every crate of the workspace. An edge that is not here is forbidden; one that is here and not in use is an error too.
-const BORDERS: [Border; 9] = [
+const BORDERS: [Border; 12] = [
     Border { name: "lcl-crds", knows: &[], never: NOT_PURE },
     Border { name: "lcl-operator-core", knows: &["lcl-crds", "lcl-trainer-config"], never: NOT_PURE },
     Border { name: "lcl", knows: &["lcl-crds", "lcl-operator-core", "lcl-trainer-config"], never: &TORCH },
     Border { name: "lcl-trainer-config", knows: &[], never: NOT_PURE },
+    Border { name: "lcl-proto", knows: &[], never: NOT_IN_WIRE },
+    Border { name: "lcl-protocol", knows: &[], never: NOT_PURE },
+    Border { name: "lcl-coordinator", knows: &["lcl-proto", "lcl-protocol"], never: NOT_IN_WIRE },
     Border { name: "lcl-data", knows: &["lcl-trainer-config"], never: NOT_IN_DATA },
     Border { name: "lcl-checkpoint", knows: &[], never: NOT_IN_CHECKPOINT },
     Border { name: "lcl-torch", knows: &["lcl-trainer-config"], never: NOT_IN_TORCH },

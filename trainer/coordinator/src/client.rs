@@ -14,10 +14,7 @@ mod store;
 use std::{
     collections::HashMap,
     fmt, io,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{self as std_mpsc, RecvTimeoutError},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -102,10 +99,7 @@ impl Commands {
     /// The next command, waiting for it at most this long. `None`: there is none so far, or the client is gone.
     #[must_use]
     pub fn next(&self, patience: Duration) -> Option<MemberCommand> {
-        match self.0.recv_timeout(patience) {
-            Ok(command) => Some(command),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.0.recv_timeout(patience).ok()
     }
 
     /// The next command if there is one.

@@ -357,7 +357,9 @@ impl Coordinator {
         let (now, timeout) = (self.now, self.settings.heartbeat_timeout);
         let unnamed: Vec<ConnectionId> =
             self.links.iter().filter(|(_, link)| link.member.is_none() && now >= link.opened + timeout).map(|(id, _)| *id).collect();
-        unnamed.into_iter().for_each(|connection| self.close(connection));
+        for connection in unnamed {
+            self.close(connection);
+        }
         let silent: Vec<MemberName> =
             self.peers.iter().filter(|(_, peer)| now >= peer.heard + timeout).map(|(name, _)| name.clone()).collect();
         for name in silent {

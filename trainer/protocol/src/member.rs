@@ -309,9 +309,8 @@ impl Member {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         match (self.link, &self.work) {
-            (_, Work::Ended) | (Link::Opening, _) => None,
             (Link::Down, Work::Idle) => Some(self.now),
-            (Link::Down, _) => None,
+            (_, Work::Ended) | (Link::Opening | Link::Down, _) => None,
             (Link::Up, _) => {
                 Some((self.last_sent + self.settings.heartbeat_interval).min(self.last_heard + self.settings.coordinator_timeout))
             }
@@ -436,14 +435,14 @@ impl Member {
                 }
                 Ok(())
             }
-            work if self.is_over(work, generation) => Ok(()),
+            work if is_over(work, generation) => Ok(()),
             work => Err(self.out_of_order("group formed", generation, work)),
         }
     }
 
     fn recovered(&mut self, generation: Generation, step: u64) -> Result<(), MemberError> {
         let Some((_, base)) = self.recovering.filter(|(recovering, _)| *recovering == generation) else {
-            return if self.is_over(&self.work, generation) { Ok(()) } else { Err(self.out_of_order("recovered", generation, &self.work)) };
+            return if is_over(&self.work, generation) { Ok(()) } else { Err(self.out_of_order("recovered", generation, &self.work)) };
         };
         if let Some(base) = base.filter(|base| base.step != step) {
             return Err(MemberError::WrongBase { member: self.name(), generation, step, base: base.step });
@@ -505,7 +504,7 @@ impl Member {
                 self.send_if_up(ToCoordinator::Finished { generation, step: held.step });
                 Ok(())
             }
-            (work, _) if self.is_over(work, generation) => Ok(()),
+            (work, _) if is_over(work, generation) => Ok(()),
             (work, _) => Err(self.out_of_order("finished", generation, work)),
         }
     }
@@ -598,15 +597,6 @@ impl Member {
         self.out.push(MemberCommand::Send(message));
     }
 
-    /// The training thread speaks of a group that it was told to drop meanwhile: no mistake, it has not looked yet.
-    fn is_over(&self, work: &Work, generation: Generation) -> bool {
-        match work {
-            Work::Closing { generation: closing, .. } => *closing == generation,
-            Work::Ended => true,
-            _ => false,
-        }
-    }
-
     fn out_of_order(&self, event: &'static str, generation: Generation, work: &Work) -> MemberError {
         let state = match work {
             Work::Idle => "it has no group",
@@ -622,6 +612,15 @@ impl Member {
 
     fn name(&self) -> String {
         self.settings.identity.name.to_string()
+    }
+}
+
+/// The training thread speaks of a group that it was told to drop meanwhile: no mistake, it has not looked yet.
+fn is_over(work: &Work, generation: Generation) -> bool {
+    match work {
+        Work::Closing { generation: closing, .. } => *closing == generation,
+        Work::Ended => true,
+        _ => false,
     }
 }
 

@@ -96,12 +96,12 @@ impl GroupStore {
 
     /// Whether all keys are there.
     pub fn check(&self, keys: &[String], patience: Duration) -> Result<bool, StoreError> {
-        self.ask(format!("check `{}`", keys.join("`, `")), StoreRequest::Check { keys: keys.to_vec() }, patience, flag)
+        self.ask(format!("check `{}`", keys.join("`, `")), StoreRequest::Check { keys: keys.to_vec() }, patience, |answer| flag(&answer))
     }
 
     /// Adds to a number (0 when absent) and returns the sum.
     pub fn add(&self, key: &str, amount: i64, patience: Duration) -> Result<i64, StoreError> {
-        self.ask(format!("add to `{key}`"), StoreRequest::Add { key: key.to_owned(), amount }, patience, number)
+        self.ask(format!("add to `{key}`"), StoreRequest::Add { key: key.to_owned(), amount }, patience, |answer| number(&answer))
     }
 
     /// Sets a key when its value is `expected`; returns its value afterwards. See [`StoreRequest::CompareSet`].
@@ -118,12 +118,12 @@ impl GroupStore {
 
     /// Deletes a key; whether it was there.
     pub fn delete(&self, key: &str, patience: Duration) -> Result<bool, StoreError> {
-        self.ask(format!("delete `{key}`"), StoreRequest::Delete { key: key.to_owned() }, patience, flag)
+        self.ask(format!("delete `{key}`"), StoreRequest::Delete { key: key.to_owned() }, patience, |answer| flag(&answer))
     }
 
     /// Number of keys.
     pub fn count_keys(&self, patience: Duration) -> Result<i64, StoreError> {
-        self.ask("count the keys".to_owned(), StoreRequest::CountKeys, patience, number)
+        self.ask("count the keys".to_owned(), StoreRequest::CountKeys, patience, |answer| number(&answer))
     }
 
     fn ask<T>(
@@ -165,16 +165,16 @@ fn value(answer: StoreResponse) -> Option<Vec<u8>> {
     }
 }
 
-fn number(answer: StoreResponse) -> Option<i64> {
+fn number(answer: &StoreResponse) -> Option<i64> {
     match answer {
-        StoreResponse::Number(number) => Some(number),
+        StoreResponse::Number(number) => Some(*number),
         _ => None,
     }
 }
 
-fn flag(answer: StoreResponse) -> Option<bool> {
+fn flag(answer: &StoreResponse) -> Option<bool> {
     match answer {
-        StoreResponse::Flag(flag) => Some(flag),
+        StoreResponse::Flag(flag) => Some(*flag),
         _ => None,
     }
 }

@@ -61,7 +61,9 @@ impl Coordinator {
         let can_go = |peer: &&Peer| peer.draining && !peer.in_group && (hopeless || peer.held.is_none_or(is_safe));
         let leaving: Vec<MemberName> = self.peers.values().filter(can_go).map(|peer| peer.identity.name.clone()).collect();
         let reason = if self.stopping { EndReason::Stopped } else { EndReason::Drained };
-        leaving.iter().for_each(|name| self.dismiss(name, reason));
+        for name in leaving {
+            self.dismiss(&name, reason);
+        }
     }
 
     pub(super) fn forming_deadline(&self) -> Option<Duration> {
@@ -161,6 +163,8 @@ impl Coordinator {
 
     fn dismiss_all(&mut self, reason: EndReason) {
         let all: Vec<MemberName> = self.peers.keys().cloned().collect();
-        all.iter().for_each(|name| self.dismiss(name, reason));
+        for name in all {
+            self.dismiss(&name, reason);
+        }
     }
 }

@@ -1,0 +1,192 @@
+//! The real server and real clients on loopback, with threads that pretend to train: members are lost, join, and lose their coordinator;
+//! training goes on, and the ledger has neither gap nor repeat.
+
+mod trainer;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use lcl_coordinator::{Security, serve, status_from_proto};
+use lcl_proto::v1alpha1::{self as wire, coordinator_client::CoordinatorClient};
+use lcl_protocol::{CoordinatorSettings, EndReason, Generation, HistoryEvent, Phase, Status, World};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
+use tonic::{Streaming, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use trainer::{Fabric, Outcome, Trainer};
+
+/// The longest anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+struct Server {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+impl Server {
+    /// A coordinator on a free port of loopback, or on the one given.
+    async fn start(epoch: u64, world: World, port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let settings = CoordinatorSettings {
+            epoch,
+            world,
+            formation_wait: Duration::from_secs(20),
+            heartbeat_timeout: Duration::from_secs(10),
+            report_timeout: Duration::from_secs(20),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            serve(listener, settings, Security::Insecure, stopped).await.unwrap();
+        });
+        Self { address, stop, served }
+    }
+
+    async fn client(&self) -> CoordinatorClient<Channel> {
+        CoordinatorClient::connect(format!("http://{}", self.address)).await.unwrap()
+    }
+
+    async fn watch(&self) -> Watch {
+        let stream = self.client().await.watch(wire::WatchRequest {}).await.unwrap().into_inner();
+        Watch { stream }
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        timeout(PATIENCE, self.served).await.expect("the server stops in bounded time").unwrap();
+    }
+}
+
+struct Watch {
+    stream: Streaming<wire::Status>,
+}
+
+impl Watch {
+    /// The first status from now on for which the condition holds.
+    async fn until(&mut self, what: &str, mut holds: impl FnMut(&Status) -> bool) -> Status {
+        let mut last = None;
+        let wait = async {
+            loop {
+                let status = status_from_proto(self.stream.message().await.unwrap().expect("the watch goes on")).unwrap();
+                if holds(&status) {
+                    return status;
+                }
+                last = Some(status);
+            }
+        };
+        let found = timeout(PATIENCE, wait).await;
+        found.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}: {last:#?}"))
+    }
+}
+
+fn world(min: u32, desired: u32, max: u32) -> World {
+    World::new(min, desired, max).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_lost_another_joins_and_no_slot_is_left_out_or_trained_twice() {
+    let server = Server::start(1, world(1, 3, 3), 0).await;
+    let mut watch = server.watch().await;
+    let fabric = Arc::new(Fabric::default());
+    let start = |name: &str| Trainer::start(server.address, name, &fabric);
+    let (first, second, third) = (start("w-0"), start("w-1"), start("w-2"));
+
+    let formed = watch.until("a generation of three", |status| status.phase == Phase::Running && status.step >= 5).await;
+    assert_eq!(formed.members.iter().map(|member| member.rank).collect::<Vec<_>>(), [Some(0), Some(1), Some(2)]);
+    assert_eq!(formed.generation, Generation { epoch: 1, n: 1 });
+
+    third.kill();
+    let recovered = |status: &Status| status.history.iter().any(|entry| matches!(entry.event, HistoryEvent::Recovered { .. }));
+    let survivors = watch.until("a generation of two that trains", |status| recovered(status) && status.members.len() == 2).await;
+    assert_eq!(survivors.generation, Generation { epoch: 1, n: 2 });
+    assert!(survivors.step >= formed.step);
+
+    let joiner = start("w-3");
+    let grown = watch
+        .until("a generation of three again, further on", |status| {
+            status.generation.n == 3 && status.step >= survivors.step + 20 && status.members.iter().all(|member| member.rank.is_some())
+        })
+        .await;
+    assert_eq!(grown.members.len(), 3);
+    let broken = grown.history.iter().filter(|entry| matches!(entry.event, HistoryEvent::Broken { .. })).count();
+    assert_eq!(broken, 1, "only the loss broke a generation, the joiner was let in as agreed: {:#?}", grown.history);
+
+    fabric.finish.store(true, Ordering::SeqCst);
+    watch.until("the end", |status| status.phase == Phase::Ended(EndReason::Complete)).await;
+    for trainer in [first, second, joiner] {
+        assert_eq!(trainer.join(), Outcome::Ended(EndReason::Complete));
+    }
+    fabric.check_ledger();
+    assert_eq!(fabric.restores(), 1, "storage was read at the start and never again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_attach_to_the_next_coordinator_and_go_on_from_what_they_hold() {
+    let server = Server::start(1, world(2, 2, 2), 0).await;
+    let address = server.address;
+    let fabric = Arc::new(Fabric::default());
+    let trainers = ["w-0", "w-1"].map(|name| Trainer::start(address, name, &fabric));
+    let before = server.watch().await.until("some steps", |status| status.step >= 5).await;
+    server.stop().await;
+
+    let server = Server::start(2, world(2, 2, 2), address.port()).await;
+    let mut watch = server.watch().await;
+    let after = watch.until("steps under the new one", |status| status.step > before.step + 5).await;
+    assert_eq!(after.generation.epoch, 2);
+    fabric.finish.store(true, Ordering::SeqCst);
+    watch.until("the end", |status| status.phase == Phase::Ended(EndReason::Complete)).await;
+    for trainer in trainers {
+        assert_eq!(trainer.join(), Outcome::Ended(EndReason::Complete));
+    }
+    fabric.check_ledger();
+    assert_eq!(fabric.restores(), 1, "nothing was read from storage again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_drains_a_worker_and_stops_the_job_with_a_checkpoint() {
+    let server = Server::start(1, world(1, 2, 2), 0).await;
+    let mut watch = server.watch().await;
+    let fabric = Arc::new(Fabric::default());
+    let (first, second) = (Trainer::start(server.address, "w-0", &fabric), Trainer::start(server.address, "w-1", &fabric));
+    watch.until("some steps", |status| status.step >= 5).await;
+
+    let mut operator = server.client().await;
+    operator.drain_worker(wire::DrainWorkerRequest { worker: "w-1".to_owned() }).await.unwrap();
+    let alone = watch.until("a generation of one", |status| status.members.len() == 1 && status.phase == Phase::Running).await;
+    assert!(!alone.history.iter().any(|entry| matches!(entry.event, HistoryEvent::Broken { .. })), "{alone:#?}");
+    assert_eq!(second.join(), Outcome::Ended(EndReason::Drained));
+
+    operator.stop(wire::StopRequest {}).await.unwrap();
+    let stopped = watch.until("the stop", |status| status.phase == Phase::Ended(EndReason::Stopped)).await;
+    assert_eq!(first.join(), Outcome::Ended(EndReason::Stopped));
+    assert_eq!(stopped.last_checkpoint, fabric.last_checkpoint(), "the stop waited for a checkpoint");
+    assert!(stopped.last_checkpoint.is_some());
+    let refused = operator.set_world(wire::World { min: 2, desired: 1, max: 1 }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    fabric.check_ledger();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_service_says_that_it_serves_until_it_is_stopped() {
+    let server = Server::start(1, world(1, 1, 1), 0).await;
+    let channel = Channel::from_shared(format!("http://{}", server.address)).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel);
+    let request = || HealthCheckRequest { service: "lcl.v1alpha1.Coordinator".to_owned() };
+    let answer = health.check(request()).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    // An open watch does not hold up the stop.
+    let mut watch = server.watch().await;
+    server.stop().await;
+    while let Ok(Some(_)) = watch.stream.message().await {}
+    assert!(health.check(request()).await.is_err());
+}
