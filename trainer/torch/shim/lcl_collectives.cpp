@@ -383,8 +383,9 @@ int lcl_group_finish(lcl_group *group) {
     TORCH_CHECK(buckets.expected != 0 && buckets.works.size() == buckets.expected, "only ", buckets.works.size(), " of ",
                 buckets.expected, " buckets of gradients were started");
     for (const auto &work : buckets.works) {
-      TORCH_CHECK(work->isCompleted(), "a bucket of gradients was not complete after the backward pass");
-      TORCH_CHECK(work->wait(), "a bucket of gradients was aborted");
+      // The Reducer has waited for the future, which is marked a moment before its work.
+      TORCH_CHECK(work->getFuture()->completed(), "a bucket of gradients was not complete after the backward pass");
+      complete(work, buckets.timeout.count());
     }
     buckets.works.clear();
   });
@@ -396,10 +397,10 @@ int lcl_group_bucket_failure(lcl_group *group, int32_t *failed) {
     return 0;
   }
   for (const auto &work : group->reduction->buckets->works) {
-    const auto reason = work->isCompleted() ? work->exception() : nullptr;
-    if (reason != nullptr) {
+    const auto future = work->getFuture();
+    if (future->completed() && future->hasError()) {
       *failed = 1;
-      (void)guarded([&] { std::rethrow_exception(reason); });
+      (void)guarded([&] { std::rethrow_exception(future->exception_ptr()); });
       return 0;
     }
   }

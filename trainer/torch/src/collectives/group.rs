@@ -59,6 +59,17 @@ impl Group {
         self.live.is_some()
     }
 
+    /// Leaves the group together with the others, after a last exchange: whoever gets through it knows that all others have completed every
+    /// operation before it. That a member leaves first can fail the exchange of another one; that is no failure of anything before it.
+    ///
+    /// Plain [`Group::close`] can fail an operation that another member is just about to complete.
+    pub fn leave(mut self, timeout: Duration) {
+        if self.is_live() {
+            // An error here is not a failed step: see above.
+            let _ = self.barrier(timeout);
+        }
+    }
+
     /// Leaves the group. Other members' operations that need this one fail. Returns when nothing of the group runs any more.
     pub fn close(&mut self) {
         self.abort.disconnect();
@@ -111,10 +122,18 @@ impl Group {
         join().map_err(|source| self.fail(GroupError::Tensor { operation, source }))
     }
 
-    /// Every member's numbers, in rank order; all members give equally many. Returns when every member has called it: a barrier that carries
-    /// counts and flags.
+    /// Returns when every member has called it.
+    pub fn barrier(&mut self, timeout: Duration) -> Result<(), GroupError> {
+        // Nothing travels for a tensor without a number.
+        self.exchange(&[0], timeout).map(drop)
+    }
+
+    /// Every member's numbers, in rank order; all members give equally many, at least one. A barrier that carries counts and flags.
     pub fn exchange(&mut self, numbers: &[i64], timeout: Duration) -> Result<Vec<Vec<i64>>, GroupError> {
         let operation = "exchange of numbers";
+        if numbers.is_empty() {
+            return Err(self.fail(GroupError::Argument { operation, reason: "there is no number".to_owned() }));
+        }
         let gathered = self.all_gather(&Tensor::from_slice(numbers), timeout)?;
         let read = gathered.iter().map(Vec::<i64>::try_from).collect::<Result<Vec<_>, _>>();
         read.map_err(|source| self.fail(GroupError::Tensor { operation, source }))

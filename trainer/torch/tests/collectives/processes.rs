@@ -1,0 +1,136 @@
+//! Members as processes: this test program started again with a role.
+
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+};
+
+use lcl_torch::collectives::MemoryStore;
+use serde_json::{Value, json};
+
+use crate::{
+    TIMEOUT,
+    roles::{self, Place},
+    wire::serve,
+};
+
+/// A member process; killed when it is dropped.
+struct Member {
+    process: Child,
+    wire: UnixStream,
+    reports: Receiver<Value>,
+}
+
+impl Member {
+    fn start(store: &MemoryStore, role: &str, rank: usize, world_size: usize) -> Self {
+        let (own, other) = UnixStream::pair().expect("a socket pair");
+        let process = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "processes::member_process", "--nocapture"])
+            .env("LCL_ROLE", role)
+            .env("LCL_RANK", rank.to_string())
+            .env("LCL_WORLD_SIZE", world_size.to_string())
+            .stdin(Stdio::from(OwnedFd::from(other)))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a process");
+        let (sender, reports) = channel();
+        serve(own.try_clone().expect("a copy of the socket"), store.clone(), sender);
+        Self { process, wire: own, reports }
+    }
+
+    fn report(&self) -> Value {
+        let report = self.reports.recv_timeout(2 * TIMEOUT).expect("a report");
+        assert!(report["failed"].is_null(), "{report}");
+        report
+    }
+
+    fn command(&mut self, command: &Value) {
+        use std::io::Write;
+        self.wire.write_all(format!("{}\n", json!({"command": command})).as_bytes()).expect("a member");
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().expect("killed");
+        self.process.wait().expect("its end");
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn start_all(role: &str, world_size: usize) -> Vec<Member> {
+    let store = MemoryStore::default();
+    (0..world_size).map(|rank| Member::start(&store, role, rank, world_size)).collect()
+}
+
+/// Not a test by itself: the body of a member process. Does nothing when the program was started by hand.
+#[test]
+fn member_process() {
+    let variable = |name: &str| std::env::var(name).ok();
+    let Some(role) = variable("LCL_ROLE") else { return };
+    let number = |name: &str| variable(name).and_then(|text| text.parse().ok()).expect("a number");
+    roles::play(&Place { role, rank: number("LCL_RANK"), world_size: number("LCL_WORLD_SIZE") }).expect("a role");
+}
+
+#[test]
+fn two_processes_reproduce_the_recording_of_two_ranks() {
+    let members = start_all("ddp2", 2);
+    let reports: Vec<Value> = members.iter().map(Member::report).collect();
+    assert!(reports.iter().all(|report| report["agrees"].as_u64() > Some(0)), "{reports:?}");
+}
+
+#[test]
+fn uneven_processes_train_as_one_member_does() {
+    for world_size in [2, 3] {
+        let members = start_all("train", world_size);
+        let reports: Vec<Value> = members.iter().map(Member::report).collect();
+        println!("{reports:?}");
+        for report in &reports {
+            assert!(report["apart"].as_f64() < Some(1e-6), "{report}");
+            // A few AdamW steps divide by tiny second moments: what is a rounding in a gradient may be more in a parameter.
+            assert!(report["drift"].as_f64() < Some(1e-4), "{report}");
+            assert_eq!(report["hash"], reports[0]["hash"], "the same bits on all members");
+            assert!(report["steps"].as_u64() > Some(0));
+        }
+    }
+}
+
+#[test]
+fn survivors_of_a_killed_process_form_the_next_generation_and_compute_the_same_step() {
+    let mut members = start_all("survive", 3);
+    let first: Vec<Value> = members.iter().map(Member::report).collect();
+    assert!(first.iter().all(|report| report["stepped"] == first[0]["stepped"]), "{first:?}");
+    members[1].command(&json!("die"));
+    for survivor in [0, 2] {
+        members[survivor].command(&json!("step"));
+    }
+    members[1].kill();
+    for survivor in [0, 2] {
+        let lost = members[survivor].report()["lost"].as_u64().expect("a time");
+        println!("rank {survivor} noticed within {lost} ms of its step's start");
+        assert!(lost < TIMEOUT.as_millis() as u64 / 2, "noticed by the loss, not by the time-out");
+    }
+    for (rank, survivor) in [0, 2].into_iter().enumerate() {
+        members[survivor].command(&json!({"rank": rank, "world_size": 2}));
+    }
+    let last: Vec<Value> = [0, 2].map(|survivor: usize| members[survivor].report()).into();
+    for report in &last {
+        assert!(report["apart"].as_f64() < Some(1e-6), "{report}");
+        assert_eq!(report["hash"], last[0]["hash"]);
+    }
+}
+
+#[test]
+fn groups_leave_no_descriptor_and_no_thread_behind() {
+    let report = start_all("leak", 1)[0].report();
+    println!("{report}");
+    let count = |when: &str, index: usize| report[when][index].as_u64().expect("a count");
+    for index in [0, 1] {
+        assert!(count("after", index) <= count("before", index), "{report}");
+    }
+}
