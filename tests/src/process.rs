@@ -130,6 +130,12 @@ impl Running {
         Ok(())
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     fn pid(&self) -> Result<Pid> {
         Pid::from_raw(i32::try_from(self.child.id())?).context("the process has no id")
     }

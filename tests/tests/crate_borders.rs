@@ -48,7 +48,11 @@ const BORDERS: [Border; 12] = [
     Border { name: "lcl-data", knows: &["lcl-trainer-config"], never: NOT_IN_DATA },
     Border { name: "lcl-checkpoint", knows: &[], never: NOT_IN_CHECKPOINT },
     Border { name: "lcl-torch", knows: &["lcl-trainer-config"], never: NOT_IN_TORCH },
-    Border { name: "lcl-trainer", knows: &["lcl-checkpoint", "lcl-data", "lcl-torch", "lcl-trainer-config"], never: KUBERNETES },
+    Border {
+        name: "lcl-trainer",
+        knows: &["lcl-checkpoint", "lcl-coordinator", "lcl-data", "lcl-protocol", "lcl-torch", "lcl-trainer-config"],
+        never: KUBERNETES,
+    },
     Border { name: "lcl-tests", knows: &["lcl-data", "lcl-trainer-config"], never: &TORCH },
 ];
 

@@ -34,6 +34,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Train from a configuration; goes on by itself where a checkpoint is.
     Train(TrainArgs),
+    /// Train with several members on this machine.
+    Local(LocalArgs),
     /// Train as one member of a group that a coordinator leads.
     Member(MemberArgs),
     /// Write a checkpoint's weights as one safetensors file.
@@ -73,6 +75,20 @@ pub struct TrainArgs {
     pub output: Option<Output>,
 }
 
+/// `local`
+#[derive(Debug, Args)]
+pub struct LocalArgs {
+    /// What is trained.
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Processes that train together.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub members: u32,
+    /// Fewest to train with [default: one, so that training goes on while any lives]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub min_members: u32,
+}
+
 /// `member`
 #[derive(Debug, Args)]
 pub struct MemberArgs {
@@ -85,6 +101,9 @@ pub struct MemberArgs {
     /// Talk to it without encryption; there is no other way yet.
     #[arg(long, env = "LCL_INSECURE")]
     pub insecure: bool,
+    /// End when standard input does: with the process that started this one.
+    #[arg(long)]
+    pub ends_with_stdin: bool,
     /// Name of the worker that this member belongs to.
     #[arg(long, value_name = "NAME", env = "LCL_WORKER")]
     pub worker: String,

@@ -1,6 +1,7 @@
 //! From parsed arguments to an exit code: each command's work is in its own module, printing is here.
 
 use std::{
+    ffi::OsString,
     fs, io,
     io::{IsTerminal, Write},
     num::NonZero,
@@ -8,6 +9,7 @@ use std::{
     thread,
 };
 
+use clap::ValueEnum;
 use indicatif::MultiProgress;
 use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
 use lcl_data::show::{ShowOptions, ShowTransform};
@@ -15,14 +17,15 @@ use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective};
 
 use crate::{
     cli::{
-        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, MemberArgs, ModelArgs, ReportArgs, ResultFormat, RetrievalArgs,
-        ShowArgs, TrainArgs,
+        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, MemberArgs, ModelArgs, ReportArgs, ResultFormat,
+        RetrievalArgs, ShowArgs, TrainArgs,
     },
     config_file::{self, ConfigFileError},
     data_commands::{self, DataCommandError, ShowFiles},
     display::Output,
     evaluate::{self, EvaluateError, EvaluateOptions},
     journal::{self, JournalError},
+    local::{self, LocalError, LocalOptions},
     report,
     retrieval::Evaluation,
     run_folder::{RunFolderError, local_path},
@@ -50,6 +53,9 @@ pub enum CommandError {
         /// The coordinator.
         coordinator: String,
     },
+    /// `local` failed.
+    #[error(transparent)]
+    Local(#[from] LocalError),
     /// `train` failed.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -106,7 +112,7 @@ impl CommandError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Train(error) => error.exit_code(),
-            Self::Signals { .. } | Self::Store(_) => ExitCode::Retryable,
+            Self::Signals { .. } | Self::Store(_) | Self::Local(_) => ExitCode::Retryable,
             _ => ExitCode::Permanent,
         }
     }
@@ -116,6 +122,7 @@ impl CommandError {
 pub fn run(command: Command, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     match command {
         Command::Train(arguments) => train(&arguments, None, multi),
+        Command::Local(arguments) => local(&arguments),
         Command::Member(arguments) => member(&arguments, multi),
         Command::Export(arguments) => export(&arguments),
         Command::Import(arguments) => import(&arguments),
@@ -127,9 +134,59 @@ pub fn run(command: Command, multi: MultiProgress) -> Result<ExitCode, CommandEr
     }
 }
 
+fn begin_of(arguments: &TrainArgs) -> Begin {
+    match (arguments.resume, arguments.fresh) {
+        (true, _) => Begin::Resume,
+        (_, true) => Begin::Fresh { delete_existing: arguments.delete_existing },
+        _ => Begin::Anyhow,
+    }
+}
+
+fn output_of(arguments: &TrainArgs) -> Output {
+    arguments.output.unwrap_or(if io::stderr().is_terminal() { Output::Progress } else { Output::Plain })
+}
+
+fn local(arguments: &LocalArgs) -> Result<ExitCode, CommandError> {
+    let train = &arguments.train;
+    let config = config_file::read(&train.config, train.steps)?;
+    let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
+    let output = output_of(train).to_possible_value().map(|value| value.get_name().to_owned());
+    let mut passed_on: Vec<OsString> = output.into_iter().flat_map(|output| ["--output".to_owned(), output]).map(OsString::from).collect();
+    if let Some(steps) = train.steps {
+        passed_on.extend(["--steps".into(), steps.to_string().into()]);
+    }
+    if train.resume {
+        passed_on.push("--resume".into());
+    }
+    let options = LocalOptions {
+        config_file: train.config.clone(),
+        members: arguments.members,
+        min_members: arguments.min_members,
+        begin: begin_of(train),
+        passed_on,
+        stop,
+    };
+    Ok(local::run(&config, &options)?)
+}
+
+/// Ends this process as soon as standard input does: the pipe to the process that started it is gone.
+fn end_with_stdin() -> Result<(), CommandError> {
+    let watch = || {
+        // An error means that there is no more to come either.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        tracing::error!("the process that started this one is gone");
+        std::process::exit(ExitCode::Retryable.code().into());
+    };
+    let thread = thread::Builder::new().name("parent".to_owned()).spawn(watch);
+    thread.map(drop).map_err(|source| CommandError::Signals { source })
+}
+
 fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     if !arguments.insecure {
         return Err(CommandError::NotInsecure { coordinator: arguments.coordinator.clone() });
+    }
+    if arguments.ends_with_stdin {
+        end_with_stdin()?;
     }
     let member = MemberOptions {
         coordinator: arguments.coordinator.clone(),
@@ -144,13 +201,7 @@ fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, Comm
 /// Alone, or as a member of a group.
 fn train(arguments: &TrainArgs, member: Option<MemberOptions>, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     let config = config_file::read(&arguments.config, arguments.steps)?;
-    let begin = match (arguments.resume, arguments.fresh) {
-        (true, _) => Begin::Resume,
-        (_, true) => Begin::Fresh { delete_existing: arguments.delete_existing },
-        _ => Begin::Anyhow,
-    };
-    let default = if io::stderr().is_terminal() { Output::Progress } else { Output::Plain };
-    let output = arguments.output.unwrap_or(default);
+    let (begin, output) = (begin_of(arguments), output_of(arguments));
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
     let options = TrainOptions { begin, output, stop, multi };
     Ok(match member {

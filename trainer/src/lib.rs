@@ -13,6 +13,7 @@ pub mod display;
 pub mod evaluate;
 pub mod identity;
 pub mod journal;
+pub mod local;
 pub mod micro_batch;
 pub mod records;
 pub mod report;

@@ -127,3 +127,62 @@ fn a_member_asked_to_end_leaves_between_two_steps_and_the_others_finish() -> Res
     stays.wait()?.expect_code(0)?;
     check_ledger(&run, &alone)
 }
+
+/// Processes whose parent is `parent`.
+fn children(parent: u32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let mut found = Vec::new();
+    // A child belongs to the thread that started it, which is the main one.
+    for id in std::fs::read_to_string(&path).context(path)?.split_whitespace() {
+        found.push(id.parse()?);
+    }
+    Ok(found)
+}
+
+fn kill(process: i32) -> Result<()> {
+    let pid = rustix::process::Pid::from_raw(process).context("no process")?;
+    Ok(rustix::process::kill_process(pid, Signal::KILL)?)
+}
+
+fn local_arguments(run: &Run, more: &[&str]) -> Result<Vec<String>> {
+    let mut arguments = run.arguments(&[&["--output", "json"], more].concat())?;
+    "local".clone_into(arguments.first_mut().context("no command")?);
+    Ok(arguments)
+}
+
+#[test]
+fn a_local_group_starts_a_killed_member_again_and_completes() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (alone, run) = (alone(&workbench)?, workbench.begin("local")?);
+    let local = process::start(local_arguments(&run, &["--members", "2"])?)?;
+    await_condition("five steps of two members", || has_steps(&run, 5))?;
+    let members = children(local.id())?;
+    ensure!(members.len() == 2, "{members:?}");
+    kill(members[1])?;
+    let finished = local.wait()?.expect_code(0)?;
+    ensure!(finished.stderr.contains("a member died"), "{}", finished.stderr);
+    check_ledger(&run, &alone)
+}
+
+#[test]
+fn a_local_group_asked_to_stop_saves_and_goes_on_later_and_dies_as_a_whole() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (alone, run) = (alone(&workbench)?, workbench.begin("local")?);
+    let local = process::start(local_arguments(&run, &["--members", "2"])?)?;
+    await_condition("seven steps of two members", || has_steps(&run, 7))?;
+    local.signal(Signal::TERM)?;
+    local.wait()?.expect_code(ExitCode::Preempted.code())?;
+    let stopped_at = run.steps()?.len() as u64;
+    ensure!(run.newest_checkpoint()?.step == stopped_at, "checkpoint {:?} of {stopped_at} steps", run.newest_checkpoint()?);
+
+    let local = process::start(local_arguments(&run, &["--members", "2", "--resume"])?)?;
+    await_condition("further steps", || has_steps(&run, stopped_at as usize + 3))?;
+    let members = children(local.id())?;
+    local.kill()?;
+    await_condition("the members' end", || {
+        Ok(members.iter().all(|member| !std::path::Path::new(&format!("/proc/{member}")).exists()).then_some(()))
+    })?;
+
+    process::run(local_arguments(&run, &["--members", "3"])?)?.expect_code(0)?;
+    check_ledger(&run, &alone)
+}

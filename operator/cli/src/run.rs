@@ -41,10 +41,9 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Error> {
             return Ok(lcl_trainer_config::ExitCode::Permanent.into());
         }
     };
-    note_what_is_not_local(&job);
     let config = render(&job, arguments)?;
     let config_file = prepare(&config, arguments)?;
-    trainer::become_trainer(trainer_arguments(&config_file, arguments))
+    trainer::become_trainer(trainer_arguments(&config_file, &job, arguments))
 }
 
 /// The one job of the manifest, or the one that was named, with its position among the jobs.
@@ -66,21 +65,20 @@ fn choose<'a>(documents: &'a [Document], arguments: &RunArguments) -> Result<(us
     }
 }
 
-/// Local mode starts one member; whoever wrote the manifest for many should know.
-fn note_what_is_not_local(job: &ValidatedJob) {
+/// Processes that train: as many as in a cluster.
+fn members(job: &ValidatedJob) -> usize {
     let workers = &job.spec().workers;
-    let members = workers.replicas * workers.members_per_worker;
-    if members > 1 {
-        eprintln!("note: the job asks for {members} members; on this machine one member computes the whole global batch");
-    }
+    (workers.replicas * workers.members_per_worker).unsigned_abs() as usize
 }
 
 fn render(job: &ValidatedJob, arguments: &RunArguments) -> Result<TrainerConfig, Error> {
     let folders = local_folders(&arguments.volumes)?;
     let paths = PathMapping::on_this_machine(job, &folders)
         .map_err(|errors| anyhow!("{}", errors.iter().map(PathError::to_string).collect::<Vec<_>>().join("\n       ")))?;
-    let threads = arguments.threads.map(NonZeroUsize::get);
-    let data_threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    // The members share this machine's processors.
+    let share = (thread::available_parallelism().map_or(1, NonZeroUsize::get) / members(job)).max(1);
+    let threads = arguments.threads.map(NonZeroUsize::get).or_else(|| (members(job) > 1).then_some(share));
+    let data_threads = threads.unwrap_or(share);
     let config = render_trainer_config(job, &Surroundings { paths, device: arguments.device.into(), threads, data_threads });
     config.validate().context("the rendered configuration is refused; this is an error in lcl")?;
     Ok(config)
@@ -126,8 +124,17 @@ fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> Result<(), Error> 
     Ok(())
 }
 
-fn trainer_arguments(config_file: &Path, arguments: &RunArguments) -> Vec<OsString> {
-    let mut list: Vec<OsString> = vec!["train".into(), "--config".into(), config_file.into()];
+fn trainer_arguments(config_file: &Path, job: &ValidatedJob, arguments: &RunArguments) -> Vec<OsString> {
+    let members = members(job);
+    let mut list: Vec<OsString> = vec![if members > 1 { "local" } else { "train" }.into(), "--config".into(), config_file.into()];
+    if members > 1 {
+        let fewest = if job.spec().elastic.is_some() {
+            (job.world().min * job.spec().workers.members_per_worker).unsigned_abs() as usize
+        } else {
+            members
+        };
+        list.extend(["--members".into(), members.to_string().into(), "--min-members".into(), fewest.to_string().into()]);
+    }
     let flags = [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
     list.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
     if let Some(steps) = arguments.steps {

@@ -430,6 +430,10 @@ impl<'a> MemberRun<'a> {
     fn exit(&mut self, reason: ProtocolEnd) -> Result<ExitCode, TrainError> {
         tracing::info!(%reason, step = self.progress.completed_steps, "leaving");
         if let Some(leader) = self.leader.as_mut() {
+            if reason != ProtocolEnd::Complete {
+                // Others may go on from here; when there are none, this is where the next start begins.
+                leader.save_now(&self.learner, self.progress, &self.config, &self.identity)?;
+            }
             leader.end(reason == ProtocolEnd::Complete, &self.learner, self.progress)?;
         }
         Ok(if reason == ProtocolEnd::Complete { ExitCode::Success } else { ExitCode::Preempted })
