@@ -304,7 +304,7 @@ fn generations_that_commit_nothing_are_delayed_more_and_more() {
         let delay = bench.coordinator.status().phase == Phase::Recovering;
         if delay {
             let deadline = bench.coordinator.deadline().unwrap();
-            let waited = deadline - bench.now;
+            let waited = deadline.saturating_sub(bench.now);
             bench.tick(deadline);
             return waited;
         }
