@@ -101,8 +101,8 @@ pub(crate) fn digest_of<'a>(members: impl Iterator<Item = &'a Identity>) -> u64 
 mod tests {
     use super::*;
 
-    fn label(step: u64, n: u64) -> Option<StateLabel> {
-        Some(StateLabel { step, generation: Generation { epoch: 1, n } })
+    fn label(step: u64, n: u64) -> StateLabel {
+        StateLabel { step, generation: Generation { epoch: 1, n } }
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn those_behind_are_spread_over_those_at_the_base_and_the_others_do_nothing() {
-        let roles = assign_roles(&[None, label(7, 1), label(6, 1), label(7, 1), None, label(7, 1)]);
+        let roles = assign_roles(&[None, Some(label(7, 1)), Some(label(6, 1)), Some(label(7, 1)), None, Some(label(7, 1))]);
         let expected = vec![
             Role::Receive { from: 1 },
             Role::Send { to: vec![0] },
@@ -122,13 +122,13 @@ mod tests {
             Role::Receive { from: 5 },
             Role::Send { to: vec![4] },
         ];
-        assert_eq!(roles, (label(7, 1), expected));
-        assert_eq!(assign_roles(&[label(7, 1), label(7, 1)]).1, vec![Role::Level, Role::Level]);
+        assert_eq!(roles, (Some(label(7, 1)), expected));
+        assert_eq!(assign_roles(&[Some(label(7, 1)), Some(label(7, 1))]).1, vec![Role::Level, Role::Level]);
     }
 
     #[test]
     fn the_same_step_from_an_older_generation_is_not_the_same_state() {
-        let roles = assign_roles(&[label(7, 1), label(7, 2)]);
-        assert_eq!(roles, (label(7, 2), vec![Role::Receive { from: 1 }, Role::Send { to: vec![0] }]));
+        let roles = assign_roles(&[Some(label(7, 1)), Some(label(7, 2))]);
+        assert_eq!(roles, (Some(label(7, 2)), vec![Role::Receive { from: 1 }, Role::Send { to: vec![0] }]));
     }
 }

@@ -36,7 +36,8 @@ impl Server {
             epoch,
             world,
             formation_wait: Duration::from_secs(20),
-            heartbeat_timeout: Duration::from_secs(10),
+            // So long that only a broken stream can be what shows a loss.
+            heartbeat_timeout: Duration::from_mins(10),
             report_timeout: Duration::from_secs(20),
         };
         let (stop, stopped) = oneshot::channel::<()>();

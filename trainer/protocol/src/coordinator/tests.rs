@@ -304,7 +304,7 @@ fn generations_that_commit_nothing_are_delayed_more_and_more() {
         let delay = bench.coordinator.status().phase == Phase::Recovering;
         if delay {
             let deadline = bench.coordinator.deadline().unwrap();
-            let waited = deadline - bench.now;
+            let waited = deadline.saturating_sub(bench.now);
             bench.tick(deadline);
             return waited;
         }
@@ -334,4 +334,17 @@ fn a_process_that_attaches_anew_replaces_its_old_stream() {
     bench.say(1, ToCoordinator::Drain { generation: None });
     bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
     assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Receive { from: 1 }));
+}
+
+#[test]
+fn a_member_that_has_yet_to_receive_the_base_does_not_count_for_the_committed_step() {
+    let mut bench = Bench::new(1, 2, 2);
+    bench.attach(1, 1, |attach| attach.held = Some(label(6, 0)));
+    bench.attach(2, 2, |attach| attach.held = Some(label(5, 0)));
+    let heartbeat = |held| ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(held) };
+    bench.say(1, heartbeat(label(6, 0)));
+    bench.say(2, heartbeat(label(5, 0)));
+    assert_eq!(bench.coordinator.status().step, 0, "not known before both hold the base");
+    bench.say(2, heartbeat(label(6, 0)));
+    assert_eq!(bench.coordinator.status().step, 6);
 }

@@ -48,6 +48,7 @@ struct Work {
 
 /// See the module's description.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Process {
     pub(crate) id: usize,
     pub(crate) member: Member,
