@@ -16,6 +16,9 @@ use crate::shim::{ShimError, collectives::RawGroup};
 const FIRST_BUCKET_BYTES: usize = 1 << 20;
 const BUCKET_BYTES: usize = 25 << 20;
 
+/// Tag of the words with which members leave; callers of [`Group::send`] take others.
+const LEAVE_TAG: u16 = u16::MAX;
+
 /// Where a parameter's values lie, and how many there are: tells one list of parameters from another.
 type Place = (usize, usize);
 
@@ -59,15 +62,24 @@ impl Group {
         self.live.is_some()
     }
 
-    /// Leaves the group together with the others, after a last exchange: whoever gets through it knows that all others have completed every
-    /// operation before it. That a member leaves first can fail the exchange of another one; that is no failure of anything before it.
+    /// Leaves the group together with the others, once all have completed every operation before.
     ///
-    /// Plain [`Group::close`] can fail an operation that another member is just about to complete.
+    /// Plain [`Group::close`] can fail an operation that another member is just about to complete. Errors are no failure of anything
+    /// before and are not told.
     pub fn leave(mut self, timeout: Duration) {
-        if self.is_live() {
-            // An error here is not a failed step: see above.
-            let _ = self.barrier(timeout);
+        let _ = self.take_leave(timeout);
+    }
+
+    /// Every member tells rank 0 and waits for its answer. Each wait is for one connection alone, so that nobody is disturbed by a member
+    /// that has left already; a collective would be.
+    fn take_leave(&mut self, timeout: Duration) -> Result<(), GroupError> {
+        let mut word = Tensor::from_slice(&[0u8]);
+        if self.rank != 0 {
+            self.send(&word, 0, LEAVE_TAG, timeout)?;
+            return self.receive(&mut word, 0, LEAVE_TAG, timeout);
         }
+        (1..self.world_size).try_for_each(|rank| self.receive(&mut word, rank, LEAVE_TAG, timeout))?;
+        (1..self.world_size).try_for_each(|rank| self.send(&word, rank, LEAVE_TAG, timeout))
     }
 
     /// Leaves the group. Other members' operations that need this one fail. Returns when nothing of the group runs any more.

@@ -136,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     #[test]
     fn values_are_shared_between_sessions() -> Result<(), StoreError> {

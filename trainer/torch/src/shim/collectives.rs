@@ -14,7 +14,7 @@ use super::{ShimError, check, ffi, raw, store};
 use crate::collectives::Store;
 
 /// The longest time-out handed to libtorch, which counts in nanoseconds in places: nothing waits for longer than a day.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST: Duration = Duration::from_hours(24);
 
 /// Milliseconds, never 0: that means "for ever" to libtorch.
 fn milliseconds(timeout: Duration) -> i64 {

@@ -25,7 +25,7 @@ use std::{
 use lcl_torch::collectives::{AbortHandle, Group, GroupError, GroupOptions, MemoryStore, Store};
 
 /// Far above what anything takes here, so that a hung operation fails the test with a reason.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(crate) fn options(store: Arc<dyn Store>, generation: u64, rank: usize, world_size: usize) -> GroupOptions {
     let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
