@@ -288,7 +288,7 @@ mod tests {
         let error = read_steps(folder.path()).unwrap_err();
         assert!(matches!(error, JournalError::Line { line: 2, .. }), "{error}");
         let (_, opened) = Journal::open(folder.path(), 3).unwrap();
-        assert_eq!(opened, Opened { superseded: 0, broken: 1, missing: 1 });
+        assert_eq!(opened, Opened { superseded: 0, broken: 1, missing: 1, end: 3 });
         assert_eq!(steps_in(folder.path()), [0, 2]);
     }
 

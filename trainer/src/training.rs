@@ -166,8 +166,8 @@ impl TrainError {
                 RunFolderError::InUse { .. } | RunFolderError::File { .. } => ExitCode::Retryable,
                 RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
             },
-            Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_)) => ExitCode::Permanent,
-            Self::Member(MemberRunError::Refused(_) | MemberRunError::Machine(_)) => ExitCode::Permanent,
+            Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
+            | Self::Member(MemberRunError::Refused(_) | MemberRunError::Machine(_)) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)

@@ -350,7 +350,7 @@ impl<'a> MemberRun<'a> {
             None => Batch::empty(step),
         };
         let begin = Instant::now();
-        let shared = self.tally.exchange(&mut joined.group, &batch, EXCHANGE_TIMEOUT)?;
+        let shared = Tally::exchange(&mut joined.group, &batch, EXCHANGE_TIMEOUT)?;
         let wish = i64::from(self.client.flags().bits());
         let (report, wishes) = if shared.rows == 0 {
             let wishes = joined.group.exchange(&[wish], EXCHANGE_TIMEOUT)?.into_iter().flatten().collect();
@@ -382,7 +382,7 @@ impl<'a> MemberRun<'a> {
     /// Rank 0 writes for all.
     fn lead(&mut self, generation: Generation) -> Result<(), TrainError> {
         if let Some(leader) = self.leader.as_mut() {
-            leader.set_generation(generation, &self.config, &self.learner)?;
+            leader.set_generation(generation, &self.config, &self.learner);
             return Ok(());
         }
         let leader = Leader::begin(
@@ -402,7 +402,7 @@ impl<'a> MemberRun<'a> {
 
     fn checkpoint(&mut self, generation: Generation) -> Result<(), TrainError> {
         if let Some(leader) = self.leader.as_mut()
-            && let Some(step) = leader.save_now(&self.learner, self.progress, &self.config, &self.identity)?
+            && let Some(step) = leader.save_now(&self.learner, self.progress, &self.config, &self.identity)
         {
             self.report(MemberEvent::CheckpointCommitted { generation, step })?;
         }
@@ -432,7 +432,7 @@ impl<'a> MemberRun<'a> {
         if let Some(leader) = self.leader.as_mut() {
             if reason != ProtocolEnd::Complete {
                 // Others may go on from here; when there are none, this is where the next start begins.
-                leader.save_now(&self.learner, self.progress, &self.config, &self.identity)?;
+                leader.save_now(&self.learner, self.progress, &self.config, &self.identity);
             }
             leader.end(reason == ProtocolEnd::Complete, &self.learner, self.progress)?;
         }

@@ -360,12 +360,12 @@ impl Learner {
 
     /// Replaces parameters and moments by a state received from another learner, after its hash (as [`Learner::state_hash`] gives it) was
     /// compared with `hash`. On an error nothing has changed. `tensors` are named and ordered as [`Learner::state`] has them.
-    pub fn replace_state(&mut self, tensors: Vec<(String, Tensor)>, completed_updates: u64, hash: &str) -> Result<(), LearnerError> {
+    pub fn replace_state(&mut self, tensors: &[(String, Tensor)], completed_updates: u64, hash: &str) -> Result<(), LearnerError> {
         let found = hash_tensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))).map_err(LearnerError::Hash)?;
         if found != hash {
             return Err(LearnerError::Received { found, sent: hash.to_owned() });
         }
-        for ((name, target), (_, source)) in self.state().iter_mut().zip(&tensors) {
+        for ((name, target), (_, source)) in self.state().iter_mut().zip(tensors) {
             let copy = tch::no_grad(|| target.f_copy_(source));
             copy.map_err(|source| LearnerError::Replace { name: name.clone(), source })?;
         }

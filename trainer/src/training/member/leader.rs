@@ -88,7 +88,7 @@ impl Leader {
     }
 
     /// The same leader in the next generation: what it writes from here on carries that.
-    pub(super) fn set_generation(&mut self, generation: Generation, config: &TrainerConfig, learner: &Learner) -> Result<(), TrainError> {
+    pub(super) fn set_generation(&mut self, generation: Generation, config: &TrainerConfig, learner: &Learner) {
         if generation != self.generation {
             self.generation = generation;
             for record in self.saver.wait_for_writer() {
@@ -97,7 +97,6 @@ impl Leader {
             let committed = self.saver.committed();
             self.saver = Saver::new(self.folder.store().clone(), &config.checkpoint, checkpoint_generation(generation), committed, learner);
         }
-        Ok(())
     }
 
     pub(super) fn record_step(&mut self, record: StepRecord) {
@@ -125,20 +124,14 @@ impl Leader {
     }
 
     /// Saves the state as it is and waits for it; the step when it is in the store.
-    pub(super) fn save_now(
-        &mut self,
-        learner: &Learner,
-        progress: Progress,
-        config: &TrainerConfig,
-        identity: &Identity,
-    ) -> Result<Option<u64>, TrainError> {
+    pub(super) fn save_now(&mut self, learner: &Learner, progress: Progress, config: &TrainerConfig, identity: &Identity) -> Option<u64> {
         let (records, saved) = self.saver.finish(learner, facts(learner, progress, config, identity));
         self.record_all(&records);
         match saved {
-            Ok(()) => Ok(Some(progress.completed_steps)),
+            Ok(()) => Some(progress.completed_steps),
             Err(error) => {
                 tracing::error!(%error, "the checkpoint that was asked for is not in the store");
-                Ok(None)
+                None
             }
         }
     }

@@ -48,7 +48,7 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Every member learns of all samples of the step before anything is computed from them.
-    pub(super) fn exchange(&self, group: &mut Group, batch: &Batch, timeout: Duration) -> Result<Shared, GroupError> {
+    pub(super) fn exchange(group: &mut Group, batch: &Batch, timeout: Duration) -> Result<Shared, GroupError> {
         let own = [batch.rows.len() as i64, batch.image_count as i64, count_tokens(batch) as i64, batch.skipped.len() as i64];
         let all = group.exchange(&own, timeout)?;
         let sum = |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).sum::<i64>().unsigned_abs();

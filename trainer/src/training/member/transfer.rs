@@ -74,6 +74,6 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, from: u32) -> Re
     group.receive(&mut hash, from, HASH_TAG, TIMEOUT)?;
     let [step, updates, skips] = [0, 1, 2].map(|index| numbers.int64_value(&[index]).unsigned_abs());
     let expected: String = (0..HASH_LENGTH).map(|index| char::from(hash.int64_value(&[index]) as u8)).collect();
-    learner.replace_state(received, updates, &expected).map_err(|error| (error,))?;
+    learner.replace_state(&received, updates, &expected).map_err(|error| (error,))?;
     Ok(Progress { completed_steps: step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
 }
