@@ -16,7 +16,7 @@ type Wake = Box<dyn Fn() + Send>;
 
 #[derive(Default)]
 struct Reach {
-    /// Where the group forms.
+    /// Where the group forms, and where its members meet to leave.
     store: Option<Arc<dyn Store>>,
     /// Wakes the thread that waits for the group to form.
     wake: Option<Wake>,
@@ -79,7 +79,8 @@ impl AbortHandle {
     /// From here on an abort reaches a formed group.
     pub(super) fn formed(&self, connections: Vec<TcpStream>) {
         let mut reach = self.lock();
-        *reach = Reach { connections, ..Reach::default() };
+        reach.wake = None;
+        reach.connections = connections;
         drop(reach);
         if self.is_aborted() {
             self.disconnect();
