@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    net::{Shutdown, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,18 +9,19 @@ use std::{
 };
 
 use super::store::Store;
+use crate::shim::sockets::Connection;
 
 /// Called when a group that is forming is aborted.
 type Wake = Box<dyn Fn() + Send>;
 
 #[derive(Default)]
 struct Reach {
-    /// Where the group forms.
+    /// Where the group forms, and where its members meet to leave.
     store: Option<Arc<dyn Store>>,
     /// Wakes the thread that waits for the group to form.
     wake: Option<Wake>,
-    /// Duplicates of the group's connections.
-    connections: Vec<TcpStream>,
+    /// The group's connections.
+    connections: Vec<Connection>,
 }
 
 #[derive(Default)]
@@ -77,9 +77,10 @@ impl AbortHandle {
     }
 
     /// From here on an abort reaches a formed group.
-    pub(super) fn formed(&self, connections: Vec<TcpStream>) {
+    pub(super) fn formed(&self, connections: Vec<Connection>) {
         let mut reach = self.lock();
-        *reach = Reach { connections, ..Reach::default() };
+        reach.wake = None;
+        reach.connections = connections;
         drop(reach);
         if self.is_aborted() {
             self.disconnect();
@@ -90,8 +91,7 @@ impl AbortHandle {
     pub(super) fn disconnect(&self) {
         let Reach { store, wake, connections } = std::mem::take(&mut *self.lock());
         for connection in connections {
-            // It may be closed already.
-            let _ = connection.shutdown(Shutdown::Both);
+            connection.shut_down();
         }
         if let Some(store) = store {
             store.cancel();

@@ -46,6 +46,9 @@ pub enum GroupError {
     /// A member's address could not be written or read.
     #[error("exchanging addresses")]
     Addresses(#[source] StoreError),
+    /// Not all members came to leave the group.
+    #[error("leaving the group")]
+    Leave(#[source] StoreError),
     /// The group's sockets could not be listed.
     #[error("listing the group's sockets")]
     Sockets(#[source] io::Error),

@@ -1,7 +1,7 @@
 //! Forming a group: on a thread of its own, so that an abort or a time-out returns whatever libtorch waits for.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, channel},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::shim::{
     collectives::{Device, Formation, RawGroup},
-    sockets,
+    sockets::{self, Connection},
 };
 
 /// How long an aborted or late formation may take to end before its thread is left behind. It ends within milliseconds while it waits for
@@ -51,8 +51,8 @@ impl std::fmt::Debug for GroupOptions {
     }
 }
 
-/// A formed group and duplicates of its connections.
-type Formed = (RawGroup, Vec<TcpStream>);
+/// A formed group and its connections.
+type Formed = (RawGroup, Vec<Connection>);
 
 enum Event {
     Formed(Box<Result<Formed, GroupError>>),

@@ -1,6 +1,6 @@
 //! A formed group and its operations.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -8,6 +8,7 @@ use super::{
     abort::AbortHandle,
     error::GroupError,
     form::{self, GroupOptions},
+    store::Store,
 };
 use crate::shim::{ShimError, collectives::RawGroup};
 
@@ -16,9 +17,6 @@ use crate::shim::{ShimError, collectives::RawGroup};
 const FIRST_BUCKET_BYTES: usize = 1 << 20;
 const BUCKET_BYTES: usize = 25 << 20;
 
-/// Tag of the words with which members leave; callers of [`Group::send`] take others.
-const LEAVE_TAG: u16 = u16::MAX;
-
 /// Where a parameter's values lie, and how many there are: tells one list of parameters from another.
 type Place = (usize, usize);
 
@@ -26,22 +24,31 @@ type Place = (usize, usize);
 ///
 /// Every tensor is contiguous and in host memory. Every operation returns within its time-out or soon after an abort; an error closes the
 /// group.
-#[derive(Debug)]
 pub struct Group {
     /// Gone after an error.
     live: Option<RawGroup>,
     abort: AbortHandle,
+    store: Arc<dyn Store>,
+    prefix: String,
     rank: usize,
     world_size: usize,
     attached: Vec<Place>,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { prefix, rank, world_size, .. } = self;
+        write!(formatter, "Group({prefix}: rank {rank} of {world_size}, live: {})", self.is_live())
+    }
 }
 
 impl Group {
     /// Waits until all members are there. `abort` ends this wait, and later every operation of the group.
     pub fn form(options: GroupOptions, abort: &AbortHandle) -> Result<Self, GroupError> {
         let (rank, world_size) = (options.rank, options.world_size);
+        let (store, prefix) = (Arc::clone(&options.store), options.prefix.clone());
         let live = form::form(options, abort)?;
-        Ok(Self { live: Some(live), abort: abort.clone(), rank, world_size, attached: Vec::new() })
+        Ok(Self { live: Some(live), abort: abort.clone(), store, prefix, rank, world_size, attached: Vec::new() })
     }
 
     /// This member, from 0.
@@ -62,24 +69,25 @@ impl Group {
         self.live.is_some()
     }
 
-    /// Leaves the group together with the others, once all have completed every operation before.
+    /// Leaves the group together with the others, once all have completed every operation before. They meet in the store: an exchange in the
+    /// group itself would be disturbed by whoever leaves first.
     ///
-    /// Plain [`Group::close`] can fail an operation that another member is just about to complete. Errors are no failure of anything
-    /// before and are not told.
-    pub fn leave(mut self, timeout: Duration) {
-        let _ = self.take_leave(timeout);
-    }
-
-    /// Every member tells rank 0 and waits for its answer. Each wait is for one connection alone, so that nobody is disturbed by a member
-    /// that has left already; a collective would be.
-    fn take_leave(&mut self, timeout: Duration) -> Result<(), GroupError> {
-        let mut word = Tensor::from_slice(&[0u8]);
-        if self.rank != 0 {
-            self.send(&word, 0, LEAVE_TAG, timeout)?;
-            return self.receive(&mut word, 0, LEAVE_TAG, timeout);
+    /// Plain [`Group::close`] can fail an operation that another member is just about to complete. An error is no failure of anything
+    /// before; the group is closed either way.
+    pub fn leave(mut self, timeout: Duration) -> Result<(), GroupError> {
+        if !self.is_live() {
+            return Err(GroupError::Closed { operation: "leaving" });
         }
-        (1..self.world_size).try_for_each(|rank| self.receive(&mut word, rank, LEAVE_TAG, timeout))?;
-        (1..self.world_size).try_for_each(|rank| self.send(&word, rank, LEAVE_TAG, timeout))
+        let (left, all_left) = (format!("{}/left", self.prefix), format!("{}/all-left", self.prefix));
+        let meet = || {
+            if self.store.add(&left, 1, timeout)? == self.world_size as i64 {
+                self.store.set(&all_left, &[], timeout)?;
+            }
+            self.store.wait(&[&all_left], timeout)
+        };
+        let outcome = meet().map_err(GroupError::Leave);
+        self.close();
+        outcome
     }
 
     /// Leaves the group. Other members' operations that need this one fail. Returns when nothing of the group runs any more.

@@ -1,61 +1,81 @@
 //! The sockets that libtorch opened for a group: found by their addresses, so that they can be shut down from another thread.
 //!
-//! Gloo has no call that wakes its waiters: shutting down the connections of a group does, in milliseconds. What is kept are duplicates,
-//! so that a number that Gloo has closed and another part of the process uses again is never touched.
-#![allow(unsafe_code, reason = "duplicates file descriptors that libtorch owns")]
+//! Gloo has no call that wakes its waiters: shutting down the connections of a group does, in milliseconds. Descriptors are looked at and
+//! never duplicated: a duplicate would keep a socket in Gloo's epoll set after Gloo has closed its own, and its events would then meet
+//! freed memory. So each use checks anew that a number is still the socket it was.
+#![allow(unsafe_code, reason = "looks at file descriptors that libtorch owns")]
 
 use std::{
-    fs::{self, File},
-    io,
-    net::{IpAddr, SocketAddr, TcpStream},
-    os::{
-        fd::{BorrowedFd, OwnedFd, RawFd},
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
+    fs, io,
+    mem::ManuallyDrop,
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    os::fd::{FromRawFd, RawFd},
 };
 
+/// A connection of a group. It owns nothing.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    descriptor: RawFd,
+    inode: String,
+}
+
+impl Connection {
+    /// Shuts the connection down in both directions, unless Gloo has closed it.
+    pub(crate) fn shut_down(&self) {
+        if inode(self.descriptor).is_some_and(|inode| inode == self.inode) {
+            // It may be shut down already.
+            let _ = borrow(self.descriptor).shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// Addresses at `host` of sockets without a peer, with the sockets' inodes: listening ones, when a device has just been opened.
-pub(crate) fn without_peer(host: IpAddr) -> io::Result<Vec<(u64, SocketAddr)>> {
+pub(crate) fn without_peer(host: IpAddr) -> io::Result<Vec<(String, SocketAddr)>> {
     let mut found = Vec::new();
-    visit_sockets(|inode, socket| {
+    visit_sockets(|connection, socket| {
         if let (Ok(local), Err(_)) = (socket.local_addr(), socket.peer_addr())
             && local.ip() == host
             && local.port() != 0
         {
-            found.push((inode, local));
+            found.push((connection.inode, local));
         }
     })?;
     Ok(found)
 }
 
-/// Duplicates of the connected sockets that were accepted at one of `own` or lead to one of `peers`.
-pub(crate) fn connections(own: &[SocketAddr], peers: &[SocketAddr]) -> io::Result<Vec<TcpStream>> {
+/// The connected sockets that were accepted at one of `own` or lead to one of `peers`.
+pub(crate) fn connections(own: &[SocketAddr], peers: &[SocketAddr]) -> io::Result<Vec<Connection>> {
     let mut found = Vec::new();
-    visit_sockets(|_, socket| {
+    visit_sockets(|connection, socket| {
         if let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr())
             && (own.contains(&local) || peers.contains(&peer))
         {
-            found.push(socket);
+            found.push(connection);
         }
     })?;
     Ok(found)
 }
 
-/// Calls `visit` with the inode and a duplicate of every socket of this process.
-fn visit_sockets(mut visit: impl FnMut(u64, TcpStream)) -> io::Result<()> {
+/// Calls `visit` with every socket of this process.
+fn visit_sockets(mut visit: impl FnMut(Connection, &TcpStream)) -> io::Result<()> {
     for entry in fs::read_dir("/proc/self/fd")? {
-        let entry = entry?;
-        // Only sockets are duplicated: closing the duplicate of a file would drop the process's locks on it.
-        let is_socket = fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"));
-        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
-        let (true, Some(number)) = (is_socket, number) else { continue };
-        // SAFETY: the number may have been closed since; then this fails, or it is another descriptor, which is looked at below.
-        let Ok(duplicate) = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned() else { continue };
-        let file = File::from(duplicate);
-        let Ok(metadata) = file.metadata() else { continue };
-        if metadata.file_type().is_socket() {
-            visit(metadata.ino(), TcpStream::from(OwnedFd::from(file)));
+        let Some(descriptor) = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
+        if let Some(inode) = inode(descriptor) {
+            visit(Connection { descriptor, inode }, &borrow(descriptor));
         }
     }
     Ok(())
+}
+
+/// `socket:[…]`, if the descriptor is a socket now.
+fn inode(descriptor: RawFd) -> Option<String> {
+    let target = fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?.to_string_lossy().into_owned();
+    target.starts_with("socket:").then_some(target)
+}
+
+/// The socket for a moment, without owning it.
+fn borrow(descriptor: RawFd) -> ManuallyDrop<TcpStream> {
+    // SAFETY: never dropped, so never closed here. The descriptor was a socket a moment ago; if it has been closed since, calls fail. Only a
+    // socket that takes the same number within that moment could be mistaken for it.
+    ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(descriptor) })
 }

@@ -47,7 +47,7 @@ pub(crate) fn as_members<T: Send>(world_size: usize, body: impl Fn(&mut Group) -
                 let mut group = form(store, 1, rank, world_size).expect("a group");
                 formed.wait();
                 let outcome = body(&mut group);
-                group.leave(TIMEOUT);
+                let _ = group.leave(TIMEOUT);
                 outcome
             })
         };

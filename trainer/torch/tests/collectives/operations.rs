@@ -90,7 +90,7 @@ fn an_abort_ends_a_wait_for_a_member_that_never_comes_and_a_new_group_works() {
             let again = group.all_reduce(&mut sum, TIMEOUT).expect_err("it is closed");
             let mut next = form(&store, 2, 0, 2).expect("the next generation");
             next.all_reduce(&mut sum, TIMEOUT).expect("a sum");
-            next.leave(TIMEOUT);
+            next.leave(TIMEOUT).expect("all leave");
             (error, ended, again, values(&sum))
         });
         // Stays in the group and does nothing, like a process that is stopped.
@@ -102,7 +102,7 @@ fn an_abort_ends_a_wait_for_a_member_that_never_comes_and_a_new_group_works() {
         let mut next = form(&store, 2, 1, 2).expect("the next generation");
         let mut sum = Tensor::from_slice(&[2f32]);
         next.all_reduce(&mut sum, TIMEOUT).expect("a sum");
-        next.leave(TIMEOUT);
+        next.leave(TIMEOUT).expect("all leave");
         let (error, ended, again, found) = waiting.join().expect("the waiting member");
         println!("aborted after {:?}", ended.saturating_duration_since(aborted));
         assert!(matches!(error, GroupError::Aborted { .. }), "{error:?}");

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    sync::Arc,
+    sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
 };
@@ -87,7 +87,7 @@ fn reproduce_two_ranks(link: &Arc<Link>, place: &Place) -> Result<Value> {
             compared += 1;
         }
     }
-    group.leave(TIMEOUT);
+    group.leave(TIMEOUT)?;
     ensure!(compared > 0, "no recorded gradients of two ranks");
     differences.finish()?;
     Ok(json!({"agrees": compared}))
@@ -152,7 +152,7 @@ fn train_as_one(link: &Arc<Link>, place: &Place) -> Result<Value> {
         learner.apply_gradients(step, losses)?;
         alone.apply_gradients(step, expected)?;
     }
-    group.leave(TIMEOUT);
+    group.leave(TIMEOUT)?;
     let parameters = |learner: &Learner| -> Vec<(&'static str, Tensor)> {
         learner.model().parameters().iter().map(|parameter| ("", parameter.tensor.detach())).collect()
     };
@@ -194,7 +194,7 @@ fn survive(link: &Arc<Link>, place: &Place) -> Result<Value> {
         lcl_torch::no_grad(|| target.shallow_clone().f_copy_(&tensor))?;
     }
     let (losses, _) = learner.compute_gradients_with(2, &[cut(rank, world_size)], member(&mut next))?;
-    next.leave(TIMEOUT);
+    next.leave(TIMEOUT)?;
     alone.compute_gradients(2, &[batch(&ROWS)])?;
     let apart = distance(&learner.gradients(), &alone.gradients());
     learner.apply_gradients(2, losses)?;
@@ -204,6 +204,7 @@ fn survive(link: &Arc<Link>, place: &Place) -> Result<Value> {
 /// Groups built, used and dropped 50 times, every other time by an abort; counts what is left open.
 fn leak() -> Result<Value> {
     let store = MemoryStore::default();
+    let both = Barrier::new(2);
     let round = |generation: u64| -> Result<()> {
         let one = |rank: usize| -> Result<()> {
             let mut group = form(&store, generation, rank, 2)?;
@@ -211,14 +212,14 @@ fn leak() -> Result<Value> {
             let own = batch(if rank == 0 { &ROWS[..3] } else { &ROWS[3..] });
             learner.compute_gradients_with(0, std::slice::from_ref(&own), member(&mut group))?;
             if generation.is_multiple_of(2) {
-                // So that both have their gradients; leaving may fail this exchange of the other, which is a loss as good as the next.
-                let _ = group.barrier(TIMEOUT);
+                // Both have their gradients before one goes.
+                both.wait();
                 if rank == 0 {
                     group.close();
                 }
                 ensure!(learner.compute_gradients_with(1, &[own], member(&mut group)).is_err(), "a step without the other");
             } else {
-                group.leave(TIMEOUT);
+                group.leave(TIMEOUT)?;
             }
             Ok(())
         };
