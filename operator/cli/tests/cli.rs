@@ -251,11 +251,19 @@ fn what_cannot_be_run_here_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_job_for_many_members_runs_with_a_note() {
-    let place = Workplace::new(&JOB.replace("  workers:\n", "  workers:\n    replicas: 4\n    membersPerWorker: 2\n"));
-    let output = place.run(&[]);
-    assert_eq!(output.status.code(), Some(0));
-    assert!(text(&output.stderr).contains("note: the job asks for 8 members"), "{}", text(&output.stderr));
+fn a_job_for_many_members_runs_as_many_processes_that_share_the_processors() {
+    let many = JOB.replace("  workers:\n", "  workers:\n    replicas: 4\n    membersPerWorker: 2\n");
+    let place = Workplace::new(&many);
+    assert_eq!(place.run(&["--threads", "1"]).status.code(), Some(0));
+    let arguments = place.trainer_arguments();
+    assert_eq!([&arguments[..2], &arguments[3..]].concat(), ["local", "--config", "--members", "8", "--min-members", "8"]);
+    assert_eq!(place.config("runs/a/trainer-config.json").runtime.threads, Some(1));
+
+    let elastic = many.replacen("spec:\n", "spec:\n  elastic: { minWorkers: 2, maxWorkers: 4 }\n", 1);
+    let place = Workplace::new(&elastic);
+    assert_eq!(place.run(&[]).status.code(), Some(0));
+    assert_eq!(place.trainer_arguments()[5..], ["--min-members", "4"]);
+    assert!(place.config("runs/a/trainer-config.json").runtime.threads.is_some_and(|threads| threads >= 1));
 }
 
 #[test]

@@ -203,9 +203,9 @@ impl<'a> MemberRun<'a> {
             MemberCommand::Train { generation, step } => self.train(generation, step)?,
             MemberCommand::WriteCheckpoint { generation, .. } => self.checkpoint(generation)?,
             MemberCommand::LeaveGroup { generation } => {
-                if let Some(joined) = self.joined.as_mut().filter(|joined| joined.generation == generation) {
-                    // So that nobody's last exchange loses its peer; whether it succeeds does not matter any more.
-                    let _ = joined.group.exchange(&[0], EXCHANGE_TIMEOUT);
+                if let Some(joined) = self.joined.take_if(|joined| joined.generation == generation) {
+                    // So that nobody's last exchange loses its peer; whether all came does not matter any more.
+                    let _ = joined.group.leave(FORM_TIMEOUT);
                 }
                 self.close(generation, None)?;
             }
