@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -127,6 +128,14 @@ private:
 
 // --------------------------------------------------------------------------------------------------------------- reducer
 
+// Starts an operation. libtorch's flight recorder keeps the state of all groups of a process in one map without a lock, so that groups of
+// several threads (tests, the self-test) must not start operations at once.
+template <typename Start> Work start(Start &&body) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  return body();
+}
+
 // The sums of the buckets of one backward pass.
 struct Buckets {
   c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
@@ -144,7 +153,7 @@ public:
     std::vector<Tensor> tensors{bucket.getBufferRef()};
     c10d::AllreduceOptions options;
     options.timeout = state_->timeout;
-    auto work = state_->gloo->allreduce(tensors, options);
+    auto work = start([&] { return state_->gloo->allreduce(tensors, options); });
     state_->works.push_back(work);
     if (bucket.isLast()) {
       state_->expected = bucket.getIndex() + 1;
@@ -302,7 +311,7 @@ void lcl_group_drop(lcl_group *group) {
 int lcl_group_all_reduce(lcl_group *group, lcl_tensor tensor, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    complete(group->gloo->allreduce(tensors, with_timeout<c10d::AllreduceOptions>(timeout)), timeout);
+    complete(start([&] { return group->gloo->allreduce(tensors, with_timeout<c10d::AllreduceOptions>(timeout)); }), timeout);
   });
 }
 
@@ -311,7 +320,7 @@ int lcl_group_broadcast(lcl_group *group, lcl_tensor tensor, int32_t root, int64
     std::vector<Tensor> tensors{borrow(tensor).detach()};
     auto options = with_timeout<c10d::BroadcastOptions>(timeout);
     options.rootRank = root;
-    complete(group->gloo->broadcast(tensors, options), timeout);
+    complete(start([&] { return group->gloo->broadcast(tensors, options); }), timeout);
   });
 }
 
@@ -322,21 +331,21 @@ int lcl_group_all_gather(lcl_group *group, lcl_tensor input, lcl_tensor *outputs
     for (size_t rank = 0; rank < count; ++rank) {
       gathered[0].push_back(borrow(outputs[rank]).detach());
     }
-    complete(group->gloo->allgather(gathered, inputs, with_timeout<c10d::AllgatherOptions>(timeout)), timeout);
+    complete(start([&] { return group->gloo->allgather(gathered, inputs, with_timeout<c10d::AllgatherOptions>(timeout)); }), timeout);
   });
 }
 
 int lcl_group_send(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    complete(group->gloo->send(tensors, rank, tag), timeout);
+    complete(start([&] { return group->gloo->send(tensors, rank, tag); }), timeout);
   });
 }
 
 int lcl_group_receive(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    complete(group->gloo->recv(tensors, rank, tag), timeout);
+    complete(start([&] { return group->gloo->recv(tensors, rank, tag); }), timeout);
   });
 }
 
