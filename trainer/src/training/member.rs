@@ -42,8 +42,9 @@ use crate::{chain, identity::Identity};
 
 /// Longest wait for all members of a generation to build their group.
 const FORM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of a single exchange. A member that is lost is noticed by its broken connection or by the coordinator long before.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(5);
+/// Of a single exchange. A member that is lost is noticed by its broken connection or by the coordinator long before; the time-out is for
+/// what neither shows (decision 10). Members wait for the slowest one's data, too.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often a waiting member looks whether it was asked to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Between two heartbeats, and after how long without a word the coordinator is lost.
