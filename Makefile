@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 TOOLS := .deps/tools/bin
 
-.PHONY: help deps demo test verify fix bench clean
+.PHONY: help deps demo test verify fix bench clean cluster-deps cluster cluster-down
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,8 +25,20 @@ demo: deps ## train on 7,226 emoji for five minutes and show what the model lear
 	cargo build --release --quiet -p lcl-data --example pack_emoji
 	@scripts/demo.sh
 
-test: deps .deps/test-py/.complete ## run every test
+test: deps cluster-deps .deps/test-py/.complete $(CARGO_TARGET_DIR)/images/pause.tar ## run every test
 	cargo test --workspace --no-fail-fast
+
+# What clusters for tests are made of; the first time it may take ten minutes.
+cluster-deps:
+	@scripts/debian.sh cluster
+	@scripts/kube.sh > /dev/null
+
+cluster: deps cluster-deps $(CARGO_TARGET_DIR)/images/pause.tar ## start a real Kubernetes with three nodes on this machine
+	cargo build --quiet -p lcl-cluster
+	@$(CARGO_TARGET_DIR)/debug/lcl-cluster up --nodes 3 --image $(CARGO_TARGET_DIR)/images/pause.tar
+
+cluster-down: ## take it down and check that nothing is left
+	@$(CARGO_TARGET_DIR)/debug/lcl-cluster down
 
 verify: deps $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## formatting, lints, licences; changes no file of the project
 	cargo fmt --all --check
@@ -43,6 +55,13 @@ bench: deps ## compare speed and memory with PyTorch, side by side (about 25 min
 
 clean: ## remove what was built; .deps stays
 	cargo clean
+
+# The image that keeps a pod's namespaces open on the nodes of a cluster for tests.
+$(CARGO_TARGET_DIR)/images/pause.tar: tests/cluster/pause/pause.c tests/cluster/pause/image.py
+	mkdir -p $(@D)
+	gcc -static -Os -s -o $(@D)/pause $<
+	python3 tests/cluster/pause/image.py $(@D)/pause lcl.dev/pause:test $@
+	rm $(@D)/pause
 
 # Python with numpy alone, for the test that reads exported weights from outside.
 .deps/test-py/.complete: tests/python/requirements.txt

@@ -1,10 +1,28 @@
 #!/usr/bin/env bash
-# Installs the Debian packages a build needs, when they are missing and may be installed; else says which are missing.
+# Installs the Debian packages a build needs, when they are missing and may be installed; else says which are missing. With the
+# argument `cluster`, those that clusters for tests need.
 set -euo pipefail
 missing=()
 need() { # need COMMAND PACKAGE
   command -v "$1" > /dev/null 2>&1 || missing+=("$2")
 }
+if [ "${1:-}" = cluster ]; then
+  export PATH=$PATH:/usr/sbin:/sbin
+  need gcc gcc
+  need curl curl
+  need etcd etcd-server
+  # Nodes need root; without it the tests on nodes are skipped.
+  if [ "$(id -u)" -eq 0 ]; then
+    need containerd containerd
+    need runc runc
+    need ip iproute2
+    need sysctl procps
+    need iptables iptables
+    need conntrack conntrack
+    need nft nftables
+    [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
+  fi
+fi
 need g++ g++
 need cmake cmake
 need nasm nasm

@@ -1,0 +1,199 @@
+//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    certificates::{Authority, CertificateError, write, write_token_key},
+    command::{CommandError, Server, output, wait_until},
+    programs::{Programs, on_path},
+    slot::Slot,
+};
+
+/// Port of the apiserver; the address is the slot's own.
+const PORT: u16 = 16443;
+/// First address of the Services' network, under which pods reach the apiserver.
+const SERVICE_ADDRESS: &str = "10.96.0.1";
+/// From start to `/readyz` it takes about five seconds on an idle machine.
+const READY_TIMEOUT: Duration = Duration::from_mins(3);
+/// The Job controller and the scheduler are not to be what limits a measurement.
+const CLIENT_LIMITS: [&str; 2] = ["--kube-api-qps=2000", "--kube-api-burst=2000"];
+
+/// The control plane did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlPlaneError {
+    /// A certificate.
+    #[error("certificates")]
+    Certificate(#[from] CertificateError),
+    /// A program.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The apiserver was not ready in time.
+    #[error("kube-apiserver was not ready within {READY_TIMEOUT:?}: see {}", log.display())]
+    NotReady {
+        /// Its log.
+        log: PathBuf,
+    },
+    /// A folder.
+    #[error("making {}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A running control plane.
+pub(crate) struct ControlPlane {
+    folder: PathBuf,
+    authority: Authority,
+    server: String,
+    // Ended in this order: who writes first, what is written to last.
+    scheduler: Server,
+    controller_manager: Server,
+    apiserver: Server,
+    etcd: Server,
+}
+
+impl ControlPlane {
+    /// Starts one in `folder`, at the slot's bridge when `has_nodes`, and waits until it is ready.
+    pub(crate) fn start(programs: &Programs, slot: &Slot, folder: &Path, has_nodes: bool) -> Result<Self, ControlPlaneError> {
+        fs::create_dir_all(folder).map_err(|source| ControlPlaneError::Folder { path: folder.to_owned(), source })?;
+        let address = if has_nodes { slot.bridge().1 } else { slot.loopback() };
+        let server = format!("https://{address}:{PORT}");
+        let authority = Authority::new()?;
+        write(folder, "ca.crt", authority.certificate())?;
+        write_token_key(folder)?;
+        let hosts = [address.as_str(), SERVICE_ADDRESS, "kubernetes.default.svc", "localhost"];
+        authority.issue("kube-apiserver", None, &hosts)?.write(folder, "apiserver")?;
+        let admin = authority.issue("admin", Some("system:masters"), &["admin"])?;
+        admin.write(folder, "admin")?;
+        write(folder, "admin.kubeconfig", &authority.kubeconfig(&server, &admin))?;
+        for name in ["kube-controller-manager", "kube-scheduler", "kube-proxy"] {
+            let identity = authority.issue(&format!("system:{name}"), None, &[name])?;
+            write(folder, &format!("{name}.kubeconfig"), &authority.kubeconfig(&server, &identity))?;
+        }
+
+        let mut etcd = start_etcd(folder, &address)?;
+        let mut apiserver = start_apiserver(programs, folder, &address, has_nodes)?;
+        let kubectl = programs.kubectl();
+        let admin = folder.join("admin.kubeconfig").display().to_string();
+        let mut ended = None;
+        let is_ready = wait_until(READY_TIMEOUT, || {
+            ended = etcd.check().and_then(|()| apiserver.check()).err();
+            ended.is_some() || output(&kubectl, &["--kubeconfig", admin.as_str(), "get", "--raw", "/readyz"]).is_ok()
+        });
+        if let Some(error) = ended {
+            return Err(error.into());
+        }
+        if !is_ready {
+            return Err(ControlPlaneError::NotReady { log: folder.join("kube-apiserver.log") });
+        }
+
+        let common = |name: &str| {
+            let mut arguments = vec![format!("--kubeconfig={name}.kubeconfig"), "--leader-elect=false".into(), "--secure-port=0".into()];
+            arguments.extend(CLIENT_LIMITS.map(str::to_owned));
+            arguments
+        };
+        let mut arguments = common("kube-controller-manager");
+        arguments.extend(
+            [
+                "--service-account-private-key-file=sa.key",
+                "--root-ca-file=ca.crt",
+                "--use-service-account-credentials=true",
+                "--allocate-node-cidrs=false",
+            ]
+            .map(str::to_owned),
+        );
+        let program = programs.path("kube-controller-manager");
+        let controller_manager = Server::start(folder, "kube-controller-manager", None, &program, &arguments)?;
+        let mut arguments = common("kube-scheduler");
+        arguments.push("--feature-gates=GenericWorkload=true".to_owned());
+        let scheduler = Server::start(folder, "kube-scheduler", None, &programs.path("kube-scheduler"), &arguments)?;
+        Ok(Self { folder: folder.to_owned(), authority, server, scheduler, controller_manager, apiserver, etcd })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
+    /// Writes a kubeconfig for the kubelet of `node` and returns its path.
+    pub(crate) fn write_kubelet_config(&self, node: &str) -> Result<PathBuf, CertificateError> {
+        let identity = self.authority.issue(&format!("system:node:{node}"), Some("system:nodes"), &[node])?;
+        let file = format!("kubelet-{node}.kubeconfig");
+        write(&self.folder, &file, &self.authority.kubeconfig(&self.server, &identity))?;
+        Ok(self.folder.join(file))
+    }
+
+    /// Names and processes, for what measures them.
+    pub(crate) fn processes(&self) -> Vec<(String, u32)> {
+        [
+            ("kube-apiserver", &self.apiserver),
+            ("kube-controller-manager", &self.controller_manager),
+            ("kube-scheduler", &self.scheduler),
+            ("etcd", &self.etcd),
+        ]
+        .map(|(name, server)| (name.to_owned(), server.pid()))
+        .into()
+    }
+}
+
+fn start_etcd(folder: &Path, address: &str) -> Result<Server, CommandError> {
+    let (client, peer) = (format!("http://{address}:12379"), format!("http://{address}:12380"));
+    let arguments = [
+        // The data die with the cluster.
+        "--unsafe-no-fsync".to_owned(),
+        format!("--data-dir={}", folder.join("etcd").display()),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=default={peer}"),
+    ];
+    Server::start(folder, "etcd-server", None, &on_path("etcd").unwrap_or_else(|| "etcd".into()), &arguments)
+}
+
+fn start_apiserver(programs: &Programs, folder: &Path, address: &str, has_nodes: bool) -> Result<Server, CommandError> {
+    let mut arguments = vec![
+        format!("--etcd-servers=http://{address}:12379"),
+        format!("--secure-port={PORT}"),
+        format!("--bind-address={address}"),
+        format!("--service-account-issuer=https://kubernetes.default.svc"),
+    ];
+    arguments.extend(
+        [
+            "--tls-cert-file=apiserver.crt",
+            "--tls-private-key-file=apiserver.key",
+            "--client-ca-file=ca.crt",
+            "--authorization-mode=Node,RBAC",
+            "--service-account-key-file=sa.pub",
+            "--service-account-signing-key-file=sa.key",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--enable-admission-plugins=NodeRestriction",
+            "--allow-privileged=true",
+            "--kubelet-client-certificate=admin.crt",
+            "--kubelet-client-key=admin.key",
+            // The names of nodes are known to nobody but the cluster.
+            "--kubelet-preferred-address-types=InternalIP",
+            // Gang scheduling in the tree.
+            "--feature-gates=GenericWorkload=true",
+            "--runtime-config=scheduling.k8s.io/v1beta1=true",
+        ]
+        .map(str::to_owned),
+    );
+    if has_nodes {
+        arguments.push(format!("--advertise-address={address}"));
+    } else {
+        // A loopback address is refused as an endpoint, and without nodes nobody asks for it.
+        arguments.push("--endpoint-reconciler-type=none".to_owned());
+    }
+    Server::start(folder, "kube-apiserver", None, &programs.path("kube-apiserver"), &arguments)
+}

@@ -1,0 +1,124 @@
+//! Clusters come up, run side by side, and leave nothing behind, however they end.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use lcl_cluster::{Cluster, ClusterOptions, why_no_nodes};
+use rustix::process::{Pid, Signal, kill_process};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lcl-cluster");
+
+fn start(nodes: u8) -> Result<Cluster> {
+    let images = if nodes > 0 { vec![pause_image()?] } else { Vec::new() };
+    Ok(Cluster::start(Path::new(PROGRAM), &ClusterOptions { nodes, images })?)
+}
+
+/// `make test` and `make cluster` put it there.
+fn pause_image() -> Result<PathBuf> {
+    let target = Path::new(PROGRAM).ancestors().nth(2).context("the target folder")?;
+    let path = target.join("images/pause.tar");
+    ensure!(path.is_file(), "{} is missing: `make test` builds it", path.display());
+    Ok(path)
+}
+
+/// Whether nodes can run here; in CI they have to.
+fn has_nodes() -> Result<bool> {
+    let Some(why) = why_no_nodes() else { return Ok(true) };
+    ensure!(env::var_os("CI").is_none(), "this machine cannot run nodes, which CI has to: {why}");
+    eprintln!("skipped: {why}");
+    Ok(false)
+}
+
+fn is_running(process: u32) -> bool {
+    // Whoever adopts it may not have collected it yet.
+    fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
+
+fn ensure_nothing_is_left(ready: &lcl_cluster::Ready) -> Result<()> {
+    for (name, process) in &ready.processes {
+        ensure!(!is_running(*process), "{name} still runs");
+    }
+    ensure!(!ready.folder.exists(), "{} is still there", ready.folder.display());
+    Ok(())
+}
+
+#[test]
+fn two_control_planes_run_side_by_side_and_know_nothing_of_each_other() -> Result<()> {
+    let (one, other) = (start(0)?, start(0)?);
+    one.kubectl(&["create", "namespace", "only-here"])?;
+    assert!(one.kubectl(&["get", "namespace", "only-here"]).is_ok());
+    assert!(other.kubectl(&["get", "namespace", "only-here"]).is_err());
+    let ready = one.ready().clone();
+    ensure!(one.end(), "the first ended with an error");
+    ensure_nothing_is_left(&ready)?;
+    other.kubectl(&["get", "namespaces"]).context("the second after the first has ended")?;
+    Ok(())
+}
+
+#[test]
+fn rights_are_checked() -> Result<()> {
+    let cluster = start(0)?;
+    cluster.kubectl(&["create", "serviceaccount", "nobody"])?;
+    let refused = cluster.kubectl(&["get", "pods", "--as", "system:serviceaccount:default:nobody"]).expect_err("it has no rights");
+    assert!(format!("{refused}").contains("forbidden"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn three_nodes_run_pods_and_leave_nothing_behind() -> Result<()> {
+    if !has_nodes()? {
+        return Ok(());
+    }
+    let cluster = start(3)?;
+    run_pods(&cluster, 6)?;
+    let nodes = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
+    for name in &cluster.ready().nodes {
+        assert!(nodes.contains(name.as_str()), "no pod on {name}: {nodes}");
+    }
+    let ready = cluster.ready().clone();
+    ensure!(cluster.end(), "it ended with an error");
+    ensure_nothing_is_left(&ready)
+}
+
+#[test]
+fn what_a_killed_run_left_is_swept() -> Result<()> {
+    if !has_nodes()? {
+        return Ok(());
+    }
+    let cluster = start(1)?;
+    run_pods(&cluster, 2)?;
+    let ready = cluster.ready().clone();
+    let process = i32::try_from(cluster.process()).ok().and_then(Pid::from_raw).context("its process")?;
+    kill_process(process, Signal::KILL)?;
+    ensure!(!cluster.end(), "it was killed");
+    ensure!(ready.folder.exists(), "nothing was left, so this test shows nothing");
+    let swept = Command::new(PROGRAM).arg("sweep").status()?;
+    ensure!(swept.success(), "the sweep found something that resisted");
+    ensure_nothing_is_left(&ready)
+}
+
+fn run_pods(cluster: &Cluster, count: u32) -> Result<()> {
+    let deployment = serde_json::json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "pause"},
+        "spec": {
+            "replicas": count,
+            "selector": {"matchLabels": {"app": "pause"}},
+            "template": {
+                "metadata": {"labels": {"app": "pause"}},
+                "spec": {"containers": [{"name": "pause", "image": "lcl.dev/pause:test", "imagePullPolicy": "Never"}]},
+            },
+        },
+    });
+    let file = cluster.ready().folder.join("pause.json");
+    fs::write(&file, deployment.to_string())?;
+    cluster.kubectl(&["apply", "-f", &file.display().to_string()])?;
+    cluster.kubectl(&["rollout", "status", "deployment/pause", "--timeout=120s"])?;
+    Ok(())
+}
