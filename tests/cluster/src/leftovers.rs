@@ -57,8 +57,7 @@ impl fmt::Display for Leftovers {
 }
 
 /// Looks for what bears a name of `slot`.
-#[must_use]
-pub fn find_leftovers(slot: &Slot) -> Leftovers {
+pub(crate) fn find_leftovers(slot: &Slot) -> Leftovers {
     let prefix = slot.node_prefix();
     let control_groups = find_control_groups(&prefix);
     let mut processes: Vec<u32> = control_groups.iter().flat_map(|group| processes_in(group)).collect();
@@ -87,7 +86,7 @@ pub fn find_leftovers(slot: &Slot) -> Leftovers {
 }
 
 /// Takes away what [`find_leftovers`] finds and returns what resisted.
-pub fn sweep(slot: &Slot) -> Result<Leftovers, CommandError> {
+pub(crate) fn sweep(slot: &Slot) -> Result<Leftovers, CommandError> {
     let found = find_leftovers(slot);
     if found.is_empty() {
         return Ok(found);

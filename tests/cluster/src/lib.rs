@@ -20,8 +20,8 @@ mod slot;
 
 pub use command::CommandError;
 pub use handle::{Cluster, ClusterOptions, HandleError, kubectl_output};
-pub use leftovers::{Leftovers, find_leftovers, sweep};
+pub use leftovers::Leftovers;
 pub use node::why_no_nodes;
 pub use programs::{Programs, ProgramsError};
-pub use run::{Ready, RunError, RunOptions, run};
+pub use run::{Ready, RunError, RunOptions, run, sweep_dead};
 pub use slot::{Slot, SlotError};

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
-use lcl_cluster::{Ready, RunOptions, Slot, find_leftovers, run, sweep};
+use lcl_cluster::{Ready, RunOptions, Slot, run, sweep_dead};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -199,11 +199,7 @@ fn down(folder: &Path) -> Result<()> {
 }
 
 fn sweep_all() -> Result<()> {
-    for slot in Slot::take_all_free()? {
-        sweep(&slot)?;
-        let left = find_leftovers(&slot);
-        ensure!(left.is_empty(), "left behind: {left} ({left:?})");
-    }
+    Slot::take(sweep_dead)?;
     Ok(())
 }
 

@@ -114,10 +114,7 @@ pub fn run(options: &RunOptions, use_it: impl FnOnce(&Ready)) -> Result<(), RunE
         return Err(RunError::NoNodes { why });
     }
     let programs = Programs::find()?;
-    for dead in Slot::take_all_free()? {
-        sweep(&dead)?;
-    }
-    let slot = Slot::take()?;
+    let slot = Slot::take(sweep_dead)?;
     let base = std::env::temp_dir();
     let mark = folder_mark(&slot);
     let folder = tempfile::Builder::new()
@@ -126,8 +123,14 @@ pub fn run(options: &RunOptions, use_it: impl FnOnce(&Ready)) -> Result<(), RunE
         .map_err(|source| RunError::Folder { folder: base, source })?;
     let result = run_in(options, &programs, &slot, folder.path(), use_it);
     // With its mounts the folder goes too.
-    let leftovers = sweep(&slot)?;
-    if leftovers.is_empty() { result } else { Err(RunError::Left { leftovers: Box::new(leftovers) }) }
+    sweep_dead(&slot)?;
+    result
+}
+
+/// Sweeps a slot that nobody holds; an error when something resists.
+pub fn sweep_dead(slot: &Slot) -> Result<(), RunError> {
+    let leftovers = sweep(slot)?;
+    if leftovers.is_empty() { Ok(()) } else { Err(RunError::Left { leftovers: Box::new(leftovers) }) }
 }
 
 fn run_in(options: &RunOptions, programs: &Programs, slot: &Slot, folder: &Path, use_it: impl FnOnce(&Ready)) -> Result<(), RunError> {

@@ -40,23 +40,20 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Takes the first free one.
-    pub fn take() -> Result<Self, SlotError> {
+    /// Takes every free one, gives each to `sweep`, since whatever bears one of their names belongs to a run that is dead, and keeps the
+    /// first. Others who want one wait meanwhile, so that they do not find all taken.
+    pub fn take<E: From<SlotError>>(mut sweep: impl FnMut(&Self) -> Result<(), E>) -> Result<Self, E> {
         let folder = lock_folder();
         fs::create_dir_all(&folder).map_err(|source| SlotError::Lock { path: folder.clone(), source })?;
+        let _taking = wait_for_lock(&folder.join("taking.lock"))?;
+        let mut first = None;
         for number in 0..SLOTS {
             if let Some(slot) = Self::try_take(&folder, number)? {
-                return Ok(slot);
+                sweep(&slot)?;
+                first.get_or_insert(slot);
             }
         }
-        Err(SlotError::AllTaken { folder })
-    }
-
-    /// Takes every free one: whatever bears one of their names belongs to a run that is dead.
-    pub fn take_all_free() -> Result<Vec<Self>, SlotError> {
-        let folder = lock_folder();
-        fs::create_dir_all(&folder).map_err(|source| SlotError::Lock { path: folder.clone(), source })?;
-        (0..SLOTS).filter_map(|number| Self::try_take(&folder, number).transpose()).collect()
+        first.ok_or_else(|| SlotError::AllTaken { folder }.into())
     }
 
     fn try_take(folder: &Path, number: u8) -> Result<Option<Self>, SlotError> {
@@ -100,6 +97,13 @@ impl Slot {
     pub(crate) fn pod_network(&self, index: u8) -> String {
         format!("10.214.{}.0/24", self.number * MAX_NODES + (index - 1))
     }
+}
+
+fn wait_for_lock(path: &Path) -> Result<File, SlotError> {
+    let failed = |source| SlotError::Lock { path: path.to_owned(), source };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+    Ok(file)
 }
 
 fn lock_folder() -> PathBuf {

@@ -93,6 +93,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.data.imageFirstProbability = 1.1", "spec.data.imageFirstProbability", "must be at most 1"),
     ("spec.data.augmentation.scale = [0.9]", "spec.data.augmentation.scale", "at least 2 entries"),
     ("spec.data.augmentation.scale = [0.9, 0.8]", "spec.data.augmentation.scale", "must be two ascending numbers"),
+    ("spec.data.augmentation.ratio = [0, 1]", "spec.data.augmentation.ratio[0]", "at least 0.001"),
     ("spec.data.augmentation.scale = [0, 1]", "spec.data.augmentation.scale[0]", "must be at least 0.000001"),
     ("spec.data.augmentation.ratio = [1.5, 1]", "spec.data.augmentation.ratio", "must be two ascending positive numbers"),
     ("spec.data.threads = 0", "spec.data.threads", "must be at least 1"),

@@ -1,0 +1,172 @@
+//! A real API server judges manifests as the offline validation does: the same cases, the same fields.
+
+#[path = "../../../operator/core/tests/rules/cases.rs"]
+mod cases;
+#[path = "../../../operator/core/tests/support/jobs.rs"]
+mod jobs;
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lcl_cluster::{Cluster, ClusterOptions};
+use serde_json::{Value, json};
+
+use cases::{BROKEN, BROKEN_CHANGES, KEPT, KEPT_CHANGES};
+use jobs::{assign, minimal_job};
+
+const DEFINITION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/generated/lcltrainingjobs.yaml");
+const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
+
+/// A definition is served about a second after it was stored.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+struct ApiServer {
+    cluster: Cluster,
+    address: String,
+}
+
+impl ApiServer {
+    fn with_definition() -> Result<Self> {
+        let cluster = Cluster::start(Path::new(env!("CARGO_BIN_EXE_lcl-cluster")), &ClusterOptions::default())?;
+        cluster.kubectl(&["apply", "--server-side", "-f", DEFINITION])?;
+        let address = cluster.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+        let server = Self { cluster, address };
+        let end = Instant::now() + PATIENCE;
+        while server.cluster.kubectl(&["get", "--raw", JOBS]).is_err() {
+            ensure!(Instant::now() < end, "the definition was not served within {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(server)
+    }
+
+    /// Sends an object and returns the answer. Unknown fields are errors, as with `kubectl apply`.
+    fn send(&self, method: &str, path: &str, query: &str, object: &Value) -> Result<Value> {
+        let folder = &self.cluster.ready().folder;
+        let mut child = Command::new("curl")
+            .current_dir(folder)
+            .args(["--silent", "--show-error", "--cacert", "ca.crt", "--cert", "admin.crt", "--key", "admin.key"])
+            .args(["--request", method, "--header", "Content-Type: application/json", "--data-binary", "@-"])
+            .arg(format!("{}{path}?fieldValidation=Strict{query}", self.address))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("its input")?.write_all(object.to_string().as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "curl: {}", output.status);
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    fn try_create(&self, object: &Value) -> Result<Value> {
+        self.send("POST", JOBS, "&dryRun=All", object)
+    }
+}
+
+fn changed(assignments: &str) -> Value {
+    let mut job = minimal_job();
+    assign(&mut job, assignments);
+    job
+}
+
+fn is_refused(answer: &Value) -> bool {
+    answer["kind"] == "Status" && answer["status"] == "Failure"
+}
+
+/// Whether the answer names `field`, as a cause or, where a whole field is unknown, in its message.
+fn names(answer: &Value, field: &str) -> bool {
+    let causes = answer["details"]["causes"].as_array().into_iter().flatten();
+    causes.into_iter().any(|cause| cause["field"] == field) || answer["message"].as_str().unwrap_or_default().contains(field)
+}
+
+/// What the API server sees in its own way: it judges the envelope before any schema, takes an explicit null for a field left out, and
+/// names the whole entry that stands twice.
+const ITS_OWN_WAY: [(&str, Option<&str>); 5] = [
+    ("apiVersion = 'lcl.dev/v2'", Some("v2")),
+    ("apiVersion = delete", Some("API version")),
+    ("metadata.name = 7", Some("ObjectMeta.name")),
+    ("spec.checkpoint.everySteps = null", None),
+    ("spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'worker'}]", Some("spec.workers.template.spec.containers[1]")),
+];
+
+#[test]
+fn the_api_server_refuses_what_the_offline_validation_refuses_and_names_the_field() -> Result<()> {
+    let server = ApiServer::with_definition()?;
+    let mut wrong = Vec::new();
+    for (case, field, _) in BROKEN {
+        let answer = server.try_create(&changed(case))?;
+        let own = ITS_OWN_WAY.iter().find(|(own, _)| own == case);
+        let is_right = match own.map_or(Some(*field), |(_, says)| *says) {
+            Some(says) => is_refused(&answer) && names(&answer, says),
+            None => !is_refused(&answer),
+        };
+        if !is_right {
+            wrong.push(format!("{case}\n  expected {field}, got {}", answer["message"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), BROKEN.len(), wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn the_api_server_accepts_what_the_offline_validation_accepts() -> Result<()> {
+    let server = ApiServer::with_definition()?;
+    let mut wrong = Vec::new();
+    // Unknown fields are errors in the status too, which the offline validation leaves to the operator.
+    for case in KEPT.iter().filter(|case| !case.starts_with("status")) {
+        let answer = server.try_create(&changed(case))?;
+        if is_refused(&answer) {
+            wrong.push(format!("{case}\n  {}", answer["message"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), KEPT.len(), wrong.join("\n"));
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/emoji.yaml");
+    server.cluster.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", example])?;
+    Ok(())
+}
+
+#[test]
+fn the_api_server_judges_changes_as_the_offline_validation_does() -> Result<()> {
+    let server = ApiServer::with_definition()?;
+    let refused = BROKEN_CHANGES.iter().map(|(before, after, field)| (*before, *after, Some(*field)));
+    let accepted = KEPT_CHANGES.iter().map(|(before, after)| (*before, *after, None));
+    let mut wrong = Vec::new();
+    for (number, (before, after, field)) in refused.chain(accepted).enumerate() {
+        let name = format!("job-{number}");
+        let mut stored = changed(before);
+        stored["metadata"]["name"] = json!(name);
+        let stored = server.send("POST", JOBS, "", &stored)?;
+        ensure!(!is_refused(&stored), "{before}: {}", stored["message"]);
+        let mut next = changed(after);
+        next["metadata"] = json!({"name": name, "resourceVersion": stored["metadata"]["resourceVersion"]});
+        let answer = server.send("PUT", &format!("{JOBS}/{name}"), "&dryRun=All", &next)?;
+        let is_right = match field {
+            Some(field) => is_refused(&answer) && names(&answer, field),
+            None => !is_refused(&answer),
+        };
+        if !is_right {
+            wrong.push(format!("{before} -> {after}\n  expected {field:?}, got {}", answer["message"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn the_table_of_kubectl_get_has_the_promised_columns_and_scale_changes_the_replicas() -> Result<()> {
+    let server = ApiServer::with_definition()?;
+    let answer = server.send("POST", JOBS, "", &changed("spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"))?;
+    ensure!(!is_refused(&answer), "{}", answer["message"]);
+    let table = server.cluster.kubectl(&["get", "lcljob"])?;
+    let header: Vec<&str> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!(header, ["NAME", "STATE", "WORKERS", "STEP", "RESTARTS", "CHECKPOINT", "AGE"]);
+    server.cluster.kubectl(&["scale", "lcljob/job", "--replicas=3"])?;
+    assert_eq!(server.cluster.kubectl(&["get", "lcljob/job", "-o", "jsonpath={.spec.workers.replicas}"])?, "3");
+    let refused = server.cluster.kubectl(&["scale", "lcljob/job", "--replicas=5"]).expect_err("above maxWorkers");
+    assert!(refused.to_string().contains("maxWorkers"), "{refused}");
+    Ok(())
+}
