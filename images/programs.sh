@@ -44,6 +44,8 @@ build() { # build PROGRAM FOLDER [RUSTFLAG...]: a folder for each set of flags, 
   CARGO_ENCODED_RUSTFLAGS=$(printf '%s\x1f' "${flags[@]}" | sed 's/\x1f$//') \
     cargo build --quiet --locked --profile image --target $TRIPLE --target-dir "$folder" --package "$program" --bin "$program"
   install -D -m 755 "$folder/$TRIPLE/image/$program" "$OUT/programs/$program"
+  # The assembler of libjpeg-turbo's inner loops notes its sources' full names and cannot be told another.
+  objcopy --wildcard --strip-symbol '/*' "$OUT/programs/$program"
   local path
   for path in "$ROOT" "$OUT" "$CARGO" "$LIBTORCH"; do
     if grep --quiet --fixed-strings --binary-files=text "$path/" "$OUT/programs/$program"; then
