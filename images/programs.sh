@@ -7,7 +7,7 @@ ROOT=$(pwd -P)
 TRIPLE=x86_64-unknown-linux-gnu
 OUT=$(realpath -m "${CARGO_TARGET_DIR:-target}")/images
 CARGO=$(realpath -m "${CARGO_HOME:-$HOME/.cargo}")
-LIBTORCH=$(realpath "${LIBTORCH:-.deps/libtorch-2.11.0}")
+LIBTORCH=$(realpath -m "${LIBTORCH:-.deps/libtorch-2.11.0}")
 export LIBTORCH
 [ $# -gt 0 ] || set -- lcl-operator lcl-coordinator lcl-trainer
 
