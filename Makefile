@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 TOOLS := .deps/tools/bin
 
-.PHONY: help deps demo test verify fix bench clean cluster-deps cluster cluster-down
+.PHONY: help deps demo test verify fix bench images images-deps images-check helm cluster-deps cluster cluster-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,8 +25,9 @@ demo: deps ## train on 7,226 emoji for five minutes and show what the model lear
 	cargo build --release --quiet -p lcl-data --example pack_emoji
 	@scripts/demo.sh
 
-test: deps cluster-deps .deps/test-py/.complete $(CARGO_TARGET_DIR)/images/pause.tar ## run every test
+test: deps cluster-deps images-deps helm .deps/test-py/.complete $(CARGO_TARGET_DIR)/images/pause.tar ## run every test
 	cargo test --workspace --no-fail-fast
+	python3 images/test/assembly.py
 
 # What clusters for tests are made of; the first time it may take ten minutes.
 cluster-deps:
@@ -50,6 +51,22 @@ fix: deps ## format and write the generated files anew
 	cargo run --quiet -p lcl-crds --example generate
 	cargo run --quiet -p lcl-proto --example generate
 
+images: deps images-deps ## build the container images into target/images, as archives that containerd and Docker import
+	@images/programs.sh
+	@images/assemble.sh "$$CARGO_TARGET_DIR/images/programs" "$$CARGO_TARGET_DIR/images"
+
+images-check: deps images-deps ## build the images twice, from two clones in two folders, and compare their digests
+	@images/check.sh
+
+# umoci, and the Debian packages of which images take files.
+images-deps:
+	@scripts/debian.sh ca-certificates binutils
+	@images/tools/umoci.sh > /dev/null
+
+# Helm, for the tests of the charts.
+helm:
+	@scripts/helm.sh > /dev/null
+
 bench: deps ## compare speed and memory with PyTorch, side by side (about 25 minutes)
 	@bench/run.sh
 
@@ -57,11 +74,9 @@ clean: ## remove what was built; .deps stays
 	cargo clean
 
 # The image that keeps a pod's namespaces open on the nodes of a cluster for tests.
-$(CARGO_TARGET_DIR)/images/pause.tar: tests/cluster/pause/pause.c tests/cluster/pause/image.py
-	mkdir -p $(@D)
-	gcc -static -Os -s -o $(@D)/pause $<
-	python3 tests/cluster/pause/image.py $(@D)/pause lcl.dev/pause:test $@
-	rm $(@D)/pause
+$(CARGO_TARGET_DIR)/images/pause.tar: images/test/pause.c images/assemble.sh images/roots.sh | images-deps
+	mkdir -p $(@D)/programs
+	images/assemble.sh $(@D)/programs $(@D) pause
 
 # Python with numpy alone, for the test that reads exported weights from outside.
 .deps/test-py/.complete: tests/python/requirements.txt

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Installs the Debian packages a build needs, when they are missing and may be installed; else says which are missing. With the
-# argument `cluster`, those that clusters for tests need.
+# Installs the Debian packages a build needs, when they are missing and may be installed; else says which are missing.
+# debian.sh [cluster] [PACKAGE...] looks besides for what clusters for tests need, and for further ones.
 set -euo pipefail
 missing=()
 need() { # need COMMAND PACKAGE
   command -v "$1" > /dev/null 2>&1 || missing+=("$2")
 }
 if [ "${1:-}" = cluster ]; then
+  shift
   export PATH=$PATH:/usr/sbin:/sbin
   need gcc gcc
   need curl curl
@@ -30,6 +31,9 @@ need python3 python3
 # Debian has venv without what it unpacks.
 python3 -c 'import ensurepip, venv' > /dev/null 2>&1 || missing+=(python3-venv)
 python3 -m pip --version > /dev/null 2>&1 || missing+=(python3-pip)
+for package in "$@"; do
+  dpkg-query --show --showformat='${db:Status-Status}' "$package" 2> /dev/null | grep --quiet '^installed$' || missing+=("$package")
+done
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null 2>&1; then
   echo "installing ${missing[*]}"

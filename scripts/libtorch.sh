@@ -10,7 +10,10 @@ if [ -n "${LIBTORCH:-}" ]; then
   [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || { echo "LIBTORCH=$LIBTORCH has no lib/libtorch_cpu.so: point it at an unpacked libtorch $VERSION, or unset it" >&2; exit 1; }
   exit 0
 fi
-[ -e "$DIR/.complete" ] && cmp -s scripts/libtorch.txt "$DIR/.complete" && exit 0
+present() { # present PATH: this very version is unpacked and has it
+  [ -e "$DIR/.complete" ] && cmp -s scripts/libtorch.txt "$DIR/.complete" && [ -e "$DIR/$1" ]
+}
+present licenses/torch/LICENSE && exit 0
 
 if [ "$(uname -sm)" != "Linux x86_64" ]; then
   echo "the pinned libtorch is for Linux on x86-64; on $(uname -sm) set LIBTORCH to an unpacked libtorch $VERSION" >&2; exit 1
@@ -26,7 +29,7 @@ python3 -m pip download --quiet --no-deps --require-hashes --only-binary=:all: -
 python3 - "$WORK" <<'PY'
 import pathlib, re, sys, zipfile
 work = pathlib.Path(sys.argv[1])
-wanted = re.compile(r"torch/(lib/lib[^/]*|include/.*|version\.py)$|nvidia/cu13/lib/(libcudart|libcupti)\.so[^/]*$|torch-[^/]*/.*(LICENSE|NOTICE)[^/]*$")
+wanted = re.compile(r"torch/(lib/lib[^/]*|include/.*|version\.py)$|nvidia/cu13/lib/(libcudart|libcupti)\.so[^/]*$|[^/]*\.dist-info/.*(LICENSE|License|NOTICE)[^/]*$")
 # Python bindings and CUDA device code are not linked by a program without Python; nvshmem needs libraries of its own.
 unwanted = re.compile(r"libtorch_python|libtorch_nvshmem|libshm_windows")
 for wheel in work.glob("*.whl"):
@@ -40,16 +43,23 @@ for wheel in work.glob("*.whl"):
                 elif member.startswith("torch/"):
                     name = member.removeprefix("torch/")
                 else:
-                    name = "licenses/" + member.rsplit("/", 1)[1]
+                    # What is handed on (images hold these libraries) carries its licences along.
+                    name = "licenses/" + member.split("-", 1)[0] + "/" + member.rsplit("/", 1)[1]
                 target = work / "libtorch" / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, open(target, "wb") as sink:
                     while block := source.read(1 << 22):
                         sink.write(block)
 PY
-for part in lib/libtorch_cpu.so lib/libc10.so lib/libcudart.so.13 lib/libcupti.so.13 include/torch/csrc/autograd/custom_function.h; do
+for part in lib/libtorch_cpu.so lib/libc10.so lib/libcudart.so.13 lib/libcupti.so.13 include/torch/csrc/autograd/custom_function.h licenses/torch/LICENSE; do
   [ -e "$WORK/libtorch/$part" ] || { echo "the wheels lack $part" >&2; exit 1; }
 done
+if present lib; then
+  # Unpacked before licences were kept: the libraries may be in use and stay as they are.
+  rm -rf "$DIR/licenses"
+  mv "$WORK/libtorch/licenses" "$DIR/licenses"
+  exit 0
+fi
 cp scripts/libtorch.txt "$WORK/libtorch/.complete"
 rm -rf "$DIR"
 mv "$WORK/libtorch" "$DIR"

@@ -28,12 +28,13 @@ fn walk(value: &Value, visit: &mut impl FnMut(&serde_json::Map<String, Value>)) 
 }
 
 #[test]
-fn the_committed_yaml_is_up_to_date() {
-    let committed = fs::read_to_string(generate::path()).unwrap();
-    assert!(
-        committed == generate::render().unwrap(),
-        "crds/generated/lcltrainingjobs.yaml differs from the types: run `cargo run -p lcl-crds --example generate`"
-    );
+fn the_committed_files_are_up_to_date() {
+    for (path, expected) in
+        [(generate::path(), generate::render().unwrap()), (generate::template_path(), generate::render_template().unwrap())]
+    {
+        let committed = fs::read_to_string(&path).unwrap();
+        assert!(committed == expected, "{} differs from the types: run `cargo run -p lcl-crds --example generate`", path.display());
+    }
 }
 
 #[test]
