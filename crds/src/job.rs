@@ -84,6 +84,16 @@ pub struct LCLTrainingJobSpec {
     /// Lets the job run with fewer or more workers than `workers.replicas`. Without it the job waits for exactly `workers.replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elastic: Option<ElasticSpec>,
+    /// Failures of the training program in a row, without a completed step in between, after which the job is given up. Lost nodes,
+    /// evictions and deleted pods do not count.
+    #[serde(default = "default_backoff_limit")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub backoff_limit: i32,
+}
+
+/// That of batch Jobs.
+fn default_backoff_limit() -> i32 {
+    6
 }
 
 /// Work is assigned in slots of the global batch, so every member needs at least one.

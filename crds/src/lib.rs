@@ -24,7 +24,7 @@ pub use job::{
         VisionShapeSpec,
     },
     optimization::{NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
-    status::{LCLTrainingJobStatus, LastCheckpointStatus, WorkersStatus},
+    status::{FailureBudgetStatus, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, ReplacingStatus, WorkersStatus},
     workers::{ElasticSpec, WorkersSpec},
 };
 pub use names::{COORDINATOR_SUFFIX, GROUP, KIND, MAX_NAME_LENGTH, MAX_WORKERS, PLURAL, VERSION, WORKER_CONTAINER, WORKER_INFIX};

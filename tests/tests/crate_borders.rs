@@ -36,10 +36,18 @@ const NOT_IN_TORCH: &[&str] =
 const NOT_IN_WIRE: &[&str] =
     &[TORCH[0], TORCH[1], CLIENTS[2], CLIENTS[3], KUBERNETES[0], KUBERNETES[1], KUBERNETES[2], KUBERNETES[3], KUBERNETES[4]];
 
+/// The operator asks a cluster, and knows of training only what the wire says.
+const NOT_IN_OPERATOR: &[&str] = &[TORCH[0], TORCH[1], CLIENTS[2], CLIENTS[3]];
+
 /// Every crate of the workspace. An edge that is not here is forbidden; one that is here and not in use is an error too.
-const BORDERS: [Border; 13] = [
+const BORDERS: [Border; 14] = [
     Border { name: "lcl-crds", knows: &[], never: NOT_PURE },
     Border { name: "lcl-operator-core", knows: &["lcl-crds", "lcl-trainer-config"], never: NOT_PURE },
+    Border {
+        name: "lcl-operator",
+        knows: &["lcl-crds", "lcl-operator-core", "lcl-proto"],
+        never: NOT_IN_OPERATOR,
+    },
     Border { name: "lcl", knows: &["lcl-crds", "lcl-operator-core", "lcl-trainer-config"], never: &TORCH },
     Border { name: "lcl-trainer-config", knows: &[], never: NOT_PURE },
     Border { name: "lcl-proto", knows: &[], never: NOT_IN_WIRE },

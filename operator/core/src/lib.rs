@@ -5,11 +5,17 @@
 //! looks at a clock or the number of cores: whatever differs between two machines is passed in.
 
 pub mod build;
+pub mod cause;
+mod covers;
+pub mod decide;
 mod job;
+pub mod observe;
 mod paths;
 mod render;
 mod validate;
 
+pub use covers::covers;
+pub use decide::decide;
 pub use job::{ValidatedJob, World};
 pub use paths::{PathError, PathMapping};
 pub use render::{Surroundings, render_trainer_config};

@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 use support::{assign, minimal_job};
 
+const ADDRESS: &str = "10.96.0.17:7433";
+
 fn context() -> BuildContext {
     BuildContext {
         namespace: "vision".to_owned(),
@@ -34,7 +36,7 @@ fn valid(assignments: &str) -> ValidatedJob {
 }
 
 fn worker(assignments: &str, index: u32) -> Value {
-    serde_json::to_value(build_worker_pod(&valid(assignments), &context(), index)).unwrap()
+    serde_json::to_value(build_worker_pod(&valid(assignments), &context(), index, ADDRESS)).unwrap()
 }
 
 fn env(container: &Value, name: &str) -> Vec<Value> {
@@ -51,7 +53,7 @@ fn the_example_needs_these_objects() {
         "serviceAccount": build_service_account(&job, &context),
         "service": build_service(&job, &context),
         "coordinator": build_coordinator_pod(&job, &context, 3),
-        "worker": build_worker_pod(&job, &context, 0),
+        "worker": build_worker_pod(&job, &context, 0, ADDRESS),
     }));
 }
 

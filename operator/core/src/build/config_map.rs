@@ -18,7 +18,9 @@ pub const CONFIG_FILE: &str = "trainer-config.json";
 /// Threads that read and decode in a worker whose job does not say.
 const DATA_THREADS: usize = 4;
 
-pub(super) fn config_map_name(job: &ValidatedJob) -> String {
+/// `<job>-config`.
+#[must_use]
+pub fn config_map_name(job: &ValidatedJob) -> String {
     format!("{}-config", job.name())
 }
 

@@ -21,6 +21,8 @@ use crate::{
 
 /// Name of the coordinator's container.
 pub const COORDINATOR_CONTAINER: &str = "coordinator";
+/// The coordinator's epoch, on its pod.
+pub const EPOCH_ANNOTATION: &str = "lcl.dev/coordinator-epoch";
 /// Port of its gRPC service.
 pub const COORDINATOR_PORT: i32 = 7433;
 
@@ -53,15 +55,19 @@ pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: 
     };
     let members = i64::from(job.spec().workers.members_per_worker);
     let workers = job.world();
-    set_env(&mut container, "LCL_JOB", job.name());
     set_env(&mut container, "LCL_LISTEN", &format!("0.0.0.0:{COORDINATOR_PORT}"));
     set_env(&mut container, "LCL_EPOCH", &epoch.to_string());
     set_env(&mut container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
     set_env(&mut container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());
     set_env(&mut container, "LCL_MAX_MEMBERS", &(i64::from(workers.max) * members).to_string());
+    // Until there are certificates.
+    set_env(&mut container, "LCL_INSECURE", "true");
+    set_env(&mut container, "LCL_LOG_FORMAT", "json");
     let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..PodSpec::default() };
     fill_pod(&mut spec, service_account_name(job));
-    Pod { metadata: metadata(job, context, coordinator_name(job), COORDINATOR_ROLE), spec: Some(spec), status: None }
+    let mut pod_metadata = metadata(job, context, coordinator_name(job), COORDINATOR_ROLE);
+    pod_metadata.annotations = Some(BTreeMap::from([(EPOCH_ANNOTATION.to_owned(), epoch.to_string())]));
+    Pod { metadata: pod_metadata, spec: Some(spec), status: None }
 }
 
 fn quantities<const N: usize>(values: [(&str, &str); N]) -> BTreeMap<String, Quantity> {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::{build::BuildContext, job::ValidatedJob};
 
+/// Label and value that all objects of all jobs have: what the operator watches is selected by it.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "lcl-operator");
 /// The job's name.
 pub const JOB_NAME_LABEL: &str = "lcl.dev/job-name";
 /// The job's uid: a job made anew under an old name owns nothing of the old one.
@@ -23,7 +25,7 @@ pub(super) fn labels(job: &ValidatedJob, context: &BuildContext, role: &str) -> 
         ("app.kubernetes.io/instance", job.name()),
         ("app.kubernetes.io/component", role),
         ("app.kubernetes.io/part-of", "lcl"),
-        ("app.kubernetes.io/managed-by", "lcl-operator"),
+        (MANAGED_BY.0, MANAGED_BY.1),
         (JOB_NAME_LABEL, job.name()),
         (JOB_UID_LABEL, &context.uid),
         (ROLE_LABEL, role),

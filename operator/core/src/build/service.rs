@@ -1,4 +1,4 @@
-//! The name under which workers find the coordinator.
+//! The address under which workers find the coordinator.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +18,13 @@ use crate::{
 };
 
 /// Name of the coordinator's pod and Service.
-pub(super) fn coordinator_name(job: &ValidatedJob) -> String {
+#[must_use]
+pub fn coordinator_name(job: &ValidatedJob) -> String {
     format!("{}{COORDINATOR_SUFFIX}", job.name())
 }
 
-/// The headless Service `<job>-coordinator`. Not-ready pods are published: workers connect while the coordinator is still coming up, and a
+/// The Service `<job>-coordinator`. Its cluster IP is what workers are told, so that they need no DNS and no new address when the
+/// coordinator is replaced. Not-ready pods are published: workers connect while the coordinator is still coming up, and a
 /// probe that fails once must not cut them off.
 #[must_use]
 pub fn build_service(job: &ValidatedJob, context: &BuildContext) -> Service {
@@ -33,7 +35,7 @@ pub fn build_service(job: &ValidatedJob, context: &BuildContext) -> Service {
     Service {
         metadata: metadata(job, context, coordinator_name(job), COORDINATOR_ROLE),
         spec: Some(ServiceSpec {
-            cluster_ip: Some("None".to_owned()),
+            type_: Some("ClusterIP".to_owned()),
             publish_not_ready_addresses: Some(true),
             selector: Some(selector),
             ports: Some(vec![ServicePort {

@@ -7,7 +7,9 @@ use crate::{
     job::ValidatedJob,
 };
 
-pub(super) fn service_account_name(job: &ValidatedJob) -> String {
+/// The job's name.
+#[must_use]
+pub fn service_account_name(job: &ValidatedJob) -> String {
     job.name().to_owned()
 }
 

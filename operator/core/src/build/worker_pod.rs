@@ -10,12 +10,11 @@ use lcl_crds::{WORKER_CONTAINER, WORKER_INFIX};
 
 use crate::{
     build::{
-        BuildContext, COORDINATOR_PORT,
+        BuildContext,
         config_map::{CONFIG_FILE, config_map_name},
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
         metadata,
         pod_defaults::{container_security, fill_pod, set_env, set_env_from_field},
-        service::coordinator_name,
         service_account::service_account_name,
     },
     job::ValidatedJob,
@@ -40,9 +39,9 @@ pub fn worker_pod_name(job: &ValidatedJob, index: u32) -> String {
     format!("{}{WORKER_INFIX}{index}", job.name())
 }
 
-/// The pod of worker `index`. The same for every size of the world, so that scaling touches no pod that stays.
+/// The pod of worker `index`, which finds the coordinator at `address` (an IP and a port). The same for every size of the world, so that scaling touches no pod that stays.
 #[must_use]
-pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
+pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32, address: &str) -> Pod {
     let template = job.spec().workers.template.clone().unwrap_or_default();
     let mut pod_metadata = metadata(job, context, worker_pod_name(job, index), WORKER_ROLE);
     let given = template.metadata.unwrap_or_default();
@@ -62,7 +61,7 @@ pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32) 
     let mut spec = template.spec.unwrap_or_default();
     let position = spec.containers.iter().position(|container| container.name == WORKER_CONTAINER);
     let mut container = position.map_or_else(Container::default, |position| spec.containers.remove(position));
-    fill_worker(&mut container, job, context, index);
+    fill_worker(&mut container, job, context, index, address);
     // First, so that `kubectl logs` and `exec` take it without being told.
     spec.containers.insert(0, container);
     add_volumes(&mut spec, job);
@@ -72,7 +71,7 @@ pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32) 
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
 }
 
-fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildContext, index: u32) {
+fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildContext, index: u32, address: &str) {
     WORKER_CONTAINER.clone_into(&mut container.name);
     container.image.get_or_insert_with(|| context.trainer_image.clone());
     if container.image_pull_policy.is_none() {
@@ -93,16 +92,17 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
             mounts.push(VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only, ..VolumeMount::default() });
         }
     }
-    let address = format!("{}.{}.svc:{COORDINATOR_PORT}", coordinator_name(job), context.namespace);
     set_env(container, "LCL_JOB", job.name());
     set_env(container, "LCL_CONFIG", &format!("{CONFIG_FOLDER}/{CONFIG_FILE}"));
-    set_env(container, "LCL_COORDINATOR", &address);
+    set_env(container, "LCL_COORDINATOR", address);
+    set_env(container, "LCL_WORKER", &worker_pod_name(job, index));
     set_env(container, "LCL_WORKER_INDEX", &index.to_string());
     set_env(container, "LCL_MEMBERS_PER_WORKER", &job.spec().workers.members_per_worker.to_string());
-    // A pod made anew under the same name is another incarnation.
-    set_env_from_field(container, "LCL_INCARNATION", "metadata.uid");
     set_env_from_field(container, "LCL_NODE", "spec.nodeName");
     set_env_from_field(container, "LCL_POD_IP", "status.podIP");
+    // Until there are certificates.
+    set_env(container, "LCL_INSECURE", "true");
+    set_env(container, "LCL_LOG_FORMAT", "json");
 }
 
 /// Requests, and as limits those that cannot be shared: devices, and memory, of which more than asked for would be taken from neighbours.

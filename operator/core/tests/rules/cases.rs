@@ -164,6 +164,8 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.optimization.globalBatchSize",
         "must be a multiple of workers times membersPerWorker",
     ),
+    ("spec.backoffLimit = -1", "spec.backoffLimit", "must be at least 0"),
+    ("spec.backoffLimit = 1001", "spec.backoffLimit", "must be at most 1000"),
     ("spec.workers.requests = {'cpu': 1.5}", "spec.workers.requests.cpu", "must be a whole number or a string"),
     // The pod's template.
     (
@@ -289,6 +291,7 @@ pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ("", "spec.optimization.schedule = {'cosine': {'warmupSteps': 5}}; spec.optimization.gradientClip = 1"),
     ("", "spec.optimization.microBatchSize = 2; spec.optimization.maxConsecutiveSkippedSteps = 3"),
     ("", "spec.checkpoint.everySteps = 5; spec.checkpoint.keepLast = 1; spec.checkpoint.keepEverySteps = 50"),
+    ("", "spec.backoffLimit = 0"),
     ("", "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"),
 ];
 

@@ -1,0 +1,183 @@
+//! What to do for a job, given what was seen of it.
+//!
+//! Comes in: an [`ObservedJob`]. Goes out: a [`Decision`]: the status to write, *then* the actions to take, then the events to tell.
+//! The order matters: what must survive a crash of the operator (a coordinator's epoch, a failure that was counted) stands in the status
+//! before anything depends on it is done. Deciding twice over the same observation gives the same; acting twice changes nothing.
+//! A job that is complete or has failed stays so: this is looked at before anything else.
+
+mod draft;
+mod ending;
+mod pods;
+mod progress;
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use lcl_crds::LCLTrainingJobStatus;
+
+pub use progress::is_progress_only;
+
+use crate::observe::{MemberBounds, ObservedJob};
+use draft::Draft;
+
+/// Reasons of conditions and events.
+pub mod reason {
+    /// A generation trains.
+    pub const TRAINING: &str = "Training";
+    /// No generation was formed yet.
+    pub const WAITING_FOR_WORKERS: &str = "WaitingForWorkers";
+    /// The group broke and forms anew.
+    pub const GROUP_BROKEN: &str = "GroupBroken";
+    /// The coordinator's pod is being replaced.
+    pub const COORDINATOR_LOST: &str = "CoordinatorLost";
+    /// The coordinator's pod runs, but does not answer.
+    pub const COORDINATOR_UNREACHABLE: &str = "CoordinatorUnreachable";
+    /// Event: the first generation trains.
+    pub const TRAINING_STARTED: &str = "TrainingStarted";
+    /// Event: training stopped for a recovery.
+    pub const RECOVERING: &str = "Recovering";
+    /// Event: training goes on.
+    pub const RECOVERED: &str = "Recovered";
+    /// Event: a worker's pod ended and is replaced.
+    pub const WORKER_REPLACED: &str = "WorkerReplaced";
+    /// Event: the coordinator's pod ended and is replaced.
+    pub const COORDINATOR_REPLACED: &str = "CoordinatorReplaced";
+    /// Event: the number of workers was changed.
+    pub const SCALED: &str = "Scaled";
+    /// The last step is done.
+    pub const COMPLETE: &str = "Complete";
+    /// A program said that it would fail again.
+    pub const PERMANENT_FAILURE: &str = "PermanentFailure";
+    /// Too many failures without progress.
+    pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
+    /// The stored job breaks a rule: the installed definition is another one than the operator's.
+    pub const VALIDATION_FAILED: &str = "ValidationFailed";
+    /// An object could not be applied.
+    pub const CREATE_FAILED: &str = "CreateFailed";
+}
+
+/// Types of conditions.
+pub mod condition {
+    /// A generation trains.
+    pub const RUNNING: &str = "Running";
+    /// Training stands still until a generation is formed again.
+    pub const RECOVERING: &str = "Recovering";
+    /// Final: the last step is done.
+    pub const COMPLETE: &str = "Complete";
+    /// Final: given up.
+    pub const FAILED: &str = "Failed";
+    /// For kstatus: not yet as wanted.
+    pub const RECONCILING: &str = "Reconciling";
+    /// For kstatus: will not get there by itself.
+    pub const STALLED: &str = "Stalled";
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The status, to be written before anything else if it differs from the stored one.
+    pub status: LCLTrainingJobStatus,
+    /// Whether the job is complete or has failed: then nothing is applied any more.
+    pub is_final: bool,
+    /// What to do, in this order; creations may be done side by side.
+    pub actions: Vec<Action>,
+    /// What to tell, after the status was written.
+    pub events: Vec<JobEvent>,
+    /// Uids of pods beyond the job's size; the caller remembers since when.
+    pub surplus: Vec<String>,
+    /// When to decide again at the latest, though nothing is seen.
+    pub again_after: Option<Duration>,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Tell the coordinator the bounds.
+    SetWorld(MemberBounds),
+    /// Ask the coordinator to let a worker's members leave.
+    DrainWorker {
+        /// The worker: its pod's name.
+        worker: String,
+    },
+    /// Delete a pod, that one alone.
+    DeletePod {
+        /// Name.
+        name: String,
+        /// Uid: a namesake is left alone.
+        uid: String,
+        /// Without waiting for its node.
+        force: bool,
+    },
+    /// Create the coordinator's pod.
+    CreateCoordinator {
+        /// Its epoch, which the status holds already.
+        epoch: i64,
+    },
+    /// Create a worker's pod.
+    CreateWorker {
+        /// Its index.
+        index: u32,
+    },
+}
+
+/// Something to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobEvent {
+    /// Whether it is bad news.
+    pub warning: bool,
+    /// One of [`reason`].
+    pub reason: &'static str,
+    /// For people.
+    pub note: String,
+}
+
+/// Decides. Pure; see the module's description.
+#[must_use]
+pub fn decide(observed: &ObservedJob) -> Decision {
+    let mut draft = Draft::new(observed);
+    if is_final(observed.status) {
+        ending::clean_up(&mut draft);
+        return draft.finish(true);
+    }
+    draft.begin();
+    if let Some(end) = ending::find_end(observed) {
+        ending::conclude(&mut draft, end);
+        return draft.finish(true);
+    }
+    pods::decide_coordinator(&mut draft);
+    pods::decide_workers(&mut draft);
+    if let Some(end) = ending::find_exhaustion(&draft) {
+        ending::conclude(&mut draft, end);
+        return draft.finish(true);
+    }
+    pods::decide_surplus(&mut draft);
+    pods::decide_world(&mut draft);
+    progress::derive(&mut draft);
+    draft.finish(false)
+}
+
+/// Whether the status says that the job is complete or has failed.
+#[must_use]
+pub fn is_final(status: &LCLTrainingJobStatus) -> bool {
+    let is_true = |type_: &str| status.conditions.iter().any(|condition| condition.type_ == type_ && condition.status == "True");
+    is_true(condition::COMPLETE) || is_true(condition::FAILED)
+}
+
+/// Status of a job whose stored spec breaks a rule, and what to tell if that is news.
+#[must_use]
+pub fn derive_invalid(
+    status: &LCLTrainingJobStatus,
+    generation: i64,
+    message: &str,
+    now: Timestamp,
+) -> (LCLTrainingJobStatus, Option<JobEvent>) {
+    let mut new = status.clone();
+    new.observed_generation = Some(generation);
+    let stalled = draft::Setting { type_: condition::STALLED, value: "True", reason: reason::VALIDATION_FAILED, message };
+    draft::set_condition(&mut new, &stalled, generation, now);
+    let event = (new != *status).then(|| JobEvent { warning: true, reason: reason::VALIDATION_FAILED, note: message.to_owned() });
+    (new, event)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! A decision while it is being made.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::{SignedDuration, Timestamp},
+};
+use lcl_crds::{FailureBudgetStatus, LCLTrainingJobStatus, LastFailureStatus, ReplacingStatus};
+
+use super::{Action, Decision, JobEvent, reason};
+use crate::{
+    build::coordinator_name,
+    cause::{Cause, PodEnd},
+    observe::{GroupStatus, Link, ObservedJob},
+};
+
+/// Pods that are on record as being replaced at the same time. It bounds the status; further ones follow as these come back.
+const MAX_REPLACING: usize = 64;
+/// Delay before the second replacement without progress in between; doubled with every further one.
+const FIRST_DELAY: SignedDuration = SignedDuration::from_secs(1);
+/// Longest delay: a cause that goes away is found out within a minute.
+const LONGEST_DELAY: SignedDuration = SignedDuration::from_secs(60);
+
+pub(super) struct Draft<'a> {
+    pub(super) observed: &'a ObservedJob<'a>,
+    pub(super) status: LCLTrainingJobStatus,
+    pub(super) actions: Vec<Action>,
+    pub(super) events: Vec<JobEvent>,
+    pub(super) surplus: Vec<String>,
+    again_at: Option<Timestamp>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(observed: &'a ObservedJob<'a>) -> Self {
+        let status = observed.status.clone();
+        Self { observed, status, actions: Vec::new(), events: Vec::new(), surplus: Vec::new(), again_at: None }
+    }
+
+    pub(super) fn finish(self, is_final: bool) -> Decision {
+        let wait = self.again_at.map(|at| Duration::try_from(at.duration_since(self.observed.now)).unwrap_or_default());
+        Decision {
+            status: self.status,
+            is_final,
+            actions: self.actions,
+            events: self.events,
+            surplus: self.surplus,
+            again_after: wait.map(|wait| wait.max(Duration::from_millis(50))),
+        }
+    }
+
+    /// Fields that every job has from the first look on.
+    pub(super) fn begin(&mut self) {
+        self.status.start_time.get_or_insert(Time(self.observed.now));
+        self.status.observed_generation = Some(self.observed.generation);
+        let desired = self.observed.job.world().desired;
+        let workers = self.status.workers.get_or_insert_default();
+        if workers.selector.is_some() && workers.desired != desired {
+            let note = format!("from {} to {desired} workers", workers.desired);
+            self.events.push(JobEvent { warning: false, reason: reason::SCALED, note });
+        }
+        workers.desired = desired;
+        workers.selector = Some(self.observed.selector.to_owned());
+    }
+
+    pub(super) fn group(&self) -> Option<&'a GroupStatus> {
+        match self.observed.link {
+            Link::Connected(group) => Some(group),
+            Link::Unknown | Link::Unreachable => None,
+        }
+    }
+
+    /// Completed steps, as far as known.
+    pub(super) fn step(&self) -> i64 {
+        let heard = self.group().filter(|group| group.n > 0).map(|group| group.step.cast_signed());
+        heard.or(self.status.step).unwrap_or(0)
+    }
+
+    pub(super) fn wake_at(&mut self, at: Timestamp) {
+        self.again_at = Some(self.again_at.map_or(at, |other| other.min(at)));
+    }
+
+    pub(super) fn is_on_record(&self, name: &str, uid: &str) -> bool {
+        self.status.replacing.iter().any(|replacing| replacing.pod == name && replacing.uid == uid)
+    }
+
+    /// The pod is there and well: what was recorded of its predecessor is done with.
+    pub(super) fn is_well(&mut self, name: &str) {
+        self.status.replacing.retain(|replacing| replacing.pod != name);
+    }
+
+    /// Puts the end of a pod on record, once. `false`: there is no room now.
+    pub(super) fn record_end(&mut self, name: &str, uid: &str, end: &PodEnd) -> bool {
+        if self.is_on_record(name, uid) {
+            return true;
+        }
+        // Force-deleted while it was ending: that was counted.
+        if uid.is_empty() && self.status.replacing.iter().any(|replacing| replacing.pod == name) {
+            return true;
+        }
+        if self.status.replacing.len() >= MAX_REPLACING {
+            return false;
+        }
+        self.status.replacing.retain(|replacing| replacing.pod != name);
+        self.status.replacing.push(ReplacingStatus { pod: name.to_owned(), uid: uid.to_owned() });
+        *self.status.restarts.get_or_insert(0) += 1;
+        *self.status.restarts_by_cause.entry(end.cause.name().to_owned()).or_insert(0) += 1;
+        self.set_last_failure(name, end);
+        if end.cause == Cause::Application {
+            let step = self.step();
+            let budget = self.status.failure_budget.get_or_insert_default();
+            let failures = if step > budget.step { 1 } else { budget.failures + 1 };
+            *budget = FailureBudgetStatus { failures, step: step.max(budget.step) };
+        }
+        let is_coordinator = name == coordinator_name(self.observed.job);
+        let reason = if is_coordinator { reason::COORDINATOR_REPLACED } else { reason::WORKER_REPLACED };
+        self.events.push(JobEvent { warning: true, reason, note: format!("{name}: {}: {}", end.reason, end.message) });
+        true
+    }
+
+    pub(super) fn set_last_failure(&mut self, name: &str, end: &PodEnd) {
+        self.status.last_failure = Some(LastFailureStatus {
+            pod: name.to_owned(),
+            reason: end.reason.clone(),
+            message: end.message.clone(),
+            exit_code: end.exit_code,
+            time: Time(self.observed.now),
+        });
+    }
+
+    /// When a pod may be created that follows one that failed.
+    pub(super) fn may_replace_at(&self) -> Option<Timestamp> {
+        let failures = self.status.failure_budget.as_ref()?.failures;
+        let doublings = u32::try_from(failures.checked_sub(2)?).ok()?;
+        let delay = FIRST_DELAY.checked_mul(1 << doublings.min(16)).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
+        self.status.last_failure.as_ref()?.time.0.checked_add(delay).ok()
+    }
+
+    pub(super) fn set(&mut self, type_: &str, value: &str, reason: &str, message: &str) {
+        let (generation, now) = (self.observed.generation, self.observed.now);
+        set_condition(&mut self.status, &Setting { type_, value, reason, message }, generation, now);
+    }
+
+    pub(super) fn unset(&mut self, type_: &str) {
+        self.status.conditions.retain(|condition| condition.type_ != type_);
+    }
+
+    pub(super) fn had(&self, type_: &str, value: &str) -> bool {
+        self.observed.status.conditions.iter().any(|condition| condition.type_ == type_ && condition.status == value)
+    }
+}
+
+/// A condition to set.
+pub(super) struct Setting<'a> {
+    pub(super) type_: &'a str,
+    pub(super) value: &'a str,
+    pub(super) reason: &'a str,
+    pub(super) message: &'a str,
+}
+
+/// Sets a condition; the time of its last transition stays while its value does.
+pub(super) fn set_condition(status: &mut LCLTrainingJobStatus, setting: &Setting, generation: i64, now: Timestamp) {
+    let old = status.conditions.iter_mut().find(|condition| condition.type_ == setting.type_);
+    let since = old.as_ref().filter(|old| old.status == setting.value).map(|old| old.last_transition_time.clone());
+    let new = Condition {
+        type_: setting.type_.to_owned(),
+        status: setting.value.to_owned(),
+        reason: setting.reason.to_owned(),
+        message: setting.message.to_owned(),
+        observed_generation: Some(generation),
+        last_transition_time: since.unwrap_or(Time(now)),
+    };
+    match old {
+        Some(old) => *old = new,
+        None => status.conditions.push(new),
+    }
+}

@@ -1,0 +1,106 @@
+//! Completion and failure: how they are seen, written, and what is tidied up after them.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
+
+use super::{Action, JobEvent, condition, draft::Draft, reason};
+use crate::{
+    cause::{Cause, PodEnd, judge_end},
+    observe::{GroupPhase, Link, ObservedJob, PodRole},
+};
+
+/// After completion, workers have this long to end by themselves, with their logs complete.
+const END_BY_THEMSELVES: SignedDuration = SignedDuration::from_secs(30);
+
+/// The end of a job.
+pub(super) struct End {
+    complete: bool,
+    reason: &'static str,
+    message: String,
+    /// The pod that ended it, unless it is on record already.
+    pod: Option<(String, PodEnd)>,
+}
+
+/// Whether the coordinator or a pod says that the job is over. A worker returns success only when the whole job is complete.
+pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
+    let complete = || End { complete: true, reason: reason::COMPLETE, message: "the last step is done".to_owned(), pod: None };
+    if matches!(observed.link, Link::Connected(group) if group.phase == GroupPhase::Complete) {
+        return Some(complete());
+    }
+    let mut failure = None;
+    for (name, pod) in observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid && pod.end.is_some()) {
+        let end = judge_end(Some(pod));
+        match (end.cause, pod.role) {
+            (Cause::Complete, PodRole::Worker(_)) => return Some(complete()),
+            (Cause::Permanent, _) => {
+                let message = format!("{name}: {}", end.message);
+                failure = Some(End { complete: false, reason: reason::PERMANENT_FAILURE, message, pod: Some((name.clone(), end)) });
+            }
+            _ => {}
+        }
+    }
+    failure
+}
+
+/// Whether there were too many failures without progress.
+pub(super) fn find_exhaustion(draft: &Draft) -> Option<End> {
+    let (failures, limit) = (draft.status.failure_budget.as_ref()?.failures, draft.observed.job.spec().backoff_limit);
+    let last = draft.status.last_failure.as_ref().map_or_else(String::new, |last| format!(", the last: {}: {}", last.pod, last.message));
+    (failures > limit).then(|| End {
+        complete: false,
+        reason: reason::BACKOFF_LIMIT_EXCEEDED,
+        message: format!("{failures} failures without a step in between{last}"),
+        pod: None,
+    })
+}
+
+/// Writes the end into the status, and tidies up.
+pub(super) fn conclude(draft: &mut Draft, end: End) {
+    let type_ = if end.complete { condition::COMPLETE } else { condition::FAILED };
+    if let Some((name, pod_end)) = &end.pod {
+        draft.set_last_failure(name, pod_end);
+    }
+    let step = if end.complete { draft.observed.job.spec().optimization.steps } else { draft.step() };
+    super::progress::note_progress(draft);
+    draft.status.step = Some(step);
+    draft.status.state = Some(type_.to_owned());
+    draft.status.completion_time = Some(Time(draft.observed.now));
+    draft.status.replacing.clear();
+    if let Some(workers) = &mut draft.status.workers {
+        workers.ready = 0;
+        workers.summary = Some(format!("0/{}", workers.desired));
+    }
+    draft.set(condition::RUNNING, "False", end.reason, &end.message);
+    draft.set(condition::RECOVERING, "False", end.reason, &end.message);
+    draft.set(type_, "True", end.reason, &end.message);
+    draft.unset(condition::RECONCILING);
+    if end.complete {
+        draft.unset(condition::STALLED);
+    } else {
+        draft.set(condition::STALLED, "True", end.reason, &end.message);
+    }
+    draft.events.push(JobEvent { warning: !end.complete, reason: end.reason, note: end.message });
+    draft.actions.clear();
+    clean_up(draft);
+}
+
+/// Of a job that is over only finished pods stay, for their logs.
+pub(super) fn clean_up(draft: &mut Draft) {
+    let observed = draft.observed;
+    let completed = draft.status.state.as_deref() == Some(condition::COMPLETE);
+    let patience = if completed { END_BY_THEMSELVES } else { SignedDuration::ZERO };
+    let ended = draft.status.completion_time.as_ref().map_or(observed.now, |time| time.0);
+    let deadline = ended.checked_add(patience).unwrap_or(ended);
+    for (name, pod) in observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid && pod.deletion.is_none()) {
+        let goes = match pod.role {
+            PodRole::Coordinator => true,
+            PodRole::Worker(_) if pod.end.is_some() => false,
+            // One that has no node yet would train for nobody.
+            PodRole::Worker(_) => pod.node.is_none() || observed.now >= deadline,
+        };
+        if goes {
+            draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: false });
+        } else if pod.end.is_none() {
+            draft.wake_at(deadline);
+        }
+    }
+}

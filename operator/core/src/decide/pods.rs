@@ -1,0 +1,169 @@
+//! Which pods there have to be.
+
+use k8s_openapi::jiff::SignedDuration;
+
+use super::{Action, draft::Draft};
+use crate::{
+    build::{coordinator_name, worker_pod_name},
+    cause::judge_end,
+    observe::{Link, MemberBounds, ObservedPod, PodRole},
+};
+
+/// Added to the time a pod was given to end, before it is taken for stuck: its node reports late or not at all.
+const DELETION_SLACK: SignedDuration = SignedDuration::from_secs(5);
+/// Time for the members of a worker that is no longer wanted to leave in order; some steps of a large job.
+const DRAIN_LIMIT: SignedDuration = SignedDuration::from_secs(60);
+/// The same when the coordinator cannot be asked. The pod's own grace period follows.
+const DRAIN_LIMIT_UNASKED: SignedDuration = SignedDuration::from_secs(30);
+/// Between two looks at a worker that drains.
+const DRAIN_LOOK: SignedDuration = SignedDuration::from_secs(1);
+
+/// A pod that has to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    /// It is there, and nothing is known against it.
+    Well,
+    /// It was never there, or its end is on record and its name is free.
+    Free,
+    /// Its name is taken by one that ends, or that belongs to another job.
+    Taken,
+    /// It is missing, and there is no room to record that now.
+    Unrecorded,
+}
+
+/// The coordinator, which is told from all before it by its epoch. The epoch of a pod that may have existed is never given again.
+pub(super) fn decide_coordinator(draft: &mut Draft) {
+    let name = coordinator_name(draft.observed.job);
+    let existed = draft.status.workers.as_ref().is_some_and(|workers| workers.created > 0);
+    if look_at(draft, &name, existed) != Presence::Free || is_too_early(draft) {
+        return;
+    }
+    let epoch = match draft.status.coordinator_epoch {
+        Some(epoch) if draft.observed.unused_epoch == Some(epoch) => epoch,
+        Some(epoch) => epoch.saturating_add(1),
+        None => 1,
+    };
+    draft.status.coordinator_epoch = Some(epoch);
+    draft.actions.push(Action::CreateCoordinator { epoch });
+}
+
+/// The workers from 0 to the wanted number.
+pub(super) fn decide_workers(draft: &mut Draft) {
+    let job = draft.observed.job;
+    let desired = job.world().desired;
+    let created = draft.status.workers.as_ref().map_or(0, |workers| workers.created);
+    let mut all_there = true;
+    for index in 0..desired {
+        let name = worker_pod_name(job, index.unsigned_abs());
+        match look_at(draft, &name, index < created) {
+            Presence::Well => {}
+            Presence::Free => {
+                let recorded = draft.status.replacing.iter().any(|replacing| replacing.pod == name);
+                all_there &= recorded;
+                if !(recorded && is_too_early(draft)) {
+                    draft.actions.push(Action::CreateWorker { index: index.unsigned_abs() });
+                }
+            }
+            // What ends or is missing here has been there.
+            Presence::Taken | Presence::Unrecorded => {}
+        }
+    }
+    if let Some(workers) = &mut draft.status.workers {
+        workers.created = if all_there { desired } else { created.min(desired) };
+    }
+    let is_wanted = |name: &str| name == coordinator_name(job) || (0..desired).any(|index| name == worker_pod_name(job, index.unsigned_abs()));
+    draft.status.replacing.retain(|replacing| is_wanted(&replacing.pod));
+}
+
+/// Looks at one pod, puts its end on record, and has what is left of it deleted. `existed`: its absence is a loss.
+fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
+    let observed = draft.observed;
+    let Some(pod) = observed.pods.get(name) else {
+        if !existed {
+            return Presence::Free;
+        }
+        return if draft.record_end(name, "", &judge_end(None)) { Presence::Free } else { Presence::Unrecorded };
+    };
+    if pod.owner != observed.uid {
+        // Left behind by a job of the same name; Kubernetes removes it, and its removal wakes us.
+        return Presence::Taken;
+    }
+    if pod.end.is_none() && pod.deletion.is_none() {
+        draft.is_well(name);
+        return Presence::Well;
+    }
+    if draft.record_end(name, &pod.uid, &judge_end(Some(pod))) {
+        remove(draft, name, pod);
+    }
+    Presence::Taken
+}
+
+/// Deletes a pod that has ended, and one whose node does not answer without asking the node: the coordinator has fenced its members.
+fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
+    let delete = |force| Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force };
+    let Some(deadline) = pod.deletion else {
+        draft.actions.push(delete(false));
+        return;
+    };
+    let node_is_lost = pod.disruption.as_ref().is_some_and(|(reason, _)| reason == "DeletionByTaintManager");
+    let stuck_at = deadline.checked_add(DELETION_SLACK).unwrap_or(deadline);
+    if node_is_lost || draft.observed.now >= stuck_at {
+        draft.actions.push(delete(true));
+    } else {
+        draft.wake_at(stuck_at);
+    }
+}
+
+/// Whether a replacement has to wait; then the draft wakes in time.
+fn is_too_early(draft: &mut Draft) -> bool {
+    match draft.may_replace_at().filter(|at| *at > draft.observed.now) {
+        Some(at) => {
+            draft.wake_at(at);
+            true
+        }
+        None => false,
+    }
+}
+
+/// Workers beyond the wanted number: their members leave in order, then the pod goes.
+pub(super) fn decide_surplus(draft: &mut Draft) {
+    let observed = draft.observed;
+    let desired = observed.job.world().desired.unsigned_abs();
+    for (name, pod) in observed.pods {
+        if pod.owner != observed.uid || !matches!(pod.role, PodRole::Worker(index) if index >= desired) {
+            continue;
+        }
+        if let Some(deadline) = pod.deletion {
+            let stuck_at = deadline.checked_add(DELETION_SLACK).unwrap_or(deadline);
+            if observed.now >= stuck_at {
+                draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: true });
+            } else {
+                draft.wake_at(stuck_at);
+            }
+            continue;
+        }
+        draft.surplus.push(pod.uid.clone());
+        let since = observed.surplus_since.get(&pod.uid).copied().unwrap_or(observed.now);
+        let (attached, limit) = match observed.link {
+            Link::Connected(group) => (group.members.iter().any(|member| member.worker == *name), DRAIN_LIMIT),
+            Link::Unknown | Link::Unreachable => (true, DRAIN_LIMIT_UNASKED),
+        };
+        let has_left = pod.end.is_some() || !pod.running || !attached;
+        if has_left || observed.now.duration_since(since) >= limit {
+            draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: false });
+            continue;
+        }
+        if matches!(observed.link, Link::Connected(_)) {
+            draft.actions.push(Action::DrainWorker { worker: name.clone() });
+        }
+        draft.wake_at(observed.now.checked_add(DRAIN_LOOK).unwrap_or(observed.now));
+    }
+}
+
+/// The coordinator knows the wanted size. Told before anybody is drained, so that who stays is enough.
+pub(super) fn decide_world(draft: &mut Draft) {
+    let wanted = MemberBounds::of(draft.observed.job);
+    if draft.group().is_some_and(|group| group.members_wanted != wanted) {
+        draft.actions.insert(0, Action::SetWorld(wanted));
+    }
+}

@@ -1,0 +1,188 @@
+//! How the job is doing, for the status.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use lcl_crds::{LCLTrainingJobStatus, LastCheckpointStatus};
+
+use super::{JobEvent, condition, draft::Draft, reason};
+use crate::{
+    build::{coordinator_name, worker_pod_name},
+    observe::{GroupPhase, Link},
+};
+
+/// How training is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Health {
+    /// It has not begun.
+    Starting,
+    /// It goes on.
+    Running,
+    /// It stands still, for this reason.
+    Recovering(&'static str),
+    /// Nothing new is known, what was said before still counts.
+    AsBefore,
+    /// Nobody can say.
+    Unreachable,
+}
+
+/// Fills in everything that follows from the group's and the pods' state.
+pub(super) fn derive(draft: &mut Draft) {
+    note_progress(draft);
+    let health = judge(draft);
+    let ready = count_ready(draft);
+    let desired = draft.observed.job.world().desired;
+    if let Some(workers) = &mut draft.status.workers {
+        workers.ready = ready;
+        workers.summary = Some(format!("{ready}/{desired}"));
+    }
+    set_conditions(draft, health, ready, desired);
+}
+
+/// Step, generation and checkpoint, if the coordinator tells them.
+pub(super) fn note_progress(draft: &mut Draft) {
+    // A coordinator that has formed nothing yet knows of no progress.
+    let Some(group) = draft.group().filter(|group| group.n > 0) else { return };
+    draft.status.step = Some(group.step.cast_signed());
+    let generation = format!("{}.{}", group.epoch, group.n);
+    if draft.status.generation.is_none() {
+        draft.events.push(JobEvent { warning: false, reason: reason::TRAINING_STARTED, note: format!("generation {generation}") });
+    }
+    draft.status.generation = Some(generation);
+    if let Some(step) = group.last_checkpoint.map(u64::cast_signed) {
+        if draft.status.last_checkpoint.as_ref().is_none_or(|last| last.step != step) {
+            draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(draft.observed.now) });
+        }
+    }
+}
+
+fn judge(draft: &Draft) -> Health {
+    let has_trained = draft.status.generation.is_some();
+    let standing = |reason| if has_trained { Health::Recovering(reason) } else { Health::Starting };
+    let coordinator = draft.observed.pods.get(&coordinator_name(draft.observed.job)).filter(|pod| pod.owner == draft.observed.uid);
+    if coordinator.is_none_or(|pod| pod.end.is_some() || pod.deletion.is_some()) {
+        return standing(reason::COORDINATOR_LOST);
+    }
+    match draft.observed.link {
+        Link::Connected(group) => match group.phase {
+            GroupPhase::Running => Health::Running,
+            GroupPhase::Waiting => standing(reason::WAITING_FOR_WORKERS),
+            GroupPhase::Recovering | GroupPhase::Ended | GroupPhase::Complete => standing(reason::GROUP_BROKEN),
+        },
+        Link::Unknown => Health::AsBefore,
+        Link::Unreachable if has_trained => Health::Unreachable,
+        Link::Unreachable => Health::Starting,
+    }
+}
+
+/// Workers all of whose members train; before the coordinator says anything, workers that are ready.
+fn count_ready(draft: &Draft) -> i32 {
+    let observed = draft.observed;
+    let each = observed.job.spec().workers.members_per_worker.unsigned_abs() as usize;
+    let well = |name: &str| {
+        observed.pods.get(name).filter(|pod| pod.owner == observed.uid && pod.end.is_none() && pod.deletion.is_none())
+    };
+    let before = observed.status.workers.as_ref().map_or(0, |workers| workers.ready);
+    let names = (0..observed.job.world().desired).map(|index| worker_pod_name(observed.job, index.unsigned_abs()));
+    let ready = match observed.link {
+        Link::Connected(group) => {
+            let mut ranked = std::collections::BTreeMap::<&str, usize>::new();
+            for member in group.members.iter().filter(|member| member.ranked) {
+                *ranked.entry(&member.worker).or_default() += 1;
+            }
+            names.filter(|name| ranked.get(name.as_str()).is_some_and(|members| *members >= each)).count()
+        }
+        Link::Unknown | Link::Unreachable => names.filter(|name| well(name).is_some_and(|pod| pod.ready)).count(),
+    };
+    let ready = i32::try_from(ready).unwrap_or(i32::MAX);
+    let keeps = *observed.link == Link::Unknown && observed.status.generation.is_some();
+    if keeps { before.min(ready) } else { ready }
+}
+
+fn set_conditions(draft: &mut Draft, health: Health, ready: i32, desired: i32) {
+    let before = if draft.had(condition::RUNNING, "True") {
+        Health::Running
+    } else if draft.had(condition::RECOVERING, "True") {
+        Health::Recovering(reason::GROUP_BROKEN)
+    } else {
+        Health::Starting
+    };
+    let health = match health {
+        // The reason of a recovery stays as it was written.
+        Health::AsBefore if matches!(before, Health::Recovering(_)) => {
+            return set_rest(draft, false);
+        }
+        Health::AsBefore => before,
+        known => known,
+    };
+    let state = match health {
+        Health::Running | Health::AsBefore => {
+            draft.set(condition::RUNNING, "True", reason::TRAINING, &format!("{ready} of {desired} workers train"));
+            draft.set(condition::RECOVERING, "False", reason::TRAINING, "training goes on");
+            "Running"
+        }
+        Health::Recovering(why) => {
+            let message = describe_recovery(draft, why);
+            draft.set(condition::RUNNING, "False", why, &message);
+            draft.set(condition::RECOVERING, "True", why, &message);
+            "Recovering"
+        }
+        Health::Starting => {
+            draft.set(condition::RUNNING, "False", reason::WAITING_FOR_WORKERS, "no generation was formed yet");
+            draft.set(condition::RECOVERING, "False", reason::WAITING_FOR_WORKERS, "no generation was formed yet");
+            "Pending"
+        }
+        Health::Unreachable => {
+            let message = "the coordinator's pod runs, but the operator cannot reach it";
+            draft.set(condition::RUNNING, "Unknown", reason::COORDINATOR_UNREACHABLE, message);
+            draft.set(condition::RECOVERING, "Unknown", reason::COORDINATOR_UNREACHABLE, message);
+            "Unknown"
+        }
+    };
+    draft.status.state = Some(state.to_owned());
+    let running = |health| matches!(health, Health::Running);
+    match (before, health) {
+        (Health::Running, Health::Recovering(why)) => {
+            let note = describe_recovery(draft, why);
+            draft.events.push(JobEvent { warning: true, reason: reason::RECOVERING, note });
+        }
+        (Health::Recovering(_), now) if running(now) => {
+            let note = format!("{ready} of {desired} workers train at step {}", draft.step());
+            draft.events.push(JobEvent { warning: false, reason: reason::RECOVERED, note });
+        }
+        _ => {}
+    }
+    set_rest(draft, running(health) && ready == desired);
+}
+
+fn describe_recovery(draft: &Draft, why: &str) -> String {
+    let last = draft.status.last_failure.as_ref().filter(|_| !draft.status.replacing.is_empty());
+    match (last, why) {
+        (Some(last), _) => format!("{}: {}: {}", last.pod, last.reason, last.message),
+        (None, reason::COORDINATOR_LOST) => "the coordinator is being replaced".to_owned(),
+        (None, reason::WAITING_FOR_WORKERS) => "fewer members than the job needs are there".to_owned(),
+        (None, _) => "the members form a new generation".to_owned(),
+    }
+}
+
+/// The conditions of kstatus.
+fn set_rest(draft: &mut Draft, as_wanted: bool) {
+    if as_wanted {
+        draft.unset(condition::RECONCILING);
+    } else {
+        draft.set(condition::RECONCILING, "True", "InProgress", "not all workers train yet");
+    }
+    let Some(problem) = draft.observed.problem else { return draft.unset(condition::STALLED) };
+    let known = draft.observed.status.conditions.iter().any(|old| old.type_ == condition::STALLED && old.message == problem.message);
+    draft.set(condition::STALLED, "True", problem.reason, &problem.message);
+    if !known {
+        draft.events.push(JobEvent { warning: true, reason: problem.reason, note: problem.message.clone() });
+    }
+}
+
+/// Whether two statuses differ in nothing but numbers that grow while all is well. Such a difference may be written late.
+#[must_use]
+pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) -> bool {
+    let mut new = new.clone();
+    new.step = old.step;
+    new.last_checkpoint.clone_from(&old.last_checkpoint);
+    new == *old
+}

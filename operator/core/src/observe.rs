@@ -1,0 +1,229 @@
+//! What the operator saw of a job and its pods: plain values, cut down to what decisions need.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod},
+    jiff::Timestamp,
+};
+use lcl_crds::{LCLTrainingJobStatus, WORKER_CONTAINER};
+
+use crate::{
+    ValidatedJob,
+    build::{COORDINATOR_CONTAINER, EPOCH_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE},
+};
+
+/// Everything that [`crate::decide`] looks at.
+#[derive(Clone, Debug)]
+pub struct ObservedJob<'a> {
+    /// The job.
+    pub job: &'a ValidatedJob,
+    /// Its `metadata.uid`.
+    pub uid: &'a str,
+    /// Its `metadata.generation`.
+    pub generation: i64,
+    /// Its status as stored.
+    pub status: &'a LCLTrainingJobStatus,
+    /// Selector of its workers.
+    pub selector: &'a str,
+    /// All pods that bear the job's name in their labels, by their own names.
+    pub pods: &'a BTreeMap<String, Arc<ObservedPod>>,
+    /// What the coordinator says.
+    pub link: &'a Link,
+    /// An epoch that is written to the status, and of which it is certain that no coordinator has got it.
+    pub unused_epoch: Option<i64>,
+    /// Since when pods have been beyond the job's size, by uid.
+    pub surplus_since: &'a BTreeMap<String, Timestamp>,
+    /// Why the last attempt to apply something failed.
+    pub problem: Option<&'a Problem>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Something in the way that does not solve itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Reason of the condition and of the event.
+    pub reason: &'static str,
+    /// What was tried, and the answer.
+    pub message: String,
+}
+
+/// What is known through the coordinator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Link {
+    /// Nothing, for a short time: what was known before still counts.
+    #[default]
+    Unknown,
+    /// Nothing for longer than a hiccup takes.
+    Unreachable,
+    /// The newest status.
+    Connected(GroupStatus),
+}
+
+/// The group as the coordinator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// What it is doing.
+    pub phase: GroupPhase,
+    /// The coordinator's epoch.
+    pub epoch: u64,
+    /// Number of the membership under this epoch; 0 before the first.
+    pub n: u64,
+    /// Bounds in force.
+    pub members_wanted: MemberBounds,
+    /// Attached members: their worker, and whether they have a rank.
+    pub members: Vec<MemberSeen>,
+    /// Steps that every member has committed.
+    pub step: u64,
+    /// Step of the newest checkpoint.
+    pub last_checkpoint: Option<u64>,
+}
+
+/// What a group is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupPhase {
+    /// Not enough members.
+    Waiting,
+    /// Training.
+    Running,
+    /// Between two generations.
+    Recovering,
+    /// The last step is done.
+    Complete,
+    /// Ended for another reason.
+    Ended,
+}
+
+/// Bounds on the number of members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberBounds {
+    /// Fewest.
+    pub min: u32,
+    /// Wanted.
+    pub desired: u32,
+    /// Most.
+    pub max: u32,
+}
+
+impl MemberBounds {
+    /// Those of a job: its workers times the members of each.
+    #[must_use]
+    pub fn of(job: &ValidatedJob) -> Self {
+        let (world, each) = (job.world(), job.spec().workers.members_per_worker);
+        let members = |workers: i32| workers.saturating_mul(each).unsigned_abs();
+        Self { min: members(world.min), desired: members(world.desired), max: members(world.max) }
+    }
+}
+
+/// An attached member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberSeen {
+    /// Its worker: the name of the pod.
+    pub worker: String,
+    /// Whether it belongs to the group that trains.
+    pub ranked: bool,
+}
+
+/// What a pod is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodRole {
+    /// It decides membership.
+    Coordinator,
+    /// It trains; its index.
+    Worker(u32),
+}
+
+/// A pod, cut down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedPod {
+    /// Its uid.
+    pub uid: String,
+    /// Uid of the job that owns it.
+    pub owner: String,
+    /// What it is for.
+    pub role: PodRole,
+    /// The coordinator's epoch.
+    pub epoch: Option<i64>,
+    /// Its address, once it has one.
+    pub ip: Option<String>,
+    /// The node's name, once it has one.
+    pub node: Option<String>,
+    /// `status.phase` is Running.
+    pub running: bool,
+    /// The condition Ready is true.
+    pub ready: bool,
+    /// When it has to be gone, if it is being deleted.
+    pub deletion: Option<Timestamp>,
+    /// Reason and message of a true `DisruptionTarget` condition.
+    pub disruption: Option<(String, String)>,
+    /// How it ended.
+    pub end: Option<ObservedEnd>,
+}
+
+/// How a pod's main container, or the pod itself, ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedEnd {
+    /// Exit code of the main container; none when it never ran, or nobody could see it end.
+    pub exit_code: Option<i32>,
+    /// Reason as Kubernetes gives it, such as OOMKilled or Evicted.
+    pub reason: String,
+    /// What the program left as its last words, or Kubernetes says.
+    pub message: String,
+}
+
+impl ObservedPod {
+    /// Reads a pod; `None` when it is none of ours.
+    #[must_use]
+    pub fn read(pod: &Pod) -> Option<Self> {
+        let metadata = &pod.metadata;
+        let label = |key: &str| metadata.labels.as_ref().and_then(|labels| labels.get(key));
+        let role = match label(ROLE_LABEL)?.as_str() {
+            WORKER_ROLE => PodRole::Worker(label(WORKER_INDEX_LABEL)?.parse().ok()?),
+            _ => PodRole::Coordinator,
+        };
+        let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+        let status = pod.status.as_ref();
+        let conditions = || status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+        let is_true = |type_: &str| conditions().find(|condition| condition.type_ == type_ && condition.status == "True");
+        let annotation = metadata.annotations.as_ref().and_then(|annotations| annotations.get(EPOCH_ANNOTATION));
+        Some(Self {
+            uid: metadata.uid.clone()?,
+            owner: owner.uid.clone(),
+            role,
+            epoch: annotation.and_then(|epoch| epoch.parse().ok()),
+            ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            running: status.and_then(|status| status.phase.as_deref()) == Some("Running"),
+            ready: is_true("Ready").is_some(),
+            deletion: metadata.deletion_timestamp.as_ref().map(|time| time.0),
+            disruption: is_true("DisruptionTarget")
+                .map(|condition| (condition.reason.clone().unwrap_or_default(), condition.message.clone().unwrap_or_default())),
+            end: read_end(pod, role),
+        })
+    }
+}
+
+fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {
+    let status = pod.status.as_ref()?;
+    let main = match role {
+        PodRole::Coordinator => COORDINATOR_CONTAINER,
+        PodRole::Worker(_) => WORKER_CONTAINER,
+    };
+    let container: Option<&ContainerStatus> = status.container_statuses.iter().flatten().find(|container| container.name == main);
+    let terminated = container.and_then(|container| container.state.as_ref()?.terminated.as_ref());
+    // The main container decides: a sidecar that runs on keeps no dead trainer alive.
+    if let Some(terminated) = terminated {
+        return Some(ObservedEnd {
+            exit_code: Some(terminated.exit_code),
+            reason: terminated.reason.clone().unwrap_or_default(),
+            message: terminated.message.clone().unwrap_or_default(),
+        });
+    }
+    let exit_code = match status.phase.as_deref() {
+        Some("Succeeded") => Some(0),
+        Some("Failed") => None,
+        _ => return None,
+    };
+    Some(ObservedEnd { exit_code, reason: status.reason.clone().unwrap_or_default(), message: status.message.clone().unwrap_or_default() })
+}
