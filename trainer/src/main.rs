@@ -19,7 +19,7 @@ fn main() -> process::ExitCode {
     let cli = Cli::parse();
     let multi = MultiProgress::new();
     start_logging(cli.log_format, multi.clone());
-    match commands::run(cli.command, multi) {
+    match commands::run(cli.command, cli.log_format, multi) {
         Ok(code) => code.into(),
         Err(error) => {
             let code = error.exit_code();
