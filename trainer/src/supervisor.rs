@@ -220,6 +220,8 @@ impl<C: Crew> Supervisor<'_, C> {
                     return None;
                 }
                 Some(ExitCode::Preempted) if is_over || !process.role.returns => return None,
+                // It had only just been started, and did not take signals over yet.
+                None if self.stopping.is_some() && status.signal() == Some(Signal::TERM.as_raw()) => return None,
                 _ if is_over => {
                     tracing::warn!("{cause}");
                     self.outcome.get_or_insert(Outcome { code: ExitCode::Retryable, cause });

@@ -83,7 +83,6 @@ fn what_would_fail_again_ends_the_worker_with_its_cause() -> Result<()> {
     ensure!(cause.starts_with("w-0/0 ended: permanent failure (exit code 65): ") && cause.contains("data.tar"), "{cause}");
     ensure!(cause.lines().count() == 1, "{cause}");
     // Refused before a member is started.
-    fs::write(run.arguments(&[])?.pop().context("no configuration")?, "{}")?;
     let arguments = ["worker", "--config", &run.arguments(&[])?[2], "--insecure", "--coordinator", &address, "--worker", "w"];
     fs::write(arguments[2], "{}")?;
     process::run([&arguments[..], &["--termination-log", &log]].concat())?.expect_code(ExitCode::Permanent.code())?;

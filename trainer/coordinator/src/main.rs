@@ -78,6 +78,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn start_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    // A standard error that nobody reads any more must not make whoever writes a line panic.
+    let logs = logs.log_internal_errors(false);
     match format {
         LogFormat::Human => logs.with_target(false).init(),
         LogFormat::Json => logs.json().init(),
