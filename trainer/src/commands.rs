@@ -19,8 +19,8 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::{
     chain,
     cli::{
-        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, MemberArgs, ModelArgs, ReportArgs, ResultFormat,
-        LogFormat, PlaceArgs, RetrievalArgs, ShowArgs, TrainArgs, WorkerArgs,
+        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs,
+        ResultFormat, RetrievalArgs, ShowArgs, TrainArgs, WorkerArgs,
     },
     config_file::{self, ConfigFileError},
     data_commands::{self, DataCommandError, ShowFiles},
@@ -260,7 +260,11 @@ fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, Comm
 }
 
 /// Alone, or as a member of a group.
-fn train(arguments: &TrainArgs, member: Option<(MemberOptions, Option<NonZero<usize>>)>, multi: MultiProgress) -> Result<ExitCode, CommandError> {
+fn train(
+    arguments: &TrainArgs,
+    member: Option<(MemberOptions, Option<NonZero<usize>>)>,
+    multi: MultiProgress,
+) -> Result<ExitCode, CommandError> {
     let mut config = config_file::read(&arguments.config, arguments.steps)?;
     let (begin, output) = (begin_of(arguments), output_of(arguments));
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;

@@ -147,12 +147,16 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     if !program.is_file() {
         return Err(LocalError::NoCoordinator { path: program });
     }
-    let mut roles = vec![Role { name: "the coordinator".to_owned(), works: false, returns: true }];
-    roles.extend((0..options.workers.get()).map(|index| Role { name: worker_name(config, index as usize), works: true, returns: true }));
+    let mut processes = vec![Role { name: "the coordinator".to_owned(), works: false, returns: true }];
+    processes.extend((0..options.workers.get()).map(|index| Role {
+        name: worker_name(config, index as usize),
+        works: true,
+        returns: true,
+    }));
     let display = Arc::new(Mutex::new(Display::new(options.output, &options.multi)));
     let mut job =
         Job { config, options, store: folder.store(), world, own, coordinator: program, address: None, display, output: Vec::new() };
-    let outcome = supervise(&mut job, roles, Rules::new(options.stop.clone()))?;
+    let outcome = supervise(&mut job, processes, Rules::new(options.stop.clone()))?;
     if !matches!(outcome.code, ExitCode::Success | ExitCode::Preempted) {
         tracing::error!(exit_code = outcome.code.code(), "{}", outcome.cause);
     }

@@ -139,13 +139,13 @@ struct Supervisor<'a, C> {
     outcome: Option<Outcome>,
 }
 
-/// Starts the processes of `roles`, in this order, and keeps them alive until the job is done, cannot be done, or is stopped. Nothing of it
+/// Starts `processes`, in this order, and keeps them alive until the job is done, cannot be done, or is stopped. Nothing of it
 /// runs any more when this returns.
-pub fn supervise<C: Crew>(crew: &mut C, roles: Vec<Role>, rules: Rules) -> Result<Outcome, SupervisorError<C::Error>> {
+pub fn supervise<C: Crew>(crew: &mut C, processes: Vec<Role>, rules: Rules) -> Result<Outcome, SupervisorError<C::Error>> {
     // Children of a child that died come here instead of to process 1, so that they are seen to end, too.
     set_child_subreaper(Some(rustix::process::getpid())).map_err(|errno| SupervisorError::Wait { source: errno.into() })?;
     let now = Instant::now();
-    let processes = roles.into_iter().map(|role| Process { role, state: State::Due(now), deaths: Vec::new() }).collect();
+    let processes = processes.into_iter().map(|role| Process { role, state: State::Due(now), deaths: Vec::new() }).collect();
     Supervisor { crew, processes, rules, stopping: None, complete: None, outcome: None }.run()
 }
 

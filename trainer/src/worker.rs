@@ -78,10 +78,11 @@ pub enum MembersError {
 
 /// Runs the members to their end.
 pub fn run(options: &WorkerOptions) -> Result<Outcome, WorkerError> {
-    let roles = (0..options.members.get()).map(|index| Role { name: member_name(options, index as usize), works: true, returns: false });
-    let mut members = Members { options, output: Vec::new() };
+    let processes =
+        (0..options.members.get()).map(|index| Role { name: member_name(options, index as usize), works: true, returns: false });
+    let mut crew = Members { options, output: Vec::new() };
     let rules = Rules { patience: Some(options.drain_timeout), ..Rules::new(options.stop.clone()) };
-    let outcome = supervise(&mut members, roles.collect(), rules)?;
+    let outcome = supervise(&mut crew, processes.collect(), rules)?;
     tracing::info!(worker = options.name, exit_code = outcome.code.code(), cause = outcome.cause, "all members have ended");
     Ok(outcome)
 }

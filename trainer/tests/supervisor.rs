@@ -71,10 +71,10 @@ fn run(case: &Case<'_>) -> (Outcome, usize) {
     let stop = StopRequest::default();
     let scripts = case.scripts.iter().chain(&case.helper).map(|script| (*script).to_owned()).collect();
     let role = |index: usize| Role { name: format!("p{index}"), works: index < case.scripts.len(), returns: case.returns };
-    let roles = (0..case.scripts.len() + usize::from(case.helper.is_some())).map(role).collect();
+    let processes = (0..case.scripts.len() + usize::from(case.helper.is_some())).map(role).collect();
     let mut crew = Shells { scripts, stop: stop.clone(), stops_after: case.stops_after, started: 0 };
     let rules = Rules { patience: case.patience, first_pause: Duration::from_millis(1), most_deaths: 4, ..Rules::new(stop) };
-    let outcome = supervise(&mut crew, roles, rules).unwrap();
+    let outcome = supervise(&mut crew, processes, rules).unwrap();
     (outcome, crew.started)
 }
 
@@ -90,13 +90,19 @@ fn the_codes_of_the_processes_decide_the_code_of_the_whole() {
     check(&Case { scripts: &["exit 80", "exit 80"], ..CASE }, ExitCode::Preempted, "by the coordinator");
     check(&Case { scripts: &["exit 80", "exit 0"], ..CASE }, ExitCode::Success, "complete");
     // What would fail again ends the others at once.
-    check(&Case { scripts: &["exec sleep 1000", "exit 65"], ..CASE }, ExitCode::Permanent, "p1 ended: permanent failure (exit code 65): the words of 1");
+    check(
+        &Case { scripts: &["exec sleep 1000", "exit 65"], ..CASE },
+        ExitCode::Permanent,
+        "p1 ended: permanent failure (exit code 65): the words of 1",
+    );
     check(&Case { scripts: &["exit 2"], ..CASE }, ExitCode::Permanent, "usage");
 }
 
 #[test]
 fn who_dies_is_started_again_until_it_has_died_too_often() {
-    for (script, cause) in [("exit 75", "retryable failure"), ("exit 1", "exit code 1"), ("kill -9 $$", "killed by signal 9; it died 4 times")] {
+    for (script, cause) in
+        [("exit 75", "retryable failure"), ("exit 1", "exit code 1"), ("kill -9 $$", "killed by signal 9; it died 4 times")]
+    {
         let case = Case { scripts: &["exec sleep 1000", script], ..CASE };
         let (outcome, started) = run(&case);
         assert_eq!((outcome.code, started), (ExitCode::Retryable, 5), "{}", outcome.cause);

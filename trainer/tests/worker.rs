@@ -33,7 +33,10 @@ fn a_worker_keeps_its_members_alive_waits_for_orphans_and_tells_how_it_ended() -
     command
         .args(["-c", "sleep 0.01 & exec \"$0\" worker --output json"])
         .arg(process::trainer()?)
-        .envs([("LCL_CONFIG", run.arguments(&[])?.pop().context("no configuration")?), ("LCL_COORDINATOR", coordinator.address().to_string())])
+        .envs([
+            ("LCL_CONFIG", run.arguments(&[])?.pop().context("no configuration")?),
+            ("LCL_COORDINATOR", coordinator.address().to_string()),
+        ])
         .envs([("LCL_WORKER", "job-w-0"), ("LCL_MEMBERS_PER_WORKER", "2"), ("LCL_INSECURE", "true"), ("LCL_LOG_FORMAT", "json")])
         .envs([("LCL_NODE", "n1"), ("LCL_POD_IP", "127.0.0.1"), ("LCL_DRAIN_TIMEOUT", "60")])
         .env("LCL_TERMINATION_LOG", &termination_log);

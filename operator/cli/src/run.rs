@@ -129,8 +129,7 @@ fn trainer_arguments(config_file: &Path, job: &ValidatedJob, arguments: &RunArgu
     let mut list: Vec<OsString> = vec![if members(job) > 1 { "local" } else { "train" }.into(), "--config".into(), config_file.into()];
     if members(job) > 1 {
         let fewest = if job.spec().elastic.is_some() { job.world().min } else { workers.replicas };
-        let numbers =
-            [("--workers", workers.replicas), ("--members-per-worker", workers.members_per_worker), ("--min-workers", fewest)];
+        let numbers = [("--workers", workers.replicas), ("--members-per-worker", workers.members_per_worker), ("--min-workers", fewest)];
         list.extend(numbers.into_iter().flat_map(|(name, number)| [name.into(), number.to_string().into()]));
     }
     let flags = [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
