@@ -78,10 +78,10 @@ fn run(case: &Case<'_>) -> (Outcome, usize) {
     (outcome, crew.started)
 }
 
-fn check(case: &Case<'_>, code: ExitCode, cause: &str) {
+fn check(case: &Case<'_>, code: ExitCode, words: &str) {
     let (outcome, _) = run(case);
     assert_eq!(outcome.code, code, "{:?}: {}", case.scripts, outcome.cause);
-    assert!(outcome.cause.contains(cause), "{:?}: {}", case.scripts, outcome.cause);
+    assert!(outcome.cause.contains(words), "{:?}: {}", case.scripts, outcome.cause);
 }
 
 #[test]
