@@ -21,7 +21,7 @@ deps: ## fetch libtorch and the system packages a build needs
 
 demo: deps ## train on 7,226 emoji for five minutes and show what the model learnt
 	@scripts/npm-emoji.sh
-	cargo build --release --quiet -p lcl -p lcl-trainer
+	cargo build --release --quiet -p lcl -p lcl-trainer -p lcl-coordinator
 	cargo build --release --quiet -p lcl-data --example pack_emoji
 	@scripts/demo.sh
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the programs of the images, the same bytes in whatever folder: programs.sh [PROGRAM...]; by default all. They land in
-# target/images/programs. The trainer links libtorch and is dynamic; the others are static and need nothing of an image but themselves.
+# target/images/programs, each with the licences of the crates in it. The trainer links libtorch and is dynamic; the others are static
+# and need nothing of an image but themselves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ROOT=$(pwd -P)
@@ -46,6 +47,7 @@ build() { # build PROGRAM FOLDER [RUSTFLAG...]: a folder for each set of flags, 
   install -D -m 755 "$folder/$TRIPLE/image/$program" "$OUT/programs/$program"
   # The assembler of libjpeg-turbo's inner loops notes its sources' full names and cannot be told another.
   objcopy --wildcard --strip-symbol '/*' "$OUT/programs/$program"
+  python3 images/licenses.py "$program" > "$OUT/programs/$program.licenses"
   local path
   for path in "$ROOT" "$OUT" "$CARGO" "$LIBTORCH"; do
     if grep --quiet --fixed-strings --binary-files=text "$path/" "$OUT/programs/$program"; then
@@ -59,7 +61,7 @@ build() { # build PROGRAM FOLDER [RUSTFLAG...]: a folder for each set of flags, 
 for program in "$@"; do
   if ! cargo pkgid --quiet --locked --package "$program" > /dev/null 2>&1; then
     echo "$program is no member of this workspace: left out" >&2
-    rm -f "$OUT/programs/$program"
+    rm -f "$OUT/programs/$program" "$OUT/programs/$program.licenses"
     continue
   fi
   case $program in

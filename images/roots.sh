@@ -99,6 +99,7 @@ for name in "$@"; do
     gcc -static -Os -s -Wl,--build-id=none -o "$root/program/usr/local/bin/pause" images/test/pause.c
   else
     put "$PROGRAMS/$name" "$root/program" "usr/local/bin/$name" 755
+    put "$PROGRAMS/$name.licenses" "$root/program" usr/share/doc/lcl/LICENSES-OF-CRATES
   fi
   if readelf --program-headers --wide "$root/program/usr/local/bin/$name" | grep --quiet INTERP; then
     install -d "$root/libtorch"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The demo: trains the job of examples/emoji.yaml on real images for at most five minutes and shows what the model learnt.
+# The demo: trains the job of examples/emoji.yaml on real images for at most five minutes, with two workers of which one is killed half
+# way, and shows what that cost and what the model learnt.
 # Expects built programs and fetched images (`make demo` does both). Everything it prints is measured in this run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,14 +31,31 @@ PY
   rm -rf "$probe"
 }
 
-train_and_test() { # TITLE DATA RUNS SECONDS NAME
+# Trains; half way through, one of the two workers is killed with its member.
+train() { # STEPS DATA RUNS ACCIDENT
+  local arguments=(run examples/emoji.yaml --local --steps "$1" --volume "data=$2" --volume "runs=$3")
+  if [ "$4" != yes ]; then
+    "$LCL" "${arguments[@]}"
+    return
+  fi
+  # The log is kept: it says which generation had how many members.
+  "$LCL" "${arguments[@]}" > >(tee "$3/log") 2>&1 &
+  local launcher=$!
+  python3 scripts/demo_kill.py kill $launcher emoji-w-0 "$3/emoji" $(($1 / 2)) &
+  wait $launcher
+  wait $!
+  say "What the loss of a worker cost"
+  python3 scripts/demo_kill.py report "$3/emoji" "$3/log"
+}
+
+train_and_test() { # TITLE DATA RUNS SECONDS NAME ACCIDENT
   say "$1"
   local steps
   steps=$(steps_within "$4" "$2")
   echo "$steps steps fit into $4 s on this machine"
   rm -rf "$3"
   mkdir -p "$3"
-  "$LCL" run examples/emoji.yaml --local --steps "$steps" --volume "data=$2" --volume "runs=$3"
+  train "$steps" "$2" "$3" "${6:-no}"
   "$LCL" evaluate retrieval --run "$3/emoji" --shards "$2/emoji/heldout-000.tar" --name "$5" --examples 5 --output-file "$3/retrieval.json"
 }
 
@@ -47,7 +65,7 @@ mkdir -p "$HOME_DIR"
 "$PROGRAMS/examples/pack_emoji" --google $EMOJI/google --twitter $EMOJI/twitter --out $HOME_DIR/seen-style/emoji
 "$PROGRAMS/examples/pack_emoji" --google $EMOJI/google --twitter $EMOJI/twitter --out $HOME_DIR/unseen/emoji --hold-out both
 
-train_and_test "One style of every tenth emoji held out" $HOME_DIR/seen-style $HOME_DIR/runs "$SECONDS_FULL" "Twitter style held out"
+train_and_test "One style of every tenth emoji held out" $HOME_DIR/seen-style $HOME_DIR/runs "$SECONDS_FULL" "Twitter style held out" yes
 train_and_test "The same with both styles held out: emoji the model never saw" $HOME_DIR/unseen $HOME_DIR/runs-unseen "$SECONDS_UNSEEN" "both styles held out"
 
 "$LCL" report "$HOME_DIR/runs/emoji" --retrieval "$HOME_DIR/runs/retrieval.json" --retrieval "$HOME_DIR/runs-unseen/retrieval.json" -o "$HOME_DIR/report.html"

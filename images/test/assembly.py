@@ -27,6 +27,9 @@ def compile_c(source, output, *flags):
 def make_programs(folder, exit_code=0):
     """Static programs, and a trainer that needs a libtorch of three libraries, one of them only by way of another."""
     main = f"int main(void) {{ return {exit_code}; }}"
+    folder.mkdir()
+    for name in PROGRAMS:
+        (folder / f"{name}.licenses").write_text(f"what is in {name}\n")
     for name in PROGRAMS[:2]:
         compile_c(main, folder / name, "-static")
     lib = folder / "libtorch" / "lib"
@@ -156,6 +159,8 @@ class Assembly(unittest.TestCase):
                 self.assertEqual(members["tmp"][0].mode & 0o7777, 0o1777)
                 self.assertIn(b"Apache License", members["usr/share/doc/lcl/LICENSE"][1])
                 self.assertIn("usr/share/doc/libc6/copyright", members)
+                if name != "pause":
+                    self.assertEqual(members["usr/share/doc/lcl/LICENSES-OF-CRATES"][1].decode(), f"what is in {name}\n")
 
     def test_the_trainer_has_the_libraries_it_needs_and_no_other_of_libtorch(self):
         members = self.images["lcl-trainer"].members()

@@ -4,6 +4,7 @@
 //! It links no libtorch: the program under test does. Tests that start the program lie in its package (`trainer/tests`), where cargo builds it
 //! first; those about the workspace as a whole lie here.
 
+pub mod coordinator;
 pub mod data;
 pub mod process;
 pub mod run;

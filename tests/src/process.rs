@@ -33,6 +33,13 @@ pub fn trainer() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Path of `lcl-coordinator`, beside the trainer.
+pub fn coordinator() -> Result<PathBuf> {
+    let path = trainer()?.with_file_name("lcl-coordinator");
+    ensure!(path.is_file(), "{} is missing: `cargo build -p lcl-coordinator` makes it", path.display());
+    Ok(path)
+}
+
 /// What a process left when it ended.
 #[derive(Debug)]
 pub struct Finished {
@@ -81,7 +88,8 @@ pub fn start_with_file_limit<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item 
     start_command(command)
 }
 
-fn start_command(mut command: Command) -> Result<Running> {
+/// Starts any program as [`start`] does the trainer.
+pub fn start_command(mut command: Command) -> Result<Running> {
     let folder = tempfile::tempdir()?;
     let (stdout, stderr) = (folder.path().join("stdout"), folder.path().join("stderr"));
     let child = command
@@ -130,6 +138,16 @@ impl Running {
         Ok(())
     }
 
+    /// What it has printed to its standard output so far.
+    pub fn stdout(&self) -> Result<String> {
+        read(&self.stdout)
+    }
+
+    /// What it has printed to its standard error so far.
+    pub fn stderr(&self) -> Result<String> {
+        read(&self.stderr)
+    }
+
     /// Its process id.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -147,6 +165,38 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Processes that `parent` has started, itself and through others, with their command lines; in the order of their ids.
+pub fn descendants(parent: u32) -> Result<Vec<(u32, String)>> {
+    let mut found = Vec::new();
+    let mut parents = vec![parent];
+    while let Some(parent) = parents.pop() {
+        // Gone by now: so are its threads.
+        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        for thread in threads {
+            let Ok(children) = fs::read_to_string(thread?.path().join("children")) else { continue };
+            for child in children.split_whitespace() {
+                let child = child.parse()?;
+                let words = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                found.push((child, String::from_utf8_lossy(&words).replace('\0', " ")));
+                parents.push(child);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Kills a process at once.
+pub fn kill(process: u32) -> Result<()> {
+    Ok(kill_process(Pid::from_raw(i32::try_from(process)?).context("no process")?, Signal::KILL)?)
+}
+
+/// Whether a process exists, be it only as one whose end nobody has waited for.
+#[must_use]
+pub fn exists(process: u32) -> bool {
+    Path::new(&format!("/proc/{process}")).exists()
 }
 
 /// Looks at `condition` until it gives something; an error after [`PATIENCE`].

@@ -48,6 +48,14 @@ impl Workbench {
         self.folder.path().join(name)
     }
 
+    /// A run of this many steps, done by a single process.
+    pub fn alone(&self, steps: u64) -> Result<Run> {
+        let mut run = self.begin("alone")?;
+        run.config.optimization.steps = steps;
+        run.complete(&[])?;
+        Ok(run)
+    }
+
     /// A run called `name` that does not exist yet, with a configuration made for speed.
     pub fn begin(&self, name: &str) -> Result<Run> {
         let folder = self.path(name);
@@ -137,6 +145,33 @@ impl Run {
             work.push(format!("{} {} {}", line["slots"], line["samples_digest"], line["loss"]));
         }
         Ok(work)
+    }
+
+    /// Something as soon as this many steps are recorded; for `await_condition`.
+    pub fn has_steps(&self, steps: usize) -> Result<Option<()>> {
+        Ok((self.steps()?.len() >= steps).then_some(()))
+    }
+
+    /// Fails unless the ledger has every slot of every step once, with the samples of `alone` and nearly its losses: sums are taken in
+    /// another order.
+    pub fn expect_same_work(&self, alone: &Self) -> Result<()> {
+        let steps = self.ledger()?.len();
+        ensure!(steps == alone.ledger()?.len(), "{steps} steps");
+        for (line, expected) in self.steps()?.iter().zip(alone.steps()?) {
+            for field in ["slots", "samples_digest", "rows", "images", "tokens", "skipped_samples", "learning_rate"] {
+                ensure!(line[field] == expected[field], "step {}: {field} is {}, alone {}", line["step"], line[field], expected[field]);
+            }
+            let (loss, expected) = (line["loss"].as_f64().context("no loss")?, expected["loss"].as_f64().context("no loss")?);
+            ensure!((loss / expected - 1.0).abs() < 1e-3, "step {}: loss {loss}, alone {expected}", line["step"]);
+        }
+        Ok(())
+    }
+
+    /// The arguments of another command than `train` for it.
+    pub fn arguments_of(&self, command: &str, more: &[&str]) -> Result<Vec<String>> {
+        let mut arguments = self.arguments(more)?;
+        command.clone_into(arguments.first_mut().context("no command")?);
+        Ok(arguments)
     }
 
     /// The checkpoints' folders, the newest first.

@@ -52,7 +52,7 @@ const BORDERS: [Border; 14] = [
     Border { name: "lcl-trainer-config", knows: &[], never: NOT_PURE },
     Border { name: "lcl-proto", knows: &[], never: NOT_IN_WIRE },
     Border { name: "lcl-protocol", knows: &[], never: NOT_PURE },
-    Border { name: "lcl-coordinator", knows: &["lcl-proto", "lcl-protocol"], never: NOT_IN_WIRE },
+    Border { name: "lcl-coordinator", knows: &["lcl-proto", "lcl-protocol", "lcl-trainer-config"], never: NOT_IN_WIRE },
     Border { name: "lcl-data", knows: &["lcl-trainer-config"], never: NOT_IN_DATA },
     Border { name: "lcl-checkpoint", knows: &[], never: NOT_IN_CHECKPOINT },
     Border { name: "lcl-torch", knows: &["lcl-trainer-config"], never: NOT_IN_TORCH },

@@ -1,8 +1,13 @@
 //! The command line of `lcl-trainer`. `lcl` passes its own `data`, `export`, `import`, `evaluate` and `report` through to it.
 
-use std::{num::NonZero, path::PathBuf, str::FromStr};
+use std::{
+    num::{NonZero, NonZeroU32},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use lcl_data::image::CropBox;
 use lcl_trainer_config::{Device, Preset};
 
@@ -29,13 +34,27 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Human => "human",
+            Self::Json => "json",
+        }
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train from a configuration; goes on by itself where a checkpoint is.
     Train(TrainArgs),
-    /// Train with several members on this machine.
+    /// Train with a coordinator and several workers on this machine.
     Local(LocalArgs),
+    /// Start the members of a worker and keep them alive: the program of a pod.
+    #[command(after_help = WORKER_HELP)]
+    Worker(WorkerArgs),
     /// Train as one member of a group that a coordinator leads.
     Member(MemberArgs),
     /// Write a checkpoint's weights as one safetensors file.
@@ -81,12 +100,82 @@ pub struct LocalArgs {
     /// What is trained.
     #[command(flatten)]
     pub train: TrainArgs,
-    /// Processes that train together.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub members: u32,
-    /// Fewest to train with [default: one, so that training goes on while any lives]
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub min_members: u32,
+    /// Workers that train together.
+    #[arg(long, value_name = "N")]
+    pub workers: NonZeroU32,
+    /// Processes that train in each of them.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub members_per_worker: NonZeroU32,
+    /// Fewest workers to train with [default: one, so that training goes on while any lives]
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub min_workers: NonZeroU32,
+}
+
+const WORKER_HELP: &str = "\
+A member that dies is started again, after a pause that grows, until it has died 8 times within 10 minutes. SIGTERM lets all members leave
+after their step; a second one ends them at once.
+
+Exit codes: 0 the job is complete, 65 it would fail again (2 in a member counts as that), 75 it may go well next time, 80 all members left
+in order, after SIGTERM or because the coordinator said so.";
+
+/// `worker`
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// The configuration (JSON), as `lcl run` or the operator writes it.
+    #[arg(long, value_name = "FILE", env = "LCL_CONFIG")]
+    pub config: PathBuf,
+    /// Where the members belong to.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Members of this worker.
+    #[arg(long, value_name = "N", env = "LCL_MEMBERS_PER_WORKER", default_value = "1")]
+    pub members_per_worker: NonZeroU32,
+    /// Threads of each member, instead of the configuration's [default: the processors are shared out]
+    #[arg(long, value_name = "N", env = "LCL_THREADS")]
+    pub threads: Option<NonZero<usize>>,
+    /// Go on from a checkpoint; an error when there is none.
+    #[arg(long)]
+    pub resume: bool,
+    /// Steps of the whole run, instead of the configuration's.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// What the leading member prints.
+    #[arg(long, value_enum, default_value_t = Output::Plain)]
+    pub output: Output,
+    /// File for the cause of the end, in one line; only written if it is there.
+    #[arg(long, value_name = "FILE", env = "LCL_TERMINATION_LOG", default_value = "/dev/termination-log")]
+    pub termination_log: PathBuf,
+    /// Seconds that members have to leave after SIGTERM before they are killed; less than the pod has.
+    #[arg(long, value_name = "SECONDS", env = "LCL_DRAIN_TIMEOUT", default_value = "110", value_parser = seconds)]
+    pub drain_timeout: Duration,
+}
+
+/// Where a member or a worker belongs to.
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
+    /// The coordinator, as host:port.
+    #[arg(long, value_name = "HOST:PORT", env = "LCL_COORDINATOR")]
+    pub coordinator: String,
+    /// Talk to it without encryption; there is no other way yet.
+    #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub insecure: bool,
+    /// End when standard input does: with the process that started this one.
+    #[arg(long)]
+    pub ends_with_stdin: bool,
+    /// Name of the worker.
+    #[arg(long, value_name = "NAME", env = "LCL_WORKER")]
+    pub worker: String,
+    /// The node it runs on; ranks are ordered by it.
+    #[arg(long, value_name = "NAME", env = "LCL_NODE", default_value = "localhost")]
+    pub node: String,
+    /// Address of this host under which the other members reach it.
+    #[arg(long, value_name = "IP", env = "LCL_POD_IP", default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 /// `member`
@@ -95,27 +184,15 @@ pub struct MemberArgs {
     /// What is trained; all members have the same.
     #[command(flatten)]
     pub train: TrainArgs,
-    /// The coordinator, as host:port.
-    #[arg(long, value_name = "HOST:PORT", env = "LCL_COORDINATOR")]
-    pub coordinator: String,
-    /// Talk to it without encryption; there is no other way yet.
-    #[arg(long, env = "LCL_INSECURE")]
-    pub insecure: bool,
-    /// End when standard input does: with the process that started this one.
-    #[arg(long)]
-    pub ends_with_stdin: bool,
-    /// Name of the worker that this member belongs to.
-    #[arg(long, value_name = "NAME", env = "LCL_WORKER")]
-    pub worker: String,
+    /// Where it belongs to.
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Its number within the worker.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub index: u32,
-    /// The node it runs on; ranks are ordered by it.
-    #[arg(long, value_name = "NAME", env = "LCL_NODE", default_value = "localhost")]
-    pub node: String,
-    /// Address of this host under which the other members reach it.
-    #[arg(long, value_name = "IP", env = "LCL_POD_IP", default_value = "127.0.0.1")]
-    pub host: std::net::IpAddr,
+    /// Threads, instead of the configuration's.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZero<usize>>,
 }
 
 /// `export`

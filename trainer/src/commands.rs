@@ -13,12 +13,14 @@ use clap::ValueEnum;
 use indicatif::MultiProgress;
 use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
 use lcl_data::show::{ShowOptions, ShowTransform};
-use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective};
+use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective, TrainerConfig};
+use rustix::process::{Signal, getpid, kill_process};
 
 use crate::{
+    chain,
     cli::{
-        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, MemberArgs, ModelArgs, ReportArgs, ResultFormat,
-        RetrievalArgs, ShowArgs, TrainArgs,
+        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs,
+        ResultFormat, RetrievalArgs, ShowArgs, TrainArgs, WorkerArgs,
     },
     config_file::{self, ConfigFileError},
     data_commands::{self, DataCommandError, ShowFiles},
@@ -30,9 +32,11 @@ use crate::{
     retrieval::Evaluation,
     run_folder::{RunFolderError, local_path},
     stop::StopRequest,
+    supervisor::Outcome,
     trained::{Source, TrainedError, to_uri},
     training::{self, Begin, MemberOptions, TrainError, TrainOptions},
     weights::{self, WeightsError},
+    worker::{self, WorkerError, WorkerOptions},
 };
 
 /// A command failed.
@@ -56,6 +60,9 @@ pub enum CommandError {
     /// `local` failed.
     #[error(transparent)]
     Local(#[from] LocalError),
+    /// `worker` failed.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// `train` failed.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -112,17 +119,19 @@ impl CommandError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Train(error) => error.exit_code(),
-            Self::Signals { .. } | Self::Store(_) | Self::Local(_) => ExitCode::Retryable,
+            Self::Local(error) => error.exit_code(),
+            Self::Signals { .. } | Self::Store(_) | Self::Worker(_) => ExitCode::Retryable,
             _ => ExitCode::Permanent,
         }
     }
 }
 
 /// Runs a command. `multi` is what log lines are drawn around.
-pub fn run(command: Command, multi: MultiProgress) -> Result<ExitCode, CommandError> {
+pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     match command {
         Command::Train(arguments) => train(&arguments, None, multi),
-        Command::Local(arguments) => local(&arguments),
+        Command::Local(arguments) => local(&arguments, log_format, multi),
+        Command::Worker(arguments) => worker(arguments, log_format),
         Command::Member(arguments) => member(&arguments, multi),
         Command::Export(arguments) => export(&arguments),
         Command::Import(arguments) => import(&arguments),
@@ -146,27 +155,82 @@ fn output_of(arguments: &TrainArgs) -> Output {
     arguments.output.unwrap_or(if io::stderr().is_terminal() { Output::Progress } else { Output::Plain })
 }
 
-fn local(arguments: &LocalArgs) -> Result<ExitCode, CommandError> {
+/// Threads of each of `members` processes that share this machine: the configured ones, else a share of the processors.
+fn threads_of_each(config: &TrainerConfig, members: u64) -> Option<usize> {
+    if config.runtime.threads.is_some() || members < 2 {
+        return config.runtime.threads;
+    }
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    Some((processors / usize::try_from(members).unwrap_or(usize::MAX)).max(1))
+}
+
+fn local(arguments: &LocalArgs, log_format: LogFormat, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     let train = &arguments.train;
     let config = config_file::read(&train.config, train.steps)?;
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
-    let output = output_of(train).to_possible_value().map(|value| value.get_name().to_owned());
-    let mut passed_on: Vec<OsString> = output.into_iter().flat_map(|output| ["--output".to_owned(), output]).map(OsString::from).collect();
-    if let Some(steps) = train.steps {
-        passed_on.extend(["--steps".into(), steps.to_string().into()]);
-    }
-    if train.resume {
-        passed_on.push("--resume".into());
-    }
+    let members = u64::from(arguments.workers.get()) * u64::from(arguments.members_per_worker.get());
     let options = LocalOptions {
         config_file: train.config.clone(),
-        members: arguments.members,
-        min_members: arguments.min_members,
+        workers: arguments.workers,
+        members_per_worker: arguments.members_per_worker,
+        min_workers: arguments.min_workers,
         begin: begin_of(train),
-        passed_on,
+        threads: threads_of_each(&config, members),
+        passed_on: passed_on(train.steps, train.resume),
+        output: output_of(train),
+        log_format,
+        multi,
         stop,
     };
     Ok(local::run(&config, &options)?)
+}
+
+/// Arguments that are every member's.
+fn passed_on(steps: Option<u64>, resume: bool) -> Vec<OsString> {
+    let steps = steps.into_iter().flat_map(|steps| ["--steps".into(), steps.to_string().into()]);
+    steps.chain(resume.then(|| "--resume".into())).collect()
+}
+
+fn worker(arguments: WorkerArgs, log_format: LogFormat) -> Result<ExitCode, CommandError> {
+    let termination_log = arguments.termination_log.clone();
+    let outcome = supervise_members(arguments, log_format);
+    worker::write_cause(&termination_log, &outcome.as_ref().map_or_else(|error| chain(error), |outcome| outcome.cause.clone()));
+    Ok(outcome?.code)
+}
+
+fn supervise_members(arguments: WorkerArgs, log_format: LogFormat) -> Result<Outcome, CommandError> {
+    // Before anything can go wrong: as process 1 this one is sent no signal that it does not take over.
+    let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
+    enter(&arguments.place)?;
+    let config = config_file::read(&arguments.config, arguments.steps)?;
+    let threads = arguments.threads.map(NonZero::get);
+    let mut passed_on = passed_on(arguments.steps, arguments.resume);
+    if let Some(output) = arguments.output.to_possible_value() {
+        passed_on.extend(["--output".into(), output.get_name().into()]);
+    }
+    let PlaceArgs { coordinator, worker, node, host, .. } = arguments.place;
+    let options = WorkerOptions {
+        config_file: arguments.config,
+        coordinator,
+        name: worker,
+        members: arguments.members_per_worker,
+        node,
+        host,
+        threads: threads.or_else(|| threads_of_each(&config, arguments.members_per_worker.get().into())),
+        passed_on,
+        log_format,
+        drain_timeout: arguments.drain_timeout,
+        stop,
+    };
+    Ok(worker::run(&options)?)
+}
+
+/// What holds for every process that talks to a coordinator.
+fn enter(place: &PlaceArgs) -> Result<(), CommandError> {
+    if !place.insecure {
+        return Err(CommandError::NotInsecure { coordinator: place.coordinator.clone() });
+    }
+    if place.ends_with_stdin { end_with_stdin() } else { Ok(()) }
 }
 
 /// Ends this process as soon as standard input does: the pipe to the process that started it is gone.
@@ -175,38 +239,42 @@ fn end_with_stdin() -> Result<(), CommandError> {
         // An error means that there is no more to come either.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         tracing::error!("the process that started this one is gone");
-        std::process::exit(ExitCode::Retryable.code().into());
+        // Not by `exit`: that runs libtorch's destructors beside its threads. Nobody is there to read the code.
+        let _ = kill_process(getpid(), Signal::KILL);
     };
     let thread = thread::Builder::new().name("parent".to_owned()).spawn(watch);
     thread.map(drop).map_err(|source| CommandError::Signals { source })
 }
 
 fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, CommandError> {
-    if !arguments.insecure {
-        return Err(CommandError::NotInsecure { coordinator: arguments.coordinator.clone() });
-    }
-    if arguments.ends_with_stdin {
-        end_with_stdin()?;
-    }
+    let place = &arguments.place;
+    enter(place)?;
     let member = MemberOptions {
-        coordinator: arguments.coordinator.clone(),
-        worker: arguments.worker.clone(),
+        coordinator: place.coordinator.clone(),
+        worker: place.worker.clone(),
         index: arguments.index,
-        node: arguments.node.clone(),
-        host: arguments.host,
+        node: place.node.clone(),
+        host: place.host,
     };
-    train(&arguments.train, Some(member), multi)
+    train(&arguments.train, Some((member, arguments.threads)), multi)
 }
 
 /// Alone, or as a member of a group.
-fn train(arguments: &TrainArgs, member: Option<MemberOptions>, multi: MultiProgress) -> Result<ExitCode, CommandError> {
-    let config = config_file::read(&arguments.config, arguments.steps)?;
+fn train(
+    arguments: &TrainArgs,
+    member: Option<(MemberOptions, Option<NonZero<usize>>)>,
+    multi: MultiProgress,
+) -> Result<ExitCode, CommandError> {
+    let mut config = config_file::read(&arguments.config, arguments.steps)?;
     let (begin, output) = (begin_of(arguments), output_of(arguments));
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
     let options = TrainOptions { begin, output, stop, multi };
     Ok(match member {
         None => training::train(config, options)?,
-        Some(member) => training::train_as_member(config, options, member)?,
+        Some((member, threads)) => {
+            config.runtime.threads = threads.map(NonZero::get).or(config.runtime.threads);
+            training::train_as_member(config, options, member)?
+        }
     })
 }
 

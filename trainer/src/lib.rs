@@ -11,6 +11,7 @@ pub mod config_file;
 pub mod data_commands;
 pub mod display;
 pub mod evaluate;
+pub mod forward;
 pub mod identity;
 pub mod journal;
 pub mod local;
@@ -20,10 +21,12 @@ pub mod report;
 pub mod retrieval;
 pub mod run_folder;
 pub mod stop;
+pub mod supervisor;
 pub mod tensorboard;
 pub mod trained;
 pub mod training;
 pub mod weights;
+pub mod worker;
 
 #[cfg(test)]
 mod test_support;

@@ -19,7 +19,7 @@ fn main() -> process::ExitCode {
     let cli = Cli::parse();
     let multi = MultiProgress::new();
     start_logging(cli.log_format, multi.clone());
-    match commands::run(cli.command, multi) {
+    match commands::run(cli.command, cli.log_format, multi) {
         Ok(code) => code.into(),
         Err(error) => {
             let code = error.exit_code();
@@ -32,6 +32,8 @@ fn main() -> process::ExitCode {
 fn start_logging(format: LogFormat, multi: MultiProgress) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = fmt().with_env_filter(filter).with_writer(LogWriter::new(multi)).with_ansi(io::stderr().is_terminal());
+    // A standard error that nobody reads any more must not make whoever writes a line panic.
+    let logs = logs.log_internal_errors(false);
     match format {
         LogFormat::Human => logs.with_target(false).init(),
         LogFormat::Json => logs.json().init(),

@@ -77,7 +77,10 @@ another job, or a changed model, batch, seed or data, are refused by name. --res
 --fresh starts over, and is refused when the folder holds a run, unless --delete-existing says that this run may be deleted: its
 checkpoints, metrics and event files, and nothing else in the folder.
 
-The trainer is lcl-trainer: beside this program, else in PATH; LCL_TRAINER names another. Its exit code is passed on: 0 done, 65 will fail
+What runs: one process for a single member; else lcl-coordinator, a process for each of workers.replicas, and their members. Whatever of
+these is killed is started again; with spec.elastic the others train on meanwhile. All end with this program.
+
+The trainer is lcl-trainer: beside this program, else in PATH; LCL_TRAINER names another. lcl-coordinator lies beside it. Its exit code is passed on: 0 done, 65 will fail
 again (also: manifest refused), 75 may go well next time, 80 stopped by a signal after a checkpoint.
 
 Examples:

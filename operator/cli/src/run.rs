@@ -125,15 +125,12 @@ fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> Result<(), Error> 
 }
 
 fn trainer_arguments(config_file: &Path, job: &ValidatedJob, arguments: &RunArguments) -> Vec<OsString> {
-    let members = members(job);
-    let mut list: Vec<OsString> = vec![if members > 1 { "local" } else { "train" }.into(), "--config".into(), config_file.into()];
-    if members > 1 {
-        let fewest = if job.spec().elastic.is_some() {
-            (job.world().min * job.spec().workers.members_per_worker).unsigned_abs() as usize
-        } else {
-            members
-        };
-        list.extend(["--members".into(), members.to_string().into(), "--min-members".into(), fewest.to_string().into()]);
+    let workers = &job.spec().workers;
+    let mut list: Vec<OsString> = vec![if members(job) > 1 { "local" } else { "train" }.into(), "--config".into(), config_file.into()];
+    if members(job) > 1 {
+        let fewest = if job.spec().elastic.is_some() { job.world().min } else { workers.replicas };
+        let numbers = [("--workers", workers.replicas), ("--members-per-worker", workers.members_per_worker), ("--min-workers", fewest)];
+        list.extend(numbers.into_iter().flat_map(|(name, number)| [name.into(), number.to_string().into()]));
     }
     let flags = [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
     list.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));

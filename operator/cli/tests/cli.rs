@@ -256,13 +256,14 @@ fn a_job_for_many_members_runs_as_many_processes_that_share_the_processors() {
     let place = Workplace::new(&many);
     assert_eq!(place.run(&["--threads", "1"]).status.code(), Some(0));
     let arguments = place.trainer_arguments();
-    assert_eq!([&arguments[..2], &arguments[3..]].concat(), ["local", "--config", "--members", "8", "--min-members", "8"]);
+    let numbers = ["--workers", "4", "--members-per-worker", "2", "--min-workers", "4"];
+    assert_eq!([&arguments[..2], &arguments[3..]].concat(), [&["local", "--config"], &numbers[..]].concat());
     assert_eq!(place.config("runs/a/trainer-config.json").runtime.threads, Some(1));
 
     let elastic = many.replacen("spec:\n", "spec:\n  elastic: { minWorkers: 2, maxWorkers: 4 }\n", 1);
     let place = Workplace::new(&elastic);
     assert_eq!(place.run(&[]).status.code(), Some(0));
-    assert_eq!(place.trainer_arguments()[5..], ["--min-members", "4"]);
+    assert_eq!(place.trainer_arguments()[7..], ["--min-workers", "2"]);
     assert!(place.config("runs/a/trainer-config.json").runtime.threads.is_some_and(|threads| threads >= 1));
 }
 

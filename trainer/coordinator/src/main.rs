@@ -1,50 +1,64 @@
 //! The coordinator of one job. See `lcl-coordinator --help`.
 
-use std::{io, io::IsTerminal, net::SocketAddr, time::Duration};
+use std::{
+    io::{self, IsTerminal, Write},
+    net::SocketAddr,
+    process, thread,
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
-use clap::{Parser, ValueEnum};
+use anyhow::{Context, Error, Result};
+use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
 use lcl_coordinator::{Security, serve};
 use lcl_protocol::{CoordinatorSettings, World};
+use lcl_trainer_config::ExitCode;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
 };
 use tracing_subscriber::{EnvFilter, fmt};
 
+const EXIT_CODES: &str = "\
+Once it listens it prints one line to standard output, {\"event\":\"listening\",\"address\":\"IP:PORT\",\"epoch\":N}, and nothing else
+there. Exit codes: 0 asked to end, 2 or 65 wrong settings, 75 it may go well next time (the address is taken).";
+
 /// Decides which members train together. It keeps nothing on disk: a new one learns all from the members.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 struct Options {
-    /// Address to listen on; port 0 takes a free one, which the log names
-    #[arg(long, default_value = "0.0.0.0:7070")]
+    /// Address to listen on; port 0 takes a free one, which is announced
+    #[arg(long, env = "LCL_LISTEN", default_value = "0.0.0.0:7433")]
     listen: SocketAddr,
     /// Higher than that of every coordinator of this job before
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, env = "LCL_EPOCH", default_value_t = 1)]
     epoch: u64,
     /// With fewer members nothing is trained
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, env = "LCL_MIN_MEMBERS", default_value_t = 1)]
     min_members: u32,
     /// With this many members training starts without waiting for more
-    #[arg(long)]
+    #[arg(long, env = "LCL_DESIRED_MEMBERS")]
     desired_members: u32,
     /// Members beyond this number wait as spares [default: the desired ones]
-    #[arg(long)]
+    #[arg(long, env = "LCL_MAX_MEMBERS")]
     max_members: Option<u32>,
     /// Seconds to wait for the desired members once the fewest are there
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(long, env = "LCL_FORMATION_WAIT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     formation_wait: Duration,
     /// Seconds without a word after which a member is lost (a broken stream is noticed at once)
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(long, env = "LCL_HEARTBEAT_TIMEOUT", value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     heartbeat_timeout: Duration,
     /// Seconds that a survivor has to let go of a broken group; longer than a step takes
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    #[arg(long, env = "LCL_REPORT_TIMEOUT", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     report_timeout: Duration,
     /// Serve without encryption and without asking who connects (there is no other way yet)
-    #[arg(long)]
+    #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     insecure: bool,
+    /// End when standard input does: with the process that started this one
+    #[arg(long)]
+    ends_with_stdin: bool,
     /// How log lines are written
-    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    #[arg(long, env = "LCL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
     log_format: LogFormat,
 }
 
@@ -64,33 +78,81 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn start_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    // A standard error that nobody reads any more must not make whoever writes a line panic.
+    let logs = logs.log_internal_errors(false);
     match format {
         LogFormat::Human => logs.with_target(false).init(),
         LogFormat::Json => logs.json().init(),
     }
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> process::ExitCode {
     let options = Options::parse();
     start_logging(options.log_format);
-    ensure!(options.insecure, "the wire has no encryption yet: say --insecure to serve on {} nevertheless", options.listen);
+    match settings(&options).map_err(|error| (ExitCode::Permanent, error)).and_then(|settings| {
+        let served = run(&options, settings);
+        served.map_err(|error| (ExitCode::Retryable, error))
+    }) {
+        Ok(()) => ExitCode::Success.into(),
+        Err((code, error)) => {
+            tracing::error!(exit_code = code.code(), "{error:#}");
+            code.into()
+        }
+    }
+}
+
+fn settings(options: &Options) -> Result<CoordinatorSettings> {
+    anyhow::ensure!(options.insecure, "the wire has no encryption yet: say --insecure to serve on {} nevertheless", options.listen);
     let max = options.max_members.unwrap_or(options.desired_members);
-    let settings = CoordinatorSettings {
+    Ok(CoordinatorSettings {
         epoch: options.epoch,
         world: World::new(options.min_members, options.desired_members, max)?,
         formation_wait: options.formation_wait,
         heartbeat_timeout: options.heartbeat_timeout,
         report_timeout: options.report_timeout,
-    };
+    })
+}
+
+#[tokio::main]
+async fn run(options: &Options, settings: CoordinatorSettings) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let parent = if options.ends_with_stdin { Some(end_of_stdin().context("watching standard input")?) } else { None };
+    let parent_is_gone = async move {
+        match parent {
+            // The sender is gone only together with its thread, which ends by sending.
+            Some(gone) => drop(gone.await),
+            None => std::future::pending().await,
+        }
+    };
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: ending all streams"),
             _ = interrupt.recv() => tracing::info!("SIGINT: ending all streams"),
+            () = parent_is_gone => tracing::info!("the process that started this one is gone: ending all streams"),
         }
     };
     let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
-    Ok(serve(listener, settings, Security::Insecure, stop).await?)
+    announce(listener.local_addr().context("reading the address that it listens on")?, settings.epoch);
+    serve(listener, settings, Security::Insecure, stop).await.map_err(Error::from)
+}
+
+/// For a parent process: streams opened from now on are answered. Written by hand, since both values are plain in JSON.
+fn announce(address: SocketAddr, epoch: u64) {
+    // Nobody has to read it.
+    let mut stdout = io::stdout();
+    let _ = writeln!(stdout, "{{\"event\":\"listening\",\"address\":\"{address}\",\"epoch\":{epoch}}}").and_then(|()| stdout.flush());
+}
+
+/// Resolves when standard input ends.
+fn end_of_stdin() -> io::Result<oneshot::Receiver<()>> {
+    let (sender, receiver) = oneshot::channel();
+    let watch = || {
+        // An error means that there is no more to come either.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        let _ = sender.send(());
+    };
+    // Not a task of the runtime: that would wait for it at its end.
+    thread::Builder::new().name("parent".to_owned()).spawn(watch)?;
+    Ok(receiver)
 }

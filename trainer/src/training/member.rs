@@ -178,6 +178,11 @@ impl<'a> MemberRun<'a> {
     fn run(mut self) -> Result<ExitCode, TrainError> {
         loop {
             self.ask_to_leave_when_stopped()?;
+            if self.is_draining && self.joined.is_none() && self.client.held().is_none() {
+                // Nobody needs anything of this member, and a coordinator that would let it go may not be there.
+                tracing::info!("leaving before the first step");
+                return Ok(ExitCode::Preempted);
+            }
             let Some(command) = self.commands.next(PATIENCE) else { continue };
             if let Some(code) = self.obey(command)? {
                 return Ok(code);

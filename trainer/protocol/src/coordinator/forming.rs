@@ -55,15 +55,23 @@ impl Coordinator {
             return;
         }
         let stays = self.peers.values().filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
-        let nobody_stays = self.peers.values().all(|peer| peer.draining);
-        let hopeless = nobody_stays && self.peers.len() < self.world.min() as usize;
-        let is_safe = |held: StateLabel| stays >= Some(held) || self.last_checkpoint >= Some(held.step);
+        let staying = self.staying();
+        let can_form = self.peers.len() >= self.world.min() as usize;
+        let hopeless = staying == 0 && !can_form;
+        // Those who stay are no safe place when they are too few to go on: they may leave next, and none of them can write.
+        let can_keep = staying >= self.world.min() as usize || !can_form;
+        let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || self.last_checkpoint >= Some(held.step);
         let can_go = |peer: &&Peer| peer.draining && !peer.in_group && (hopeless || peer.held.is_none_or(is_safe));
         let leaving: Vec<MemberName> = self.peers.values().filter(can_go).map(|peer| peer.identity.name.clone()).collect();
         let reason = if self.stopping { EndReason::Stopped } else { EndReason::Drained };
         for name in leaving {
             self.dismiss(&name, reason);
         }
+    }
+
+    /// Attached members that are not to leave.
+    fn staying(&self) -> usize {
+        self.peers.values().filter(|peer| !peer.draining).count()
     }
 
     pub(super) fn forming_deadline(&self) -> Option<Duration> {
@@ -146,8 +154,9 @@ impl Coordinator {
 
     fn wanted(&self, group: &Group) -> Flags {
         let draining: BTreeSet<bool> = self.peers.values().filter(|peer| peer.in_group).map(|peer| peer.draining).collect();
-        if draining == BTreeSet::from([true]) {
-            // Nobody stays who holds the state.
+        let too_few_stay = self.staying() < self.world.min() as usize;
+        if draining == BTreeSet::from([true]) || (draining.contains(&true) && too_few_stay) {
+            // Nobody stays who holds the state; or too few to go on, of whom each may leave without being able to write it.
             return Flags::LEAVE | Flags::CHECKPOINT;
         }
         let spare = self.peers.values().any(|peer| !peer.in_group && !peer.draining);

@@ -244,6 +244,36 @@ fn a_drained_member_that_alone_holds_the_highest_step_hands_it_on_first() {
 }
 
 #[test]
+fn members_that_leave_too_few_behind_write_a_checkpoint_first() {
+    let mut bench = Bench::of_two_at_step_5(2, 2);
+    bench.say(2, ToCoordinator::Drain { generation: Some(generation(1)) });
+    assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(1), flags: Flags::LEAVE | Flags::CHECKPOINT }]);
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), step: 7 });
+    bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
+    bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
+    assert_eq!(bench.taken(2).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Drained }));
+
+    // The second wish comes when the group has agreed to leave already: one more generation writes.
+    let mut bench = Bench::new(2, 3, 3);
+    (1..=3).for_each(|member| bench.attach(member.into(), member, |attach| attach.held = Some(label(5, 0))));
+    bench.say(1, ToCoordinator::Drain { generation: Some(generation(1)) });
+    bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
+    bench.say(2, ToCoordinator::Drain { generation: Some(generation(1)) });
+    (1..=3).for_each(|member| bench.taken(member).clear());
+    bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
+    bench.report(3, 1, Some(label(7, 1)), ReportCause::Agreed);
+    let messages = bench.taken(1);
+    assert!(matches!(&messages[0], ToMember::Form(plan) if plan.world == 3), "{messages:?}");
+    assert_eq!(messages[1], ToMember::Wish { generation: generation(2), flags: Flags::LEAVE | Flags::CHECKPOINT });
+
+    // Without the numbers for another generation nobody is kept.
+    bench.close(3);
+    bench.report(1, 2, Some(label(7, 1)), ReportCause::Aborted);
+    bench.close(2);
+    assert_eq!(bench.taken(1).last(), Some(&ToMember::End { generation: generation(2), reason: EndReason::Drained }));
+}
+
+#[test]
 fn a_stop_waits_for_a_checkpoint_and_then_ends_all() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     bench.event(CoordinatorEvent::Stop);

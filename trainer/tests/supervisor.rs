@@ -1,0 +1,138 @@
+//! What a supervisor makes of its processes' ends. The processes are shells.
+
+use std::{
+    convert::Infallible,
+    fs,
+    io::Read,
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use lcl_trainer::{
+    stop::StopRequest,
+    supervisor::{Crew, Outcome, Role, Rules, supervise},
+};
+use lcl_trainer_config::ExitCode;
+
+/// A supervisor waits for all children of its process, and so does every test.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+struct Shells {
+    scripts: Vec<String>,
+    stop: StopRequest,
+    /// A stop is asked for when this many were started.
+    stops_after: usize,
+    started: usize,
+}
+
+impl Crew for Shells {
+    type Error = Infallible;
+
+    fn command(&mut self, index: usize) -> Result<Command, Infallible> {
+        let mut command = Command::new("sh");
+        command.args(["-c", &self.scripts[index]]);
+        if self.scripts[index].starts_with("trap") {
+            command.stdout(Stdio::piped());
+        }
+        Ok(command)
+    }
+
+    fn started(&mut self, _: usize, child: &mut Child) -> Result<(), Infallible> {
+        self.started += 1;
+        if let Some(stdout) = &mut child.stdout {
+            // Its trap is set.
+            stdout.read_exact(&mut [0]).unwrap();
+        }
+        if self.started == self.stops_after {
+            self.stop.ask();
+        }
+        Ok(())
+    }
+
+    fn last_words(&mut self, index: usize) -> Option<String> {
+        Some(format!("the words of {index}"))
+    }
+}
+
+struct Case<'a> {
+    /// Those that work.
+    scripts: &'a [&'a str],
+    helper: Option<&'a str>,
+    returns: bool,
+    stops_after: usize,
+    patience: Option<Duration>,
+}
+
+const CASE: Case<'static> = Case { scripts: &[], helper: None, returns: false, stops_after: usize::MAX, patience: None };
+
+fn run(case: &Case<'_>) -> (Outcome, usize) {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let stop = StopRequest::default();
+    let scripts = case.scripts.iter().chain(&case.helper).map(|script| (*script).to_owned()).collect();
+    let role = |index: usize| Role { name: format!("p{index}"), works: index < case.scripts.len(), returns: case.returns };
+    let processes = (0..case.scripts.len() + usize::from(case.helper.is_some())).map(role).collect();
+    let mut crew = Shells { scripts, stop: stop.clone(), stops_after: case.stops_after, started: 0 };
+    let rules = Rules { patience: case.patience, first_pause: Duration::from_millis(1), most_deaths: 4, ..Rules::new(stop) };
+    let outcome = supervise(&mut crew, processes, rules).unwrap();
+    (outcome, crew.started)
+}
+
+fn check(case: &Case<'_>, code: ExitCode, words: &str) {
+    let (outcome, _) = run(case);
+    assert_eq!(outcome.code, code, "{:?}: {}", case.scripts, outcome.cause);
+    assert!(outcome.cause.contains(words), "{:?}: {}", case.scripts, outcome.cause);
+}
+
+#[test]
+fn the_codes_of_the_processes_decide_the_code_of_the_whole() {
+    check(&Case { scripts: &["exit 0", "exit 0"], ..CASE }, ExitCode::Success, "complete");
+    check(&Case { scripts: &["exit 80", "exit 80"], ..CASE }, ExitCode::Preempted, "by the coordinator");
+    check(&Case { scripts: &["exit 80", "exit 0"], ..CASE }, ExitCode::Success, "complete");
+    // What would fail again ends the others at once.
+    check(
+        &Case { scripts: &["exec sleep 1000", "exit 65"], ..CASE },
+        ExitCode::Permanent,
+        "p1 ended: permanent failure (exit code 65): the words of 1",
+    );
+    check(&Case { scripts: &["exit 2"], ..CASE }, ExitCode::Permanent, "usage");
+}
+
+#[test]
+fn who_dies_is_started_again_until_it_has_died_too_often() {
+    for (script, cause) in
+        [("exit 75", "retryable failure"), ("exit 1", "exit code 1"), ("kill -9 $$", "killed by signal 9; it died 4 times")]
+    {
+        let case = Case { scripts: &["exec sleep 1000", script], ..CASE };
+        let (outcome, started) = run(&case);
+        assert_eq!((outcome.code, started), (ExitCode::Retryable, 5), "{}", outcome.cause);
+        assert!(outcome.cause.contains(cause), "{}", outcome.cause);
+    }
+    // Leaving in order is a death only for those that are to come back.
+    let (outcome, started) = run(&Case { scripts: &["exit 80"], returns: true, ..CASE });
+    assert_eq!((outcome.code, started), (ExitCode::Retryable, 4));
+}
+
+#[test]
+fn a_stop_is_passed_on_and_who_does_not_leave_in_time_is_killed() {
+    let leaves = "trap 'exit 80' TERM; echo; while :; do sleep 0.01; done";
+    check(&Case { scripts: &[leaves, leaves], stops_after: 2, ..CASE }, ExitCode::Preempted, "by a signal");
+    // Not ready yet: it is as gone as it was asked to be.
+    check(&Case { scripts: &["exec sleep 1000"], stops_after: 1, ..CASE }, ExitCode::Preempted, "by a signal");
+    let stays = "trap '' TERM; echo; while :; do sleep 0.01; done";
+    let patience = Some(Duration::from_millis(50));
+    check(&Case { scripts: &[leaves, stays], stops_after: 2, patience, ..CASE }, ExitCode::Retryable, "p1 was killed by signal 9");
+}
+
+#[test]
+fn a_helper_lives_as_long_as_it_is_needed_and_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("helpers").display().to_string();
+    // The first helper dies, the second is there when the work ends; it has a child that outlives neither.
+    let helper = format!("echo $$ >> {path}; [ $(wc -l < {path}) -gt 1 ] || exit 1; cat > /dev/null & wait");
+    let works = format!("until [ -e {path} ] && [ $(wc -l < {path}) -gt 1 ]; do sleep 0.01; done");
+    check(&Case { scripts: &[&works], helper: Some(&helper), ..CASE }, ExitCode::Success, "complete");
+    let helpers = fs::read_to_string(&path).unwrap();
+    assert_eq!(helpers.lines().count(), 2);
+    assert!(helpers.lines().all(|id| !std::path::Path::new(&format!("/proc/{id}")).exists()), "{helpers}");
+}

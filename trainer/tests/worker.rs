@@ -1,0 +1,135 @@
+//! Workers as in pods: real processes of coordinator, workers and members.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use lcl_tests::{
+    coordinator::Coordinator,
+    process::{self, Running, await_condition, descendants, exists, kill},
+    run::{Run, Workbench},
+};
+use lcl_trainer_config::ExitCode;
+use rustix::process::Signal;
+
+fn worker(run: &Run, coordinator: &str, name: &str, more: &[&str]) -> Result<Running> {
+    let place = ["--insecure", "--output", "json", "--coordinator", coordinator, "--worker", name, "--node", name];
+    process::start(run.arguments_of("worker", &[&place, more].concat())?)
+}
+
+/// Ids of a worker's members.
+fn members(worker: &Running) -> Result<Vec<u32>> {
+    Ok(descendants(worker.id())?.into_iter().filter(|(_, words)| words.contains(" member ")).map(|(id, _)| id).collect())
+}
+
+#[test]
+fn a_worker_keeps_its_members_alive_waits_for_orphans_and_tells_how_it_ended() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (alone, run) = (workbench.alone(40)?, workbench.begin("worker")?);
+    let coordinator = Coordinator::start(1, 2)?;
+    let termination_log = workbench.path("termination-log");
+    fs::write(&termination_log, "")?;
+    // All by the environment, as in a pod; and with a child that it has not started, as process 1 of a container gets them.
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", "sleep 0.01 & exec \"$0\" worker --output json"])
+        .arg(process::trainer()?)
+        .envs([
+            ("LCL_CONFIG", run.arguments(&[])?.pop().context("no configuration")?),
+            ("LCL_COORDINATOR", coordinator.address().to_string()),
+        ])
+        .envs([("LCL_WORKER", "job-w-0"), ("LCL_MEMBERS_PER_WORKER", "2"), ("LCL_INSECURE", "true"), ("LCL_LOG_FORMAT", "json")])
+        .envs([("LCL_NODE", "n1"), ("LCL_POD_IP", "127.0.0.1"), ("LCL_DRAIN_TIMEOUT", "60")])
+        .env("LCL_TERMINATION_LOG", &termination_log);
+    let worker = process::start_command(command)?;
+    await_condition("five steps of two members", || run.has_steps(5))?;
+    let [_, second] = members(&worker)?[..] else { anyhow::bail!("{:?}", descendants(worker.id())?) };
+    await_condition("the orphan's end", || Ok((descendants(worker.id())?.len() == 2).then_some(())))?;
+    kill(second)?;
+    let finished = worker.wait()?.expect_code(0)?;
+    run.expect_same_work(&alone)?;
+    ensure!(finished.stderr.contains("was killed by signal 9; it is started again"), "{}", finished.stderr);
+    ensure!(finished.stderr.contains(r#"{"member":"job-w-0/1","timestamp""#), "{}", finished.stderr);
+    ensure!(finished.stdout.lines().all(|line| line.starts_with(r#"{"member":"job-w-0/"#)), "{}", finished.stdout);
+    ensure!(fs::read_to_string(&termination_log)? == "the job is complete\n");
+    Ok(())
+}
+
+#[test]
+fn sigterm_lets_a_worker_leave_in_order_and_the_others_go_on() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (alone, run) = (workbench.alone(40)?, workbench.begin("drained")?);
+    let coordinator = Coordinator::start(1, 3)?;
+    let address = coordinator.address().to_string();
+    let termination_log = workbench.path("termination-log");
+    fs::write(&termination_log, "")?;
+    let log = termination_log.display().to_string();
+    let leaves = worker(&run, &address, "w-0", &["--members-per-worker", "2", "--termination-log", &log])?;
+    let stays = worker(&run, &address, "w-1", &[])?;
+    await_condition("five steps of three members", || run.has_steps(5))?;
+    leaves.signal(Signal::TERM)?;
+    leaves.wait()?.expect_code(ExitCode::Preempted.code())?;
+    ensure!(fs::read_to_string(&log)? == "asked to end by a signal\n");
+    stays.wait()?.expect_code(0)?;
+    run.expect_same_work(&alone)
+}
+
+#[test]
+fn what_would_fail_again_ends_the_worker_with_its_cause() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let run = workbench.begin("no-data")?;
+    fs::remove_file(workbench.shard())?;
+    let log = workbench.path("termination-log");
+    fs::write(&log, "")?;
+    let (address, log) = (Coordinator::start(1, 1)?.address().to_string(), log.display().to_string());
+    worker(&run, &address, "w-0", &["--termination-log", &log])?.wait()?.expect_code(ExitCode::Permanent.code())?;
+    let cause = fs::read_to_string(&log)?;
+    ensure!(cause.starts_with("w-0/0 ended: permanent failure (exit code 65): ") && cause.contains("data.tar"), "{cause}");
+    ensure!(cause.lines().count() == 1, "{cause}");
+    // Refused before a member is started.
+    let arguments = ["worker", "--config", &run.arguments(&[])?[2], "--insecure", "--coordinator", &address, "--worker", "w"];
+    fs::write(arguments[2], "{}")?;
+    process::run([&arguments[..], &["--termination-log", &log]].concat())?.expect_code(ExitCode::Permanent.code())?;
+    ensure!(fs::read_to_string(&log)?.contains("not as expected"), "{}", fs::read_to_string(&log)?);
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_was_never_let_in_leaves_at_once_when_asked() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let run = workbench.begin("alone-in-the-world")?;
+    // Nobody listens there.
+    let worker = worker(&run, "127.0.0.1:9", "w-0", &[])?;
+    await_condition("an attempt to attach", || Ok(worker.stderr()?.contains("cannot attach").then_some(())))?;
+    worker.signal(Signal::TERM)?;
+    worker.wait()?.expect_code(ExitCode::Preempted.code())?;
+    Ok(())
+}
+
+#[test]
+fn members_outlive_coordinators_and_wait_for_the_first_one() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (alone, mut run) = (workbench.alone(120)?, workbench.begin("coordinators")?);
+    run.config.optimization.steps = 120;
+    // An address at which nobody listens so far.
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let workers = [worker(&run, &address, "w-0", &[])?, worker(&run, &address, "w-1", &[])?];
+    for worker in &workers {
+        await_condition("an attempt to attach", || Ok(worker.stderr()?.contains("cannot attach").then_some(())))?;
+    }
+    let first = Coordinator::start_at(&address, 1, 2, 2)?;
+    await_condition("ten steps", || run.has_steps(10))?;
+    let before = [members(&workers[0])?, members(&workers[1])?].concat();
+    first.kill()?;
+    let second = Coordinator::start_at(&address, 2, 2, 2)?;
+    await_condition("steps under the second coordinator", || {
+        Ok(run.steps()?.iter().any(|line| line["generation"]["epoch"] == 2).then_some(()))
+    })?;
+    ensure!([members(&workers[0])?, members(&workers[1])?].concat() == before && before.len() == 2, "{before:?}");
+    for worker in workers {
+        let finished = worker.wait()?.expect_code(0)?;
+        ensure!(!finished.stderr.contains("it is started again"), "{}", finished.stderr);
+    }
+    drop(second);
+    ensure!(before.iter().all(|member| !exists(*member)));
+    run.expect_same_work(&alone)
+}
