@@ -43,11 +43,7 @@ const NOT_IN_OPERATOR: &[&str] = &[TORCH[0], TORCH[1], CLIENTS[2], CLIENTS[3]];
 const BORDERS: [Border; 14] = [
     Border { name: "lcl-crds", knows: &[], never: NOT_PURE },
     Border { name: "lcl-operator-core", knows: &["lcl-crds", "lcl-trainer-config"], never: NOT_PURE },
-    Border {
-        name: "lcl-operator",
-        knows: &["lcl-crds", "lcl-operator-core", "lcl-proto"],
-        never: NOT_IN_OPERATOR,
-    },
+    Border { name: "lcl-operator", knows: &["lcl-crds", "lcl-operator-core", "lcl-proto"], never: NOT_IN_OPERATOR },
     Border { name: "lcl", knows: &["lcl-crds", "lcl-operator-core", "lcl-trainer-config"], never: &TORCH },
     Border { name: "lcl-trainer-config", knows: &[], never: NOT_PURE },
     Border { name: "lcl-proto", knows: &[], never: NOT_IN_WIRE },

@@ -20,7 +20,9 @@ use lcl_crds::{GROUP, KIND, VERSION};
 
 pub use config_map::{CONFIG_FILE, build_config_map, config_map_name};
 pub use coordinator_pod::{COORDINATOR_CONTAINER, COORDINATOR_PORT, EPOCH_ANNOTATION, build_coordinator_pod};
-pub use labels::{COORDINATOR_ROLE, MANAGED_BY, JOB_NAME_LABEL, JOB_UID_LABEL, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, worker_selector};
+pub use labels::{
+    COORDINATOR_ROLE, JOB_NAME_LABEL, JOB_UID_LABEL, MANAGED_BY, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, worker_selector,
+};
 pub use service::{build_service, coordinator_name};
 pub use service_account::{build_service_account, service_account_name};
 pub use worker_pod::{build_worker_pod, worker_pod_name};

@@ -71,7 +71,8 @@ pub(super) fn decide_workers(draft: &mut Draft) {
     if let Some(workers) = &mut draft.status.workers {
         workers.created = if all_there { desired } else { created.min(desired) };
     }
-    let is_wanted = |name: &str| name == coordinator_name(job) || (0..desired).any(|index| name == worker_pod_name(job, index.unsigned_abs()));
+    let is_wanted =
+        |name: &str| name == coordinator_name(job) || (0..desired).any(|index| name == worker_pod_name(job, index.unsigned_abs()));
     draft.status.replacing.retain(|replacing| is_wanted(&replacing.pod));
 }
 

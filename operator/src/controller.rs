@@ -1,0 +1,181 @@
+//! Watches that feed the looks: jobs, their pods, and their other objects, in one namespace or in all.
+
+use std::{fmt::Debug, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow};
+use futures_util::StreamExt;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    runtime::{
+        Controller, WatchStreamExt,
+        controller::{Action as Next, Config},
+        events::Recorder,
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use lcl_crds::KIND;
+use lcl_operator_core::build::MANAGED_BY;
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::{mpsc, mpsc::UnboundedSender},
+    task::JoinSet,
+    time,
+};
+use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
+
+use crate::{
+    cache::{JobKey, PodCache},
+    children::ChildStores,
+    memory::Memories,
+    metrics::Metrics,
+    reconcile::{Context, Images, StoredJob, reconcile},
+};
+
+/// Between two searches for jobs that are gone.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+type Wake = UnboundedSender<ObjectRef<StoredJob>>;
+
+/// Looks after the jobs of one namespace, or of all.
+pub(crate) struct Scope {
+    pub(crate) client: Client,
+    pub(crate) namespace: Option<String>,
+    pub(crate) images: Images,
+    pub(crate) concurrency: u16,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// A scope whose watches run.
+pub(crate) struct RunningScope {
+    /// The jobs, for counting.
+    pub(crate) jobs: Store<StoredJob>,
+    /// Ends after the stop, when no look is under way, or with an error that is not to be survived.
+    pub(crate) done: Pin<Box<dyn Future<Output = Result<()>> + Send>>,
+}
+
+impl Scope {
+    /// Starts the watches, waits until all objects are known, and begins to look.
+    pub(crate) async fn start(self, stop: tokio::sync::watch::Receiver<bool>) -> Result<RunningScope> {
+        let (wake, woken) = mpsc::unbounded_channel();
+        let mut watches = JoinSet::new();
+        let pods = Arc::new(PodCache::default());
+        watches.spawn(watch_pods(self.api(), Arc::clone(&pods), wake.clone()));
+        let children = ChildStores {
+            config_maps: self.watch_children(&mut watches, &wake),
+            services: self.watch_children(&mut watches, &wake),
+            accounts: self.watch_children(&mut watches, &wake),
+        };
+        children.config_maps.wait_until_ready().await.context("listing ConfigMaps")?;
+        children.services.wait_until_ready().await.context("listing Services")?;
+        children.accounts.wait_until_ready().await.context("listing ServiceAccounts")?;
+        while !pods.is_complete() {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+        let controller = Controller::new(self.api::<StoredJob>(), watcher::Config::default());
+        let jobs = controller.store();
+        let context = Arc::new(Context {
+            client: self.client,
+            images: self.images,
+            pods,
+            children,
+            memories: Memories::default(),
+            wake,
+            recorder: self.recorder,
+            metrics: self.metrics,
+        });
+        watches.spawn(sweep(Arc::clone(&context), jobs.clone()));
+        let mut stopped = WatchStream::new(stop).filter(|stop| std::future::ready(*stop));
+        let looks = controller
+            .with_config(Config::default().concurrency(self.concurrency))
+            .reconcile_on(UnboundedReceiverStream::new(woken))
+            .graceful_shutdown_on(async move {
+                stopped.next().await;
+            })
+            .run(reconcile, |_, _, _| Next::requeue(Duration::from_secs(1)), context);
+        let done = async move {
+            let mut looks = std::pin::pin!(looks);
+            loop {
+                tokio::select! {
+                    look = looks.next() => match look {
+                        Some(Ok(_)) => {}
+                        // Of jobs that were deleted while they waited for their turn, and of the watch, which goes on by itself.
+                        Some(Err(error)) => tracing::debug!(%error, "a look did not take place"),
+                        None => return Ok(()),
+                    },
+                    Some(ended) = watches.join_next() => {
+                        return Err(ended.err().map_or_else(|| anyhow!("a watch has ended"), |error| anyhow!("a watch has ended: {error}")));
+                    }
+                }
+            }
+        };
+        Ok(RunningScope { jobs, done: Box::pin(done) })
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    /// A store of objects that bear the operator's label; a change wakes the job that owns the object.
+    fn watch_children<K>(&self, watches: &mut JoinSet<()>, wake: &Wake) -> Store<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (store, writer) = reflector::store();
+        let wake = wake.clone();
+        let changes = watcher(self.api::<K>(), managed()).default_backoff().reflect(writer).touched_objects();
+        watches.spawn(async move {
+            let mut changes = std::pin::pin!(changes);
+            while let Some(change) = changes.next().await {
+                match change {
+                    Ok(object) => {
+                        let owner = object.owner_references().iter().find(|owner| owner.kind == KIND);
+                        if let (Some(owner), Some(namespace)) = (owner, object.namespace()) {
+                            // The receiver ends with the controller.
+                            let _ = wake.send(ObjectRef::new(&owner.name).within(&namespace));
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "watching {}", K::kind(&())),
+                }
+            }
+        });
+        store
+    }
+}
+
+fn managed() -> watcher::Config {
+    watcher::Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1))
+}
+
+async fn watch_pods(api: Api<Pod>, cache: Arc<PodCache>, wake: Wake) {
+    let mut events = std::pin::pin!(watcher(api, managed()).default_backoff());
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                for job in cache.take(event) {
+                    // The receiver ends with the controller.
+                    let _ = wake.send(ObjectRef::new(&job.name).within(&job.namespace));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "watching Pods"),
+        }
+    }
+}
+
+/// Forgets jobs that are gone.
+async fn sweep(context: Arc<Context>, jobs: Store<StoredJob>) {
+    let mut interval = time::interval(SWEEP_INTERVAL);
+    interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        context.memories.retain(|JobKey { namespace, name }| jobs.get(&ObjectRef::new(name).within(namespace)).is_some());
+    }
+}

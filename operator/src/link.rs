@@ -1,0 +1,178 @@
+//! The stream of a job's status from its coordinator, and what the coordinator is asked to do.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lcl_operator_core::observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen};
+use lcl_proto::v1alpha1::{DrainWorkerRequest, EndReason, Phase, Status, WatchRequest, World, coordinator_client::CoordinatorClient};
+use tokio::{task::JoinHandle, time};
+use tonic::transport::{Channel, Endpoint};
+
+/// Time to connect, and for an answer to a request.
+const ANSWER: Duration = Duration::from_secs(5);
+/// After this long without a word the connection is asked whether it lives, and given as long to say so.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// First pause before the next attempt; doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// So long without a status counts as a hiccup.
+const HICCUP: Duration = Duration::from_secs(10);
+/// Steps and checkpoints alone are told no more often than this.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// A status of the largest job: some hundred bytes per member.
+const MAX_STATUS_BYTES: usize = 16 << 20;
+
+/// The link to one coordinator pod. Dropping it ends the stream.
+#[derive(Debug)]
+pub(crate) struct CoordinatorLink {
+    pod_uid: String,
+    address: String,
+    state: Arc<Mutex<Link>>,
+    client: CoordinatorClient<Channel>,
+    task: JoinHandle<()>,
+}
+
+impl CoordinatorLink {
+    /// Starts to follow the coordinator in the given pod; `changed` is called whenever something is new.
+    pub(crate) fn start(
+        pod_uid: String,
+        address: String,
+        changed: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .connect_timeout(ANSWER)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        let client = CoordinatorClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_STATUS_BYTES);
+        let state = Arc::new(Mutex::new(Link::Unknown));
+        let follower = Follower { address: address.clone(), client: client.clone(), state: Arc::clone(&state), changed: Box::new(changed) };
+        Ok(Self { pod_uid, address, state, client, task: tokio::spawn(follower.run()) })
+    }
+
+    /// Whether it leads to this pod at this address.
+    pub(crate) fn leads_to(&self, pod_uid: &str, address: &str) -> bool {
+        self.pod_uid == pod_uid && self.address == address
+    }
+
+    /// What is known now.
+    pub(crate) fn state(&self) -> Link {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells the coordinator the bounds of its world.
+    pub(crate) async fn set_world(&self, bounds: MemberBounds) -> Result<(), tonic::Status> {
+        let mut request = tonic::Request::new(World { min: bounds.min, desired: bounds.desired, max: bounds.max });
+        request.set_timeout(ANSWER);
+        self.client.clone().set_world(request).await.map(drop)
+    }
+
+    /// Asks the coordinator to let a worker's members leave.
+    pub(crate) async fn drain_worker(&self, worker: &str) -> Result<(), tonic::Status> {
+        let mut request = tonic::Request::new(DrainWorkerRequest { worker: worker.to_owned() });
+        request.set_timeout(ANSWER);
+        self.client.clone().drain_worker(request).await.map(drop)
+    }
+}
+
+impl Drop for CoordinatorLink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Follower {
+    address: String,
+    client: CoordinatorClient<Channel>,
+    state: Arc<Mutex<Link>>,
+    changed: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut last_word = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Err(error) = self.follow(&mut last_word, &mut pause).await {
+                tracing::debug!(address = self.address, %error, "no status from the coordinator");
+            }
+            let state = if last_word.elapsed() < HICCUP { Link::Unknown } else { Link::Unreachable };
+            self.set(state);
+            time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn follow(&mut self, last_word: &mut Instant, pause: &mut Duration) -> Result<(), tonic::Status> {
+        let opening = time::timeout(ANSWER, self.client.watch(WatchRequest {}));
+        let mut stream = opening.await.map_err(|_| tonic::Status::deadline_exceeded("no answer to Watch"))??.into_inner();
+        let mut told = Instant::now();
+        // The newest status, when it was too early to tell.
+        let mut untold = None;
+        loop {
+            let rest = PROGRESS_INTERVAL.saturating_sub(told.elapsed());
+            let status = tokio::select! {
+                status = stream.message() => status?,
+                () = time::sleep(rest), if untold.is_some() => {
+                    told = Instant::now();
+                    untold.take().into_iter().for_each(|link| self.set(link));
+                    continue;
+                }
+            };
+            let Some(status) = status else { return Ok(()) };
+            (*last_word, *pause) = (Instant::now(), FIRST_PAUSE);
+            let group = read_status(&status);
+            let is_progress = matches!(&*self.lock(), Link::Connected(old) if differs_in_progress_only(old, &group));
+            if is_progress {
+                untold = Some(Link::Connected(group));
+            } else {
+                (told, untold) = (Instant::now(), None);
+                self.set(Link::Connected(group));
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Link> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, link: Link) {
+        let mut state = self.lock();
+        if *state != link {
+            *state = link;
+            drop(state);
+            (self.changed)();
+        }
+    }
+}
+
+fn differs_in_progress_only(old: &GroupStatus, new: &GroupStatus) -> bool {
+    let with_old_progress = GroupStatus { step: old.step, last_checkpoint: old.last_checkpoint, ..new.clone() };
+    with_old_progress == *old && old.n > 0
+}
+
+fn read_status(status: &Status) -> GroupStatus {
+    let phase = match (status.phase(), status.end_reason()) {
+        (Phase::Unspecified | Phase::Waiting, _) => GroupPhase::Waiting,
+        (Phase::Running, _) => GroupPhase::Running,
+        (Phase::Recovering, _) => GroupPhase::Recovering,
+        (Phase::Ended, EndReason::Complete) => GroupPhase::Complete,
+        (Phase::Ended, _) => GroupPhase::Ended,
+    };
+    let (generation, world) = (status.generation.unwrap_or_default(), status.world.unwrap_or_default());
+    let members = status.members.iter().map(|member| MemberSeen {
+        worker: member.name.as_ref().map(|name| name.worker.clone()).unwrap_or_default(),
+        ranked: member.rank.is_some(),
+    });
+    GroupStatus {
+        phase,
+        epoch: generation.epoch,
+        n: generation.n,
+        members_wanted: MemberBounds { min: world.min, desired: world.desired, max: world.max },
+        members: members.collect(),
+        step: status.step,
+        last_checkpoint: status.last_checkpoint,
+    }
+}

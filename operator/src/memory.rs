@@ -1,0 +1,64 @@
+//! What the operator remembers of a job between two looks. All of it may be lost: then it is learnt again.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use lcl_crds::LCLTrainingJob;
+use lcl_operator_core::{ValidatedJob, observe::Problem};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+use crate::{cache::JobKey, link::CoordinatorLink};
+
+/// Of one job.
+#[derive(Debug, Default)]
+pub(crate) struct JobMemory {
+    /// The job's uid: another one under the same name is remembered nothing of.
+    pub(crate) uid: String,
+    /// The job as the API server answered to our last write, and its version: the watch may lag behind.
+    pub(crate) job: Option<(u64, Arc<LCLTrainingJob>)>,
+    /// The job of this `metadata.generation` keeps every rule.
+    pub(crate) valid: Option<(i64, Arc<ValidatedJob>)>,
+    /// An epoch that is written to the status and that no coordinator has got.
+    pub(crate) unused_epoch: Option<i64>,
+    /// Since when pods have been beyond the job's size, by uid.
+    pub(crate) surplus_since: BTreeMap<String, Timestamp>,
+    /// Why the last attempt to apply something failed.
+    pub(crate) problem: Option<Problem>,
+    /// Failed looks in a row.
+    pub(crate) failures: u32,
+    /// When progress was last written to the status.
+    pub(crate) progress_written: Option<Instant>,
+    /// When each kind of object was applied, and the version it got.
+    pub(crate) applied: BTreeMap<&'static str, Instant>,
+    /// The Service's cluster IP.
+    pub(crate) service_ip: Option<String>,
+    /// The stream from the coordinator.
+    pub(crate) link: Option<CoordinatorLink>,
+}
+
+/// Of all jobs.
+#[derive(Debug, Default)]
+pub(crate) struct Memories {
+    jobs: Mutex<HashMap<JobKey, Arc<AsyncMutex<JobMemory>>>>,
+}
+
+impl Memories {
+    /// That of a job, for as long as it is being looked at.
+    pub(crate) async fn of(&self, key: &JobKey, uid: &str) -> OwnedMutexGuard<JobMemory> {
+        let memory = Arc::clone(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default());
+        let mut memory = memory.lock_owned().await;
+        if memory.uid != uid {
+            *memory = JobMemory { uid: uid.to_owned(), ..JobMemory::default() };
+        }
+        memory
+    }
+
+    /// Forgets jobs that are gone, and with them the streams from their coordinators.
+    pub(crate) fn retain(&self, exists: impl Fn(&JobKey) -> bool) {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| exists(key));
+    }
+}

@@ -1,0 +1,150 @@
+//! Counters, as Prometheus reads them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+/// All of them. Names of what every controller has are those of controller-runtime, so that its dashboards work.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Mutex<Registry>,
+    looks: Family<ResultLabel, Counter>,
+    look_errors: Family<ControllerLabel, Counter>,
+    look_time: Family<ControllerLabel, Histogram, fn() -> Histogram>,
+    /// Writes of a status.
+    pub(crate) status_writes: Counter,
+    restarts: Family<CauseLabel, Counter>,
+    jobs: Family<StateLabel, Gauge>,
+    /// Whether this process leads.
+    pub(crate) leads: Gauge,
+    memory: Gauge,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ControllerLabel {
+    controller: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    controller: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CauseLabel {
+    cause: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabel {
+    state: String,
+}
+
+const CONTROLLER: &str = "lcltrainingjob";
+
+fn look_time_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::default();
+        let metrics = Self {
+            looks: Family::default(),
+            look_errors: Family::default(),
+            look_time: Family::new_with_constructor(look_time_buckets),
+            status_writes: Counter::default(),
+            restarts: Family::default(),
+            jobs: Family::default(),
+            leads: Gauge::default(),
+            memory: Gauge::default(),
+            registry: Mutex::default(),
+        };
+        let shared = registry.sub_registry_with_prefix("controller_runtime");
+        shared.register("reconcile", "Looks at jobs by result", metrics.looks.clone());
+        shared.register("reconcile_errors", "Looks at jobs that failed", metrics.look_errors.clone());
+        shared.register_with_unit("reconcile_time", "Time a look takes", Unit::Seconds, metrics.look_time.clone());
+        let own = registry.sub_registry_with_prefix("lcl_operator");
+        own.register("status_writes", "Writes of a job's status", metrics.status_writes.clone());
+        own.register("pod_replacements", "Pods that ended before their time, by cause", metrics.restarts.clone());
+        own.register("jobs", "Jobs by state", metrics.jobs.clone());
+        own.register("leads", "Whether this process leads", metrics.leads.clone());
+        registry.register_with_unit("process_resident_memory", "Resident memory of this process", Unit::Bytes, metrics.memory.clone());
+        Self { registry: Mutex::new(registry), ..metrics }
+    }
+
+    pub(crate) fn observe_look(&self, took: Duration, is_success: bool) {
+        let result = if is_success { "success" } else { "error" };
+        self.looks.get_or_create(&ResultLabel { controller: CONTROLLER, result }).inc();
+        let label = ControllerLabel { controller: CONTROLLER };
+        if !is_success {
+            self.look_errors.get_or_create(&label).inc();
+        }
+        self.look_time.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// Counts what was added to a job's restarts.
+    pub(crate) fn count_restarts(&self, old: &BTreeMap<String, i32>, new: &BTreeMap<String, i32>) {
+        for (cause, count) in new {
+            let added = count.saturating_sub(old.get(cause).copied().unwrap_or(0));
+            self.restarts.get_or_create(&CauseLabel { cause: cause.clone() }).inc_by(u64::try_from(added).unwrap_or(0));
+        }
+    }
+
+    /// The text of `/metrics`, with the given jobs by state.
+    pub(crate) fn render(&self, jobs: &BTreeMap<String, i64>) -> Result<String, fmt::Error> {
+        self.jobs.clear();
+        for (state, count) in jobs {
+            self.jobs.get_or_create(&StateLabel { state: state.clone() }).set(*count);
+        }
+        self.memory.set(resident_bytes().unwrap_or(0));
+        let mut text = String::new();
+        encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(text)
+    }
+}
+
+/// From `/proc`; `None` where there is none.
+fn resident_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<i64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_controller_runtime() {
+        let metrics = Metrics::new();
+        metrics.observe_look(Duration::from_millis(3), false);
+        metrics.count_restarts(&BTreeMap::from([("deletion".to_owned(), 1)]), &BTreeMap::from([("deletion".to_owned(), 3)]));
+        let text = metrics.render(&BTreeMap::from([("Running".to_owned(), 2)])).expect("text");
+        for line in [
+            "controller_runtime_reconcile_total{controller=\"lcltrainingjob\",result=\"error\"} 1",
+            "controller_runtime_reconcile_errors_total{controller=\"lcltrainingjob\"} 1",
+            "controller_runtime_reconcile_time_seconds_count{controller=\"lcltrainingjob\"} 1",
+            "lcl_operator_pod_replacements_total{cause=\"deletion\"} 2",
+            "lcl_operator_jobs{state=\"Running\"} 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in:\n{text}");
+        }
+        assert!(resident_bytes().is_some_and(|bytes| bytes > 100_000), "resident memory in bytes");
+    }
+}

@@ -1,0 +1,381 @@
+//! One look at one job: observe, validate, build, apply, decide, write the status, act, tell.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        controller::Action as Next,
+        events::{Event, EventType, Recorder},
+        reflector::ObjectRef,
+    },
+};
+use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus};
+use lcl_operator_core::{
+    ValidatedJob,
+    build::{
+        BuildContext, COORDINATOR_PORT, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod,
+        coordinator_name, worker_selector,
+    },
+    decide,
+    decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
+    observe::{Link, ObservedJob, ObservedPod, Problem},
+    validate,
+};
+use thiserror::Error;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{
+    cache::{JobKey, PodCache},
+    children::{Applier, Child, ChildStores},
+    link::CoordinatorLink,
+    memory::{JobMemory, Memories},
+    metrics::Metrics,
+    pod_actions::{confirm_pods, create_pod, delete_pod},
+    status::write_status,
+};
+
+/// A stored job; one that this version cannot read must not hide the others.
+pub(crate) type StoredJob = DeserializeGuard<LCLTrainingJob>;
+
+/// Steps and checkpoints alone are written no more often than this.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// Pods of one job that are created side by side.
+const PODS_AT_ONCE: usize = 32;
+/// Though nothing is seen, a job is looked at so often.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// Pause after a failed look; doubled with every further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
+const STALE_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is shared by all looks.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) images: Images,
+    pub(crate) pods: Arc<PodCache>,
+    pub(crate) children: ChildStores,
+    pub(crate) memories: Memories,
+    pub(crate) wake: UnboundedSender<ObjectRef<StoredJob>>,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Images of pods whose manifest names none.
+#[derive(Clone, Debug)]
+pub(crate) struct Images {
+    pub(crate) coordinator: String,
+    pub(crate) trainer: String,
+    pub(crate) pull_policy: Option<String>,
+}
+
+/// Why a look failed. It is repeated, after a pause.
+#[derive(Debug, Error)]
+pub(crate) enum ReconcileError {
+    /// The API server refused, or did not answer.
+    #[error("{what}: {source}")]
+    Api { what: String, source: kube::Error },
+    /// Somebody else's object has the name.
+    #[error("{kind} {name} exists and does not belong to the job: rename the job or remove it")]
+    Foreign { kind: &'static str, name: String },
+    /// There is a newer state of the job, or of a pod, than the one that was looked at.
+    #[error("the job has changed meanwhile")]
+    Stale,
+    /// An object cannot be written as JSON.
+    #[error("{kind} cannot be written as JSON: {source}")]
+    Encode { kind: &'static str, source: serde_json::Error },
+    /// The coordinator refused, or did not answer.
+    #[error("{what}: {source}")]
+    Coordinator { what: String, source: Box<tonic::Status> },
+}
+
+impl ReconcileError {
+    /// A problem that somebody has to solve; `None` for one that may pass by itself.
+    fn as_problem(&self) -> Option<Problem> {
+        let problem = || Some(Problem { reason: reason::CREATE_FAILED, message: self.to_string() });
+        match self {
+            Self::Foreign { .. } | Self::Encode { .. } => problem(),
+            Self::Api { source: kube::Error::Api(answer), .. } => {
+                matches!(answer.code, 400..=499 if ![408, 409, 429].contains(&answer.code)).then(problem).flatten()
+            }
+            Self::Api { .. } | Self::Stale | Self::Coordinator { .. } => None,
+        }
+    }
+}
+
+/// Looks at a job, and says when to look again.
+pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> Result<Next, ReconcileError> {
+    let started = Instant::now();
+    let (name, namespace) = (stored.name_any(), stored.namespace().unwrap_or_default());
+    let key = JobKey { namespace, name };
+    let uid = stored.uid().unwrap_or_default();
+    let mut memory = context.memories.of(&key, &uid).await;
+    let result = match &stored.0 {
+        Ok(job) => {
+            let job = newest(job, &memory);
+            Look { context: &context, key: &key, uid: &uid, job, memory: &mut memory }.run().await
+        }
+        Err(invalid) => {
+            tracing::error!(job = key.name, namespace = key.namespace, "this version cannot read the job: {invalid}");
+            Ok(None)
+        }
+    };
+    context.metrics.observe_look(started.elapsed(), result.is_ok());
+    match result {
+        Ok(wait) => {
+            memory.failures = 0;
+            // Spread, so that jobs created together are not looked at together for ever.
+            let longest = LONGEST_WAIT.mul_f64(fastrand::f64().mul_add(0.2, 0.9));
+            Ok(Next::requeue(wait.map_or(longest, |wait| wait.min(longest))))
+        }
+        Err(ReconcileError::Stale) => Ok(Next::requeue(STALE_PAUSE)),
+        Err(error) => {
+            let pause = (FIRST_PAUSE * 2_u32.saturating_pow(memory.failures.min(16))).min(LONGEST_PAUSE);
+            memory.failures = memory.failures.saturating_add(1);
+            tracing::warn!(job = key.name, namespace = key.namespace, again_after = ?pause, "{error}");
+            let problem = error.as_problem();
+            // The first time it is told at once.
+            let is_news = problem.is_some() && problem != memory.problem;
+            memory.problem = problem.or_else(|| memory.problem.take());
+            Ok(Next::requeue(if is_news { Duration::ZERO } else { pause }))
+        }
+    }
+}
+
+/// The job as the watch tells of it, or as the API server answered to our last write if that is newer.
+fn newest(job: &LCLTrainingJob, memory: &JobMemory) -> Arc<LCLTrainingJob> {
+    let version = version(job);
+    match &memory.job {
+        Some((written, job)) if *written > version => Arc::clone(job),
+        _ => Arc::new(job.clone()),
+    }
+}
+
+fn version(job: &LCLTrainingJob) -> u64 {
+    job.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+struct Look<'a> {
+    context: &'a Context,
+    key: &'a JobKey,
+    uid: &'a str,
+    job: Arc<LCLTrainingJob>,
+    memory: &'a mut JobMemory,
+}
+
+impl Look<'_> {
+    async fn run(&mut self) -> Result<Option<Duration>, ReconcileError> {
+        if self.job.metadata.deletion_timestamp.is_some() {
+            // Its objects go with it.
+            self.memory.link = None;
+            return Ok(None);
+        }
+        let status = self.job.status.clone().unwrap_or_default();
+        let Some(valid) = self.validate(&status).await? else { return Ok(None) };
+        let build = BuildContext {
+            namespace: self.key.namespace.clone(),
+            uid: self.uid.to_owned(),
+            coordinator_image: self.context.images.coordinator.clone(),
+            trainer_image: self.context.images.trainer.clone(),
+            image_pull_policy: self.context.images.pull_policy.clone(),
+        };
+        let api = Api::<Pod>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let (late, confirmation) = self.context.pods.unconfirmed(self.key);
+        confirm_pods(&api, &self.context.pods, self.key, late).await?;
+        let is_over = is_final(&status);
+        let applied = if is_over { Ok(true) } else { self.apply_children(&valid, &build).await };
+        let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
+        let pods = self.context.pods.pods(self.key);
+        self.follow_coordinator(&valid, &pods, is_over);
+        let link = self.memory.link.as_ref().map_or(Link::Unknown, CoordinatorLink::state);
+        let decision = decide(&ObservedJob {
+            job: &valid,
+            uid: self.uid,
+            generation: self.job.metadata.generation.unwrap_or(0),
+            status: &status,
+            selector: &worker_selector(&valid, &build),
+            pods: &pods,
+            link: &link,
+            unused_epoch: self.memory.unused_epoch,
+            surplus_since: &self.memory.surplus_since,
+            problem: problem.as_ref().or(self.memory.problem.as_ref()),
+            now: Timestamp::now(),
+        });
+        let now = Timestamp::now();
+        let since = |uid: &String| (uid.clone(), self.memory.surplus_since.get(uid).copied().unwrap_or(now));
+        self.memory.surplus_since = decision.surplus.iter().map(since).collect();
+        let status_wait = self.update_status(&status, &decision).await?;
+        // Before the actions, one of which may fail: the status that they follow from is written.
+        self.tell(&decision.events).await;
+        let objects_are_there = applied?;
+        self.act(&valid, &build, &api, &decision, objects_are_there).await?;
+        // The status still says that something is wrong.
+        let solved = self.memory.problem.take().map(|_| Duration::ZERO);
+        let applied_wait = (!objects_are_there).then_some(Duration::from_secs(1));
+        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved].into_iter().flatten().min())
+    }
+
+    /// The job if it keeps every rule. The API server checks the same rules, so a job that breaks one was stored under another definition.
+    async fn validate(&mut self, status: &LCLTrainingJobStatus) -> Result<Option<Arc<ValidatedJob>>, ReconcileError> {
+        let generation = self.job.metadata.generation.unwrap_or(0);
+        if let Some((_, valid)) = self.memory.valid.as_ref().filter(|(of, _)| *of == generation) {
+            return Ok(Some(Arc::clone(valid)));
+        }
+        let manifest = serde_json::to_value(&*self.job).map_err(|source| ReconcileError::Encode { kind: "LCLTrainingJob", source })?;
+        match validate(&manifest) {
+            Ok(valid) => {
+                let valid = Arc::new(valid);
+                self.memory.valid = Some((generation, Arc::clone(&valid)));
+                Ok(Some(valid))
+            }
+            Err(errors) => {
+                let (new, event) = derive_invalid(status, generation, &errors.to_string(), Timestamp::now());
+                if new != *status {
+                    self.write(&new).await?;
+                }
+                self.tell(event.as_slice()).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether all objects but the pods are there, as far as the watch knows.
+    async fn apply_children(&mut self, job: &ValidatedJob, build: &BuildContext) -> Result<bool, ReconcileError> {
+        let stores = &self.context.children;
+        let mut applier = Applier { client: &self.context.client, job_uid: self.uid, applied: &mut self.memory.applied };
+        let account = applier.ensure(&stores.accounts, "ServiceAccount", &build_service_account(job, build)).await?;
+        let config = applier.ensure(&stores.config_maps, "ConfigMap", &build_config_map(job, build)).await?;
+        let service = applier.ensure(&stores.services, "Service", &build_service(job, build)).await?;
+        if let Child::There(service) = &service {
+            self.memory.service_ip = service.spec.as_ref().and_then(|spec| spec.cluster_ip.clone());
+        }
+        let are_leaving = matches!(account, Child::Leaving) || matches!(config, Child::Leaving) || matches!(service, Child::Leaving);
+        Ok(!are_leaving && self.memory.service_ip.is_some())
+    }
+
+    /// Follows the coordinator in the pod that runs now.
+    fn follow_coordinator(&mut self, job: &ValidatedJob, pods: &BTreeMap<String, Arc<ObservedPod>>, is_over: bool) {
+        let pod = pods.get(&coordinator_name(job)).filter(|pod| !is_over && pod.owner == self.uid && pod.running && pod.end.is_none());
+        let Some((pod, ip)) = pod.and_then(|pod| Some((pod, pod.ip.as_ref()?))) else {
+            self.memory.link = None;
+            return;
+        };
+        let address = if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") };
+        if self.memory.link.as_ref().is_some_and(|link| link.leads_to(&pod.uid, &address)) {
+            return;
+        }
+        let wake = self.context.wake.clone();
+        let job = ObjectRef::<StoredJob>::new(&self.key.name).within(&self.key.namespace);
+        // The receiver is gone only when the operator ends.
+        let changed = move || drop(wake.send(job.clone()));
+        match CoordinatorLink::start(pod.uid.clone(), address.clone(), changed) {
+            Ok(link) => self.memory.link = Some(link),
+            Err(error) => tracing::warn!(job = self.key.name, address, %error, "no address to connect to"),
+        }
+    }
+
+    /// Writes the status if it differs. Progress alone may have to wait; then for how long.
+    async fn update_status(&mut self, old: &LCLTrainingJobStatus, decision: &Decision) -> Result<Option<Duration>, ReconcileError> {
+        if decision.status == *old {
+            return Ok(None);
+        }
+        if is_progress_only(old, &decision.status) {
+            let rest = self.memory.progress_written.map_or(Duration::ZERO, |at| PROGRESS_INTERVAL.saturating_sub(at.elapsed()));
+            if !rest.is_zero() {
+                return Ok(Some(rest));
+            }
+        }
+        self.memory.progress_written = Some(Instant::now());
+        self.write(&decision.status).await?;
+        if decision.status.coordinator_epoch != old.coordinator_epoch {
+            self.memory.unused_epoch = decision.status.coordinator_epoch;
+        }
+        self.context.metrics.count_restarts(&old.restarts_by_cause, &decision.status.restarts_by_cause);
+        Ok(None)
+    }
+
+    async fn write(&mut self, status: &LCLTrainingJobStatus) -> Result<(), ReconcileError> {
+        let written = write_status(&self.context.client, &self.job, status).await?;
+        self.context.metrics.status_writes.inc();
+        self.job = Arc::new(written);
+        self.memory.job = Some((version(&self.job), Arc::clone(&self.job)));
+        Ok(())
+    }
+
+    async fn act(
+        &mut self,
+        job: &ValidatedJob,
+        build: &BuildContext,
+        api: &Api<Pod>,
+        decision: &Decision,
+        objects_are_there: bool,
+    ) -> Result<(), ReconcileError> {
+        let pods = &self.context.pods;
+        let mut new_pods = Vec::new();
+        for action in &decision.actions {
+            match action {
+                Action::SetWorld(bounds) => {
+                    let Some(link) = &self.memory.link else { continue };
+                    let answer = link.set_world(*bounds).await;
+                    answer.map_err(|source| ReconcileError::Coordinator {
+                        what: "setting the world's size".to_owned(),
+                        source: source.into(),
+                    })?;
+                    tracing::info!(job = self.key.name, namespace = self.key.namespace, ?bounds, "told the coordinator the size");
+                }
+                Action::DrainWorker { worker } => {
+                    let Some(link) = &self.memory.link else { continue };
+                    let answer = link.drain_worker(worker).await;
+                    answer.map_err(|source| ReconcileError::Coordinator { what: format!("draining {worker}"), source: source.into() })?;
+                }
+                Action::DeletePod { name, uid, force } => {
+                    delete_pod(api, pods, name, uid, *force).await?;
+                    tracing::info!(job = self.key.name, namespace = self.key.namespace, pod = name, force, "deleted");
+                }
+                // Without a configuration or an address no pod could start.
+                Action::CreateCoordinator { .. } | Action::CreateWorker { .. } if !objects_are_there => {}
+                Action::CreateCoordinator { epoch } => {
+                    self.memory.unused_epoch = None;
+                    new_pods.push(build_coordinator_pod(job, build, epoch.unsigned_abs()));
+                }
+                Action::CreateWorker { index } => {
+                    let ip = self.memory.service_ip.as_deref().unwrap_or_default();
+                    let address = if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") };
+                    new_pods.push(build_worker_pod(job, build, *index, &address));
+                }
+            }
+        }
+        let count = new_pods.len();
+        let uid = self.uid;
+        let created = stream::iter(new_pods).map(|pod| async move { create_pod(api, pods, uid, &pod).await });
+        let results: Vec<_> = created.buffer_unordered(PODS_AT_ONCE).collect().await;
+        if count > 0 {
+            tracing::info!(job = self.key.name, namespace = self.key.namespace, count, "created pods");
+        }
+        results.into_iter().collect()
+    }
+
+    async fn tell(&self, events: &[JobEvent]) {
+        let reference = self.job.object_ref(&());
+        for event in events {
+            let publication = Event {
+                type_: if event.warning { EventType::Warning } else { EventType::Normal },
+                reason: event.reason.to_owned(),
+                note: Some(event.note.clone()),
+                action: "Reconcile".to_owned(),
+                secondary: None,
+            };
+            if let Err(error) = self.context.recorder.publish(&publication, &reference).await {
+                tracing::warn!(job = self.key.name, namespace = self.key.namespace, reason = event.reason, %error, "an Event could not be written");
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Settings, all of them flags with an environment variable each.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, ValueEnum};
+
+/// Runs training jobs in a Kubernetes cluster.
+#[derive(Clone, Debug, Parser)]
+#[command(version, after_help = "Finds the API server as kubectl does: in a pod through its service account, else through KUBECONFIG.")]
+pub struct Settings {
+    /// Image of the coordinators
+    #[arg(long, env = "LCL_COORDINATOR_IMAGE")]
+    pub coordinator_image: String,
+    /// Image of workers whose manifest names none
+    #[arg(long, env = "LCL_TRAINER_IMAGE")]
+    pub trainer_image: String,
+    /// When these images are pulled
+    #[arg(long, env = "LCL_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub image_pull_policy: Option<String>,
+    /// Namespaces to look after, separated by commas; all without it
+    #[arg(long, env = "LCL_WATCH_NAMESPACES", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+    /// Jobs that are looked at side by side
+    #[arg(long, env = "LCL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    pub concurrency: u16,
+    /// Requests to the API server, per second on average
+    #[arg(long, env = "LCL_KUBE_API_QPS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub kube_api_qps: u32,
+    /// Requests to the API server, at once
+    #[arg(long, env = "LCL_KUBE_API_BURST", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub kube_api_burst: u32,
+    /// Where /healthz and /readyz are served; port 0 takes a free one
+    #[arg(long, env = "LCL_HEALTH_ADDR", default_value = "0.0.0.0:8081")]
+    pub health_addr: SocketAddr,
+    /// Where /metrics is served; port 0 takes a free one
+    #[arg(long, env = "LCL_METRICS_ADDR", default_value = "0.0.0.0:8080")]
+    pub metrics_addr: SocketAddr,
+    /// Run only while holding the lease `lcl-operator`; needs POD_NAMESPACE
+    #[arg(long, env = "LCL_LEADER_ELECT")]
+    pub leader_elect: bool,
+    /// Namespace of the lease
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default", hide = true)]
+    pub pod_namespace: String,
+    /// Who holds the lease, and who reports Events
+    #[arg(long, env = "POD_NAME", hide = true)]
+    pub pod_name: Option<String>,
+    /// How log lines are written
+    #[arg(long, env = "LCL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Human,
+    /// One JSON object a line
+    Json,
+}
