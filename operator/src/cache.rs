@@ -221,8 +221,8 @@ mod tests {
         cache.take(Event::Apply(pod("a", 5)));
         cache.wrote(&pod("b", 6));
         assert_eq!(names(&cache), ["a", "b"]);
-        assert_eq!(cache.take(Event::Apply(pod("b", 7))), [], "the same as what the write said");
-        assert_eq!(cache.take(Event::Apply(pod("b", 8))), [key()], "it runs now");
+        assert_eq!(cache.take(Event::Apply(pod("b", 8))), [], "the same as what the write said");
+        assert_eq!(cache.take(Event::Apply(pod("b", 9))), [key()], "it has changed");
     }
 
     #[test]

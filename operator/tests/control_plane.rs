@@ -1,0 +1,340 @@
+//! The operator against a real API server without nodes: what it makes of a job, what it leaves alone, and what survives its own death.
+
+mod support;
+
+#[path = "../core/tests/support/jobs.rs"]
+mod jobs;
+
+use std::{collections::BTreeMap, fs, thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use lcl_cluster::ClusterOptions;
+use serde_json::{Value, json};
+
+use jobs::{assign, minimal_job};
+use support::{Installed, condition, name_of, project, wait_for};
+
+fn install() -> Result<Installed> {
+    Installed::start(&ClusterOptions::default(), &[])
+}
+
+fn job(name: &str, assignments: &str) -> Value {
+    let mut job = minimal_job();
+    job["metadata"]["name"] = json!(name);
+    assign(&mut job, assignments);
+    job
+}
+
+fn uids(pods: &[Value]) -> BTreeMap<String, String> {
+    pods.iter().map(|pod| (name_of(pod), pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned())).collect()
+}
+
+fn wait_for_pods(installed: &Installed, job: &str, count: usize) -> Result<Vec<Value>> {
+    wait_for(&format!("{count} pods of {job}"), || {
+        let pods = installed.pods(job)?;
+        ensure!(pods.len() == count, "{} pods", pods.len());
+        Ok(pods)
+    })
+}
+
+/// Says of a pod what a node would say.
+fn set_pod_status(installed: &Installed, pod: &str, status: &Value) -> Result<()> {
+    let patch = json!({ "status": status }).to_string();
+    installed.kubectl(&["patch", "pod", pod, "--subresource=status", "--type=merge", "-p", &patch])?;
+    Ok(())
+}
+
+fn terminated(container: &str, code: i32, message: &str) -> Value {
+    json!({
+        "phase": "Failed",
+        "containerStatuses": [{
+            "name": container, "image": "trainer", "imageID": "", "ready": false, "restartCount": 0,
+            "state": { "terminated": { "exitCode": code, "reason": "Error", "message": message } },
+        }],
+    })
+}
+
+#[test]
+fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    let manifest = fs::read_to_string(project().join("examples/emoji.yaml"))?;
+    let example: Value = serde_saphyr::from_str(&manifest)?;
+    installed.apply(&example)?;
+    let pods = wait_for_pods(&installed, "emoji", 3)?;
+    let job = installed.get(&["lcltrainingjob", "emoji"])?;
+    let owner = json!([{
+        "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "emoji", "uid": job["metadata"]["uid"],
+        "controller": true, "blockOwnerDeletion": true,
+    }]);
+    let service = installed.get(&["service", "emoji-coordinator"])?;
+    let config = installed.get(&["configmap", "emoji-config"])?;
+    let account = installed.get(&["serviceaccount", "emoji"])?;
+    for object in pods.iter().chain([&service, &config, &account]) {
+        assert_eq!(object["metadata"]["ownerReferences"], owner, "{}", name_of(object));
+    }
+    assert_eq!(account["automountServiceAccountToken"], false);
+    assert!(config["data"].as_object().is_some_and(|data| data.len() == 1), "{config}");
+    assert_eq!(pods.iter().map(name_of).collect::<Vec<_>>(), ["emoji-coordinator", "emoji-w-0", "emoji-w-1"]);
+    let environment = |pod: &Value, name: &str| {
+        let variables = pod["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
+        variables.into_iter().find(|variable| variable["name"] == name).map_or(Value::Null, |variable| variable["value"].clone())
+    };
+    let ip = service["spec"]["clusterIP"].as_str().context("no cluster IP")?;
+    assert_eq!(environment(&pods[1], "LCL_COORDINATOR"), format!("{ip}:7433"));
+    assert_eq!(environment(&pods[2], "LCL_WORKER"), "emoji-w-1");
+    assert_eq!(environment(&pods[0], "LCL_EPOCH"), "1");
+    let status = wait_for("a status", || {
+        let status = installed.status("emoji")?;
+        ensure!(status["workers"]["created"] == 2, "{status}");
+        Ok(status)
+    })?;
+    assert_eq!(status["coordinatorEpoch"], 1);
+    assert_eq!(status["observedGeneration"], job["metadata"]["generation"]);
+    assert_eq!(condition(&status, "Running")["reason"], "WaitingForWorkers");
+    assert_eq!(operator.metric("controller_runtime_reconcile_errors_total{controller=\"lcltrainingjob\"}").ok(), None, "no look failed");
+
+    installed.kubectl(&["delete", "lcltrainingjob", "emoji"])?;
+    wait_for("an empty namespace", || {
+        let left = installed.get(&["pods,services,configmaps,serviceaccounts", "-l", "lcl.dev/job-name=emoji"])?;
+        ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "{left}");
+        Ok(())
+    })?;
+    operator.terminate()
+}
+
+/// Writes to the kinds that the operator writes, as the API server counts them.
+fn writes(installed: &Installed) -> Result<BTreeMap<String, f64>> {
+    let text = installed.kubectl(&["get", "--raw", "/metrics"])?;
+    let mut writes = BTreeMap::new();
+    for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+        let is_write = ["POST", "PUT", "PATCH", "APPLY", "DELETE"].iter().any(|verb| line.contains(&format!("verb=\"{verb}\"")));
+        let kinds = ["lcltrainingjobs", "pods", "services", "configmaps", "serviceaccounts", "events"];
+        if is_write && kinds.iter().any(|kind| line.contains(&format!("resource=\"{kind}\""))) {
+            let (name, value) = line.rsplit_once(' ').context("a line of metrics")?;
+            writes.insert(name.to_owned(), value.parse()?);
+        }
+    }
+    Ok(writes)
+}
+
+#[test]
+fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    installed.apply(&job("still", "spec.workers = {'replicas': 3}"))?;
+    wait_for_pods(&installed, "still", 4)?;
+    wait_for("a status", || {
+        let status = installed.status("still")?;
+        ensure!(status["workers"]["created"] == 3, "{status}");
+        Ok(())
+    })?;
+    // The scheduler and others say their part about new pods first.
+    let mut before = writes(&installed)?;
+    wait_for("quiet", || {
+        thread::sleep(Duration::from_secs(2));
+        let now = writes(&installed)?;
+        ensure!(now == std::mem::replace(&mut before, now.clone()), "still writing");
+        Ok(())
+    })?;
+    // Looks that find nothing to do: a restart looks at every job, and an annotation is a change that nothing follows from.
+    operator.terminate()?;
+    let operator = installed.start_operator(&[])?;
+    wait_for("a look", || {
+        let looks = operator.metric("controller_runtime_reconcile_total{controller=\"lcltrainingjob\",result=\"success\"}")?;
+        ensure!(looks >= 1.0, "no look yet");
+        Ok(())
+    })?;
+    thread::sleep(Duration::from_secs(10));
+    let mut after = writes(&installed)?;
+    // Our own request for the operator's token.
+    for writes in [&mut before, &mut after] {
+        writes.retain(|name, _| !name.contains("subresource=\"token\""));
+    }
+    assert_eq!(after, before);
+
+    installed.kubectl(&["delete", "service", "still-coordinator"])?;
+    installed.kubectl(&["patch", "configmap", "still-config", "--type=merge", "-p", r#"{"data":{"trainer-config.json":"changed"}}"#])?;
+    wait_for("the Service", || installed.get(&["service", "still-coordinator"]))?;
+    wait_for("the configuration", || {
+        let config = installed.get(&["configmap", "still-config"])?;
+        ensure!(!config["data"].to_string().contains("changed"), "{}", config["data"]);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn an_operator_killed_while_it_creates_leaves_nothing_doubled() -> Result<()> {
+    const WORKERS: usize = 40;
+    let installed = install()?;
+    // Slow enough to be interrupted in the middle.
+    let operator = installed.start_operator(&["--kube-api-qps=10", "--kube-api-burst=10"])?;
+    installed.apply(&job("large", &format!("spec.workers = {{'replicas': {WORKERS}}}; spec.optimization.globalBatchSize = 64")))?;
+    wait_for("some pods", || {
+        ensure!(installed.pods("large")?.len() >= 5, "not yet");
+        Ok(())
+    })?;
+    operator.kill()?;
+    let before = uids(&installed.pods("large")?);
+    ensure!(before.len() <= WORKERS, "all {} pods were there before the operator was killed: nothing is shown", before.len());
+    let operator = installed.start_operator(&[])?;
+    let after = uids(&wait_for_pods(&installed, "large", WORKERS + 1)?);
+    for (name, uid) in &before {
+        assert_eq!(after.get(name), Some(uid), "{name} was made anew");
+    }
+    let status = wait_for("a settled status", || {
+        let status = installed.status("large")?;
+        ensure!(status["workers"]["created"] == WORKERS, "{status}");
+        Ok(status)
+    })?;
+    assert_eq!(status["restarts"], Value::Null, "{status}");
+    let coordinator = installed.get(&["pod", "large-coordinator"])?;
+    let epoch = coordinator["metadata"]["annotations"]["lcl.dev/coordinator-epoch"].as_str().unwrap_or_default().parse::<i64>()?;
+    ensure!(status["coordinatorEpoch"].as_i64() >= Some(epoch), "the pod's epoch {epoch} is not in {status}");
+    operator.terminate()
+}
+
+#[test]
+fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    installed.apply(&job("replaced", "spec.workers = {'replicas': 2}"))?;
+    let before = uids(&wait_for_pods(&installed, "replaced", 3)?);
+    wait_for("a status", || {
+        ensure!(installed.status("replaced")?["workers"]["created"] == 2, "not yet");
+        Ok(())
+    })?;
+    installed.kubectl(&["delete", "pod", "replaced-w-1", "--force", "--grace-period=0"])?;
+    let replaced = |name: &str, times: i64| {
+        wait_for("a replacement", || {
+            let after = uids(&installed.pods("replaced")?);
+            ensure!(after.len() == 3 && after.get(name) != before.get(name), "{after:?}");
+            let status = installed.status("replaced")?;
+            ensure!(status["restarts"] == times && status["replacing"].is_null(), "{status}");
+            Ok((after, status))
+        })
+    };
+    let (after, status) = replaced("replaced-w-1", 1)?;
+    assert_eq!(after["replaced-w-0"], before["replaced-w-0"]);
+    assert_eq!(after["replaced-coordinator"], before["replaced-coordinator"]);
+    assert_eq!(status["restartsByCause"], json!({ "deletion": 1 }));
+    assert_eq!(status["lastFailure"]["pod"], "replaced-w-1");
+
+    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 75, "the data could not be read"))?;
+    let (_, status) = replaced("replaced-w-0", 2)?;
+    assert_eq!(status["lastFailure"]["exitCode"], 75);
+    assert!(status["lastFailure"]["message"].as_str().is_some_and(|text| text.contains("the data could not be read")), "{status}");
+
+    installed.kubectl(&["delete", "pod", "replaced-coordinator", "--force", "--grace-period=0"])?;
+    replaced("replaced-coordinator", 3)?;
+    let coordinator = installed.get(&["pod", "replaced-coordinator"])?;
+    assert_eq!(coordinator["metadata"]["annotations"]["lcl.dev/coordinator-epoch"], "2", "a new coordinator has a higher epoch");
+    wait_for("Events", || {
+        let reasons = installed.event_reasons("replaced")?;
+        ensure!(
+            ["WorkerReplaced", "CoordinatorReplaced"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)),
+            "{reasons:?}"
+        );
+        Ok(())
+    })?;
+
+    // A permanent failure ends the job, for good.
+    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 65, "/data/a.tar: not a tar file"))?;
+    let status = wait_for("the end", || {
+        let status = installed.status("replaced")?;
+        ensure!(condition(&status, "Failed")["status"] == "True", "{status}");
+        Ok(status)
+    })?;
+    assert_eq!(condition(&status, "Failed")["reason"], "PermanentFailure");
+    assert!(condition(&status, "Failed")["message"].as_str().is_some_and(|text| text.contains("/data/a.tar: not a tar file")), "{status}");
+    let left = wait_for_pods(&installed, "replaced", 1)?;
+    assert_eq!(name_of(&left[0]), "replaced-w-0", "the failed pod stays for its log");
+    operator.terminate()?;
+    let operator = installed.start_operator(&[])?;
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(installed.pods("replaced")?.len(), 1, "what has failed is not started again");
+    operator.terminate()
+}
+
+#[test]
+fn scaling_touches_no_pod_that_stays() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    installed.apply(&job("scaled", "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"))?;
+    let two = uids(&wait_for_pods(&installed, "scaled", 3)?);
+    installed.kubectl(&["scale", "lcltrainingjob", "scaled", "--replicas=4"])?;
+    let four = uids(&wait_for_pods(&installed, "scaled", 5)?);
+    installed.kubectl(&["scale", "lcltrainingjob", "scaled", "--replicas=2"])?;
+    let again = uids(&wait_for_pods(&installed, "scaled", 3)?);
+    assert_eq!(again, two);
+    assert!(two.iter().all(|(name, uid)| four.get(name) == Some(uid)), "{two:?} {four:?}");
+    let status = installed.status("scaled")?;
+    assert_eq!(status["restarts"], Value::Null, "scaling is no failure: {status}");
+    let refused = installed.kubectl(&["scale", "lcltrainingjob", "scaled", "--replicas=5"]).expect_err("more than maxWorkers");
+    assert!(format!("{refused:#}").contains("maxWorkers"), "{refused:#}");
+    operator.terminate()
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    let quota = |pods: u32| json!({ "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "pods" }, "spec": { "hard": { "pods": pods.to_string() } } });
+    installed.apply(&quota(1))?;
+    installed
+        .apply(&json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "taken-config" }, "data": { "mine": "yes" } }))?;
+    installed.apply(&job("poor", "spec.workers = {'replicas': 2}"))?;
+    installed.apply(&job("taken", ""))?;
+    let stalled = |job: &str, words: &str| {
+        wait_for("the reason", || {
+            let status = installed.status(job)?;
+            let stalled = condition(&status, "Stalled");
+            ensure!(stalled["status"] == "True" && stalled["message"].as_str().is_some_and(|text| text.contains(words)), "{status}");
+            Ok(())
+        })
+    };
+    stalled("poor", "exceeded quota")?;
+    stalled("taken", "ConfigMap taken-config exists and does not belong to the job")?;
+    assert_eq!(installed.get(&["configmap", "taken-config"])?["data"], json!({ "mine": "yes" }));
+    installed.apply(&quota(20))?;
+    installed.kubectl(&["delete", "configmap", "taken-config"])?;
+    wait_for_pods(&installed, "poor", 3)?;
+    wait_for_pods(&installed, "taken", 2)?;
+    for job in ["poor", "taken"] {
+        wait_for("nothing in the way", || {
+            let status = installed.status(job)?;
+            ensure!(condition(&status, "Stalled").is_null(), "{status}");
+            Ok(())
+        })?;
+    }
+    operator.terminate()
+}
+
+#[test]
+fn one_operator_leads_and_another_takes_over() -> Result<()> {
+    let installed = install()?;
+    let elect = ["--leader-elect"];
+    // The lease lies where the chart allows it.
+    let start = |name: &str| {
+        installed.start_operator(&[&elect[..], &[&format!("--pod-name={name}"), &format!("--pod-namespace={}", support::SYSTEM)]].concat())
+    };
+    let first = start("first")?;
+    wait_for("a leader", || {
+        ensure!(first.metric("lcl_operator_leads")? > 0.0, "not yet");
+        Ok(())
+    })?;
+    let second = start("second")?;
+    installed.apply(&job("led", ""))?;
+    wait_for_pods(&installed, "led", 2)?;
+    ensure!(second.metric("lcl_operator_leads")? < 1.0, "two lead");
+    // In order: the lease is given back, and nobody waits for its end.
+    first.terminate()?;
+    wait_for("the other to lead", || {
+        ensure!(second.metric("lcl_operator_leads")? > 0.0, "not yet");
+        Ok(())
+    })?;
+    installed.kubectl(&["delete", "pod", "led-w-0", "--force", "--grace-period=0"])?;
+    wait_for_pods(&installed, "led", 2)?;
+    second.terminate()
+}

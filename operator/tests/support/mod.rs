@@ -1,0 +1,266 @@
+//! A cluster with the charts installed, and the operator as a process with the rights that the chart gives it.
+
+#![allow(dead_code, reason = "every test uses a part")]
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use lcl_cluster::{Cluster, ClusterOptions};
+use serde_json::Value;
+
+/// The longest anything may take on a busy machine before a test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(50);
+/// Where the charts install the operator.
+pub(crate) const SYSTEM: &str = "lcl-system";
+
+const OPERATOR: &str = env!("CARGO_BIN_EXE_lcl-operator");
+
+/// The project's folder.
+pub(crate) fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// A program that cargo builds beside the operator.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
+    let path = Path::new(OPERATOR).with_file_name(name);
+    ensure!(path.is_file(), "{} is missing: `cargo build -p {name}` makes it", path.display());
+    Ok(path)
+}
+
+/// Tries until there is a result, or until the patience is at its end: then the last reason is told.
+pub(crate) fn wait_for<T>(what: &str, look: impl FnMut() -> Result<T>) -> Result<T> {
+    wait_within(PATIENCE, what, look)
+}
+
+/// The same with another patience.
+pub(crate) fn wait_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+    let end = Instant::now() + patience;
+    loop {
+        match look() {
+            Ok(result) => return Ok(result),
+            Err(error) if Instant::now() >= end => return Err(error.context(format!("{what} did not come within {patience:?}"))),
+            Err(_) => thread::sleep(POLL),
+        }
+    }
+}
+
+/// A cluster with both charts.
+pub(crate) struct Installed {
+    pub(crate) cluster: Cluster,
+}
+
+impl Installed {
+    /// Starts a cluster and installs the charts; `values` are further arguments of `helm install` for the operator's.
+    pub(crate) fn start(options: &ClusterOptions, values: &[&str]) -> Result<Self> {
+        let installed = Self { cluster: Cluster::start(&program("lcl-cluster")?, options)? };
+        let charts = project().join("charts");
+        installed.helm(&[
+            "install",
+            "lcl-crds",
+            &charts.join("lcl-crds").to_string_lossy(),
+            "--namespace",
+            SYSTEM,
+            "--create-namespace",
+        ])?;
+        let operator = charts.join("lcl-operator").to_string_lossy().into_owned();
+        installed.helm(&[&["install", "lcl-operator", &operator, "--namespace", SYSTEM], values].concat())?;
+        wait_for("the definition", || installed.get(&["lcltrainingjobs"]))?;
+        Ok(installed)
+    }
+
+    /// Runs Helm.
+    pub(crate) fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let helm = match env::var_os("LCL_HELM_BIN") {
+            Some(path) => path.into(),
+            None => newest(&project().join(".deps"), "helm-")?.join("helm"),
+        };
+        let home = self.cluster.ready().folder.join("helm");
+        let mut command = Command::new(&helm);
+        command.args(arguments).env("KUBECONFIG", &self.cluster.ready().kubeconfig);
+        command.env("HELM_CACHE_HOME", &home).env("HELM_CONFIG_HOME", &home).env("HELM_DATA_HOME", &home);
+        let output = command.output().with_context(|| format!("{} (scripts/helm.sh builds it)", helm.display()))?;
+        ensure!(output.status.success(), "helm {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs kubectl as the administrator.
+    pub(crate) fn kubectl<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<String> {
+        Ok(self.cluster.kubectl(arguments)?)
+    }
+
+    /// Applies an object.
+    pub(crate) fn apply(&self, object: &Value) -> Result<()> {
+        let file = self.cluster.ready().folder.join("object.json");
+        fs::write(&file, object.to_string())?;
+        self.kubectl(&["apply", "-f", &file.to_string_lossy()])?;
+        Ok(())
+    }
+
+    /// `kubectl get -o json`.
+    pub(crate) fn get(&self, what: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&[&["get", "-o", "json"], what].concat())?)?)
+    }
+
+    /// A job's status.
+    pub(crate) fn status(&self, job: &str) -> Result<Value> {
+        Ok(self.get(&["lcltrainingjob", job])?["status"].take())
+    }
+
+    /// The job's pods that are not being deleted, by name.
+    pub(crate) fn pods(&self, job: &str) -> Result<Vec<Value>> {
+        let Value::Array(mut pods) = self.get(&["pods", "-l", &format!("lcl.dev/job-name={job}")])?["items"].take() else {
+            bail!("no list of pods");
+        };
+        pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        pods.sort_by_key(name_of);
+        Ok(pods)
+    }
+
+    /// Reasons of a job's Events so far.
+    pub(crate) fn event_reasons(&self, job: &str) -> Result<Vec<String>> {
+        let events = self.get(&["events.events.k8s.io"])?;
+        let items = events["items"].as_array().into_iter().flatten();
+        let ours = items.filter(|event| event["regarding"]["kind"] == "LCLTrainingJob" && event["regarding"]["name"] == job);
+        Ok(ours.filter_map(|event| event["reason"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// A kubeconfig with the rights of the chart's service account and no other.
+    pub(crate) fn operators_kubeconfig(&self) -> Result<PathBuf> {
+        let ready = self.cluster.ready();
+        let token = self.kubectl(&["create", "token", "lcl-operator", "--namespace", SYSTEM])?;
+        let server = self.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+        let path = ready.folder.join("operator.kubeconfig");
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "operator",
+            "clusters": [{ "name": "test", "cluster": { "server": server, "certificate-authority": ready.folder.join("ca.crt") } }],
+            "users": [{ "name": "operator", "user": { "token": token.trim() } }],
+            "contexts": [{ "name": "operator", "context": { "cluster": "test", "user": "operator" } }],
+        });
+        fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
+    /// Starts the operator as a process.
+    pub(crate) fn start_operator(&self, arguments: &[&str]) -> Result<Operator> {
+        Operator::start(self, arguments)
+    }
+}
+
+/// Name of an object.
+pub(crate) fn name_of(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Value of a condition: True, False, Unknown, or nothing.
+pub(crate) fn condition<'a>(status: &'a Value, type_: &str) -> &'a Value {
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().find(|condition| condition["type"] == type_).unwrap_or(&Value::Null)
+}
+
+fn newest(folder: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut found: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    found.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
+    found.sort();
+    found.pop().with_context(|| format!("{}/{prefix}* is missing: `make test` builds it", folder.display()))
+}
+
+/// The operator as a process. Killed when dropped.
+pub(crate) struct Operator {
+    child: Child,
+    log: PathBuf,
+    /// Where `/healthz` and `/readyz` are.
+    pub(crate) health: String,
+    /// Where `/metrics` is.
+    pub(crate) metrics: String,
+}
+
+impl Operator {
+    fn start(installed: &Installed, arguments: &[&str]) -> Result<Self> {
+        let folder = &installed.cluster.ready().folder;
+        let log = folder.join(format!("operator-{}.log", fs::read_dir(folder)?.count()));
+        let child = Command::new(OPERATOR)
+            .env("KUBECONFIG", installed.operators_kubeconfig()?)
+            .args(["--coordinator-image=coordinator", "--trainer-image=trainer", "--log-format=json"])
+            .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()?;
+        let mut operator = Self { child, log, health: String::new(), metrics: String::new() };
+        for what in ["health", "metrics"] {
+            let address = wait_for("an address", || {
+                let lines = operator.log_lines()?;
+                let line = lines.iter().find(|line| line["fields"]["message"] == format!("serves {what}"));
+                line.and_then(|line| line["fields"]["address"].as_str()).map(str::to_owned).context("not yet")
+            })?;
+            if what == "health" { operator.health = address } else { operator.metrics = address }
+        }
+        wait_for("a ready operator", || get(&operator.health, "/readyz"))?;
+        Ok(operator)
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log_lines(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(&self.log)?;
+        // The last line may be half written.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// Ends it without warning.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end, and expects that it does so with success.
+    pub(crate) fn terminate(mut self) -> Result<()> {
+        let process = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the operator ended with {status}: {}", fs::read_to_string(&self.log)?);
+        Ok(())
+    }
+
+    /// The value of a metric, labels included in the name.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let text = get(&self.metrics, "/metrics")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("no {name} in:\n{text}"))?.parse()?)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("{}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
+    }
+}
+
+/// Body of a page that is served with 200.
+pub(crate) fn get(address: &str, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    ensure!(head.split(' ').nth(1) == Some("200"), "{path}: {head}: {body}");
+    Ok(body.to_owned())
+}
