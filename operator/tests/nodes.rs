@@ -1,0 +1,289 @@
+//! The whole path on three real nodes: the charts, a job, its pods, training on real images, and accidents on the way.
+//!
+//! What is measured on the way is printed (`--nocapture` shows it); nothing here fails because a machine is slow.
+
+mod support;
+
+use std::{
+    env, fs,
+    os::unix::fs::chown,
+    path::PathBuf,
+    process::Command,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use lcl_cluster::{ClusterOptions, why_no_nodes};
+use serde_json::{Value, json};
+
+use support::{Installed, SYSTEM, condition, name_of, program, project, wait_for, wait_within};
+
+/// The user of the images.
+const TRAINER_USER: u32 = 65532;
+/// Longest time for a job; a hundred steps take a minute on two cores.
+const TRAINING: std::time::Duration = std::time::Duration::from_mins(12);
+/// Samples of a batch.
+const BATCH: u64 = 64;
+
+/// A cluster with the charts, the demo's data, and a place for checkpoints.
+struct Stage {
+    installed: Installed,
+    folder: tempfile::TempDir,
+}
+
+impl Stage {
+    fn set_up() -> Result<Self> {
+        let images = ["pause", "lcl-operator", "lcl-coordinator", "lcl-trainer"].map(image).into_iter().collect::<Result<_>>()?;
+        let folder = tempfile::tempdir()?;
+        let data = folder.path().join("data/emoji");
+        let emoji = project().join(".deps/emoji");
+        ensure!(emoji.is_dir(), "{} is missing: scripts/npm-emoji.sh fetches it", emoji.display());
+        let pack = program("lcl")?.with_file_name("examples").join("pack_emoji");
+        let mut packer = Command::new(&pack);
+        packer.arg("--google").arg(emoji.join("google")).arg("--twitter").arg(emoji.join("twitter")).arg("--out").arg(&data);
+        let packed = packer.output().with_context(|| format!("{}: `cargo build -p lcl-data --examples` makes it", pack.display()))?;
+        ensure!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+        fs::create_dir(folder.path().join("runs"))?;
+        chown(folder.path().join("runs"), Some(TRAINER_USER), Some(TRAINER_USER))?;
+        let installed = Installed::start(&ClusterOptions { nodes: 3, images }, &["--wait", "--timeout", "2m"])?;
+        Ok(Self { installed, folder })
+    }
+
+    /// Applies the example with another name and length, and with the stage's folders as volumes.
+    fn apply(&self, name: &str, steps: u64) -> Result<Run<'_>> {
+        let mut job: Value = serde_saphyr::from_str(&fs::read_to_string(project().join("examples/emoji.yaml"))?)?;
+        job["metadata"]["name"] = json!(name);
+        job["spec"]["optimization"]["steps"] = json!(steps);
+        job["spec"]["optimization"]["globalBatchSize"] = json!(BATCH);
+        job["spec"]["optimization"]["schedule"]["cosine"]["warmupSteps"] = json!(10);
+        job["spec"]["checkpoint"]["uri"] = json!(format!("file:///runs/{name}"));
+        for volume in job["spec"]["workers"]["template"]["spec"]["volumes"].as_array_mut().context("no volumes")? {
+            volume["hostPath"]["path"] = json!(self.folder.path().join(volume["name"].as_str().unwrap_or_default()));
+        }
+        let applied = Instant::now();
+        self.installed.apply(&job)?;
+        Ok(Run { stage: self, name: name.to_owned(), steps, applied })
+    }
+}
+
+/// `make test` puts the images there.
+fn image(name: &str) -> Result<PathBuf> {
+    let path = program("lcl-cluster")?.ancestors().nth(2).context("the target folder")?.join(format!("images/{name}.tar"));
+    ensure!(path.is_file(), "{} is missing: `make images` builds it", path.display());
+    Ok(path)
+}
+
+/// One committed step, as the ledger has it.
+#[derive(Clone, Debug)]
+struct Step {
+    step: u64,
+    time: f64,
+    generation: (u64, u64),
+    members: usize,
+}
+
+struct Run<'a> {
+    stage: &'a Stage,
+    name: String,
+    steps: u64,
+    applied: Instant,
+}
+
+impl Run<'_> {
+    fn folder(&self) -> PathBuf {
+        self.stage.folder.path().join("runs").join(&self.name)
+    }
+
+    fn ledger(&self) -> Result<Vec<Step>> {
+        // Not there before the first step.
+        let text = fs::read_to_string(self.folder().join("metrics.jsonl")).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| read_step(&serde_json::from_str(line)?)).collect()
+    }
+
+    fn wait_for_steps(&self, count: u64) -> Result<Vec<Step>> {
+        wait_within(TRAINING, &format!("step {count} of {}", self.name), || {
+            let failed = self.stage.installed.status(&self.name)?;
+            let failed = condition(&failed, "Failed");
+            // Not an error of this closure, which would be tried again.
+            assert!(failed["status"] != "True", "{failed}");
+            let ledger = self.ledger()?;
+            ensure!(ledger.len() as u64 >= count, "{} steps", ledger.len());
+            Ok(ledger)
+        })
+    }
+
+    fn pods(&self) -> Result<Vec<Value>> {
+        self.stage.installed.pods(&self.name)
+    }
+
+    fn uid(&self, pod: &str) -> Result<String> {
+        let pods = self.pods()?;
+        let pod = pods.iter().find(|found| name_of(found) == format!("{}-{pod}", self.name)).with_context(|| format!("no {pod}"))?;
+        Ok(pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.stage.installed.kubectl(arguments)
+    }
+
+    /// Waits for the end, and checks what holds however the job went.
+    fn complete(&self, stayed: &[(&str, String)]) -> Result<Value> {
+        let status = wait_within(TRAINING, "completion", || {
+            let status = self.stage.installed.status(&self.name)?;
+            assert!(condition(&status, "Failed")["status"] != "True", "{status}");
+            ensure!(condition(&status, "Complete")["status"] == "True", "{status}");
+            Ok(status)
+        })?;
+        assert_eq!(status["step"], self.steps, "{status}");
+        assert_eq!(status["state"], "Complete");
+        for (pod, uid) in stayed {
+            assert_eq!(self.uid(pod)?, *uid, "{pod} was made anew");
+        }
+        let pods = wait_for("the workers' own end", || {
+            let pods = self.pods()?;
+            ensure!(
+                pods.iter().all(|pod| pod["status"]["phase"] == "Succeeded"),
+                "{:?}",
+                pods.iter().map(|pod| &pod["status"]["phase"]).collect::<Vec<_>>()
+            );
+            Ok(pods)
+        })?;
+        for pod in &pods {
+            let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+            assert_eq!(restarts, 0, "{}: {}", name_of(pod), pod["status"]);
+        }
+        let ledger = self.ledger()?;
+        assert_eq!(ledger.iter().map(|line| line.step).collect::<Vec<_>>(), (0..self.steps).collect::<Vec<_>>(), "every step once");
+        Ok(status)
+    }
+}
+
+/// A line of the ledger; an error unless its members' slots are the batch, each once.
+fn read_step(line: &Value) -> Result<Step> {
+    let slots = line["slots"].as_array().context("no slots")?;
+    let mut end = 0;
+    for part in slots {
+        ensure!(part["first"].as_u64() == Some(end), "a gap or a repetition in {line}");
+        end = part["end"].as_u64().context("no end")?;
+    }
+    ensure!(end == BATCH, "{end} slots of {BATCH} in {line}");
+    let number = |value: &Value| value.as_u64().with_context(|| format!("no number in {line}"));
+    Ok(Step {
+        step: number(&line["step"])?,
+        time: line["time"].as_f64().context("no time")?,
+        generation: (number(&line["generation"]["epoch"])?, number(&line["generation"]["n"])?),
+        members: slots.iter().filter(|part| part["first"] != part["end"]).count(),
+    })
+}
+
+fn seconds_since_epoch() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Whether nodes can run here; in CI they have to.
+fn has_nodes() -> Result<bool> {
+    let Some(why) = why_no_nodes() else { return Ok(true) };
+    ensure!(env::var_os("CI").is_none(), "this machine cannot run nodes, which CI has to: {why}");
+    eprintln!("skipped: {why}");
+    Ok(false)
+}
+
+#[test]
+fn kubectl_apply_trains_a_model_that_survives_accidents() -> Result<()> {
+    if !has_nodes()? {
+        return Ok(());
+    }
+    let stage = Stage::set_up()?;
+    trains_and_exports(&stage)?;
+    survives_the_loss_of_a_pod(&stage)?;
+    grows_and_shrinks(&stage)?;
+    let operators = stage.installed.get(&["pods", "--namespace", SYSTEM])?;
+    for pod in operators["items"].as_array().context("no list")? {
+        assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{}", name_of(pod));
+    }
+    Ok(())
+}
+
+fn trains_and_exports(stage: &Stage) -> Result<()> {
+    let run = stage.apply("plain", 150)?;
+    run.wait_for_steps(1)?;
+    println!("apply to the first committed step: {:.1} s", run.applied.elapsed().as_secs_f64());
+    let status = wait_for("a status that says so", || {
+        let status = stage.installed.status("plain")?;
+        ensure!(condition(&status, "Running")["status"] == "True" && status["workers"]["ready"] == 2, "{status}");
+        Ok(status)
+    })?;
+    assert_eq!(status["workers"]["summary"], "2/2");
+    assert_eq!(status["generation"], "1.1");
+    let nodes: Vec<_> = run.pods()?.iter().map(|pod| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned()).collect();
+    println!("coordinator and workers on {nodes:?}");
+    let status = run.complete(&[])?;
+    assert_eq!(status["restarts"], Value::Null);
+    assert_eq!(status["lastCheckpoint"]["step"], 150, "{status}");
+    let reasons = stage.installed.event_reasons("plain")?;
+    assert!(["TrainingStarted", "Complete"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
+
+    let lcl = program("lcl")?;
+    let weights = stage.folder.path().join("weights.safetensors");
+    let export = output(Command::new(&lcl).args(["export", "--run"]).arg(run.folder()).arg("--output").arg(&weights))?;
+    ensure!(weights.is_file(), "nothing was exported: {export}");
+    let result = stage.folder.path().join("retrieval.json");
+    let heldout = stage.folder.path().join("data/emoji/heldout-000.tar");
+    let mut evaluate = Command::new(&lcl);
+    evaluate.args(["evaluate", "retrieval", "--run"]).arg(run.folder()).arg("--shards").arg(heldout).arg("--output-file").arg(&result);
+    println!("{}", output(&mut evaluate)?);
+    let result: Value = serde_json::from_str(&fs::read_to_string(result)?)?;
+    println!("{result}");
+    Ok(())
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn survives_the_loss_of_a_pod(stage: &Stage) -> Result<()> {
+    let run = stage.apply("lossy", 150)?;
+    run.wait_for_steps(20)?;
+    let survivor = run.uid("w-0")?;
+    let coordinator = run.uid("coordinator")?;
+    let deleted = seconds_since_epoch();
+    run.kubectl(&["delete", "pod", "lossy-w-1", "--force", "--grace-period=0", "--wait=false"])?;
+    let before = run.ledger()?;
+    let old = before.last().context("no step")?.generation;
+    let alone = wait_within(TRAINING, "a step of the survivor", || {
+        run.ledger()?.into_iter().find(|line| line.generation > old).context("not yet")
+    })?;
+    println!("pod deleted to the survivor's next committed step: {:.2} s, with {} of 2 members", alone.time - deleted, alone.members);
+    assert_eq!(run.uid("coordinator")?, coordinator);
+    let together = wait_within(TRAINING, "a step of both", || {
+        run.ledger()?.into_iter().find(|line| line.generation > alone.generation && line.members == 2).context("not yet")
+    })?;
+    println!("pod deleted to the replacement's first committed step: {:.2} s (step {})", together.time - deleted, together.step);
+    let status = run.complete(&[("w-0", survivor)])?;
+    assert_eq!(status["restarts"], 1, "{status}");
+    assert_eq!(status["lastFailure"]["pod"], "lossy-w-1");
+    let reasons = stage.installed.event_reasons("lossy")?;
+    assert!(
+        ["Recovering", "Recovered", "WorkerReplaced"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)),
+        "{reasons:?}"
+    );
+    Ok(())
+}
+
+fn grows_and_shrinks(stage: &Stage) -> Result<()> {
+    let run = stage.apply("elastic", 250)?;
+    run.wait_for_steps(20)?;
+    let stayed = [("w-0", run.uid("w-0")?), ("w-1", run.uid("w-1")?)];
+    run.kubectl(&["scale", "lcltrainingjob", "elastic", "--replicas=3"])?;
+    let three = wait_within(TRAINING, "a step of three", || run.ledger()?.into_iter().find(|line| line.members == 3).context("not yet"))?;
+    run.kubectl(&["scale", "lcltrainingjob", "elastic", "--replicas=2"])?;
+    wait_within(TRAINING, "a step of two again", || {
+        run.ledger()?.into_iter().find(|line| line.generation > three.generation && line.members == 2).context("not yet")
+    })?;
+    let status = run.complete(&stayed)?;
+    assert_eq!(status["restarts"], Value::Null, "scaling is no failure: {status}");
+    Ok(())
+}
