@@ -206,7 +206,7 @@ fn kubectl_apply_trains_a_model_that_survives_accidents() -> Result<()> {
 }
 
 fn trains_and_exports(stage: &Stage) -> Result<()> {
-    let run = stage.apply("plain", 150)?;
+    let run = stage.apply("plain", 120)?;
     run.wait_for_steps(1)?;
     println!("apply to the first committed step: {:.1} s", run.applied.elapsed().as_secs_f64());
     let status = wait_for("a status that says so", || {
@@ -220,7 +220,7 @@ fn trains_and_exports(stage: &Stage) -> Result<()> {
     println!("coordinator and workers on {nodes:?}");
     let status = run.complete(&[])?;
     assert_eq!(status["restarts"], Value::Null);
-    assert_eq!(status["lastCheckpoint"]["step"], 150, "{status}");
+    assert_eq!(status["lastCheckpoint"]["step"], 120, "{status}");
     let reasons = stage.installed.event_reasons("plain")?;
     assert!(["TrainingStarted", "Complete"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
 
@@ -234,7 +234,12 @@ fn trains_and_exports(stage: &Stage) -> Result<()> {
     evaluate.args(["evaluate", "retrieval", "--run"]).arg(run.folder()).arg("--shards").arg(heldout).arg("--output-file").arg(&result);
     println!("{}", output(&mut evaluate)?);
     let result: Value = serde_json::from_str(&fs::read_to_string(result)?)?;
-    println!("{result}");
+    for direction in ["image_to_text", "text_to_image"] {
+        let best = &result[direction][0];
+        let (recall, chance) = (best["recall"].as_f64(), best["chance"].as_f64());
+        let learnt = recall.zip(chance).is_some_and(|(recall, chance)| recall > 3.0 * chance);
+        assert!(best["k"] == 1 && learnt, "{direction}: recall@1 {recall:?} with chance {chance:?}");
+    }
     Ok(())
 }
 
@@ -245,7 +250,7 @@ fn output(command: &mut Command) -> Result<String> {
 }
 
 fn survives_the_loss_of_a_pod(stage: &Stage) -> Result<()> {
-    let run = stage.apply("lossy", 150)?;
+    let run = stage.apply("lossy", 120)?;
     run.wait_for_steps(20)?;
     let survivor = run.uid("w-0")?;
     let coordinator = run.uid("coordinator")?;
@@ -274,7 +279,7 @@ fn survives_the_loss_of_a_pod(stage: &Stage) -> Result<()> {
 }
 
 fn grows_and_shrinks(stage: &Stage) -> Result<()> {
-    let run = stage.apply("elastic", 250)?;
+    let run = stage.apply("elastic", 160)?;
     run.wait_for_steps(20)?;
     let stayed = [("w-0", run.uid("w-0")?), ("w-1", run.uid("w-1")?)];
     run.kubectl(&["scale", "lcltrainingjob", "elastic", "--replicas=3"])?;

@@ -108,6 +108,25 @@ fn requests_become_limits_except_for_processors() {
 }
 
 #[test]
+fn members_share_the_processors_that_were_asked_for() {
+    for (workers, expected) in [
+        ("{'requests': {'cpu': '8'}}", json!("8")),
+        ("{'requests': {'cpu': '8'}, 'membersPerWorker': 4}", json!("2")),
+        ("{'requests': {'cpu': '3500m'}}", json!("3")),
+        ("{'requests': {'cpu': '500m'}, 'membersPerWorker': 2}", json!("1")),
+        ("{'requests': {'memory': '1Gi'}}", json!(null)),
+    ] {
+        let pod = worker(&format!("spec.workers = {workers}"), 0);
+        let found = env(&pod["spec"]["containers"][0], "LCL_THREADS");
+        assert_eq!(found.first().map_or(Value::Null, |variable| variable["value"].clone()), expected, "{workers}");
+    }
+    let given = "spec.workers = {'requests': {'cpu': '8'}, 'template': {'spec': {'containers': \
+                 [{'name': 'worker', 'env': [{'name': 'LCL_THREADS', 'value': '3'}]}]}}}";
+    let pod = worker(given, 0);
+    assert_eq!(env(&pod["spec"]["containers"][0], "LCL_THREADS")[0]["value"], "3", "the user knows better");
+}
+
+#[test]
 fn the_coordinator_counts_members_and_not_workers() {
     let job = valid("spec.workers = {'replicas': 2, 'membersPerWorker': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}");
     let pod = serde_json::to_value(build_coordinator_pod(&job, &context(), 1)).unwrap();

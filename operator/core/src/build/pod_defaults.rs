@@ -59,6 +59,13 @@ pub(super) fn set_env(container: &mut Container, name: &str, value: &str) {
     put_env(container, EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None });
 }
 
+/// Sets `name` in the container, unless a template says something about it.
+pub(super) fn set_env_unless_given(container: &mut Container, name: &str, value: &str) {
+    if !container.env.iter().flatten().any(|variable| variable.name == name) {
+        set_env(container, name, value);
+    }
+}
+
 /// Sets `name` to a field of the pod, such as `status.podIP`.
 pub(super) fn set_env_from_field(container: &mut Container, name: &str, path: &str) {
     let source = EnvVarSource {

@@ -14,7 +14,7 @@ use crate::{
         config_map::{CONFIG_FILE, config_map_name},
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
         metadata,
-        pod_defaults::{container_security, fill_pod, set_env, set_env_from_field},
+        pod_defaults::{container_security, fill_pod, set_env, set_env_from_field, set_env_unless_given},
         service_account::service_account_name,
     },
     job::ValidatedJob,
@@ -98,11 +98,26 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     set_env(container, "LCL_WORKER", &worker_pod_name(job, index));
     set_env(container, "LCL_WORKER_INDEX", &index.to_string());
     set_env(container, "LCL_MEMBERS_PER_WORKER", &job.spec().workers.members_per_worker.to_string());
+    if let Some(threads) = threads_of_member(job) {
+        set_env_unless_given(container, "LCL_THREADS", &threads.to_string());
+    }
     set_env_from_field(container, "LCL_NODE", "spec.nodeName");
     set_env_from_field(container, "LCL_POD_IP", "status.podIP");
     // Until there are certificates.
     set_env(container, "LCL_INSECURE", "true");
     set_env(container, "LCL_LOG_FORMAT", "json");
+}
+
+/// The processors that were asked for, shared out among the members: a node shows every container all of its processors, and members that
+/// share a node would each start a thread for every one.
+fn threads_of_member(job: &ValidatedJob) -> Option<u64> {
+    let Quantity(asked) = job.spec().workers.requests.as_ref()?.get("cpu")?;
+    let milli = match asked.strip_suffix('m') {
+        Some(milli) => milli.parse::<f64>().ok()?,
+        None => asked.parse::<f64>().ok()? * 1000.0,
+    };
+    let of_each = milli / 1000.0 / f64::from(job.spec().workers.members_per_worker.max(1));
+    Some((of_each as u64).max(1))
 }
 
 /// Requests, and as limits those that cannot be shared: devices, and memory, of which more than asked for would be taken from neighbours.

@@ -90,9 +90,12 @@ pub(super) fn clean_up(draft: &mut Draft) {
     let patience = if completed { END_BY_THEMSELVES } else { SignedDuration::ZERO };
     let ended = draft.status.completion_time.as_ref().map_or(observed.now, |time| time.0);
     let deadline = ended.checked_add(patience).unwrap_or(ended);
-    for (name, pod) in observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid && pod.deletion.is_none()) {
+    let ours = || observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid);
+    let workers_end = completed && ours().any(|(_, pod)| matches!(pod.role, PodRole::Worker(_)) && pod.end.is_none() && pod.node.is_some());
+    for (name, pod) in ours().filter(|(_, pod)| pod.deletion.is_none()) {
         let goes = match pod.role {
-            PodRole::Coordinator => true,
+            // The last members may not have heard of the end yet.
+            PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= deadline,
             PodRole::Worker(_) if pod.end.is_some() => false,
             // One that has no node yet would train for nobody.
             PodRole::Worker(_) => pod.node.is_none() || observed.now >= deadline,
