@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 TOOLS := .deps/tools/bin
 
-.PHONY: help deps demo test verify fix bench images images-deps images-check helm cluster-deps cluster cluster-down clean
+.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm cluster-deps cluster cluster-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -19,13 +19,16 @@ deps: ## fetch libtorch and the system packages a build needs
 	@scripts/debian.sh
 	@scripts/libtorch.sh
 
-demo: deps ## train on 7,226 emoji for five minutes and show what the model learnt
+# The images of the demo and of the test on nodes.
+emoji:
 	@scripts/npm-emoji.sh
+
+demo: deps emoji ## train on 7,226 emoji for five minutes and show what the model learnt
 	cargo build --release --quiet -p lcl -p lcl-trainer -p lcl-coordinator
 	cargo build --release --quiet -p lcl-data --example pack_emoji
 	@scripts/demo.sh
 
-test: deps cluster-deps images-deps helm .deps/test-py/.complete $(CARGO_TARGET_DIR)/images/pause.tar ## run every test
+test: deps cluster-deps helm images emoji .deps/test-py/.complete ## run every test
 	cargo test --workspace --no-fail-fast
 	python3 images/test/assembly.py
 
@@ -34,9 +37,12 @@ cluster-deps:
 	@scripts/debian.sh cluster
 	@scripts/kube.sh > /dev/null
 
-cluster: deps cluster-deps $(CARGO_TARGET_DIR)/images/pause.tar ## start a real Kubernetes with three nodes on this machine
+cluster: deps cluster-deps helm images emoji ## start a real Kubernetes with three nodes on this machine, with the images and the example's data
 	cargo build --quiet -p lcl-cluster
-	@$(CARGO_TARGET_DIR)/debug/lcl-cluster up --nodes 3 --image $(CARGO_TARGET_DIR)/images/pause.tar
+	cargo build --quiet -p lcl-data --example pack_emoji
+	@scripts/example-volumes.sh
+	@$(CARGO_TARGET_DIR)/debug/lcl-cluster up --nodes 3 $(foreach image,pause lcl-operator lcl-coordinator lcl-trainer,--image $(CARGO_TARGET_DIR)/images/$(image).tar)
+	@echo "  export PATH=$$(dirname "$$(scripts/helm.sh)"):\$$PATH"
 
 cluster-down: ## take it down and check that nothing is left
 	@$(CARGO_TARGET_DIR)/debug/lcl-cluster down

@@ -202,7 +202,7 @@ mod tests {
                 "labels": { "lcl.dev/job-name": "job", "lcl.dev/role": "worker", "lcl.dev/worker-index": "0" },
                 "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "u", "controller": true }],
             },
-            "status": { "phase": if version % 2 == 0 { "Running" } else { "Pending" } },
+            "status": { "phase": if version.is_multiple_of(2) { "Running" } else { "Pending" } },
         }))
         .expect("a pod")
     }

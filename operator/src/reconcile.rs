@@ -50,10 +50,10 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// Pods of one job that are created side by side.
 const PODS_AT_ONCE: usize = 32;
 /// Though nothing is seen, a job is looked at so often.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
+const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Pause after a failed look; doubled with every further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 

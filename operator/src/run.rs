@@ -93,7 +93,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
         }
     }
     metrics.leads.set(1);
-    let (stopper, stopped) = watch::channel(false);
+    let (ending, is_ending) = watch::channel(false);
     let namespaces: Vec<_> = match settings.watch_namespaces.iter().filter(|namespace| !namespace.is_empty()).collect::<Vec<_>>() {
         all if all.is_empty() => vec![None],
         named => named.into_iter().cloned().map(Some).collect(),
@@ -107,7 +107,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
             pull_policy: settings.image_pull_policy.clone(),
         };
         let (client, recorder, metrics) = (client.clone(), recorder.clone(), Arc::clone(metrics));
-        Scope { client, namespace, images, concurrency: settings.concurrency, recorder, metrics }.start(stopped.clone())
+        Scope { client, namespace, images, concurrency: settings.concurrency, recorder, metrics }.start(is_ending.clone())
     }));
     let resigns = candidate.clone();
     let lost = async {
@@ -132,7 +132,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
     }
     tracing::info!("stopping: finishing what is under way");
     // The receivers are the scopes, which are still there.
-    stopper.send_replace(true);
+    ending.send_replace(true);
     done.await?;
     if let Some(candidate) = resigns {
         candidate.resign().await?;

@@ -35,7 +35,7 @@ pub struct Settings {
     /// Where /metrics is served; port 0 takes a free one
     #[arg(long, env = "LCL_METRICS_ADDR", default_value = "0.0.0.0:8080")]
     pub metrics_addr: SocketAddr,
-    /// Run only while holding the lease `lcl-operator`; needs POD_NAMESPACE
+    /// Run only while holding the lease `lcl-operator`; in the namespace `POD_NAMESPACE`
     #[arg(long, env = "LCL_LEADER_ELECT")]
     pub leader_elect: bool,
     /// Namespace of the lease
