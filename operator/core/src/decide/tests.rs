@@ -99,8 +99,8 @@ impl Scene {
         self.status = decision.status.clone();
         for action in &decision.actions {
             match action {
-                Action::CreateCoordinator { epoch } => self.create("job-coordinator".to_owned(), PodRole::Coordinator, Some(*epoch)),
-                Action::CreateWorker { index } => self.create(format!("job-w-{index}"), PodRole::Worker(*index), None),
+                Action::CreateCoordinator { epoch } => self.create("job-coordinator", PodRole::Coordinator, Some(*epoch)),
+                Action::CreateWorker { index } => self.create(&format!("job-w-{index}"), PodRole::Worker(*index), None),
                 Action::DeletePod { name, uid, .. } => {
                     assert_eq!(self.pods.remove(name).map(|pod| pod.uid.clone()).as_ref(), Some(uid), "another pod's uid");
                 }
@@ -119,7 +119,7 @@ impl Scene {
         decision
     }
 
-    fn create(&mut self, name: String, role: PodRole, epoch: Option<i64>) {
+    fn create(&mut self, name: &str, role: PodRole, epoch: Option<i64>) {
         self.made += 1;
         let pod = ObservedPod {
             uid: format!("{name}#{}", self.made),
@@ -134,7 +134,7 @@ impl Scene {
             disruption: None,
             end: None,
         };
-        assert!(self.pods.insert(name.clone(), Arc::new(pod)).is_none(), "{name} is made twice");
+        assert!(self.pods.insert(name.to_owned(), Arc::new(pod)).is_none(), "{name} is made twice");
     }
 
     /// Plays until nothing is to be done; all decisions on the way.
