@@ -34,6 +34,8 @@ pub mod reason {
     pub const COORDINATOR_UNREACHABLE: &str = "CoordinatorUnreachable";
     /// Event: the first generation trains.
     pub const TRAINING_STARTED: &str = "TrainingStarted";
+    /// Event: another generation than before trains.
+    pub const GENERATION_FORMED: &str = "GenerationFormed";
     /// Event: training stopped for a recovery.
     pub const RECOVERING: &str = "Recovering";
     /// Event: training goes on.

@@ -46,6 +46,12 @@ pub(super) fn note_progress(draft: &mut Draft) {
     if draft.status.generation.is_none() {
         draft.events.push(JobEvent { warning: false, reason: reason::TRAINING_STARTED, note: format!("generation {generation}") });
     }
+    // A recovery may be over before anybody looks: the number of the generation tells of it all the same.
+    if draft.status.generation.as_ref().is_some_and(|old| *old != generation) {
+        let ranked = group.members.iter().filter(|member| member.ranked).count();
+        let note = format!("generation {generation}: {ranked} members train on from step {}", group.step);
+        draft.events.push(JobEvent { warning: false, reason: reason::GENERATION_FORMED, note });
+    }
     draft.status.generation = Some(generation);
     if let Some(step) = group.last_checkpoint.map(u64::cast_signed)
         && draft.status.last_checkpoint.as_ref().is_none_or(|last| last.step != step)

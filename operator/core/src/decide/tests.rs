@@ -385,7 +385,9 @@ fn conditions_follow_the_group_and_keep_the_time_of_their_last_change() {
     scene.settle();
     assert_eq!(scene.status.conditions, since);
 
-    scene.link = Link::Connected(scene.group(GroupPhase::Recovering, 50));
+    scene.link = Link::Connected(GroupStatus { n: 2, ..scene.group(GroupPhase::Running, 50) });
+    assert_eq!(reasons(&scene.settle()), [reason::GENERATION_FORMED], "over before anybody looked");
+    scene.link = Link::Connected(GroupStatus { n: 2, ..scene.group(GroupPhase::Recovering, 50) });
     assert_eq!(reasons(&scene.settle()), [reason::RECOVERING]);
     assert_eq!(scene.condition(condition::RECOVERING), ("True", reason::GROUP_BROKEN));
     scene.link = Link::Unknown;
@@ -394,7 +396,7 @@ fn conditions_follow_the_group_and_keep_the_time_of_their_last_change() {
     scene.link = Link::Unreachable;
     scene.settle();
     assert_eq!(scene.condition(condition::RUNNING), ("Unknown", reason::COORDINATOR_UNREACHABLE));
-    scene.link = Link::Connected(scene.group(GroupPhase::Running, 51));
+    scene.link = Link::Connected(GroupStatus { n: 2, ..scene.group(GroupPhase::Running, 51) });
     scene.settle();
     assert_eq!(scene.condition(condition::RUNNING), ("True", reason::TRAINING));
 }
