@@ -216,11 +216,13 @@ impl Look<'_> {
         // Before the actions, one of which may fail: the status that they follow from is written.
         self.tell(&decision.events).await;
         let objects_are_there = applied?;
-        self.act(&valid, &build, &api, &decision, objects_are_there).await?;
+        let has_created = self.act(&valid, &build, &api, &decision, objects_are_there).await?;
+        // The watch has nothing to tell of what the answers have told already: nobody else would wake us to say that the pods are there.
+        let created_wait = has_created.then_some(Duration::ZERO);
         // The status still says that something is wrong.
         let solved = self.memory.problem.take().map(|_| Duration::ZERO);
         let applied_wait = (!objects_are_there).then_some(Duration::from_secs(1));
-        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved].into_iter().flatten().min())
+        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait].into_iter().flatten().min())
     }
 
     /// The job if it keeps every rule. The API server checks the same rules, so a job that breaks one was stored under another definition.
@@ -310,6 +312,7 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// Whether pods were created.
     async fn act(
         &mut self,
         job: &ValidatedJob,
@@ -317,7 +320,7 @@ impl Look<'_> {
         api: &Api<Pod>,
         decision: &Decision,
         objects_are_there: bool,
-    ) -> Result<(), ReconcileError> {
+    ) -> Result<bool, ReconcileError> {
         let pods = &self.context.pods;
         let mut new_pods = Vec::new();
         for action in &decision.actions {
@@ -360,7 +363,8 @@ impl Look<'_> {
         if count > 0 {
             tracing::info!(job = self.key.name, namespace = self.key.namespace, count, "created pods");
         }
-        results.into_iter().collect()
+        results.into_iter().collect::<Result<(), _>>()?;
+        Ok(count > 0)
     }
 
     async fn tell(&self, events: &[JobEvent]) {
