@@ -166,7 +166,7 @@ pub struct ObservedPod {
 pub struct ObservedEnd {
     /// Exit code of the main container; none when it never ran, or nobody could see it end.
     pub exit_code: Option<i32>,
-    /// Reason as Kubernetes gives it, such as OOMKilled or Evicted.
+    /// Reason as Kubernetes gives it, such as `OOMKilled` or Evicted.
     pub reason: String,
     /// What the program left as its last words, or Kubernetes says.
     pub message: String,

@@ -58,7 +58,6 @@ pub(super) fn decide_workers(draft: &mut Draft) {
     for index in 0..desired {
         let name = worker_pod_name(job, index.unsigned_abs());
         match look_at(draft, &name, index < created) {
-            Presence::Well => {}
             Presence::Free => {
                 let recorded = draft.status.replacing.iter().any(|replacing| replacing.pod == name);
                 all_there &= recorded;
@@ -68,7 +67,7 @@ pub(super) fn decide_workers(draft: &mut Draft) {
             }
             Presence::Foreign => all_there = false,
             // What ends or is missing here has been there.
-            Presence::Taken | Presence::Unrecorded => {}
+            Presence::Well | Presence::Taken | Presence::Unrecorded => {}
         }
     }
     if let Some(workers) = &mut draft.status.workers {

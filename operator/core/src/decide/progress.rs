@@ -47,10 +47,10 @@ pub(super) fn note_progress(draft: &mut Draft) {
         draft.events.push(JobEvent { warning: false, reason: reason::TRAINING_STARTED, note: format!("generation {generation}") });
     }
     draft.status.generation = Some(generation);
-    if let Some(step) = group.last_checkpoint.map(u64::cast_signed) {
-        if draft.status.last_checkpoint.as_ref().is_none_or(|last| last.step != step) {
-            draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(draft.observed.now) });
-        }
+    if let Some(step) = group.last_checkpoint.map(u64::cast_signed)
+        && draft.status.last_checkpoint.as_ref().is_none_or(|last| last.step != step)
+    {
+        draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(draft.observed.now) });
     }
 }
 

@@ -28,8 +28,8 @@ fn running(name: &str) -> Value {
     json!({ "name": name, "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": { "running": {} } })
 }
 
-fn expect(code: Option<i32>, reason: &str, message: &str) -> Option<(Option<i32>, String, String)> {
-    Some((code, reason.to_owned(), message.to_owned()))
+fn ended(code: Option<i32>, reason: &str, message: &str) -> (Option<i32>, String, String) {
+    (code, reason.to_owned(), message.to_owned())
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_running_pod_has_not_ended() {
 #[test]
 fn the_main_container_decides() {
     let status = json!({ "phase": "Running", "containerStatuses": [running("sidecar"), terminated("worker", 75, "Error")] });
-    assert_eq!(end(&status), expect(Some(75), "Error", "words"));
+    assert_eq!(end(&status), Some(ended(Some(75), "Error", "words")));
     let status = json!({ "phase": "Running", "containerStatuses": [terminated("sidecar", 1, "Error"), running("worker")] });
     assert_eq!(end(&status), None);
     let status = json!({ "phase": "Failed", "containerStatuses": [terminated("coordinator", 1, "Error")] });
@@ -59,9 +59,9 @@ fn the_main_container_decides() {
 fn a_pod_may_end_without_its_container() {
     assert_eq!(
         end(&json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" })),
-        expect(None, "Evicted", "low on memory")
+        Some(ended(None, "Evicted", "low on memory"))
     );
-    assert_eq!(end(&json!({ "phase": "Succeeded" })), expect(Some(0), "", ""));
+    assert_eq!(end(&json!({ "phase": "Succeeded" })), Some(ended(Some(0), "", "")));
     assert_eq!(end(&json!({ "phase": "Pending" })), None);
     assert_eq!(end(&json!({})), None);
 }
@@ -69,7 +69,7 @@ fn a_pod_may_end_without_its_container() {
 #[test]
 fn a_code_that_nobody_saw_is_none() {
     let status = json!({ "phase": "Failed", "containerStatuses": [terminated("worker", 137, "ContainerStatusUnknown")] });
-    assert_eq!(end(&status), expect(None, "ContainerStatusUnknown", "words"));
+    assert_eq!(end(&status), Some(ended(None, "ContainerStatusUnknown", "words")));
 }
 
 #[test]

@@ -30,9 +30,9 @@ fn the_job_is_complete_when_the_group_or_a_worker_says_so() {
     for by_pod in [false, true] {
         let mut scene = Scene::training("");
         if by_pod {
-            scene.exit("job-w-1", 0)
+            scene.exit("job-w-1", 0);
         } else {
-            scene.connect(GroupPhase::Complete, 100)
+            scene.connect(GroupPhase::Complete, 100);
         }
         let events = scene.settle();
         assert_eq!(reasons(&events), [reason::COMPLETE]);

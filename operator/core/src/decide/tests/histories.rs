@@ -169,10 +169,10 @@ proptest! {
     #[test]
     fn when_nothing_happens_any_more_a_job_has_all_its_pods_or_is_over(happenings in vec(happening(), 1..40)) {
         let mut history = History { scene: Scene::new("spec.backoffLimit = 50"), epochs: BTreeSet::new() };
-        happenings.into_iter().for_each(|happening| {
+        for happening in happenings {
             history.happen(happening);
             history.round();
-        });
+        }
         for _ in 0..20 {
             history.scene.after(30);
             history.round();
