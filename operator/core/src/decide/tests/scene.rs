@@ -127,13 +127,13 @@ impl Scene {
             }
             Action::CreateCoordinator { epoch } => {
                 self.unused_epoch = None;
-                self.create(coordinator_name(&self.job), PodRole::Coordinator, Some(*epoch));
+                self.create(&coordinator_name(&self.job), PodRole::Coordinator, Some(*epoch));
             }
-            Action::CreateWorker { index } => self.create(worker_pod_name(&self.job, *index), PodRole::Worker(*index), None),
+            Action::CreateWorker { index } => self.create(&worker_pod_name(&self.job, *index), PodRole::Worker(*index), None),
         }
     }
 
-    fn create(&mut self, name: String, role: PodRole, epoch: Option<i64>) {
+    fn create(&mut self, name: &str, role: PodRole, epoch: Option<i64>) {
         self.uids += 1;
         let pod = ObservedPod {
             uid: format!("uid-{}", self.uids),
@@ -148,7 +148,7 @@ impl Scene {
             disruption: None,
             end: None,
         };
-        assert!(self.pods.insert(name.clone(), Arc::new(pod)).is_none(), "{name} was there already");
+        assert!(self.pods.insert(name.to_owned(), Arc::new(pod)).is_none(), "{name} was there already");
     }
 
     pub(super) fn scale(&mut self, workers: i32) {
