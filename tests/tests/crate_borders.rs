@@ -72,6 +72,10 @@ const TORCH_CRATE: &str = "lcl-torch";
 struct Graph {
     members: BTreeSet<String>,
     edges: BTreeMap<String, BTreeSet<String>>,
+    /// What is behind each crate of the table when it is built alone: `edges` holds what any crate asks of a package they share.
+    behind: BTreeMap<String, BTreeSet<String>>,
+    /// Edges that a test has added.
+    added: BTreeSet<(String, String)>,
 }
 
 impl Graph {
@@ -84,7 +88,11 @@ impl Graph {
             .output()
             .context("starting cargo metadata")?;
         ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-        Self::parse(&serde_json::from_slice(&output.stdout)?)
+        let mut graph = Self::parse(&serde_json::from_slice(&output.stdout)?)?;
+        for Border { name, .. } in &BORDERS {
+            graph.behind.insert((*name).to_owned(), packages_behind(name)?);
+        }
+        Ok(graph)
     }
 
     fn parse(metadata: &Value) -> Result<Self> {
@@ -111,6 +119,7 @@ impl Graph {
     }
 
     fn add(&mut self, from: &str, to: &str) {
+        self.added.insert((from.to_owned(), to.to_owned()));
         self.edges.entry(from.to_owned()).or_default().insert(to.to_owned());
     }
 
@@ -125,6 +134,10 @@ impl Graph {
         while let Some(path) = queue.pop() {
             let last = path.last()?;
             for next in self.direct(last) {
+                let is_added = self.added.contains(&(last.clone(), next.to_owned()));
+                if !is_added && self.behind.get(package).is_some_and(|behind| !behind.contains(next)) {
+                    continue;
+                }
                 let mut path = path.clone();
                 path.push(next.to_owned());
                 if next == target {
@@ -170,6 +183,18 @@ impl Graph {
         found.extend(config.map(|other| format!("lcl-trainer-config must not depend on {other}")));
         found
     }
+}
+
+/// Names of all packages in the program of one crate, with the features that it asks for and no other crate's.
+fn packages_behind(name: &str) -> Result<BTreeSet<String>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["tree", "--package", name, "--edges", "normal", "--prefix", "none", "--format", "{p}", "--locked", "--offline"])
+        .current_dir(workspace())
+        .output()
+        .context("starting cargo tree")?;
+    ensure!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
 }
 
 /// The platform's name, as `rustc` gives it.

@@ -109,3 +109,6 @@ fn shorten(message: &str) -> String {
         None => message.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,7 +166,7 @@ pub struct ObservedPod {
 pub struct ObservedEnd {
     /// Exit code of the main container; none when it never ran, or nobody could see it end.
     pub exit_code: Option<i32>,
-    /// Reason as Kubernetes gives it, such as `OOMKilled` or `Evicted`.
+    /// Reason as Kubernetes gives it, such as `OOMKilled` or Evicted.
     pub reason: String,
     /// What the program left as its last words, or Kubernetes says.
     pub message: String,
@@ -214,8 +214,10 @@ fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {
     let terminated = container.and_then(|container| container.state.as_ref()?.terminated.as_ref());
     // The main container decides: a sidecar that runs on keeps no dead trainer alive.
     if let Some(terminated) = terminated {
+        // The kubelet makes up a code for a container that it lost track of, as after a restart of the node.
+        let was_seen = terminated.reason.as_deref() != Some("ContainerStatusUnknown");
         return Some(ObservedEnd {
-            exit_code: Some(terminated.exit_code),
+            exit_code: was_seen.then_some(terminated.exit_code),
             reason: terminated.reason.clone().unwrap_or_default(),
             message: terminated.message.clone().unwrap_or_default(),
         });
@@ -227,3 +229,6 @@ fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {
     };
     Some(ObservedEnd { exit_code, reason: status.reason.clone().unwrap_or_default(), message: status.message.clone().unwrap_or_default() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,7 +98,8 @@ impl<'a> Draft<'a> {
         if uid.is_empty() && self.status.replacing.iter().any(|replacing| replacing.pod == name) {
             return true;
         }
-        if self.status.replacing.len() >= MAX_REPLACING {
+        // A replacement that ends too takes its predecessor's place.
+        if self.status.replacing.iter().filter(|replacing| replacing.pod != name).count() >= MAX_REPLACING {
             return false;
         }
         self.status.replacing.retain(|replacing| replacing.pod != name);
@@ -128,10 +129,14 @@ impl<'a> Draft<'a> {
         });
     }
 
+    /// Failures without a step in between.
+    pub(super) fn failures(&self) -> i32 {
+        self.status.failure_budget.as_ref().filter(|budget| self.step() <= budget.step).map_or(0, |budget| budget.failures)
+    }
+
     /// When a pod may be created that follows one that failed.
     pub(super) fn may_replace_at(&self) -> Option<Timestamp> {
-        let failures = self.status.failure_budget.as_ref()?.failures;
-        let doublings = u32::try_from(failures.checked_sub(2)?).ok()?;
+        let doublings = u32::try_from(self.failures().checked_sub(2)?).ok()?;
         let delay = FIRST_DELAY.checked_mul(1 << doublings.min(16)).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
         self.status.last_failure.as_ref()?.time.0.checked_add(delay).ok()
     }

@@ -43,7 +43,7 @@ pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
 
 /// Whether there were too many failures without progress.
 pub(super) fn find_exhaustion(draft: &Draft) -> Option<End> {
-    let (failures, limit) = (draft.status.failure_budget.as_ref()?.failures, draft.observed.job.spec().backoff_limit);
+    let (failures, limit) = (draft.failures(), draft.observed.job.spec().backoff_limit);
     let last = draft.status.last_failure.as_ref().map_or_else(String::new, |last| format!(", the last: {}: {}", last.pod, last.message));
     (failures > limit).then(|| End {
         complete: false,

@@ -25,8 +25,10 @@ enum Presence {
     Well,
     /// It was never there, or its end is on record and its name is free.
     Free,
-    /// Its name is taken by one that ends, or that belongs to another job.
+    /// Its name is taken by one that ends.
     Taken,
+    /// Its name is taken by one that belongs to another job.
+    Foreign,
     /// It is missing, and there is no room to record that now.
     Unrecorded,
 }
@@ -34,7 +36,7 @@ enum Presence {
 /// The coordinator, which is told from all before it by its epoch. The epoch of a pod that may have existed is never given again.
 pub(super) fn decide_coordinator(draft: &mut Draft) {
     let name = coordinator_name(draft.observed.job);
-    let existed = draft.status.workers.as_ref().is_some_and(|workers| workers.created > 0);
+    let existed = draft.status.coordinator_epoch.is_some() && draft.status.workers.as_ref().is_some_and(|workers| workers.created > 0);
     if look_at(draft, &name, existed) != Presence::Free || is_too_early(draft) {
         return;
     }
@@ -63,6 +65,7 @@ pub(super) fn decide_workers(draft: &mut Draft) {
                     draft.actions.push(Action::CreateWorker { index: index.unsigned_abs() });
                 }
             }
+            Presence::Foreign => all_there = false,
             // What ends or is missing here has been there.
             Presence::Well | Presence::Taken | Presence::Unrecorded => {}
         }
@@ -86,7 +89,7 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
     };
     if pod.owner != observed.uid {
         // Left behind by a job of the same name; Kubernetes removes it, and its removal wakes us.
-        return Presence::Taken;
+        return Presence::Foreign;
     }
     if pod.end.is_none() && pod.deletion.is_none() {
         draft.is_well(name);

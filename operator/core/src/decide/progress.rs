@@ -106,6 +106,8 @@ fn set_conditions(draft: &mut Draft, health: Health, ready: i32, desired: i32) {
         Health::Running
     } else if draft.had(condition::RECOVERING, "True") {
         Health::Recovering(reason::GROUP_BROKEN)
+    } else if draft.had(condition::RUNNING, "Unknown") {
+        Health::Unreachable
     } else {
         Health::Starting
     };

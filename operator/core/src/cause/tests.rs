@@ -1,0 +1,53 @@
+use super::*;
+use crate::observe::{ObservedEnd, PodRole};
+
+fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, expected: (Cause, &str)) {
+    let ended = exit_code.is_some() || !end.is_empty();
+    let pod = ObservedPod {
+        uid: "uid".to_owned(),
+        owner: "job".to_owned(),
+        role: PodRole::Worker(0),
+        epoch: None,
+        ip: None,
+        node: None,
+        running: false,
+        ready: false,
+        deletion: is_deleted.then(|| "2026-01-01T00:00:00Z".parse().unwrap()),
+        disruption: (!disruption.is_empty()).then(|| (disruption.to_owned(), "why".to_owned())),
+        end: ended.then(|| ObservedEnd { exit_code, reason: end.to_owned(), message: String::new() }),
+    };
+    let judged = judge_end(Some(&pod));
+    assert_eq!((judged.cause, judged.reason.as_str()), expected, "{exit_code:?} {end} {disruption} {is_deleted}");
+    assert_eq!(judged.exit_code, exit_code);
+}
+
+#[test]
+fn whose_fault_an_end_is() {
+    use Cause::{Application, Complete, Deletion, Infrastructure, Permanent, Preemption};
+    check(Some(0), "Completed", "", false, (Complete, "Complete"));
+    check(Some(0), "Completed", "EvictionByEvictionAPI", true, (Complete, "Complete"));
+    check(Some(65), "Error", "", false, (Permanent, "PermanentFailure"));
+    check(Some(2), "Error", "PreemptionByScheduler", true, (Permanent, "PermanentFailure"));
+    check(Some(75), "Error", "", false, (Application, "RetryableFailure"));
+    check(Some(80), "Error", "", false, (Preemption, "Left"));
+    check(Some(1), "Error", "", false, (Application, "Crashed"));
+    check(Some(137), "OOMKilled", "", false, (Application, "OutOfMemory"));
+    check(Some(139), "Error", "", false, (Application, "Killed"));
+    check(Some(137), "Error", "PreemptionByScheduler", true, (Preemption, "PreemptionByScheduler"));
+    check(Some(75), "Error", "DeletionByTaintManager", true, (Infrastructure, "NodeLost"));
+    check(None, "", "DeletionByPodGC", false, (Infrastructure, "NodeLost"));
+    check(Some(137), "Error", "TerminationByKubelet", false, (Infrastructure, "Evicted"));
+    check(Some(1), "Error", "SomethingNew", false, (Infrastructure, "SomethingNew"));
+    check(Some(137), "Error", "", true, (Deletion, "PodDeleted"));
+    check(None, "", "", true, (Deletion, "PodDeleted"));
+    check(None, "Evicted", "", false, (Infrastructure, "Evicted"));
+    check(None, "", "", false, (Infrastructure, "Unknown"));
+    assert_eq!(judge_end(None).cause, Deletion);
+}
+
+#[test]
+fn a_long_message_is_cut_between_characters() {
+    let cut = shorten(&"ß".repeat(600));
+    assert_eq!((cut.chars().count(), cut.chars().last()), (513, Some('…')));
+    assert_eq!(shorten("short"), "short");
+}

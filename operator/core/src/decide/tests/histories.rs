@@ -1,0 +1,184 @@
+//! What holds in every history of a job.
+
+use std::collections::BTreeSet;
+
+use proptest::{collection::vec, prelude::*, sample::Index, test_runner::FileFailurePersistence};
+
+use super::scene::{COORDINATOR, Scene, UID};
+use crate::{
+    build::worker_pod_name,
+    decide::{Action, Decision, condition, is_final},
+    observe::{GroupPhase, Link},
+};
+
+#[derive(Clone, Debug)]
+enum Happening {
+    Exit(Index, i32),
+    Vanish(Index),
+    Delete(Index),
+    Disrupt(Index, &'static str),
+    Connect(GroupPhase, u64),
+    Disconnect(Link),
+    Scale(i32),
+    Wait(i64),
+    /// The operator starts anew and has forgotten everything.
+    Restart,
+    /// The same after it wrote a status and before it acted.
+    Crash,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let code = prop_oneof![8 => Just(1), 4 => Just(80), 4 => Just(137), 1 => Just(0), 1 => Just(65)];
+    let phase = prop_oneof![
+        8 => Just(GroupPhase::Running),
+        2 => Just(GroupPhase::Waiting),
+        2 => Just(GroupPhase::Recovering),
+        1 => Just(GroupPhase::Complete),
+    ];
+    let disruption = prop_oneof![Just("DeletionByTaintManager"), Just("PreemptionByScheduler")];
+    prop_oneof![
+        4 => (any::<Index>(), code).prop_map(|(pod, code)| Happening::Exit(pod, code)),
+        3 => any::<Index>().prop_map(Happening::Vanish),
+        3 => any::<Index>().prop_map(Happening::Delete),
+        2 => (any::<Index>(), disruption).prop_map(|(pod, reason)| Happening::Disrupt(pod, reason)),
+        5 => (phase, 0_u64..100).prop_map(|(phase, step)| Happening::Connect(phase, step)),
+        2 => prop_oneof![Just(Link::Unknown), Just(Link::Unreachable)].prop_map(Happening::Disconnect),
+        3 => (1..=4).prop_map(Happening::Scale),
+        5 => (1_i64..90).prop_map(Happening::Wait),
+        2 => Just(Happening::Restart),
+        3 => Just(Happening::Crash),
+    ]
+}
+
+struct History {
+    scene: Scene,
+    /// Those that coordinators were created with.
+    epochs: BTreeSet<i64>,
+}
+
+impl History {
+    fn happen(&mut self, happening: Happening) {
+        let scene = &mut self.scene;
+        let names: Vec<String> = scene.pods.keys().cloned().collect();
+        let name = |pod: Index| names[pod.index(names.len())].as_str();
+        match happening {
+            Happening::Exit(pod, code) if !names.is_empty() => scene.exit(name(pod), code),
+            Happening::Vanish(pod) if !names.is_empty() => scene.vanish(name(pod)),
+            Happening::Delete(pod) if !names.is_empty() => scene.delete(name(pod)),
+            Happening::Disrupt(pod, reason) if !names.is_empty() => scene.disrupt(name(pod), reason),
+            Happening::Connect(phase, step) if scene.pods.get(COORDINATOR).is_some_and(|pod| pod.end.is_none()) => {
+                scene.connect(phase, step);
+            }
+            Happening::Disconnect(link) => scene.link = link,
+            Happening::Scale(workers) => scene.scale(workers),
+            Happening::Wait(seconds) => scene.after(seconds),
+            Happening::Restart => self.forget(),
+            Happening::Crash => {
+                let decision = scene.decide();
+                check_decision(scene, &decision);
+                scene.write(&decision);
+                self.forget();
+            }
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self) {
+        self.scene.unused_epoch = None;
+        self.scene.surplus_since.clear();
+        self.scene.problem = None;
+        self.scene.link = Link::Unknown;
+    }
+
+    fn round(&mut self) -> Decision {
+        let before = self.scene.clone();
+        let decision = self.scene.round();
+        check_decision(&before, &decision);
+        for action in &decision.actions {
+            if let Action::CreateCoordinator { epoch } = action {
+                assert!(self.epochs.last().is_none_or(|last| last < epoch), "epoch {epoch} after {:?}", self.epochs);
+                assert_eq!(decision.status.coordinator_epoch, Some(*epoch));
+                self.epochs.insert(*epoch);
+            }
+        }
+        decision
+    }
+}
+
+fn check_decision(scene: &Scene, decision: &Decision) {
+    assert!(decision.status.coordinator_epoch >= scene.status.coordinator_epoch, "the epoch went back");
+    if is_final(&scene.status) {
+        assert_eq!((&decision.status, decision.events.len()), (&scene.status, 0), "a final status changed");
+    }
+    assert_eq!(decision.is_final, is_final(&decision.status));
+    let holds =
+        |type_: &str| decision.status.conditions.iter().filter(|condition| condition.type_ == type_ && condition.status == "True").count();
+    assert!([condition::RUNNING, condition::RECOVERING, condition::COMPLETE, condition::FAILED].map(holds).iter().sum::<usize>() <= 1);
+    let by_cause: i32 = decision.status.restarts_by_cause.values().sum();
+    assert_eq!(decision.status.restarts.unwrap_or(0), by_cause);
+    let wanted =
+        |name: &str| name == COORDINATOR || (0..scene.job.world().desired).any(|index| name == worker_pod_name(&scene.job, index as u32));
+    let mut created = BTreeSet::new();
+    for action in &decision.actions {
+        let name = match action {
+            Action::DeletePod { name, uid, .. } => {
+                let pod = &scene.pods[name];
+                assert_eq!((uid, pod.owner.as_str()), (&pod.uid, UID));
+                let is_well = pod.end.is_none() && pod.deletion.is_none();
+                assert!(decision.is_final || !is_well || !wanted(name), "{name} is well and wanted, and is deleted");
+                continue;
+            }
+            Action::DrainWorker { worker } => {
+                assert!(!wanted(worker), "{worker} is wanted, and is drained");
+                continue;
+            }
+            Action::SetWorld(_) => continue,
+            Action::CreateCoordinator { .. } => COORDINATOR.to_owned(),
+            Action::CreateWorker { index } => worker_pod_name(&scene.job, *index),
+        };
+        assert!(!decision.is_final && wanted(&name) && !scene.pods.contains_key(&name), "{name} is created");
+        assert!(created.insert(name), "created twice in {:?}", decision.actions);
+    }
+}
+
+fn changes_pods(action: &Action) -> bool {
+    matches!(action, Action::DeletePod { .. } | Action::CreateCoordinator { .. } | Action::CreateWorker { .. })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn histories_keep_the_promises(happenings in vec(happening(), 1..60), rests in any::<u64>()) {
+        let mut history = History { scene: Scene::new(""), epochs: BTreeSet::new() };
+        history.round();
+        for (index, happening) in happenings.into_iter().enumerate() {
+            history.happen(happening);
+            history.round();
+            if rests >> (index % 64) & 1 == 1 {
+                (0..2).for_each(|_| drop(history.round()));
+                let left = history.round().actions;
+                prop_assert!(!left.iter().any(changes_pods), "after three rounds with nothing new: {left:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn when_nothing_happens_any_more_a_job_has_all_its_pods_or_is_over(happenings in vec(happening(), 1..40)) {
+        let mut history = History { scene: Scene::new("spec.backoffLimit = 50"), epochs: BTreeSet::new() };
+        for happening in happenings {
+            history.happen(happening);
+            history.round();
+        }
+        for _ in 0..20 {
+            history.scene.after(30);
+            history.round();
+        }
+        let (scene, workers) = (&history.scene, history.scene.job.world().desired as usize);
+        let well = scene.pods.values().filter(|pod| pod.end.is_none() && pod.deletion.is_none()).count();
+        prop_assert!(is_final(&scene.status) || (scene.pods.len(), well) == (workers + 1, workers + 1), "{:?}", scene.pods);
+    }
+}

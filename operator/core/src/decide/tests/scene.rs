@@ -1,0 +1,245 @@
+//! A job with its pods and its coordinator, changed by what tests do to it and by what is decided.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use lcl_crds::LCLTrainingJobStatus;
+use serde_json::Value;
+
+use super::jobs::{assign, minimal_job};
+use crate::{
+    ValidatedJob,
+    build::{coordinator_name, worker_pod_name},
+    decide::{Action, Decision, JobEvent, decide},
+    observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem},
+};
+
+pub(super) const UID: &str = "job-uid";
+pub(super) const COORDINATOR: &str = "job-coordinator";
+/// Seconds that a pod is given to end.
+pub(super) const GRACE: i64 = 30;
+
+#[derive(Clone)]
+pub(super) struct Scene {
+    manifest: Value,
+    pub(super) job: ValidatedJob,
+    pub(super) generation: i64,
+    pub(super) status: LCLTrainingJobStatus,
+    pub(super) pods: BTreeMap<String, Arc<ObservedPod>>,
+    pub(super) link: Link,
+    pub(super) unused_epoch: Option<i64>,
+    pub(super) surplus_since: BTreeMap<String, Timestamp>,
+    pub(super) problem: Option<Problem>,
+    pub(super) now: Timestamp,
+    uids: u32,
+}
+
+impl Scene {
+    /// A job of two workers, elastic between one and four, that nobody has looked at.
+    pub(super) fn new(assignments: &str) -> Self {
+        let mut manifest = minimal_job();
+        assign(&mut manifest, "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}; spec.backoffLimit = 3");
+        assign(&mut manifest, assignments);
+        Self {
+            job: read(&manifest),
+            manifest,
+            generation: 1,
+            status: LCLTrainingJobStatus::default(),
+            pods: BTreeMap::new(),
+            link: Link::Unknown,
+            unused_epoch: None,
+            surplus_since: BTreeMap::new(),
+            problem: None,
+            now: Timestamp::from_second(1_800_000_000).unwrap(),
+            uids: 0,
+        }
+    }
+
+    /// The same when its first generation trains.
+    pub(super) fn training(assignments: &str) -> Self {
+        let mut scene = Self::new(assignments);
+        scene.settle();
+        scene.train(1);
+        scene.settle();
+        scene
+    }
+
+    pub(super) fn decide(&self) -> Decision {
+        decide(&ObservedJob {
+            job: &self.job,
+            uid: UID,
+            generation: self.generation,
+            status: &self.status,
+            selector: "lcl.dev/job-name=job",
+            pods: &self.pods,
+            link: &self.link,
+            unused_epoch: self.unused_epoch,
+            surplus_since: &self.surplus_since,
+            problem: self.problem.as_ref(),
+            now: self.now,
+        })
+    }
+
+    /// Decides, writes the status and acts.
+    pub(super) fn round(&mut self) -> Decision {
+        let decision = self.decide();
+        self.write(&decision);
+        for action in &decision.actions {
+            self.act(action);
+        }
+        decision
+    }
+
+    /// Rounds until nothing is left to do now; what was told meanwhile.
+    pub(super) fn settle(&mut self) -> Vec<JobEvent> {
+        let mut events = Vec::new();
+        for _ in 0..10 {
+            let before = self.status.clone();
+            let decision = self.round();
+            events.extend(decision.events);
+            if decision.actions.is_empty() && decision.status == before {
+                return events;
+            }
+        }
+        panic!("there is always something to do: {:?}", self.decide().actions);
+    }
+
+    pub(super) fn write(&mut self, decision: &Decision) {
+        if decision.status.coordinator_epoch != self.status.coordinator_epoch {
+            self.unused_epoch = decision.status.coordinator_epoch;
+        }
+        self.status = decision.status.clone();
+        let since = |uid: &String| (uid.clone(), self.surplus_since.get(uid).copied().unwrap_or(self.now));
+        self.surplus_since = decision.surplus.iter().map(since).collect();
+    }
+
+    fn act(&mut self, action: &Action) {
+        match action {
+            Action::SetWorld(bounds) => self.change_group(|group| group.members_wanted = *bounds),
+            Action::DrainWorker { worker } => self.change_group(|group| group.members.retain(|member| member.worker != *worker)),
+            Action::DeletePod { name, uid, force } => {
+                let Some(pod) = self.pods.get(name).filter(|pod| pod.uid == *uid) else { return };
+                if *force || pod.end.is_some() || pod.node.is_none() {
+                    self.vanish(name);
+                } else {
+                    self.delete(name);
+                }
+            }
+            Action::CreateCoordinator { epoch } => {
+                self.unused_epoch = None;
+                self.create(&coordinator_name(&self.job), PodRole::Coordinator, Some(*epoch));
+            }
+            Action::CreateWorker { index } => self.create(&worker_pod_name(&self.job, *index), PodRole::Worker(*index), None),
+        }
+    }
+
+    fn create(&mut self, name: &str, role: PodRole, epoch: Option<i64>) {
+        self.uids += 1;
+        let pod = ObservedPod {
+            uid: format!("uid-{}", self.uids),
+            owner: UID.to_owned(),
+            role,
+            epoch,
+            ip: Some("10.0.0.1".to_owned()),
+            node: Some("node".to_owned()),
+            running: true,
+            ready: true,
+            deletion: None,
+            disruption: None,
+            end: None,
+        };
+        assert!(self.pods.insert(name.to_owned(), Arc::new(pod)).is_none(), "{name} was there already");
+    }
+
+    pub(super) fn scale(&mut self, workers: i32) {
+        assign(&mut self.manifest, &format!("spec.workers.replicas = {workers}"));
+        self.job = read(&self.manifest);
+        self.generation += 1;
+    }
+
+    pub(super) fn after(&mut self, seconds: i64) {
+        self.now = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+    }
+
+    pub(super) fn change(&mut self, name: &str, change: impl FnOnce(&mut ObservedPod)) {
+        change(Arc::make_mut(self.pods.get_mut(name).unwrap()));
+    }
+
+    /// The pod's main container ends.
+    pub(super) fn exit(&mut self, name: &str, code: i32) {
+        let end = ObservedEnd { exit_code: Some(code), reason: "Error".to_owned(), message: format!("words of {name}") };
+        self.change(name, |pod| (pod.running, pod.ready, pod.end) = (false, false, Some(end)));
+        self.lose_coordinator(name);
+    }
+
+    /// Its deletion begins.
+    pub(super) fn delete(&mut self, name: &str) {
+        let deadline = self.now.checked_add(SignedDuration::from_secs(GRACE)).unwrap();
+        self.change(name, |pod| pod.deletion = pod.deletion.or(Some(deadline)));
+    }
+
+    pub(super) fn disrupt(&mut self, name: &str, reason: &str) {
+        self.change(name, |pod| pod.disruption = Some((reason.to_owned(), "its node".to_owned())));
+    }
+
+    pub(super) fn vanish(&mut self, name: &str) {
+        self.pods.remove(name).unwrap();
+        self.lose_coordinator(name);
+    }
+
+    fn lose_coordinator(&mut self, name: &str) {
+        if name == COORDINATOR {
+            self.link = Link::Unknown;
+        }
+    }
+
+    /// All workers train, and have done so many steps.
+    pub(super) fn train(&mut self, step: u64) {
+        self.connect(GroupPhase::Running, step);
+    }
+
+    pub(super) fn connect(&mut self, phase: GroupPhase, step: u64) {
+        let workers = self.pods.iter().filter(|(_, pod)| matches!(pod.role, PodRole::Worker(_)) && pod.owner == UID && pod.end.is_none());
+        self.link = Link::Connected(GroupStatus {
+            phase,
+            epoch: self.status.coordinator_epoch.unwrap_or(1).unsigned_abs(),
+            n: 1,
+            members_wanted: MemberBounds::of(&self.job),
+            members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
+            step,
+            last_checkpoint: None,
+        });
+    }
+
+    pub(super) fn change_group(&mut self, change: impl FnOnce(&mut GroupStatus)) {
+        if let Link::Connected(group) = &mut self.link {
+            change(group);
+        }
+    }
+
+    /// Value and reason of a condition.
+    pub(super) fn condition(&self, type_: &str) -> Option<(&str, &str)> {
+        let condition = self.status.conditions.iter().find(|condition| condition.type_ == type_)?;
+        Some((&condition.status, &condition.reason))
+    }
+
+    pub(super) fn restarts(&self) -> i32 {
+        self.status.restarts.unwrap_or(0)
+    }
+
+    pub(super) fn failures(&self) -> i32 {
+        self.status.failure_budget.as_ref().map_or(0, |budget| budget.failures)
+    }
+
+    pub(super) fn uid_of(&self, name: &str) -> String {
+        self.pods[name].uid.clone()
+    }
+}
+
+fn read(manifest: &Value) -> ValidatedJob {
+    ValidatedJob::new(serde_json::from_value(manifest.clone()).unwrap()).unwrap()
+}
+
+pub(super) fn reasons(events: &[JobEvent]) -> Vec<&'static str> {
+    events.iter().map(|event| event.reason).collect()
+}

@@ -1,0 +1,82 @@
+//! A new job, and one at rest.
+
+use super::scene::{COORDINATOR, Scene, reasons};
+use crate::decide::{Action, is_progress_only, reason};
+
+#[test]
+fn a_new_job_gets_its_coordinator_and_all_workers_at_once_with_the_epoch_in_the_status() {
+    let decision = Scene::new("").decide();
+    assert_eq!(
+        decision.actions,
+        [Action::CreateCoordinator { epoch: 1 }, Action::CreateWorker { index: 0 }, Action::CreateWorker { index: 1 }]
+    );
+    assert_eq!(decision.status.coordinator_epoch, Some(1));
+    assert_eq!(decision.status.restarts, None);
+    assert!(decision.events.is_empty() && !decision.is_final);
+}
+
+#[test]
+fn an_epoch_is_given_again_only_when_it_is_certain_that_nobody_has_it() {
+    for (unused, expected) in [(Some(1), 1), (None, 2), (Some(0), 2)] {
+        let mut scene = Scene::new("");
+        let decision = scene.decide();
+        scene.write(&decision);
+        scene.unused_epoch = unused;
+        let again = scene.decide();
+        assert_eq!(again.actions[0], Action::CreateCoordinator { epoch: expected }, "{unused:?}");
+        assert_eq!(again.status.coordinator_epoch, Some(expected), "{unused:?}");
+    }
+}
+
+#[test]
+fn a_second_look_at_the_same_finds_nothing_to_do_or_to_tell() {
+    let mut scene = Scene::new("");
+    scene.settle();
+    scene.train(1);
+    assert_eq!(reasons(&scene.settle()), [reason::TRAINING_STARTED]);
+    scene.after(3600);
+    let decision = scene.decide();
+    assert_eq!(decision.status, scene.status);
+    assert_eq!((decision.actions.len(), decision.events.len(), decision.again_after), (0, 0, None));
+}
+
+#[test]
+fn pods_that_were_not_created_are_no_loss() {
+    let mut scene = Scene::new("");
+    scene.round();
+    scene.vanish("job-w-1");
+    assert_eq!(scene.decide().actions, [Action::CreateWorker { index: 1 }]);
+    scene.settle();
+    assert_eq!(scene.restarts(), 0);
+}
+
+#[test]
+fn a_pod_of_another_job_is_neither_counted_nor_deleted() {
+    for name in [COORDINATOR, "job-w-1"] {
+        let mut scene = Scene::new("");
+        scene.round();
+        scene.change(name, |pod| pod.owner = "another".to_owned());
+        if name == COORDINATOR {
+            scene.status.coordinator_epoch = None;
+        }
+        scene.exit(name, 1);
+        assert_eq!(scene.settle(), [], "{name}");
+        let uid = scene.uid_of(name);
+        scene.vanish(name);
+        assert_eq!(scene.settle(), [], "{name}");
+        assert_ne!(scene.uid_of(name), uid, "{name}");
+        assert_eq!(scene.restarts(), 0, "{name}: another job's loss");
+    }
+}
+
+#[test]
+fn only_steps_and_checkpoints_are_progress() {
+    let mut scene = Scene::training("");
+    scene.train(2);
+    scene.change_group(|group| group.last_checkpoint = Some(2));
+    let progress = scene.decide().status;
+    assert_ne!(progress, scene.status);
+    assert!(is_progress_only(&scene.status, &progress));
+    scene.change_group(|group| group.n = 2);
+    assert!(!is_progress_only(&scene.status, &scene.decide().status));
+}

@@ -1,0 +1,80 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn read(role: &str, status: &Value) -> Option<ObservedPod> {
+    let pod = json!({
+        "metadata": {
+            "name": "job-w-3", "uid": "u", "annotations": { "lcl.dev/coordinator-epoch": "7" },
+            "labels": { "lcl.dev/role": role, "lcl.dev/worker-index": "3" },
+            "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "j", "controller": true }],
+        },
+        "spec": { "nodeName": "node-1", "containers": [] },
+        "status": status,
+    });
+    ObservedPod::read(&serde_json::from_value(pod).unwrap())
+}
+
+fn end(status: &Value) -> Option<(Option<i32>, String, String)> {
+    read("worker", status).unwrap().end.map(|end| (end.exit_code, end.reason, end.message))
+}
+
+fn terminated(name: &str, code: i32, reason: &str) -> Value {
+    json!({ "name": name, "ready": false, "restartCount": 0, "image": "", "imageID": "",
+        "state": { "terminated": { "exitCode": code, "reason": reason, "message": "words" } } })
+}
+
+fn running(name: &str) -> Value {
+    json!({ "name": name, "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": { "running": {} } })
+}
+
+fn ended(code: Option<i32>, reason: &str, message: &str) -> (Option<i32>, String, String) {
+    (code, reason.to_owned(), message.to_owned())
+}
+
+#[test]
+fn a_running_pod_has_not_ended() {
+    let pod = read(
+        "worker",
+        &json!({ "phase": "Running", "podIP": "10.0.0.7", "containerStatuses": [running("worker")],
+        "conditions": [{ "type": "Ready", "status": "True" }, { "type": "DisruptionTarget", "status": "False", "reason": "x" }] }),
+    )
+    .unwrap();
+    assert_eq!((pod.uid.as_str(), pod.owner.as_str(), pod.role, pod.epoch), ("u", "j", PodRole::Worker(3), Some(7)));
+    assert_eq!((pod.ip.as_deref(), pod.node.as_deref(), pod.running, pod.ready), (Some("10.0.0.7"), Some("node-1"), true, true));
+    assert_eq!((pod.end, pod.disruption, pod.deletion), (None, None, None));
+}
+
+#[test]
+fn the_main_container_decides() {
+    let status = json!({ "phase": "Running", "containerStatuses": [running("sidecar"), terminated("worker", 75, "Error")] });
+    assert_eq!(end(&status), Some(ended(Some(75), "Error", "words")));
+    let status = json!({ "phase": "Running", "containerStatuses": [terminated("sidecar", 1, "Error"), running("worker")] });
+    assert_eq!(end(&status), None);
+    let status = json!({ "phase": "Failed", "containerStatuses": [terminated("coordinator", 1, "Error")] });
+    assert_eq!(read("coordinator", &status).unwrap().end.unwrap().exit_code, Some(1));
+}
+
+#[test]
+fn a_pod_may_end_without_its_container() {
+    assert_eq!(
+        end(&json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" })),
+        Some(ended(None, "Evicted", "low on memory"))
+    );
+    assert_eq!(end(&json!({ "phase": "Succeeded" })), Some(ended(Some(0), "", "")));
+    assert_eq!(end(&json!({ "phase": "Pending" })), None);
+    assert_eq!(end(&json!({})), None);
+}
+
+#[test]
+fn a_code_that_nobody_saw_is_none() {
+    let status = json!({ "phase": "Failed", "containerStatuses": [terminated("worker", 137, "ContainerStatusUnknown")] });
+    assert_eq!(end(&status), Some(ended(None, "ContainerStatusUnknown", "words")));
+}
+
+#[test]
+fn a_disruption_is_read_with_its_reason() {
+    let condition = json!({ "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "no node" });
+    let pod = read("worker", &json!({ "phase": "Running", "conditions": [condition] })).unwrap();
+    assert_eq!(pod.disruption, Some(("DeletionByTaintManager".to_owned(), "no node".to_owned())));
+}
