@@ -136,6 +136,19 @@ impl Installed {
         Ok(ours.filter_map(|event| event["reason"].as_str().map(str::to_owned)).collect())
     }
 
+    /// What the operator has written so far, from the API server's audit log: `verb resource name`. Without its lease.
+    pub(crate) fn operators_writes(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.cluster.ready().folder.join("audit.log"))?;
+        // The last line may be half written.
+        let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let ours = entries.filter(|entry| entry["user"]["username"] == format!("system:serviceaccount:{SYSTEM}:lcl-operator"));
+        let part = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let told = ours.filter(|entry| entry["objectRef"]["resource"] != "leases").map(|entry| {
+            format!("{} {} {}", part(&entry["verb"]), part(&entry["objectRef"]["resource"]), part(&entry["objectRef"]["name"]))
+        });
+        Ok(told.collect())
+    }
+
     /// A kubeconfig with the rights of the chart's service account and no other.
     pub(crate) fn operators_kubeconfig(&self) -> Result<PathBuf> {
         let ready = self.cluster.ready();
