@@ -1,4 +1,4 @@
-//! Compiles the C++ shim against libtorch and makes the programs of this crate find libtorch at run time.
+//! Compiles the C++ shim against libtorch, and the object with NCCL that a program carries and loads where there is a GPU; makes the programs of this crate find libtorch at run time.
 //!
 //! libtorch is found as torch-sys finds it: `LIBTORCH` (or `LIBTORCH_INCLUDE` and `LIBTORCH_LIB`), else `/usr`.
 //! `.cargo/config.toml` sets `LIBTORCH` to the copy that `make deps` unpacks, unless the user's environment names one.
@@ -76,10 +76,55 @@ impl Libtorch {
         }
     }
 
+    /// Compiles `liblcl_nccl.so` into `OUT_DIR`. It is linked against nothing: what it needs is in the process when it is loaded.
+    fn compile_nccl(&self, headers: &[PathBuf]) -> Result<(), String> {
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .pic(true)
+            .file("shim/lcl_nccl.cpp")
+            .include("shim")
+            .flag(include_as_system(Path::new("shim/cuda_declarations")))
+            .flag("-std=c++17")
+            .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
+            .flag("-fvisibility=hidden")
+            .opt_level(2)
+            .extra_warnings(true);
+        for headers in headers {
+            build.flag(include_as_system(headers));
+        }
+        build.flag(include_as_system(&self.include)).flag(include_as_system(&self.include.join("torch/csrc/api/include")));
+        let objects = build.compile_intermediates();
+        let object = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?).join("liblcl_nccl.so");
+        // The same bytes whoever builds it, and no names but those it gives and takes.
+        let mut link = build.get_compiler().to_command();
+        link.args(["-shared", "-Wl,--build-id=none", "-Wl,--strip-all", "-o"]).arg(&object).args(&objects);
+        match link.status() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("linking {} ended with {status}", object.display())),
+            Err(error) => Err(format!("{link:?} could not be run: {error}")),
+        }
+    }
+
     fn export_run_path(&self) {
         println!("cargo:libtorch_lib={}", self.lib.display());
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", self.lib.display());
     }
+}
+
+/// Folders with the headers of CUDA 13.0 and NCCL 2.28.9: those that `make deps` unpacks, else the user's own.
+fn cuda_headers() -> Result<Vec<PathBuf>, String> {
+    let pinned = environment("LCL_CUDA_HEADERS").map(|folder| folder.join("include"));
+    if let Some(folder) = pinned.filter(|folder| folder.join("nccl.h").exists()) {
+        return Ok(vec![folder]);
+    }
+    let own: Vec<PathBuf> = ["CUDA_HOME", "NCCL_HOME"].into_iter().filter_map(environment).map(|folder| folder.join("include")).collect();
+    for header in ["cuda_runtime_api.h", "nccl.h"] {
+        if !own.iter().any(|folder| folder.join(header).exists()) {
+            return Err(format!("{header} is not there: run `make deps`, or set CUDA_HOME to CUDA 13.0 and NCCL_HOME to NCCL 2.28.9"));
+        }
+    }
+    Ok(own)
 }
 
 /// `-isystem`: warnings in libtorch's headers are not ours.
@@ -89,14 +134,15 @@ fn include_as_system(path: &Path) -> String {
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    match Libtorch::find() {
-        Ok(libtorch) => {
-            libtorch.compile_shim();
-            libtorch.export_run_path();
-        }
-        Err(message) => {
-            println!("cargo:error={message}");
-            exit(1);
-        }
+    let build = || {
+        let libtorch = Libtorch::find()?;
+        libtorch.compile_shim();
+        libtorch.compile_nccl(&cuda_headers()?)?;
+        libtorch.export_run_path();
+        Ok::<(), String>(())
+    };
+    if let Err(message) = build() {
+        println!("cargo:error={message}");
+        exit(1);
     }
 }

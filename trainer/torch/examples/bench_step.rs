@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use lcl_torch::{Device, Kind, Learner, MicroBatch, StateTensor, Tensor, allocator, choose_device, set_threads, shim::cuda};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, ModelConfig, ModelShape, Normalization,
-    Objective, OptimizationConfig, Precision, Preset, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, Preset, RuntimeConfig, Schedule, SpecialTokens, TextShape,
+    TrainerConfig, VisionShape,
 };
 use safetensors::SafeTensors;
 
@@ -103,6 +104,8 @@ fn config(shape: ModelShape, arguments: &Arguments, rows: usize) -> TrainerConfi
             schedule: Schedule::Constant { warmup_steps: 0 },
             gradient_clip: None,
             normalization: Normalization::Global,
+            gradient_compression: GradientCompression::None,
+            exact: None,
             seed: 0,
             max_consecutive_skipped_steps: 1,
         },

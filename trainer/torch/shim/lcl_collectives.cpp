@@ -1,7 +1,9 @@
 // See lcl_collectives.h.
 #include "lcl_collectives.h"
 
+#include "callback_store.h"
 #include "guarded.h"
+#include "operation.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -34,115 +37,44 @@ using at::Tensor;
 using lcl::borrow;
 using lcl::guarded;
 using std::chrono::milliseconds;
-using Work = c10::intrusive_ptr<c10d::Work>;
-
-// ----------------------------------------------------------------------------------------------------------------- store
-
-lcl_string view(const std::string &text) { return {text.data(), text.size()}; }
-
-std::vector<lcl_string> views(const std::vector<std::string> &texts) {
-  std::vector<lcl_string> list;
-  list.reserve(texts.size());
-  for (const auto &text : texts) {
-    list.push_back(view(text));
-  }
-  return list;
-}
-
-lcl_string view(const std::vector<uint8_t> &bytes) { return {reinterpret_cast<const char *>(bytes.data()), bytes.size()}; }
-
-// The caller's store. Its errors become exceptions here and errors again at the end of `lcl_group_form`.
-class CallbackStore : public c10d::Store {
-public:
-  CallbackStore(lcl_store callbacks, milliseconds timeout)
-      : c10d::Store(timeout), callbacks_(new lcl_store(callbacks), [](const lcl_store *store) {
-          store->drop(store->data);
-          delete store;
-        }) {}
-
-  c10::intrusive_ptr<c10d::Store> clone() override { return c10::make_intrusive<CallbackStore>(*this); }
-
-  using c10d::Store::set;
-  void set(const std::string &key, const std::vector<uint8_t> &value) override {
-    check_status(callbacks_->set(callbacks_->data, view(key), value.data(), value.size(), limit()));
-  }
-
-  using c10d::Store::compareSet;
-  std::vector<uint8_t> compareSet(const std::string &key, const std::vector<uint8_t> &expected,
-                                  const std::vector<uint8_t> &desired) override {
-    std::vector<uint8_t> value;
-    check_status(callbacks_->compare_set(callbacks_->data, view(key), view(expected), view(desired), &value, limit()));
-    return value;
-  }
-
-  std::vector<uint8_t> get(const std::string &key) override {
-    std::vector<uint8_t> value;
-    check_status(callbacks_->get(callbacks_->data, view(key), &value, limit()));
-    return value;
-  }
-
-  int64_t add(const std::string &key, int64_t amount) override {
-    int64_t sum = 0;
-    check_status(callbacks_->add(callbacks_->data, view(key), amount, &sum, limit()));
-    return sum;
-  }
-
-  bool deleteKey(const std::string &key) override {
-    int32_t removed = 0;
-    check_status(callbacks_->remove(callbacks_->data, view(key), &removed, limit()));
-    return removed != 0;
-  }
-
-  bool check(const std::vector<std::string> &keys) override {
-    const auto list = views(keys);
-    int32_t present = 0;
-    check_status(callbacks_->check(callbacks_->data, list.data(), list.size(), &present, limit()));
-    return present != 0;
-  }
-
-  int64_t getNumKeys() override {
-    int64_t keys = 0;
-    check_status(callbacks_->count(callbacks_->data, &keys, limit()));
-    return keys;
-  }
-
-  void wait(const std::vector<std::string> &keys) override { wait(keys, timeout_); }
-
-  void wait(const std::vector<std::string> &keys, const milliseconds &timeout) override {
-    const auto list = views(keys);
-    const auto bounded = timeout.count() > 0 ? std::min<int64_t>(timeout.count(), limit()) : limit();
-    check_status(callbacks_->wait(callbacks_->data, list.data(), list.size(), bounded));
-  }
-
-private:
-  int64_t limit() const { return std::max<int64_t>(timeout_.count(), 1); }
-
-  static void check_status(int status) {
-    if (status != 0) {
-      throw std::runtime_error(lcl_last_error());
-    }
-  }
-
-  std::shared_ptr<const lcl_store> callbacks_;
-};
+using lcl::Work;
 
 // --------------------------------------------------------------------------------------------------------------- reducer
 
-// Starts an operation. libtorch's flight recorder keeps the state of all groups of a process in one map without a lock, so that groups of
-// several threads (tests, the self-test) must not start operations at once.
-template <typename Start> Work start(Start &&body) {
-  static std::mutex one_at_a_time;
-  const std::lock_guard<std::mutex> lock(one_at_a_time);
-  return body();
-}
+// The sum of a bucket that was started.
+struct Started {
+  Work work;
+  c10::intrusive_ptr<c10::ivalue::Future> sum;
+};
 
 // The sums of the buckets of one backward pass.
 struct Buckets {
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
+  c10::intrusive_ptr<c10d::Backend> backend;
+  std::shared_ptr<lcl::Interrupt> interrupt;
+  bool is_on_host = true;
+  // Whether float32 travels as bfloat16.
+  bool compresses = false;
   milliseconds timeout{1};
-  std::vector<Work> works;
+  std::vector<Started> started;
+  // So that the group lives for as long as they run.
+  std::vector<Work> unfinished;
   size_t expected = 0;
+  // When the last bucket was started: from then on the backward pass only waits.
+  std::chrono::steady_clock::time_point last_start{};
+
+  // Forgets the sums, and remembers those that still run.
+  void clear() {
+    for (auto &bucket : started) {
+      unfinished.push_back(std::move(bucket.work));
+    }
+    started.clear();
+    unfinished.erase(std::remove_if(unfinished.begin(), unfinished.end(), [](const Work &work) { return work->isCompleted(); }),
+                     unfinished.end());
+  }
 };
+
+// Called before the sum of a bucket starts; null for nobody.
+std::atomic<void (*)(int)> bucket_observer{nullptr};
 
 // Sums buckets without dividing them: losses are normalised by global counts before the backward pass.
 class SumHook : public c10d::CppCommHookInterface<std::shared_ptr<Buckets>> {
@@ -150,15 +82,57 @@ public:
   using CppCommHookInterface::CppCommHookInterface;
 
   c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket &bucket) override {
-    std::vector<Tensor> tensors{bucket.getBufferRef()};
+    if (auto *observer = bucket_observer.load(std::memory_order_relaxed)) {
+      observer(static_cast<int>(bucket.getIndex()));
+    }
+    state_->interrupt->check();
+    const Tensor whole = bucket.getBufferRef();
+    const bool compresses = state_->compresses && whole.scalar_type() == at::kFloat;
+    const Tensor travels = compresses ? whole.to(at::kBFloat16) : whole;
+    std::vector<Tensor> tensors{travels};
     c10d::AllreduceOptions options;
     options.timeout = state_->timeout;
-    auto work = start([&] { return state_->gloo->allreduce(tensors, options); });
-    state_->works.push_back(work);
+    auto work = lcl::start([&] { return state_->backend->allreduce(tensors, options); });
+    const auto finish = [whole, travels] { return travels.is_same(whole) ? whole : Tensor(whole).copy_(travels); };
+    auto sum = state_->is_on_host ? interruptible(work, finish) : on_device(work, finish);
+    state_->started.push_back({std::move(work), sum});
     if (bucket.isLast()) {
       state_->expected = bucket.getIndex() + 1;
     }
-    return work->getFuture();
+    state_->last_start = std::chrono::steady_clock::now();
+    return sum;
+  }
+
+private:
+  // The Reducer waits in its own way for what this returns: it has to end with the interruption, too.
+  template <typename Finish> c10::intrusive_ptr<c10::ivalue::Future> interruptible(const Work &work, Finish finish) {
+    auto sum = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get());
+    const auto outcome = std::make_shared<lcl::Outcome>();
+    const auto fail = [sum, outcome](const std::exception_ptr &error) {
+      if (outcome->settle(error)) {
+        sum->setError(error);
+      }
+    };
+    const auto interrupt = state_->interrupt;
+    const auto key = interrupt->add(fail);
+    work->getFuture()->addCallback([sum, outcome, fail, finish, interrupt, key](c10::ivalue::Future &future) {
+      interrupt->forget(key);
+      if (future.hasError()) {
+        fail(future.exception_ptr());
+      } else if (outcome->settle(nullptr)) {
+        try {
+          sum->markCompleted(finish());
+        } catch (...) {
+          sum->setError(std::current_exception());
+        }
+      }
+    });
+    return sum;
+  }
+
+  // Complete at once: streams wait, not threads.
+  template <typename Finish> c10::intrusive_ptr<c10::ivalue::Future> on_device(const Work &work, Finish finish) {
+    return work->getFuture()->then([finish](c10::ivalue::Future &) -> c10::IValue { return finish(); }, c10::TensorType::get());
   }
 };
 
@@ -206,8 +180,8 @@ struct Reduction {
   std::unique_ptr<c10d::Reducer> reducer;
 
   ~Reduction() {
-    // The works first: they hold the buckets' memory. The Reducer's destructor may throw by its declaration; it only removes hooks.
-    buckets->works.clear();
+    // The sums first: they hold the buckets' memory. The Reducer's destructor may throw by its declaration; it only removes hooks.
+    buckets->clear();
     try {
       reducer.reset();
     } catch (...) {
@@ -215,12 +189,10 @@ struct Reduction {
   }
 };
 
-std::unique_ptr<Reduction> make_reduction(const c10::intrusive_ptr<c10d::ProcessGroup> &group,
-                                          const c10::intrusive_ptr<c10d::ProcessGroupGloo> &gloo, std::vector<Tensor> parameters,
-                                          size_t first_bucket_bytes, size_t bucket_bytes) {
+std::unique_ptr<Reduction> make_reduction(const c10::intrusive_ptr<c10d::ProcessGroup> &group, std::shared_ptr<Buckets> buckets,
+                                          std::vector<Tensor> parameters, size_t first_bucket_bytes, size_t bucket_bytes) {
   auto reduction = std::make_unique<Reduction>();
-  reduction->buckets = std::make_shared<Buckets>();
-  reduction->buckets->gloo = gloo;
+  reduction->buckets = std::move(buckets);
   // Gradients become ready from the last layer to the first. Until the Reducer has seen the true order, buckets follow this one.
   std::vector<Tensor> reversed(parameters.rbegin(), parameters.rend());
   std::vector<int64_t> indices(parameters.size());
@@ -244,10 +216,38 @@ std::unique_ptr<Reduction> make_reduction(const c10::intrusive_ptr<c10d::Process
 
 // ----------------------------------------------------------------------------------------------------------------- group
 
+// What ends a group's operations. Lives for as long as anybody may want to.
+struct lcl_interrupter {
+  std::shared_ptr<lcl::Interrupt> interrupt = std::make_shared<lcl::Interrupt>();
+  // NCCL, once it is part of the group: its waits are ended by aborting it, once.
+  std::mutex mutex;
+  c10::intrusive_ptr<c10d::Backend> device;
+  bool is_aborted = false;
+
+  void fire(const std::string &reason) {
+    interrupt->fire(reason);
+    c10::intrusive_ptr<c10d::Backend> backend;
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (device == nullptr || is_aborted) {
+        return;
+      }
+      is_aborted = true;
+      backend = device;
+    }
+    backend->abort();
+  }
+};
+
 struct lcl_group {
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
-  // What the Reducer wants to have; its only backend is `gloo`.
+  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::Backend> host;
+  c10::intrusive_ptr<c10d::Backend> device;
+  // What the Reducer wants to have; its backends are the two above.
   c10::intrusive_ptr<c10d::ProcessGroup> group;
+  std::shared_ptr<lcl_interrupter> interrupter = std::make_shared<lcl_interrupter>();
+  // Collectives that had not ended when their caller was told that they failed.
+  std::vector<Work> unfinished;
   // Dropped first: members are destroyed from the last to the first.
   std::unique_ptr<Reduction> reduction;
 
@@ -255,13 +255,49 @@ struct lcl_group {
     TORCH_CHECK(reduction != nullptr, "no parameters are attached to the group");
     return *reduction;
   }
+
+  const c10::intrusive_ptr<c10d::Backend> &backend(const Tensor &tensor) {
+    const auto &backend = lcl::is_on_host(tensor) ? host : device;
+    TORCH_CHECK(backend != nullptr, "the group has no collectives for tensors on ", tensor.device());
+    return backend;
+  }
+
+  const std::shared_ptr<lcl::Interrupt> &interrupt() { return interrupter->interrupt; }
+
+  // Starts a collective and waits for it.
+  template <typename Start> void run(const Tensor &tensor, int64_t timeout, Start &&body) {
+    interrupt()->check();
+    const auto used = backend(tensor);
+    auto work = lcl::start([&] { return body(*used); });
+    try {
+      if (lcl::is_on_host(tensor)) {
+        lcl::complete_on_host(interrupt(), work, milliseconds(timeout));
+      } else {
+        lcl::complete_on_device(interrupt(), *used, work, milliseconds(timeout));
+      }
+    } catch (...) {
+      unfinished.push_back(std::move(work));
+      throw;
+    }
+  }
+
+  // Starts a send or receive and waits for it.
+  template <typename Start> void transfer(const Tensor &tensor, int64_t timeout, Start &&body) {
+    if (lcl::is_on_host(tensor)) {
+      interrupt()->check();
+      lcl::complete_transfer(interrupt(), lcl::start([&] { return body(*host); }), milliseconds(timeout));
+      return;
+    }
+    run(tensor, timeout, [&](c10d::Backend &used) {
+      // Alone, it would open a communicator of two members; within a batch it travels by the group's.
+      used.startCoalescing();
+      body(used);
+      return used.endCoalescing();
+    });
+  }
 };
 
 namespace {
-
-void complete(const Work &work, int64_t timeout) {
-  TORCH_CHECK(work->wait(milliseconds(timeout)), "the operation was aborted");
-}
 
 template <typename Options> Options with_timeout(int64_t timeout) {
   Options options;
@@ -271,21 +307,76 @@ template <typename Options> Options with_timeout(int64_t timeout) {
 
 std::unique_ptr<lcl_group> form(const lcl_group_arguments &arguments, const c10::intrusive_ptr<c10d::Store> &callbacks) {
   const milliseconds timeout(arguments.timeout);
-  const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>(arguments.prefix, callbacks);
+  auto group = std::make_unique<lcl_group>();
+  group->store = c10::make_intrusive<c10d::PrefixStore>(arguments.prefix, callbacks);
   auto options = c10d::ProcessGroupGloo::Options::create(timeout);
   options->devices.push_back(arguments.device->device);
-  auto group = std::make_unique<lcl_group>();
-  group->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(store, arguments.rank, arguments.size, options);
-  group->group = c10::make_intrusive<c10d::ProcessGroup>(store, arguments.rank, arguments.size);
-  group->group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO,
-                           c10::static_intrusive_pointer_cast<c10d::Backend>(group->gloo));
+  group->host = c10::make_intrusive<c10d::ProcessGroupGloo>(group->store, arguments.rank, arguments.size, options);
+  group->group = c10::make_intrusive<c10d::ProcessGroup>(group->store, arguments.rank, arguments.size);
+  group->group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, group->host);
   group->group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
   return group;
+}
+
+void add_nccl(lcl_group &group, const lcl_nccl_interface &nccl, int32_t device, int64_t timeout) {
+  group.interrupt()->check();
+  const at::Device place(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+  const c10::OptionalDeviceGuard guard(place);
+  const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>("nccl", group.store);
+  const lcl_nccl_arguments arguments{&store, group.group->getRank(), group.group->getSize(), device, timeout};
+  c10::intrusive_ptr<c10d::Backend> backend;
+  if (nccl.form(&arguments, &backend) != 0) {
+    throw std::runtime_error(nccl.last_error());
+  }
+  {
+    const std::lock_guard<std::mutex> lock(group.interrupter->mutex);
+    group.interrupter->device = backend;
+  }
+  group.device = backend;
+  group.group->setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
+  // The communicator is made by the first operation. Here, so that it is part of forming and the store is asked no more.
+  std::vector<Tensor> one{at::ones({1}, at::TensorOptions(place).dtype(at::kFloat))};
+  group.run(one[0], timeout, [&](c10d::Backend &used) { return used.allreduce(one, with_timeout<c10d::AllreduceOptions>(timeout)); });
+  TORCH_CHECK(one[0].item<float>() == static_cast<float>(group.group->getSize()), "the first sum of NCCL is wrong");
+}
+
+// See `lcl_group_drop`.
+bool drop(std::unique_ptr<lcl_group> group, milliseconds grace) {
+  group->interrupt()->fire("the group was closed");
+  auto works = std::move(group->unfinished);
+  if (group->reduction != nullptr) {
+    const auto buckets = group->reduction->buckets;
+    group->reduction.reset();
+    works.insert(works.end(), buckets->unfinished.begin(), buckets->unfinished.end());
+    buckets->unfinished.clear();
+  }
+  bool is_gone = true;
+  if (group->device != nullptr) {
+    const auto interrupter = group->interrupter;
+    is_gone = lcl::ends_within(grace, [interrupter] { interrupter->fire("the group was closed"); });
+  }
+  {
+    const std::lock_guard<std::mutex> lock(group->interrupter->mutex);
+    group->interrupter->device.reset();
+  }
+  if (is_gone && lcl::is_quiet(works, grace)) {
+    works.clear();
+    group.reset();
+    return true;
+  }
+  // Its threads end with their operations' time-out. Until then they own what they may still write to.
+  std::thread([left = std::move(group), works = std::move(works)]() mutable { left.reset(); }).detach();
+  return is_gone;
 }
 
 } // namespace
 
 extern "C" {
+
+void lcl_operations(uint64_t *started, uint64_t *waited) {
+  *started = lcl::started_operations.load();
+  *waited = lcl::waited_nanoseconds.load();
+}
 
 void lcl_bytes_assign(void *value, const uint8_t *data, size_t size) {
   static_cast<std::vector<uint8_t> *>(value)->assign(data, data + size);
@@ -299,19 +390,36 @@ void lcl_device_drop(lcl_device *device) { delete device; }
 
 int lcl_group_form(const lcl_group_arguments *arguments, lcl_group **group) {
   return guarded([&] {
-    const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<CallbackStore>(arguments->store, milliseconds(arguments->timeout));
+    const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<lcl::CallbackStore>(arguments->store, milliseconds(arguments->timeout));
     *group = form(*arguments, store).release();
   });
 }
 
-void lcl_group_drop(lcl_group *group) {
-  (void)guarded([&] { delete group; });
+int lcl_group_add_nccl(lcl_group *group, const lcl_nccl_interface *nccl, int32_t device, int64_t timeout) {
+  return guarded([&] { add_nccl(*group, *nccl, device, timeout); });
+}
+
+lcl_interrupter *lcl_group_interrupter(lcl_group *group) {
+  return reinterpret_cast<lcl_interrupter *>(new std::shared_ptr<lcl_interrupter>(group->interrupter));
+}
+
+void lcl_interrupter_fire(lcl_interrupter *interrupter, const char *reason) {
+  (void)guarded([&] { (*reinterpret_cast<std::shared_ptr<lcl_interrupter> *>(interrupter))->fire(reason); });
+}
+
+void lcl_interrupter_drop(lcl_interrupter *interrupter) { delete reinterpret_cast<std::shared_ptr<lcl_interrupter> *>(interrupter); }
+
+int lcl_group_drop(lcl_group *group, int64_t grace) {
+  bool is_gone = false;
+  (void)guarded([&] { is_gone = drop(std::unique_ptr<lcl_group>(group), milliseconds(grace)); });
+  return is_gone ? 0 : 1;
 }
 
 int lcl_group_all_reduce(lcl_group *group, lcl_tensor tensor, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    complete(start([&] { return group->gloo->allreduce(tensors, with_timeout<c10d::AllreduceOptions>(timeout)); }), timeout);
+    const auto options = with_timeout<c10d::AllreduceOptions>(timeout);
+    group->run(tensors[0], timeout, [&](c10d::Backend &backend) { return backend.allreduce(tensors, options); });
   });
 }
 
@@ -320,7 +428,7 @@ int lcl_group_broadcast(lcl_group *group, lcl_tensor tensor, int32_t root, int64
     std::vector<Tensor> tensors{borrow(tensor).detach()};
     auto options = with_timeout<c10d::BroadcastOptions>(timeout);
     options.rootRank = root;
-    complete(start([&] { return group->gloo->broadcast(tensors, options); }), timeout);
+    group->run(tensors[0], timeout, [&](c10d::Backend &backend) { return backend.broadcast(tensors, options); });
   });
 }
 
@@ -331,34 +439,54 @@ int lcl_group_all_gather(lcl_group *group, lcl_tensor input, lcl_tensor *outputs
     for (size_t rank = 0; rank < count; ++rank) {
       gathered[0].push_back(borrow(outputs[rank]).detach());
     }
-    complete(start([&] { return group->gloo->allgather(gathered, inputs, with_timeout<c10d::AllgatherOptions>(timeout)); }), timeout);
+    const auto options = with_timeout<c10d::AllgatherOptions>(timeout);
+    group->run(inputs[0], timeout, [&](c10d::Backend &backend) { return backend.allgather(gathered, inputs, options); });
+  });
+}
+
+int lcl_group_all_to_all(lcl_group *group, lcl_tensor input, const int64_t *input_counts, lcl_tensor output,
+                         const int64_t *output_counts, size_t count, int64_t timeout) {
+  return guarded([&] {
+    Tensor from = borrow(input).detach();
+    Tensor to = borrow(output).detach();
+    std::vector<int64_t> from_counts(input_counts, input_counts + count);
+    std::vector<int64_t> to_counts(output_counts, output_counts + count);
+    const auto options = with_timeout<c10d::AllToAllOptions>(timeout);
+    group->run(from, timeout, [&](c10d::Backend &backend) { return backend.alltoall_base(to, from, to_counts, from_counts, options); });
   });
 }
 
 int lcl_group_send(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    complete(start([&] { return group->gloo->send(tensors, rank, tag); }), timeout);
+    group->transfer(tensors[0], timeout, [&](c10d::Backend &backend) { return backend.send(tensors, rank, tag); });
   });
 }
 
 int lcl_group_receive(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    complete(start([&] { return group->gloo->recv(tensors, rank, tag); }), timeout);
+    group->transfer(tensors[0], timeout, [&](c10d::Backend &backend) { return backend.recv(tensors, rank, tag); });
   });
 }
 
-int lcl_group_attach(lcl_group *group, lcl_tensor *parameters, size_t count, size_t first_bucket_bytes, size_t bucket_bytes) {
+int lcl_group_attach(lcl_group *group, lcl_tensor *parameters, size_t count, const lcl_bucket_options *options) {
   return guarded([&] {
     std::vector<Tensor> list;
     list.reserve(count);
     for (size_t index = 0; index < count; ++index) {
       list.push_back(borrow(parameters[index]));
     }
+    TORCH_CHECK(!list.empty(), "there are no parameters");
+    auto buckets = std::make_shared<Buckets>();
+    buckets->backend = group->backend(list[0]);
+    buckets->interrupt = group->interrupt();
+    buckets->is_on_host = lcl::is_on_host(list[0]);
+    buckets->compresses = options->compresses != 0;
     // Hooks of the former parameters go first: the new ones may be the same tensors.
     group->reduction.reset();
-    group->reduction = make_reduction(group->group, group->gloo, std::move(list), first_bucket_bytes, bucket_bytes);
+    group->reduction =
+        make_reduction(group->group, std::move(buckets), std::move(list), options->first_bucket_bytes, options->bucket_bytes);
   });
 }
 
@@ -366,9 +494,9 @@ int lcl_group_prepare(lcl_group *group, int64_t timeout) {
   return guarded([&] {
     auto &reduction = group->attached();
     // The Reducer broadcasts the order of the buckets after the first backward pass, under the group's own time-out.
-    group->gloo->getOptions()->timeout = milliseconds(timeout);
+    reduction.buckets->backend->getBackendOptions()->timeout = milliseconds(timeout);
     reduction.reducer->rebuild_buckets();
-    reduction.buckets->works.clear();
+    reduction.buckets->clear();
     reduction.buckets->expected = 0;
     reduction.buckets->timeout = milliseconds(timeout);
     reduction.marks->clear();
@@ -389,29 +517,44 @@ int lcl_group_reached(lcl_group *group, uint8_t *reached, size_t count) {
 int lcl_group_finish(lcl_group *group) {
   return guarded([&] {
     auto &buckets = *group->attached().buckets;
-    TORCH_CHECK(buckets.expected != 0 && buckets.works.size() == buckets.expected, "only ", buckets.works.size(), " of ",
+    TORCH_CHECK(buckets.expected != 0 && buckets.started.size() == buckets.expected, "only ", buckets.started.size(), " of ",
                 buckets.expected, " buckets of gradients were started");
-    for (const auto &work : buckets.works) {
-      // The Reducer has waited for the future, which is marked a moment before its work.
-      TORCH_CHECK(work->getFuture()->completed(), "a bucket of gradients was not complete after the backward pass");
-      complete(work, buckets.timeout.count());
+    {
+      const lcl::Waiting since_the_last_bucket(buckets.last_start);
     }
-    buckets.works.clear();
+    for (const auto &[work, sum] : buckets.started) {
+      // The Reducer has waited for the sum, which is there a moment before its work has ended.
+      TORCH_CHECK(sum->completed(), "a bucket of gradients was not complete after the backward pass");
+      if (sum->hasError()) {
+        std::rethrow_exception(sum->exception_ptr());
+      }
+      if (buckets.is_on_host) {
+        lcl::complete_on_host(buckets.interrupt, work, buckets.timeout);
+      } else {
+        lcl::complete_on_device(buckets.interrupt, *buckets.backend, work, buckets.timeout);
+      }
+    }
+    buckets.clear();
   });
 }
+
+void lcl_observe_buckets(void (*observer)(int index)) { bucket_observer.store(observer, std::memory_order_relaxed); }
 
 int lcl_group_bucket_failure(lcl_group *group, int32_t *failed) {
   *failed = 0;
   if (group->reduction == nullptr) {
     return 0;
   }
-  for (const auto &work : group->reduction->buckets->works) {
-    const auto future = work->getFuture();
-    if (future->completed() && future->hasError()) {
+  for (const auto &bucket : group->reduction->buckets->started) {
+    if (bucket.sum->completed() && bucket.sum->hasError()) {
       *failed = 1;
-      (void)guarded([&] { std::rethrow_exception(future->exception_ptr()); });
+      (void)guarded([&] { std::rethrow_exception(bucket.sum->exception_ptr()); });
       return 0;
     }
+  }
+  // A device's buckets fail without an error of their sums, and a bucket cannot even start when the group is interrupted.
+  if (guarded([&] { group->interrupt()->check(); }) != 0) {
+    *failed = 1;
   }
   return 0;
 }

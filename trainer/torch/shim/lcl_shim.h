@@ -38,6 +38,10 @@ typedef struct {
 int lcl_adamw_step(const lcl_adamw_arguments *arguments);
 int lcl_gradient_norm(lcl_tensor *parameters, size_t count, double *norm);
 int lcl_scale_gradients(lcl_tensor *parameters, size_t count, double factor);
+// All gradients as one vector in the order of the parameters, zero where there is none.
+int lcl_flatten_gradients(lcl_tensor *parameters, size_t count, lcl_tensor *flat);
+// The gradients become parts of `flat`, which has as many numbers as all parameters.
+int lcl_set_gradients(lcl_tensor *parameters, size_t count, lcl_tensor flat);
 int lcl_zero_gradients(lcl_tensor *parameters, size_t count, int keep_memory);
 
 // Autocast of one device type on this thread.

@@ -10,19 +10,23 @@
 //! pass on ⟨u, `g_u`⟩ + ⟨v, `g_v`⟩ + generation. With one micro-batch the first pass keeps its graph and is the second, too. Accumulation
 //! thereby changes the cost and not the result, and nothing has to be exchanged inside of a backward pass but the gradients themselves.
 //!
-//! Several members take the same path. Their counts are gathered first, then their features; each computes the contrastive loss of the whole
-//! global batch and keeps the gradients of its own rows; gradients of parameters are summed while the last backward pass runs.
+//! Several members take the same path. Their counts are gathered first, then their features; each computes the similarities of its own
+//! rows to all others, and with the sums over everybody's rows the gradients of its own; gradients of parameters are summed while the last
+//! backward pass runs. In exact mode ([`ShardShare`]) the same is done per virtual shard, and gradients are summed along a fixed tree.
 
 mod encode;
+mod exact;
 mod exchange;
 mod forward;
 mod gradients;
 mod inspect;
 mod schedule;
+mod tree;
 
 use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConfig, TrainerConfig};
 use tch::{Device, Kind, TchError, Tensor};
 
+pub use exact::{ShardShare, shards_of};
 pub use exchange::{Agreement, MemberStep};
 pub use inspect::Inspection;
 pub use schedule::learning_rate;
@@ -35,6 +39,7 @@ use crate::{
     layout::{BatchError, LayoutFaults, Rules},
     model::{Model, ModelError, ModelFaults},
     optimizer::{AdamW, AdamWOptions},
+    probe::{self, Phase},
     shim::ShimError,
     state::{self, HostState, StateError, StateTensor},
 };
@@ -87,6 +92,12 @@ pub enum LearnerError {
         /// libtorch's reason.
         #[source]
         source: TchError,
+    },
+    /// Exact mode cannot be used like this.
+    #[error("virtual shards: {reason}")]
+    Shards {
+        /// What is wrong.
+        reason: String,
     },
     /// A member was lost, or the group was aborted. It is closed; gradients are dropped, and parameters are as before the step.
     #[error("exchange with other members")]
@@ -280,9 +291,43 @@ impl Learner {
         Ok((self.apply_gradients(step, losses)?, agreement))
     }
 
+    /// As [`Learner::compute_gradients_with`] in virtual shards: losses and gradients have the same bits at every number of members, one
+    /// without a group among them.
+    pub fn compute_gradients_exactly(
+        &mut self,
+        step: u64,
+        share: ShardShare<'_>,
+        member: Option<MemberStep<'_>>,
+    ) -> Result<(LossReport, Agreement), LearnerError> {
+        let mut exchange = member.map_or(Exchange::Alone, Exchange::new);
+        let result = self.guard(&mut exchange, |learner, exchange| learner.accumulate_exactly(step, share, exchange));
+        Ok((result?, exchange.agreement()))
+    }
+
+    /// One step in virtual shards: [`Learner::compute_gradients_exactly`] and the update.
+    pub fn train_step_exactly(
+        &mut self,
+        step: u64,
+        share: ShardShare<'_>,
+        member: Option<MemberStep<'_>>,
+    ) -> Result<(StepReport, Agreement), LearnerError> {
+        let (losses, agreement) = self.compute_gradients_exactly(step, share, member)?;
+        Ok((self.apply_gradients(step, losses)?, agreement))
+    }
+
     fn compute_with(&mut self, step: u64, members: &[&[MicroBatch]], exchange: &mut Exchange<'_>) -> Result<LossReport, LearnerError> {
+        self.guard(exchange, |learner, exchange| learner.accumulate_gradients(step, members, exchange))
+    }
+
+    /// Computes gradients from none; after an error the group is left and there are none again.
+    fn guard<'a>(
+        &mut self,
+        exchange: &mut Exchange<'a>,
+        compute: impl FnOnce(&mut Self, &mut Exchange<'a>) -> Result<LossReport, LearnerError>,
+    ) -> Result<LossReport, LearnerError> {
         self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
-        let result = self.accumulate_gradients(step, members, exchange);
+        probe::reach(Phase::Forward);
+        let result = compute(self, exchange);
         if result.is_err() {
             // The others wait for this member, and nothing of the group may run when gradients are touched again.
             exchange.close();
@@ -294,6 +339,7 @@ impl Learner {
 
     /// The second half of a step: clips, updates, clamps the temperature and drops the gradients.
     pub fn apply_gradients(&mut self, step: u64, losses: LossReport) -> Result<StepReport, LearnerError> {
+        probe::reach(Phase::BeforeUpdate);
         let gradient_norm = self.optimizer.gradient_norm().map_err(LearnerError::Update)?;
         let learning_rate = learning_rate(&self.optimization, step);
         let skipped = !(losses.total.is_finite() && gradient_norm.is_finite());
@@ -303,6 +349,7 @@ impl Learner {
             let clamp = || tch::no_grad(|| self.model.logit_scale().shallow_clone().f_clamp_(0.0, HIGHEST_LOGIT_SCALE)).map(drop);
             clamp().map_err(LearnerError::Temperature)?;
         }
+        probe::reach(Phase::AfterUpdate);
         self.optimizer.zero_gradients().map_err(LearnerError::Update)?;
         Ok(StepReport {
             total: losses.total,
@@ -337,6 +384,14 @@ impl Learner {
     #[must_use]
     pub fn prepare_host_state(&self) -> HostState {
         let mut buffers = HostState::default();
+        buffers.reserve(&self.state());
+        buffers
+    }
+
+    /// As [`Learner::prepare_host_state`], for copies of the tensors of these names only.
+    #[must_use]
+    pub fn prepare_host_part(&self, names: impl IntoIterator<Item = String>) -> HostState {
+        let mut buffers = HostState::for_part(names.into_iter().collect());
         buffers.reserve(&self.state());
         buffers
     }

@@ -16,6 +16,7 @@ mod loss;
 mod model;
 pub mod optimizer;
 mod placement;
+pub mod probe;
 mod random;
 pub mod shim;
 mod state;
@@ -31,7 +32,7 @@ pub use layout::BatchError;
 pub use layout::LayoutFaults;
 #[doc(hidden)]
 pub use learner::LearnerOptions;
-pub use learner::{Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, StepReport, learning_rate};
+pub use learner::{Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, ShardShare, StepReport, learning_rate, shards_of};
 pub use loss::{Contrast, Counts, Factors, contrast};
 #[doc(hidden)]
 pub use model::ModelFaults;

@@ -51,17 +51,100 @@ impl Factors {
     }
 }
 
-/// The contrastive loss and its gradients.
+/// The contrastive loss of n consecutive images and texts of a step, and its gradients. Losses and temperature gradients of all parts
+/// add up to the step's.
 #[derive(Debug)]
 pub struct Contrast {
     /// Scalar.
     pub loss: Tensor,
-    /// `[G, E]`.
+    /// `[n, E]`.
     pub image_gradient: Tensor,
-    /// `[G, E]`.
+    /// `[n, E]`.
     pub text_gradient: Tensor,
     /// Scalar.
     pub logit_scale_gradient: Tensor,
+}
+
+impl Contrast {
+    /// The gradients of (images, texts) in consecutive pieces of the given numbers of rows; `None` for an empty one.
+    pub(crate) fn split(&self, counts: impl Iterator<Item = i64>) -> Result<Vec<Option<[Tensor; 2]>>, TchError> {
+        let mut start = 0;
+        let pieces = counts.map(|count| {
+            let piece = |gradient: &Tensor| gradient.f_narrow(0, start, count);
+            let pair = if count > 0 { Some([piece(&self.image_gradient)?, piece(&self.text_gradient)?]) } else { None };
+            start += count;
+            Ok(pair)
+        });
+        pieces.collect()
+    }
+}
+
+/// The similarities of n consecutive images to all texts, and of their texts to all images.
+///
+/// With them and the sums that other members computed over theirs, a member gets its own gradients without the other G − n rows.
+#[derive(Debug)]
+pub(crate) struct ContrastRows {
+    start: i64,
+    /// `[n, G]`: own images by all texts.
+    of_images: Tensor,
+    /// `[n, G]`: own texts by all images.
+    of_texts: Tensor,
+    log_sums: Tensor,
+}
+
+impl ContrastRows {
+    /// Rows `start` to `start + count` of L2-normalised `images` and `texts` `[G, E]`.
+    pub(crate) fn new(images: &Tensor, texts: &Tensor, logit_scale: &Tensor, start: i64, count: i64) -> Result<Self, TchError> {
+        tch::no_grad(|| {
+            let of_images = similarities(&images.f_narrow(0, start, count)?, texts, logit_scale)?;
+            let of_texts = similarities(&texts.f_narrow(0, start, count)?, images, logit_scale)?;
+            let log_sums =
+                Tensor::f_stack(&[of_images.f_logsumexp([1].as_slice(), false)?, of_texts.f_logsumexp([1].as_slice(), false)?], 1)?;
+            Ok(Self { start, of_images, of_texts, log_sums })
+        })
+    }
+
+    /// `[n, 2]`: log Σ exp of each image over all texts, and of its text over all images.
+    pub(crate) fn log_sums(&self) -> &Tensor {
+        &self.log_sums
+    }
+
+    /// The part's loss and gradients, given everybody's [`ContrastRows::log_sums`] `[G, 2]` and `factors` `[G]`.
+    ///
+    /// The derivative of the loss by the similarity of image i and text j is ½ (fᵢ pᵢⱼ + fⱼ qᵢⱼ) − [i = j] fᵢ, where p is image i's
+    /// distribution over texts, and q text j's over images.
+    pub(crate) fn finish(
+        self,
+        images: &Tensor,
+        texts: &Tensor,
+        logit_scale: &Tensor,
+        log_sums: &Tensor,
+        factors: &Tensor,
+    ) -> Result<Contrast, TchError> {
+        let Self { start, of_images, of_texts, log_sums: own_sums } = self;
+        let count = own_sums.size2()?.0;
+        tch::no_grad(|| {
+            let own_factors = factors.f_narrow(0, start, count)?;
+            // Derivatives by one side's rows of similarities. `row` and `column` pick this side's sums and the other's.
+            let derivative = |rows: &Tensor, row: i64, column: i64| -> Result<Tensor, TchError> {
+                let over_row = rows.f_sub(&own_sums.f_narrow(1, row, 1)?)?.f_exp_()?.f_mul_(&own_factors.f_unsqueeze(1)?)?;
+                let over_column = rows.f_sub(&log_sums.f_select(1, column)?)?.f_exp_()?.f_mul_(factors)?;
+                let sum = over_row.f_add(&over_column)?.f_mul_scalar_(0.5)?;
+                let _ = sum.f_diagonal(start, 0, 1)?.f_sub_(&own_factors)?;
+                Ok(sum)
+            };
+            let (by_images, by_texts) = (derivative(&of_images, 0, 1)?, derivative(&of_texts, 1, 0)?);
+            let scale = logit_scale.f_exp()?;
+            let own_pairs = of_images.f_diagonal(start, 0, 1)?;
+            let terms = own_sums.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?.f_mul_scalar(0.5)?.f_sub(&own_pairs)?;
+            Ok(Contrast {
+                loss: terms.f_mul(&own_factors)?.f_sum(None::<Kind>)?,
+                image_gradient: by_images.f_matmul(texts)?.f_mul_(&scale)?,
+                text_gradient: by_texts.f_matmul(images)?.f_mul_(&scale)?,
+                logit_scale_gradient: by_images.f_mul(&of_images)?.f_sum(None::<Kind>)?,
+            })
+        })
+    }
 }
 
 /// Similarities `[G, G]` of images (rows) and texts (columns) at temperature exp(`logit_scale`).
@@ -74,17 +157,9 @@ pub(crate) fn similarities(images: &Tensor, texts: &Tensor, logit_scale: &Tensor
 ///
 /// `images` and `texts` are L2-normalised `[G, E]`, G > 0, in the same order; `factors` is `[G]`. None of them needs gradients.
 pub fn contrast(images: &Tensor, texts: &Tensor, logit_scale: &Tensor, factors: &Tensor) -> Result<Contrast, TchError> {
-    let leaf = |tensor: &Tensor| tensor.f_detach()?.f_set_requires_grad(true);
-    let (images, texts, logit_scale) = (leaf(images)?, leaf(texts)?, leaf(logit_scale)?);
-    let loss = tch::with_grad(|| {
-        let similarities = similarities(&images, &texts, &logit_scale)?;
-        let of_pairs = |dimension| similarities.f_log_softmax(dimension, None::<Kind>)?.f_diagonal(0, 0, 1);
-        of_pairs(1)?.f_add(&of_pairs(0)?)?.f_mul(factors)?.f_sum(None::<Kind>)?.f_mul_scalar(-0.5)
-    })?;
-    let gradients = Tensor::f_run_backward(&[&loss], &[&images, &texts, &logit_scale], false, false)?;
-    let [image_gradient, text_gradient, logit_scale_gradient] = <[Tensor; 3]>::try_from(gradients)
-        .map_err(|gradients| TchError::Torch(format!("{} gradients of the contrastive loss instead of 3", gradients.len())))?;
-    Ok(Contrast { loss: loss.f_detach()?, image_gradient, text_gradient, logit_scale_gradient })
+    let rows = ContrastRows::new(images, texts, logit_scale, 0, images.size2()?.0)?;
+    let log_sums = rows.log_sums().shallow_clone();
+    rows.finish(images, texts, logit_scale, &log_sums, factors)
 }
 
 #[cfg(test)]

@@ -3,7 +3,11 @@
 //! Names are `model.<name>`, `moment1.<name>` and `moment2.<name>`; the values are little-endian float32, as in memory.
 //! It knows nothing of files.
 
-use std::{collections::HashMap, sync::Arc, thread};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    thread,
+};
 
 use tch::{Kind, TchError, Tensor};
 
@@ -98,12 +102,24 @@ pub struct HostTensor {
 #[derive(Debug, Default)]
 pub struct HostState {
     tensors: Vec<HostTensor>,
+    /// Names of the tensors that are copied; `None`: all.
+    part: Option<HashSet<String>>,
 }
 
 /// Bytes that a thread copies at a time: small enough to keep threads equally busy, large enough to cost nothing beside the copy.
 const CHUNK_BYTES: usize = 4 << 20;
 
 impl HostState {
+    /// Memory for copies of the tensors of these names only, not allocated yet.
+    pub(crate) fn for_part(names: HashSet<String>) -> Self {
+        Self { tensors: Vec::new(), part: Some(names) }
+    }
+
+    /// Whether a tensor of this name is copied.
+    fn includes(&self, name: &str) -> bool {
+        self.part.as_ref().is_none_or(|names| names.contains(name))
+    }
+
     /// The copied tensors, in the order of the state.
     #[must_use]
     pub fn tensors(&self) -> &[HostTensor] {
@@ -112,8 +128,9 @@ impl HostState {
 
     /// Allocates and touches memory for `state`, so that the first copy is as fast as the later ones.
     pub(crate) fn reserve(&mut self, state: &[(String, Tensor)]) {
+        let state: Vec<_> = state.iter().filter(|(name, _)| self.includes(name)).collect();
         let fits = self.tensors.len() == state.len()
-            && self.tensors.iter().zip(state).all(|(held, (name, tensor))| held.name == *name && held.bytes.0.len() == bytes_of(tensor));
+            && self.tensors.iter().zip(&state).all(|(held, (name, tensor))| held.name == *name && held.bytes.0.len() == bytes_of(tensor));
         if !fits {
             self.tensors = state
                 .iter()
@@ -130,6 +147,8 @@ impl HostState {
     pub(crate) fn copy_from(&mut self, state: &[(String, Tensor)]) -> Result<(), StateError> {
         self.reserve(state);
         let mut jobs = Vec::new();
+        let part = self.part.as_ref();
+        let state = state.iter().filter(|(name, _)| part.is_none_or(|names| names.contains(name)));
         for (held, (name, tensor)) in self.tensors.iter_mut().zip(state) {
             let failed = |source| StateError::Copy { name: name.clone(), source };
             let flat = tensor.f_detach().and_then(|tensor| tensor.f_contiguous()?.f_view([-1])).map_err(failed)?;
@@ -189,7 +208,7 @@ pub(crate) fn load<'a>(targets: &[(String, Tensor)], tensors: impl IntoIterator<
             return Err(StateError::Bytes { name: name.clone(), found: tensor.data.len(), expected: bytes });
         }
     }
-    let known: std::collections::HashSet<&str> = targets.iter().map(|(name, _)| name.as_str()).collect();
+    let known: HashSet<&str> = targets.iter().map(|(name, _)| name.as_str()).collect();
     if let Some(name) = given.keys().copied().filter(|name| !known.contains(name)).min() {
         return Err(StateError::Unknown { name: name.to_owned() });
     }

@@ -43,6 +43,15 @@ pub enum GroupError {
         #[source]
         source: ShimError,
     },
+    /// NCCL cannot be used here.
+    #[error("the group of rank {rank} is to sum on a GPU")]
+    Nccl {
+        /// Own rank.
+        rank: usize,
+        /// What is missing.
+        #[source]
+        source: ShimError,
+    },
     /// A member's address could not be written or read.
     #[error("exchanging addresses")]
     Addresses(#[source] StoreError),

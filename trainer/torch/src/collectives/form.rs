@@ -10,13 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tch::Device;
+
 use super::{
     abort::AbortHandle,
     error::GroupError,
     store::{Store, StoreError},
 };
 use crate::shim::{
-    collectives::{Device, Formation, RawGroup},
+    collectives::{Device as Listener, Formation, RawGroup},
     sockets::{self, Connection},
 };
 
@@ -40,14 +42,16 @@ pub struct GroupOptions {
     pub world_size: usize,
     /// Address of this host that the other members reach. A free port is taken.
     pub host: IpAddr,
+    /// Where this member computes; of the same kind on all members. A GPU's tensors travel by NCCL.
+    pub device: Device,
     /// For all members to come.
     pub timeout: Duration,
 }
 
 impl std::fmt::Debug for GroupOptions {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { prefix, rank, world_size, host, timeout, .. } = self;
-        write!(formatter, "GroupOptions({prefix}: rank {rank} of {world_size} at {host}, {timeout:?})")
+        let Self { prefix, rank, world_size, host, device, timeout, .. } = self;
+        write!(formatter, "GroupOptions({prefix}: rank {rank} of {world_size} at {host} on {device:?}, {timeout:?})")
     }
 }
 
@@ -82,8 +86,9 @@ pub(super) fn form(options: GroupOptions, abort: &AbortHandle) -> Result<RawGrou
     thread.map_err(GroupError::Sockets)?;
     let outcome = receive(&receiver, timeout);
     match outcome {
-        Some(Ok((group, connections))) => {
-            abort.formed(connections);
+        Some(Ok((mut group, connections))) => {
+            let interrupter = group.interrupter().map_err(|source| GroupError::Form { rank, world_size, source })?;
+            abort.formed(connections, interrupter).map_err(GroupError::Sockets)?;
             Ok(group)
         }
         Some(Err(_)) if abort.is_aborted() => Err(GroupError::Aborted { operation }),
@@ -125,7 +130,7 @@ fn receive_formed(receiver: &Receiver<Event>, timeout: Duration) -> Option<Resul
 }
 
 fn build(options: &GroupOptions) -> Result<Formed, GroupError> {
-    let GroupOptions { store, prefix, rank, world_size, host, timeout } = options;
+    let GroupOptions { store, prefix, rank, world_size, host, timeout, .. } = options;
     let failed = |source| GroupError::Form { rank: *rank, world_size: *world_size, source };
     let (device, own) = open(*host, failed)?;
     let place = |rank: usize| format!("{prefix}/listener/{rank}");
@@ -148,10 +153,10 @@ fn build(options: &GroupOptions) -> Result<Formed, GroupError> {
 }
 
 /// Opens a device and finds the address it listens at.
-fn open(host: IpAddr, failed: impl Fn(crate::shim::ShimError) -> GroupError) -> Result<(Device, Vec<SocketAddr>), GroupError> {
+fn open(host: IpAddr, failed: impl Fn(crate::shim::ShimError) -> GroupError) -> Result<(Listener, Vec<SocketAddr>), GroupError> {
     let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     let before = sockets::without_peer(host).map_err(GroupError::Sockets)?;
-    let device = Device::open(&host.to_string()).map_err(failed)?;
+    let device = Listener::open(&host.to_string()).map_err(failed)?;
     let after = sockets::without_peer(host).map_err(GroupError::Sockets)?;
     let own: Vec<_> =
         after.into_iter().filter(|(inode, _)| before.iter().all(|(former, _)| former != inode)).map(|(_, address)| address).collect();

@@ -10,7 +10,11 @@ use super::{
     form::{self, GroupOptions},
     store::Store,
 };
-use crate::shim::{ShimError, collectives::RawGroup};
+use crate::shim::{
+    ShimError,
+    collectives::{BucketOptions, RawGroup},
+    nccl,
+};
 
 /// Sizes of the buckets in which gradients are summed: `DistributedDataParallel`'s (libtorch's `reducer.hpp`). The first is small, so that
 /// the exchange starts early.
@@ -22,7 +26,7 @@ type Place = (usize, usize);
 
 /// The members of one generation. All members call the same operations in the same order, with the same shapes.
 ///
-/// Every tensor is contiguous and in host memory. Every operation returns within its time-out or soon after an abort; an error closes the
+/// Every tensor is contiguous, and in host memory or on [`Group::device`]. Every operation returns within its time-out or soon after an abort; an error closes the
 /// group.
 pub struct Group {
     /// Gone after an error.
@@ -32,7 +36,11 @@ pub struct Group {
     prefix: String,
     rank: usize,
     world_size: usize,
-    attached: Vec<Place>,
+    device: Device,
+    /// Parameters whose gradients are summed, and whether they are compressed.
+    attached: (Vec<Place>, bool),
+    /// Whether gradients are being summed: an operation from [`Group::prepare_sum`] to [`Group::finish_sum`].
+    is_summing: bool,
 }
 
 impl fmt::Debug for Group {
@@ -47,8 +55,41 @@ impl Group {
     pub fn form(options: GroupOptions, abort: &AbortHandle) -> Result<Self, GroupError> {
         let (rank, world_size) = (options.rank, options.world_size);
         let (store, prefix) = (Arc::clone(&options.store), options.prefix.clone());
+        let (device, timeout) = (options.device, options.timeout);
         let live = form::form(options, abort)?;
-        Ok(Self { live: Some(live), abort: abort.clone(), store, prefix, rank, world_size, attached: Vec::new() })
+        let mut group = Self {
+            live: Some(live),
+            abort: abort.clone(),
+            store,
+            prefix,
+            rank,
+            world_size,
+            device,
+            attached: (Vec::new(), false),
+            is_summing: false,
+        };
+        group.check_devices(timeout)?;
+        if let Device::Cuda(index) = device {
+            let nccl = nccl::load().map_err(|source| group.fail(GroupError::Nccl { rank, source }))?;
+            group.run("forming NCCL's part", &[], |live| live.add_nccl(nccl, index, timeout))?;
+        }
+        Ok(group)
+    }
+
+    /// A member with NCCL and one without would wait for each other.
+    fn check_devices(&mut self, timeout: Duration) -> Result<(), GroupError> {
+        let kinds = self.exchange(&[i64::from(self.device.is_cuda())], timeout)?;
+        if kinds.windows(2).any(|pair| pair[0] != pair[1]) {
+            let reason = format!("members with a GPU (1) and without (0) cannot train together: {kinds:?}, in the order of ranks");
+            return Err(self.fail(GroupError::Argument { operation: "forming the group", reason }));
+        }
+        Ok(())
+    }
+
+    /// Where tensors travel best: the device that the group was formed for.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// This member, from 0.
@@ -93,8 +134,21 @@ impl Group {
     /// Leaves the group. Other members' operations that need this one fail. Returns when nothing of the group runs any more.
     pub fn close(&mut self) {
         self.abort.disconnect();
-        self.attached.clear();
-        self.live = None;
+        self.attached = (Vec::new(), false);
+        let Some(live) = self.live.take() else { return };
+        self.abort.enter();
+        // A hanging NCCL is for the rescue (`AbortHandle::with_rescue`): the group is not gone.
+        if live.close() {
+            self.abort.closed();
+        } else {
+            self.abort.abort();
+        }
+    }
+
+    /// Bytes that have come over the group's connections in host memory, as the kernel counts them; none once one is closed.
+    #[must_use]
+    pub fn received_bytes(&self) -> Option<u64> {
+        self.abort.received_bytes()
     }
 
     /// Replaces `tensor` by the sum over all members.
@@ -112,7 +166,8 @@ impl Group {
     pub fn all_gather(&mut self, tensor: &Tensor, timeout: Duration) -> Result<Vec<Tensor>, GroupError> {
         let operation = "all-gather";
         let world_size = self.world_size;
-        let outputs = (0..world_size).map(|_| Tensor::f_empty(tensor.size(), (tensor.kind(), Device::Cpu))).collect::<Result<Vec<_>, _>>();
+        let outputs =
+            (0..world_size).map(|_| Tensor::f_empty(tensor.size(), (tensor.kind(), tensor.device()))).collect::<Result<Vec<_>, _>>();
         let outputs = outputs.map_err(|source| self.fail(GroupError::Tensor { operation, source }))?;
         self.run(operation, &[tensor], |live| live.all_gather(tensor, &outputs, timeout))?;
         Ok(outputs)
@@ -159,12 +214,52 @@ impl Group {
         read.map_err(|source| self.fail(GroupError::Tensor { operation, source }))
     }
 
-    /// Every member's number, in rank order.
-    pub fn exchange_number(&mut self, number: f64, timeout: Duration) -> Result<Vec<f64>, GroupError> {
-        let operation = "exchange of a number";
-        let gathered = self.all_gather(&Tensor::from_slice(&[number]), timeout)?;
-        let read = gathered.iter().map(|tensor| tensor.f_double_value(&[0])).collect::<Result<Vec<_>, _>>();
+    /// As [`Group::exchange`].
+    pub fn exchange_floats(&mut self, numbers: &[f64], timeout: Duration) -> Result<Vec<Vec<f64>>, GroupError> {
+        let operation = "exchange of numbers";
+        if numbers.is_empty() {
+            return Err(self.fail(GroupError::Argument { operation, reason: "there is no number".to_owned() }));
+        }
+        let gathered = self.all_gather(&Tensor::from_slice(numbers), timeout)?;
+        let read = gathered.iter().map(Vec::<f64>::try_from).collect::<Result<Vec<_>, _>>();
         read.map_err(|source| self.fail(GroupError::Tensor { operation, source }))
+    }
+
+    /// Every member's `tensor` of n numbers one behind the other, `[n · members]`. They have the same shape and type everywhere.
+    pub fn all_gather_flat(&mut self, tensor: &Tensor, timeout: Duration) -> Result<Tensor, GroupError> {
+        let operation = "all-gather";
+        let (world_size, count) = (self.world_size as i64, tensor.numel() as i64);
+        let prepare = || -> Result<(Tensor, Vec<Tensor>), TchError> {
+            let flat = Tensor::f_empty([world_size * count], (tensor.kind(), tensor.device()))?;
+            let parts = (0..world_size).map(|rank| flat.f_narrow(0, rank * count, count)).collect::<Result<_, _>>()?;
+            Ok((flat, parts))
+        };
+        let (flat, parts) = prepare().map_err(|source| self.fail(GroupError::Tensor { operation, source }))?;
+        self.run(operation, &[tensor], |live| live.all_gather(tensor, &parts, timeout))?;
+        Ok(flat)
+    }
+
+    /// Sends `sent_counts[r]` numbers of `tensor` to every member r, in rank order, and returns what they sent: `received_counts[r]`
+    /// numbers of member r, in rank order. What two members say of each other agrees.
+    pub fn all_to_all(
+        &mut self,
+        tensor: &Tensor,
+        sent_counts: &[i64],
+        received_counts: &[i64],
+        timeout: Duration,
+    ) -> Result<Tensor, GroupError> {
+        let operation = "all-to-all";
+        let fits = sent_counts.len() == self.world_size
+            && received_counts.len() == self.world_size
+            && sent_counts.iter().sum::<i64>() == tensor.numel() as i64;
+        if !fits {
+            let reason = format!("{} numbers for {sent_counts:?} to {} members", tensor.numel(), self.world_size);
+            return Err(self.fail(GroupError::Argument { operation, reason }));
+        }
+        let received = Tensor::f_empty([received_counts.iter().sum::<i64>()], (tensor.kind(), tensor.device()));
+        let received = received.map_err(|source| self.fail(GroupError::Tensor { operation, source }))?;
+        self.run(operation, &[tensor], |live| live.all_to_all(tensor, sent_counts, &received, received_counts, timeout))?;
+        Ok(received)
     }
 
     /// Sends `tensor` to a member that receives it under the same tag.
@@ -182,26 +277,46 @@ impl Group {
     /// From now on, and until every parameter's gradient was accumulated once more, gradients are summed over all members while the
     /// backward pass runs. What was accumulated before is part of the sum.
     ///
-    /// `parameters` are leaves that require gradients, in the same order on all members.
-    pub(crate) fn prepare_sum(&mut self, parameters: &[&Tensor], timeout: Duration) -> Result<(), GroupError> {
+    /// `parameters` are leaves that require gradients, in the same order on all members. With `compresses` gradients in float32 travel as
+    /// bfloat16 and are summed in it: half the bytes, and still the same bits on all members.
+    pub(crate) fn prepare_sum(&mut self, parameters: &[&Tensor], compresses: bool, timeout: Duration) -> Result<(), GroupError> {
         let operation = "preparing the sum of gradients";
         let places: Vec<Place> = parameters.iter().map(|tensor| (tensor.data_ptr() as usize, tensor.numel())).collect();
-        if self.attached != places {
-            self.run(operation, parameters, |live| live.attach(parameters, FIRST_BUCKET_BYTES, BUCKET_BYTES))?;
-            self.attached = places;
+        let attached = (places, compresses);
+        if self.attached != attached {
+            let options = BucketOptions { first_bucket_bytes: FIRST_BUCKET_BYTES, bucket_bytes: BUCKET_BYTES, compresses };
+            self.run(operation, parameters, |live| live.attach(parameters, options))?;
+            self.attached = attached;
         }
-        self.run(operation, &[], |live| live.prepare(timeout))
+        self.run(operation, &[], |live| live.prepare(timeout))?;
+        self.set_summing(true);
+        Ok(())
+    }
+
+    /// The sum of gradients is an operation that spans several calls.
+    fn set_summing(&mut self, is_summing: bool) {
+        if is_summing == self.is_summing {
+            return;
+        }
+        self.is_summing = is_summing;
+        if is_summing {
+            self.abort.enter();
+        } else {
+            self.abort.leave();
+        }
     }
 
     /// Which parameters had a gradient accumulated since [`Group::prepare_sum`]. The sum waits for the others.
     pub(crate) fn reached(&mut self) -> Result<Vec<bool>, GroupError> {
-        let count = self.attached.len();
+        let count = self.attached.0.len();
         self.run("reading which gradients are there", &[], |live| live.reached(count))
     }
 
     /// Succeeds only if every gradient was summed over all members without an error.
     pub(crate) fn finish_sum(&mut self) -> Result<(), GroupError> {
-        self.run("summing gradients", &[], RawGroup::finish)
+        let outcome = self.run("summing gradients", &[], RawGroup::finish);
+        self.set_summing(false);
+        outcome
     }
 
     /// After an error in a backward pass: closes the group, and tells whether the sum of gradients was the reason.
@@ -220,15 +335,25 @@ impl Group {
         call: impl FnOnce(&mut RawGroup) -> Result<T, ShimError>,
     ) -> Result<T, GroupError> {
         let Some(live) = self.live.as_mut() else { return Err(GroupError::Closed { operation }) };
-        if let Some(tensor) = tensors.iter().find(|tensor| tensor.device() != Device::Cpu || !tensor.is_contiguous()) {
-            let reason = format!("a tensor of shape {:?} on {:?} is not contiguous host memory", tensor.size(), tensor.device());
+        let place = tensors.first().map_or(Device::Cpu, |tensor| tensor.device());
+        let fits = |tensor: &&&Tensor| tensor.device() == place && tensor.is_contiguous() && (place == Device::Cpu || place == self.device);
+        if let Some(tensor) = tensors.iter().find(|tensor| !fits(tensor)) {
+            let reason = format!(
+                "a tensor of shape {:?} on {:?} is not contiguous in host memory or on {:?}",
+                tensor.size(),
+                tensor.device(),
+                self.device
+            );
             return Err(self.fail(GroupError::Argument { operation, reason }));
         }
         if self.abort.is_aborted() {
             self.close();
             return Err(GroupError::Aborted { operation });
         }
-        match call(live) {
+        self.abort.enter();
+        let outcome = call(live);
+        self.abort.leave();
+        match outcome {
             Ok(value) => Ok(value),
             Err(source) => {
                 let aborted = self.abort.is_aborted();
@@ -269,5 +394,5 @@ fn pad_rows(tensor: &Tensor, rows: i64) -> Result<Tensor, TchError> {
     }
     *first = missing;
     let kind: Kind = tensor.kind();
-    Tensor::f_cat(&[&tensor, &Tensor::f_zeros(shape, (kind, Device::Cpu))?], 0)
+    Tensor::f_cat(&[&tensor, &Tensor::f_zeros(shape, (kind, tensor.device()))?], 0)
 }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, thread, time::Duration};
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use super::{AbortHandle, Group, GroupError, GroupOptions, MemoryStore};
 
@@ -60,6 +60,7 @@ pub fn self_test(host: IpAddr, timeout: Duration) -> Result<(), SelfTestError> {
                 rank,
                 world_size: 2,
                 host,
+                device: Device::Cpu,
                 timeout,
             };
             thread::Builder::new().name("lcl-self-test".to_owned()).spawn_scoped(scope, move || run(options))
@@ -87,7 +88,7 @@ fn run(options: GroupOptions) -> Result<(), SelfTestError> {
     let gathered = group.all_gather_rows(&rows, &[0, 2], timeout).map_err(failed)?;
     compare("the gather", rank, &gathered, &[5.0, 6.0])?;
     let parameter = Tensor::from_slice(&[1.0, 2.0]).f_set_requires_grad(true).map_err(broken)?;
-    group.prepare_sum(&[&parameter], timeout).map_err(failed)?;
+    group.prepare_sum(&[&parameter], false, timeout).map_err(failed)?;
     let loss = parameter.f_mul_scalar(1.0 + rank as f64).and_then(|scaled| scaled.f_sum(None::<tch::Kind>));
     loss.and_then(|loss| loss.f_backward()).map_err(broken)?;
     group.finish_sum().map_err(failed)?;

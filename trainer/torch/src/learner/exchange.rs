@@ -1,17 +1,24 @@
-//! What the members of a step exchange, in this order: counts and wishes; contrastive features; gradients; the generation loss.
+//! What the members of a step exchange, in this order: counts and wishes; contrastive features, and the sums of their similarities;
+//! gradients; losses.
 //!
 //! One member alone takes the same path and exchanges nothing. Which exchanges take place depends on the gathered counts only, and so is
 //! the same on all members.
 
 use std::time::Duration;
 
+use lcl_trainer_config::GradientCompression;
 use tch::{TchError, Tensor};
 
-use super::LearnerError;
+use super::{
+    LearnerError,
+    exact::shards_of,
+    tree::{PartialSums, nodes_of},
+};
 use crate::{
     collectives::{Group, GroupError},
     loss::Counts,
     model::Parameter,
+    probe::{self, Phase},
 };
 
 /// A member's place in a step of several members.
@@ -90,34 +97,132 @@ impl<'a> Exchange<'a> {
         Ok(counts)
     }
 
-    /// Features of all members in rank order, given the `[n, E]` of this one.
-    pub(super) fn features(&mut self, images: Tensor, texts: Tensor, counts: &[Counts]) -> Result<GlobalFeatures, GroupError> {
-        let Self::Members { member, .. } = self else { return Ok(GlobalFeatures { images, texts, start: 0 }) };
-        let failed = |source| GroupError::Tensor { operation: "joining features", source };
-        let rows: Vec<u64> = counts.iter().map(|counts| counts.contrast).collect();
-        // One exchange for both.
-        let pairs = Tensor::f_stack(&[&images, &texts], 1).map_err(failed)?;
-        let device = images.device();
-        let pairs = pairs.f_to_device(tch::Device::Cpu).map_err(failed)?;
-        let gathered = member.group.all_gather_rows(&pairs, &rows, member.timeout)?;
-        let side = |index| gathered.f_select(1, index)?.f_contiguous()?.f_to_device(device);
-        let start = rows.iter().take(member.group.rank()).sum::<u64>() as i64;
-        Ok(GlobalFeatures { images: side(0).map_err(failed)?, texts: side(1).map_err(failed)?, start })
-    }
-
-    /// Whether this member adds what all of them know, such as the gradient of the temperature, to the sum of gradients.
-    pub(super) fn adds_common_terms(&self) -> bool {
+    /// Own rank, and how many members there are.
+    pub(super) fn place(&self) -> (usize, usize) {
         match self {
-            Self::Alone => true,
-            Self::Members { member, .. } => member.group.rank() == 0,
+            Self::Alone => (0, 1),
+            Self::Members { member, .. } => (member.group.rank(), member.group.world_size()),
         }
     }
 
+    /// Features of all members in rank order, given the `[n, E]` of this one and the number of rows of each.
+    pub(super) fn features(&mut self, images: Tensor, texts: Tensor, rows: &[u64]) -> Result<GlobalFeatures, GroupError> {
+        if matches!(self, Self::Alone) {
+            return Ok(GlobalFeatures { images, texts, start: 0 });
+        }
+        let failed = |source| GroupError::Tensor { operation: "joining features", source };
+        // One exchange for both.
+        let pairs = Tensor::f_stack(&[&images, &texts], 1).map_err(failed)?;
+        let gathered = self.gather_rows(&pairs, rows)?;
+        let side = |index| gathered.f_select(1, index)?.f_contiguous();
+        let start = rows.iter().take(self.place().0).sum::<u64>() as i64;
+        Ok(GlobalFeatures { images: side(0).map_err(failed)?, texts: side(1).map_err(failed)?, start })
+    }
+
+    /// Rows of all members in rank order, given this one's and the number of rows of each.
+    pub(super) fn gather_rows(&mut self, own: &Tensor, rows: &[u64]) -> Result<Tensor, GroupError> {
+        let Self::Members { member, .. } = self else { return Ok(own.shallow_clone()) };
+        let failed = |source| GroupError::Tensor { operation: "gathering rows", source };
+        let travels = own.f_to_device(member.group.device()).and_then(|own| own.f_contiguous()).map_err(failed)?;
+        let gathered = member.group.all_gather_rows(&travels, rows, member.timeout)?;
+        gathered.f_to_device(own.device()).map_err(failed)
+    }
+
+    /// Contrastive images of every member, given those of every shard.
+    pub(super) fn rows_of_members(&self, shards: &[Counts]) -> Vec<u64> {
+        let (_, world) = self.place();
+        (0..world).map(|rank| shards[shards_of(rank, world, shards.len())].iter().map(|counts| counts.contrast).sum()).collect()
+    }
+
+    /// Shards of every member.
+    fn shards_of_members(&self, total: usize) -> Vec<u64> {
+        let (_, world) = self.place();
+        (0..world).map(|rank| shards_of(rank, world, total).len() as u64).collect()
+    }
+
+    /// Counts of all shards, given those of this member.
+    pub(super) fn shard_counts(&mut self, own: &[Counts], total: usize) -> Result<Vec<Counts>, GroupError> {
+        let rows = self.shards_of_members(total);
+        let Self::Members { member, agreement } = self else { return Ok(own.to_vec()) };
+        let numbers: Vec<i64> = own.iter().flat_map(|counts| [counts.predictions as i64, counts.contrast as i64, member.wish]).collect();
+        let failed = |source| GroupError::Tensor { operation: "exchanging counts", source };
+        let numbers = Tensor::f_from_slice(&numbers).and_then(|numbers| numbers.f_view([-1, 3])).map_err(failed)?;
+        let all = member.group.all_gather_rows(&numbers, &rows, member.timeout)?;
+        let all = all.f_view([-1]).and_then(|all| Vec::<i64>::try_from(&all)).map_err(failed)?;
+        let wishes: Vec<i64> = all.chunks_exact(3).map(|numbers| numbers[2]).collect();
+        // Each member has a shard; its first one tells.
+        let firsts = rows.iter().scan(0, |start, count| Some(std::mem::replace(start, *start + *count as usize)));
+        agreement.wishes = firsts.map(|first| wishes[first]).collect();
+        Ok(all
+            .chunks_exact(3)
+            .map(|numbers| Counts { predictions: numbers[0].unsigned_abs(), contrast: numbers[1].unsigned_abs() })
+            .collect())
+    }
+
+    /// (generation, contrastive) of all shards, given those of this member; the same bits on all members.
+    pub(super) fn shard_losses(&mut self, own: &[[f64; 2]], total: usize) -> Result<Vec<[f64; 2]>, GroupError> {
+        let rows = self.shards_of_members(total);
+        let Self::Members { member, .. } = self else { return Ok(own.to_vec()) };
+        probe::reach(Phase::Reduced);
+        let failed = |source| GroupError::Tensor { operation: "exchanging losses", source };
+        let numbers = Tensor::f_from_slice(own.as_flattened()).and_then(|numbers| numbers.f_view([-1, 2])).map_err(failed)?;
+        let all = member.group.all_gather_rows(&numbers, &rows, member.timeout)?;
+        let all = all.f_view([-1]).and_then(|all| Vec::<f64>::try_from(&all)).map_err(failed)?;
+        Ok(all.chunks_exact(2).map(|losses| [losses[0], losses[1]]).collect())
+    }
+
+    /// The sum over all shards along the tree, given this member's partial sums; the same bits on all members, however many there are.
+    ///
+    /// Every member finishes the tree for an equal part of the vector, and gives it to all.
+    pub(super) fn sum_along_tree(&mut self, own: PartialSums<Tensor>, total: usize) -> Result<Tensor, GroupError> {
+        let operation = "summing along the tree";
+        let failed = |source| GroupError::Tensor { operation, source };
+        let incomplete = || GroupError::Argument { operation, reason: "not every shard was summed".to_owned() };
+        let Self::Members { member, .. } = self else { return own.into_root().ok_or_else(incomplete) };
+        let (rank, world) = (member.group.rank(), member.group.world_size());
+        let own = own.into_sums();
+        let Some((_, first)) = own.first() else { return Err(incomplete()) };
+        let place = member.group.device();
+        let (length, device, kind) = (first.numel() as i64, first.device(), first.kind());
+        let part = length.div_euclid(world as i64) + 1;
+        let bounds = |rank: usize| {
+            let start = (rank as i64 * part).min(length);
+            (start, part.min(length - start))
+        };
+        let mut pieces = Vec::new();
+        for to in 0..world {
+            let (start, count) = bounds(to);
+            for (_, sum) in &own {
+                pieces.push(sum.f_narrow(0, start, count).map_err(failed)?);
+            }
+        }
+        let sent = Tensor::f_cat(&pieces, 0).and_then(|sent| sent.f_to_device(place)).map_err(failed)?;
+        let sent_counts: Vec<i64> = (0..world).map(|to| own.len() as i64 * bounds(to).1).collect();
+        drop((pieces, own));
+        let nodes: Vec<_> = (0..world).map(|from| nodes_of(shards_of(from, world, total), total)).collect();
+        let (_, count) = bounds(rank);
+        let received_counts: Vec<i64> = nodes.iter().map(|nodes| nodes.len() as i64 * count).collect();
+        probe::reach(Phase::Bucket(0));
+        let received = member.group.all_to_all(&sent, &sent_counts, &received_counts, member.timeout)?;
+        let mut sums = PartialSums::new(total);
+        for (index, node) in nodes.into_iter().flatten().enumerate() {
+            let piece = received.f_narrow(0, index as i64 * count, count).map_err(failed)?;
+            sums.push(node, piece, |sum, next| sum.f_add_(&next).map(drop)).map_err(failed)?;
+        }
+        let finished = sums.into_root().ok_or_else(incomplete)?;
+        // Parts of equal length, so that they can be gathered into one vector; what is beyond the end is cut off again.
+        let padded = Tensor::f_zeros([part], (kind, place)).map_err(failed)?;
+        padded.f_narrow(0, 0, count).and_then(|mut head| head.f_copy_(&finished).map(drop)).map_err(failed)?;
+        probe::reach(Phase::Bucket(1));
+        let whole = member.group.all_gather_flat(&padded, member.timeout)?;
+        whole.f_narrow(0, 0, length).and_then(|whole| whole.f_to_device(device)).map_err(failed)
+    }
+
     /// Before the last backward pass of micro-batches.
-    pub(super) fn prepare_sum(&mut self, parameters: &[Parameter]) -> Result<(), GroupError> {
+    pub(super) fn prepare_sum(&mut self, parameters: &[Parameter], compression: GradientCompression) -> Result<(), GroupError> {
         let Self::Members { member, .. } = self else { return Ok(()) };
         let parameters: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
-        member.group.prepare_sum(&parameters, member.timeout)
+        member.group.prepare_sum(&parameters, compression == GradientCompression::Bf16, member.timeout)
     }
 
     /// After it: for every parameter, whether its gradient still has to be completed. The sum over members waits for all of them.
@@ -128,12 +233,14 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// After the gradients are complete: succeeds if they are summed. Returns the generation loss of all members, given this one's part;
-    /// the same bits on all of them.
-    pub(super) fn finish_sum(&mut self, generation: f64) -> Result<f64, GroupError> {
-        let Self::Members { member, .. } = self else { return Ok(generation) };
+    /// After the gradients are complete: succeeds if they are summed. Returns the losses of all members, given this one's parts; the same
+    /// bits on all of them.
+    pub(super) fn finish_sum(&mut self, losses: [f64; 2]) -> Result<[f64; 2], GroupError> {
+        let Self::Members { member, .. } = self else { return Ok(losses) };
         member.group.finish_sum()?;
-        Ok(member.group.exchange_number(generation, member.timeout)?.into_iter().sum())
+        probe::reach(Phase::Reduced);
+        let all = member.group.exchange_floats(&losses, member.timeout)?;
+        Ok(all.iter().fold([0.0, 0.0], |sum, losses| [sum[0] + losses[0], sum[1] + losses[1]]))
     }
 
     /// An error of a backward pass: the group's, if a sum of gradients failed in it. Leaves the group.

@@ -56,6 +56,18 @@ pub(crate) struct Features {
     pub(crate) texts: Tensor,
 }
 
+impl Features {
+    /// Pairs.
+    pub(crate) fn count(&self) -> i64 {
+        self.images.size().first().copied().unwrap_or(0)
+    }
+
+    /// The same without their graph.
+    pub(crate) fn detached(&self) -> Result<Self, TchError> {
+        Ok(Self { images: self.images.f_detach()?, texts: self.texts.f_detach()? })
+    }
+}
+
 /// What the losses are made of.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -74,6 +86,8 @@ pub(crate) struct RunOptions {
     pub(crate) key: DropPathKey,
     /// Factor of every predicted token's cross-entropy. It goes into the fused loss, which forms its gradients in the forward pass.
     pub(crate) prediction_factor: f64,
+    /// Whether tokens are predicted; without it the generation loss is left out.
+    pub(crate) predicts: bool,
 }
 
 /// Runs the model over `layout`'s positions.
@@ -105,7 +119,7 @@ pub(crate) fn run(model: &Model, batch: &MicroBatch, layout: &Layout, options: R
             }
             _ => None,
         };
-        if layout.labels.is_empty() {
+        if layout.labels.is_empty() || !options.predicts {
             return Ok((features, None));
         }
         let predicting = match placement.predictions() {

@@ -10,11 +10,11 @@ use super::{
 use crate::{
     batch::MicroBatch,
     layout::Extent,
-    loss::{Contrast, Counts, Factors, contrast},
+    loss::{Contrast, ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
 };
 
-/// The contrastive loss of a step, with the gradients of each micro-batch's features.
+/// The part of the contrastive loss that this process computes, with the gradients of each micro-batch's features.
 struct StepContrast {
     whole: Contrast,
     /// Gradients of (images, texts) per micro-batch; `None` where it has no contrastive image.
@@ -47,35 +47,38 @@ impl Learner {
         let (parts, shares) = self.prepare(members, exchange)?;
         let key = DropPathKey { seed: self.optimization.seed, step };
         let run = |part: &Part<'_>| {
-            let options = RunOptions { key, prediction_factor: part.factors.prediction };
+            let options = RunOptions { key, prediction_factor: part.factors.prediction, predicts: true };
             forward::run(&self.model, part.prepared.batch(), &part.prepared.layout, options)
         };
         let mut generation = 0.0;
         let contrastive = if let [only] = parts.as_slice() {
             let outcome = run(only)?;
             let contrast = self.contrast(std::slice::from_ref(&outcome.features), &shares, exchange)?;
-            exchange.prepare_sum(self.model.parameters())?;
+            exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
             generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.first()), exchange)?;
             contrast
         } else {
             let features = parts.iter().map(|part| self.detached_features(part, key)).collect::<Result<Vec<_>, _>>()?;
             let contrast = self.contrast(&features, &shares, exchange)?;
             if parts.is_empty() {
-                exchange.prepare_sum(self.model.parameters())?;
+                exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
             }
             for (index, part) in parts.iter().enumerate() {
                 let outcome = run(part)?;
                 if index + 1 == parts.len() {
                     // Until here gradients were accumulated on this member alone.
-                    exchange.prepare_sum(self.model.parameters())?;
+                    exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
                 }
                 generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)), exchange)?;
             }
             contrast
         };
         self.complete_gradients(contrastive.as_ref(), exchange)?;
-        let generation = exchange.finish_sum(generation)?;
-        self.report(shares.iter().map(|share| share.counts).sum(), generation, contrastive.as_ref())
+        let counts: Counts = shares.iter().map(|share| share.counts).sum();
+        let part = contrastive.as_ref().map_or(Ok(0.0), |contrast| contrast.whole.loss.f_double_value(&[]));
+        let part = part.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
+        let [generation, contrastive] = exchange.finish_sum([generation, part])?;
+        Ok(self.loss_report(counts, generation, contrastive))
     }
 
     /// Checks and lays out every micro-batch, and gives it the factors of its member.
@@ -111,7 +114,7 @@ impl Learner {
             return Ok(None);
         }
         let layout = part.prepared.contrast_layout(&self.rules).map_err(|source| LearnerError::Batch { index: part.index, source })?;
-        let options = RunOptions { key, prediction_factor: 0.0 };
+        let options = RunOptions { key, prediction_factor: 0.0, predicts: false };
         tch::no_grad(|| forward::run(&self.model, part.prepared.batch(), &layout, options)).map(|outcome| outcome.features)
     }
 
@@ -130,13 +133,17 @@ impl Learner {
         let failed = |source| LearnerError::Contrast { images, source };
         let own_images = self.join_features(features, |features| &features.images).map_err(failed)?;
         let own_texts = self.join_features(features, |features| &features.texts).map_err(failed)?;
-        let counts: Vec<Counts> = shares.iter().map(|share| share.counts).collect();
-        let global = exchange.features(own_images, own_texts, &counts)?;
-        self.contrast_of_all(features, shares, &global).map(Some).map_err(failed)
+        let count = own_images.size().first().copied().unwrap_or(0);
+        // One process may compute several members; its rows are then all of theirs.
+        let rows: Vec<u64> = shares.iter().map(|share| share.counts.contrast).collect();
+        let global = exchange.features(own_images, own_texts, &rows)?;
+        let own = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), global.start, count).map_err(failed)?;
+        let log_sums = exchange.gather_rows(own.log_sums(), &rows)?;
+        self.contrast_of_rows(features, shares, &global, own, &log_sums).map(Some).map_err(failed)
     }
 
     /// One side of the features of all micro-batches of this process, `[n, E]`, detached.
-    fn join_features(&self, features: &[Option<Features>], side: fn(&Features) -> &Tensor) -> Result<Tensor, TchError> {
+    pub(super) fn join_features(&self, features: &[Option<Features>], side: fn(&Features) -> &Tensor) -> Result<Tensor, TchError> {
         let present: Vec<&Tensor> = features.iter().flatten().map(side).collect();
         if present.is_empty() {
             return Tensor::f_zeros([0, self.model.config().shape.embed_dim], (self.model.kind(), self.model.device()));
@@ -144,27 +151,25 @@ impl Learner {
         Tensor::f_cat(&present, 0)?.f_detach()
     }
 
-    /// The loss of the whole global batch, and the gradients of this process's rows.
-    fn contrast_of_all(&self, features: &[Option<Features>], shares: &[Share], global: &GlobalFeatures) -> Result<StepContrast, TchError> {
+    /// This process's part of the loss, and the gradients of its rows.
+    fn contrast_of_rows(
+        &self,
+        features: &[Option<Features>],
+        shares: &[Share],
+        global: &GlobalFeatures,
+        own: ContrastRows,
+        log_sums: &Tensor,
+    ) -> Result<StepContrast, TchError> {
         let factors: Vec<f64> =
             shares.iter().flat_map(|share| std::iter::repeat_n(share.factors.contrast, share.counts.contrast as usize)).collect();
         let factors = Tensor::f_from_slice(&factors)?.f_to_kind(global.images.kind())?.f_to_device(global.images.device())?;
-        let whole = contrast(&global.images, &global.texts, self.model.logit_scale(), &factors)?;
-        let mut start = global.start;
-        let parts = features.iter().map(|features| {
-            let Some(features) = features else { return Ok(None) };
-            let count = features.images.size2()?.0;
-            let part = |gradient: &Tensor| gradient.f_narrow(0, start, count);
-            let pair = [part(&whole.image_gradient)?, part(&whole.text_gradient)?];
-            start += count;
-            Ok(Some(pair))
-        });
-        let parts = parts.collect::<Result<Vec<_>, TchError>>()?;
+        let whole = own.finish(&global.images, &global.texts, self.model.logit_scale(), log_sums, &factors)?;
+        let parts = whole.split(features.iter().map(|features| features.as_ref().map_or(0, Features::count)))?;
         Ok(StepContrast { whole, parts })
     }
 
     /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Returns the value of the latter.
-    fn backward(
+    pub(super) fn backward(
         &self,
         outcome: &Outcome,
         gradients: Option<&Option<[Tensor; 2]>>,
@@ -198,12 +203,10 @@ impl Learner {
     /// pass has not reached gets nothing added here, and its sum over members can start.
     fn complete_gradients(&self, contrast: Option<&StepContrast>, exchange: &mut Exchange<'_>) -> Result<(), LearnerError> {
         let incomplete = exchange.incomplete(self.model.parameters())?;
-        let common = exchange.adds_common_terms();
         let compute = || -> Result<(), TchError> {
             let mut terms = Vec::new();
-            if let (Some(contrast), true) = (contrast, common) {
-                let gradient = contrast.whole.logit_scale_gradient.f_mul_scalar(self.weights.contrastive)?;
-                terms.push(self.model.logit_scale().f_mul(&gradient)?);
+            if let Some(contrast) = contrast {
+                terms.push(self.temperature_term(&contrast.whole.logit_scale_gradient)?);
             }
             for (parameter, _) in self.model.parameters().iter().zip(incomplete).filter(|(_, incomplete)| *incomplete) {
                 terms.push(parameter.tensor.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?);
@@ -217,15 +220,18 @@ impl Learner {
         compute().map_err(|source| exchange.backward_error(source))
     }
 
-    fn report(&self, counts: Counts, generation: f64, contrast: Option<&StepContrast>) -> Result<LossReport, LearnerError> {
-        let contrastive = contrast.map_or(Ok(0.0), |contrast| contrast.whole.loss.f_double_value(&[]));
-        let contrastive = contrastive.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
-        Ok(LossReport {
+    /// What has the temperature's gradient, given that of the contrastive loss.
+    pub(super) fn temperature_term(&self, gradient: &Tensor) -> Result<Tensor, TchError> {
+        self.model.logit_scale().f_mul(&gradient.f_mul_scalar(self.weights.contrastive)?)
+    }
+
+    pub(super) fn loss_report(&self, counts: Counts, generation: f64, contrastive: f64) -> LossReport {
+        LossReport {
             total: self.weights.generation * generation + self.weights.contrastive * contrastive,
             generation,
             contrastive,
             generation_positions: counts.predictions,
             contrastive_images: counts.contrast,
-        })
+        }
     }
 }

@@ -24,7 +24,7 @@ pub fn learning_rate(config: &OptimizationConfig, step: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use lcl_trainer_config::Normalization;
+    use lcl_trainer_config::{GradientCompression, Normalization};
 
     use super::*;
 
@@ -40,6 +40,8 @@ mod tests {
             schedule,
             gradient_clip: None,
             normalization: Normalization::Global,
+            gradient_compression: GradientCompression::None,
+            exact: None,
             seed: 0,
             max_consecutive_skipped_steps: 1,
         }

@@ -1,4 +1,4 @@
-//! libtorch's Gloo process group and Reducer behind owned handles; [`crate::collectives`] decides when which may be used.
+//! libtorch's process groups and Reducer behind owned handles; [`crate::collectives`] decides when which may be used.
 #![allow(unsafe_code, reason = "calls the C++ shim")]
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use tch::Tensor;
 
-use super::{ShimError, check, ffi, raw, store};
+use super::{ShimError, check, ffi, nccl::Nccl, raw, store};
 use crate::collectives::Store;
 
 /// The longest time-out handed to libtorch, which counts in nanoseconds in places: nothing waits for longer than a day.
@@ -23,6 +23,14 @@ fn milliseconds(timeout: Duration) -> i64 {
 
 fn c_string(operation: &'static str, text: &str) -> Result<CString, ShimError> {
     CString::new(text).map_err(|error| ShimError { operation, message: error.to_string() })
+}
+
+/// Operations that this process has started in any group, and how long it has waited for them. Called from any thread.
+pub(crate) fn operations() -> (u64, Duration) {
+    let (mut started, mut waited) = (0, 0);
+    // SAFETY: two places for the results.
+    unsafe { ffi::lcl_operations(&raw mut started, &raw mut waited) };
+    (started, Duration::from_nanos(waited))
 }
 
 /// A listening socket.
@@ -58,6 +66,44 @@ pub(crate) struct Formation<'a> {
     pub(crate) timeout: Duration,
 }
 
+/// How long the threads of a group that is dropped may take to end before they are left to themselves. An operation that was interrupted
+/// ends within milliseconds, or not before its time-out (see `shim/interrupt.h`); aborting NCCL takes tens of milliseconds.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How gradients are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BucketOptions {
+    pub(crate) first_bucket_bytes: usize,
+    pub(crate) bucket_bytes: usize,
+    /// Whether float32 travels as bfloat16.
+    pub(crate) compresses: bool,
+}
+
+/// Ends a group's operations from another thread. It may outlive the group.
+#[derive(Debug)]
+pub(crate) struct Interrupter(ptr::NonNull<ffi::Interrupter>);
+
+// SAFETY: the shim's interrupters may be used from any thread, several at a time.
+unsafe impl Send for Interrupter {}
+// SAFETY: as above.
+unsafe impl Sync for Interrupter {}
+
+impl Interrupter {
+    /// Pending and later operations fail with `reason`. With NCCL this aborts the communicator, and may take long.
+    pub(crate) fn fire(&self, reason: &str) {
+        let reason = CString::new(reason.replace('\0', " ")).unwrap_or_default();
+        // SAFETY: a live interrupter; the shim copies the text.
+        unsafe { ffi::lcl_interrupter_fire(self.0.as_ptr(), reason.as_ptr()) };
+    }
+}
+
+impl Drop for Interrupter {
+    fn drop(&mut self) {
+        // SAFETY: made by the shim, dropped once.
+        unsafe { ffi::lcl_interrupter_drop(self.0.as_ptr()) };
+    }
+}
+
 /// A formed group. After an error it may only be dropped.
 #[derive(Debug)]
 pub(crate) struct RawGroup(ptr::NonNull<ffi::Group>);
@@ -84,8 +130,32 @@ impl RawGroup {
         ptr::NonNull::new(group).map(Self).ok_or_else(|| ShimError { operation, message: "no group".to_owned() })
     }
 
+    /// Adds NCCL for tensors on that CUDA device, and waits for all members.
+    pub(crate) fn add_nccl(&mut self, nccl: Nccl, device: usize, timeout: Duration) -> Result<(), ShimError> {
+        let device = i32::try_from(device).unwrap_or(-1);
+        // SAFETY: here and below, a live group used by this thread alone, and live tensors. The interface lives for ever.
+        check("forming NCCL's part of the group", unsafe {
+            ffi::lcl_group_add_nccl(self.0.as_ptr(), nccl.interface(), device, milliseconds(timeout))
+        })
+    }
+
+    /// What ends this group's operations from another thread.
+    pub(crate) fn interrupter(&mut self) -> Result<Interrupter, ShimError> {
+        // SAFETY: as above.
+        let interrupter = unsafe { ffi::lcl_group_interrupter(self.0.as_ptr()) };
+        let none = || ShimError { operation: "reaching the group", message: "no interrupter".to_owned() };
+        ptr::NonNull::new(interrupter).map(Interrupter).ok_or_else(none)
+    }
+
+    /// Drops the group. False if NCCL could not be aborted: threads of this process then hang, perhaps for ever.
+    pub(crate) fn close(self) -> bool {
+        let group = std::mem::ManuallyDrop::new(self);
+        // SAFETY: made by the shim, dropped once.
+        unsafe { ffi::lcl_group_drop(group.0.as_ptr(), milliseconds(GRACE)) == 0 }
+    }
+
     pub(crate) fn all_reduce(&mut self, tensor: &Tensor, timeout: Duration) -> Result<(), ShimError> {
-        // SAFETY: here and below, a live group used by this thread alone, and live tensors.
+        // SAFETY: as above.
         check("all-reduce", unsafe { ffi::lcl_group_all_reduce(self.0.as_ptr(), raw(tensor), milliseconds(timeout)) })
     }
 
@@ -101,6 +171,21 @@ impl RawGroup {
         check("all-gather", unsafe { ffi::lcl_group_all_gather(self.0.as_ptr(), raw(input), pointers, count, milliseconds(timeout)) })
     }
 
+    pub(crate) fn all_to_all(
+        &mut self,
+        input: &Tensor,
+        input_counts: &[i64],
+        output: &Tensor,
+        output_counts: &[i64],
+        timeout: Duration,
+    ) -> Result<(), ShimError> {
+        let (inputs, outputs, count) = (input_counts.as_ptr(), output_counts.as_ptr(), input_counts.len().min(output_counts.len()));
+        // SAFETY: as above; `count` numbers in both lists.
+        check("all-to-all", unsafe {
+            ffi::lcl_group_all_to_all(self.0.as_ptr(), raw(input), inputs, raw(output), outputs, count, milliseconds(timeout))
+        })
+    }
+
     pub(crate) fn send(&mut self, tensor: &Tensor, rank: usize, tag: u16, timeout: Duration) -> Result<(), ShimError> {
         // SAFETY: as above.
         check("send", unsafe { ffi::lcl_group_send(self.0.as_ptr(), raw(tensor), rank as i32, tag.into(), milliseconds(timeout)) })
@@ -111,11 +196,13 @@ impl RawGroup {
         check("receive", unsafe { ffi::lcl_group_receive(self.0.as_ptr(), raw(tensor), rank as i32, tag.into(), milliseconds(timeout)) })
     }
 
-    pub(crate) fn attach(&mut self, parameters: &[&Tensor], first_bucket: usize, bucket: usize) -> Result<(), ShimError> {
+    pub(crate) fn attach(&mut self, parameters: &[&Tensor], options: BucketOptions) -> Result<(), ShimError> {
         let mut pointers: Vec<_> = parameters.iter().map(|tensor| raw(tensor)).collect();
+        let BucketOptions { first_bucket_bytes, bucket_bytes, compresses } = options;
+        let options = ffi::BucketOptions { first_bucket_bytes, bucket_bytes, compresses: i32::from(compresses) };
         // SAFETY: as above.
         check("attaching parameters", unsafe {
-            ffi::lcl_group_attach(self.0.as_ptr(), pointers.as_mut_ptr(), pointers.len(), first_bucket, bucket)
+            ffi::lcl_group_attach(self.0.as_ptr(), pointers.as_mut_ptr(), pointers.len(), &raw const options)
         })
     }
 
@@ -147,9 +234,15 @@ impl RawGroup {
     }
 }
 
+/// Has `observer` called with the number of every bucket whose sum is about to start, on the thread of the backward pass.
+pub(crate) fn observe_buckets(observer: extern "C" fn(c_int)) {
+    // SAFETY: a function that lives as long as the program.
+    unsafe { ffi::lcl_observe_buckets(observer) };
+}
+
 impl Drop for RawGroup {
     fn drop(&mut self) {
         // SAFETY: made by the shim, dropped once.
-        unsafe { ffi::lcl_group_drop(self.0.as_ptr()) };
+        unsafe { ffi::lcl_group_drop(self.0.as_ptr(), milliseconds(GRACE)) };
     }
 }

@@ -1,4 +1,4 @@
-//! The C interface of `shim/lcl_shim.cpp`, and `shim/lcl_collectives.cpp`, declared one to one. Only the modules beside this one call it.
+//! The C interface of `shim/lcl_shim.cpp`, `shim/lcl_collectives.cpp` and `shim/lcl_nccl.cpp`, declared one to one. Only the modules beside this one call it.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -81,6 +81,36 @@ pub(super) struct Group {
     opaque: [u8; 0],
 }
 
+/// `lcl_interrupter`.
+#[repr(C)]
+pub(super) struct Interrupter {
+    opaque: [u8; 0],
+}
+
+/// `lcl_bucket_options`.
+#[repr(C)]
+pub(super) struct BucketOptions {
+    pub(super) first_bucket_bytes: usize,
+    pub(super) bucket_bytes: usize,
+    pub(super) compresses: i32,
+}
+
+/// `lcl_nccl_arguments`: passed from C++ to C++ only.
+#[repr(C)]
+pub(super) struct NcclArguments {
+    opaque: [u8; 0],
+}
+
+/// `lcl_nccl_interface`.
+#[repr(C)]
+pub(super) struct NcclInterface {
+    pub(super) interface: i32,
+    pub(super) built_with: i32,
+    pub(super) running: unsafe extern "C" fn(version: *mut i32) -> c_int,
+    pub(super) form: unsafe extern "C" fn(arguments: *const NcclArguments, backend: *mut c_void) -> c_int,
+    pub(super) last_error: unsafe extern "C" fn() -> *const c_char,
+}
+
 /// `lcl_group_arguments`.
 #[repr(C)]
 pub(super) struct GroupArguments {
@@ -97,23 +127,32 @@ unsafe extern "C" {
     pub(super) fn lcl_device_open(host: *const c_char, device: *mut *mut Device) -> c_int;
     pub(super) fn lcl_device_drop(device: *mut Device);
     pub(super) fn lcl_group_form(arguments: *const GroupArguments, group: *mut *mut Group) -> c_int;
-    pub(super) fn lcl_group_drop(group: *mut Group);
+    pub(super) fn lcl_operations(started: *mut u64, waited: *mut u64);
+    pub(super) fn lcl_group_add_nccl(group: *mut Group, nccl: *const NcclInterface, device: i32, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_drop(group: *mut Group, grace: i64) -> c_int;
+    pub(super) fn lcl_group_interrupter(group: *mut Group) -> *mut Interrupter;
+    pub(super) fn lcl_interrupter_fire(interrupter: *mut Interrupter, reason: *const c_char);
+    pub(super) fn lcl_interrupter_drop(interrupter: *mut Interrupter);
     pub(super) fn lcl_group_all_reduce(group: *mut Group, tensor: RawTensor, timeout: i64) -> c_int;
     pub(super) fn lcl_group_broadcast(group: *mut Group, tensor: RawTensor, root: i32, timeout: i64) -> c_int;
     pub(super) fn lcl_group_all_gather(group: *mut Group, input: RawTensor, outputs: *mut RawTensor, count: usize, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_all_to_all(
+        group: *mut Group,
+        input: RawTensor,
+        input_counts: *const i64,
+        output: RawTensor,
+        output_counts: *const i64,
+        count: usize,
+        timeout: i64,
+    ) -> c_int;
     pub(super) fn lcl_group_send(group: *mut Group, tensor: RawTensor, rank: i32, tag: i32, timeout: i64) -> c_int;
     pub(super) fn lcl_group_receive(group: *mut Group, tensor: RawTensor, rank: i32, tag: i32, timeout: i64) -> c_int;
-    pub(super) fn lcl_group_attach(
-        group: *mut Group,
-        parameters: *mut RawTensor,
-        count: usize,
-        first_bucket_bytes: usize,
-        bucket_bytes: usize,
-    ) -> c_int;
+    pub(super) fn lcl_group_attach(group: *mut Group, parameters: *mut RawTensor, count: usize, options: *const BucketOptions) -> c_int;
     pub(super) fn lcl_group_prepare(group: *mut Group, timeout: i64) -> c_int;
     pub(super) fn lcl_group_reached(group: *mut Group, reached: *mut u8, count: usize) -> c_int;
     pub(super) fn lcl_group_finish(group: *mut Group) -> c_int;
     pub(super) fn lcl_group_bucket_failure(group: *mut Group, failed: *mut i32) -> c_int;
+    pub(super) fn lcl_observe_buckets(observer: extern "C" fn(c_int));
     pub(super) fn lcl_last_error() -> *const c_char;
     pub(super) fn lcl_set_error(message: *const c_char);
     pub(super) fn lcl_linear_cross_entropy(
@@ -126,6 +165,8 @@ unsafe extern "C" {
     pub(super) fn lcl_adamw_step(arguments: *const AdamWArguments) -> c_int;
     pub(super) fn lcl_gradient_norm(parameters: *mut RawTensor, count: usize, norm: *mut f64) -> c_int;
     pub(super) fn lcl_scale_gradients(parameters: *mut RawTensor, count: usize, factor: f64) -> c_int;
+    pub(super) fn lcl_flatten_gradients(parameters: *mut RawTensor, count: usize, flat: *mut RawTensor) -> c_int;
+    pub(super) fn lcl_set_gradients(parameters: *mut RawTensor, count: usize, flat: RawTensor) -> c_int;
     pub(super) fn lcl_zero_gradients(parameters: *mut RawTensor, count: usize, keep_memory: c_int) -> c_int;
     pub(super) fn lcl_autocast_enter(device_type: i32, enabled: i32, dtype: i32, previous: *mut AutocastState) -> c_int;
     pub(super) fn lcl_autocast_leave(previous: *const AutocastState) -> c_int;

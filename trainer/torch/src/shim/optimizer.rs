@@ -1,11 +1,11 @@
 //! The optimizer's kernels over lists of parameters; [`crate::optimizer`] holds the state and the rule.
 #![allow(unsafe_code, reason = "calls the C++ shim")]
 
-use std::os::raw::c_int;
+use std::{os::raw::c_int, ptr};
 
 use tch::Tensor;
 
-use super::{ShimError, check, ffi, raw};
+use super::{ShimError, check, ffi, own, raw};
 
 /// Arguments of one fused update.
 pub(crate) struct Update<'a> {
@@ -80,4 +80,21 @@ pub(crate) fn zero_gradients(parameters: &[&Tensor], keep_memory: bool) -> Resul
     let mut pointers = pointers(parameters);
     // SAFETY: an array of live tensors.
     check("zeroing gradients", unsafe { ffi::lcl_zero_gradients(pointers.as_mut_ptr(), pointers.len(), c_int::from(keep_memory)) })
+}
+
+/// All gradients as one vector in the order of the parameters, zero where there is none.
+pub(crate) fn flatten_gradients(parameters: &[&Tensor]) -> Result<Tensor, ShimError> {
+    let mut pointers = pointers(parameters);
+    let mut flat = ptr::null_mut();
+    // SAFETY: an array of live tensors; `flat` is written on success only.
+    check("joining gradients", unsafe { ffi::lcl_flatten_gradients(pointers.as_mut_ptr(), pointers.len(), &raw mut flat) })?;
+    // SAFETY: a new tensor of the shim.
+    Ok(unsafe { own(flat) })
+}
+
+/// Makes the gradients parts of `flat`, which has as many numbers as all parameters.
+pub(crate) fn set_gradients(parameters: &[&Tensor], flat: &Tensor) -> Result<(), ShimError> {
+    let mut pointers = pointers(parameters);
+    // SAFETY: an array of live tensors, and a live tensor.
+    check("setting gradients", unsafe { ffi::lcl_set_gradients(pointers.as_mut_ptr(), pointers.len(), raw(flat)) })
 }

@@ -36,7 +36,8 @@ pub fn intra_op_threads() -> Result<usize, ShimError> {
     Ok(usize::try_from(threads).unwrap_or(1))
 }
 
-/// Operators that cannot give the same bits twice become errors; cuDNN picks its deterministic algorithms.
+/// Operators that cannot give the same bits twice become errors; cuDNN picks its deterministic algorithms; products of matrices do not
+/// depend on where their operands lie in memory. Before the first operator of the process: MKL looks only once.
 pub fn set_deterministic(enabled: bool) -> Result<(), ShimError> {
     // SAFETY: plain numbers.
     check("switching deterministic algorithms", unsafe { ffi::lcl_set_deterministic(i32::from(enabled)) })

@@ -20,9 +20,27 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Whether Gloo has not closed it.
+    pub(crate) fn is_open(&self) -> bool {
+        inode(self.descriptor).is_some_and(|inode| inode == self.inode)
+    }
+
+    /// Bytes that have come over it, as the kernel counts them; none once Gloo has closed it.
+    pub(crate) fn received_bytes(&self) -> Option<u64> {
+        // `tcpi_bytes_received` of the kernel's `tcp_info`, which is longer than the one in libc: `linux/tcp.h`.
+        const PLACE: usize = 128;
+        let mut info = [0_u8; PLACE + 8];
+        let mut size = info.len() as libc::socklen_t;
+        // SAFETY: room for `size` bytes. It may fail, also because the number is no socket any more.
+        let status =
+            unsafe { libc::getsockopt(self.descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut size) };
+        let bytes = info.get(PLACE..)?.try_into().ok()?;
+        (status == 0 && size as usize == info.len() && self.is_open()).then(|| u64::from_ne_bytes(bytes))
+    }
+
     /// Shuts the connection down in both directions, unless Gloo has closed it.
     pub(crate) fn shut_down(&self) {
-        if inode(self.descriptor).is_some_and(|inode| inode == self.inode) {
+        if self.is_open() {
             // It may be shut down already.
             let _ = borrow(self.descriptor).shutdown(Shutdown::Both);
         }

@@ -3,6 +3,7 @@
 #[path = "../golden/compare.rs"]
 #[allow(dead_code, reason = "a part of it is for one member alone")]
 mod compare;
+mod exact;
 mod operations;
 mod processes;
 #[path = "../golden/reference.rs"]
@@ -10,6 +11,7 @@ mod processes;
 mod reference;
 mod roles;
 mod steps;
+mod stress;
 #[path = "../training/support.rs"]
 #[allow(dead_code, reason = "a part of it is for one member alone")]
 mod support;
@@ -22,14 +24,17 @@ use std::{
     time::Duration,
 };
 
-use lcl_torch::collectives::{AbortHandle, Group, GroupError, GroupOptions, MemoryStore, Store};
+use lcl_torch::{
+    Device,
+    collectives::{AbortHandle, Group, GroupError, GroupOptions, MemoryStore, Store},
+};
 
 /// Far above what anything takes here, so that a hung operation fails the test with a reason.
 pub(crate) const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(crate) fn options(store: Arc<dyn Store>, generation: u64, rank: usize, world_size: usize) -> GroupOptions {
     let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    GroupOptions { store, prefix: format!("generation-{generation}"), rank, world_size, host, timeout: TIMEOUT }
+    GroupOptions { store, prefix: format!("generation-{generation}"), rank, world_size, host, device: Device::Cpu, timeout: TIMEOUT }
 }
 
 pub(crate) fn form(store: &MemoryStore, generation: u64, rank: usize, world_size: usize) -> Result<Group, GroupError> {

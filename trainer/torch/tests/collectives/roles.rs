@@ -13,6 +13,7 @@ use lcl_torch::{
     Kind, Learner, LearnerError, LearnerOptions, MicroBatch, Tensor,
     collectives::{AbortHandle, Group, MemoryStore},
     set_threads,
+    shim::{process::start_anew, runtime::set_deterministic},
 };
 use serde_json::{Value, json};
 
@@ -41,6 +42,8 @@ pub(crate) fn play(place: &Place) -> Result<()> {
         "ddp2" => reproduce_two_ranks(&link, place),
         "train" => train_as_one(&link, place),
         "survive" => survive(&link, place),
+        "aligned" => Ok(json!(products_by_place()?)),
+        "anew" => return anew(&link),
         "leak" => Ok(json!(leak()?)),
         other => Err(anyhow::anyhow!("unknown role {other}")),
     };
@@ -201,7 +204,37 @@ fn survive(link: &Arc<Link>, place: &Place) -> Result<Value> {
     Ok(json!({"apart": apart, "hash": learner.state_hash()?}))
 }
 
-/// Groups built, used and dropped 50 times, every other time by an abort; counts what is left open.
+/// How many products of small matrices have other bits when their left operand lies elsewhere in memory.
+fn products_by_place() -> Result<usize> {
+    set_deterministic(true)?;
+    let mut other = 0;
+    for (rows, inner, columns) in [(1, 8, 7), (1, 32, 32), (2, 24, 16), (3, 33, 7), (5, 64, 48), (7, 100, 96), (16, 128, 100)] {
+        let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, device()));
+        let (left, right) = (random([rows, inner]), random([columns, inner]).transpose(0, 1));
+        let product = left.matmul(&right);
+        for offset in [1, 2, 3, 5] {
+            let place = Tensor::empty([rows * inner + offset], (Kind::Float, device()));
+            let mut moved = place.narrow(0, offset, rows * inner).view([rows, inner]);
+            moved.copy_(&left);
+            other += usize::from(!moved.matmul(&right).equal(&product));
+        }
+    }
+    Ok(other)
+}
+
+/// Forms a group, tells what it holds, and starts itself anew from another thread when it is told to.
+fn anew(link: &Arc<Link>) -> Result<()> {
+    let group = form(&MemoryStore::default(), 1, 0, 1)?;
+    let (descriptors, _) = settled((0, 0))?;
+    link.report(&json!({"process": std::process::id(), "descriptors": descriptors}));
+    if link.command() == "again" {
+        let failed = thread::spawn(start_anew).join().map_err(|_| anyhow::anyhow!("a panic"))?;
+        return Err(failed.into());
+    }
+    Ok(group.leave(TIMEOUT)?)
+}
+
+/// Groups built, used and dropped 200 times, every other time by the loss of a member; counts what is left open.
 fn leak() -> Result<Value> {
     let store = MemoryStore::default();
     let both = Barrier::new(2);
@@ -235,11 +268,22 @@ fn leak() -> Result<Value> {
     }
     let before = settled((0, 0))?;
     let started = Instant::now();
-    for generation in 4..54 {
+    let mut memory = Vec::new();
+    for generation in 4..204 {
         round(generation)?;
+        if (generation + 1).is_multiple_of(50) {
+            memory.push(resident_kib()?);
+        }
     }
     let took = started.elapsed();
-    Ok(json!({"before": before, "after": settled(before)?, "each": (took / 50).as_micros() as u64}))
+    Ok(json!({"before": before, "after": settled(before)?, "each": (took / 200).as_micros() as u64, "memory": memory}))
+}
+
+/// Memory of this process in use.
+fn resident_kib() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// Open descriptors and threads, once they are no more than `expected` or have not fallen for a second.

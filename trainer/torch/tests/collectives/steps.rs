@@ -1,7 +1,9 @@
 //! Training steps of several members against the same step of one.
 
+use std::sync::Barrier;
+
 use lcl_torch::{Kind, Learner, LearnerError, MemberStep, MicroBatch, Tensor, collectives::Group};
-use lcl_trainer_config::{Normalization, Objective, TrainerConfig};
+use lcl_trainer_config::{GradientCompression, Normalization, Objective, TrainerConfig};
 
 use crate::{
     TIMEOUT, as_members,
@@ -89,6 +91,45 @@ fn members_compute_what_one_member_computes() {
     for split in SPLITS {
         check(&config(), Kind::Double, split, 1e-12);
         check(&config(), Kind::Float, split, 1e-6);
+    }
+}
+
+#[test]
+fn compressed_gradients_are_near_the_others_the_same_on_all_members_and_half_the_bytes() {
+    let train = |compression| {
+        let mut config = config();
+        config.optimization.gradient_compression = compression;
+        let all = Barrier::new(2);
+        // While nobody sends.
+        let received = |group: &Group| {
+            all.wait();
+            let bytes = group.received_bytes().expect("open connections");
+            all.wait();
+            bytes
+        };
+        // Two: of three in one process each would find connections between the other two, and count them, too.
+        as_members(2, |group| {
+            let mut learner = learner_of_kind(&config, Kind::Float);
+            let share = batches(SPLITS[1][group.rank()]);
+            // After the first step the Reducer orders its buckets anew, and exchanges the order before the second.
+            learner.compute_gradients_with(3, &share, member(group)).expect("gradients");
+            learner.compute_gradients_with(3, &share, member(group)).expect("gradients");
+            let before = received(group);
+            learner.compute_gradients_with(3, &share, member(group)).expect("gradients");
+            let after = received(group);
+            (copies(&learner), after - before)
+        })
+    };
+    let (plain, compressed) = (train(GradientCompression::None), train(GradientCompression::Bf16));
+    for (rank, ((whole, whole_bytes), (halved, halved_bytes))) in plain.iter().zip(&compressed).enumerate() {
+        let apart = apart(halved, whole);
+        let part = *halved_bytes as f64 / *whole_bytes as f64;
+        println!("rank {rank}: {apart:.2e}, {halved_bytes} of {whole_bytes} bytes");
+        assert!((1e-5..1e-2).contains(&apart), "rank {rank}: {apart:e}");
+        // Counts, features and losses travel as they are.
+        assert!((0.5..0.55).contains(&part), "rank {rank}: {part}");
+        assert!(same_bits(halved, &compressed[0].0), "rank {rank} has other bits than rank 0");
+        assert!(halved.iter().all(|(_, gradient)| gradient.kind() == Kind::Float));
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use lcl_torch::{Device, Kind, StateTensor, Tensor};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, ModelConfig, ModelShape,
-    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, GradientCompression, ModelConfig,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig,
+    VisionShape,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -189,6 +190,8 @@ impl Reference {
                 schedule: Schedule::Constant { warmup_steps: 0 },
                 gradient_clip: clip,
                 normalization: Normalization::PerRank,
+                gradient_compression: GradientCompression::None,
+                exact: None,
                 seed: 1,
                 max_consecutive_skipped_steps: 1,
             },

@@ -54,6 +54,25 @@ fn host_memory_is_used_again_unless_someone_still_reads_it() {
 }
 
 #[test]
+fn a_part_of_the_state_is_copied_alone_and_the_parts_are_the_whole() {
+    let learner = trained();
+    let names: Vec<String> = learner.state().into_iter().map(|(name, _)| name).collect();
+    let (odd, even): (Vec<_>, Vec<_>) = names.iter().enumerate().partition(|(index, _)| index % 2 == 1);
+    let parts = [odd, even].map(|part| {
+        let mut copy = learner.prepare_host_part(part.iter().map(|(_, name)| (*name).clone()));
+        learner.copy_state_into(&mut copy).expect("a copy");
+        assert_eq!(
+            copy.tensors().iter().map(|held| &held.name).collect::<Vec<_>>(),
+            part.iter().map(|(_, name)| *name).collect::<Vec<_>>()
+        );
+        copy
+    });
+    let mut other = self::learner(&config());
+    other.load_state(parts.iter().flat_map(tensors), learner.completed_updates()).expect("loading");
+    assert_eq!(learner.state_hash().expect("a hash"), other.state_hash().expect("a hash"));
+}
+
+#[test]
 fn names_cover_the_model_and_both_moments() {
     let learner = trained();
     let state = learner.state();

@@ -2,8 +2,9 @@
 
 use lcl_torch::{Device, Kind, Learner, LearnerOptions, MicroBatch, Tensor, set_threads};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, ModelConfig, ModelShape,
-    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, GradientCompression, ModelConfig,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig,
+    VisionShape,
 };
 
 const SPECIAL: SpecialTokens =
@@ -46,6 +47,8 @@ pub(crate) fn config() -> TrainerConfig {
             schedule: Schedule::Constant { warmup_steps: 0 },
             gradient_clip: Some(1.0),
             normalization: Normalization::Global,
+            gradient_compression: GradientCompression::None,
+            exact: None,
             seed: 11,
             max_consecutive_skipped_steps: 1,
         },

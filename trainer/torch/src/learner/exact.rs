@@ -1,0 +1,229 @@
+//! Steps whose result does not depend on the number of members: bit for bit.
+//!
+//! The global batch is cut into a fixed number of virtual shards. Everything is computed per shard, with shapes that depend on the shard
+//! alone, and gradients are summed over the shards along a fixed tree ([`super::tree`]). Members own consecutive shards; aligned partial
+//! sums travel, the owner of a part of the parameters finishes the tree for it, and all receive the sum.
+//!
+//! Needs the same number of threads, the same libtorch and the same instruction set on all members.
+
+use std::ops::Range;
+
+use lcl_trainer_config::Normalization;
+use tch::{TchError, Tensor};
+
+use super::{
+    Learner, LearnerError, LossReport,
+    exchange::{Exchange, GlobalFeatures},
+    forward::{self, Features, Outcome, Prepared, RunOptions},
+    tree::PartialSums,
+};
+use crate::{
+    batch::MicroBatch,
+    layout::Extent,
+    loss::{ContrastRows, Counts, Factors},
+    model::drop_path::DropPathKey,
+    shim::optimizer as kernels,
+};
+
+/// The virtual shards that a process computes.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardShare<'a> {
+    /// Micro-batches of each of its shards, in the order of the shards: those that [`shards_of`] gives it. How a shard is cut into
+    /// micro-batches must not depend on the number of members.
+    pub shards: &'a [&'a [MicroBatch]],
+    /// Virtual shards of the global batch.
+    pub total: usize,
+    /// Whether all shards' activations fit into memory at once, so that no forward pass is run twice. Changes the cost alone.
+    pub keep_activations: bool,
+}
+
+/// Shards of member `rank` of `world`: consecutive, in rank order, the first ranks one more when they do not divide.
+#[must_use]
+pub fn shards_of(rank: usize, world: usize, total: usize) -> Range<usize> {
+    let (share, rest) = (total / world, total % world);
+    let start = rank * share + rank.min(rest);
+    start..start + share + usize::from(rank < rest)
+}
+
+struct Shard<'a> {
+    /// Micro-batches, each with its place among all of this process.
+    parts: Vec<(usize, Prepared<'a>)>,
+    counts: Counts,
+}
+
+/// What the contrastive loss says about one shard.
+struct ShardContrast {
+    loss: Tensor,
+    /// Gradients of (images, texts) per micro-batch; `None` where it has no contrastive image.
+    parts: Vec<Option<[Tensor; 2]>>,
+    logit_scale_gradient: Tensor,
+}
+
+impl Learner {
+    pub(super) fn accumulate_exactly(
+        &mut self,
+        step: u64,
+        share: ShardShare<'_>,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<LossReport, LearnerError> {
+        let (rank, world) = exchange.place();
+        self.check_shards(share, rank, world)?;
+        let own = shards_of(rank, world, share.total);
+        let shards = self.prepare_shards(share)?;
+        let counts = exchange.shard_counts(&shards.iter().map(|shard| shard.counts).collect::<Vec<_>>(), share.total)?;
+        let factors = Factors::new(Normalization::Global, Counts::default(), &counts);
+        let key = DropPathKey { seed: self.optimization.seed, step };
+        let run = |prepared: &Prepared<'_>, predicts: bool| {
+            let options = RunOptions { key, prediction_factor: factors.prediction, predicts };
+            forward::run(&self.model, prepared.batch(), &prepared.layout, options)
+        };
+        let prepared = || shards.iter().flat_map(|shard| &shard.parts).map(|(_, prepared)| prepared);
+        // The same positions in both passes: other shapes could give other bits.
+        let mut kept: Vec<Outcome> = Vec::new();
+        let mut features: Vec<Option<Features>> = Vec::new();
+        for prepared in prepared() {
+            let outcome = if share.keep_activations { run(prepared, true)? } else { tch::no_grad(|| run(prepared, false))? };
+            features
+                .push(outcome.features.as_ref().map(Features::detached).transpose().map_err(|source| LearnerError::Forward { source })?);
+            if share.keep_activations {
+                kept.push(outcome);
+            }
+        }
+        let contrast = self.contrast_shards(&shards, &features, &counts, factors, exchange)?;
+
+        let mut kept = kept.into_iter();
+        let mut sums = PartialSums::new(share.total);
+        let mut losses = Vec::new();
+        for (index, shard) in shards.iter().enumerate() {
+            let contrast = contrast.as_ref().map(|contrast| &contrast[index]);
+            let mut generation = 0.0;
+            for (place, (_, prepared)) in shard.parts.iter().enumerate() {
+                let outcome = kept.next().map_or_else(|| run(prepared, true), Ok)?;
+                generation += self.backward(&outcome, contrast.and_then(|contrast| contrast.parts.get(place)), exchange)?;
+            }
+            let contrastive = self.finish_shard(contrast).map_err(|source| exchange.backward_error(source))?;
+            losses.push([generation, contrastive]);
+            let gradient = self.take_gradients().map_err(LearnerError::Update)?;
+            let add = |sum: &mut Tensor, next: Tensor| sum.f_add_(&next).map(drop);
+            sums.push_shard(own.start + index, gradient, add).map_err(|source| LearnerError::Backward { source })?;
+        }
+        let sum = exchange.sum_along_tree(sums, share.total)?;
+        let losses = exchange.shard_losses(&losses, share.total)?;
+        kernels::set_gradients(&self.parameter_tensors(), &sum).map_err(LearnerError::Update)?;
+        let [generation, contrastive] = losses.iter().fold([0.0, 0.0], |[a, b], [c, d]| [a + c, b + d]);
+        Ok(self.loss_report(counts.iter().copied().sum(), generation, contrastive))
+    }
+
+    fn check_shards(&self, share: ShardShare<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
+        let expected = shards_of(rank, world, share.total).len();
+        if self.normalization() != Normalization::Global {
+            return Err(LearnerError::Shards { reason: "exact mode needs the global normalisation".to_owned() });
+        }
+        if world > share.total || share.shards.len() != expected {
+            let found = share.shards.len();
+            let reason =
+                format!("rank {rank} of {world} has {found} of {} virtual shards instead of {expected}, and each needs one", share.total);
+            return Err(LearnerError::Shards { reason });
+        }
+        Ok(())
+    }
+
+    fn prepare_shards<'a>(&self, share: ShardShare<'a>) -> Result<Vec<Shard<'a>>, LearnerError> {
+        let side = self.model.config().shape.vision.image_size;
+        let mut index = 0;
+        let mut prepare = |batch: &'a MicroBatch| {
+            let prepared =
+                Prepared::new(batch, &self.rules, side, Extent::Losses).map_err(|source| LearnerError::Batch { index, source })?;
+            index += 1;
+            Ok((index - 1, prepared))
+        };
+        let shards = share.shards.iter().map(|batches| {
+            let parts: Vec<_> = batches.iter().map(&mut prepare).collect::<Result<_, LearnerError>>()?;
+            let counts = parts.iter().map(|(_, prepared)| prepared.counts()).sum();
+            Ok(Shard { parts, counts })
+        });
+        shards.collect()
+    }
+
+    /// The contrastive loss per shard; `None` when no image has a context or the loss has no weight.
+    fn contrast_shards(
+        &self,
+        shards: &[Shard<'_>],
+        features: &[Option<Features>],
+        counts: &[Counts],
+        factors: Factors,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<Option<Vec<ShardContrast>>, LearnerError> {
+        let images: u64 = counts.iter().map(|counts| counts.contrast).sum();
+        if images == 0 || self.weights.contrastive == 0.0 {
+            return Ok(None);
+        }
+        let failed = |source| LearnerError::Contrast { images, source };
+        let rows = exchange.rows_of_members(counts);
+        let own_images = self.join_features(features, |features| &features.images).map_err(failed)?;
+        let own_texts = self.join_features(features, |features| &features.texts).map_err(failed)?;
+        let global = exchange.features(own_images, own_texts, &rows)?;
+        let mut start = global.start;
+        let similar = shards.iter().map(|shard| {
+            let count = shard.counts.contrast as i64;
+            let rows = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), start, count);
+            start += count;
+            rows
+        });
+        let similar: Vec<ContrastRows> = similar.collect::<Result<_, _>>().map_err(failed)?;
+        let own: Vec<&Tensor> = similar.iter().map(ContrastRows::log_sums).collect();
+        let own = Tensor::f_cat(&own, 0).map_err(failed)?;
+        let log_sums = exchange.gather_rows(&own, &rows)?;
+        let factors = Tensor::f_full([images as i64], factors.contrast, (global.images.kind(), global.images.device())).map_err(failed)?;
+        let mut features = features.iter();
+        let parts = similar.into_iter().zip(shards).map(|(rows, shard)| {
+            let features: Vec<_> = features.by_ref().take(shard.parts.len()).collect();
+            self.contrast_shard(rows, &features, &global, &log_sums, &factors)
+        });
+        parts.collect::<Result<_, _>>().map(Some).map_err(failed)
+    }
+
+    fn contrast_shard(
+        &self,
+        rows: ContrastRows,
+        features: &[&Option<Features>],
+        global: &GlobalFeatures,
+        log_sums: &Tensor,
+        factors: &Tensor,
+    ) -> Result<ShardContrast, TchError> {
+        let whole = rows.finish(&global.images, &global.texts, self.model.logit_scale(), log_sums, factors)?;
+        let parts = whole.split(features.iter().map(|features| features.as_ref().map_or(0, Features::count)))?;
+        Ok(ShardContrast { loss: whole.loss, parts, logit_scale_gradient: whole.logit_scale_gradient })
+    }
+
+    /// The temperature's part of the gradient; the shard's contrastive loss.
+    fn finish_shard(&self, contrast: Option<&ShardContrast>) -> Result<f64, TchError> {
+        let Some(contrast) = contrast else { return Ok(0.0) };
+        self.temperature_term(&contrast.logit_scale_gradient)?.f_backward()?;
+        contrast.loss.f_double_value(&[])
+    }
+
+    /// All gradients of a shard as one vector, zero where none arrived; the parameters have none afterwards, so that the next shard's are
+    /// written and not added.
+    fn take_gradients(&self) -> Result<Tensor, crate::shim::ShimError> {
+        let parameters = self.parameter_tensors();
+        let flat = kernels::flatten_gradients(&parameters)?;
+        kernels::zero_gradients(&parameters, false)?;
+        Ok(flat)
+    }
+
+    fn parameter_tensors(&self) -> Vec<&Tensor> {
+        self.model.parameters().iter().map(|parameter| &parameter.tensor).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_ranks_have_one_shard_more() {
+        assert_eq!((0..3).map(|rank| shards_of(rank, 3, 8)).collect::<Vec<_>>(), [0..3, 3..6, 6..8]);
+        assert_eq!(shards_of(0, 1, 8), 0..8);
+    }
+}
