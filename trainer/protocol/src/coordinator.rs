@@ -6,9 +6,15 @@
 //! A generation is *open* while its group trains. It is closed by the first sign that its group is broken or has left as agreed; from then
 //! on its members owe a report of what they hold. When nobody owes a report any more, the next generation is formed of those who are
 //! there. One who does not report in time is evicted.
+//!
+//! Members go on training while there is no coordinator. A new one takes their group over: it *gathers* those who attach with it, and once
+//! all of its list are there the generation is open, as if it had been formed here. A loss or a report in the meantime closes it, and so
+//! does a wait that gets too long.
 
 mod forming;
 mod group;
+mod pace;
+mod roster;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,10 +22,11 @@ use std::{
 };
 
 use crate::{
-    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, MemberName, MemberStatus, PROTOCOL_VERSION, Phase,
-    Refusal, ReportCause, StateLabel, Status, ToCoordinator, ToMember, World,
+    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName, MemberStatus,
+    PROTOCOL_VERSION, Phase, Refusal, ReportCause, StateLabel, Status, ToCoordinator, ToMember, World,
 };
 use group::Group;
+use roster::Roster;
 
 /// Entries of history that a status carries: a few recoveries of a large job, and still small.
 const HISTORY: usize = 64;
@@ -35,13 +42,17 @@ pub struct CoordinatorSettings {
     pub epoch: u64,
     /// Bounds on the number of members at the start.
     pub world: World,
-    /// How long to wait for the desired members once the fewest are there, before the first generation.
+    /// How long to wait for the desired members once the fewest are there, before the first generation; and for all members of a group
+    /// that is to be taken over.
     pub formation_wait: Duration,
     /// A member not heard of for this long is lost.
     pub heartbeat_timeout: Duration,
     /// A member that has not reported this long after its generation was closed is evicted. Longer than a step takes, since a report
     /// waits until the training thread has let go.
     pub report_timeout: Duration,
+    /// A member whose training thread has stood still for this long, while others have waited for it as long, is evicted. Longer than any
+    /// step takes, its data included.
+    pub stall_timeout: Duration,
 }
 
 /// What happens to the coordinator.
@@ -77,6 +88,12 @@ pub enum CoordinatorEvent {
     },
     /// All members are to write a checkpoint and end.
     Stop,
+    /// The group is to write a checkpoint of this step or a later one, and to go on. A step that was not committed yet counts as the
+    /// committed one.
+    Checkpoint {
+        /// The step; `None` for the committed one.
+        from: Option<u64>,
+    },
 }
 
 /// What the driver has to do, in this order.
@@ -94,6 +111,8 @@ pub enum CoordinatorCommand {
         /// The stream.
         connection: ConnectionId,
     },
+    /// Something happened that the status tells, too, as long as it is among the last: for logs and counters.
+    Record(HistoryEntry),
 }
 
 /// A member that is attached.
@@ -103,9 +122,23 @@ struct Peer {
     identity: Identity,
     held: Option<StateLabel>,
     heard: Duration,
-    /// Still in the group of the last generation: training, or owing a report.
-    in_group: bool,
+    /// The generation whose group it holds: it trains, or owes a report.
+    holds: Option<Generation>,
+    /// Since when it has been told to drop a group that is not the last generation's.
+    told: Option<Duration>,
     draining: bool,
+}
+
+impl Peer {
+    /// Whether it trains in the group of the last generation, or owes a report of it.
+    fn is_in_group(&self) -> bool {
+        self.holds.is_some() && self.told.is_none()
+    }
+
+    /// Whether it can take part in a new generation.
+    fn is_free(&self) -> bool {
+        self.holds.is_none()
+    }
 }
 
 /// A stream: who speaks on it, once that is known.
@@ -125,10 +158,12 @@ pub struct Coordinator {
     generation: Generation,
     config_digest: Option<String>,
     links: BTreeMap<ConnectionId, Link>,
-    peers: BTreeMap<MemberName, Peer>,
+    peers: Roster,
     /// Highest incarnation seen of each name.
     incarnations: BTreeMap<MemberName, u64>,
     group: Option<Group>,
+    /// The last generation that was closed here.
+    given_up: Option<Generation>,
     /// Since when the fewest members have been there without a group.
     enough_since: Option<Duration>,
     /// Generations in a row that committed nothing.
@@ -141,10 +176,14 @@ pub struct Coordinator {
     ended: Option<EndReason>,
     step: u64,
     last_checkpoint: Option<u64>,
+    /// A checkpoint of this step or a later one was asked for and is not there yet.
+    wanted_checkpoint: Option<u64>,
     history: VecDeque<HistoryEntry>,
     sequence: u64,
     /// No member or stream can be overdue before this; what is heard in between only makes it later.
     next_check: Option<Duration>,
+    /// When the members' pace is looked at again.
+    next_pace_check: Duration,
     out: Vec<CoordinatorCommand>,
 }
 
@@ -159,9 +198,10 @@ impl Coordinator {
             generation: Generation { epoch: settings.epoch, n: 0 },
             config_digest: None,
             links: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            peers: Roster::default(),
             incarnations: BTreeMap::new(),
             group: None,
+            given_up: None,
             enough_since: None,
             fruitless: 0,
             broken_at: None,
@@ -170,9 +210,11 @@ impl Coordinator {
             ended: None,
             step: 0,
             last_checkpoint: None,
+            wanted_checkpoint: None,
             history: VecDeque::new(),
             sequence: 0,
             next_check: None,
+            next_pace_check: now + settings.stall_timeout / pace::CHECKS_PER_TIMEOUT,
             out: Vec::new(),
         }
     }
@@ -189,20 +231,27 @@ impl Coordinator {
             CoordinatorEvent::Message { connection, message } => self.on_message(connection, message),
             CoordinatorEvent::Closed { connection, reason } => {
                 if let Some(name) = self.links.remove(&connection).and_then(|link| link.member) {
-                    self.lose(&name, &format!("stream closed: {reason}"));
+                    self.lose(&name, LossCause::StreamClosed, &format!("stream closed: {reason}"));
                 }
             }
             CoordinatorEvent::Tick => {}
             CoordinatorEvent::SetWorld(world) => self.world = world,
             CoordinatorEvent::DrainWorker { worker } => {
-                self.peers.values_mut().filter(|peer| peer.identity.name.worker == worker).for_each(|peer| peer.draining = true);
+                self.peers.update_all(|peer| peer.draining |= peer.identity.name.worker == worker);
             }
             CoordinatorEvent::Stop => {
                 self.stopping = true;
-                self.peers.values_mut().for_each(|peer| peer.draining = true);
+                self.peers.update_all(|peer| peer.draining = true);
+            }
+            CoordinatorEvent::Checkpoint { from } => {
+                let from = from.map_or(self.step, |from| from.min(self.step));
+                if self.ended.is_none() && self.last_checkpoint < Some(from) {
+                    self.wanted_checkpoint = self.wanted_checkpoint.max(Some(from));
+                }
             }
         }
         self.evict_overdue();
+        self.check_pace();
         self.settle();
         std::mem::take(&mut self.out)
     }
@@ -210,61 +259,99 @@ impl Coordinator {
     /// When to call with [`CoordinatorEvent::Tick`] at the latest; `None`: nothing is awaited.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        [self.next_check, self.report_deadline(), self.forming_deadline()].into_iter().flatten().min()
+        [self.next_check, self.report_deadline(), self.gathering_deadline(), self.forming_deadline(), self.pace_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What the group is doing.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match (self.ended, &self.group) {
+            (Some(reason), _) => Phase::Ended(reason),
+            (None, Some(group)) if group.trains() => Phase::Running,
+            (None, Some(_)) => Phase::Recovering,
+            (None, None) => Phase::Waiting,
+        }
+    }
+
+    /// The highest generation formed or heard of.
+    #[must_use]
+    pub const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Attached members.
+    #[must_use]
+    pub fn members(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Bytes of all keys and values in the store of the running generation.
+    #[must_use]
+    pub fn store_bytes(&self) -> usize {
+        self.group.as_ref().map_or(0, Group::store_bytes)
     }
 
     /// What the outside may know.
     #[must_use]
     pub fn status(&self) -> Status {
-        let phase = match (self.ended, &self.group) {
-            (Some(reason), _) => Phase::Ended(reason),
-            (None, Some(group)) if group.is_open() => Phase::Running,
-            (None, Some(_)) => Phase::Recovering,
-            (None, None) => Phase::Waiting,
-        };
         let members = self.peers.values().map(|peer| MemberStatus {
             name: peer.identity.name.clone(),
             node: peer.identity.node.clone(),
-            rank: self.group.as_ref().filter(|_| peer.in_group).and_then(|group| group.rank_of(&peer.identity.name)),
+            rank: self.group.as_ref().filter(|_| peer.is_in_group()).and_then(|group| group.rank_of(&peer.identity.name)),
             step: peer.held.map(|held| held.step),
         });
         Status {
-            phase,
-            generation: self.generation,
+            phase: self.phase(),
+            generation: self.current().unwrap_or(self.generation),
             world: self.world,
             members: members.collect(),
             step: self.step,
             last_checkpoint: self.last_checkpoint,
+            wanted_checkpoint: self.wanted_checkpoint,
             history: self.history.iter().cloned().collect(),
         }
+    }
+
+    /// The last generation that was formed or taken over.
+    fn current(&self) -> Option<Generation> {
+        self.group.as_ref().map(|group| group.generation)
     }
 
     fn on_message(&mut self, connection: ConnectionId, message: ToCoordinator) {
         let Some(link) = self.links.get(&connection) else { return };
         let message = match (&link.member, message) {
-            (None, ToCoordinator::Attach(attach)) => return self.attach(connection, attach),
+            (None, ToCoordinator::Attach(attach)) => return self.attach(connection, *attach),
             // The first message names the member; anything else before it, or a second one, means nothing.
             (None, _) | (Some(_), ToCoordinator::Attach(_)) => return,
             (Some(_), message) => message,
         };
-        let now = self.now;
-        let Some(peer) = link.member.as_ref().and_then(|name| self.peers.get_mut(name)) else { return };
-        peer.heard = now;
-        let name = peer.identity.name.clone();
+        let (now, group) = (self.now, self.current());
+        let Some(name) = link.member.clone() else { return };
+        let Some(in_group) = self.peers.update(&name, |peer| {
+            peer.heard = now;
+            peer.is_in_group()
+        }) else {
+            return;
+        };
         match message {
             ToCoordinator::Attach(_) => {}
-            ToCoordinator::Heartbeat { generation, held } => {
+            ToCoordinator::Heartbeat { generation, held, activity } => {
                 self.send(connection, ToMember::Alive { generation: self.generation });
                 if let Some(generation) = generation {
                     self.progress(&name, generation, held);
+                    self.note_activity(&name, generation, activity);
                 }
             }
             ToCoordinator::Report { generation, held, cause } => self.report(&name, generation, held, &cause),
-            ToCoordinator::Drain { .. } => peer.draining = true,
+            ToCoordinator::Drain { .. } => {
+                self.peers.update(&name, |peer| peer.draining = true);
+            }
             ToCoordinator::CheckpointCommitted { generation, step } => {
-                let current = self.group.as_ref().is_some_and(|group| group.generation == generation);
-                if current && peer.in_group {
-                    self.last_checkpoint = self.last_checkpoint.max(Some(step));
+                if group == Some(generation) && in_group {
+                    self.checkpoint_committed(step);
                 }
             }
             ToCoordinator::Finished { generation, step } => self.finished(&name, generation, step),
@@ -273,7 +360,7 @@ impl Coordinator {
     }
 
     fn attach(&mut self, connection: ConnectionId, attach: Attach) {
-        let Attach { identity, config_digest, known, held, draining, .. } = match self.accept(attach) {
+        let Attach { identity, config_digest, known, held, draining, group, saved, .. } = match self.accept(attach) {
             Ok(attach) => attach,
             Err(reason) => {
                 self.send(connection, ToMember::Refused { generation: self.generation, reason });
@@ -283,7 +370,7 @@ impl Coordinator {
         let name = identity.name.clone();
         if let Some(old) = self.peers.get(&name).map(|peer| peer.connection) {
             self.links.remove(&old);
-            self.lose(&name, "it attached anew");
+            self.lose(&name, LossCause::Replaced, "it attached anew");
             self.out.push(CoordinatorCommand::Close { connection: old });
         }
         // A member may know a generation of this epoch that this process never formed: then another coordinator had the same epoch.
@@ -296,8 +383,15 @@ impl Coordinator {
         }
         self.record(HistoryEvent::Joined { member: name.clone() });
         let draining = draining || self.stopping;
-        self.peers.insert(name, Peer { connection, identity, held, heard: self.now, in_group: false, draining });
+        if let Some(saved) = saved {
+            self.checkpoint_committed(saved);
+        }
+        let holds = group.map(|group| group.generation);
+        self.peers.insert(Peer { connection, identity, held, heard: self.now, holds, told: None, draining });
         self.send(connection, ToMember::Attached { generation: self.generation });
+        if let Some(group) = group {
+            self.attached_with(&name, group);
+        }
     }
 
     fn accept(&self, attach: Attach) -> Result<Attach, Refusal> {
@@ -321,10 +415,10 @@ impl Coordinator {
     }
 
     /// A member is gone without having been asked to leave.
-    fn lose(&mut self, name: &MemberName, reason: &str) {
+    fn lose(&mut self, name: &MemberName, cause: LossCause, reason: &str) {
         let Some(peer) = self.peers.remove(name) else { return };
-        self.record(HistoryEvent::Lost { member: name.clone(), reason: reason.to_owned() });
-        if !peer.in_group {
+        self.record(HistoryEvent::Lost { member: name.clone(), cause, reason: reason.to_owned() });
+        if !peer.is_in_group() {
             return;
         }
         self.losses.push(Loss { member: name.clone(), reason: reason.to_owned() });
@@ -334,11 +428,11 @@ impl Coordinator {
         self.break_group(&format!("member {name} on node {} was lost: {reason}", peer.identity.node));
     }
 
-    fn evict(&mut self, name: &MemberName, reason: &str) {
+    fn evict(&mut self, name: &MemberName, cause: LossCause, reason: &str) {
         let Some(connection) = self.peers.get(name).map(|peer| peer.connection) else { return };
         self.send(connection, ToMember::Evicted { generation: self.generation, reason: reason.to_owned() });
         self.close(connection);
-        self.lose(name, reason);
+        self.lose(name, cause, reason);
     }
 
     fn evict_overdue(&mut self) {
@@ -346,10 +440,16 @@ impl Coordinator {
             self.evict_silent();
         }
         if self.report_deadline().is_some_and(|deadline| self.now >= deadline) {
-            let owing: Vec<MemberName> = self.peers.iter().filter(|(_, peer)| peer.in_group).map(|(name, _)| name.clone()).collect();
-            for name in owing {
-                self.evict(&name, &format!("no report within {:?} after its generation ended", self.settings.report_timeout));
+            for name in self.overdue_reports() {
+                self.evict(
+                    &name,
+                    LossCause::NoReport,
+                    &format!("no report within {:?} after its generation ended", self.settings.report_timeout),
+                );
             }
+        }
+        if self.gathering_deadline().is_some_and(|deadline| self.now >= deadline) {
+            self.break_group(&format!("not all of its members attached to the new coordinator within {:?}", self.settings.formation_wait));
         }
     }
 
@@ -363,7 +463,7 @@ impl Coordinator {
         let silent: Vec<MemberName> =
             self.peers.iter().filter(|(_, peer)| now >= peer.heard + timeout).map(|(name, _)| name.clone()).collect();
         for name in silent {
-            self.evict(&name, &format!("nothing heard of it for {timeout:?}"));
+            self.evict(&name, LossCause::Silent, &format!("nothing heard of it for {timeout:?}"));
         }
         let unnamed = self.links.values().filter(|link| link.member.is_none()).map(|link| link.opened);
         self.next_check = self.peers.values().map(|peer| peer.heard).chain(unnamed).min().map(|heard| heard + timeout);
@@ -388,7 +488,9 @@ impl Coordinator {
 
     fn record(&mut self, event: HistoryEvent) {
         self.sequence += 1;
-        self.history.push_back(HistoryEntry { sequence: self.sequence, at: self.now, event });
+        let entry = HistoryEntry { sequence: self.sequence, at: self.now, event };
+        self.out.push(CoordinatorCommand::Record(entry.clone()));
+        self.history.push_back(entry);
         if self.history.len() > HISTORY {
             self.history.pop_front();
         }

@@ -1,6 +1,6 @@
 //! Who a member is, and what it says of itself when it attaches. Pure values.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::{Generation, StateLabel};
 
@@ -47,4 +47,33 @@ pub struct Attach {
     pub held: Option<StateLabel>,
     /// It was asked to end and only wants to leave in order.
     pub draining: bool,
+    /// The group it still holds; `None` when there is nothing that it could report the end of.
+    pub group: Option<HeldGroup>,
+    /// Completed steps of the newest checkpoint that it made visible.
+    pub saved: Option<u64>,
+}
+
+/// A group that a member holds while it attaches: it trains in it without a coordinator, or is about to drop it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldGroup {
+    /// The group's generation.
+    pub generation: Generation,
+    /// The member's rank.
+    pub rank: u32,
+    /// Number of members.
+    pub world: u32,
+    /// See [`crate::Plan::list_digest`].
+    pub list_digest: u64,
+    /// The last step is done.
+    pub finished: bool,
+}
+
+/// What a member's training thread is doing, as far as it can tell by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Collective operations that it has entered since its generation trains. All members enter the same ones in the same order, so one
+    /// that has entered fewer is waited for by the others.
+    pub operations: u64,
+    /// Its own work in a step, data included, waiting for others not; the mean of the last steps. `None` before the first.
+    pub step_work: Option<Duration>,
 }

@@ -15,6 +15,8 @@
 //! 3. A wish to change the membership is pushed as [`Flags`], which ride on a collective of the step: read at step s by all, they take
 //!    effect after step s + 1 on all.
 //! 4. After a failure the survivors drop the group, report the state they hold, and receive the plan of the next generation.
+//! 5. Without a coordinator a group goes on training; only what has to be agreed on waits. Its members attach to the next coordinator with
+//!    the group they hold, and it takes the group over as it is once all of them are there.
 //!
 //! States are compared by [`StateLabel`] (step, then the generation that committed it), never by step alone: two states of the same step
 //! from different generations need not be equal bit for bit.
@@ -32,14 +34,14 @@ mod world;
 
 pub use coordinator::{ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings};
 pub use generation::{Generation, StateLabel};
-pub use identity::{Attach, Identity, MemberName};
+pub use identity::{Activity, Attach, HeldGroup, Identity, MemberName};
 pub use member::{Member, MemberCommand, MemberError, MemberEvent, MemberSettings};
 pub use message::{EndReason, Flags, Refusal, ReportCause, ToCoordinator, ToMember};
 pub use plan::{Loss, Plan, Role};
 pub use slots::slots_of;
-pub use status::{HistoryEntry, HistoryEvent, MemberStatus, Phase, Status};
+pub use status::{HistoryEntry, HistoryEvent, LossCause, MemberStatus, Phase, Status};
 pub use store::{MAX_STORE_BYTES, StoreRequest, StoreResponse};
 pub use world::{InvalidWorld, World};
 
 /// Version of the messages and their meaning. A coordinator refuses a member with any other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

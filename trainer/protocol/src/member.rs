@@ -5,11 +5,17 @@
 //!
 //! The training thread holds at most one group at a time. It is told to build one ([`MemberCommand::FormGroup`]) and, whatever happens,
 //! answers for it exactly once with [`MemberEvent::GroupClosed`], after it has dropped every reference to the group. Until then the member
-//! neither reports nor attaches anew, since an update may still be applied.
+//! does not report, since an update may still be applied.
+//!
+//! A stream that breaks does not end a group that trains: the member goes on, attaches again and says which group it holds. It is then for
+//! the coordinator to go on with the group (a new one, once all members are there) or to abort it (one that has counted the member as
+//! lost). A group that is still being built or brought level is dropped first: that needs a coordinator.
 
 use std::time::Duration;
 
-use crate::{Attach, EndReason, Flags, Generation, Identity, PROTOCOL_VERSION, Plan, Refusal, ReportCause, Role, StateLabel};
+use crate::{
+    Activity, Attach, EndReason, Flags, Generation, HeldGroup, Identity, PROTOCOL_VERSION, Plan, Refusal, ReportCause, Role, StateLabel,
+};
 use crate::{StoreRequest, StoreResponse, ToCoordinator, ToMember};
 
 /// What does not change while a member lives.
@@ -242,8 +248,15 @@ pub struct Member {
     held: Option<StateLabel>,
     /// The generation in which it has yet to come to the base, and the base.
     recovering: Option<(Generation, Option<StateLabel>)>,
+    /// The group that the training thread holds, from its first step on.
+    group: Option<HeldGroup>,
+    /// Completed steps of the newest checkpoint that it made visible.
+    saved: Option<u64>,
+    activity: Activity,
     /// What to raise on the next collective.
     flags: Flags,
+    /// Step of the last checkpoint that was agreed on in this generation.
+    agreed_checkpoint: Option<u64>,
     draining: bool,
     /// To be done once the group is dropped.
     end: Option<EndReason>,
@@ -264,7 +277,11 @@ impl Member {
             known: None,
             held: None,
             recovering: None,
+            group: None,
+            saved: None,
+            activity: Activity::default(),
             flags: Flags::NONE,
+            agreed_checkpoint: None,
             draining: false,
             end: None,
             last_sent: now,
@@ -295,6 +312,7 @@ impl Member {
             MemberEvent::Committed { generation, step, agreed } => self.committed(generation, step, agreed)?,
             MemberEvent::GroupClosed { generation, failure } => self.group_closed(generation, failure),
             MemberEvent::CheckpointCommitted { generation, step } => {
+                self.saved = self.saved.max(Some(step));
                 // After the group was aborted it is the coordinator who refuses it.
                 self.send_if_up(ToCoordinator::CheckpointCommitted { generation, step });
             }
@@ -309,12 +327,17 @@ impl Member {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         match (self.link, &self.work) {
-            (Link::Down, Work::Idle) => Some(self.now),
+            (Link::Down, _) if self.wants_stream() => Some(self.now),
             (_, Work::Ended) | (Link::Opening | Link::Down, _) => None,
             (Link::Up, _) => {
                 Some((self.last_sent + self.settings.heartbeat_interval).min(self.last_heard + self.settings.coordinator_timeout))
             }
         }
+    }
+
+    /// What the next heartbeat says of the training thread.
+    pub const fn set_activity(&mut self, activity: Activity) {
+        self.activity = activity;
     }
 
     /// What to raise on the next collective of the running generation.
@@ -352,14 +375,24 @@ impl Member {
             known: self.known,
             held: self.held,
             draining: self.draining,
+            group: self.group,
+            saved: self.saved,
         };
-        self.send(ToCoordinator::Attach(attach));
+        self.send(ToCoordinator::Attach(Box::new(attach)));
     }
 
+    /// A group that trains goes on. One that is being built cannot: its members find each other through the coordinator.
     fn disconnected(&mut self, reason: &str) {
         self.link = Link::Down;
-        // The coordinator has evicted this member by now, so its group is doomed.
-        self.abort(&format!("the stream to the coordinator broke: {reason}"));
+        if !matches!(self.work, Work::Training { .. } | Work::Finished(_)) {
+            self.abort(&format!("the stream to the coordinator broke: {reason}"));
+        }
+    }
+
+    /// Whether a stream is to be opened when there is none: not while the training thread builds or drops a group that no coordinator
+    /// could take over.
+    fn wants_stream(&self) -> bool {
+        matches!(self.work, Work::Idle | Work::Training { .. } | Work::Finished(_))
     }
 
     fn on_message(&mut self, message: ToMember) {
@@ -368,7 +401,9 @@ impl Member {
         }
         self.last_heard = self.now;
         match message {
-            ToMember::Attached { .. } | ToMember::Alive { .. } => {}
+            // From now on an older coordinator is refused.
+            ToMember::Attached { generation } => self.known = self.known.max(Some(generation)),
+            ToMember::Alive { .. } => {}
             ToMember::Refused { reason, .. } => self.refused(reason),
             ToMember::Form(plan) => self.form(plan),
             ToMember::Abort { generation, reason } => {
@@ -381,14 +416,20 @@ impl Member {
                     self.flags |= flags;
                 }
             }
+            ToMember::WishCheckpoint { generation, from } => {
+                if self.generation() == Some(generation) && self.agreed_checkpoint < Some(from) {
+                    self.flags |= Flags::CHECKPOINT;
+                }
+            }
             ToMember::Store { generation, id, response } => {
                 if self.generation() == Some(generation) {
                     self.out.push(MemberCommand::StoreResponse { generation, id, response });
                 }
             }
             ToMember::Evicted { reason, .. } => {
-                self.drop_link(&format!("evicted by the coordinator: {reason}"));
-                self.disconnected(&reason);
+                let reason = format!("evicted by the coordinator: {reason}");
+                self.drop_link(&reason);
+                self.abort(&reason);
             }
             ToMember::End { reason, .. } => self.end(reason),
         }
@@ -413,10 +454,11 @@ impl Member {
         if self.work != Work::Idle {
             let reason = format!("a plan for {} came while an older group was held", plan.generation);
             self.drop_link(&reason);
-            return self.disconnected(&reason);
+            return self.abort(&reason);
         }
         self.known = Some(plan.generation);
         self.flags = Flags::NONE;
+        self.agreed_checkpoint = None;
         self.work = Work::Forming(plan.clone());
         self.out.push(MemberCommand::FormGroup(plan));
     }
@@ -426,7 +468,7 @@ impl Member {
             Work::Forming(plan) if plan.generation == generation => {
                 let plan = plan.clone();
                 if let (Role::Level, Some(held)) = (&plan.role, self.held) {
-                    self.train(generation, held.step);
+                    self.train(&plan, held.step);
                 } else {
                     let (role, base) = (plan.role.clone(), plan.base);
                     self.recovering = Some((generation, base));
@@ -450,13 +492,17 @@ impl Member {
         self.recovering = None;
         self.held = Some(base.unwrap_or(StateLabel { step, generation }));
         // Otherwise the received state was swapped in just before the abort: it is what this member holds, and it does not train.
-        if matches!(self.work, Work::Recovering(_)) {
-            self.train(generation, step);
+        if let Work::Recovering(plan) = &self.work {
+            let plan = plan.clone();
+            self.train(&plan, step);
         }
         Ok(())
     }
 
-    fn train(&mut self, generation: Generation, step: u64) {
+    fn train(&mut self, plan: &Plan, step: u64) {
+        let Plan { generation, rank, world, list_digest, .. } = *plan;
+        self.group = Some(HeldGroup { generation, rank, world, list_digest, finished: false });
+        self.activity.operations = 0;
         self.work = Work::Training { generation, agreed: None, has_committed: false };
         self.out.push(MemberCommand::Train { generation, step });
         self.heartbeat();
@@ -476,6 +522,9 @@ impl Member {
         let effect = agreed.filter(|(due, _)| *due <= step).map_or(Flags::NONE, |(_, flags)| flags);
         *agreed = if agreed_now.is_empty() { None } else { Some((step + 1, agreed_now)) };
         let first = !std::mem::replace(has_committed, true);
+        if agreed_now.contains(Flags::CHECKPOINT) {
+            self.agreed_checkpoint = Some(step + 1);
+        }
         if !agreed_now.contains(Flags::LEAVE) {
             // A checkpoint that is agreed on is not wished for again.
             self.flags = Flags::from_bits(self.flags.bits() & !agreed_now.bits());
@@ -501,6 +550,9 @@ impl Member {
         match (&self.work, self.held) {
             (Work::Training { generation: current, .. }, Some(held)) if *current == generation => {
                 self.work = Work::Finished(generation);
+                if let Some(group) = &mut self.group {
+                    group.finished = true;
+                }
                 self.send_if_up(ToCoordinator::Finished { generation, step: held.step });
                 Ok(())
             }
@@ -519,6 +571,7 @@ impl Member {
         };
         self.flags = Flags::NONE;
         self.recovering = None;
+        self.group = None;
         if let Some(reason) = self.end {
             self.work = Work::Ended;
             return self.out.push(MemberCommand::Exit(reason));
@@ -532,7 +585,9 @@ impl Member {
     }
 
     fn store(&mut self, generation: Generation, id: u64, request: StoreRequest) {
-        let current = self.generation() == Some(generation) && !matches!(self.work, Work::Closing { .. });
+        // Who leaves as agreed still meets the others there; the coordinator keeps the generation open until the first one reports.
+        let aborted = matches!(self.work, Work::Closing { cause: ReportCause::Aborted | ReportCause::Failed { .. }, .. });
+        let current = self.generation() == Some(generation) && !aborted;
         if current && self.link == Link::Up {
             self.send(ToCoordinator::Store { generation, id, request });
         } else {
@@ -571,14 +626,15 @@ impl Member {
         if self.link == Link::Up && self.now >= self.last_sent + self.settings.heartbeat_interval {
             self.heartbeat();
         }
-        if self.link == Link::Down && self.work == Work::Idle {
+        if self.link == Link::Down && self.wants_stream() {
             self.link = Link::Opening;
             self.out.push(MemberCommand::Connect);
         }
     }
 
     fn heartbeat(&mut self) {
-        self.send_if_up(ToCoordinator::Heartbeat { generation: self.known, held: self.held });
+        let generation = self.generation().or(self.known);
+        self.send_if_up(ToCoordinator::Heartbeat { generation, held: self.held, activity: self.activity });
     }
 
     fn drop_link(&mut self, reason: &str) {

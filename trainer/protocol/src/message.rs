@@ -5,19 +5,21 @@ use std::{
     ops::{BitOr, BitOrAssign},
 };
 
-use crate::{Attach, Generation, Plan, StateLabel, StoreRequest, StoreResponse};
+use crate::{Activity, Attach, Generation, Plan, StateLabel, StoreRequest, StoreResponse};
 
 /// From a member. All but [`ToCoordinator::Attach`] are ignored before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToCoordinator {
     /// The first message on a stream.
-    Attach(Attach),
+    Attach(Box<Attach>),
     /// Still there; sent at a fixed interval and when a generation has made its first step.
     Heartbeat {
-        /// The highest generation it knows.
+        /// The generation whose group it has, else the highest it knows.
         generation: Option<Generation>,
         /// The state it holds.
         held: Option<StateLabel>,
+        /// What it is doing.
+        activity: Activity,
     },
     /// It has left the group of this generation: every reference is dropped and no update can be applied any more.
     Report {
@@ -88,6 +90,14 @@ pub enum ToMember {
         generation: Generation,
         /// The flags.
         flags: Flags,
+    },
+    /// Raise [`Flags::CHECKPOINT`] on the next collective, unless a checkpoint of this step or a later one was agreed on already: then the
+    /// wish has crossed with those of the others.
+    WishCheckpoint {
+        /// The generation it is for.
+        generation: Generation,
+        /// Completed steps that the checkpoint must hold at least.
+        from: u64,
     },
     /// Answer to a heartbeat.
     Alive {

@@ -1,5 +1,7 @@
 //! What a generation means for one member, and how the roles are dealt out. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::{Generation, Identity, MemberName, StateLabel};
 
 /// What a member has to know of its generation. Its size does not grow with the number of members (but for a source's receivers): the
@@ -67,13 +69,16 @@ pub(crate) fn assign_roles(held: &[Option<StateLabel>]) -> (Option<StateLabel>, 
     let sources: Vec<u32> = ranks().filter(|(_, label)| **label == base).map(|(rank, _)| rank).collect();
     // Receivers go round the sources, so that each source sends to as few as possible.
     let receivers = ranks().filter(|(_, label)| **label != base).map(|(rank, _)| rank);
-    let pairs: Vec<(u32, u32)> = receivers.zip(sources.iter().copied().cycle()).collect();
-    let role = |rank: u32| {
-        if let Some((_, from)) = pairs.iter().find(|(receiver, _)| *receiver == rank) {
-            return Role::Receive { from: *from };
-        }
-        let to: Vec<u32> = pairs.iter().filter(|(_, source)| *source == rank).map(|(receiver, _)| *receiver).collect();
-        if to.is_empty() { Role::Level } else { Role::Send { to } }
+    let mut from = BTreeMap::new();
+    let mut to: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (receiver, source) in receivers.zip(sources.iter().copied().cycle()) {
+        from.insert(receiver, source);
+        to.entry(source).or_default().push(receiver);
+    }
+    let mut role = |rank: u32| match (from.get(&rank), to.remove(&rank)) {
+        (Some(from), _) => Role::Receive { from: *from },
+        (None, Some(to)) => Role::Send { to },
+        (None, None) => Role::Level,
     };
     (base, ranks().map(|(rank, _)| role(rank)).collect())
 }

@@ -9,7 +9,7 @@ use crate::{EndReason, Generation, MemberName, World};
 pub struct Status {
     /// What the group is doing.
     pub phase: Phase,
-    /// The highest generation formed; n is 0 before the first.
+    /// The generation that trains or trained last, else the coordinator's epoch with n = 0.
     pub generation: Generation,
     /// The bounds in force.
     pub world: World,
@@ -20,6 +20,8 @@ pub struct Status {
     pub step: u64,
     /// Step of the newest checkpoint that was reported.
     pub last_checkpoint: Option<u64>,
+    /// A checkpoint of this step or a later one was asked for and is not there yet.
+    pub wanted_checkpoint: Option<u64>,
     /// The last things that happened, oldest first. Numbers show whether some were missed.
     pub history: Vec<HistoryEntry>,
 }
@@ -29,7 +31,7 @@ pub struct Status {
 pub enum Phase {
     /// Not enough members for a generation.
     Waiting,
-    /// A generation trains.
+    /// A generation trains. After a change of coordinators also while its members are still attaching.
     Running,
     /// The last generation has ended, its members are reporting.
     Recovering,
@@ -48,6 +50,35 @@ pub struct MemberStatus {
     pub rank: Option<u32>,
     /// Completed steps of the state it holds, as last heard.
     pub step: Option<u64>,
+}
+
+/// By which sign a loss was noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LossCause {
+    /// Its stream broke or was ended.
+    StreamClosed,
+    /// Nothing was heard of it for too long.
+    Silent,
+    /// It did not let go of a broken group in time.
+    NoReport,
+    /// A process of the same name took its place.
+    Replaced,
+    /// It stood still while others waited for it.
+    Stalled,
+}
+
+impl LossCause {
+    /// A word for metrics.
+    #[must_use]
+    pub const fn category(self) -> &'static str {
+        match self {
+            Self::StreamClosed => "stream_closed",
+            Self::Silent => "silent",
+            Self::NoReport => "no_report",
+            Self::Replaced => "replaced",
+            Self::Stalled => "stalled",
+        }
+    }
 }
 
 /// Something that happened.
@@ -73,6 +104,8 @@ pub enum HistoryEvent {
     Lost {
         /// Who.
         member: MemberName,
+        /// By which sign.
+        cause: LossCause,
         /// What was seen.
         reason: String,
     },
@@ -92,6 +125,13 @@ pub enum HistoryEvent {
         /// The step it goes on from; `None`: from storage.
         base: Option<u64>,
     },
+    /// A generation that an earlier coordinator formed is led by this one now; it was not interrupted.
+    Adopted {
+        /// Which.
+        generation: Generation,
+        /// Its number of members.
+        world: u32,
+    },
     /// A generation ended before its time.
     Broken {
         /// Which.
@@ -105,6 +145,15 @@ pub enum HistoryEvent {
         generation: Generation,
         /// From the end of the generation before until the coordinator heard of it.
         took: Duration,
+    },
+    /// A member has been slower than the others for a while, and all wait for it in every step.
+    Slow {
+        /// Who.
+        member: MemberName,
+        /// Its own work in a step.
+        step_work: Duration,
+        /// The median of all members.
+        median: Duration,
     },
     /// The live members hold less than what was committed before.
     WentBack {

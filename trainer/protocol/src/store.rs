@@ -150,6 +150,11 @@ impl Store {
         woken
     }
 
+    /// Bytes of all keys and values.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Forgets the waits of a connection that is gone.
     pub(crate) fn forget(&mut self, connection: ConnectionId) {
         self.waiters.retain(|(waiting, _), _| *waiting != connection);

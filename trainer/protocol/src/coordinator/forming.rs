@@ -1,8 +1,10 @@
 //! When a generation is formed, of whom, and when the running one should make room for another.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{cmp::Reverse, time::Duration};
 
-use super::{Coordinator, EndReason, Flags, HistoryEvent, Identity, MemberName, Peer, StateLabel, ToMember, group::Group};
+use super::{
+    Coordinator, EndReason, Flags, HistoryEvent, Identity, MemberName, Peer, StateLabel, ToMember, World, group::Group, roster::Roster,
+};
 use crate::{
     Plan,
     plan::{assign_roles, digest_of},
@@ -29,13 +31,13 @@ impl Coordinator {
         if self.group.as_ref().is_some_and(Group::is_open) {
             return self.wish();
         }
-        if self.peers.values().any(|peer| peer.in_group) {
+        if self.group.as_ref().is_some_and(Group::trains) || self.peers.busy() > 0 {
             return;
         }
         if self.stopping && self.peers.is_empty() {
             return self.end(EndReason::Stopped);
         }
-        if self.peers.len() < self.world.min() as usize {
+        if self.peers.free() < self.world.min() as usize {
             self.enough_since = None;
             // Too few are left: the next generation is waited for as the first one was.
             self.group = None;
@@ -50,18 +52,22 @@ impl Coordinator {
     /// Dismisses those who are to leave and are in no group, unless the state they hold would be lost with them: then they take part in
     /// one more generation, which hands it on or writes a checkpoint.
     fn let_go(&mut self) {
-        if self.group.as_ref().is_some_and(|group| !group.is_open()) && self.peers.values().any(|peer| peer.in_group) {
-            // What the others hold is not known before all have reported.
+        if self.peers.draining() == 0 {
             return;
         }
-        let stays = self.peers.values().filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
-        let staying = self.staying();
-        let can_form = self.peers.len() >= self.world.min() as usize;
+        if self.group.as_ref().is_some_and(|group| !group.is_open()) && self.peers.busy() > 0 {
+            // What the others hold is not known before all have attached and reported.
+            return;
+        }
+        let counts = |peer: &&Peer| peer.is_free() || peer.is_in_group();
+        let stays = self.peers.values().filter(counts).filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
+        let staying = self.peers.staying();
+        let can_form = self.peers.free() + self.peers.in_group() >= self.world.min() as usize;
         let hopeless = staying == 0 && !can_form;
         // Those who stay are no safe place when they are too few to go on: they may leave next, and none of them can write.
         let can_keep = staying >= self.world.min() as usize || !can_form;
         let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || self.last_checkpoint >= Some(held.step);
-        let can_go = |peer: &&Peer| peer.draining && !peer.in_group && (hopeless || peer.held.is_none_or(is_safe));
+        let can_go = |peer: &&Peer| peer.draining && peer.is_free() && (hopeless || peer.held.is_none_or(is_safe));
         let leaving: Vec<MemberName> = self.peers.values().filter(can_go).map(|peer| peer.identity.name.clone()).collect();
         let reason = if self.stopping { EndReason::Stopped } else { EndReason::Drained };
         for name in leaving {
@@ -69,14 +75,10 @@ impl Coordinator {
         }
     }
 
-    /// Attached members that are not to leave.
-    fn staying(&self) -> usize {
-        self.peers.values().filter(|peer| !peer.draining).count()
-    }
-
     pub(super) fn forming_deadline(&self) -> Option<Duration> {
-        let waiting = self.ended.is_none() && !self.group.as_ref().is_some_and(Group::is_open);
-        let since = self.enough_since.filter(|_| waiting && self.peers.values().all(|peer| !peer.in_group))?;
+        let waiting = self.ended.is_none() && !self.group.as_ref().is_some_and(Group::trains);
+        // What those have who hold a group may be the most of all.
+        let since = self.enough_since.filter(|_| waiting && self.peers.busy() == 0)?;
         Some(since + self.waiting_time())
     }
 
@@ -87,9 +89,10 @@ impl Coordinator {
             0 => Duration::ZERO,
             _ => FIRST_DELAY.saturating_mul(1 << (further - 1).min(16)).min(LONGEST_DELAY),
         };
-        // Survivors wait for nobody: whoever comes later is let in by the next generation.
-        let complete = self.peers.len() >= self.world.desired() as usize;
-        let survivors = self.group.is_some();
+        // Survivors wait for nobody: whoever comes later is let in by the next generation. Of a group that was not taken over others may
+        // still be on their way, and hold more.
+        let complete = self.peers.free() >= self.world.desired() as usize;
+        let survivors = self.group.as_ref().is_some_and(Group::was_open);
         if complete || survivors { delay } else { delay.max(self.settings.formation_wait) }
     }
 
@@ -112,9 +115,11 @@ impl Coordinator {
         let (world, lost) = (chosen.len() as u32, std::mem::take(&mut self.losses));
         self.group = Some(Group::new(generation, base, chosen.iter().cloned().zip(held).collect()));
         for ((rank, name), role) in (0..).zip(&chosen).zip(roles) {
-            let Some(peer) = self.peers.get_mut(name) else { continue };
-            peer.in_group = true;
-            let connection = peer.connection;
+            let joined = self.peers.update(name, |peer| {
+                peer.holds = Some(generation);
+                peer.connection
+            });
+            let Some(connection) = joined else { continue };
             let plan = Plan { generation, rank, world, list_digest, base, role, lost: lost.clone() };
             self.send(connection, ToMember::Form(plan));
         }
@@ -128,8 +133,8 @@ impl Coordinator {
     /// those of the generation before, then by name.
     fn choose(&self) -> Vec<MemberName> {
         let before = self.group.as_ref().map(Group::names).unwrap_or_default();
-        let mut candidates: Vec<&Peer> = self.peers.values().collect();
-        candidates.sort_by_key(|peer| (std::cmp::Reverse(peer.held), !before.contains(&peer.identity.name), &peer.identity.name));
+        let mut candidates: Vec<&Peer> = self.peers.values().filter(|peer| peer.is_free()).collect();
+        candidates.sort_by_cached_key(|peer| (Reverse(peer.held), !before.contains(&peer.identity.name), &peer.identity.name));
         candidates.truncate(self.world.max() as usize);
         candidates.sort_by_key(|peer| (&peer.identity.node, &peer.identity.name));
         candidates.into_iter().map(|peer| peer.identity.name.clone()).collect()
@@ -137,32 +142,21 @@ impl Coordinator {
 
     /// Tells the members of the open generation what to raise, when something is wanted that they were not told yet.
     fn wish(&mut self) {
-        let Some(group) = &self.group else { return };
-        let wanted = self.wanted(group);
-        if group.wish.contains(wanted) {
-            return;
-        }
+        let Some(group) = &mut self.group else { return };
         let generation = group.generation;
-        if let Some(group) = &mut self.group {
-            group.wish |= wanted;
+        let wanted = wanted(&self.peers, self.world, group.world());
+        let flags = (!group.wish.contains(wanted)).then_some(wanted);
+        group.wish |= wanted;
+        let checkpoint = self.wanted_checkpoint.filter(|_| group.wished_checkpoint != self.wanted_checkpoint);
+        group.wished_checkpoint = self.wanted_checkpoint;
+        let wishes =
+            [flags.map(|flags| ToMember::Wish { generation, flags }), checkpoint.map(|from| ToMember::WishCheckpoint { generation, from })];
+        for wish in wishes.into_iter().flatten() {
+            let connections: Vec<_> = self.peers.values().filter(|peer| peer.is_in_group()).map(|peer| peer.connection).collect();
+            for connection in connections {
+                self.send(connection, wish.clone());
+            }
         }
-        let connections: Vec<_> = self.peers.values().filter(|peer| peer.in_group).map(|peer| peer.connection).collect();
-        for connection in connections {
-            self.send(connection, ToMember::Wish { generation, flags: wanted });
-        }
-    }
-
-    fn wanted(&self, group: &Group) -> Flags {
-        let draining: BTreeSet<bool> = self.peers.values().filter(|peer| peer.in_group).map(|peer| peer.draining).collect();
-        let too_few_stay = self.staying() < self.world.min() as usize;
-        if draining == BTreeSet::from([true]) || (draining.contains(&true) && too_few_stay) {
-            // Nobody stays who holds the state; or too few to go on, of whom each may leave without being able to write it.
-            return Flags::LEAVE | Flags::CHECKPOINT;
-        }
-        let spare = self.peers.values().any(|peer| !peer.in_group && !peer.draining);
-        let room = group.world() < self.world.max();
-        let crowded = group.world() > self.world.max();
-        if draining.contains(&true) || (spare && room) || crowded { Flags::LEAVE } else { Flags::NONE }
     }
 
     fn end(&mut self, reason: EndReason) {
@@ -176,4 +170,16 @@ impl Coordinator {
             self.dismiss(&name, reason);
         }
     }
+}
+
+/// What a group of `members` members should agree on.
+fn wanted(peers: &Roster, world: World, members: u32) -> Flags {
+    let (in_group, draining) = (peers.in_group(), peers.draining_in_group());
+    let too_few_stay = peers.staying() < world.min() as usize;
+    if draining > 0 && (draining == in_group || too_few_stay) {
+        // Nobody stays who holds the state; or too few to go on, of whom each may leave without being able to write it.
+        return Flags::LEAVE | Flags::CHECKPOINT;
+    }
+    let lets_in = peers.spare() > 0 && members < world.max();
+    if draining > 0 || lets_in || members > world.max() { Flags::LEAVE } else { Flags::NONE }
 }

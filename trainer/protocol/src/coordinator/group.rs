@@ -1,37 +1,59 @@
 //! The running generation: its members' progress, its store, its end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     time::Duration,
 };
 
-use super::{ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, ReportCause, StateLabel, ToMember};
+use super::{ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, Peer, ReportCause, StateLabel, ToMember, pace::Pace};
 use crate::{
-    StoreRequest, StoreResponse,
+    HeldGroup, StoreRequest, StoreResponse,
+    plan::digest_of,
     store::{Answer, Store},
 };
 
-/// The last generation that was formed, until the next one is.
+/// The last generation that was formed or taken over, until the next one is.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) generation: Generation,
     pub(super) base: Option<StateLabel>,
-    members: BTreeMap<MemberName, Progress>,
+    pub(super) members: BTreeMap<MemberName, Progress>,
+    /// How many members have each number of steps. A heartbeat changes one entry; looking at every member for each would not do.
+    steps: BTreeMap<Option<u64>, usize>,
+    /// Members that have not finished.
+    unfinished: usize,
     store: Store,
     /// What was wished so far.
     pub(super) wish: Flags,
-    /// When it was closed; `None` while it is open.
-    closed: Option<Duration>,
+    /// From which step on a checkpoint was wished last.
+    pub(super) wished_checkpoint: Option<u64>,
+    stage: Stage,
     /// A step was committed in it by all members.
     pub(super) fruitful: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// An earlier coordinator's group trains; not all of its members are here yet.
+    Gathering {
+        since: Duration,
+        world: u32,
+        list_digest: u64,
+    },
+    Open,
+    Closed {
+        at: Duration,
+        was_open: bool,
+    },
+}
+
 #[derive(Debug)]
-struct Progress {
+pub(super) struct Progress {
     rank: u32,
     /// Steps completed in this generation's line of states; `None` until the member is known to hold the base.
     step: Option<u64>,
-    finished: bool,
+    pub(super) finished: bool,
+    pub(super) pace: Pace,
 }
 
 impl Group {
@@ -41,13 +63,53 @@ impl Group {
             rank,
             step: held.filter(|_| base.is_some() && held == base).map(|held| held.step),
             finished: false,
+            pace: Pace::default(),
         };
-        let members = (0_u32..).zip(members).map(|(rank, (name, held))| (name, progress(rank, held))).collect();
-        Self { generation, base, members, store: Store::default(), wish: Flags::NONE, closed: None, fruitful: false }
+        let members: BTreeMap<MemberName, Progress> =
+            (0_u32..).zip(members).map(|(rank, (name, held))| (name, progress(rank, held))).collect();
+        let mut steps = BTreeMap::new();
+        for progress in members.values() {
+            *steps.entry(progress.step).or_default() += 1;
+        }
+        Self {
+            generation,
+            base,
+            steps,
+            unfinished: members.len(),
+            members,
+            store: Store::default(),
+            wish: Flags::NONE,
+            wished_checkpoint: None,
+            stage: Stage::Open,
+            fruitful: false,
+        }
+    }
+
+    /// A group of an earlier coordinator, whose members have yet to attach.
+    fn gathering(held: HeldGroup, since: Duration) -> Self {
+        let HeldGroup { generation, world, list_digest, .. } = held;
+        Self { stage: Stage::Gathering { since, world, list_digest }, ..Self::new(generation, None, Vec::new()) }
     }
 
     pub(super) const fn is_open(&self) -> bool {
-        self.closed.is_none()
+        matches!(self.stage, Stage::Open)
+    }
+
+    /// Whether its members train, as far as is known.
+    pub(super) const fn trains(&self) -> bool {
+        !matches!(self.stage, Stage::Closed { .. })
+    }
+
+    /// Whether all of its members were led from here once.
+    pub(super) const fn was_open(&self) -> bool {
+        matches!(self.stage, Stage::Open | Stage::Closed { was_open: true, .. })
+    }
+
+    /// Whether this is the same group, as another of its members has it.
+    fn is_the_one(&self, held: &HeldGroup) -> bool {
+        matches!(self.stage, Stage::Gathering { world, list_digest, .. } if world == held.world && list_digest == held.list_digest && held.rank < world)
+            && self.generation == held.generation
+            && self.members.values().all(|member| member.rank != held.rank)
     }
 
     pub(super) fn rank_of(&self, name: &MemberName) -> Option<u32> {
@@ -66,16 +128,122 @@ impl Group {
         self.store.forget(connection);
     }
 
+    pub(super) const fn store_bytes(&self) -> usize {
+        self.store.bytes()
+    }
+
     /// Steps that all members have; `None` until all are known to hold the base.
     fn common_step(&self) -> Option<u64> {
-        self.members.values().map(|progress| progress.step).min().flatten()
+        self.steps.keys().next().copied().flatten()
+    }
+
+    /// A member of a group that is taken over is there.
+    fn admit(&mut self, name: MemberName, held: HeldGroup, step: Option<u64>) {
+        *self.steps.entry(step).or_default() += 1;
+        self.unfinished += usize::from(!held.finished);
+        self.members.insert(name, Progress { rank: held.rank, step, finished: held.finished, pace: Pace::default() });
+    }
+
+    /// A member is known to have this many steps, or more.
+    fn advance(&mut self, name: &MemberName, step: u64) {
+        let Some(progress) = self.members.get_mut(name).filter(|progress| progress.step < Some(step)) else { return };
+        let old = progress.step.replace(step);
+        *self.steps.entry(Some(step)).or_default() += 1;
+        if let Entry::Occupied(mut count) = self.steps.entry(old) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
 impl Coordinator {
     pub(super) fn report_deadline(&self) -> Option<Duration> {
-        let closed = self.group.as_ref()?.closed?;
-        self.peers.values().any(|peer| peer.in_group).then(|| closed + self.settings.report_timeout)
+        if self.peers.busy() == 0 || (self.peers.busy() == self.peers.in_group() && self.group.as_ref().is_some_and(Group::trains)) {
+            // The usual case, without a walk over all members.
+            return None;
+        }
+        self.peers.values().filter_map(|peer| self.report_due(peer)).min()
+    }
+
+    pub(super) fn overdue_reports(&self) -> Vec<MemberName> {
+        let overdue = |peer: &Peer| self.report_due(peer).is_some_and(|due| self.now >= due);
+        self.peers.iter().filter(|(_, peer)| overdue(peer)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Until when a member has to report the end of the group it holds.
+    fn report_due(&self, peer: &Peer) -> Option<Duration> {
+        let closed = self.group.as_ref().and_then(|group| match group.stage {
+            Stage::Closed { at, .. } => Some(at),
+            Stage::Gathering { .. } | Stage::Open => None,
+        });
+        let told = if peer.is_in_group() { closed } else { peer.told };
+        told.map(|told| told + self.settings.report_timeout)
+    }
+
+    pub(super) fn gathering_deadline(&self) -> Option<Duration> {
+        match self.group.as_ref()?.stage {
+            Stage::Gathering { since, .. } => Some(since + self.settings.formation_wait),
+            Stage::Open | Stage::Closed { .. } => None,
+        }
+    }
+
+    /// A member has attached that holds a group. One of an earlier coordinator is taken over; any other was given up here.
+    pub(super) fn attached_with(&mut self, name: &MemberName, held: HeldGroup) {
+        let earlier = held.generation.epoch < self.settings.epoch && self.given_up < Some(held.generation);
+        match &self.group {
+            None if earlier => self.group = Some(Group::gathering(held, self.now)),
+            // What it holds is still awaited with the reports of the others.
+            Some(group) if group.generation == held.generation && !group.trains() => return self.drop_held(name, held.generation),
+            Some(group) if group.is_the_one(&held) => {}
+            Some(group) if earlier && !group.was_open() && group.trains() && group.generation < held.generation => {
+                // Another coordinator formed a later generation, and died before all had heard of it: the older one cannot be whole.
+                self.group = Some(Group::gathering(held, self.now));
+                let stale = self.peers.values().filter_map(|peer| Some((peer.identity.name.clone(), peer.holds?)));
+                let stale: Vec<_> = stale.filter(|(_, generation)| *generation != held.generation).collect();
+                for (name, generation) in stale {
+                    self.drop_held(&name, generation);
+                }
+            }
+            _ => return self.drop_held(name, held.generation),
+        }
+        let step = self.peers.get(name).and_then(|peer| peer.held).map(|label| label.step);
+        if let Some(group) = &mut self.group {
+            group.admit(name.clone(), held, step);
+        }
+        self.adopt_if_whole();
+    }
+
+    /// All members of the list are there: from now on the group is led from here.
+    fn adopt_if_whole(&mut self) {
+        let Some(group) = &mut self.group else { return };
+        let Stage::Gathering { world, list_digest, .. } = group.stage else { return };
+        let mut by_rank: Vec<(u32, &MemberName)> = group.members.iter().map(|(name, member)| (member.rank, name)).collect();
+        if by_rank.len() != world as usize {
+            return;
+        }
+        by_rank.sort_unstable_by_key(|(rank, _)| *rank);
+        let identities = by_rank.iter().filter_map(|(_, name)| self.peers.get(*name)).map(|peer| &peer.identity);
+        if digest_of(identities) != list_digest {
+            return self.break_group("those who attached with it are not its members");
+        }
+        group.stage = Stage::Open;
+        let generation = group.generation;
+        self.record(HistoryEvent::Adopted { generation, world });
+        self.advance();
+    }
+
+    /// Tells a member to drop a group that does not count any more.
+    fn drop_held(&mut self, name: &MemberName, generation: Generation) {
+        let now = self.now;
+        let told = self.peers.update(name, |peer| {
+            peer.told = Some(now);
+            peer.connection
+        });
+        let Some(connection) = told else { return };
+        let reason = "the coordinator has gone on without this group".to_owned();
+        self.send(connection, ToMember::Abort { generation, reason });
     }
 
     pub(super) fn store(&mut self, connection: ConnectionId, generation: Generation, id: u64, request: StoreRequest) {
@@ -95,21 +263,21 @@ impl Coordinator {
 
     /// A member says what it holds while its group trains.
     pub(super) fn progress(&mut self, name: &MemberName, generation: Generation, held: Option<StateLabel>) {
-        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation && group.is_open()) else { return };
-        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.in_group) else { return };
-        peer.held = held;
+        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation && group.trains()) else { return };
+        if !self.peers.get(name).is_some_and(Peer::is_in_group) {
+            return;
+        }
+        self.peers.update(name, |peer| peer.held = held);
         let base = group.base;
         // Before it was brought level its state is of another line, whatever its step.
         let Some(held) = held.filter(|held| base.map_or(held.generation == generation, |base| *held >= base)) else { return };
-        if let Some(progress) = group.members.get_mut(name) {
-            progress.step = progress.step.max(Some(held.step));
-        }
+        group.advance(name, held.step);
         self.advance();
     }
 
     /// The committed step follows what all members of the group hold.
     pub(super) fn advance(&mut self) {
-        let Some(group) = &mut self.group else { return };
+        let Some(group) = self.group.as_mut().filter(|group| group.was_open()) else { return };
         let Some(step) = group.common_step() else { return };
         let first = !group.fruitful && group.base.is_some_and(|base| step > base.step);
         let generation = group.generation;
@@ -120,6 +288,8 @@ impl Coordinator {
         group.fruitful |= first;
         if step < self.step {
             self.record(HistoryEvent::WentBack { from: self.step, to: step });
+            // What was to be saved is gone; what took its place is to be saved instead.
+            self.wanted_checkpoint = self.wanted_checkpoint.map(|from| from.min(step)).filter(|from| self.last_checkpoint < Some(*from));
         }
         self.step = step;
         if first {
@@ -132,12 +302,13 @@ impl Coordinator {
 
     /// A member has left the group.
     pub(super) fn report(&mut self, name: &MemberName, generation: Generation, held: Option<StateLabel>, cause: &ReportCause) {
-        if self.group.as_ref().is_none_or(|group| group.generation != generation) {
+        if self.peers.get(name).is_none_or(|peer| peer.holds != Some(generation)) {
             return;
         }
-        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.in_group) else { return };
-        peer.in_group = false;
-        peer.held = held;
+        self.peers.update(name, |peer| (peer.holds, peer.told, peer.held) = (None, None, held));
+        if self.current() != Some(generation) {
+            return;
+        }
         match cause {
             ReportCause::Agreed | ReportCause::Aborted => self.close_group(),
             ReportCause::Failed { detail } => self.break_group(&format!("member {name}: {detail}")),
@@ -145,24 +316,32 @@ impl Coordinator {
     }
 
     pub(super) fn finished(&mut self, name: &MemberName, generation: Generation, step: u64) {
-        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation && group.is_open()) else { return };
-        if let Some(progress) = group.members.get_mut(name) {
-            progress.finished = true;
-            progress.step = progress.step.max(Some(step));
+        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation && group.trains()) else { return };
+        if let Some(progress) = group.members.get_mut(name)
+            && !std::mem::replace(&mut progress.finished, true)
+        {
+            group.unfinished -= 1;
         }
+        group.advance(name, step);
         self.advance();
     }
 
+    /// A checkpoint of this step is visible.
+    pub(super) fn checkpoint_committed(&mut self, step: u64) {
+        self.last_checkpoint = self.last_checkpoint.max(Some(step));
+        self.wanted_checkpoint = self.wanted_checkpoint.filter(|from| step < *from);
+    }
+
     pub(super) fn all_have_finished(&self) -> bool {
-        self.group.as_ref().is_some_and(|group| group.is_open() && group.members.values().all(|progress| progress.finished))
+        self.group.as_ref().is_some_and(|group| group.is_open() && group.unfinished == 0)
     }
 
     /// The group cannot go on: those still in it are told to drop it.
     pub(super) fn break_group(&mut self, reason: &str) {
-        let Some(generation) = self.group.as_ref().filter(|group| group.is_open()).map(|group| group.generation) else { return };
+        let Some(generation) = self.group.as_ref().filter(|group| group.trains()).map(|group| group.generation) else { return };
         self.close_group();
         self.record(HistoryEvent::Broken { generation, reason: reason.to_owned() });
-        let rest: Vec<ConnectionId> = self.peers.values().filter(|peer| peer.in_group).map(|peer| peer.connection).collect();
+        let rest: Vec<ConnectionId> = self.peers.values().filter(|peer| peer.is_in_group()).map(|peer| peer.connection).collect();
         for connection in rest {
             self.send(connection, ToMember::Abort { generation, reason: reason.to_owned() });
         }
@@ -171,9 +350,10 @@ impl Coordinator {
     /// From now on the members owe a report; nobody waits in the store any longer.
     fn close_group(&mut self) {
         let now = self.now;
-        let Some(group) = self.group.as_mut().filter(|group| group.is_open()) else { return };
-        group.closed = Some(now);
+        let Some(group) = self.group.as_mut().filter(|group| group.trains()) else { return };
+        group.stage = Stage::Closed { at: now, was_open: group.is_open() };
         let generation = group.generation;
+        self.given_up = Some(generation);
         let cancelled = group.store.cancel(&format!("generation {generation} has ended"));
         self.broken_at.get_or_insert(now);
         self.answer(generation, cancelled);

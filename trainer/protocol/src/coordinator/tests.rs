@@ -1,7 +1,8 @@
 use super::*;
-use crate::{Plan, Role, StoreRequest, StoreResponse};
+use crate::{Activity, HeldGroup, Plan, Role, StoreRequest, StoreResponse};
 
 const WAIT: Duration = Duration::from_secs(3);
+const STALL: Duration = Duration::from_secs(8);
 
 fn at(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
@@ -31,6 +32,7 @@ impl Bench {
             formation_wait: WAIT,
             heartbeat_timeout: Duration::from_secs(10),
             report_timeout: Duration::from_secs(5),
+            stall_timeout: STALL,
         };
         Self { coordinator: Coordinator::new(settings, at(0)), sent: BTreeMap::new(), closed: Vec::new(), now: at(0) }
     }
@@ -40,6 +42,7 @@ impl Bench {
             match command {
                 CoordinatorCommand::Send { connection, message } => self.sent.entry(connection.0).or_default().push(message),
                 CoordinatorCommand::Close { connection } => self.closed.push(connection.0),
+                CoordinatorCommand::Record(_) => {}
             }
         }
     }
@@ -68,10 +71,12 @@ impl Bench {
             known: None,
             held: None,
             draining: false,
+            group: None,
+            saved: None,
         };
         change(&mut attach);
         self.event(CoordinatorEvent::Opened { connection: ConnectionId(connection) });
-        self.say(connection, ToCoordinator::Attach(attach));
+        self.say(connection, ToCoordinator::Attach(Box::new(attach)));
     }
 
     /// What was sent on a stream since the last call.
@@ -140,7 +145,12 @@ fn a_member_that_does_not_fit_is_refused_with_the_reason() {
         assert_eq!(bench.closed.last(), Some(&stream));
     };
     let member = || "w-2/0".to_owned();
-    check(2, 2, |attach| attach.protocol_version = 9, Refusal::ProtocolVersion { member: member(), version: 9, coordinator: 1 });
+    check(
+        2,
+        2,
+        |attach| attach.protocol_version = 9,
+        Refusal::ProtocolVersion { member: member(), version: 9, coordinator: PROTOCOL_VERSION },
+    );
     let configuration = Refusal::Configuration { member: member(), digest: "e".to_owned(), expected: "d".to_owned() };
     check(3, 2, |attach| attach.config_digest = "e".to_owned(), configuration);
     let known = Generation { epoch: 8, n: 1 };
@@ -186,12 +196,12 @@ fn a_late_or_doubled_report_changes_nothing() {
 fn a_silent_member_and_one_that_does_not_report_are_evicted() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     bench.tick(at(9_000));
-    bench.say(1, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)) });
+    bench.say(1, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)), activity: Activity::default() });
     bench.tick(at(10_000));
     assert!(matches!(&bench.taken(2)[..], [ToMember::Evicted { .. }]));
     assert!(bench.taken(1).iter().any(|message| matches!(message, ToMember::Abort { .. })));
     // Its own report is awaited for another 5 s.
-    bench.say(1, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)) });
+    bench.say(1, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)), activity: Activity::default() });
     bench.tick(at(15_000));
     assert!(bench.taken(1).iter().any(|message| matches!(message, ToMember::Evicted { .. })));
     assert_eq!(bench.closed, [2, 1]);
@@ -304,7 +314,8 @@ fn the_job_is_complete_when_all_have_finished_and_later_ones_are_told() {
 fn the_committed_step_is_what_all_members_of_the_line_hold() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     assert_eq!(bench.coordinator.status().step, 5);
-    let heartbeat = |step| ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(step, 1)) };
+    let heartbeat =
+        |step| ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(step, 1)), activity: Activity::default() };
     bench.say(1, heartbeat(8));
     assert_eq!(bench.coordinator.status().step, 5);
     bench.say(2, heartbeat(7));
@@ -366,15 +377,290 @@ fn a_process_that_attaches_anew_replaces_its_old_stream() {
     assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Receive { from: 1 }));
 }
 
+/// Member `rank` of a group of two that the coordinator before formed, holding this step of it.
+fn trains_in(bench: &mut Bench, connection: u64, rank: u32, step: u64) {
+    let members = [1, 2].map(|worker| Identity {
+        name: MemberName { worker: format!("w-{worker}"), index: 0 },
+        incarnation: 1,
+        node: "n".to_owned(),
+        address: "10.0.0.1".to_owned(),
+    });
+    let generation = Generation { epoch: 6, n: 4 };
+    let list_digest = crate::plan::digest_of(members.iter());
+    bench.attach(connection, rank + 1, |attach| {
+        attach.known = Some(generation);
+        attach.held = Some(StateLabel { step, generation });
+        attach.group = Some(HeldGroup { generation, rank, world: 2, list_digest, finished: false });
+    });
+}
+
+const EARLIER: Generation = Generation { epoch: 6, n: 4 };
+
+#[test]
+fn a_group_that_trains_is_taken_over_once_all_of_its_members_are_there() {
+    let mut bench = Bench::new(1, 2, 3);
+    trains_in(&mut bench, 1, 0, 8);
+    // A newcomer does not tempt it to form another group.
+    bench.attach(3, 3, |_| {});
+    let status = bench.coordinator.status();
+    assert_eq!((status.phase, status.generation), (Phase::Running, EARLIER));
+    let get = ToCoordinator::Store { generation: EARLIER, id: 1, request: StoreRequest::CountKeys };
+    bench.say(1, get.clone());
+    assert!(matches!(bench.taken(1).last(), Some(ToMember::Store { response: StoreResponse::Cancelled { .. }, .. })), "not led yet");
+    trains_in(&mut bench, 2, 1, 9);
+    assert_eq!(bench.taken(1), [ToMember::Wish { generation: EARLIER, flags: Flags::LEAVE }], "room for the newcomer");
+    bench.say(1, get);
+    assert!(matches!(bench.taken(1).last(), Some(ToMember::Store { response: StoreResponse::Number(0), .. })));
+    let status = bench.coordinator.status();
+    assert_eq!((status.phase, status.generation, status.step), (Phase::Running, EARLIER, 8));
+    let heard: Vec<&HistoryEvent> = status.history.iter().map(|entry| &entry.event).collect();
+    assert!(heard.contains(&&HistoryEvent::Adopted { generation: EARLIER, world: 2 }), "{heard:?}");
+    // What follows is numbered by this coordinator.
+    bench.say(1, ToCoordinator::Report { generation: EARLIER, held: Some(label(9, 0)), cause: ReportCause::Agreed });
+    bench.say(2, ToCoordinator::Report { generation: EARLIER, held: Some(label(9, 0)), cause: ReportCause::Agreed });
+    assert_eq!(bench.plan(3).map(|plan| (plan.generation, plan.world)), Some((generation(1), 3)));
+}
+
+#[test]
+fn a_group_whose_members_do_not_all_come_is_given_up_after_the_wait() {
+    let mut bench = Bench::new(1, 2, 2);
+    trains_in(&mut bench, 1, 0, 8);
+    assert_eq!(bench.coordinator.deadline(), Some(WAIT));
+    bench.tick(WAIT);
+    assert!(matches!(bench.taken(1).last(), Some(ToMember::Abort { generation: EARLIER, .. })));
+    bench.say(1, ToCoordinator::Report { generation: EARLIER, held: Some(label(8, 0)), cause: ReportCause::Aborted });
+    // Others of it may still come, and hold more: they are waited for as at a start.
+    assert_eq!(bench.plan(1), None);
+    bench.tick(WAIT + WAIT);
+    assert_eq!(bench.plan(1).map(|plan| (plan.world, plan.base)), Some((1, Some(label(8, 0)))));
+}
+
+#[test]
+fn a_loss_before_all_are_there_ends_the_group_that_was_to_be_taken_over() {
+    let mut bench = Bench::new(1, 2, 2);
+    trains_in(&mut bench, 1, 0, 8);
+    trains_in(&mut bench, 3, 0, 8);
+    bench.close(3);
+    trains_in(&mut bench, 2, 1, 9);
+    assert!(matches!(bench.taken(2).last(), Some(ToMember::Abort { generation: EARLIER, .. })));
+    bench.say(2, ToCoordinator::Report { generation: EARLIER, held: Some(label(9, 0)), cause: ReportCause::Aborted });
+    bench.attach(4, 1, |_| {});
+    assert_eq!(bench.plan(4).map(|plan| plan.role), Some(Role::Receive { from: 1 }));
+}
+
+#[test]
+fn a_group_with_other_members_than_its_list_is_given_up() {
+    let mut bench = Bench::new(1, 2, 2);
+    trains_in(&mut bench, 1, 0, 8);
+    trains_in(&mut bench, 3, 2, 8);
+    assert!(matches!(bench.taken(3).last(), Some(ToMember::Abort { generation: EARLIER, .. })), "no rank 2 of two");
+    trains_in(&mut bench, 2, 1, 9);
+    assert!(bench.taken(2).iter().all(|message| matches!(message, ToMember::Attached { .. })), "the right two are led");
+}
+
+#[test]
+fn of_two_groups_of_coordinators_before_the_later_one_counts() {
+    let mut bench = Bench::new(1, 2, 2);
+    let older = Generation { epoch: 6, n: 3 };
+    bench.attach(5, 5, |attach| {
+        attach.held = Some(StateLabel { step: 7, generation: older });
+        attach.group = Some(HeldGroup { generation: older, rank: 0, world: 2, list_digest: 1, finished: false });
+    });
+    trains_in(&mut bench, 1, 0, 8);
+    assert!(matches!(bench.taken(5).last(), Some(ToMember::Abort { generation, .. }) if *generation == older));
+    trains_in(&mut bench, 2, 1, 8);
+    assert_eq!(bench.coordinator.status().generation, EARLIER);
+    // It takes part once it has let go of its own.
+    assert_eq!(bench.taken(1).last(), Some(&ToMember::Attached { generation: generation(0) }));
+    bench.event(CoordinatorEvent::SetWorld(World::new(1, 3, 3).unwrap()));
+    assert_eq!(bench.taken(1), []);
+    bench.say(5, ToCoordinator::Report { generation: older, held: None, cause: ReportCause::Aborted });
+    assert_eq!(bench.taken(1), [ToMember::Wish { generation: EARLIER, flags: Flags::LEAVE }]);
+}
+
+#[test]
+fn a_member_that_does_not_let_go_of_a_group_given_up_is_evicted() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.attach(3, 3, |attach| {
+        let generation = generation(0);
+        attach.group = Some(HeldGroup { generation, rank: 0, world: 1, list_digest: 0, finished: false });
+    });
+    assert!(matches!(bench.taken(3).last(), Some(ToMember::Abort { .. })), "of this very coordinator: it was counted as lost");
+    bench.tick(Duration::from_millis(4999));
+    assert_eq!(bench.closed, [0; 0]);
+    bench.tick(Duration::from_secs(5));
+    assert_eq!(bench.closed, [3]);
+    assert_eq!(bench.coordinator.status().phase, Phase::Running);
+}
+
+#[test]
+fn a_new_coordinator_learns_of_the_newest_checkpoint_and_of_the_end() {
+    let mut bench = Bench::new(1, 1, 1);
+    bench.attach(1, 1, |attach| {
+        let list_digest = crate::plan::digest_of(std::iter::once(&attach.identity));
+        attach.saved = Some(6);
+        attach.held = Some(StateLabel { step: 8, generation: EARLIER });
+        attach.group = Some(HeldGroup { generation: EARLIER, rank: 0, world: 1, list_digest, finished: true });
+    });
+    let status = bench.coordinator.status();
+    assert_eq!((status.phase, status.step, status.last_checkpoint), (Phase::Ended(EndReason::Complete), 8, Some(6)));
+}
+
 #[test]
 fn a_member_that_has_yet_to_receive_the_base_does_not_count_for_the_committed_step() {
     let mut bench = Bench::new(1, 2, 2);
     bench.attach(1, 1, |attach| attach.held = Some(label(6, 0)));
     bench.attach(2, 2, |attach| attach.held = Some(label(5, 0)));
-    let heartbeat = |held| ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(held) };
+    let heartbeat = |held| ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(held), activity: Activity::default() };
     bench.say(1, heartbeat(label(6, 0)));
     bench.say(2, heartbeat(label(5, 0)));
     assert_eq!(bench.coordinator.status().step, 0, "not known before both hold the base");
     bench.say(2, heartbeat(label(6, 0)));
     assert_eq!(bench.coordinator.status().step, 6);
+}
+
+/// A heartbeat of a member of generation 1 that has entered so many operations.
+fn at_work(bench: &mut Bench, connection: u64, operations: u64, step_work: u64) {
+    let activity = Activity { operations, step_work: Some(at(step_work)) };
+    bench.say(connection, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)), activity });
+}
+
+#[test]
+fn a_member_that_stands_still_while_others_wait_for_it_is_evicted() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    for second in 0..=11 {
+        bench.tick(Duration::from_secs(second));
+        // From the third second on one waits in operation 12 for the other, which has not entered it.
+        at_work(&mut bench, 1, (10 + second).min(12), 5);
+        at_work(&mut bench, 2, (10 + second).min(11), 5);
+    }
+    assert_eq!(bench.closed, [2], "{:?}", bench.coordinator.status().history);
+    assert!(bench.taken(1).iter().any(|message| matches!(message, ToMember::Abort { .. })));
+    assert!(matches!(bench.taken(2).last(), Some(ToMember::Evicted { .. })));
+}
+
+#[test]
+fn a_group_in_which_all_have_come_equally_far_is_left_alone_and_so_is_one_that_has_finished() {
+    for finished in [false, true] {
+        let mut bench = Bench::of_two_at_step_5(1, 2);
+        if finished {
+            bench.say(2, ToCoordinator::Finished { generation: generation(1), step: 9 });
+        }
+        for second in 0..=30 {
+            bench.tick(Duration::from_secs(second));
+            at_work(&mut bench, 1, 12, 5);
+            at_work(&mut bench, 2, if finished { 11 } else { 12 }, 5);
+        }
+        assert_eq!(bench.closed, [0; 0]);
+    }
+}
+
+#[test]
+fn a_member_that_is_slow_for_a_while_is_put_on_record_once() {
+    let mut bench = Bench::new(1, 3, 3);
+    (1..=3).for_each(|member| bench.attach(member.into(), member, |attach| attach.held = Some(label(5, 0))));
+    for second in 0..=30 {
+        bench.tick(Duration::from_secs(second));
+        at_work(&mut bench, 1, second, 10);
+        at_work(&mut bench, 2, second, 14);
+        at_work(&mut bench, 3, second, if second == 4 { 10 } else { 22 });
+    }
+    let slow: Vec<_> =
+        bench.coordinator.status().history.into_iter().filter(|entry| matches!(entry.event, HistoryEvent::Slow { .. })).collect();
+    let [entry] = slow.as_slice() else { panic!("{slow:?}") };
+    let member = MemberName { worker: "w-3".to_owned(), index: 0 };
+    assert_eq!(entry.event, HistoryEvent::Slow { member, step_work: at(22), median: at(14) });
+}
+
+fn checkpoint_of(n: u64, step: u64) -> ToCoordinator {
+    ToCoordinator::CheckpointCommitted { generation: generation(n), step }
+}
+
+fn wish_checkpoint(n: u64, from: u64) -> ToMember {
+    ToMember::WishCheckpoint { generation: generation(n), from }
+}
+
+#[test]
+fn a_checkpoint_that_is_asked_for_is_wished_once_and_nobody_leaves() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.event(CoordinatorEvent::Checkpoint { from: None });
+    bench.event(CoordinatorEvent::Checkpoint { from: Some(5) });
+    assert_eq!([1, 2].map(|stream| bench.taken(stream)), [[wish_checkpoint(1, 5)], [wish_checkpoint(1, 5)]]);
+    assert_eq!(bench.coordinator.status().wanted_checkpoint, Some(5));
+    bench.say(1, checkpoint_of(1, 4));
+    assert_eq!(bench.coordinator.status().wanted_checkpoint, Some(5), "an older one is not what was asked for");
+    bench.say(1, checkpoint_of(1, 7));
+    let status = bench.coordinator.status();
+    assert_eq!((status.wanted_checkpoint, status.last_checkpoint, status.phase), (None, Some(7), Phase::Running));
+    bench.event(CoordinatorEvent::Checkpoint { from: Some(5) });
+    assert_eq!(bench.taken(1), [], "asked again, it is there already");
+    let heartbeat = || ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(9, 1)), activity: Activity::default() };
+    bench.say(1, heartbeat());
+    bench.say(2, heartbeat());
+    bench.event(CoordinatorEvent::Checkpoint { from: Some(1_000) });
+    let wishes: Vec<_> = bench.taken(2).into_iter().filter(|message| matches!(message, ToMember::WishCheckpoint { .. })).collect();
+    assert_eq!(wishes, [wish_checkpoint(1, 9)], "a later request in the same generation, for the step that was committed");
+}
+
+#[test]
+fn a_checkpoint_that_a_generation_did_not_write_is_wished_in_the_next() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.event(CoordinatorEvent::Checkpoint { from: None });
+    bench.close(2);
+    bench.taken(1);
+    bench.report(1, 1, Some(label(6, 1)), ReportCause::Aborted);
+    let messages = bench.taken(1);
+    assert!(matches!(&messages[..], [ToMember::Form(plan), wish] if plan.generation == generation(2) && *wish == wish_checkpoint(2, 5)));
+    bench.say(1, checkpoint_of(1, 6));
+    assert_eq!(bench.coordinator.status().wanted_checkpoint, Some(5), "of a generation that is over");
+    bench.say(1, checkpoint_of(2, 8));
+    assert_eq!(bench.coordinator.status().wanted_checkpoint, None);
+}
+
+#[test]
+fn a_checkpoint_can_be_asked_for_before_there_is_a_group_and_after_its_steps_were_lost() {
+    let mut bench = Bench::new(1, 1, 1);
+    bench.event(CoordinatorEvent::Checkpoint { from: Some(3) });
+    bench.attach(1, 1, |attach| attach.held = Some(label(6, 0)));
+    assert_eq!(bench.taken(1).last(), Some(&wish_checkpoint(1, 0)));
+    bench.say(1, checkpoint_of(1, 6));
+    bench.say(1, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(9, 1)), activity: Activity::default() });
+    bench.event(CoordinatorEvent::Checkpoint { from: None });
+    assert_eq!(bench.taken(1).last(), Some(&wish_checkpoint(1, 9)));
+    bench.close(1);
+    bench.attach(2, 2, |attach| attach.held = Some(label(7, 1)));
+    let messages = bench.taken(2);
+    assert_eq!(messages.last(), Some(&wish_checkpoint(2, 7)), "step 9 is lost, step 7 takes its place: {messages:?}");
+}
+
+#[test]
+fn counts_are_those_of_the_members_after_every_kind_of_change() {
+    let mut bench = Bench::new(1, 3, 3);
+    let check = |bench: &Bench, expected: [usize; 4]| {
+        let peers = &bench.coordinator.peers;
+        let counted = [
+            peers.values().filter(|peer| peer.is_in_group()).count(),
+            peers.values().filter(|peer| peer.draining).count(),
+            peers.values().filter(|peer| peer.draining && peer.is_in_group()).count(),
+            peers.values().filter(|peer| !peer.draining && !peer.is_in_group()).count(),
+        ];
+        assert_eq!(counted, expected);
+        assert_eq!([peers.in_group(), peers.draining(), peers.draining_in_group(), peers.spare()], expected);
+        assert_eq!(peers.staying() + peers.draining(), peers.len());
+    };
+    (1..=3).for_each(|member| bench.attach(member.into(), member, |attach| attach.held = Some(label(5, 0))));
+    check(&bench, [3, 0, 0, 0]);
+    bench.attach(4, 4, |_| {});
+    check(&bench, [3, 0, 0, 1]);
+    bench.say(1, ToCoordinator::Drain { generation: None });
+    bench.event(CoordinatorEvent::DrainWorker { worker: "w-2".to_owned() });
+    check(&bench, [3, 2, 2, 1]);
+    bench.close(3);
+    check(&bench, [2, 2, 2, 1]);
+    bench.report(1, 1, Some(label(6, 1)), ReportCause::Aborted);
+    check(&bench, [1, 2, 1, 1]);
+    bench.attach(5, 1, |attach| attach.identity.incarnation = 2);
+    check(&bench, [1, 1, 1, 2]);
+    bench.event(CoordinatorEvent::Stop);
+    check(&bench, [1, 3, 1, 0]);
 }

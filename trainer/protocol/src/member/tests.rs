@@ -1,5 +1,5 @@
 use super::*;
-use crate::{MemberName, Role};
+use crate::{Activity, HeldGroup, MemberName, Role};
 
 fn generation(n: u64) -> Generation {
     Generation { epoch: 1, n }
@@ -93,6 +93,23 @@ fn what_is_agreed_at_a_step_takes_effect_after_the_next() {
 }
 
 #[test]
+fn a_checkpoint_is_written_without_leaving_and_a_wish_for_it_that_comes_late_is_not_raised_again() {
+    let mut bench = Bench::training();
+    let wish = |from| ToMember::WishCheckpoint { generation: generation(1), from };
+    // Another member heard of it first, and all agreed on it in step 4.
+    assert_eq!(bench.commit(4, Flags::CHECKPOINT), []);
+    bench.hear(wish(3));
+    assert_eq!(bench.member.flags(), Flags::NONE);
+    assert_eq!(bench.commit(5, Flags::NONE), [MemberCommand::WriteCheckpoint { generation: generation(1), step: 5 }]);
+    bench.hear(wish(6));
+    assert_eq!(bench.member.flags(), Flags::CHECKPOINT, "a later request");
+    assert_eq!(bench.commit(6, Flags::CHECKPOINT), []);
+    assert_eq!(bench.member.flags(), Flags::NONE);
+    assert_eq!(bench.commit(7, Flags::NONE), [MemberCommand::WriteCheckpoint { generation: generation(1), step: 7 }]);
+    assert_eq!(bench.commit(8, Flags::NONE), []);
+}
+
+#[test]
 fn a_wish_of_another_generation_is_not_raised() {
     let mut bench = Bench::training();
     bench.hear(ToMember::Wish { generation: generation(2), flags: Flags::LEAVE });
@@ -138,16 +155,69 @@ fn an_older_or_doubled_plan_is_ignored() {
 }
 
 #[test]
-fn a_broken_stream_aborts_the_group_and_attaches_again_with_what_is_held_once_it_is_dropped() {
+fn a_broken_stream_does_not_end_a_group_that_trains() {
     let mut bench = Bench::training();
+    assert_eq!(bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() }), [MemberCommand::Connect]);
+    bench.commit(4, Flags::NONE);
+    let get = || StoreRequest::Get { key: "k".to_owned() };
+    let cancelled = bench.event(MemberEvent::Store { generation: generation(1), id: 1, request: get() });
+    assert!(matches!(&cancelled[..], [MemberCommand::StoreResponse { response: StoreResponse::Cancelled { .. }, .. }]));
+    bench.event(MemberEvent::CheckpointCommitted { generation: generation(1), step: 4 });
+    let attach = bench.event(MemberEvent::Connected);
+    let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
+    assert_eq!((attach.known, attach.held, attach.saved), (Some(generation(1)), Some(label(4, 1)), Some(4)));
+    let group = HeldGroup { generation: generation(1), rank: 0, world: 2, list_digest: 0, finished: false };
+    assert_eq!(attach.group, Some(group));
+    // The new coordinator has another epoch; what the member says is about its group.
+    bench.hear(ToMember::Attached { generation: Generation { epoch: 2, n: 0 } });
+    bench.now = Duration::from_secs(1);
+    let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)) };
+    bench.member.set_activity(activity);
+    let beat = ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(4, 1)), activity };
+    assert_eq!(bench.event(MemberEvent::Tick), [MemberCommand::Send(beat)]);
+    assert!(matches!(&bench.hear(abort())[..], [MemberCommand::AbortGroup { .. }]));
+    assert_eq!(bench.closed(None), [report(label(4, 1), ReportCause::Aborted)]);
+}
+
+#[test]
+fn a_group_that_fails_without_a_coordinator_is_not_named_to_the_next() {
+    let mut bench = Bench::training();
+    bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
+    assert_eq!(bench.closed(Some("connection reset by peer")), []);
+    let attach = bench.event(MemberEvent::Connected);
+    let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
+    assert_eq!((attach.group, attach.held), (None, Some(label(3, 1))));
+}
+
+#[test]
+fn a_group_that_is_being_left_when_the_stream_breaks_is_reported_before_anything_new() {
+    let mut bench = Bench::training();
+    bench.hear(ToMember::Wish { generation: generation(1), flags: Flags::LEAVE });
+    bench.commit(4, Flags::LEAVE);
+    bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
+    assert_eq!(bench.commit(5, Flags::LEAVE), [MemberCommand::LeaveGroup { generation: generation(1) }]);
+    let attach = bench.event(MemberEvent::Connected);
+    let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
+    assert_eq!(attach.group.map(|group| group.generation), Some(generation(1)));
+    assert_eq!(bench.closed(None), [report(label(5, 1), ReportCause::Agreed)]);
+}
+
+#[test]
+fn a_broken_stream_ends_a_group_that_is_still_being_built() {
+    let mut bench = Bench::new();
+    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1 })));
     let commands = bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
     assert!(matches!(&commands[..], [MemberCommand::AbortGroup { .. }]));
     assert_eq!(bench.member.deadline(), None);
-    bench.commit(4, Flags::NONE);
     assert_eq!(bench.closed(None), [MemberCommand::Connect]);
-    let attach = bench.event(MemberEvent::Connected);
-    let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
-    assert_eq!((attach.known, attach.held), (Some(generation(1)), Some(label(4, 1))));
+}
+
+#[test]
+fn an_evicted_member_drops_its_group_before_it_attaches_again() {
+    let mut bench = Bench::training();
+    let commands = bench.hear(ToMember::Evicted { generation: generation(1), reason: "silent".to_owned() });
+    assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::AbortGroup { .. }]), "{commands:?}");
+    assert_eq!(bench.closed(None), [MemberCommand::Connect]);
 }
 
 #[test]
@@ -159,7 +229,7 @@ fn heartbeats_go_out_at_the_interval_and_a_silent_coordinator_is_left() {
     assert_eq!(bench.event(MemberEvent::Tick), []);
     bench.now = Duration::from_secs(5);
     let commands = bench.event(MemberEvent::Tick);
-    assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::AbortGroup { .. }]), "{commands:?}");
+    assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::Connect]), "{commands:?}");
 }
 
 #[test]
@@ -193,6 +263,21 @@ fn a_store_operation_without_its_group_is_cancelled_at_once() {
     bench.hear(abort());
     let cancelled = bench.event(MemberEvent::Store { generation: generation(1), id: 2, request: request() });
     assert!(matches!(&cancelled[..], [MemberCommand::StoreResponse { id: 2, response: StoreResponse::Cancelled { .. }, .. }]));
+}
+
+#[test]
+fn members_that_leave_as_agreed_can_still_meet_in_the_store() {
+    let mut bench = Bench::training();
+    bench.commit(4, Flags::LEAVE | Flags::CHECKPOINT);
+    let commands = bench.commit(5, Flags::LEAVE);
+    assert!(matches!(&commands[..], [MemberCommand::WriteCheckpoint { step: 5, .. }, MemberCommand::LeaveGroup { .. }]), "{commands:?}");
+    let request = || StoreRequest::Set { key: "k".to_owned(), value: Vec::new() };
+    let sent = bench.event(MemberEvent::Store { generation: generation(1), id: 1, request: request() });
+    assert!(matches!(&sent[..], [MemberCommand::Send(ToCoordinator::Store { id: 1, .. })]), "{sent:?}");
+    // Not once the generation has ended for another reason.
+    assert!(matches!(&bench.hear(abort())[..], [MemberCommand::AbortGroup { .. }]));
+    let cancelled = bench.event(MemberEvent::Store { generation: generation(1), id: 2, request: request() });
+    assert!(matches!(&cancelled[..], [MemberCommand::StoreResponse { id: 2, .. }]), "{cancelled:?}");
 }
 
 #[test]

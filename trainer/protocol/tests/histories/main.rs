@@ -29,9 +29,11 @@ fn action() -> impl Strategy<Value = Action> {
         1 => any::<u8>().prop_map(Action::Resume),
         1 => any::<u8>().prop_map(Action::Drain),
         1 => any::<u8>().prop_map(Action::DrainWorker),
+        1 => Just(Action::Checkpoint),
         1 => (1_u8..4, 0_u8..3).prop_map(|(desired, more)| Action::SetWorld { desired, more }),
         2 => (1_u16..900).prop_map(Action::Advance),
         1 => Just(Action::RestartCoordinator),
+        1 => Just(Action::LoseCoordinator),
     ]
 }
 
@@ -73,5 +75,43 @@ fn a_joiner_is_let_in_at_an_agreed_step_without_a_failure() {
     }
     assert_eq!(simulation.broken(), 0);
     assert!(simulation.generations() >= 2);
+    simulation.finish();
+}
+
+#[test]
+fn training_goes_on_without_a_coordinator_and_a_new_one_takes_the_group_over() {
+    let mut simulation = Simulation::new();
+    for action in [Action::Join(0), Action::Join(1), Action::Rounds(11), Action::Rounds(11)] {
+        simulation.apply(&action);
+    }
+    let (generations, before) = (simulation.generations(), simulation.trained());
+    simulation.apply(&Action::LoseCoordinator);
+    simulation.apply(&Action::Rounds(11));
+    let without = simulation.trained();
+    assert!(without > before, "{without} steps, {before} when the coordinator went");
+    simulation.apply(&Action::RestartCoordinator);
+    simulation.apply(&Action::Rounds(11));
+    assert!(simulation.trained() > without);
+    assert_eq!((simulation.generations(), simulation.broken()), (generations, 0), "nothing was interrupted");
+    simulation.finish();
+}
+
+#[test]
+fn a_checkpoint_is_written_though_the_generation_that_was_asked_for_it_fails() {
+    let mut simulation = Simulation::new();
+    for action in [Action::Join(0), Action::Join(1), Action::Rounds(11), Action::Rounds(11), Action::Rounds(11)] {
+        simulation.apply(&action);
+    }
+    // Nobody has heard of the wish when the collective fails.
+    simulation.apply(&Action::Checkpoint);
+    simulation.apply(&Action::FailCollective(0));
+    let asked = simulation.status();
+    assert!(asked.wanted_checkpoint == Some(asked.step) && asked.step > 0 && asked.last_checkpoint.is_none(), "{asked:?}");
+    for _ in 0..3 {
+        simulation.apply(&Action::Rounds(11));
+    }
+    let status = simulation.status();
+    assert!(status.wanted_checkpoint.is_none() && status.last_checkpoint >= Some(asked.step), "{status:?}");
+    assert_eq!((simulation.broken(), simulation.generations()), (1, 2));
     simulation.finish();
 }

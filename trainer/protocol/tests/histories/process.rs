@@ -1,7 +1,7 @@
 //! One simulated process: the member's machine and a training thread that does what it is told, one thing at a time.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -9,6 +9,9 @@ use lcl_protocol::{
     ConnectionId, Flags, Generation, Identity, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Role, StateLabel,
     StoreRequest, StoreResponse, ToCoordinator,
 };
+
+/// Number of the store operation that has to succeed before a checkpoint is made visible.
+const FENCE: u64 = 9;
 
 /// Weights and moments, as far as they matter here: the line of steps that led to them.
 pub(crate) type Line = Vec<StateLabel>;
@@ -18,6 +21,8 @@ pub(crate) type Line = Vec<StateLabel>;
 pub(crate) struct Fabric {
     /// Who arrived at a step of a generation, and with which flags and state.
     pub(crate) arrivals: BTreeMap<(Generation, u64), BTreeMap<u32, (Flags, Line)>>,
+    /// Ranks that are ready to leave in order.
+    pub(crate) leaving: BTreeMap<Generation, BTreeSet<u32>>,
     /// Ranks that have dropped their group.
     pub(crate) dropped: BTreeMap<Generation, Vec<u32>>,
     /// States on their way: generation, receiver's rank.
@@ -38,6 +43,8 @@ enum Stage {
     Recovering(Role),
     Training,
     Finished,
+    /// Waits for the others to leave, too.
+    Leaving,
 }
 
 #[derive(Debug)]
@@ -64,6 +71,9 @@ pub(crate) struct Process {
     pub(crate) disconnect: bool,
     todo: VecDeque<MemberCommand>,
     work: Option<Work>,
+    /// The generation of which a checkpoint is to be made visible, when the coordinator's store answers.
+    saving: Option<Generation>,
+    saved_step: Option<u64>,
 }
 
 impl Process {
@@ -91,6 +101,8 @@ impl Process {
             disconnect: false,
             todo: VecDeque::new(),
             work: None,
+            saving: None,
+            saved_step: None,
         };
         process.tell(now, MemberEvent::Tick);
         process
@@ -98,11 +110,15 @@ impl Process {
 
     /// Has the machine take in an event and sorts what comes out.
     pub(crate) fn tell(&mut self, now: Duration, event: MemberEvent) {
+        if matches!(event, MemberEvent::Disconnected { .. }) {
+            // The client cancels what no answer can come to any more.
+            self.saving = None;
+        }
         let commands = self.member.handle(now, event).expect("the simulated training thread keeps to the rules");
         for command in commands {
             match command {
                 MemberCommand::Connect => self.opening = true,
-                MemberCommand::Disconnect { .. } => self.disconnect = true,
+                MemberCommand::Disconnect { .. } => (self.disconnect, self.saving) = (true, None),
                 // What was said after the stream was dropped goes nowhere; the machine must not do it.
                 MemberCommand::Send(message) => {
                     assert!(!self.disconnect, "{message:?} is sent on a dropped stream");
@@ -115,14 +131,23 @@ impl Process {
 
     /// The training thread does one thing. `last`: the step at which training ends.
     pub(crate) fn work(&mut self, now: Duration, fabric: &mut Fabric, last: u64) {
-        if let Some(command) = self.todo.pop_front() {
+        if let Some(command) = self.next_command() {
             return self.obey(now, fabric, command);
+        }
+        if self.saving.is_some() {
+            return;
         }
         let held = self.step();
         let Some(work) = &mut self.work else { return };
         let (generation, rank, world) = (work.plan.generation, work.plan.rank, work.plan.world);
         match &mut work.stage {
             Stage::Waiting | Stage::Finished => {}
+            Stage::Leaving => {
+                let all = fabric.leaving.get(&generation).is_some_and(|ranks| ranks.len() == world as usize);
+                if all || fabric.dropped.contains_key(&generation) {
+                    self.drop_group(now, fabric, None);
+                }
+            }
             Stage::Building => {
                 if fabric.dropped.contains_key(&generation) {
                     self.drop_group(now, fabric, Some("a peer is gone while the group is built"));
@@ -155,10 +180,16 @@ impl Process {
                 }
             },
             Stage::Training if held == last => {
-                work.stage = Stage::Finished;
-                if rank == 0 {
-                    self.save(now, fabric, generation);
+                if rank == 0 && self.saved_step != Some(last) {
+                    // Without a coordinator that leads this group the last checkpoint has to wait.
+                    if fabric.dropped.contains_key(&generation) {
+                        self.drop_group(now, fabric, Some("a peer is gone"));
+                    } else {
+                        self.ask_to_save(now, generation);
+                    }
+                    return;
                 }
+                work.stage = Stage::Finished;
                 self.tell(now, MemberEvent::Finished { generation });
             }
             Stage::Training => {
@@ -179,6 +210,17 @@ impl Process {
                 }
             }
         }
+    }
+
+    /// While it waits for the fence of a checkpoint it does nothing else, unless the group has to be dropped.
+    fn next_command(&mut self) -> Option<MemberCommand> {
+        if self.saving.is_none() {
+            return self.todo.pop_front();
+        }
+        let is_urgent = |command: &MemberCommand| {
+            matches!(command, MemberCommand::StoreResponse { .. } | MemberCommand::AbortGroup { .. } | MemberCommand::Exit(_))
+        };
+        self.todo.iter().position(is_urgent).and_then(|place| self.todo.remove(place))
     }
 
     /// A collective fails on this process alone, even one that has completed on others.
@@ -227,10 +269,15 @@ impl Process {
             MemberCommand::WriteCheckpoint { generation, step } => {
                 assert_eq!(step, self.step());
                 if self.work.as_ref().is_some_and(|work| work.plan.rank == 0) {
-                    self.save(now, fabric, generation);
+                    self.ask_to_save(now, generation);
                 }
             }
-            MemberCommand::LeaveGroup { .. } => self.drop_group(now, fabric, None),
+            MemberCommand::LeaveGroup { generation } => {
+                if let Some(work) = &mut self.work {
+                    fabric.leaving.entry(generation).or_default().insert(work.plan.rank);
+                    work.stage = Stage::Leaving;
+                }
+            }
             MemberCommand::AbortGroup { .. } => {
                 // The collective may have completed already: then the update is applied, whatever the coordinator says.
                 if self.completed(fabric) && self.id.is_multiple_of(2) {
@@ -249,13 +296,14 @@ impl Process {
 
     /// All add one; who makes it the world's size lets all go.
     fn rendezvous(&mut self, now: Duration, fabric: &mut Fabric, generation: Generation, id: u64, response: &StoreResponse) {
-        let Some(work) = self.work.as_mut().filter(|work| work.plan.generation == generation) else { return };
-        if !matches!(work.stage, Stage::Building) {
-            return;
+        if id == FENCE {
+            return self.fenced(now, fabric, generation, response);
         }
+        let Some(work) = self.work.as_mut().filter(|work| work.plan.generation == generation) else { return };
         let world = i64::from(work.plan.world);
         let key = || "go".to_owned();
         match (id, response) {
+            _ if !matches!(work.stage, Stage::Building) => {}
             (_, StoreResponse::Cancelled { .. }) => self.drop_group(now, fabric, Some("the rendezvous was cancelled")),
             (1, StoreResponse::Number(arrived)) => {
                 assert!(*arrived <= world, "{arrived} of {world} arrived at {generation}");
@@ -292,7 +340,22 @@ impl Process {
         self.tell(now, MemberEvent::Committed { generation, step, agreed });
     }
 
+    /// A checkpoint is written; whether it may become visible is asked of the generation's store.
+    fn ask_to_save(&mut self, now: Duration, generation: Generation) {
+        if self.saving.is_none() {
+            self.saving = Some(generation);
+            self.tell(now, MemberEvent::Store { generation, id: FENCE, request: StoreRequest::CountKeys });
+        }
+    }
+
+    fn fenced(&mut self, now: Duration, fabric: &mut Fabric, generation: Generation, response: &StoreResponse) {
+        if self.saving.take_if(|saving| *saving == generation).is_some() && matches!(response, StoreResponse::Number(_)) {
+            self.save(now, fabric, generation);
+        }
+    }
+
     fn save(&mut self, now: Duration, fabric: &mut Fabric, generation: Generation) {
+        self.saved_step = Some(self.step());
         // Folders carry step and generation, and restore takes the highest.
         let newest = |line: &Option<Line>| line.as_ref().and_then(|line| line.last().copied());
         if newest(&fabric.storage) <= newest(&self.line) {
@@ -313,6 +376,7 @@ impl Process {
     fn drop_group(&mut self, now: Duration, fabric: &mut Fabric, failure: Option<&str>) {
         let Some(work) = self.work.take() else { return };
         let generation = work.plan.generation;
+        self.saving = None;
         fabric.dropped.entry(generation).or_default().push(work.plan.rank);
         self.tell(now, MemberEvent::GroupClosed { generation, failure: failure.map(str::to_owned) });
     }

@@ -7,7 +7,7 @@ use std::{
 
 use lcl_protocol::{
     ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings, EndReason, Generation, HistoryEvent, MemberEvent,
-    Phase, Plan, Role, StateLabel, ToCoordinator, ToMember, World, slots_of,
+    Phase, Plan, Role, StateLabel, Status, ToCoordinator, ToMember, World, slots_of,
 };
 
 use crate::process::{Fabric, Process};
@@ -48,9 +48,13 @@ pub(crate) enum Action {
         desired: u8,
         more: u8,
     },
+    /// A checkpoint is asked for.
+    Checkpoint,
     /// Milliseconds.
     Advance(u16),
     RestartCoordinator,
+    /// It is gone, and no other is there until the next restart.
+    LoseCoordinator,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +85,7 @@ pub(crate) struct Simulation {
     step: u64,
     bases: BTreeMap<Generation, (u32, Option<StateLabel>)>,
     broken: usize,
+    coordinator_is_away: bool,
 }
 
 fn coordinator(epoch: u64, world: World, now: Duration) -> Coordinator {
@@ -90,6 +95,7 @@ fn coordinator(epoch: u64, world: World, now: Duration) -> Coordinator {
         formation_wait: Duration::from_millis(300),
         heartbeat_timeout: Duration::from_secs(1),
         report_timeout: Duration::from_secs(2),
+        stall_timeout: Duration::from_secs(4),
     };
     Coordinator::new(settings, now)
 }
@@ -115,7 +121,12 @@ impl Simulation {
             step: 0,
             bases: BTreeMap::new(),
             broken: 0,
+            coordinator_is_away: false,
         }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.coordinator.status()
     }
 
     pub(crate) fn generations(&self) -> usize {
@@ -125,6 +136,17 @@ impl Simulation {
     /// Generations that ended by a failure.
     pub(crate) fn broken(&self) -> usize {
         self.broken
+    }
+
+    /// The most steps that any process holds.
+    pub(crate) fn trained(&self) -> usize {
+        self.processes.iter().filter_map(|process| process.line.as_ref()).map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// The coordinator is gone, and no stream can be opened until another one is there.
+    fn lose_coordinator(&mut self) {
+        self.restart_coordinator();
+        self.coordinator_is_away = true;
     }
 
     pub(crate) fn apply(&mut self, action: &Action) {
@@ -185,14 +207,17 @@ impl Simulation {
                 self.world = World::new(desired.min(2), desired, desired + u32::from(more)).unwrap();
                 self.coordinate(CoordinatorEvent::SetWorld(self.world));
             }
+            Action::Checkpoint => self.coordinate(CoordinatorEvent::Checkpoint { from: None }),
             Action::Advance(milliseconds) => self.advance(Duration::from_millis(milliseconds.into())),
             Action::RestartCoordinator => self.restart_coordinator(),
+            Action::LoseCoordinator => self.lose_coordinator(),
         }
     }
 
     /// The faults stop: with enough members, training comes to its end, and everybody is told so.
     pub(crate) fn finish(&mut self) {
         self.processes.iter_mut().for_each(|process| process.hung = false);
+        self.coordinator_is_away = false;
         let highest = self.processes.iter().filter_map(|process| process.line.as_ref()).map(Vec::len).max().unwrap_or(0);
         self.last_step = highest as u64 + STEPS_TO_COME;
         for _ in 0..BOUND {
@@ -232,6 +257,7 @@ impl Simulation {
 
     fn restart_coordinator(&mut self) {
         self.epoch += 1;
+        self.coordinator_is_away = false;
         self.coordinator = coordinator(self.epoch, self.world, self.now);
         // Every stream breaks for the members; the new coordinator never hears of them.
         for (connection, stream) in std::mem::take(&mut self.streams) {
@@ -274,7 +300,7 @@ impl Simulation {
     }
 
     fn open(&mut self, process: usize) {
-        if !std::mem::take(&mut self.processes[process].opening) {
+        if self.coordinator_is_away || !std::mem::take(&mut self.processes[process].opening) {
             return;
         }
         self.next_connection += 1;
@@ -398,6 +424,7 @@ impl Simulation {
                         stream.down.push_back(Item::Closed);
                     }
                 }
+                CoordinatorCommand::Record(_) => {}
             }
         }
         self.check_status();
@@ -453,7 +480,9 @@ impl Simulation {
 
     fn check_status(&mut self) {
         let status = self.coordinator.status();
-        assert!(self.highest.is_none_or(|highest| status.generation >= highest || status.generation.n == 0), "{status:?}");
+        // A group that is taken over may be older than one that the coordinator before formed and nobody heard of.
+        let is_taken_over = status.generation.epoch < self.epoch;
+        assert!(self.highest.is_none_or(|highest| status.generation >= highest || status.generation.n == 0 || is_taken_over), "{status:?}");
         if status.step < self.step && status.generation.epoch == self.epoch && status.generation.n > 0 {
             let went_back = status.history.iter().any(|entry| entry.event == HistoryEvent::WentBack { from: self.step, to: status.step });
             assert!(went_back, "the committed step fell from {} to {} without a word: {status:#?}", self.step, status.step);
@@ -461,6 +490,8 @@ impl Simulation {
         self.step = status.step;
         self.broken = status.history.iter().filter(|entry| matches!(entry.event, HistoryEvent::Broken { .. })).count();
         let later = self.coordinator.deadline().is_none_or(|deadline| deadline > self.now);
+        let unmet = status.wanted_checkpoint.is_none_or(|from| status.last_checkpoint < Some(from) && from <= status.step);
+        assert!(unmet, "a checkpoint is wanted that is there, or of a step that is not: {status:?}");
         assert!(later, "a deadline that has passed asks for a call again and again: {:?}", self.coordinator.deadline());
     }
 

@@ -1,0 +1,97 @@
+//! Who holds the others up: members that stand still, and members that are always slow.
+//!
+//! All members of a generation enter the same collective operations, so one that has entered fewer than another is waited for. Looked at
+//! now and then, not with every heartbeat: it takes a walk over all members.
+
+use std::time::Duration;
+
+use super::{Coordinator, Generation, HistoryEvent, LossCause, MemberName};
+use crate::Activity;
+
+/// Looks at the pace within one stall time-out.
+pub(super) const CHECKS_PER_TIMEOUT: u32 = 4;
+/// A member is slow when its own work in a step takes this many times the median's. Below it are the differences between machines of one
+/// kind and between shares of a batch.
+const SLOW: f64 = 1.5;
+/// Looks in a row at which a member has to be slow: a single slow step, or a disk that was busy for a moment, is nothing to report.
+const SLOW_CHECKS: u32 = 3;
+/// Fewer members have no median that says anything.
+const FEWEST: usize = 3;
+
+/// What is known of one member's pace in the running generation.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    activity: Activity,
+    /// When the number of its operations was seen to grow.
+    moved: Option<Duration>,
+    slow_checks: u32,
+}
+
+impl Coordinator {
+    pub(super) fn pace_deadline(&self) -> Option<Duration> {
+        self.group.as_ref().filter(|group| group.is_open()).map(|_| self.next_pace_check)
+    }
+
+    /// A heartbeat says what its member is doing.
+    pub(super) fn note_activity(&mut self, name: &MemberName, generation: Generation, activity: Activity) {
+        let now = self.now;
+        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation) else { return };
+        let Some(member) = group.members.get_mut(name) else { return };
+        if member.pace.moved.is_none() || member.pace.activity.operations != activity.operations {
+            member.pace.moved = Some(now);
+        }
+        member.pace.activity = activity;
+    }
+
+    pub(super) fn check_pace(&mut self) {
+        if self.now < self.next_pace_check {
+            return;
+        }
+        self.next_pace_check = self.now + self.settings.stall_timeout / CHECKS_PER_TIMEOUT;
+        self.report_slow();
+        for name in self.stalled() {
+            self.evict(
+                &name,
+                LossCause::Stalled,
+                &format!("its training thread has stood still for {:?} while others waited for it", self.settings.stall_timeout),
+            );
+        }
+    }
+
+    /// Members that others have waited for too long. Where some wait for others that wait, too, those that have come the least far.
+    fn stalled(&self) -> Vec<MemberName> {
+        let Some(group) = self.group.as_ref().filter(|group| group.is_open()) else { return Vec::new() };
+        let stands_still = |pace: &Pace| pace.moved.is_some_and(|moved| self.now >= moved + self.settings.stall_timeout);
+        let members = || group.members.iter().filter(|(_, member)| !member.finished);
+        let Some(fewest) = members().map(|(_, member)| member.pace.activity.operations).min() else { return Vec::new() };
+        let is_waited_for = group.members.values().any(|member| member.pace.activity.operations > fewest && stands_still(&member.pace));
+        if !is_waited_for {
+            return Vec::new();
+        }
+        let is_stalled = |pace: &Pace| pace.activity.operations == fewest && stands_still(pace);
+        members().filter(|(_, member)| is_stalled(&member.pace)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Puts on record who has been slow for a while, once in a generation.
+    fn report_slow(&mut self) {
+        let Some(group) = self.group.as_mut().filter(|group| group.is_open()) else { return };
+        let mut work: Vec<Duration> = group.members.values().filter_map(|member| member.pace.activity.step_work).collect();
+        if work.len() < FEWEST {
+            return;
+        }
+        work.sort_unstable();
+        let median = work.get(work.len() / 2).copied().unwrap_or_default();
+        let mut found = Vec::new();
+        for (name, member) in &mut group.members {
+            let Some(work) = member.pace.activity.step_work else { continue };
+            let is_slow = work.as_secs_f64() > SLOW * median.as_secs_f64();
+            member.pace.slow_checks = if is_slow { member.pace.slow_checks.saturating_add(1) } else { 0 };
+            if member.pace.slow_checks == SLOW_CHECKS {
+                found.push(HistoryEvent::Slow { member: name.clone(), step_work: work, median });
+            }
+        }
+        for event in found {
+            self.record(event);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Who is attached, with the numbers that every event asks for kept up to date: a job has thousands of members, and each of them says
+//! something every second.
+//!
+//! Comes in: members that attach, change and go. Goes out: the members for reading, and the counts. A member is changed only through
+//! [`Roster::update`], so that the counts cannot drift from what they count.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    ops::Deref,
+};
+
+use super::{MemberName, Peer};
+
+/// The attached members by name.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    peers: BTreeMap<MemberName, Peer>,
+    counts: Counts,
+}
+
+/// How many of them there are of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    in_group: usize,
+    busy: usize,
+    draining: usize,
+    draining_in_group: usize,
+    staying: usize,
+    spare: usize,
+}
+
+impl Counts {
+    fn all(&mut self, peer: &Peer) -> [(&mut usize, bool); 6] {
+        [
+            (&mut self.in_group, peer.is_in_group()),
+            (&mut self.busy, !peer.is_free()),
+            (&mut self.draining, peer.draining),
+            (&mut self.draining_in_group, peer.is_in_group() && peer.draining),
+            (&mut self.staying, !peer.draining && (peer.is_free() || peer.is_in_group())),
+            (&mut self.spare, !peer.draining && peer.is_free()),
+        ]
+    }
+
+    fn add(&mut self, peer: &Peer) {
+        for (count, is_one) in self.all(peer) {
+            *count += usize::from(is_one);
+        }
+    }
+
+    fn take(&mut self, peer: &Peer) {
+        for (count, is_one) in self.all(peer) {
+            *count -= usize::from(is_one);
+        }
+    }
+}
+
+impl Deref for Roster {
+    type Target = BTreeMap<MemberName, Peer>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.peers
+    }
+}
+
+impl Roster {
+    pub(super) fn insert(&mut self, peer: Peer) {
+        self.counts.add(&peer);
+        if let Some(old) = self.peers.insert(peer.identity.name.clone(), peer) {
+            self.counts.take(&old);
+        }
+    }
+
+    pub(super) fn remove(&mut self, name: &MemberName) -> Option<Peer> {
+        let peer = self.peers.remove(name)?;
+        self.counts.take(&peer);
+        Some(peer)
+    }
+
+    /// Changes one member; `None` when there is no such.
+    pub(super) fn update<R>(&mut self, name: &MemberName, change: impl FnOnce(&mut Peer) -> R) -> Option<R> {
+        let peer = self.peers.get_mut(name)?;
+        self.counts.take(peer);
+        let result = change(peer);
+        self.counts.add(peer);
+        Some(result)
+    }
+
+    /// Changes all members.
+    pub(super) fn update_all(&mut self, mut change: impl FnMut(&mut Peer)) {
+        self.counts = Counts::default();
+        for peer in self.peers.values_mut() {
+            change(peer);
+            self.counts.add(peer);
+        }
+    }
+
+    /// Those in the group of the last generation: training, or owing a report.
+    pub(super) const fn in_group(&self) -> usize {
+        self.counts.in_group
+    }
+
+    /// Those that hold any group: what they will have when they let go of it is not known yet.
+    pub(super) const fn busy(&self) -> usize {
+        self.counts.busy
+    }
+
+    /// Those that can take part in a new generation.
+    pub(super) fn free(&self) -> usize {
+        self.peers.len() - self.counts.busy
+    }
+
+    /// Those that are to leave.
+    pub(super) const fn draining(&self) -> usize {
+        self.counts.draining
+    }
+
+    /// Those in the group that are to leave.
+    pub(super) const fn draining_in_group(&self) -> usize {
+        self.counts.draining_in_group
+    }
+
+    /// Those that are not to leave and that take part or can.
+    pub(super) const fn staying(&self) -> usize {
+        self.counts.staying
+    }
+
+    /// Those that can take part, do not, and are not to leave.
+    pub(super) const fn spare(&self) -> usize {
+        self.counts.spare
+    }
+}
+
+impl<'a> IntoIterator for &'a Roster {
+    type Item = (&'a MemberName, &'a Peer);
+    type IntoIter = btree_map::Iter<'a, MemberName, Peer>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.peers.iter()
+    }
+}
