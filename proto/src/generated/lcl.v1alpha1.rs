@@ -68,11 +68,36 @@ pub struct Attach {
     pub held: ::core::option::Option<StateLabel>,
     #[prost(bool, tag = "8")]
     pub draining: bool,
+    /// Absent: it holds no group.
+    #[prost(message, optional, tag = "9")]
+    pub group: ::core::option::Option<HeldGroup>,
+    /// Completed steps of the newest checkpoint that it made visible.
+    #[prost(uint64, optional, tag = "10")]
+    pub saved: ::core::option::Option<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldGroup {
+    #[prost(message, optional, tag = "1")]
+    pub generation: ::core::option::Option<Generation>,
+    #[prost(uint32, tag = "2")]
+    pub rank: u32,
+    #[prost(uint32, tag = "3")]
+    pub world: u32,
+    #[prost(fixed64, tag = "4")]
+    pub list_digest: u64,
+    #[prost(bool, tag = "5")]
+    pub finished: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(message, optional, tag = "1")]
     pub held: ::core::option::Option<StateLabel>,
+    /// Collective operations entered since the generation trains.
+    #[prost(uint64, tag = "2")]
+    pub operations: u64,
+    /// Own work in a step, without waiting for others; absent before the first.
+    #[prost(uint64, optional, tag = "3")]
+    pub step_work_microseconds: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Report {
@@ -202,7 +227,7 @@ pub struct ToMember {
     /// The generation that the message is about; else the coordinator's.
     #[prost(message, optional, tag = "1")]
     pub generation: ::core::option::Option<Generation>,
-    #[prost(oneof = "to_member::Message", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "to_member::Message", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub message: ::core::option::Option<to_member::Message>,
 }
 /// Nested message and enum types in `ToMember`.
@@ -227,6 +252,8 @@ pub mod to_member {
         Evicted(super::Evicted),
         #[prost(message, tag = "10")]
         End(super::End),
+        #[prost(message, tag = "11")]
+        WishCheckpoint(super::WishCheckpoint),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -346,6 +373,12 @@ pub struct Wish {
     #[prost(uint32, tag = "1")]
     pub flags: u32,
 }
+/// To be raised unless a checkpoint of this step or a later one was agreed on already.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WishCheckpoint {
+    #[prost(uint64, tag = "1")]
+    pub from: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Alive {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -394,19 +427,89 @@ pub struct World {
     #[prost(uint32, tag = "3")]
     pub max: u32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SetWorldResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DrainWorkerRequest {
-    #[prost(string, tag = "1")]
-    pub worker: ::prost::alloc::string::String,
+pub struct CommandRequest {
+    #[prost(oneof = "command_request::Command", tags = "1, 2, 3, 4")]
+    pub command: ::core::option::Option<command_request::Command>,
+}
+/// Nested message and enum types in `CommandRequest`.
+pub mod command_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct DrainWorker {
+        #[prost(string, tag = "1")]
+        pub worker: ::prost::alloc::string::String,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Checkpoint {
+        /// Completed steps that it holds at least; absent, or more than are committed: those that are committed now. Whoever repeats the
+        /// command gives the step of the first answer, or a later checkpoint is asked for.
+        #[prost(uint64, optional, tag = "1")]
+        pub from: ::core::option::Option<u64>,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Stop {}
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Command {
+        /// Bounds on the number of members.
+        #[prost(message, tag = "1")]
+        Resize(super::World),
+        /// All members of a worker leave in order.
+        #[prost(message, tag = "2")]
+        DrainWorker(DrainWorker),
+        /// The members write a checkpoint and go on.
+        #[prost(message, tag = "3")]
+        Checkpoint(Checkpoint),
+        /// All members write a checkpoint and end.
+        #[prost(message, tag = "4")]
+        Stop(Stop),
+    }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DrainWorkerResponse {}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StopRequest {}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StopResponse {}
+pub struct CommandResponse {
+    /// Set when the job has ended, so that there is nothing left to do.
+    #[prost(enumeration = "EndReason", tag = "5")]
+    pub ended: i32,
+    /// What was accepted.
+    #[prost(oneof = "command_response::Accepted", tags = "1, 2, 3, 4")]
+    pub accepted: ::core::option::Option<command_response::Accepted>,
+}
+/// Nested message and enum types in `CommandResponse`.
+pub mod command_response {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct DrainWorker {
+        /// Attached members of the worker: they are to leave. 0: there is none (any more).
+        #[prost(uint32, tag = "1")]
+        pub members: u32,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Checkpoint {
+        /// The command is fulfilled by a checkpoint of this many completed steps or more.
+        #[prost(uint64, tag = "1")]
+        pub from: u64,
+        /// It is there already.
+        #[prost(bool, tag = "2")]
+        pub is_committed: bool,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Stop {
+        /// Attached members: they are to leave.
+        #[prost(uint32, tag = "1")]
+        pub members: u32,
+    }
+    /// What was accepted.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Accepted {
+        /// The bounds in force.
+        #[prost(message, tag = "1")]
+        Resize(super::World),
+        #[prost(message, tag = "2")]
+        DrainWorker(DrainWorker),
+        #[prost(message, tag = "3")]
+        Checkpoint(Checkpoint),
+        #[prost(message, tag = "4")]
+        Stop(Stop),
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -431,6 +534,9 @@ pub struct Status {
     /// The last events, oldest first; their numbers show whether some were missed.
     #[prost(message, repeated, tag = "8")]
     pub history: ::prost::alloc::vec::Vec<HistoryEntry>,
+    /// A checkpoint of this step or a later one was asked for and is not there yet.
+    #[prost(uint64, optional, tag = "9")]
+    pub wanted_checkpoint: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberStatus {
@@ -451,7 +557,7 @@ pub struct HistoryEntry {
     /// Since the coordinator's start.
     #[prost(uint64, tag = "2")]
     pub at_milliseconds: u64,
-    #[prost(oneof = "history_entry::Event", tags = "3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "history_entry::Event", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub event: ::core::option::Option<history_entry::Event>,
 }
 /// Nested message and enum types in `HistoryEntry`.
@@ -467,6 +573,8 @@ pub mod history_entry {
         pub member: ::core::option::Option<super::MemberName>,
         #[prost(string, tag = "2")]
         pub reason: ::prost::alloc::string::String,
+        #[prost(enumeration = "super::LossCause", tag = "3")]
+        pub cause: i32,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Left {
@@ -506,6 +614,22 @@ pub mod history_entry {
         #[prost(uint64, tag = "2")]
         pub to: u64,
     }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Slow {
+        #[prost(message, optional, tag = "1")]
+        pub member: ::core::option::Option<super::MemberName>,
+        #[prost(uint64, tag = "2")]
+        pub step_work_microseconds: u64,
+        #[prost(uint64, tag = "3")]
+        pub median_microseconds: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Adopted {
+        #[prost(message, optional, tag = "1")]
+        pub generation: ::core::option::Option<super::Generation>,
+        #[prost(uint32, tag = "2")]
+        pub world: u32,
+    }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Event {
         #[prost(message, tag = "3")]
@@ -522,6 +646,10 @@ pub mod history_entry {
         Recovered(Recovered),
         #[prost(message, tag = "9")]
         WentBack(WentBack),
+        #[prost(message, tag = "10")]
+        Adopted(Adopted),
+        #[prost(message, tag = "11")]
+        Slow(Slow),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -587,6 +715,45 @@ impl Phase {
             "PHASE_RUNNING" => Some(Self::Running),
             "PHASE_RECOVERING" => Some(Self::Recovering),
             "PHASE_ENDED" => Some(Self::Ended),
+            _ => None,
+        }
+    }
+}
+/// By which sign a loss was noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LossCause {
+    Unspecified = 0,
+    StreamClosed = 1,
+    Silent = 2,
+    NoReport = 3,
+    Replaced = 4,
+    Stalled = 5,
+}
+impl LossCause {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LOSS_CAUSE_UNSPECIFIED",
+            Self::StreamClosed => "LOSS_CAUSE_STREAM_CLOSED",
+            Self::Silent => "LOSS_CAUSE_SILENT",
+            Self::NoReport => "LOSS_CAUSE_NO_REPORT",
+            Self::Replaced => "LOSS_CAUSE_REPLACED",
+            Self::Stalled => "LOSS_CAUSE_STALLED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOSS_CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "LOSS_CAUSE_STREAM_CLOSED" => Some(Self::StreamClosed),
+            "LOSS_CAUSE_SILENT" => Some(Self::Silent),
+            "LOSS_CAUSE_NO_REPORT" => Some(Self::NoReport),
+            "LOSS_CAUSE_REPLACED" => Some(Self::Replaced),
+            "LOSS_CAUSE_STALLED" => Some(Self::Stalled),
             _ => None,
         }
     }
@@ -733,12 +900,13 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("lcl.v1alpha1.Coordinator", "Watch"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Sets the bounds on the number of members. May be repeated.
-        pub async fn set_world(
+        /// Asks for something, for the operator and for people. A command says how things are to be, so it may be repeated: what is so already
+        /// changes nothing, and the answer is the same. It is answered when it is accepted; Watch tells when it is done.
+        pub async fn command(
             &mut self,
-            request: impl tonic::IntoRequest<super::World>,
+            request: impl tonic::IntoRequest<super::CommandRequest>,
         ) -> std::result::Result<
-            tonic::Response<super::SetWorldResponse>,
+            tonic::Response<super::CommandResponse>,
             tonic::Status,
         > {
             self.inner
@@ -751,58 +919,11 @@ pub mod coordinator_client {
                 })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static(
-                "/lcl.v1alpha1.Coordinator/SetWorld",
+                "/lcl.v1alpha1.Coordinator/Command",
             );
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("lcl.v1alpha1.Coordinator", "SetWorld"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Asks all members of a worker to leave in order. May be repeated.
-        pub async fn drain_worker(
-            &mut self,
-            request: impl tonic::IntoRequest<super::DrainWorkerRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::DrainWorkerResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/lcl.v1alpha1.Coordinator/DrainWorker",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("lcl.v1alpha1.Coordinator", "DrainWorker"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Asks all members to write a checkpoint and end. May be repeated.
-        pub async fn stop(
-            &mut self,
-            request: impl tonic::IntoRequest<super::StopRequest>,
-        ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/lcl.v1alpha1.Coordinator/Stop",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("lcl.v1alpha1.Coordinator", "Stop"));
+                .insert(GrpcMethod::new("lcl.v1alpha1.Coordinator", "Command"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -842,27 +963,12 @@ pub mod coordinator_server {
             &self,
             request: tonic::Request<super::WatchRequest>,
         ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
-        /// Sets the bounds on the number of members. May be repeated.
-        async fn set_world(
+        /// Asks for something, for the operator and for people. A command says how things are to be, so it may be repeated: what is so already
+        /// changes nothing, and the answer is the same. It is answered when it is accepted; Watch tells when it is done.
+        async fn command(
             &self,
-            request: tonic::Request<super::World>,
-        ) -> std::result::Result<
-            tonic::Response<super::SetWorldResponse>,
-            tonic::Status,
-        >;
-        /// Asks all members of a worker to leave in order. May be repeated.
-        async fn drain_worker(
-            &self,
-            request: tonic::Request<super::DrainWorkerRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::DrainWorkerResponse>,
-            tonic::Status,
-        >;
-        /// Asks all members to write a checkpoint and end. May be repeated.
-        async fn stop(
-            &self,
-            request: tonic::Request<super::StopRequest>,
-        ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status>;
+            request: tonic::Request<super::CommandRequest>,
+        ) -> std::result::Result<tonic::Response<super::CommandResponse>, tonic::Status>;
     }
     /// One per job.
     #[derive(Debug)]
@@ -1035,68 +1141,25 @@ pub mod coordinator_server {
                     };
                     Box::pin(fut)
                 }
-                "/lcl.v1alpha1.Coordinator/SetWorld" => {
+                "/lcl.v1alpha1.Coordinator/Command" => {
                     #[allow(non_camel_case_types)]
-                    struct SetWorldSvc<T: Coordinator>(pub Arc<T>);
-                    impl<T: Coordinator> tonic::server::UnaryService<super::World>
-                    for SetWorldSvc<T> {
-                        type Response = super::SetWorldResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::World>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Coordinator>::set_world(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = SetWorldSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/lcl.v1alpha1.Coordinator/DrainWorker" => {
-                    #[allow(non_camel_case_types)]
-                    struct DrainWorkerSvc<T: Coordinator>(pub Arc<T>);
+                    struct CommandSvc<T: Coordinator>(pub Arc<T>);
                     impl<
                         T: Coordinator,
-                    > tonic::server::UnaryService<super::DrainWorkerRequest>
-                    for DrainWorkerSvc<T> {
-                        type Response = super::DrainWorkerResponse;
+                    > tonic::server::UnaryService<super::CommandRequest>
+                    for CommandSvc<T> {
+                        type Response = super::CommandResponse;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::DrainWorkerRequest>,
+                            request: tonic::Request<super::CommandRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
-                                <T as Coordinator>::drain_worker(&inner, request).await
+                                <T as Coordinator>::command(&inner, request).await
                             };
                             Box::pin(fut)
                         }
@@ -1107,50 +1170,7 @@ pub mod coordinator_server {
                     let max_encoding_message_size = self.max_encoding_message_size;
                     let inner = self.inner.clone();
                     let fut = async move {
-                        let method = DrainWorkerSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/lcl.v1alpha1.Coordinator/Stop" => {
-                    #[allow(non_camel_case_types)]
-                    struct StopSvc<T: Coordinator>(pub Arc<T>);
-                    impl<T: Coordinator> tonic::server::UnaryService<super::StopRequest>
-                    for StopSvc<T> {
-                        type Response = super::StopResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::StopRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Coordinator>::stop(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = StopSvc(inner);
+                        let method = CommandSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

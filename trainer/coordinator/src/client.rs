@@ -20,7 +20,7 @@ use std::{
 };
 
 use lcl_protocol::{
-    Flags, Generation, Member, MemberCommand, MemberError, MemberEvent, MemberSettings, StateLabel, StoreResponse, ToCoordinator,
+    Activity, Flags, Generation, Member, MemberCommand, MemberError, MemberEvent, MemberSettings, StateLabel, StoreResponse, ToCoordinator,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -35,7 +35,7 @@ type OnAbort = Box<dyn Fn(Generation, &str) + Send + Sync>;
 pub struct ClientOptions {
     /// `host:port`. The name is looked up for every attempt.
     pub coordinator: String,
-    /// That the wire is not protected must be said.
+    /// How the wire is protected; that it is not must be said.
     pub security: Security,
     /// Longest wait for a connection and for the stream on it to open.
     pub connect_timeout: Duration,
@@ -47,6 +47,8 @@ pub struct ClientOptions {
     /// of its collectives: it has to wake it (Gloo: shut the group's sockets), and return soon. [`MemberCommand::AbortGroup`] is in the
     /// channel by then. It may be called for a generation whose group is not there yet or no longer.
     pub on_abort: OnAbort,
+    /// What the training thread is doing; asked before every heartbeat, from the client's thread.
+    pub activity: Box<dyn Fn() -> Activity + Send + Sync>,
 }
 
 impl ClientOptions {
@@ -60,6 +62,7 @@ impl ClientOptions {
             first_pause: Duration::from_millis(50),
             longest_pause: Duration::from_secs(5),
             on_abort: Box::new(|_, _| {}),
+            activity: Box::new(Activity::default),
         }
     }
 }
@@ -210,6 +213,11 @@ impl Shared {
         let mut aborts = Vec::new();
         {
             let mut state = self.lock();
+            match &event {
+                MemberEvent::Disconnected { reason } => state.cancel_all(reason),
+                MemberEvent::Tick => state.machine.set_activity((self.options.activity)()),
+                _ => {}
+            }
             let mut events = vec![event];
             while let Some(event) = events.pop() {
                 let commands = state.machine.handle(self.start.elapsed(), event)?;
@@ -244,11 +252,13 @@ impl State {
             MemberCommand::Disconnect { reason } => {
                 tracing::warn!("leaving the coordinator: {reason}");
                 self.outbox = None;
+                self.cancel_all(&reason);
             }
             MemberCommand::Send(message) => {
                 let full = self.outbox.as_ref().is_some_and(|outbox| outbox.try_send(message).is_err());
                 if full {
                     self.outbox = None;
+                    self.cancel_all("the coordinator does not take messages any more");
                     return Some("the coordinator does not take messages any more".to_owned());
                 }
             }
@@ -271,6 +281,13 @@ impl State {
     fn tell(&self, command: MemberCommand) {
         // Without a training thread there is nobody to do it.
         let _ = self.training.send(command);
+    }
+
+    /// The stream is gone, and with it every answer: whoever waits is told that it will not come.
+    fn cancel_all(&mut self, reason: &str) {
+        for (_, waiting) in self.pending.drain() {
+            let _ = waiting.try_send(StoreResponse::Cancelled { reason: reason.to_owned() });
+        }
     }
 
     /// Ends the waits of a generation: no answer may come any more.

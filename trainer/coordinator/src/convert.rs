@@ -6,7 +6,10 @@ mod to_proto;
 use lcl_proto::v1alpha1 as wire;
 
 pub(crate) use from_proto::{to_coordinator as read_to_coordinator, to_member as read_to_member, world as read_world};
-pub(crate) use to_proto::{status as write_status, to_coordinator as write_to_coordinator, to_member as write_to_member};
+pub(crate) use to_proto::{
+    end_reason as write_end_reason, status as write_status, to_coordinator as write_to_coordinator, to_member as write_to_member,
+    world as write_world,
+};
 
 pub use from_proto::status as status_from_proto;
 
@@ -19,6 +22,9 @@ pub enum WireError {
         /// The field.
         field: &'static str,
     },
+    /// A command that is none.
+    #[error("the command is missing or of an unknown kind: use images of one release for all parts of a job")]
+    Command,
     /// Bounds on the number of members that contradict each other.
     #[error("the bounds on the number of members are refused")]
     World(#[from] lcl_protocol::InvalidWorld),

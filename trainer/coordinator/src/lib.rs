@@ -3,24 +3,23 @@
 //! Comes in: streams of members, requests of the operator, time. Goes out: messages, and a status that can be watched.
 //! It decides nothing: every decision is the machines'. It knows nothing of tensors or Kubernetes.
 //!
-//! Until there are certificates the wire is plain text and unauthenticated, and server and client run only when they are told that this
-//! is meant ([`Security::Insecure`]).
+//! Both ends show certificates of one authority, or are told that the wire is not protected ([`Security`]).
 
+mod accept;
 mod client;
+mod command;
 mod convert;
 mod driver;
+mod metrics;
+mod metrics_page;
 mod server;
 
 pub use client::{ClientOptions, Commands, GroupStore, MemberClient, StartError, StoreError};
 pub use convert::{WireError, status_from_proto};
-pub use server::{ServeError, serve};
+pub use lcl_security::{CertificateFiles, Credentials, CredentialsError, SERVER_NAME, Security, SecurityError};
+pub use metrics::Metrics;
+pub use metrics_page::serve_metrics;
+pub use server::{ServeError, serve, serve_with};
 
 /// Largest message in bytes that either side accepts: a store value with room to spare. Larger ones end the stream.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
-
-/// How streams are protected. The only kind so far has to be asked for by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Security {
-    /// Not at all: whoever reaches the port can take part.
-    Insecure,
-}

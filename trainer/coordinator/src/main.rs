@@ -3,15 +3,19 @@
 use std::{
     io::{self, IsTerminal, Write},
     net::SocketAddr,
-    process, thread,
+    path::PathBuf,
+    process,
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context, Error, Result};
 use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
-use lcl_coordinator::{Security, serve};
+use lcl_coordinator::{Metrics, Security, serve_metrics, serve_with};
 use lcl_protocol::{CoordinatorSettings, World};
 use lcl_trainer_config::ExitCode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -21,7 +25,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 const EXIT_CODES: &str = "\
 Once it listens it prints one line to standard output, {\"event\":\"listening\",\"address\":\"IP:PORT\",\"epoch\":N}, and nothing else
-there. Exit codes: 0 asked to end, 2 or 65 wrong settings, 75 it may go well next time (the address is taken).";
+there; with --metrics-listen the line holds \"metrics\":\"IP:PORT\", too. Exit codes: 0 asked to end, 2 or 65 wrong settings, 75 it may go well next time (the address is taken).";
 
 /// Decides which members train together. It keeps nothing on disk: a new one learns all from the members.
 #[derive(Debug, Parser)]
@@ -51,7 +55,22 @@ struct Options {
     /// Seconds that a survivor has to let go of a broken group; longer than a step takes
     #[arg(long, env = "LCL_REPORT_TIMEOUT", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     report_timeout: Duration,
-    /// Serve without encryption and without asking who connects (there is no other way yet)
+    /// Seconds that a member's training thread may stand still while others wait for it, before it is evicted; longer than any step
+    #[arg(long, env = "LCL_STALL_TIMEOUT", value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    stall_timeout: Duration,
+    /// Address of /metrics and /healthz, in plain HTTP; port 0 takes a free one, which is announced [default: none]
+    #[arg(long, env = "LCL_METRICS_LISTEN", value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
+    /// Certificate of the coordinator, for the name lcl-coordinator, in PEM
+    #[arg(long, env = "LCL_TLS_CERTIFICATE", value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// Its key
+    #[arg(long, env = "LCL_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Certificates of the authority: who shows no certificate of it is refused
+    #[arg(long, env = "LCL_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Serve without encryption and without asking who connects
     #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     insecure: bool,
     /// End when standard input does: with the process that started this one
@@ -89,8 +108,8 @@ fn start_logging(format: LogFormat) {
 fn main() -> process::ExitCode {
     let options = Options::parse();
     start_logging(options.log_format);
-    match settings(&options).map_err(|error| (ExitCode::Permanent, error)).and_then(|settings| {
-        let served = run(&options, settings);
+    match settings(&options).map_err(|error| (ExitCode::Permanent, error)).and_then(|(settings, security)| {
+        let served = run(&options, settings, security);
         served.map_err(|error| (ExitCode::Retryable, error))
     }) {
         Ok(()) => ExitCode::Success.into(),
@@ -101,20 +120,34 @@ fn main() -> process::ExitCode {
     }
 }
 
-fn settings(options: &Options) -> Result<CoordinatorSettings> {
-    anyhow::ensure!(options.insecure, "the wire has no encryption yet: say --insecure to serve on {} nevertheless", options.listen);
+fn settings(options: &Options) -> Result<(CoordinatorSettings, Security)> {
+    let [certificate, key, authority] = [&options.tls_certificate, &options.tls_key, &options.tls_ca].map(Clone::clone);
+    let security = Security::choose(options.insecure, certificate, key, authority)?;
     let max = options.max_members.unwrap_or(options.desired_members);
-    Ok(CoordinatorSettings {
+    let settings = CoordinatorSettings {
         epoch: options.epoch,
         world: World::new(options.min_members, options.desired_members, max)?,
         formation_wait: options.formation_wait,
         heartbeat_timeout: options.heartbeat_timeout,
         report_timeout: options.report_timeout,
-    })
+        stall_timeout: options.stall_timeout,
+    };
+    Ok((settings, security))
+}
+
+/// A member's stream takes a file: the limit is raised as far as the system allows. Fewer files are no reason not to start.
+fn raise_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(?current, ?maximum, "the number of open files is not raised, which bounds the number of members: {error}");
+    }
 }
 
 #[tokio::main]
-async fn run(options: &Options, settings: CoordinatorSettings) -> Result<()> {
+async fn run(options: &Options, settings: CoordinatorSettings, security: Security) -> Result<()> {
+    raise_open_files();
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let parent = if options.ends_with_stdin { Some(end_of_stdin().context("watching standard input")?) } else { None };
@@ -133,15 +166,27 @@ async fn run(options: &Options, settings: CoordinatorSettings) -> Result<()> {
         }
     };
     let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
-    announce(listener.local_addr().context("reading the address that it listens on")?, settings.epoch);
-    serve(listener, settings, Security::Insecure, stop).await.map_err(Error::from)
+    let metrics = Arc::new(Metrics::new());
+    let metrics_address = match options.metrics_listen {
+        None => None,
+        Some(address) => {
+            let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address} for metrics"))?;
+            let address = listener.local_addr().context("reading the address that metrics are served on")?;
+            tokio::spawn(serve_metrics(listener, Arc::clone(&metrics)));
+            Some(address)
+        }
+    };
+    announce(listener.local_addr().context("reading the address that it listens on")?, settings.epoch, metrics_address);
+    serve_with(listener, settings, security, metrics, stop).await.map_err(Error::from)
 }
 
-/// For a parent process: streams opened from now on are answered. Written by hand, since both values are plain in JSON.
-fn announce(address: SocketAddr, epoch: u64) {
+/// For a parent process: streams opened from now on are answered. Written by hand, since all values are plain in JSON.
+fn announce(address: SocketAddr, epoch: u64, metrics: Option<SocketAddr>) {
+    let metrics = metrics.map(|metrics| format!(",\"metrics\":\"{metrics}\"")).unwrap_or_default();
     // Nobody has to read it.
     let mut stdout = io::stdout();
-    let _ = writeln!(stdout, "{{\"event\":\"listening\",\"address\":\"{address}\",\"epoch\":{epoch}}}").and_then(|()| stdout.flush());
+    let line = writeln!(stdout, "{{\"event\":\"listening\",\"address\":\"{address}\",\"epoch\":{epoch}{metrics}}}");
+    let _ = line.and_then(|()| stdout.flush());
 }
 
 /// Resolves when standard input ends.

@@ -4,7 +4,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,7 +18,7 @@ use lcl_proto::v1alpha1::{
 use lcl_protocol::{ConnectionId, CoordinatorEvent, CoordinatorSettings, Status as JobStatus};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
     time::timeout,
 };
@@ -29,8 +32,10 @@ use tonic::{
 };
 
 use crate::{
-    MAX_MESSAGE_BYTES, Security,
-    convert::{read_to_coordinator, read_world, write_status},
+    MAX_MESSAGE_BYTES, Metrics, Security,
+    accept::secured,
+    command::Command,
+    convert::{read_to_coordinator, write_status},
     driver::{Driver, INPUTS, Input, OUTBOX},
 };
 
@@ -39,6 +44,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Between two pings on an idle connection, and for the answer: a host that vanished without closing its sockets is noticed by the
 /// heartbeats first; this frees the connection.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// What callers are told who come too late.
+const STOPPING: &str = "the coordinator is stopping: try its successor";
 
 /// The server cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +74,7 @@ pub enum ServeError {
 
 /// Serves a coordinator on `listener` until `stop` resolves; then ends all streams, so that members attach to whoever comes next.
 ///
-/// `security` says that serving without protection is meant. Other bounds and time-outs are in `settings`.
+/// `security` says who may connect; who is refused is logged. Other bounds and time-outs are in `settings`.
 ///
 /// # Errors
 /// See [`ServeError`]. Calls that are still open 5 s after the stop are cut off, which is no error.
@@ -76,9 +84,22 @@ pub async fn serve(
     security: Security,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
-    let Security::Insecure = security;
+    serve_with(listener, settings, security, Arc::new(Metrics::new()), stop).await
+}
+
+/// As [`serve`], with metrics that can be read meanwhile.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(
+    listener: TcpListener,
+    settings: CoordinatorSettings,
+    security: Security,
+    metrics: Arc<Metrics>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Address)?;
-    let (driver, status) = Driver::new(settings);
+    let (driver, status) = Driver::new(settings, Arc::clone(&metrics));
     let (inputs, received) = mpsc::channel(INPUTS);
     let (stopping, stopped) = watch::channel(false);
     let driver = tokio::spawn(driver.run(received, stopped.clone()));
@@ -92,6 +113,8 @@ pub async fn serve(
         health_reporter.set_not_serving::<CoordinatorServer<Service>>().await;
         stopping.send_replace(true);
     };
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let connections = secured(incoming, security, Arc::clone(&metrics), |tcp| tcp.peer_addr().ok());
     let mut tasks = JoinSet::new();
     tasks.spawn(
         Server::builder()
@@ -99,7 +122,7 @@ pub async fn serve(
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .add_service(health)
             .add_service(service)
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown),
+            .serve_with_incoming_shutdown(connections, shutdown),
     );
     tracing::info!(%address, epoch = settings.epoch, "coordinator is listening");
     let served = tokio::select! {
@@ -126,7 +149,7 @@ struct Service {
 
 impl Service {
     async fn feed(&self, input: Input) -> Result<(), Status> {
-        self.inputs.send(input).await.map_err(|_| Status::unavailable("the coordinator is stopping: try its successor"))
+        self.inputs.send(input).await.map_err(|_| Status::unavailable(STOPPING))
     }
 }
 
@@ -148,20 +171,11 @@ impl Coordinator for Service {
         Ok(Response::new(Box::pin(statuses)))
     }
 
-    async fn set_world(&self, request: Request<wire::World>) -> Result<Response<wire::SetWorldResponse>, Status> {
-        let world = read_world(request.into_inner()).map_err(|error| Status::invalid_argument(describe(&error)))?;
-        self.feed(Input::Event(CoordinatorEvent::SetWorld(world))).await?;
-        Ok(Response::new(wire::SetWorldResponse {}))
-    }
-
-    async fn drain_worker(&self, request: Request<wire::DrainWorkerRequest>) -> Result<Response<wire::DrainWorkerResponse>, Status> {
-        self.feed(Input::Event(CoordinatorEvent::DrainWorker { worker: request.into_inner().worker })).await?;
-        Ok(Response::new(wire::DrainWorkerResponse {}))
-    }
-
-    async fn stop(&self, _: Request<wire::StopRequest>) -> Result<Response<wire::StopResponse>, Status> {
-        self.feed(Input::Event(CoordinatorEvent::Stop)).await?;
-        Ok(Response::new(wire::StopResponse {}))
+    async fn command(&self, request: Request<wire::CommandRequest>) -> Result<Response<wire::CommandResponse>, Status> {
+        let command = Command::read(request.into_inner()).map_err(|error| Status::invalid_argument(describe(&error)))?;
+        let (answer, answered) = oneshot::channel();
+        self.feed(Input::Command { command, answer }).await?;
+        answered.await.map(Response::new).map_err(|_| Status::unavailable(STOPPING))
     }
 }
 

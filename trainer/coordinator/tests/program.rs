@@ -19,7 +19,13 @@ fn coordinator() -> Command {
 fn it_does_not_serve_without_protection_unless_that_is_said() {
     let output = coordinator().args(["--desired-members", "2", "--listen", "127.0.0.1:0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(ExitCode::Permanent.code().into()));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("say --insecure"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--tls-ca, or --insecure"), "{output:?}");
+    let half = ["--desired-members", "2", "--listen", "127.0.0.1:0", "--tls-certificate", "a.crt", "--tls-key", "a.key"];
+    let output = coordinator().args(half).output().unwrap();
+    assert_eq!(output.status.code(), Some(ExitCode::Permanent.code().into()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--tls-ca is missing"), "{output:?}");
+    let output = coordinator().args(half).args(["--tls-ca", "no/such/ca.crt"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot read a.crt"), "{output:?}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
 
 use lcl_proto::v1alpha1::{self as wire, coordinator_client::CoordinatorClient};
 use lcl_protocol::MemberEvent;
+use lcl_security::Connector;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
@@ -18,19 +19,18 @@ use tonic::{Streaming, transport::Endpoint};
 
 use super::{ClientOptions, Shared, StartError};
 use crate::{
-    MAX_MESSAGE_BYTES, Security,
+    MAX_MESSAGE_BYTES,
     convert::{read_to_member, write_to_coordinator},
 };
 
 /// Messages that may wait to be sent before the stream counts as broken: many times what a rendezvous has in flight.
 const OUTBOX: usize = 1024;
 
-/// Where the coordinator is.
+/// Where the coordinator is. What protects the connection is the connector's matter.
 pub(super) fn endpoint(options: &ClientOptions) -> Result<Endpoint, StartError> {
-    let Security::Insecure = options.security;
     let endpoint = Endpoint::from_shared(format!("http://{}", options.coordinator))
         .map_err(|source| StartError::Address { coordinator: options.coordinator.clone(), source })?;
-    Ok(endpoint.connect_timeout(options.connect_timeout).tcp_nodelay(true))
+    Ok(endpoint.connect_timeout(options.connect_timeout))
 }
 
 /// Runs until the last client is dropped.
@@ -64,15 +64,18 @@ async fn attach_again_and_again(shared: &Shared, endpoint: &Endpoint) {
 async fn open(shared: &Shared, endpoint: &Endpoint) -> Result<Streaming<wire::ToMember>, String> {
     let patience = shared.options.connect_timeout;
     let (outbox, messages) = mpsc::channel(OUTBOX);
+    let connector = Connector::new(shared.options.security.clone());
+    let refusal = connector.clone();
     let attach = async {
-        let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| describe(&error))?;
         let mut client =
             CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         let messages = ReceiverStream::new(messages).map(write_to_coordinator);
-        let response = client.attach(messages).await.map_err(|status| format!("{}: {}", status.code(), status.message()))?;
+        let response = client.attach(messages).await.map_err(|status| in_words(&status))?;
         Ok(response.into_inner())
     };
-    let stream = timeout(patience, attach).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))?;
+    let stream = timeout(patience, attach).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")));
+    let stream = stream.map_err(|error| refusal.refusal().unwrap_or(error))?;
     {
         let mut state = shared.lock();
         state.wants_stream = false;
@@ -106,7 +109,7 @@ async fn talk(shared: &Shared, stream: Streaming<wire::ToMember>) -> bool {
                     }
                     Err(error) => describe(&error),
                 },
-                Some(Err(status)) => format!("{}: {}", status.code(), status.message()),
+                Some(Err(status)) => in_words(&status),
                 None => "the coordinator ended it".to_owned(),
             },
             () = sleep_until_some(deadline) => {
@@ -133,6 +136,15 @@ fn spread(pause: Duration) -> Duration {
     // Every `RandomState` has its own keys: entropy enough, without a crate for it.
     let random = RandomState::new().build_hasher().finish();
     pause.mul_f64(0.5 + 0.5 * (random as f64 / u64::MAX as f64))
+}
+
+/// What a call ended with. Its sources tell why a connection broke.
+fn in_words(status: &tonic::Status) -> String {
+    let text = format!("{}: {}", status.code(), status.message());
+    match std::error::Error::source(status) {
+        Some(source) => format!("{text}: {}", describe(source)),
+        None => text,
+    }
 }
 
 /// An error with its sources, in one line.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, MemberName, MemberStatus, Phase, Plan, Refusal,
-    ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
+    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName,
+    MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
 };
 
 use super::{WireError, required, wire};
@@ -45,15 +45,21 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
     let known = message.generation.map(generation);
     let about = || required("generation", known);
     Ok(match required("message", message.message)? {
-        Message::Attach(attach) => ToCoordinator::Attach(Attach {
+        Message::Attach(attach) => ToCoordinator::Attach(Box::new(Attach {
             protocol_version: attach.protocol_version,
             identity: Identity { name: name(attach.name)?, incarnation: attach.incarnation, node: attach.node, address: attach.address },
             config_digest: attach.config_digest,
             known,
             held: held(attach.held)?,
             draining: attach.draining,
-        }),
-        Message::Heartbeat(heartbeat) => ToCoordinator::Heartbeat { generation: known, held: held(heartbeat.held)? },
+            group: attach.group.map(held_group).transpose()?,
+            saved: attach.saved,
+        })),
+        Message::Heartbeat(heartbeat) => {
+            let step_work = heartbeat.step_work_microseconds.map(Duration::from_micros);
+            let activity = Activity { operations: heartbeat.operations, step_work };
+            ToCoordinator::Heartbeat { generation: known, held: held(heartbeat.held)?, activity }
+        }
         Message::Report(report) => {
             let cause = match required("cause", report.cause)? {
                 wire::report::Cause::Agreed(_) => ReportCause::Agreed,
@@ -68,6 +74,16 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
         Message::Store(store) => {
             ToCoordinator::Store { generation: about()?, id: store.id, request: store_request(required("operation", store.operation)?) }
         }
+    })
+}
+
+fn held_group(group: wire::HeldGroup) -> Result<HeldGroup, WireError> {
+    Ok(HeldGroup {
+        generation: required_generation(group.generation)?,
+        rank: group.rank,
+        world: group.world,
+        list_digest: group.list_digest,
+        finished: group.finished,
     })
 }
 
@@ -96,6 +112,7 @@ pub(crate) fn to_member(message: wire::ToMember) -> Result<ToMember, WireError> 
         Message::Form(form) => ToMember::Form(plan(generation, form)?),
         Message::Abort(abort) => ToMember::Abort { generation, reason: abort.reason },
         Message::Wish(wish) => ToMember::Wish { generation, flags: Flags::from_bits(wish.flags) },
+        Message::WishCheckpoint(wish) => ToMember::WishCheckpoint { generation, from: wish.from },
         Message::Alive(_) => ToMember::Alive { generation },
         Message::Store(store) => ToMember::Store { generation, id: store.id, response: store_response(required("answer", store.answer)?) },
         Message::Evicted(evicted) => ToMember::Evicted { generation, reason: evicted.reason },
@@ -173,15 +190,27 @@ pub fn status(status: wire::Status) -> Result<Status, WireError> {
         members: status.members.into_iter().map(member).collect::<Result<_, WireError>>()?,
         step: status.step,
         last_checkpoint: status.last_checkpoint,
+        wanted_checkpoint: status.wanted_checkpoint,
         history: status.history.into_iter().map(history_entry).collect::<Result<_, WireError>>()?,
     })
+}
+
+fn loss_cause(cause: wire::LossCause) -> Result<LossCause, WireError> {
+    match cause {
+        wire::LossCause::Unspecified => Err(WireError::Field { field: "cause" }),
+        wire::LossCause::StreamClosed => Ok(LossCause::StreamClosed),
+        wire::LossCause::Silent => Ok(LossCause::Silent),
+        wire::LossCause::NoReport => Ok(LossCause::NoReport),
+        wire::LossCause::Replaced => Ok(LossCause::Replaced),
+        wire::LossCause::Stalled => Ok(LossCause::Stalled),
+    }
 }
 
 fn history_entry(entry: wire::HistoryEntry) -> Result<HistoryEntry, WireError> {
     use wire::history_entry::Event;
     let event = match required("event", entry.event)? {
         Event::Joined(it) => HistoryEvent::Joined { member: name(it.member)? },
-        Event::Lost(it) => HistoryEvent::Lost { member: name(it.member)?, reason: it.reason },
+        Event::Lost(it) => HistoryEvent::Lost { cause: loss_cause(it.cause())?, member: name(it.member)?, reason: it.reason },
         Event::Left(it) => HistoryEvent::Left { reason: end_reason(it.reason())?, member: name(it.member)? },
         Event::Formed(it) => HistoryEvent::Formed { generation: required_generation(it.generation)?, world: it.world, base: it.base },
         Event::Broken(it) => HistoryEvent::Broken { generation: required_generation(it.generation)?, reason: it.reason },
@@ -189,6 +218,12 @@ fn history_entry(entry: wire::HistoryEntry) -> Result<HistoryEntry, WireError> {
             HistoryEvent::Recovered { generation: required_generation(it.generation)?, took: Duration::from_millis(it.took_milliseconds) }
         }
         Event::WentBack(it) => HistoryEvent::WentBack { from: it.from, to: it.to },
+        Event::Slow(it) => HistoryEvent::Slow {
+            member: name(it.member)?,
+            step_work: Duration::from_micros(it.step_work_microseconds),
+            median: Duration::from_micros(it.median_microseconds),
+        },
+        Event::Adopted(it) => HistoryEvent::Adopted { generation: required_generation(it.generation)?, world: it.world },
     };
     Ok(HistoryEntry { sequence: entry.sequence, at: Duration::from_millis(entry.at_milliseconds), event })
 }

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, MemberName, MemberStatus, Phase, Plan, Refusal,
-    ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
+    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName,
+    MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
 };
 
 use super::*;
@@ -21,11 +21,25 @@ fn text() -> String {
 #[test]
 fn every_message_of_a_member_is_read_back() {
     let identity = Identity { name: name(), incarnation: 5, node: "n".to_owned(), address: "10.0.0.1:7".to_owned() };
-    let attach = Attach { protocol_version: 1, identity, config_digest: text(), known: Some(GENERATION), held: HELD, draining: true };
+    let attach = Attach {
+        protocol_version: 1,
+        identity,
+        config_digest: text(),
+        known: Some(GENERATION),
+        held: HELD,
+        draining: true,
+        group: Some(HeldGroup { generation: GENERATION, rank: 1, world: 2, list_digest: u64::MAX, finished: true }),
+        saved: Some(6),
+    };
     let mut messages = vec![
-        ToCoordinator::Attach(Attach { known: None, held: None, ..attach.clone() }),
-        ToCoordinator::Attach(attach),
-        ToCoordinator::Heartbeat { generation: None, held: HELD },
+        ToCoordinator::Attach(Box::new(Attach { known: None, held: None, group: None, saved: None, ..attach.clone() })),
+        ToCoordinator::Attach(Box::new(attach)),
+        ToCoordinator::Heartbeat {
+            generation: None,
+            held: HELD,
+            activity: Activity { operations: 5, step_work: Some(Duration::from_micros(7)) },
+        },
+        ToCoordinator::Heartbeat { generation: Some(GENERATION), held: None, activity: Activity::default() },
         ToCoordinator::Drain { generation: Some(GENERATION) },
         ToCoordinator::CheckpointCommitted { generation: GENERATION, step: 4 },
         ToCoordinator::Finished { generation: GENERATION, step: 4 },
@@ -58,6 +72,7 @@ fn every_message_of_the_coordinator_is_read_back() {
         ToMember::Attached { generation },
         ToMember::Abort { generation, reason: text() },
         ToMember::Wish { generation, flags: Flags::LEAVE | Flags::CHECKPOINT },
+        ToMember::WishCheckpoint { generation, from: 5 },
         ToMember::Alive { generation },
         ToMember::Evicted { generation, reason: text() },
     ];
@@ -95,11 +110,16 @@ fn every_message_of_the_coordinator_is_read_back() {
 fn a_status_is_read_back() {
     let events = [
         HistoryEvent::Joined { member: name() },
-        HistoryEvent::Lost { member: name(), reason: text() },
+        HistoryEvent::Lost { member: name(), cause: LossCause::StreamClosed, reason: text() },
+        HistoryEvent::Lost { member: name(), cause: LossCause::Silent, reason: text() },
+        HistoryEvent::Lost { member: name(), cause: LossCause::NoReport, reason: text() },
+        HistoryEvent::Lost { member: name(), cause: LossCause::Replaced, reason: text() },
         HistoryEvent::Left { member: name(), reason: EndReason::Drained },
         HistoryEvent::Formed { generation: GENERATION, world: 2, base: None },
         HistoryEvent::Broken { generation: GENERATION, reason: text() },
         HistoryEvent::Recovered { generation: GENERATION, took: Duration::from_millis(83) },
+        HistoryEvent::Adopted { generation: GENERATION, world: 2 },
+        HistoryEvent::Slow { member: name(), step_work: Duration::from_micros(9), median: Duration::from_micros(5) },
         HistoryEvent::WentBack { from: 9, to: 4 },
     ];
     let history = (1..).zip(events).map(|(sequence, event)| HistoryEntry { sequence, at: Duration::from_secs(sequence), event });
@@ -110,6 +130,7 @@ fn a_status_is_read_back() {
         members: vec![MemberStatus { name: name(), node: text(), rank: Some(0), step: None }],
         step: 8,
         last_checkpoint: Some(0),
+        wanted_checkpoint: Some(3),
         history: history.collect(),
     };
     for phase in [status.phase, Phase::Waiting, Phase::Running, Phase::Recovering] {

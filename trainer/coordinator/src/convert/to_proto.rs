@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    EndReason, Generation, HistoryEntry, HistoryEvent, MemberName, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status,
-    StoreRequest, StoreResponse, ToCoordinator, ToMember,
+    EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause, Role,
+    StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
 };
 
 use super::wire;
@@ -25,7 +25,12 @@ fn milliseconds(time: Duration) -> u64 {
     time.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-fn end_reason(reason: EndReason) -> wire::EndReason {
+fn microseconds(time: Duration) -> u64 {
+    time.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+/// Why a job or a member ended.
+pub(crate) fn end_reason(reason: EndReason) -> wire::EndReason {
     match reason {
         EndReason::Complete => wire::EndReason::Complete,
         EndReason::Drained => wire::EndReason::Drained,
@@ -38,6 +43,7 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
     use wire::to_coordinator::Message;
     let (about, message) = match message {
         ToCoordinator::Attach(attach) => {
+            let attach = *attach;
             let message = wire::Attach {
                 protocol_version: attach.protocol_version,
                 name: Some(name(attach.identity.name)),
@@ -47,10 +53,16 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
                 config_digest: attach.config_digest,
                 held: attach.held.map(label),
                 draining: attach.draining,
+                group: attach.group.map(held_group),
+                saved: attach.saved,
             };
             (attach.known, Message::Attach(message))
         }
-        ToCoordinator::Heartbeat { generation, held } => (generation, Message::Heartbeat(wire::Heartbeat { held: held.map(label) })),
+        ToCoordinator::Heartbeat { generation, held, activity } => {
+            let step_work_microseconds = activity.step_work.map(microseconds);
+            let beat = wire::Heartbeat { held: held.map(label), operations: activity.operations, step_work_microseconds };
+            (generation, Message::Heartbeat(beat))
+        }
         ToCoordinator::Report { generation, held, cause } => {
             use wire::report::{Aborted, Agreed, Cause, Failed};
             let cause = match cause {
@@ -68,6 +80,11 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
         ToCoordinator::Store { generation, id, request } => (Some(generation), Message::Store(store_request(id, request))),
     };
     wire::ToCoordinator { generation: about.map(generation), message: Some(message) }
+}
+
+fn held_group(group: HeldGroup) -> wire::HeldGroup {
+    let HeldGroup { generation: held, rank, world, list_digest, finished } = group;
+    wire::HeldGroup { generation: Some(generation(held)), rank, world, list_digest, finished }
 }
 
 fn store_request(id: u64, request: StoreRequest) -> wire::StoreRequest {
@@ -95,6 +112,7 @@ pub(crate) fn to_member(message: ToMember) -> wire::ToMember {
         ToMember::Form(form) => (form.generation, Message::Form(plan(form))),
         ToMember::Abort { generation, reason } => (generation, Message::Abort(wire::Abort { reason })),
         ToMember::Wish { generation, flags } => (generation, Message::Wish(wire::Wish { flags: flags.bits() })),
+        ToMember::WishCheckpoint { generation, from } => (generation, Message::WishCheckpoint(wire::WishCheckpoint { from })),
         ToMember::Alive { generation } => (generation, Message::Alive(wire::Alive {})),
         ToMember::Store { generation, id, response } => (generation, Message::Store(store_response(id, response))),
         ToMember::Evicted { generation, reason } => (generation, Message::Evicted(wire::Evicted { reason })),
@@ -149,6 +167,11 @@ fn plan(plan: Plan) -> wire::Plan {
     }
 }
 
+/// Bounds on the number of members.
+pub(crate) fn world(world: World) -> wire::World {
+    wire::World { min: world.min(), desired: world.desired(), max: world.max() }
+}
+
 /// The status that is watched.
 pub(crate) fn status(status: Status) -> wire::Status {
     let (phase, ended) = match status.phase {
@@ -167,19 +190,32 @@ pub(crate) fn status(status: Status) -> wire::Status {
         phase: phase.into(),
         end_reason: ended.into(),
         generation: Some(generation(status.generation)),
-        world: Some(wire::World { min: status.world.min(), desired: status.world.desired(), max: status.world.max() }),
+        world: Some(world(status.world)),
         members: members.collect(),
         step: status.step,
         last_checkpoint: status.last_checkpoint,
+        wanted_checkpoint: status.wanted_checkpoint,
         history: status.history.into_iter().map(history_entry).collect(),
     }
 }
 
+fn loss_cause(cause: LossCause) -> wire::LossCause {
+    match cause {
+        LossCause::StreamClosed => wire::LossCause::StreamClosed,
+        LossCause::Silent => wire::LossCause::Silent,
+        LossCause::NoReport => wire::LossCause::NoReport,
+        LossCause::Replaced => wire::LossCause::Replaced,
+        LossCause::Stalled => wire::LossCause::Stalled,
+    }
+}
+
 fn history_entry(entry: HistoryEntry) -> wire::HistoryEntry {
-    use wire::history_entry::{Broken, Event, Formed, Joined, Left, Lost, Recovered, WentBack};
+    use wire::history_entry::{Adopted, Broken, Event, Formed, Joined, Left, Lost, Recovered, Slow, WentBack};
     let event = match entry.event {
         HistoryEvent::Joined { member } => Event::Joined(Joined { member: Some(name(member)) }),
-        HistoryEvent::Lost { member, reason } => Event::Lost(Lost { member: Some(name(member)), reason }),
+        HistoryEvent::Lost { member, cause, reason } => {
+            Event::Lost(Lost { member: Some(name(member)), reason, cause: loss_cause(cause).into() })
+        }
         HistoryEvent::Left { member, reason } => Event::Left(Left { member: Some(name(member)), reason: end_reason(reason).into() }),
         HistoryEvent::Formed { generation: formed, world, base } => {
             Event::Formed(Formed { generation: Some(generation(formed)), world, base })
@@ -188,6 +224,12 @@ fn history_entry(entry: HistoryEntry) -> wire::HistoryEntry {
         HistoryEvent::Recovered { generation: recovered, took } => {
             Event::Recovered(Recovered { generation: Some(generation(recovered)), took_milliseconds: milliseconds(took) })
         }
+        HistoryEvent::Slow { member, step_work, median } => Event::Slow(Slow {
+            member: Some(name(member)),
+            step_work_microseconds: microseconds(step_work),
+            median_microseconds: microseconds(median),
+        }),
+        HistoryEvent::Adopted { generation: adopted, world } => Event::Adopted(Adopted { generation: Some(generation(adopted)), world }),
         HistoryEvent::WentBack { from, to } => Event::WentBack(WentBack { from, to }),
     };
     wire::HistoryEntry { sequence: entry.sequence, at_milliseconds: milliseconds(entry.at), event: Some(event) }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use lcl_coordinator::{Security, serve, status_from_proto};
-use lcl_proto::v1alpha1::{self as wire, coordinator_client::CoordinatorClient};
+use lcl_proto::v1alpha1::{
+    self as wire, command_request, command_request::Command, command_response, command_response::Accepted,
+    coordinator_client::CoordinatorClient,
+};
 use lcl_protocol::{CoordinatorSettings, EndReason, Generation, HistoryEvent, Phase, Status, World};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tonic::{Streaming, transport::Channel};
@@ -39,6 +42,7 @@ impl Server {
             // So long that only a broken stream can be what shows a loss.
             heartbeat_timeout: Duration::from_mins(10),
             report_timeout: Duration::from_secs(20),
+            stall_timeout: Duration::from_mins(2),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(async move {
@@ -87,6 +91,10 @@ impl Watch {
     }
 }
 
+async fn ask(client: &mut CoordinatorClient<Channel>, command: Command) -> Result<wire::CommandResponse, tonic::Status> {
+    Ok(client.command(wire::CommandRequest { command: Some(command) }).await?.into_inner())
+}
+
 fn world(min: u32, desired: u32, max: u32) -> World {
     World::new(min, desired, max).unwrap()
 }
@@ -130,18 +138,21 @@ async fn a_member_is_lost_another_joins_and_no_slot_is_left_out_or_trained_twice
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_attach_to_the_next_coordinator_and_go_on_from_what_they_hold() {
+async fn training_goes_on_without_a_coordinator_and_the_next_one_takes_the_group_over() {
     let server = Server::start(1, world(2, 2, 2), 0).await;
     let address = server.address;
     let fabric = Arc::new(Fabric::default());
     let trainers = ["w-0", "w-1"].map(|name| Trainer::start(address, name, &fabric));
     let before = server.watch().await.until("some steps", |status| status.step >= 5).await;
     server.stop().await;
+    fabric.until_steps(before.step + 20).await;
 
     let server = Server::start(2, world(2, 2, 2), address.port()).await;
     let mut watch = server.watch().await;
-    let after = watch.until("steps under the new one", |status| status.step > before.step + 5).await;
-    assert_eq!(after.generation.epoch, 2);
+    let after = watch.until("steps under the new one", |status| status.step > before.step + 25).await;
+    assert_eq!(after.generation, before.generation, "the group was not interrupted");
+    let adopted = HistoryEvent::Adopted { generation: before.generation, world: 2 };
+    assert!(after.history.iter().any(|entry| entry.event == adopted), "{:#?}", after.history);
     fabric.finish.store(true, Ordering::SeqCst);
     watch.until("the end", |status| status.phase == Phase::Ended(EndReason::Complete)).await;
     for trainer in trainers {
@@ -161,18 +172,63 @@ async fn the_operator_drains_a_worker_and_stops_the_job_with_a_checkpoint() {
     watch.until("some steps", |status| status.step >= 5).await;
 
     let mut operator = server.client().await;
-    operator.drain_worker(wire::DrainWorkerRequest { worker: "w-1".to_owned() }).await.unwrap();
+    let drain = Command::DrainWorker(command_request::DrainWorker { worker: "w-1".to_owned() });
+    let accepted = ask(&mut operator, drain).await.unwrap().accepted;
+    assert_eq!(accepted, Some(Accepted::DrainWorker(command_response::DrainWorker { members: 1 })));
     let alone = watch.until("a generation of one", |status| status.members.len() == 1 && status.phase == Phase::Running).await;
     assert!(!alone.history.iter().any(|entry| matches!(entry.event, HistoryEvent::Broken { .. })), "{alone:#?}");
     assert_eq!(second.join(), Outcome::Ended(EndReason::Drained));
 
-    operator.stop(wire::StopRequest {}).await.unwrap();
+    let stop = Command::Stop(command_request::Stop {});
+    let answer = ask(&mut operator, stop.clone()).await.unwrap();
+    assert_eq!(answer.accepted, Some(Accepted::Stop(command_response::Stop { members: 1 })));
+    assert_eq!(answer.ended(), wire::EndReason::Unspecified);
     let stopped = watch.until("the stop", |status| status.phase == Phase::Ended(EndReason::Stopped)).await;
     assert_eq!(first.join(), Outcome::Ended(EndReason::Stopped));
     assert_eq!(stopped.last_checkpoint, fabric.last_checkpoint(), "the stop waited for a checkpoint");
     assert!(stopped.last_checkpoint.is_some());
-    let refused = operator.set_world(wire::World { min: 2, desired: 1, max: 1 }).await.unwrap_err();
+    assert_eq!(ask(&mut operator, stop).await.unwrap().ended(), wire::EndReason::Stopped);
+    let refused = ask(&mut operator, Command::Resize(wire::World { min: 2, desired: 1, max: 1 })).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    fabric.check_ledger();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_asked_for_while_training_goes_on_and_the_world_is_resized() {
+    let server = Server::start(1, world(1, 2, 2), 0).await;
+    let mut watch = server.watch().await;
+    let fabric = Arc::new(Fabric::default());
+    let trainers = ["w-0", "w-1"].map(|name| Trainer::start(server.address, name, &fabric));
+    watch.until("some steps", |status| status.step >= 5).await;
+
+    let mut operator = server.client().await;
+    let answer = ask(&mut operator, Command::Checkpoint(command_request::Checkpoint { from: None })).await.unwrap();
+    let Some(Accepted::Checkpoint(command_response::Checkpoint { from, is_committed: false })) = answer.accepted else {
+        panic!("{answer:?}")
+    };
+    let saved = watch.until("a checkpoint", |status| status.last_checkpoint.is_some()).await;
+    assert!(saved.last_checkpoint >= Some(from), "from {from}: {saved:?}");
+    assert_eq!((saved.phase, saved.generation.n, saved.wanted_checkpoint), (Phase::Running, 1, None));
+    let on = watch.until("further steps", |status| Some(status.step) > saved.last_checkpoint.map(|step| step + 5)).await;
+    assert_eq!(on.generation.n, 1);
+    // Asked for again by somebody who did not hear the answer: it is there, and no other is written.
+    let again = ask(&mut operator, Command::Checkpoint(command_request::Checkpoint { from: Some(from) })).await.unwrap();
+    let committed = command_response::Checkpoint { from, is_committed: true };
+    assert_eq!(again.accepted, Some(Accepted::Checkpoint(committed)));
+
+    let bounds = wire::World { min: 1, desired: 1, max: 1 };
+    let resized = ask(&mut operator, Command::Resize(bounds)).await.unwrap();
+    assert_eq!(resized.accepted, Some(Accepted::Resize(bounds)));
+    let alone = watch.until("a generation of one", |status| status.generation.n == 2 && status.phase == Phase::Running).await;
+    assert_eq!(alone.members.iter().filter(|member| member.rank.is_some()).count(), 1);
+    assert_eq!(alone.last_checkpoint, saved.last_checkpoint);
+
+    fabric.finish.store(true, Ordering::SeqCst);
+    watch.until("the end", |status| status.phase == Phase::Ended(EndReason::Complete)).await;
+    for trainer in trainers {
+        assert_eq!(trainer.join(), Outcome::Ended(EndReason::Complete));
+    }
     fabric.check_ledger();
     server.stop().await;
 }

@@ -83,6 +83,16 @@ impl Fabric {
         self.changed.notify_all();
     }
 
+    /// Waits until someone has arrived at this step.
+    pub(crate) async fn until_steps(self: &Arc<Self>, step: u64) {
+        let fabric = Arc::clone(self);
+        let wait = move || {
+            let not_there = |shared: &mut Shared| !shared.collectives.keys().any(|(_, at)| *at >= step);
+            drop(fabric.changed.wait_while(fabric.shared.lock().unwrap(), not_there).unwrap());
+        };
+        tokio::task::spawn_blocking(wait).await.unwrap();
+    }
+
     pub(crate) fn restores(&self) -> usize {
         self.shared.lock().unwrap().restores
     }
@@ -269,7 +279,13 @@ impl Process {
                 return Some(Outcome::Killed);
             }
             if let Some(command) = self.commands.try_next() {
-                return self.obey(command);
+                // A checkpoint alone does not end training.
+                let goes_on = matches!(command, MemberCommand::WriteCheckpoint { .. });
+                let outcome = self.obey(command);
+                if goes_on {
+                    continue;
+                }
+                return outcome;
             }
             let (step, number) = self.state.unwrap();
             let step = step + 1;
