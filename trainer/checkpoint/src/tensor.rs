@@ -69,6 +69,14 @@ pub enum InvalidTensor {
         /// The name.
         name: String,
     },
+    /// A writer's tensors are not those that the plan gives it.
+    #[error("tensor `{name}` is not as it was planned for writer {writer}")]
+    NotAsPlanned {
+        /// The name.
+        name: String,
+        /// The writer.
+        writer: usize,
+    },
     /// Shape and bytes do not fit each other.
     #[error("tensor `{name}` has {found} bytes, but its shape {shape:?} of {dtype} needs {needed}")]
     Length {

@@ -1,10 +1,12 @@
 //! Writing a checkpoint: shards first, in parallel, then the check that they are there, then the manifest.
 //!
-//! One process does all of it with [`write_checkpoint`]; members that share the work write their shards with
-//! [`CheckpointStore::write_shards`], one of them collects the records and calls [`CheckpointStore::commit`].
+//! One process does all of it, or several share it: each writes the shards that the [`WritePlan`] gives it, writer 0 collects the records
+//! and commits.
 
 mod error;
 mod parts;
+mod stage;
+mod together;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,68 +17,198 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
+use serde_json::Value;
 
-pub use self::error::WriteError;
-use self::parts::{PartError, hash_pieces, part_bytes, put_parts};
+pub use self::{
+    error::WriteError,
+    together::{Meeting, MeetingError},
+};
+use self::{
+    parts::{PartError, hash_pieces, part_bytes, put_parts},
+    together::Together,
+};
+pub(crate) use self::{stage::Stage, together::Attempt};
 use crate::{
     id::{CheckpointId, MANIFEST_FILE, shard_file_name},
     manifest::{Manifest, ShardRecord, TensorRecord},
-    plan::{default_shard_count, plan_shards},
+    plan::WritePlan,
     safetensors_file::pieces,
     store::CheckpointStore,
-    tensor::{Snapshot, TensorData, TensorSpec, validate},
+    tensor::{InvalidTensor, Snapshot, TensorData, validate},
 };
 
-/// A part of a checkpoint for one process to write.
-#[derive(Debug)]
-pub struct ShardJob {
+/// One writer's part of a checkpoint that several write.
+///
+/// All of them submit the same checkpoint with the same plan and attempt; what else they say is taken from the committer, writer 0.
+#[derive(Clone, Debug)]
+pub struct Part {
     /// The checkpoint.
     pub id: CheckpointId,
-    /// Shards of the whole checkpoint.
-    pub count: usize,
-    /// Index and tensors of each shard to write.
-    pub shards: Vec<(usize, Vec<TensorData>)>,
-    /// Shards under way at once; each keeps at most one thread busy.
-    pub parallel: NonZeroUsize,
+    /// Who writes what.
+    pub plan: Arc<WritePlan>,
+    /// Which of the writers this is.
+    pub writer: usize,
+    /// The tensors that the plan gives to it, in any order; see [`Snapshot`] for their memory.
+    pub tensors: Vec<TensorData>,
+    /// See [`Snapshot::config_digest`].
+    pub config_digest: String,
+    /// See [`Snapshot::metadata`].
+    pub metadata: Value,
+    /// Where the writers meet.
+    pub meeting: Arc<dyn Meeting>,
+    /// Different for every checkpoint that this membership tries to write, and equal on all writers.
+    pub attempt: u64,
 }
 
 impl CheckpointStore {
-    /// Writes shards and returns their records in the order given. The folder does not count as a checkpoint yet.
-    pub fn write_shards(&self, job: ShardJob) -> Result<Vec<ShardRecord>, WriteError> {
-        let (store, id) = (self.clone(), job.id);
-        self.block_on(async move { put_shards(&store, job).await }).map_err(|source| WriteError::Store { id, source: Box::new(source) })?
-    }
-
-    /// Makes written shards a checkpoint: checks that every one is there with its size, then creates the manifest.
-    ///
-    /// To be called by one member with the records of all, after all have written.
+    /// Makes written shards a checkpoint again whose manifest is known: checks that every one is there with its size, then creates the
+    /// manifest.
     pub fn commit(&self, manifest: &Manifest) -> Result<(), WriteError> {
         let (store, id, manifest) = (self.clone(), manifest.id(), manifest.clone());
-        self.block_on(async move { put_manifest(&store, &manifest).await })
-            .map_err(|source| WriteError::Store { id, source: Box::new(source) })?
+        self.block_on(async move {
+            let bytes = manifest.encode().map_err(|source| WriteError::Manifest { id, source })?;
+            check_shards(&store, &manifest).await?;
+            put_manifest(&store, &manifest, bytes).await
+        })
+        .map_err(|source| WriteError::Store { id, source: Box::new(source) })?
     }
 }
 
-/// Writes a whole checkpoint. On return the snapshot's memory is free again, whether it succeeded or not; on an error everything
-/// written is removed, unless another writer was met there. No object is ever overwritten.
-pub(crate) async fn write_checkpoint(
-    store: &CheckpointStore,
-    snapshot: Snapshot,
-    shard_count: Option<NonZeroUsize>,
-    parallel: NonZeroUsize,
-) -> Result<Manifest, WriteError> {
-    let id = snapshot.id();
-    validate(&snapshot.tensors).map_err(|source| WriteError::Tensors { id, source })?;
-    refuse_if_committed(store, id).await?;
-    let result = write_and_commit(store, snapshot, shard_count, parallel).await;
-    // Where another writer was met, what lies there is theirs.
-    let is_ours = |error: &WriteError| {
-        !matches!(error, WriteError::AlreadyCommitted { .. } | WriteError::Contested { .. } | WriteError::ShardChanged { .. })
+/// A point in a write at which a test may want to stop it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The writer's shards are in the store, and nobody knows yet.
+    ShardsWritten,
+    /// The manifest is the next thing to be written.
+    BeforeManifest,
+}
+
+/// How a write goes about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Shards under way at once; each keeps at most one thread busy.
+    pub(crate) parallel: NonZeroUsize,
+    /// Called at every [`Moment`], on a thread that may be blocked.
+    pub(crate) at: Option<fn(Moment)>,
+}
+
+/// A checkpoint, or a part of it, to be written.
+#[derive(Debug)]
+pub(crate) struct Work {
+    id: CheckpointId,
+    plan: Arc<WritePlan>,
+    writer: usize,
+    /// Number and tensors of each of its shards.
+    shards: Vec<(usize, Vec<TensorData>)>,
+    config_digest: String,
+    metadata: Value,
+    together: Option<Together>,
+    /// The attempt before, whose messages nobody reads any more.
+    before: Option<Attempt>,
+}
+
+impl Work {
+    /// A whole checkpoint.
+    pub(crate) fn whole(snapshot: Snapshot, shards: Option<NonZeroUsize>) -> Result<Self, InvalidTensor> {
+        let Snapshot { step, generation, config_digest, metadata, tensors } = snapshot;
+        validate(&tensors)?;
+        let plan = WritePlan::new(tensors.iter().map(TensorData::spec).collect(), NonZeroUsize::MIN, shards);
+        let shards = distribute(&plan, 0, tensors)?;
+        let id = CheckpointId { step, generation };
+        Ok(Self { id, plan: Arc::new(plan), writer: 0, shards, config_digest, metadata, together: None, before: None })
+    }
+
+    /// A part of one.
+    pub(crate) fn part(part: Part, before: Option<Attempt>) -> Result<Self, InvalidTensor> {
+        let Part { id, plan, writer, tensors, config_digest, metadata, meeting, attempt } = part;
+        if plan.tensors().is_empty() {
+            return Err(InvalidTensor::None);
+        }
+        if !tensors.is_empty() {
+            validate(&tensors)?;
+        }
+        let shards = distribute(&plan, writer, tensors)?;
+        let together = Some(Together::new(meeting, Attempt { id, number: attempt, writers: plan.writers() }));
+        Ok(Self { id, plan, writer, shards, config_digest, metadata, together, before })
+    }
+
+    /// Whether it makes the checkpoint visible.
+    pub(crate) fn commits(&self) -> bool {
+        self.writer == 0
+    }
+
+    /// Bytes of the elements that are to be written here.
+    fn bytes(&self) -> u64 {
+        self.shards.iter().flat_map(|(_, tensors)| tensors).map(|tensor| tensor.data.len() as u64).sum()
+    }
+}
+
+/// A writer's tensors, sorted into its files.
+fn distribute(plan: &WritePlan, writer: usize, tensors: Vec<TensorData>) -> Result<Vec<(usize, Vec<TensorData>)>, InvalidTensor> {
+    let mut by_name: HashMap<String, TensorData> = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+    let mut shards = Vec::new();
+    for (number, shard) in plan.shards_of(writer) {
+        let specs = shard.tensors.iter().filter_map(|&index| plan.tensors().get(index));
+        let tensors = specs.map(|spec| {
+            let tensor = by_name.remove(&spec.name).filter(|tensor| tensor.spec() == *spec);
+            tensor.ok_or_else(|| InvalidTensor::NotAsPlanned { name: spec.name.clone(), writer })
+        });
+        shards.push((number, tensors.collect::<Result<_, _>>()?));
+    }
+    match by_name.into_keys().min() {
+        Some(name) => Err(InvalidTensor::NotAsPlanned { name, writer }),
+        None => Ok(shards),
+    }
+}
+
+/// Writes a checkpoint or a part of it; bytes of the checkpoint's files, for a part other than the committer's of its tensors.
+///
+/// On return the tensors' memory is free again, whether it succeeded or not. On an error the committer removes everything written, unless
+/// another writer was met there or it was given up. The others remove nothing: what they have reported may be committed by now. No object is ever overwritten.
+pub(crate) async fn write(store: &CheckpointStore, work: Work, manner: Manner, stage: &Stage) -> Result<u64, WriteError> {
+    match work.together.clone() {
+        Some(together) if work.writer > 0 => write_part(store, work, together, manner, stage).await,
+        _ => write_and_commit(store, work, manner, stage).await,
+    }
+}
+
+async fn write_part(store: &CheckpointStore, mut work: Work, together: Together, manner: Manner, stage: &Stage) -> Result<u64, WriteError> {
+    let (id, bytes) = (work.id, work.bytes());
+    let (shards, count) = (std::mem::take(&mut work.shards), work.plan.shards().len());
+    let written = put_shards(store, id, count, shards, manner.parallel).await;
+    manner.reach(Moment::ShardsWritten).await;
+    stage.check(id)?;
+    let (part, failure) = match written {
+        Ok(records) => (Ok(records), None),
+        Err(error) => (Err(describe(&error)), Some(error)),
     };
+    if part.is_err() {
+        // The committer may have given the checkpoint up before, and its clearing away was what failed here.
+        together.outcome_so_far().await?;
+    }
+    together.report(work.writer, &work.plan, part).await?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    together.outcome().await?;
+    Ok(bytes)
+}
+
+async fn write_and_commit(store: &CheckpointStore, mut work: Work, manner: Manner, stage: &Stage) -> Result<u64, WriteError> {
+    let id = work.id;
+    let result = commit(store, &mut work, manner, stage).await;
+    if let Some(together) = &work.together {
+        together.conclude(result.as_ref().map(|_| ()).map_err(|error| describe(error))).await;
+    }
     if let Err(error) = &result
-        && is_ours(error)
+        && !error.has_met_another_writer()
+        // One that is visible is whole: another writer's, or the own one whose creation was answered with an error.
+        && matches!(store.has_manifest(id).await, Ok(false))
+        // Who gave it up goes on at once, and may write there itself.
+        && stage.decide(id).is_ok()
         && let Err(error) = store.remove_folder(id).await
     {
         tracing::warn!(checkpoint = %id, error = %describe(&error), "what was written of a failed checkpoint could not be removed");
@@ -84,46 +216,69 @@ pub(crate) async fn write_checkpoint(
     result
 }
 
-async fn write_and_commit(
-    store: &CheckpointStore,
-    snapshot: Snapshot,
-    shard_count: Option<NonZeroUsize>,
-    parallel: NonZeroUsize,
-) -> Result<Manifest, WriteError> {
-    let id = snapshot.id();
-    let specs: Vec<TensorSpec> = snapshot.tensors.iter().map(TensorData::spec).collect();
-    let total = snapshot.tensors.iter().map(|tensor| tensor.data.len() as u64).sum();
-    let plan = plan_shards(&specs, shard_count.map_or_else(|| default_shard_count(total), NonZeroUsize::get));
-
-    let place: HashMap<usize, usize> =
-        plan.iter().enumerate().flat_map(|(shard, tensors)| tensors.iter().map(move |&tensor| (tensor, shard))).collect();
-    let shards = plan
-        .iter()
-        .map(|tensors| tensors.iter().filter_map(|&tensor| snapshot.tensors.get(tensor).cloned()).collect())
-        .enumerate()
-        .collect();
-    let Snapshot { step, generation, config_digest, metadata, tensors } = snapshot;
-    // The shards hold the elements now, and let go of them one by one.
-    drop(tensors);
-    let records = put_shards(store, ShardJob { id, count: plan.len(), shards, parallel }).await?;
-
-    let tensors = specs
-        .into_iter()
-        .enumerate()
-        .map(|(index, TensorSpec { name, shape, dtype })| TensorRecord {
-            name,
-            shape,
-            dtype,
-            shard: place.get(&index).copied().unwrap_or(0),
-        })
-        .collect();
-    let manifest = Manifest { step, generation, config_digest, metadata, shards: records, tensors };
-    put_manifest(store, &manifest).await?;
-    Ok(manifest)
+async fn commit(store: &CheckpointStore, work: &mut Work, manner: Manner, stage: &Stage) -> Result<u64, WriteError> {
+    let (id, shards) = (work.id, std::mem::take(&mut work.shards));
+    let count = work.plan.shards().len();
+    if let Some(together) = &work.together {
+        together.open(work.before.take()).await?;
+    }
+    refuse_if_committed(store, id).await?;
+    let mut records = put_shards(store, id, count, shards, manner.parallel).await?;
+    manner.reach(Moment::ShardsWritten).await;
+    stage.check(id)?;
+    if let Some(together) = &work.together {
+        records = together.collect(&work.plan, records).await?;
+    }
+    let manifest = build_manifest(work, records);
+    let bytes = manifest.encode().map_err(|source| WriteError::Manifest { id, source })?;
+    check_shards(store, &manifest).await?;
+    // From here on nobody may give it up: whether it is visible is known only when the store has answered.
+    stage.decide(id)?;
+    if let Some(together) = &work.together {
+        together.fence().await?;
+    }
+    manner.reach(Moment::BeforeManifest).await;
+    put_manifest(store, &manifest, bytes).await?;
+    Ok(manifest.bytes())
 }
 
-async fn put_shards(store: &CheckpointStore, job: ShardJob) -> Result<Vec<ShardRecord>, WriteError> {
-    let ShardJob { id, count, shards, parallel } = job;
+fn build_manifest(work: &Work, shards: Vec<ShardRecord>) -> Manifest {
+    let plan = &work.plan;
+    let place: HashMap<usize, usize> =
+        plan.shards().iter().enumerate().flat_map(|(number, shard)| shard.tensors.iter().map(move |&tensor| (tensor, number))).collect();
+    let tensors = plan.tensors().iter().enumerate().map(|(index, spec)| TensorRecord {
+        name: spec.name.clone(),
+        shape: spec.shape.clone(),
+        dtype: spec.dtype,
+        shard: place.get(&index).copied().unwrap_or(0),
+    });
+    Manifest {
+        step: work.id.step,
+        generation: work.id.generation,
+        config_digest: work.config_digest.clone(),
+        metadata: work.metadata.clone(),
+        tensors: tensors.collect(),
+        shards,
+    }
+}
+
+impl Manner {
+    async fn reach(self, moment: Moment) {
+        if let Some(at) = self.at {
+            // That it panicked is its own matter.
+            let _ = tokio::task::spawn_blocking(move || at(moment)).await;
+        }
+    }
+}
+
+/// Writes shards and gives their records in the order given. The folder does not count as a checkpoint yet.
+async fn put_shards(
+    store: &CheckpointStore,
+    id: CheckpointId,
+    count: usize,
+    shards: Vec<(usize, Vec<TensorData>)>,
+    parallel: NonZeroUsize,
+) -> Result<Vec<ShardRecord>, WriteError> {
     let failed = Arc::new(AtomicBool::new(false));
     // Every shard is waited for even when one fails: one that is still under way would create its file after the folder was removed.
     let results: Vec<Result<ShardRecord, WriteError>> = stream::iter(shards)
@@ -150,7 +305,7 @@ async fn put_shards(store: &CheckpointStore, job: ShardJob) -> Result<Vec<ShardR
         }
         (records, errors)
     });
-    errors.sort_by_key(|error| matches!(error, WriteError::Cancelled { .. }));
+    errors.sort_by_key(|error| (matches!(error, WriteError::Cancelled { .. }), !error.has_met_another_writer()));
     errors.into_iter().next().map_or(Ok(records), Err)
 }
 
@@ -170,8 +325,14 @@ async fn put_shard(store: &CheckpointStore, id: CheckpointId, file: String, tens
         match create(store, &path, payload.clone()).await {
             // A request that was answered too late is repeated by the client, and then meets its own object.
             Err(object_store::Error::AlreadyExists { .. }) => {
-                if fetch_hash(store, &path).await.map_err(put_error)? != hash.finalize() {
-                    return Err(WriteError::Contested { id, file });
+                match fetch_hash(store, &path).await {
+                    Ok(found) if found == hash.finalize() => {}
+                    Ok(_) => return Err(WriteError::Contested { id, file }),
+                    // Whose it is cannot be told: then it may be another's, and stays.
+                    Err(error) => {
+                        tracing::warn!(checkpoint = %id, file, error = %describe(&error), "an object that is already there cannot be read");
+                        return Err(WriteError::Contested { id, file });
+                    }
                 }
             }
             other => other.map_err(put_error)?,
@@ -222,10 +383,9 @@ async fn refuse_if_committed(store: &CheckpointStore, id: CheckpointId) -> Resul
     }
 }
 
-/// Makes the written shards a checkpoint.
-async fn put_manifest(store: &CheckpointStore, manifest: &Manifest) -> Result<(), WriteError> {
+/// Looks whether every shard is there with its size.
+async fn check_shards(store: &CheckpointStore, manifest: &Manifest) -> Result<(), WriteError> {
     let id = manifest.id();
-    let bytes = manifest.encode().map_err(|source| WriteError::Manifest { id, source })?;
     let put_error = |source| WriteError::Put { id, file: MANIFEST_FILE.to_owned(), uri: store.uri().to_owned(), source: Box::new(source) };
     // A stale writer's shards may have been swept by a newer one: then this must not become a checkpoint.
     let listing = store.objects().list(Some(&store.folder(id)));
@@ -238,13 +398,20 @@ async fn put_manifest(store: &CheckpointStore, manifest: &Manifest) -> Result<()
         };
         return Err(WriteError::ShardChanged { id, file: shard.file.clone(), problem });
     }
+    Ok(())
+}
+
+/// Makes the written shards a checkpoint.
+async fn put_manifest(store: &CheckpointStore, manifest: &Manifest, bytes: Bytes) -> Result<(), WriteError> {
+    let id = manifest.id();
     match store.create_object(&store.path(id, MANIFEST_FILE), bytes).await {
         // A request that was answered too late is repeated by the client, and then meets its own manifest.
         Err(object_store::Error::AlreadyExists { .. }) => match store.fetch_manifest(id).await {
             Ok(found) if found == *manifest => Ok(()),
             _ => Err(WriteError::AlreadyCommitted { id }),
         },
-        other => other.map_err(put_error),
+        Err(source) => Err(WriteError::Put { id, file: MANIFEST_FILE.to_owned(), uri: store.uri().to_owned(), source: Box::new(source) }),
+        Ok(()) => Ok(()),
     }
 }
 

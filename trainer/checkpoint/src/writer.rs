@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     num::NonZeroUsize,
-    sync::mpsc::{Receiver, TryRecvError},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,8 +14,8 @@ use crate::{
     id::CheckpointId,
     retention::{Retention, decide_removals},
     store::{CheckpointStore, StoreError},
-    tensor::{InvalidTensor, Snapshot, validate},
-    write::{WriteError, describe, write_checkpoint},
+    tensor::{InvalidTensor, Snapshot},
+    write::{Attempt, Manner, Moment, Part, Stage, Work, WriteError, describe, write},
 };
 
 /// How the writer works.
@@ -22,14 +25,16 @@ pub struct WriterOptions {
     pub retention: Option<Retention>,
     /// Shards under way at once, and so the most threads that are taken from training.
     pub threads: NonZeroUsize,
-    /// Files per checkpoint; `None`: one per 128 MiB.
+    /// Files per checkpoint that is written whole; `None`: one per 128 MiB.
     pub shards: Option<NonZeroUsize>,
+    /// Called at every [`Moment`] of a write, on a thread of its own that it may block; for tests.
+    pub at: Option<fn(Moment)>,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
         // Two: one hashes while the other waits for the disk.
-        Self { retention: None, threads: NonZeroUsize::MIN.saturating_add(1), shards: None }
+        Self { retention: None, threads: NonZeroUsize::MIN.saturating_add(1), shards: None, at: None }
     }
 }
 
@@ -38,7 +43,7 @@ impl Default for WriterOptions {
 pub struct Committed {
     /// Which.
     pub id: CheckpointId,
-    /// Bytes of its shards.
+    /// Bytes of its shards; where another writer has committed, of the tensors of the own part.
     pub bytes: u64,
     /// From the hand-over to the commit.
     pub duration: Duration,
@@ -58,6 +63,12 @@ pub enum SubmitError {
         busy_with: CheckpointId,
         /// The snapshot, handed back.
         snapshot: Box<Snapshot>,
+    },
+    /// The one before is still being written; a part is not handed back.
+    #[error("{busy_with} is still being written")]
+    Occupied {
+        /// What is being written.
+        busy_with: CheckpointId,
     },
     /// The state cannot be saved.
     #[error("cannot write {id}")]
@@ -94,41 +105,90 @@ pub enum SubmitError {
 /// state's worth of host memory is held. Results are kept in order until [`Self::poll`] or [`Self::wait`] takes them. A failed write
 /// changes nothing for the checkpoints before it nor for the next submit, except that the same step may be submitted again.
 ///
-/// Dropping the writer waits for the write under way and logs its result: a caller that has to know calls [`Self::wait`] first.
+/// A checkpoint that several write is submitted by each of them with [`Self::submit_part`]. It counts for each of them when it is
+/// committed, and can be given up with [`Self::abandon`] when they do not belong together any more.
+///
+/// Dropping the writer gives up a part, waits for any other write under way, and logs its result: a caller that has to know calls
+/// [`Self::wait`] first.
 #[derive(Debug)]
 pub struct CheckpointWriter {
     store: CheckpointStore,
     options: WriterOptions,
-    under_way: Option<(CheckpointId, Receiver<Result<Committed, WriteError>>)>,
+    under_way: Option<UnderWay>,
     finished: VecDeque<Result<Committed, WriteError>>,
     last_committed: Option<CheckpointId>,
+    /// The last one that several wrote.
+    attempt: Option<Attempt>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    id: CheckpointId,
+    stage: Arc<Stage>,
+    is_part: bool,
+    result: Receiver<Result<Committed, WriteError>>,
 }
 
 impl CheckpointWriter {
     /// A writer that has nothing to do yet.
     #[must_use]
     pub fn new(store: CheckpointStore, options: WriterOptions) -> Self {
-        Self { store, options, under_way: None, finished: VecDeque::new(), last_committed: None }
+        Self { store, options, under_way: None, finished: VecDeque::new(), last_committed: None, attempt: None }
     }
 
     /// Hands a snapshot over.
     pub fn submit(&mut self, snapshot: Snapshot) -> Result<(), SubmitError> {
         let id = snapshot.id();
         self.collect();
-        if let Some((busy_with, _)) = self.under_way {
+        if let Some(UnderWay { id: busy_with, .. }) = self.under_way {
             return Err(SubmitError::Busy { busy_with, snapshot: Box::new(snapshot) });
         }
-        if let Some(last) = self.last_committed.filter(|last| id <= *last) {
-            return Err(SubmitError::NotLater { id, last });
+        self.check_order(id)?;
+        let work = Work::whole(snapshot, self.options.shards).map_err(|source| SubmitError::Tensors { id, source })?;
+        self.begin(id, work, false)
+    }
+
+    /// Hands a part of a checkpoint over that others write the rest of.
+    pub fn submit_part(&mut self, part: Part) -> Result<(), SubmitError> {
+        let id = part.id;
+        self.collect();
+        if let Some(UnderWay { id: busy_with, .. }) = self.under_way {
+            return Err(SubmitError::Occupied { busy_with });
         }
-        validate(&snapshot.tensors).map_err(|source| SubmitError::Tensors { id, source })?;
-        let (store, options) = (self.store.clone(), self.options);
-        let receiver = self
+        self.check_order(id)?;
+        let attempt = Attempt { id, number: part.attempt, writers: part.plan.writers() };
+        let work = Work::part(part, self.attempt.replace(attempt)).map_err(|source| SubmitError::Tensors { id, source })?;
+        self.begin(id, work, true)
+    }
+
+    /// Within a generation steps only grow; a later generation may have gone back.
+    fn check_order(&self, id: CheckpointId) -> Result<(), SubmitError> {
+        let order = |id: CheckpointId| (id.generation, id.step);
+        match self.last_committed.filter(|last| order(id) <= order(*last)) {
+            Some(last) => Err(SubmitError::NotLater { id, last }),
+            None => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, id: CheckpointId, work: Work, is_part: bool) -> Result<(), SubmitError> {
+        let (store, options, stage) = (self.store.clone(), self.options, Arc::new(Stage::default()));
+        let result = self
             .store
-            .spawn(write_and_retain(store, snapshot, options))
+            .spawn(write_and_retain(store, id, work, options, Arc::clone(&stage)))
             .map_err(|source| SubmitError::Store { id, source: Box::new(source) })?;
-        self.under_way = Some((id, receiver));
+        self.under_way = Some(UnderWay { id, stage, is_part, result });
         Ok(())
+    }
+
+    /// Gives up the part under way: it fails at once and will never be committed; what lies of it in the store is left to retention.
+    /// `false`: there is none, or it is being committed or cleared away just now and its result has to be waited for.
+    pub fn abandon(&mut self, reason: &str) -> bool {
+        self.collect();
+        let Some(UnderWay { id, .. }) = self.under_way.take_if(|under_way| under_way.is_part && under_way.stage.abandon()) else {
+            return false;
+        };
+        self.finished.push_back(Err(WriteError::Abandoned { id, reason: reason.to_owned() }));
+        true
     }
 
     /// A write is under way.
@@ -145,13 +205,23 @@ impl CheckpointWriter {
 
     /// The next result; waits for the write under way. `None` when there is neither.
     pub fn wait(&mut self) -> Option<Result<Committed, WriteError>> {
-        if self.finished.is_empty()
-            && let Some((id, receiver)) = self.under_way.take()
-        {
-            let result = receiver.recv().unwrap_or(Err(WriteError::Stopped { id }));
-            self.note(result);
+        while self.finished.is_empty() && self.under_way.is_some() {
+            self.wait_for(Duration::MAX);
         }
         self.finished.pop_front()
+    }
+
+    /// Waits for the write under way, at most this long. Whether there is none any more.
+    pub fn wait_for(&mut self, patience: Duration) -> bool {
+        let Some(UnderWay { id, result, .. }) = &self.under_way else { return true };
+        let result = match result.recv_timeout(patience) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => return false,
+            Err(RecvTimeoutError::Disconnected) => Err(WriteError::Stopped { id: *id }),
+        };
+        self.under_way = None;
+        self.note(result);
+        true
     }
 
     /// The newest checkpoint that this writer has committed.
@@ -162,8 +232,8 @@ impl CheckpointWriter {
 
     /// Takes the result of a write that has ended.
     fn collect(&mut self) {
-        let Some((id, receiver)) = &self.under_way else { return };
-        let result = match receiver.try_recv() {
+        let Some(UnderWay { id, result, .. }) = &self.under_way else { return };
+        let result = match result.try_recv() {
             Ok(result) => result,
             Err(TryRecvError::Empty) => return,
             Err(TryRecvError::Disconnected) => Err(WriteError::Stopped { id: *id }),
@@ -182,6 +252,7 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
+        self.abandon("the process leaves");
         while let Some(result) = self.wait() {
             match result {
                 Ok(Committed { id, .. }) => tracing::info!(checkpoint = %id, "checkpoint committed"),
@@ -191,16 +262,23 @@ impl Drop for CheckpointWriter {
     }
 }
 
-async fn write_and_retain(store: CheckpointStore, snapshot: Snapshot, options: WriterOptions) -> Result<Committed, WriteError> {
+async fn write_and_retain(
+    store: CheckpointStore,
+    id: CheckpointId,
+    work: Work,
+    options: WriterOptions,
+    stage: Arc<Stage>,
+) -> Result<Committed, WriteError> {
     let start = Instant::now();
-    let manifest = write_checkpoint(&store, snapshot, options.shards, options.threads).await?;
-    let id = manifest.id();
+    let commits = work.commits();
+    let manner = Manner { parallel: options.threads, at: options.at };
+    let bytes = write(&store, work, manner, &stage).await?;
     let duration = start.elapsed();
     let (removed, retention_problems) = match options.retention {
-        Some(retention) => retain(&store, id, retention).await,
-        None => (Vec::new(), Vec::new()),
+        Some(retention) if commits => retain(&store, id, retention).await,
+        _ => (Vec::new(), Vec::new()),
     };
-    Ok(Committed { id, bytes: manifest.bytes(), duration, removed, retention_problems })
+    Ok(Committed { id, bytes, duration, removed, retention_problems })
 }
 
 /// Removes what a commit has made superfluous. Failing to is no reason to call the commit failed.

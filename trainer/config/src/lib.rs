@@ -14,8 +14,8 @@ pub use exit_code::ExitCode;
 pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, TextShape, VisionShape};
 pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
 pub use training::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, Normalization, OptimizationConfig, RuntimeConfig, Schedule,
-    TrainerConfig,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, GradientCompression, Normalization,
+    OptimizationConfig, RuntimeConfig, Schedule, TrainerConfig,
 };
 pub use validate::{ConfigError, Rule};
 

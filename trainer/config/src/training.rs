@@ -96,6 +96,10 @@ pub struct OptimizationConfig {
     pub gradient_clip: Option<f64>,
     /// How losses are averaged over the members.
     pub normalization: Normalization,
+    /// How gradients travel between the members.
+    pub gradient_compression: GradientCompression,
+    /// Steps whose result has the same bits at every number of members; `None`: steps that are as fast as can be.
+    pub exact: Option<ExactConfig>,
     /// Seed of initial weights, sample order and every random choice.
     pub seed: u64,
     /// The job fails after this many steps in a row with a non-finite loss or gradient. Such a step is skipped and counted.
@@ -128,6 +132,27 @@ pub enum Normalization {
     Global,
     /// By each member's own counts, then the mean over members: the reference implementation.
     PerRank,
+}
+
+/// How gradients travel between the members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum GradientCompression {
+    /// As they are.
+    #[default]
+    None,
+    /// Rounded to bfloat16 and summed in it: half the bytes.
+    Bf16,
+}
+
+/// What fixes the order of every addition, whatever the number of members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExactConfig {
+    /// Parts of the global batch that are computed one by one and summed along a fixed tree; at least as many as members.
+    pub virtual_shards: u32,
+    /// Threads of libtorch's operators, the same in every member; goes before `runtime.threads`.
+    pub threads: u32,
 }
 
 /// Where and when state is saved.

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     FORMAT_VERSION,
     model::ModelConfig,
-    training::{DataConfig, DataSource, Schedule, TrainerConfig},
+    training::{DataConfig, DataSource, GradientCompression, Normalization, Schedule, TrainerConfig},
 };
 
 /// What a field has to be.
@@ -91,6 +91,29 @@ impl TrainerConfig {
             o.max_consecutive_skipped_steps,
             "must be at least 1",
         )?;
+        if let Some(exact) = o.exact {
+            let shards = u64::from(exact.virtual_shards);
+            require(shards >= 1, "optimization.exact.virtualShards", shards, "must be at least 1")?;
+            require(exact.threads >= 1, "optimization.exact.threads", exact.threads, "must be at least 1")?;
+            require(
+                o.global_batch_size.is_multiple_of(shards),
+                "optimization.globalBatchSize",
+                o.global_batch_size,
+                "must be a multiple of optimization.exact.virtualShards",
+            )?;
+            require(
+                o.normalization == Normalization::Global,
+                "optimization.normalization",
+                o.normalization,
+                "must be global when optimization.exact is given",
+            )?;
+            require(
+                o.gradient_compression == GradientCompression::None,
+                "optimization.gradientCompression",
+                o.gradient_compression,
+                "must be none when optimization.exact is given",
+            )?;
+        }
         let (Schedule::Cosine { warmup_steps } | Schedule::Constant { warmup_steps }) = o.schedule;
         require(warmup_steps <= o.steps, "optimization.schedule.warmupSteps", warmup_steps, "must not exceed optimization.steps")
     }

@@ -1,5 +1,8 @@
 //! Why a checkpoint was not written.
 
+use std::time::Duration;
+
+use super::MeetingError;
 use crate::{id::CheckpointId, manifest::ManifestError, store::StoreError, tensor::InvalidTensor};
 
 /// A checkpoint was not written. Those before it are untouched, and what was written of it is removed as far as the store allows.
@@ -101,10 +104,88 @@ pub enum WriteError {
         #[source]
         source: Box<StoreError>,
     },
+    /// Another writer could not write its part.
+    #[error("{id} is not committed, since writer {writer} could not write its part: {reason}")]
+    Part {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// The writer.
+        writer: usize,
+        /// What it said.
+        reason: String,
+    },
+    /// The committer could not commit.
+    #[error("{id} was not committed: {reason}")]
+    NotCommitted {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// What it said.
+        reason: String,
+    },
+    /// Two writers have not planned the same files.
+    #[error("{id} is not committed, since writer {writer} planned other files: use images of one release for all members of a job")]
+    OtherPlan {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// The other writer.
+        writer: usize,
+    },
+    /// The writers' store failed, most likely because their membership is over.
+    #[error("{id} is discarded: its writers do not belong together any more")]
+    Meeting {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// What the store said.
+        #[source]
+        source: MeetingError,
+    },
+    /// What the writers had told each other is gone.
+    #[error("{id} is discarded: what its writers had told each other is gone, as after a change of the coordinator")]
+    StoreEmptied {
+        /// The checkpoint.
+        id: CheckpointId,
+    },
+    /// A writer said nothing.
+    #[error("{id} is discarded: nothing was heard of writer {writer} for {patience:?}")]
+    NoAnswer {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// The writer.
+        writer: usize,
+        /// How long was waited.
+        patience: Duration,
+    },
+    /// The caller gave it up while it was being written.
+    #[error("{id} is discarded: {reason}")]
+    Abandoned {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// Why.
+        reason: String,
+    },
     /// The writing thread ended by a panic.
     #[error("the write of {id} ended without a result")]
     Stopped {
         /// The checkpoint.
         id: CheckpointId,
     },
+}
+
+impl WriteError {
+    /// Whether it came to this by a change of the membership: then the storage is as good as before, and the next membership can write.
+    #[must_use]
+    pub fn is_by_membership(&self) -> bool {
+        matches!(self, Self::Meeting { .. } | Self::StoreEmptied { .. } | Self::NoAnswer { .. } | Self::Abandoned { .. })
+    }
+
+    /// Whether the own part was as it should be: another writer failed, or the membership changed.
+    #[must_use]
+    pub fn is_of_others(&self) -> bool {
+        self.is_by_membership() || matches!(self, Self::Part { .. } | Self::NotCommitted { .. } | Self::OtherPlan { .. })
+    }
+
+    /// Whether what lies in the checkpoint's folder may be another writer's, and so must stay.
+    pub(crate) fn has_met_another_writer(&self) -> bool {
+        matches!(self, Self::AlreadyCommitted { .. } | Self::Contested { .. } | Self::ShardChanged { .. })
+    }
 }

@@ -1,10 +1,10 @@
 //! Several writers and readers at once: generations keep them apart.
 
-use std::{collections::HashSet, num::NonZeroU32, thread};
+use std::{collections::HashSet, num::NonZeroU32, sync::Once, thread};
 
 use lcl_checkpoint::{CheckpointWriter, Retention, WriteError, WriterOptions, restore};
 
-use crate::support::{folder, id, latest, open, snapshot, state, write};
+use crate::support::{Moment, Watched, folder, id, latest, no_space, open, snapshot, state, write};
 
 fn keep_one() -> WriterOptions {
     WriterOptions { retention: Some(Retention { keep_last: NonZeroU32::MIN, keep_every_steps: None }), ..WriterOptions::default() }
@@ -40,6 +40,27 @@ fn a_stale_writer_can_overwrite_nothing() {
     assert!(matches!(error, WriteError::AlreadyCommitted { .. }), "{error}");
     assert_eq!(whole(), before);
     assert_eq!(latest(&target.store).tensors, state(52, 3, 4));
+}
+
+/// Once a writer that failed for a reason of its own cleared away what another had committed meanwhile.
+#[test]
+fn a_writer_that_fails_leaves_what_another_has_committed_meanwhile() {
+    let target = folder();
+    let (path, once) = (target.folder.path().to_owned(), Once::new());
+    let store = Watched::over(&target.store, move |moment, _| {
+        if moment != Moment::BeforePut {
+            return Ok(());
+        }
+        once.call_once(|| {
+            let path = path.clone();
+            let other = thread::spawn(move || write(&open(&path, false), snapshot(1, 1, state(2, 3, 64))).map(drop));
+            other.join().unwrap().unwrap();
+        });
+        Err(no_space())
+    });
+    let error = write(&store, snapshot(1, 1, state(1, 3, 64))).unwrap_err();
+    assert!(matches!(error, WriteError::Put { .. }), "{error}");
+    assert_eq!(latest(&target.store).tensors, state(2, 3, 64));
 }
 
 #[test]

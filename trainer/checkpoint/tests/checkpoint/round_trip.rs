@@ -3,13 +3,13 @@
 use std::{num::NonZeroUsize, sync::Arc};
 
 use lcl_checkpoint::{
-    CheckpointStore, CheckpointWriter, Dtype, Manifest, RestoreError, ShardJob, Snapshot, StoreError, StoreOptions, TensorData,
-    TensorRecord, TensorSpec, WriteError, WriterOptions, plan_shards, restore, restore_latest,
+    CheckpointStore, CheckpointWriter, Dtype, Manifest, RestoreError, Snapshot, StoreError, StoreOptions, TensorData, TensorSpec,
+    WriteError, WriterOptions, restore, restore_latest,
 };
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 
-use crate::support::{Watched, elements, folder, generation, id, latest, no_space, open, snapshot, state, write};
+use crate::support::{Watched, elements, folder, id, latest, no_space, open, snapshot, state, write};
 
 /// A store in memory that takes anything above 100 bytes in parts.
 fn in_memory() -> CheckpointStore {
@@ -167,38 +167,6 @@ fn one_checkpoint_can_be_restored_by_name() {
     assert!(error.contains("step-00000003-g000001-000000/manifest.json: is not there"), "{error}");
     assert_eq!(target.store.manifest(id(2, 1)).unwrap().tensors.len(), 3);
     target.store.verify(id(2, 1)).unwrap();
-}
-
-#[test]
-fn members_write_their_shards_and_one_commits() {
-    let target = folder();
-    let tensors = state(9, 7, 20);
-    let specs: Vec<TensorSpec> = tensors.iter().map(TensorData::spec).collect();
-    let plan = plan_shards(&specs, 4);
-    let member = |range: std::ops::Range<usize>| {
-        let shards = range.map(|shard| (shard, plan[shard].iter().map(|&tensor| tensors[tensor].clone()).collect())).collect();
-        // Each member opens the store for itself.
-        let store = open(target.folder.path(), true);
-        store.write_shards(ShardJob { id: id(9, 1), count: 4, shards, parallel: NonZeroUsize::MIN }).unwrap()
-    };
-    let first = member(0..2);
-    assert!(restore_latest(&target.store, None).unwrap().is_none());
-    let second = member(2..4);
-    let place = |tensor: usize| plan.iter().position(|shard| shard.contains(&tensor)).unwrap();
-    let manifest = Manifest {
-        step: 9,
-        generation: generation(1),
-        config_digest: String::new(),
-        metadata: serde_json::Value::Null,
-        shards: [first, second].concat(),
-        tensors: specs
-            .into_iter()
-            .enumerate()
-            .map(|(index, TensorSpec { name, shape, dtype })| TensorRecord { name, shape, dtype, shard: place(index) })
-            .collect(),
-    };
-    target.store.commit(&manifest).unwrap();
-    assert_eq!(latest(&target.store).tensors, tensors);
 }
 
 #[test]
