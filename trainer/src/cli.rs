@@ -156,9 +156,15 @@ pub struct PlaceArgs {
     /// The coordinator, as host:port.
     #[arg(long, value_name = "HOST:PORT", env = "LCL_COORDINATOR")]
     pub coordinator: String,
-    /// Talk to it without encryption; there is no other way yet.
-    #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
-    pub insecure: bool,
+    /// How the wire to it is protected.
+    #[command(flatten)]
+    pub security: SecurityArgs,
+    /// Seconds between two signs of life to the coordinator; several fit into its --heartbeat-timeout.
+    #[arg(long, value_name = "SECONDS", env = "LCL_HEARTBEAT_INTERVAL", default_value = "1", value_parser = seconds)]
+    pub heartbeat_interval: Duration,
+    /// Seconds without a word after which the coordinator is lost; at least two heartbeats, which it answers.
+    #[arg(long, value_name = "SECONDS", env = "LCL_COORDINATOR_TIMEOUT", default_value = "10", value_parser = seconds)]
+    pub coordinator_timeout: Duration,
     /// End when standard input does: with the process that started this one.
     #[arg(long)]
     pub ends_with_stdin: bool,
@@ -171,6 +177,23 @@ pub struct PlaceArgs {
     /// Address of this host under which the other members reach it.
     #[arg(long, value_name = "IP", env = "LCL_POD_IP", default_value = "127.0.0.1")]
     pub host: std::net::IpAddr,
+}
+
+/// How the wire to the coordinator is protected: certificates or --insecure.
+#[derive(Debug, Args)]
+pub struct SecurityArgs {
+    /// The certificate to show the coordinator, in PEM.
+    #[arg(long, value_name = "FILE", env = "LCL_TLS_CERTIFICATE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", env = "LCL_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+    /// Certificates of the authority that the coordinator's must be of, for the name lcl-coordinator.
+    #[arg(long, value_name = "FILE", env = "LCL_TLS_CA")]
+    pub tls_ca: Option<PathBuf>,
+    /// Talk to it without encryption.
+    #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub insecure: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -7,11 +7,13 @@ use std::{
     num::NonZero,
     path::{Path, PathBuf},
     thread,
+    time::Duration,
 };
 
 use clap::ValueEnum;
 use indicatif::MultiProgress;
 use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
+use lcl_coordinator::{Security, SecurityError};
 use lcl_data::show::{ShowOptions, ShowTransform};
 use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective, TrainerConfig};
 use rustix::process::{Signal, getpid, kill_process};
@@ -20,17 +22,19 @@ use crate::{
     chain,
     cli::{
         Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs,
-        ResultFormat, RetrievalArgs, ShowArgs, TrainArgs, WorkerArgs,
+        ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, TrainArgs, WorkerArgs,
     },
     config_file::{self, ConfigFileError},
     data_commands::{self, DataCommandError, ShowFiles},
     display::Output,
     evaluate::{self, EvaluateError, EvaluateOptions},
+    fail_point::{self, FailPointError},
     journal::{self, JournalError},
     local::{self, LocalError, LocalOptions},
     report,
     retrieval::Evaluation,
     run_folder::{RunFolderError, local_path},
+    state_log,
     stop::StopRequest,
     supervisor::Outcome,
     trained::{Source, TrainedError, to_uri},
@@ -51,11 +55,28 @@ pub enum CommandError {
         /// Why.
         source: io::Error,
     },
-    /// Encryption was not given up by name.
-    #[error("the wire to {coordinator} has no encryption yet: say --insecure to use it nevertheless")]
-    NotInsecure {
-        /// The coordinator.
-        coordinator: String,
+    /// The faults that a test asks for cannot be understood.
+    #[error(transparent)]
+    FailPoint(#[from] FailPointError),
+    /// The states that a test asks for cannot be written.
+    #[error("opening a file in the folder that {} names", state_log::FOLDER)]
+    StateLog {
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not clear how the wire is protected.
+    #[error("the wire to the coordinator")]
+    Security(#[from] SecurityError),
+    /// The coordinator would be taken for lost between two heartbeats.
+    #[error(
+        "--coordinator-timeout is {timeout:?}, less than two times --heartbeat-interval, which is {interval:?}: the coordinator answers \
+         heartbeats alone, and would be taken for lost between two of them"
+    )]
+    Heartbeats {
+        /// Between two heartbeats.
+        interval: Duration,
+        /// After how long the coordinator is lost.
+        timeout: Duration,
     },
     /// `local` failed.
     #[error(transparent)]
@@ -201,17 +222,20 @@ fn worker(arguments: WorkerArgs, log_format: LogFormat) -> Result<ExitCode, Comm
 fn supervise_members(arguments: WorkerArgs, log_format: LogFormat) -> Result<Outcome, CommandError> {
     // Before anything can go wrong: as process 1 this one is sent no signal that it does not take over.
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
-    enter(&arguments.place)?;
+    let security = enter(&arguments.place)?;
     let config = config_file::read(&arguments.config, arguments.steps)?;
     let threads = arguments.threads.map(NonZero::get);
     let mut passed_on = passed_on(arguments.steps, arguments.resume);
     if let Some(output) = arguments.output.to_possible_value() {
         passed_on.extend(["--output".into(), output.get_name().into()]);
     }
-    let PlaceArgs { coordinator, worker, node, host, .. } = arguments.place;
+    let PlaceArgs { coordinator, worker, node, host, heartbeat_interval, coordinator_timeout, .. } = arguments.place;
     let options = WorkerOptions {
         config_file: arguments.config,
         coordinator,
+        security,
+        heartbeat_interval,
+        coordinator_timeout,
         name: worker,
         members: arguments.members_per_worker,
         node,
@@ -226,11 +250,17 @@ fn supervise_members(arguments: WorkerArgs, log_format: LogFormat) -> Result<Out
 }
 
 /// What holds for every process that talks to a coordinator.
-fn enter(place: &PlaceArgs) -> Result<(), CommandError> {
-    if !place.insecure {
-        return Err(CommandError::NotInsecure { coordinator: place.coordinator.clone() });
+fn enter(place: &PlaceArgs) -> Result<Security, CommandError> {
+    let SecurityArgs { insecure, tls_certificate, tls_key, tls_ca } = &place.security;
+    let security = Security::choose(*insecure, tls_certificate.clone(), tls_key.clone(), tls_ca.clone())?;
+    let (interval, timeout) = (place.heartbeat_interval, place.coordinator_timeout);
+    if interval.is_zero() || timeout < 2 * interval {
+        return Err(CommandError::Heartbeats { interval, timeout });
     }
-    if place.ends_with_stdin { end_with_stdin() } else { Ok(()) }
+    if place.ends_with_stdin {
+        end_with_stdin()?;
+    }
+    Ok(security)
 }
 
 /// Ends this process as soon as standard input does: the pipe to the process that started it is gone.
@@ -248,8 +278,13 @@ fn end_with_stdin() -> Result<(), CommandError> {
 
 fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     let place = &arguments.place;
-    enter(place)?;
+    let name = format!("{}/{}", place.worker, arguments.index);
+    fail_point::arm(&name)?;
+    state_log::open(&name).map_err(|source| CommandError::StateLog { source })?;
     let member = MemberOptions {
+        security: enter(place)?,
+        heartbeat_interval: place.heartbeat_interval,
+        coordinator_timeout: place.coordinator_timeout,
         coordinator: place.coordinator.clone(),
         worker: place.worker.clone(),
         index: arguments.index,
@@ -270,7 +305,10 @@ fn train(
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
     let options = TrainOptions { begin, output, stop, multi };
     Ok(match member {
-        None => training::train(config, options)?,
+        None => {
+            state_log::open("alone").map_err(|source| CommandError::StateLog { source })?;
+            training::train(config, options)?
+        }
         Some((member, threads)) => {
             config.runtime.threads = threads.map(NonZero::get).or(config.runtime.threads);
             training::train_as_member(config, options, member)?

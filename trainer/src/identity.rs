@@ -56,6 +56,8 @@ impl Identity {
             "optimization": {
                 "globalBatchSize": optimization.global_batch_size,
                 "normalization": optimization.normalization,
+                "gradientCompression": optimization.gradient_compression,
+                "exact": optimization.exact,
                 "seed": optimization.seed,
                 // The stored moments are averages with these.
                 "betas": optimization.betas,

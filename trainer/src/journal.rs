@@ -258,6 +258,19 @@ mod tests {
         assert_eq!(steps_in(folder.path()), [0, 1, 2, 3, 4, 5]);
     }
 
+    /// A leader that takes over writes the lines of the one before anew; a reader of numbers that is nearly right would change them a little
+    /// each time.
+    #[test]
+    fn a_line_that_is_read_and_written_again_is_the_same() {
+        let mut loss = 9.0;
+        for step in 0..2_000 {
+            loss *= 0.997_310_513_7;
+            let line = line_of(&StepRecord { loss, gradient_norm: loss.sqrt(), ..step_record(step) });
+            let read: StepRecord = serde_json::from_str(&line).unwrap();
+            assert_eq!(line_of(&read), line);
+        }
+    }
+
     #[test]
     fn a_line_cut_short_by_a_kill_is_left_out() {
         let folder = tempfile::tempdir().unwrap();

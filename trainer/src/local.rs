@@ -41,6 +41,9 @@ const COORDINATOR: &str = "lcl-coordinator";
 /// Seconds to wait for all members at the start, and for a replacement before going on with fewer is none: survivors go on at once.
 const FORMATION_WAIT: &str = "60";
 const HEARTBEAT_TIMEOUT: &str = "10";
+/// Ten of these fit into either time-out; the environment's are for a cluster, whose coordinator may have another.
+const HEARTBEAT_INTERVAL: &str = "1";
+const COORDINATOR_TIMEOUT: &str = "10";
 const REPORT_TIMEOUT: &str = "60";
 /// For the coordinator's first word: it does nothing before but start.
 const ANNOUNCEMENT: Duration = Duration::from_secs(30);
@@ -187,6 +190,7 @@ impl Job<'_> {
         let mut command = Command::new(&self.coordinator);
         let listen = self.address.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
         let [min, desired, max] = [self.world.min(), self.world.desired(), self.world.max()].map(|members| members.to_string());
+        without_certificates(&mut command);
         command
             .args(["--insecure", "--ends-with-stdin", "--listen", &listen, "--epoch", &self.store.claim_epoch()?.to_string()])
             .args(["--min-members", &min, "--desired-members", &desired, "--max-members", &max])
@@ -198,17 +202,24 @@ impl Job<'_> {
     fn worker(&self, index: usize) -> Command {
         let options = self.options;
         let mut command = Command::new(&self.own);
+        without_certificates(&mut command);
         command
             .args(["--log-format", options.log_format.name(), "worker", "--insecure", "--ends-with-stdin", "--config"])
             .arg(&options.config_file)
             .args(["--worker", &worker_name(self.config, index), "--members-per-worker", &options.members_per_worker.to_string()])
             // Not the ones of a pod that this may run in. Records come as JSON, and are shown here.
             .args(["--node", "localhost", "--host", "127.0.0.1", "--termination-log", "/dev/null", "--output", "json"])
+            .args(["--heartbeat-interval", HEARTBEAT_INTERVAL, "--coordinator-timeout", COORDINATOR_TIMEOUT])
             .args(self.address.iter().flat_map(|address| ["--coordinator".to_owned(), address.to_string()]))
             .args(options.threads.iter().flat_map(|threads| ["--threads".to_owned(), threads.to_string()]))
             .args(&options.passed_on);
         command
     }
+}
+
+/// Everything talks on loopback. Certificates that the environment names are for a cluster.
+fn without_certificates(command: &mut Command) {
+    command.env_remove("LCL_TLS_CERTIFICATE").env_remove("LCL_TLS_KEY").env_remove("LCL_TLS_CA");
 }
 
 impl Crew for Job<'_> {

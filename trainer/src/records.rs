@@ -56,6 +56,12 @@ pub struct GenerationRecord {
     pub n: u64,
 }
 
+impl From<lcl_protocol::Generation> for GenerationRecord {
+    fn from(generation: lcl_protocol::Generation) -> Self {
+        Self { epoch: generation.epoch, n: generation.n }
+    }
+}
+
 /// One step: its place in the data, its losses and what it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -137,9 +143,10 @@ pub struct CheckpointCommitted {
     pub completed_steps: u64,
     /// Who wrote it.
     pub generation: GenerationRecord,
-    /// Seconds training stood still for the copy to host memory.
+    /// Seconds that training stood still for the copy to host memory on the process that records it. In a group each member copies its
+    /// part, so the others stand still for about as long.
     pub stall_seconds: f64,
-    /// Seconds from the end of the copy until the store had everything.
+    /// Seconds from the end of the copy until the store had everything, of all members.
     pub write_seconds: f64,
     /// Bytes of its files.
     pub bytes: u64,

@@ -1,8 +1,8 @@
 //! Configurations for this crate's tests.
 
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, ModelConfig, ModelShape, Normalization,
-    Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
+    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
 };
 
 /// A model of some thousand numbers beside its vocabulary.
@@ -44,6 +44,8 @@ pub(crate) fn tiny_config() -> TrainerConfig {
             schedule: Schedule::Cosine { warmup_steps: 2 },
             gradient_clip: None,
             normalization: Normalization::Global,
+            gradient_compression: GradientCompression::None,
+            exact: None,
             seed: 1,
             max_consecutive_skipped_steps: 3,
         },

@@ -23,6 +23,7 @@ mod describe;
 mod member;
 mod prepare;
 mod saver;
+mod share;
 mod step_loop;
 mod tensors;
 
@@ -117,6 +118,12 @@ pub enum TrainError {
     /// The wanted device is not to be had.
     #[error("choosing the device")]
     Device(#[from] DeviceError),
+    /// The device cannot give the same bits twice.
+    #[error("asking libtorch for deterministic algorithms, which optimization.exact needs")]
+    Deterministic {
+        /// libtorch's reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The model cannot be built or trained.
     #[error("computing a step")]
     Learner(#[from] LearnerError),
@@ -167,7 +174,9 @@ impl TrainError {
                 RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
             },
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
-            | Self::Member(MemberRunError::Refused(_) | MemberRunError::Machine(_)) => ExitCode::Permanent,
+            | Self::Member(
+                MemberRunError::Refused(_) | MemberRunError::Machine(_) | MemberRunError::SelfTest { .. } | MemberRunError::Nccl { .. },
+            ) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)

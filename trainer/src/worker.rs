@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use lcl_coordinator::{CertificateFiles, Security};
+
 use crate::{
     cli::LogFormat,
     forward::{LastWords, Readers, mark},
@@ -29,6 +31,12 @@ pub struct WorkerOptions {
     pub config_file: PathBuf,
     /// `host:port` of the coordinator.
     pub coordinator: String,
+    /// How the wire to it is protected.
+    pub security: Security,
+    /// Between two heartbeats of a member.
+    pub heartbeat_interval: Duration,
+    /// After how long without a word a member takes the coordinator for lost.
+    pub coordinator_timeout: Duration,
     /// This worker's name.
     pub name: String,
     /// Its members.
@@ -116,14 +124,22 @@ impl Crew for Members<'_> {
         let options = self.options;
         let mut command = Command::new(env::current_exe().map_err(|source| MembersError::Program { source })?);
         command
-            .args(["member", "--insecure", "--ends-with-stdin", "--config"])
+            .args(["--log-format", options.log_format.name(), "member", "--ends-with-stdin", "--config"])
             .arg(&options.config_file)
             .args(["--coordinator", &options.coordinator, "--worker", &options.name, "--index", &index.to_string()])
+            .args(["--heartbeat-interval", &options.heartbeat_interval.as_secs_f64().to_string()])
+            .args(["--coordinator-timeout", &options.coordinator_timeout.as_secs_f64().to_string()])
             .args(["--node", &options.node, "--host", &options.host.to_string()])
             .args(options.threads.iter().flat_map(|threads| ["--threads".to_owned(), threads.to_string()]))
             .args(&options.passed_on)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        match options.security.files() {
+            None => command.arg("--insecure"),
+            Some(CertificateFiles { certificate, key, authority }) => {
+                command.arg("--tls-certificate").arg(certificate).arg("--tls-key").arg(key).arg("--tls-ca").arg(authority)
+            }
+        };
         Ok(command)
     }
 

@@ -15,8 +15,9 @@ use lcl_trainer::{
     weights::{export, import},
 };
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, ModelConfig, ModelShape, Normalization,
-    Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig,
+    VisionShape,
 };
 use tempfile::TempDir;
 
@@ -98,6 +99,8 @@ fn config(folder: &Path, shape: ModelShape, layer_scale: Option<f64>) -> Result<
             schedule: Schedule::Constant { warmup_steps: 0 },
             gradient_clip: None,
             normalization: Normalization::Global,
+            gradient_compression: GradientCompression::None,
+            exact: None,
             seed: 5,
             max_consecutive_skipped_steps: 1,
         },

@@ -31,6 +31,7 @@ impl Coordinator {
             formation_wait: Duration::from_mins(1),
             heartbeat_timeout: Duration::from_secs(10),
             report_timeout: Duration::from_mins(1),
+            stall_timeout: Duration::from_mins(2),
         };
         runtime.spawn(serve(listener, settings, Security::Insecure, std::future::pending()));
         Ok(Self { _runtime: runtime, address })
@@ -103,4 +104,15 @@ fn a_member_asked_to_end_leaves_between_two_steps_and_the_others_finish() -> Res
     leaves.wait()?.expect_code(ExitCode::Preempted.code())?;
     stays.wait()?.expect_code(0)?;
     run.expect_same_work(&alone)
+}
+
+#[test]
+fn a_member_at_an_address_that_is_not_its_hosts_ends_for_good_before_it_attaches() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let run = workbench.begin("elsewhere")?;
+    // An address of nobody (RFC 5737), and a coordinator that nothing has to ask.
+    let place = ["--insecure", "--output", "json", "--worker", "a", "--node", "a", "--host", "192.0.2.1", "--coordinator", "127.0.0.1:1"];
+    let finished = process::start(run.arguments_of("member", &place)?)?.wait()?.expect_code(ExitCode::Permanent.code())?;
+    ensure!(finished.stderr.contains("collectives do not work at 192.0.2.1"), "{}", finished.stderr);
+    Ok(())
 }

@@ -1,11 +1,14 @@
 //! A job on one machine: the launcher, and below it the coordinator, workers and members as processes.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use lcl_tests::{
+    data::Fault,
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::ExitCode;
+use lcl_trainer_config::{ExactConfig, ExitCode};
 use rustix::process::Signal;
 
 fn start(run: &Run, more: &[&str]) -> Result<Running> {
@@ -50,6 +53,42 @@ fn whatever_is_killed_is_started_again_and_nothing_is_left_at_the_end() -> Resul
     let shown = finished.stdout.lines().filter(|line| line.contains(r#""event":"step""#)).count();
     ensure!((200..210).contains(&shown), "{shown} lines for 200 steps");
     ensure!(finished.stdout.lines().filter(|line| line.contains(r#""event":"ended""#)).count() == 1, "{}", finished.stdout);
+    Ok(())
+}
+
+/// The strongest thing that can be said of recovery: nothing that happened shows in a single bit.
+#[test]
+fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> Result<()> {
+    // A slot without a sample, so that shards have different numbers of rows.
+    let workbench = Workbench::new(&[(7, Fault::NoCaption)])?;
+    let begin = |name: &str| -> Result<Run> {
+        let mut run = workbench.begin(name)?;
+        run.config.optimization.steps = 120;
+        run.config.optimization.global_batch_size = 16;
+        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+        Ok(run)
+    };
+    let (alone, run) = (begin("alone")?, begin("local")?);
+    let expected = alone.complete(&[])?;
+    let local = start(&run, &["--workers", "3"])?;
+    more_steps(&run)?;
+    for word in [" member ", "lcl-coordinator", " worker "] {
+        let before = named(&local, word)?;
+        let victim = *before.last().with_context(|| format!("no process is called {word}"))?;
+        kill(victim)?;
+        await_condition("a new process in its place", || {
+            let now = named(&local, word)?;
+            Ok((now.len() == before.len() && !now.contains(&victim)).then_some(()))
+        })?;
+        more_steps(&run)?;
+    }
+    local.wait()?.expect_code(0)?;
+    let generations: BTreeSet<String> = run.steps()?.iter().map(|line| line["generation"].to_string()).collect();
+    ensure!(generations.len() >= 3, "too little was disturbed to show anything: {generations:?}");
+    for (step, (got, wanted)) in run.ledger()?.iter().zip(alone.ledger()?).enumerate() {
+        ensure!(*got == wanted, "step {step} is {got}, and undisturbed {wanted}; by {:?}", run.steps()?[step]);
+    }
+    ensure!(run.hash()? == expected, "{} instead of {expected}", run.hash()?);
     Ok(())
 }
 

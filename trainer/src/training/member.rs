@@ -1,13 +1,17 @@
 //! Training as one member of many: does what the coordinator's commands say, from forming a group to the last step.
 //!
-//! Comes in: commands of the protocol's member machine (`lcl-protocol`). Goes out: steps of this member's slots. The member of rank 0, the
-//! leader, also writes checkpoints, `metrics.jsonl` and `TensorBoard` files for all.
+//! Comes in: commands of the protocol's member machine (`lcl-protocol`). Goes out: steps of this member's slots and its part of checkpoints.
+//! The member of rank 0, the leader, also commits them, and writes `metrics.jsonl` and `TensorBoard` files for all.
 //!
 //! A failed collective never reaches the weights: [`Learner::train_step_with`] applies an update only when every gradient was summed
 //! without an error. The process and its weights stay, the next generation goes on from there.
 
+mod activity;
+mod collectives;
 mod leader;
+mod meeting;
 mod rendezvous;
+mod saving;
 mod tally;
 mod transfer;
 
@@ -23,39 +27,52 @@ use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartErro
 use lcl_data::{Batch, Dataset, Loader, LoaderOptions};
 use lcl_protocol::{
     EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, MemberCommand, MemberError, MemberEvent, MemberName,
-    MemberSettings, Plan, Refusal, Role, slots_of,
+    MemberSettings, Plan, Refusal, Role,
 };
 use lcl_torch::{
     Device, Learner, MemberStep, StepReport, choose_device,
-    collectives::{AbortHandle, Group, GroupError, GroupOptions},
-    learning_rate, set_threads,
+    collectives::{AbortHandle, Group, GroupError, GroupOptions, SelfTestError, Usage},
+    learning_rate,
+    shim::ShimError,
 };
 use lcl_trainer_config::{ExitCode, TrainerConfig};
 
-use self::{leader::Leader, rendezvous::Rendezvous, tally::Tally};
+use self::{activity::ActivityCell, leader::Leader, rendezvous::Rendezvous, tally::Tally};
 use super::{
     TrainError, TrainOptions,
     prepare::{Progress, restore},
-    tensors::micro_batches,
+    saver::Saver,
+    share::{self, prepare_process},
 };
-use crate::{chain, identity::Identity};
+use crate::{
+    chain,
+    fail_point::{self, Place},
+    identity::Identity,
+    state_log::{self, Origin},
+};
 
 /// Longest wait for all members of a generation to build their group.
 const FORM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of a single exchange. A member that is lost is noticed by its broken connection or by the coordinator long before; the time-out is for
-/// what neither shows (decision 10). Members wait for the slowest one's data, too.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Of a single exchange. A member that is lost or stands still is noticed by its broken connection or by the coordinator (by default after
+/// two minutes) before; the time-out is for what neither shows (decision 10). Members wait for the slowest one's data, too.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(150);
 /// How often a waiting member looks whether it was asked to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Between two heartbeats, and after how long without a word the coordinator is lost.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Beside the flags of a step: this member still writes a checkpoint.
+const BUSY: i64 = 1 << 32;
 
 /// Who this member is and whom it asks.
 #[derive(Clone, Debug)]
 pub struct MemberOptions {
     /// `host:port` of the coordinator.
     pub coordinator: String,
+    /// How the wire to it is protected.
+    pub security: Security,
+    /// Between two heartbeats.
+    pub heartbeat_interval: Duration,
+    /// After how long without a word the coordinator is lost.
+    pub coordinator_timeout: Duration,
     /// The worker it belongs to.
     pub worker: String,
     /// Its number within the worker.
@@ -75,6 +92,24 @@ pub enum MemberRunError {
     /// The coordinator will never take this member.
     #[error("the coordinator refuses this member")]
     Refused(#[from] Refusal),
+    /// A group cannot be formed even within this process.
+    #[error(
+        "collectives do not work at {host}: it has to be an address of this host (for a pod its own), and nothing may block connections to it"
+    )]
+    SelfTest {
+        /// The member's address.
+        host: IpAddr,
+        /// What failed.
+        #[source]
+        source: SelfTestError,
+    },
+    /// This member computes on a GPU, and NCCL is not there.
+    #[error("members on GPUs sum by NCCL")]
+    Nccl {
+        /// What is missing.
+        #[source]
+        source: ShimError,
+    },
     /// A mistake in the program.
     #[error("this is a fault of the program, please report it")]
     Machine(#[from] MemberError),
@@ -112,7 +147,9 @@ struct MemberRun<'a> {
     abortable: Abortable,
     joined: Option<Joined>,
     leader: Option<Leader>,
+    saver: Option<Saver>,
     tally: Tally,
+    activity: Arc<ActivityCell>,
     is_draining: bool,
 }
 
@@ -127,14 +164,15 @@ pub fn train_as_member(config: TrainerConfig, options: TrainOptions, member: Mem
 impl<'a> MemberRun<'a> {
     /// Everything that takes time is done before the coordinator hears of this member: the others wait for nothing but the state.
     fn prepare(config: TrainerConfig, options: &'a TrainOptions, member: MemberOptions) -> Result<Self, TrainError> {
-        set_threads(config.runtime.threads)?;
-        let device = choose_device(config.runtime.device, 0)?;
+        prepare_process(&config)?;
+        let device = choose_device(config.runtime.device, member.index as usize)?;
+        collectives::check(member.host, device)?;
         let dataset = Arc::new(Dataset::open(&config.data)?);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
         let abortable = Abortable::default();
         let reach = Arc::clone(&abortable);
-        let mut client_options = ClientOptions::new(member.coordinator.clone(), Security::Insecure);
+        let mut client_options = ClientOptions::new(member.coordinator.clone(), member.security.clone());
         client_options.on_abort = Box::new(move |generation, _| {
             if let Some((current, handle)) = reach.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
                 && *current == generation
@@ -142,6 +180,9 @@ impl<'a> MemberRun<'a> {
                 handle.abort();
             }
         });
+        let activity = Arc::new(ActivityCell::default());
+        let seen = Arc::clone(&activity);
+        client_options.activity = Box::new(move || seen.read());
         let settings = MemberSettings {
             identity: MemberIdentity {
                 name: MemberName { worker: member.worker.clone(), index: member.index },
@@ -150,8 +191,8 @@ impl<'a> MemberRun<'a> {
                 address: member.host.to_string(),
             },
             config_digest: identity.digest(),
-            heartbeat_interval: HEARTBEAT,
-            coordinator_timeout: COORDINATOR_TIMEOUT,
+            heartbeat_interval: member.heartbeat_interval,
+            coordinator_timeout: member.coordinator_timeout,
         };
         let (client, commands) = MemberClient::start(client_options, settings).map_err(MemberRunError::from)?;
         Ok(Self {
@@ -169,7 +210,9 @@ impl<'a> MemberRun<'a> {
             abortable,
             joined: None,
             leader: None,
+            saver: None,
             tally: Tally::default(),
+            activity,
             is_draining: false,
         })
     }
@@ -207,9 +250,11 @@ impl<'a> MemberRun<'a> {
             MemberCommand::FormGroup(plan) => self.form(&plan)?,
             MemberCommand::Recover { generation, role, .. } => self.recover(generation, &role)?,
             MemberCommand::Train { generation, step } => self.train(generation, step)?,
-            MemberCommand::WriteCheckpoint { generation, .. } => self.checkpoint(generation)?,
+            MemberCommand::WriteCheckpoint { generation, .. } => self.save_as_asked(generation)?,
             MemberCommand::LeaveGroup { generation } => {
+                self.finish_saving(generation)?;
                 if let Some(joined) = self.joined.take_if(|joined| joined.generation == generation) {
+                    fail_point::reach(Place::Leave);
                     // So that nobody's last exchange loses its peer; whether all came does not matter any more.
                     let _ = joined.group.leave(FORM_TIMEOUT);
                 }
@@ -232,7 +277,7 @@ impl<'a> MemberRun<'a> {
             tracing::warn!(generation = %plan.generation, member = %loss.member, reason = loss.reason, "member lost");
         }
         let (generation, begun) = (plan.generation, Instant::now());
-        let abort = AbortHandle::new();
+        let abort = collectives::abort_handle();
         *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation, abort.clone()));
         let options = GroupOptions {
             store: Arc::new(Rendezvous::new(self.client.store(generation))),
@@ -240,8 +285,11 @@ impl<'a> MemberRun<'a> {
             rank: plan.rank as usize,
             world_size: plan.world as usize,
             host: self.member.host,
+            device: self.device,
             timeout: FORM_TIMEOUT,
         };
+        fail_point::stand(plan.rank, plan.world, self.progress.completed_steps);
+        fail_point::reach(Place::Form);
         match Group::form(options, &abort) {
             Ok(group) => {
                 tracing::info!(%generation, rank = plan.rank, world = plan.world, seconds = begun.elapsed().as_secs_f64(), "group formed");
@@ -261,18 +309,26 @@ impl<'a> MemberRun<'a> {
             Role::Receive { from } => transfer::receive(&mut joined.group, &mut self.learner, *from).map(|progress| {
                 self.progress = progress;
                 self.restored = None;
+                if let Some(saver) = self.saver.as_mut() {
+                    // What it knew to be in the store may be another state of the same step.
+                    saver.set_committed(None);
+                }
             }),
             Role::Restore { to } => {
                 let store = CheckpointStore::open(&self.config.checkpoint.uri, lcl_checkpoint::StoreOptions::default())?;
                 let restored = restore(&store, &self.config, self.options.begin, &self.identity, &mut self.learner)?;
                 self.restored = restored.map(|progress| progress.completed_steps);
                 self.progress = restored.unwrap_or_default();
+                if let Some(saver) = self.saver.as_mut() {
+                    saver.set_committed(self.restored);
+                }
                 transfer::send(&mut joined.group, &self.learner, self.progress, to)
             }
         };
         match moved {
             Ok(()) => {
                 let step = self.progress.completed_steps;
+                state_log::note(&self.learner, generation, step, role)?;
                 tracing::info!(%generation, step, ?role, seconds = begun.elapsed().as_secs_f64(), "state is level");
                 self.report(MemberEvent::Recovered { generation, step })
             }
@@ -285,7 +341,7 @@ impl<'a> MemberRun<'a> {
     fn train(&mut self, generation: Generation, step: u64) -> Result<(), TrainError> {
         let Some(joined) = self.joined.as_mut().filter(|joined| joined.generation == generation) else { return Ok(()) };
         let steps = self.config.optimization.steps;
-        let slots = slots_of(joined.rank, joined.world, self.config.optimization.global_batch_size);
+        let slots = share::slots(&self.config.optimization, joined.rank, joined.world);
         if step < steps && joined.loader.is_none() && !slots.is_empty() {
             joined.loader = Some(Loader::start(
                 Arc::clone(&self.dataset),
@@ -301,11 +357,14 @@ impl<'a> MemberRun<'a> {
                 },
             )?);
         }
-        if joined.rank == 0 {
+        let (rank, world) = (joined.rank, joined.world);
+        self.share_saving(generation, rank, world)?;
+        if rank == 0 {
             self.lead(generation)?;
         } else {
             self.leader = None;
         }
+        self.activity.begin();
         loop {
             self.ask_to_leave_when_stopped()?;
             if self.progress.consecutive_skips >= self.config.optimization.max_consecutive_skipped_steps {
@@ -315,16 +374,12 @@ impl<'a> MemberRun<'a> {
             if step >= steps {
                 return self.finish(generation);
             }
-            let agreed = match self.step(step) {
+            let (agreed, is_busy) = match self.step(step) {
                 Ok(agreed) => agreed,
                 Err(StepError::Group(reason)) => return self.close(generation, Some(reason)),
                 Err(StepError::Fatal(error)) => return Err(error),
             };
-            if let Some(leader) = self.leader.as_mut() {
-                for committed in leader.after_step(&self.learner, self.progress, steps, &self.config, &self.identity)? {
-                    self.report(MemberEvent::CheckpointCommitted { generation, step: committed })?;
-                }
-            }
+            self.save_when_due(generation, is_busy)?;
             self.report(MemberEvent::Committed { generation, step: step + 1, agreed })?;
             while let Some(command) = self.commands.try_next() {
                 // Whatever it is, training goes on only when a new `Train` says so; a checkpoint alone does not end it.
@@ -348,79 +403,56 @@ impl<'a> MemberRun<'a> {
     }
 
     /// One step over this member's slots. The update is applied only when every exchange went well.
-    fn step(&mut self, step: u64) -> Result<Flags, StepError> {
+    /// What the members agreed on, and whether any of them was still writing a checkpoint.
+    fn step(&mut self, step: u64) -> Result<(Flags, bool), StepError> {
         let Some(joined) = self.joined.as_mut() else { return Err(StepError::Group("the group is gone".to_owned())) };
-        let asked = Instant::now();
+        let (asked, before) = (Instant::now(), Usage::now());
+        fail_point::stand(joined.rank, joined.world, step);
+        fail_point::reach(Place::Data);
         let batch = match joined.loader.as_mut() {
             Some(loader) => loader.next().ok_or(TrainError::DataEnded { step })?.map_err(TrainError::from)?,
             None => Batch::empty(step),
         };
         let begin = Instant::now();
         let shared = Tally::exchange(&mut joined.group, &batch, EXCHANGE_TIMEOUT)?;
-        let wish = i64::from(self.client.flags().bits());
+        let is_busy = self.saver.as_mut().is_some_and(Saver::is_busy);
+        let wish = i64::from(self.client.flags().bits()) | if is_busy { BUSY } else { 0 };
         let (report, wishes) = if shared.rows == 0 {
             let wishes = joined.group.exchange(&[wish], EXCHANGE_TIMEOUT)?.into_iter().flatten().collect();
             (without_update(&self.config, step), wishes)
         } else {
-            let image_size = self.config.model.shape.vision.image_size;
-            let parts =
-                micro_batches(&batch, image_size, self.config.optimization.micro_batch_size, self.device).map_err(TrainError::from)?;
             let member = MemberStep { group: &mut joined.group, wish, timeout: EXCHANGE_TIMEOUT };
-            match self.learner.train_step_with(step, &parts, member) {
+            match share::train_step(&mut self.learner, &self.config, self.device, &batch, Some(member)) {
                 Ok((report, agreement)) => (report, agreement.wishes),
-                Err(error) if !joined.group.is_live() => return Err(StepError::Group(chain(&error))),
-                Err(error) => return Err(TrainError::from(error).into()),
+                Err(TrainError::Learner(error)) if !joined.group.is_live() => return Err(StepError::Group(chain(&error))),
+                Err(error) => return Err(error.into()),
             }
         };
         let end = Instant::now();
+        self.activity.step(end - asked, Usage::now().waited.saturating_sub(before.waited));
         self.progress.completed_steps = step + 1;
         self.progress.consecutive_skips = if report.skipped { self.progress.consecutive_skips + 1 } else { 0 };
         self.restored = None;
+        state_log::note(&self.learner, joined.generation, step + 1, Origin::Trained).map_err(TrainError::from)?;
         let seconds = tally::Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end };
         let record = self.tally.record(&self.config, &self.dataset, joined.generation, step, &shared, &report, &seconds);
         if let Some(leader) = self.leader.as_mut() {
             leader.record_step(record);
         }
         let bits = wishes.into_iter().fold(0, |all, wish| all | wish);
-        Ok(Flags::from_bits(u32::try_from(bits).unwrap_or_default()))
+        Ok((Flags::from_bits(u32::try_from(bits & !BUSY).unwrap_or_default()), bits & BUSY != 0))
     }
 
     /// Rank 0 writes for all.
     fn lead(&mut self, generation: Generation) -> Result<(), TrainError> {
+        self.leader.take_if(|leader| !leader.leads_on_in(generation));
         if let Some(leader) = self.leader.as_mut() {
-            leader.set_generation(generation, &self.config, &self.learner);
+            leader.set_generation(generation);
             return Ok(());
         }
-        let leader = Leader::begin(
-            generation,
-            &self.config,
-            self.options,
-            &self.dataset,
-            &self.learner,
-            self.device,
-            self.progress,
-            self.restored,
-            &self.tally,
-        )?;
+        let leader = Leader::begin(generation, &self.config, self.options, &self.dataset, self.device, self.progress, &self.tally)?;
         self.leader = Some(leader);
         Ok(())
-    }
-
-    fn checkpoint(&mut self, generation: Generation) -> Result<(), TrainError> {
-        if let Some(leader) = self.leader.as_mut()
-            && let Some(step) = leader.save_now(&self.learner, self.progress, &self.config, &self.identity)
-        {
-            self.report(MemberEvent::CheckpointCommitted { generation, step })?;
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self, generation: Generation) -> Result<(), TrainError> {
-        if let Some(leader) = self.leader.as_mut() {
-            let step = leader.finish(&self.learner, self.progress, &self.config, &self.identity)?;
-            self.report(MemberEvent::CheckpointCommitted { generation, step })?;
-        }
-        self.report(MemberEvent::Finished { generation })
     }
 
     /// Drops the group and says so.
@@ -430,16 +462,18 @@ impl<'a> MemberRun<'a> {
         }
         *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.joined = None;
+        self.stop_saving(generation)?;
+        tracing::info!(%generation, "group closed");
         self.report(MemberEvent::GroupClosed { generation, failure })
     }
 
     fn exit(&mut self, reason: ProtocolEnd) -> Result<ExitCode, TrainError> {
         tracing::info!(%reason, step = self.progress.completed_steps, "leaving");
+        if self.leader.is_some() && reason != ProtocolEnd::Complete {
+            // Others may go on from here; when there are none, this is where the next start begins.
+            self.save_alone()?;
+        }
         if let Some(leader) = self.leader.as_mut() {
-            if reason != ProtocolEnd::Complete {
-                // Others may go on from here; when there are none, this is where the next start begins.
-                leader.save_now(&self.learner, self.progress, &self.config, &self.identity);
-            }
             leader.end(reason == ProtocolEnd::Complete, &self.learner, self.progress)?;
         }
         Ok(if reason == ProtocolEnd::Complete { ExitCode::Success } else { ExitCode::Preempted })

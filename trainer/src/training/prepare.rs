@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use lcl_checkpoint::{CheckpointStore, Generation, Restored, restore_latest};
 use lcl_data::Dataset;
-use lcl_torch::{Device, Learner, StateTensor, choose_device, set_threads};
+use lcl_torch::{Device, Learner, StateTensor, choose_device};
 use lcl_trainer_config::TrainerConfig;
 use serde_json::{Value, json};
 
-use super::{Begin, TrainError, TrainOptions};
+use super::{Begin, TrainError, TrainOptions, share::prepare_process};
 use crate::{
     identity::Identity,
     journal::{self, Journal},
@@ -56,7 +56,7 @@ pub fn metadata(config: &TrainerConfig, identity: &Identity, completed_updates: 
 }
 
 pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<Prepared, TrainError> {
-    set_threads(config.runtime.threads)?;
+    prepare_process(&config)?;
     let device = choose_device(config.runtime.device, 0)?;
     let folder = RunFolder::open(&config.checkpoint.uri)?;
     if let Begin::Fresh { delete_existing } = options.begin {

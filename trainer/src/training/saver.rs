@@ -1,17 +1,21 @@
-//! When a checkpoint is due, and handing it to the background writer.
+//! When a checkpoint is due, and handing this process's part of it to the background writer.
 //!
-//! Comes in: the learner after a step. Goes out: [`Record`]s of what was committed or failed. Training stands still only for the copy to
-//! host memory; a write that fails is reported and tried again at the next checkpoint.
+//! Comes in: the learner after a step; in a group, with whom it is shared. Goes out: [`Record`]s of what was committed or failed. Training
+//! stands still only for the copy of the own part to host memory; a write that fails is reported and tried again at the next checkpoint.
+//!
+//! The members of a group call it at the same steps with the same answers to every question that is not a function of the step: whether
+//! somebody is still busy, and whether the state is in the store already.
 
 use std::{
-    num::{NonZeroU32, NonZeroU64},
-    time::Instant,
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use lcl_checkpoint::{
-    CheckpointStore, CheckpointWriter, Committed, Dtype, Generation, Retention, Snapshot, SubmitError, TensorData, WriteError,
-    WriterOptions,
+    CheckpointId, CheckpointStore, CheckpointWriter, Committed, Dtype, Generation, Meeting, Moment, Part, Retention, Snapshot, SubmitError,
+    TensorData, TensorSpec, WriteError, WritePlan, WriterOptions,
 };
 use lcl_torch::{HostState, Learner, LearnerError};
 use lcl_trainer_config::CheckpointConfig;
@@ -19,8 +23,15 @@ use serde_json::Value;
 
 use crate::{
     chain,
+    fail_point::{self, Place},
     records::{CheckpointCommitted, CheckpointFailed, GenerationRecord, Record},
 };
+
+/// Longest wait for a checkpoint of a group that has to be there before it goes on: far more than one of a large model takes on a slow
+/// store, and still an end when a member's store hangs.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(10);
+/// How often who waits looks whether its group is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What a checkpoint says besides its tensors.
 #[derive(Clone, Debug)]
@@ -52,6 +63,45 @@ pub enum FinalSaveError {
         /// Why.
         reason: String,
     },
+    /// The own part is as it should be, but another member's is not, or the group is over: the next group tries again.
+    #[error("the last checkpoint, of step {step}, was given up: {reason}")]
+    Disbanded {
+        /// Completed steps.
+        step: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// With whom a member saves.
+#[derive(Debug)]
+pub(super) struct Sharing {
+    /// The group's.
+    pub(super) generation: Generation,
+    /// The member's rank; rank 0 commits.
+    pub(super) rank: usize,
+    /// Members of the group.
+    pub(super) world: NonZeroUsize,
+    /// Where they meet.
+    pub(super) meeting: Arc<dyn Meeting>,
+}
+
+/// A [`Sharing`] at work.
+#[derive(Debug)]
+struct Share {
+    plan: Arc<WritePlan>,
+    rank: usize,
+    meeting: Arc<dyn Meeting>,
+    /// Checkpoints that this group has tried to write.
+    attempts: u64,
+}
+
+/// Why the last checkpoint that failed did.
+#[derive(Debug)]
+struct Failure {
+    step: u64,
+    reason: String,
+    is_of_others: bool,
 }
 
 /// Saves checkpoints in the background.
@@ -61,17 +111,21 @@ pub struct Saver {
     host: HostState,
     policy: CheckpointConfig,
     generation: Generation,
+    /// `None`: this process writes alone.
+    share: Option<Share>,
     /// Seconds training stood still for the checkpoint that is being written.
     stall_seconds: f64,
     failures: u64,
-    /// Completed steps of the newest checkpoint in the store.
+    last_failure: Option<Failure>,
+    /// Completed steps of the newest checkpoint in the store, as far as it is known here.
     committed: Option<u64>,
-    /// Completed steps of the checkpoint that is being written.
-    under_way: Option<u64>,
+    /// The checkpoint that is being written.
+    under_way: Option<CheckpointId>,
 }
 
 impl Saver {
-    /// A saver for a run whose newest checkpoint has `committed` steps. Takes the host memory for copies of the learner's state.
+    /// A saver for a run whose newest checkpoint has `committed` steps and that only this process writes. Takes the host memory for copies
+    /// of the learner's state.
     #[must_use]
     pub fn new(
         store: CheckpointStore,
@@ -80,21 +134,57 @@ impl Saver {
         committed: Option<u64>,
         learner: &Learner,
     ) -> Self {
+        Self::with(store, policy, generation, committed, learner.prepare_host_state(), None)
+    }
+
+    /// A saver for a member of a group. Takes the host memory for its part.
+    pub(super) fn shared(
+        store: CheckpointStore,
+        policy: &CheckpointConfig,
+        committed: Option<u64>,
+        sharing: Sharing,
+        learner: &Learner,
+    ) -> Self {
+        let generation = sharing.generation;
+        let (share, host) = Share::begin(sharing, learner);
+        Self::with(store, policy, generation, committed, host, Some(share))
+    }
+
+    fn with(
+        store: CheckpointStore,
+        policy: &CheckpointConfig,
+        generation: Generation,
+        committed: Option<u64>,
+        host: HostState,
+        share: Option<Share>,
+    ) -> Self {
         let retention = Retention {
             keep_last: NonZeroU32::new(policy.keep_last).unwrap_or(NonZeroU32::MIN),
             keep_every_steps: policy.keep_every_steps.and_then(NonZeroU64::new),
         };
-        let options = WriterOptions { retention: Some(retention), ..WriterOptions::default() };
+        let options = WriterOptions { retention: Some(retention), at: Some(reach), ..WriterOptions::default() };
         Self {
             writer: CheckpointWriter::new(store, options),
-            host: learner.prepare_host_state(),
+            host,
             policy: policy.clone(),
             generation,
+            share,
             stall_seconds: 0.0,
             failures: 0,
+            last_failure: None,
             committed,
             under_way: None,
         }
+    }
+
+    /// From here on the members of another group write together.
+    pub(super) fn join(&mut self, sharing: Sharing, learner: &Learner) {
+        if self.generation == sharing.generation && self.share.is_some() {
+            return;
+        }
+        self.generation = sharing.generation;
+        let (share, host) = Share::begin(sharing, learner);
+        (self.share, self.host) = (Some(share), host);
     }
 
     /// Whether a checkpoint is to be taken after `completed` steps.
@@ -107,50 +197,89 @@ impl Saver {
         self.policy.keep_every_steps.is_some_and(|every| completed.is_multiple_of(every))
     }
 
+    /// Whether a checkpoint is being written.
+    #[must_use]
+    pub fn is_busy(&mut self) -> bool {
+        self.writer.is_busy()
+    }
+
     /// Copies the state and hands it to the writer. While the one before is still being written, this one is left out with a warning,
     /// unless it is one that is kept for good: then training waits.
     pub fn save(&mut self, learner: &Learner, facts: Facts) -> Result<Vec<Record>, LearnerError> {
+        let is_busy = self.is_busy();
+        self.save_unless(is_busy, learner, facts, &|| false)
+    }
+
+    /// As [`Self::save`], where `is_busy` says whether any member of the group was busy, and `is_over` whether the group is.
+    pub(super) fn save_unless(
+        &mut self,
+        is_busy: bool,
+        learner: &Learner,
+        facts: Facts,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Vec<Record>, LearnerError> {
         let mut records = self.poll();
-        if self.writer.is_busy() {
+        if is_busy {
             if !self.is_kept_for_good(facts.completed_steps) {
                 tracing::warn!(
                     step = facts.completed_steps,
-                    still_writing = self.under_way,
+                    still_writing = self.under_way.map(|id| id.step),
                     "checkpoint left out: the one before is still being written; consider a greater checkpoint.everySteps"
                 );
                 return Ok(records);
             }
-            records.extend(self.wait());
+            records.extend(self.wait(LONGEST_WAIT, is_over));
         }
         let step = facts.completed_steps;
         if let Err(error) = self.submit(learner, facts)? {
-            records.push(self.failed(step, chain(&error)));
+            records.push(self.failed(step, chain(&error), false));
         }
         Ok(records)
     }
 
     /// Saves the last state of the process and waits until it is in the store. Does nothing when it is there already.
     pub fn finish(&mut self, learner: &Learner, facts: Facts) -> (Vec<Record>, Result<(), FinalSaveError>) {
+        let mut records = self.wait_for_writer();
+        if self.committed == Some(facts.completed_steps) {
+            return (records, Ok(()));
+        }
+        let (more, result) = self.save_and_wait(learner, facts, &|| false);
+        records.extend(more);
+        (records, result)
+    }
+
+    /// As [`Self::finish`], by this process alone, whoever wrote with it before. For one whose group is over.
+    pub(super) fn finish_alone(&mut self, learner: &Learner, facts: Facts) -> (Vec<Record>, Result<(), FinalSaveError>) {
+        if self.share.take().is_some() {
+            self.host = learner.prepare_host_state();
+        }
+        self.finish(learner, facts)
+    }
+
+    /// Saves the state of a step, and waits until it is in the store or the group is over.
+    pub(super) fn save_and_wait(
+        &mut self,
+        learner: &Learner,
+        facts: Facts,
+        is_over: &dyn Fn() -> bool,
+    ) -> (Vec<Record>, Result<(), FinalSaveError>) {
         let step = facts.completed_steps;
-        let mut records = self.wait();
+        let mut records = Vec::new();
+        match self.submit(learner, facts) {
+            Err(source) => return (records, Err(FinalSaveError::Copy { step, source })),
+            Ok(Err(error)) => records.push(self.failed(step, chain(&error), false)),
+            Ok(Ok(())) => records.extend(self.wait(LONGEST_WAIT, is_over)),
+        }
         if self.committed == Some(step) {
             return (records, Ok(()));
         }
-        match self.submit(learner, facts) {
-            Err(source) => return (records, Err(FinalSaveError::Copy { step, source })),
-            Ok(Err(error)) => records.push(self.failed(step, chain(&error))),
-            Ok(Ok(())) => records.extend(self.wait()),
-        }
-        let reason = records.iter().rev().find_map(|record| match record {
-            Record::CheckpointFailed(failed) if failed.completed_steps == step => Some(failed.reason.clone()),
-            _ => None,
-        });
-        let result = if self.committed == Some(step) {
-            Ok(())
-        } else {
-            Err(FinalSaveError::NotWritten { step, reason: reason.unwrap_or_else(|| "the writer gave no reason".to_owned()) })
+        let result = match self.last_failure.take().filter(|failure| failure.step == step) {
+            Some(Failure { reason, is_of_others: true, .. }) => FinalSaveError::Disbanded { step, reason },
+            Some(Failure { reason, .. }) => FinalSaveError::NotWritten { step, reason },
+            // It is being committed or cleared away, and the store does not answer.
+            None => FinalSaveError::NotWritten { step, reason: format!("the store did not answer within {LONGEST_WAIT:?}") },
         };
-        (records, result)
+        (records, Err(result))
     }
 
     /// What happened since the last call.
@@ -162,23 +291,46 @@ impl Saver {
         records
     }
 
-    /// Completed steps of the newest checkpoint in the store.
+    /// Completed steps of the newest checkpoint in the store, as far as this process knows.
     #[must_use]
     pub fn committed(&self) -> Option<u64> {
         self.committed
     }
 
-    /// Waits for the checkpoint that is being written.
-    pub fn wait_for_writer(&mut self) -> Vec<Record> {
-        self.wait()
+    /// Sets what [`Self::committed`] says, when the state was replaced by one of a checkpoint of that many steps, or of none.
+    pub(super) fn set_committed(&mut self, committed: Option<u64>) {
+        self.committed = committed;
     }
 
-    fn wait(&mut self) -> Vec<Record> {
-        let mut records = Vec::new();
-        while let Some(result) = self.writer.wait() {
-            records.push(self.note(result));
+    /// Waits for the checkpoint that is being written.
+    pub fn wait_for_writer(&mut self) -> Vec<Record> {
+        self.wait(LONGEST_WAIT, &|| false)
+    }
+
+    /// Waits for the checkpoint that is being written. What others write with this member is given up when that takes too long or
+    /// `is_over` says so; what is written alone is waited for in any case.
+    pub(super) fn wait(&mut self, patience: Duration, is_over: &dyn Fn() -> bool) -> Vec<Record> {
+        let begin = Instant::now();
+        while self.is_busy() && !self.writer.wait_for(LOOK_AGAIN) {
+            let reason = if is_over() {
+                "its group is over".to_owned()
+            } else if begin.elapsed() >= patience {
+                format!("it was not complete within {patience:?}")
+            } else {
+                continue;
+            };
+            if !self.writer.abandon(&reason) && self.share.is_some() {
+                // About to be visible, or being cleared away: its result comes later.
+                break;
+            }
         }
-        records
+        self.poll()
+    }
+
+    /// The group is over: what its members were writing together is given up, unless it is about to be visible.
+    pub(super) fn disband(&mut self, reason: &str) -> Vec<Record> {
+        self.writer.abandon(reason);
+        self.poll()
     }
 
     fn submit(&mut self, learner: &Learner, facts: Facts) -> Result<Result<(), SubmitError>, LearnerError> {
@@ -195,50 +347,83 @@ impl Saver {
                 data: Bytes::from_owner(tensor.bytes.clone()),
             })
             .collect();
-        let snapshot = Snapshot {
-            step: facts.completed_steps,
-            generation: self.generation,
-            config_digest: facts.config_digest,
-            metadata: facts.metadata,
-            tensors,
+        let Facts { completed_steps: step, config_digest, metadata } = facts;
+        let (id, generation) = (CheckpointId { step, generation: self.generation }, self.generation);
+        let submitted = match &mut self.share {
+            None => self.writer.submit(Snapshot { step, generation, config_digest, metadata, tensors }),
+            Some(share) => {
+                share.attempts += 1;
+                self.writer.submit_part(Part {
+                    id,
+                    plan: Arc::clone(&share.plan),
+                    writer: share.rank,
+                    tensors,
+                    config_digest,
+                    metadata,
+                    meeting: Arc::clone(&share.meeting),
+                    attempt: share.attempts,
+                })
+            }
         };
-        let submitted = self.writer.submit(snapshot);
         self.stall_seconds = begin.elapsed().as_secs_f64();
         if submitted.is_ok() {
-            self.under_way = Some(facts.completed_steps);
+            self.under_way = Some(id);
         }
         Ok(submitted)
     }
 
     fn note(&mut self, result: Result<Committed, WriteError>) -> Record {
-        let step = self.under_way.take().unwrap_or_default();
+        let id = self.under_way.take().unwrap_or(CheckpointId { step: 0, generation: self.generation });
         match result {
             Ok(committed) => {
                 self.committed = Some(committed.id.step);
                 Record::CheckpointCommitted(CheckpointCommitted {
                     completed_steps: committed.id.step,
-                    generation: self.generation_record(),
+                    generation: record_of(committed.id.generation),
                     stall_seconds: self.stall_seconds,
                     write_seconds: committed.duration.as_secs_f64(),
                     bytes: committed.bytes,
                 })
             }
-            Err(error) => self.failed(step, chain(&error)),
+            Err(error) => self.failed_in(id, chain(&error), error.is_of_others()),
         }
     }
 
-    fn failed(&mut self, completed_steps: u64, reason: String) -> Record {
-        self.failures += 1;
-        tracing::warn!(step = completed_steps, failures = self.failures, reason, "checkpoint not written; tried again at the next one");
-        Record::CheckpointFailed(CheckpointFailed {
-            completed_steps,
-            generation: self.generation_record(),
-            reason,
-            failures: self.failures,
-        })
+    fn failed(&mut self, step: u64, reason: String, is_of_others: bool) -> Record {
+        self.failed_in(CheckpointId { step, generation: self.generation }, reason, is_of_others)
     }
 
-    fn generation_record(&self) -> GenerationRecord {
-        GenerationRecord { epoch: self.generation.epoch, n: self.generation.n }
+    fn failed_in(&mut self, id: CheckpointId, reason: String, is_of_others: bool) -> Record {
+        self.failures += 1;
+        let (step, failures) = (id.step, self.failures);
+        tracing::warn!(step, failures, reason, "checkpoint not written; tried again at the next one");
+        self.last_failure = Some(Failure { step, reason: reason.clone(), is_of_others });
+        Record::CheckpointFailed(CheckpointFailed { completed_steps: step, generation: record_of(id.generation), reason, failures })
     }
+}
+
+impl Share {
+    fn begin(sharing: Sharing, learner: &Learner) -> (Self, HostState) {
+        let Sharing { rank, world, meeting, .. } = sharing;
+        let specs = learner.state().into_iter().map(|(name, tensor)| TensorSpec {
+            name,
+            shape: tensor.size().iter().map(|size| *size as usize).collect(),
+            dtype: Dtype::F32,
+        });
+        let plan = WritePlan::new(specs.collect(), world, None);
+        let host = learner.prepare_host_part(plan.tensors_of(rank).map(|tensor| tensor.name.clone()));
+        (Self { plan: Arc::new(plan), rank, meeting, attempts: 0 }, host)
+    }
+}
+
+fn record_of(generation: Generation) -> GenerationRecord {
+    GenerationRecord { epoch: generation.epoch, n: generation.n }
+}
+
+/// Points at which a test may have this process die.
+fn reach(moment: Moment) {
+    fail_point::reach(match moment {
+        Moment::ShardsWritten => Place::Shard,
+        Moment::BeforeManifest => Place::Manifest,
+    });
 }

@@ -19,12 +19,13 @@ use super::{
     metadata,
     prepare::{Prepared, Progress},
     saver::{Facts, Saver},
-    tensors::micro_batches,
+    share::train_step,
 };
 use crate::{
     display::Display,
     journal::{METRICS_FILE, RUN_FILE},
     records::{EndReason, Ended, GenerationRecord, Record, SkippedSample, Started, StepRecord},
+    state_log::{self, Origin},
     stop::StopRequest,
     tensorboard::EventFile,
 };
@@ -145,6 +146,7 @@ impl StepLoop {
             self.totals.skipped_updates += 1;
         }
         *consecutive_skips = if report.skipped { *consecutive_skips + 1 } else { 0 };
+        state_log::note(&self.run.learner, self.generation(), step + 1, Origin::Trained)?;
         if record.update_skipped {
             tracing::warn!(step, rows = batch.rows.len(), loss = report.total, gradient = report.gradient_norm, "update left out");
         }
@@ -168,9 +170,8 @@ impl StepLoop {
                 skipped: true,
             });
         }
-        let image_size = config.model.shape.vision.image_size;
-        let parts = micro_batches(batch, image_size, config.optimization.micro_batch_size, *device)?;
-        Ok(learner.train_step(step, &parts)?)
+        let (report, _) = train_step(learner, config, *device, batch, None)?;
+        Ok(report)
     }
 
     fn step_record(&self, measured: &Measured<'_>) -> StepRecord {

@@ -1,5 +1,7 @@
 //! From plain buffers to tensors on the device, cut into micro-batches.
 
+use std::ops::Range;
+
 use lcl_data::Batch;
 use lcl_torch::{Device, MicroBatch, TchError, Tensor};
 
@@ -32,22 +34,32 @@ pub enum TensorsError {
     },
 }
 
-/// The micro-batches of a batch, in row order. `image_size` is the side of an image in pixels.
-pub(super) fn micro_batches(batch: &Batch, image_size: i64, cap: Option<u64>, device: Device) -> Result<Vec<MicroBatch>, TensorsError> {
-    let mut image = 0;
+/// The micro-batches of the batch's rows in `slots`, in row order; each is as long as its longest row, so that it does not depend on the
+/// rows around it. `image_size` is the side of an image in pixels.
+pub(super) fn micro_batches(
+    batch: &Batch,
+    slots: Range<u64>,
+    image_size: i64,
+    cap: Option<u64>,
+    device: Device,
+) -> Result<Vec<MicroBatch>, TensorsError> {
+    let place = |slot: u64| batch.rows.partition_point(|row| row.slot < slot);
+    let (first, end) = (place(slots.start), place(slots.end));
+    let images = |rows: Range<usize>| batch.rows.get(rows).unwrap_or_default().iter().map(|row| row.images as usize).sum::<usize>();
+    let mut image = images(0..first);
     let mut parts = Vec::new();
-    for rows in split(batch.rows.len(), cap) {
-        let members = batch.rows.get(rows.clone()).unwrap_or_default();
-        let images = members.iter().map(|row| row.images as usize).sum::<usize>();
-        parts.push(Part { rows, images: image..image + images, image_size }.tensors(batch, device)?);
-        image += images;
+    for rows in split(end - first, cap) {
+        let rows = first + rows.start..first + rows.end;
+        let next = image + images(rows.clone());
+        parts.push(Part { rows, images: image..next, image_size }.tensors(batch, device)?);
+        image = next;
     }
     Ok(parts)
 }
 
 struct Part {
-    rows: std::ops::Range<usize>,
-    images: std::ops::Range<usize>,
+    rows: Range<usize>,
+    images: Range<usize>,
     image_size: i64,
 }
 
@@ -60,7 +72,11 @@ impl Part {
         let rows = batch.rows.get(self.rows.clone()).ok_or_else(inconsistent)?;
         let tokens = batch.tokens.get(self.rows.start * batch.length..self.rows.end * batch.length).ok_or_else(inconsistent)?;
         let images = batch.images.get(self.images.start * pixels..self.images.end * pixels).ok_or_else(inconsistent)?;
-        let tokens = Tensor::f_from_slice(tokens).and_then(|tokens| tokens.f_view([rows.len() as i64, batch.length as i64]));
+        let length = tokens.chunks(batch.length.max(1)).map(used).max().unwrap_or(0);
+        let tokens = Tensor::f_from_slice(tokens)
+            .and_then(|tokens| tokens.f_view([rows.len() as i64, batch.length as i64]))
+            .and_then(|tokens| tokens.f_narrow(1, 0, length as i64))
+            .and_then(|tokens| tokens.f_contiguous());
         let images = Tensor::f_from_slice(images)
             .and_then(|images| images.f_view([self.images.len() as i64, 3, self.image_size, self.image_size]))
             .and_then(|images| to_device(images, device));
@@ -72,6 +88,11 @@ impl Part {
             image_rows: Some((0..).zip(rows).flat_map(|(index, row)| (0..row.images).map(move |_| index)).collect()),
         })
     }
+}
+
+/// Tokens of a row before its padding.
+fn used(row: &[i64]) -> usize {
+    row.iter().rposition(|token| *token != 0).map_or(0, |last| last + 1)
 }
 
 /// To a GPU through pinned memory, so that the copy runs beside what the GPU is doing.

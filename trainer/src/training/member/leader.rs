@@ -1,6 +1,5 @@
-//! What the member of rank 0 does for all: checkpoints, `metrics.jsonl`, event files, the terminal.
+//! What the member of rank 0 does for all: `metrics.jsonl`, event files, the terminal.
 
-use lcl_checkpoint::Generation as CheckpointGeneration;
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
 use lcl_torch::{Device, Learner};
@@ -9,7 +8,6 @@ use lcl_trainer_config::TrainerConfig;
 use super::tally::Tally;
 use crate::{
     display::Display,
-    identity::Identity,
     journal::Journal,
     records::{EndReason, Ended, GenerationRecord, Record, Started, StepRecord},
     run_folder::RunFolder,
@@ -17,9 +15,7 @@ use crate::{
     training::{
         TrainError, TrainOptions,
         describe::scalars,
-        metadata,
         prepare::Progress,
-        saver::{Facts, Saver},
         step_loop::{device_name, host_name, unix_time},
     },
 };
@@ -30,7 +26,6 @@ pub(super) struct Leader {
     journal: Journal,
     events: EventFile,
     display: Display,
-    saver: Saver,
     generation: Generation,
     rows: u64,
     skipped_updates: u64,
@@ -39,16 +34,13 @@ pub(super) struct Leader {
 
 impl Leader {
     /// Takes over the run's files. Lines of steps that the leader before could not write any more come from `tally`.
-    #[expect(clippy::too_many_arguments, reason = "a leader is made of the whole member")]
     pub(super) fn begin(
         generation: Generation,
         config: &TrainerConfig,
         options: &TrainOptions,
         dataset: &Dataset,
-        learner: &Learner,
         device: Device,
         progress: Progress,
-        restored: Option<u64>,
         tally: &Tally,
     ) -> Result<Self, TrainError> {
         // Not locked: who leads is the coordinator's decision, and a leader that was evicted may still exist for a while. Its journal is
@@ -58,13 +50,11 @@ impl Leader {
         let unique = format!("{}.{}.{}-{}", host_name(), std::process::id(), generation.epoch, generation.n);
         let events = EventFile::create(folder.path(), unix_time(), &unique, progress.completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
-        let saver = Saver::new(folder.store().clone(), &config.checkpoint, checkpoint_generation(generation), restored, learner);
         let mut leader = Self {
             folder,
             journal,
             events,
             display: Display::new(options.output, &options.multi),
-            saver,
             generation,
             rows: 0,
             skipped_updates: 0,
@@ -87,16 +77,19 @@ impl Leader {
         Ok(leader)
     }
 
+    /// Whether nobody else can have led since: else another leader's lines stand in a file that this one does not have open.
+    pub(super) fn leads_on_in(&self, generation: Generation) -> bool {
+        follows(self.generation, generation)
+    }
+
     /// The same leader in the next generation: what it writes from here on carries that.
-    pub(super) fn set_generation(&mut self, generation: Generation, config: &TrainerConfig, learner: &Learner) {
-        if generation != self.generation {
-            self.generation = generation;
-            for record in self.saver.wait_for_writer() {
-                self.record(&record);
-            }
-            let committed = self.saver.committed();
-            self.saver = Saver::new(self.folder.store().clone(), &config.checkpoint, checkpoint_generation(generation), committed, learner);
-        }
+    pub(super) fn set_generation(&mut self, generation: Generation) {
+        self.generation = generation;
+    }
+
+    /// Has what the journal holds survive a loss of power as a checkpoint does.
+    pub(super) fn sync(&mut self) {
+        self.journal.sync_in_background();
     }
 
     pub(super) fn record_step(&mut self, record: StepRecord) {
@@ -105,56 +98,8 @@ impl Leader {
         self.record(&Record::Step(Box::new(record)));
     }
 
-    /// Saves when a checkpoint is due; steps of the checkpoints that became complete.
-    pub(super) fn after_step(
-        &mut self,
-        learner: &Learner,
-        progress: Progress,
-        steps: u64,
-        config: &TrainerConfig,
-        identity: &Identity,
-    ) -> Result<Vec<u64>, TrainError> {
-        let mut records = self.saver.poll();
-        let step = progress.completed_steps;
-        if self.saver.is_due(step) && step < steps && progress.consecutive_skips == 0 {
-            records.extend(self.saver.save(learner, facts(learner, progress, config, identity))?);
-            self.journal.sync_in_background();
-        }
-        Ok(self.record_all(&records))
-    }
-
-    /// Saves the state as it is and waits for it; the step when it is in the store.
-    pub(super) fn save_now(&mut self, learner: &Learner, progress: Progress, config: &TrainerConfig, identity: &Identity) -> Option<u64> {
-        let (records, saved) = self.saver.finish(learner, facts(learner, progress, config, identity));
-        self.record_all(&records);
-        match saved {
-            Ok(()) => Some(progress.completed_steps),
-            Err(error) => {
-                tracing::error!(%error, "the checkpoint that was asked for is not in the store");
-                None
-            }
-        }
-    }
-
-    /// The last checkpoint.
-    pub(super) fn finish(
-        &mut self,
-        learner: &Learner,
-        progress: Progress,
-        config: &TrainerConfig,
-        identity: &Identity,
-    ) -> Result<u64, TrainError> {
-        let (records, saved) = self.saver.finish(learner, facts(learner, progress, config, identity));
-        self.record_all(&records);
-        saved?;
-        Ok(progress.completed_steps)
-    }
-
     /// The last line of the run, or of this leader.
     pub(super) fn end(&mut self, is_complete: bool, learner: &Learner, progress: Progress) -> Result<(), TrainError> {
-        for record in self.saver.wait_for_writer() {
-            self.record(&record);
-        }
         let ended = Ended {
             completed_steps: progress.completed_steps,
             generation: self.generation_record(),
@@ -170,17 +115,7 @@ impl Leader {
         Ok(())
     }
 
-    fn record_all(&mut self, records: &[Record]) -> Vec<u64> {
-        records
-            .iter()
-            .filter_map(|record| {
-                self.record(record);
-                if let Record::CheckpointCommitted(checkpoint) = record { Some(checkpoint.completed_steps) } else { None }
-            })
-            .collect()
-    }
-
-    fn record(&mut self, record: &Record) {
+    pub(super) fn record(&mut self, record: &Record) {
         self.display.show(record);
         let scalars = scalars(record);
         let mut written = self.journal.append(record);
@@ -197,14 +132,24 @@ impl Leader {
     }
 }
 
-fn checkpoint_generation(generation: Generation) -> CheckpointGeneration {
-    CheckpointGeneration { epoch: generation.epoch, n: generation.n }
+/// Whether there is no generation between the two. A coordinator numbers its generations without a gap; between the last of one and the
+/// first of the next there may have been others.
+fn follows(earlier: Generation, later: Generation) -> bool {
+    later == earlier || later == earlier.next()
 }
 
-fn facts(learner: &Learner, progress: Progress, config: &TrainerConfig, identity: &Identity) -> Facts {
-    Facts {
-        completed_steps: progress.completed_steps,
-        config_digest: identity.digest(),
-        metadata: metadata(config, identity, learner.completed_updates(), progress.consecutive_skips),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Once a leader that had missed a generation went on writing to the file that its successor had replaced: 46 lines were lost.
+    #[test]
+    fn a_leader_that_missed_a_generation_opens_the_files_anew() {
+        let generation = |epoch, n| Generation { epoch, n };
+        assert!(follows(generation(1, 4), generation(1, 4)));
+        assert!(follows(generation(1, 4), generation(1, 5)));
+        assert!(!follows(generation(1, 4), generation(1, 6)));
+        assert!(!follows(generation(1, 4), generation(2, 1)));
+        assert!(!follows(generation(1, 4), generation(2, 5)));
     }
 }

@@ -7,7 +7,10 @@ use lcl_torch::{
     collectives::{Group, GroupError},
 };
 
-use crate::training::{TrainError, prepare::Progress};
+use crate::{
+    fail_point::{self, Place},
+    training::{TrainError, prepare::Progress},
+};
 
 /// Of a single tensor.
 const TIMEOUT: Duration = Duration::from_mins(5);
@@ -51,7 +54,8 @@ pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, to:
     for receiver in to {
         let receiver = *receiver as usize;
         group.send(&Tensor::from_slice(&numbers), receiver, NUMBERS_TAG, TIMEOUT)?;
-        for (_, tensor) in &state {
+        for (index, (_, tensor)) in state.iter().enumerate() {
+            fail_point::reach_part(Place::Send, index);
             group.send(&tensor.contiguous().to_device(Device::Cpu), receiver, STATE_TAG, TIMEOUT)?;
         }
         group.send(&hash, receiver, HASH_TAG, TIMEOUT)?;
@@ -65,7 +69,8 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, from: u32) -> Re
     let mut numbers = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
     group.receive(&mut numbers, from, NUMBERS_TAG, TIMEOUT)?;
     let mut received = Vec::new();
-    for (name, tensor) in learner.state() {
+    for (index, (name, tensor)) in learner.state().into_iter().enumerate() {
+        fail_point::reach_part(Place::Receive, index);
         let mut buffer = Tensor::empty(tensor.size(), (tensor.kind(), Device::Cpu));
         group.receive(&mut buffer, from, STATE_TAG, TIMEOUT)?;
         received.push((name, buffer));

@@ -1,0 +1,84 @@
+//! The part of a step that a process computes: its slots, its micro-batches, and the learner's step over them.
+
+use std::ops::Range;
+
+use lcl_data::Batch;
+use lcl_protocol::slots_of;
+use lcl_torch::{
+    Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, set_threads, shards_of, shim::runtime::set_deterministic,
+};
+use lcl_trainer_config::{ExactConfig, OptimizationConfig, TrainerConfig};
+
+use super::{
+    TrainError,
+    tensors::{TensorsError, micro_batches},
+};
+
+/// Slots of the global batch that rank `rank` of `world` computes. In exact mode they are whole virtual shards.
+pub(super) fn slots(optimization: &OptimizationConfig, rank: u32, world: u32) -> Range<u64> {
+    let Some(exact) = optimization.exact else { return slots_of(rank, world, optimization.global_batch_size) };
+    let shards = shards_of(rank as usize, world.max(1) as usize, exact.virtual_shards as usize);
+    let size = shard_size(optimization, exact);
+    shards.start as u64 * size..shards.end as u64 * size
+}
+
+fn shard_size(optimization: &OptimizationConfig, exact: ExactConfig) -> u64 {
+    optimization.global_batch_size / u64::from(exact.virtual_shards.max(1))
+}
+
+/// Sets what the whole process computes with.
+pub(super) fn prepare_process(config: &TrainerConfig) -> Result<(), TrainError> {
+    let exact = config.optimization.exact;
+    set_threads(exact.map(|exact| exact.threads as usize).or(config.runtime.threads))?;
+    if exact.is_some() {
+        set_deterministic(true).map_err(|source| TrainError::Deterministic { source: source.into() })?;
+    }
+    Ok(())
+}
+
+/// One step over `batch`, which holds the slots of this process; alone without `member`.
+pub(super) fn train_step(
+    learner: &mut Learner,
+    config: &TrainerConfig,
+    device: Device,
+    batch: &Batch,
+    member: Option<MemberStep<'_>>,
+) -> Result<(StepReport, Agreement), TrainError> {
+    let optimization = &config.optimization;
+    let image_size = config.model.shape.vision.image_size;
+    let cap = optimization.micro_batch_size;
+    if let Some(exact) = optimization.exact {
+        let (rank, world) = member.as_ref().map_or((0, 1), |member| (member.group.rank(), member.group.world_size()));
+        let size = shard_size(optimization, exact);
+        let shards = shards_of(rank, world, exact.virtual_shards as usize).map(|shard| {
+            let first = shard as u64 * size;
+            micro_batches(batch, first..first + size, image_size, cap, device)
+        });
+        let shards: Vec<Vec<MicroBatch>> = shards.collect::<Result<_, TensorsError>>()?;
+        let shards: Vec<&[MicroBatch]> = shards.iter().map(Vec::as_slice).collect();
+        let keep_activations = cap.is_none_or(|cap| batch.rows.len() as u64 <= cap);
+        let share = ShardShare { shards: &shards, total: exact.virtual_shards as usize, keep_activations };
+        return Ok(learner.train_step_exactly(batch.step, share, member)?);
+    }
+    let parts = micro_batches(batch, 0..optimization.global_batch_size, image_size, cap, device)?;
+    match member {
+        Some(member) => Ok(learner.train_step_with(batch.step, &parts, member)?),
+        None => Ok((learner.train_step(batch.step, &parts)?, Agreement::default())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::tiny_config;
+
+    #[test]
+    fn in_exact_mode_a_member_has_whole_shards() {
+        let mut optimization = tiny_config().optimization;
+        optimization.global_batch_size = 24;
+        assert_eq!((0..3).map(|rank| slots(&optimization, rank, 3)).collect::<Vec<_>>(), [0..8, 8..16, 16..24]);
+        optimization.exact = Some(ExactConfig { virtual_shards: 4, threads: 1 });
+        assert_eq!((0..3).map(|rank| slots(&optimization, rank, 3)).collect::<Vec<_>>(), [0..12, 12..18, 18..24]);
+        assert_eq!(slots(&optimization, 0, 1), 0..24);
+    }
+}
