@@ -64,6 +64,9 @@ use workers::{ElasticSpec, WorkersSpec};
     validation = Rule::new(PER_RANK_DIVIDES)
         .message("must be a multiple of workers times membersPerWorker when normalization is perRank")
         .field_path(".optimization.globalBatchSize"),
+    validation = Rule::new(WORLD_FITS_SHARDS)
+        .message("must be at least the number of members at the job's largest size (workers times membersPerWorker)")
+        .field_path(".optimization.exact.virtualShards"),
     validation = Rule::new(REQUESTS_STAND_ONCE)
         .message("must not be given when the template's container \"worker\" has resources of its own")
         .field_path(".workers.requests"),
@@ -106,6 +109,9 @@ const PER_RANK_IS_NOT_ELASTIC: &str = "self.optimization.normalization != 'perRa
 /// The reference implementation averages over ranks of equal batch size.
 const PER_RANK_DIVIDES: &str = "self.optimization.normalization != 'perRank' \
     || self.optimization.globalBatchSize % (self.workers.replicas * self.workers.membersPerWorker) == 0";
+
+const WORLD_FITS_SHARDS: &str = "!has(self.optimization.exact) || self.optimization.exact.virtualShards >= \
+    (has(self.elastic) ? self.elastic.maxWorkers : self.workers.replicas) * self.workers.membersPerWorker";
 
 const REQUESTS_STAND_ONCE: &str = "!has(self.workers.requests) || !has(self.workers.template) || !has(self.workers.template.spec) \
     || !self.workers.template.spec.containers.exists(c, c.name == 'worker' && has(c.resources))";

@@ -23,7 +23,7 @@ pub use job::{
         ClipObjectiveSpec, LclObjectiveSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, TextShapeSpec,
         VisionShapeSpec,
     },
-    optimization::{NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
+    optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
     status::{FailureBudgetStatus, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, ReplacingStatus, WorkersStatus},
     workers::{ElasticSpec, WorkersSpec},
 };

@@ -17,6 +17,7 @@ use kube::{
 };
 use lcl_crds::KIND;
 use lcl_operator_core::build::MANAGED_BY;
+use lcl_security::Security;
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{mpsc, mpsc::UnboundedSender},
@@ -43,6 +44,7 @@ pub(crate) struct Scope {
     pub(crate) client: Client,
     pub(crate) namespace: Option<String>,
     pub(crate) images: Images,
+    pub(crate) security: Security,
     pub(crate) concurrency: u16,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
@@ -79,6 +81,7 @@ impl Scope {
         let context = Arc::new(Context {
             client: self.client,
             images: self.images,
+            security: self.security,
             pods,
             children,
             memories: Memories::default(),

@@ -6,7 +6,11 @@ use std::{
 };
 
 use lcl_operator_core::observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen};
-use lcl_proto::v1alpha1::{DrainWorkerRequest, EndReason, Phase, Status, WatchRequest, World, coordinator_client::CoordinatorClient};
+use lcl_proto::v1alpha1::{
+    CommandRequest, EndReason, Phase, Status, WatchRequest, World, command_request, command_request::Command,
+    coordinator_client::CoordinatorClient,
+};
+use lcl_security::{Connector, Security};
 use tokio::{task::JoinHandle, time};
 use tonic::transport::{Channel, Endpoint};
 
@@ -39,6 +43,7 @@ impl CoordinatorLink {
     pub(crate) fn start(
         pod_uid: String,
         address: String,
+        security: &Security,
         changed: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
@@ -46,7 +51,8 @@ impl CoordinatorLink {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        let client = CoordinatorClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_STATUS_BYTES);
+        let channel = endpoint.connect_with_connector_lazy(Connector::new(security.clone()));
+        let client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_STATUS_BYTES);
         let state = Arc::new(Mutex::new(Link::Unknown));
         let follower = Follower { address: address.clone(), client: client.clone(), state: Arc::clone(&state), changed: Box::new(changed) };
         Ok(Self { pod_uid, address, state, client, task: tokio::spawn(follower.run()) })
@@ -64,16 +70,19 @@ impl CoordinatorLink {
 
     /// Tells the coordinator the bounds of its world.
     pub(crate) async fn set_world(&self, bounds: MemberBounds) -> Result<(), tonic::Status> {
-        let mut request = tonic::Request::new(World { min: bounds.min, desired: bounds.desired, max: bounds.max });
-        request.set_timeout(ANSWER);
-        self.client.clone().set_world(request).await.map(drop)
+        self.ask(Command::Resize(World { min: bounds.min, desired: bounds.desired, max: bounds.max })).await
     }
 
     /// Asks the coordinator to let a worker's members leave.
     pub(crate) async fn drain_worker(&self, worker: &str) -> Result<(), tonic::Status> {
-        let mut request = tonic::Request::new(DrainWorkerRequest { worker: worker.to_owned() });
+        self.ask(Command::DrainWorker(command_request::DrainWorker { worker: worker.to_owned() })).await
+    }
+
+    /// Done when it was accepted; the status tells the rest.
+    async fn ask(&self, command: Command) -> Result<(), tonic::Status> {
+        let mut request = tonic::Request::new(CommandRequest { command: Some(command) });
         request.set_timeout(ANSWER);
-        self.client.clone().drain_worker(request).await.map(drop)
+        self.client.clone().command(request).await.map(drop)
     }
 }
 

@@ -29,6 +29,7 @@ use lcl_operator_core::{
     observe::{Link, ObservedJob, ObservedPod, Problem},
     validate,
 };
+use lcl_security::Security;
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -61,6 +62,8 @@ const STALE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) images: Images,
+    /// Of the streams of coordinators.
+    pub(crate) security: Security,
     pub(crate) pods: Arc<PodCache>,
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
@@ -278,7 +281,7 @@ impl Look<'_> {
         let job = ObjectRef::<StoredJob>::new(&self.key.name).within(&self.key.namespace);
         // The receiver is gone only when the operator ends.
         let changed = move || drop(wake.send(job.clone()));
-        match CoordinatorLink::start(pod.uid.clone(), address.clone(), changed) {
+        match CoordinatorLink::start(pod.uid.clone(), address.clone(), &self.context.security, changed) {
             Ok(link) => self.memory.link = Some(link),
             Err(error) => tracing::warn!(job = self.key.name, address, %error, "no address to connect to"),
         }

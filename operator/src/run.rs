@@ -12,6 +12,7 @@ use kube::runtime::{
     events::{Recorder, Reporter},
     reflector::Store,
 };
+use lcl_security::Security;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -78,6 +79,10 @@ async fn listen(address: std::net::SocketAddr, what: &str) -> Result<TcpListener
 
 async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: impl Future<Output = ()>) -> Result<()> {
     let mut stop = std::pin::pin!(stop);
+    // Coordinators do not serve with certificates yet unless they are told to; so none means none.
+    let insecure = settings.tls_certificate.is_none();
+    let [certificate, key, authority] = [&settings.tls_certificate, &settings.tls_key, &settings.tls_ca].map(Clone::clone);
+    let security = Security::choose(insecure, certificate, key, authority).context("the streams of coordinators")?;
     let client = tokio::select! {
         client = client::connect(settings) => client?,
         () = &mut stop => return Ok(()),
@@ -107,7 +112,8 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
             pull_policy: settings.image_pull_policy.clone(),
         };
         let (client, recorder, metrics) = (client.clone(), recorder.clone(), Arc::clone(metrics));
-        Scope { client, namespace, images, concurrency: settings.concurrency, recorder, metrics }.start(is_ending.clone())
+        let security = security.clone();
+        Scope { client, namespace, images, security, concurrency: settings.concurrency, recorder, metrics }.start(is_ending.clone())
     }));
     let resigns = candidate.clone();
     let lost = async {

@@ -1,6 +1,6 @@
 //! Settings, all of them flags with an environment variable each.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
 
@@ -44,6 +44,15 @@ pub struct Settings {
     /// Who holds the lease, and who reports Events
     #[arg(long, env = "POD_NAME", hide = true)]
     pub pod_name: Option<String>,
+    /// Certificate to show the coordinators, in PEM [default: their streams are not protected]
+    #[arg(long, env = "LCL_TLS_CERTIFICATE", value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key
+    #[arg(long, env = "LCL_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+    /// Certificates of the authority that the coordinators' must be of
+    #[arg(long, env = "LCL_TLS_CA", value_name = "FILE", requires = "tls_certificate")]
+    pub tls_ca: Option<PathBuf>,
     /// How log lines are written
     #[arg(long, env = "LCL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,

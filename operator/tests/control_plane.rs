@@ -5,7 +5,7 @@ mod support;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
 
-use std::{collections::BTreeMap, fs, thread, time::Duration};
+use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context, Result, ensure};
 use lcl_cluster::ClusterOptions;
@@ -120,19 +120,12 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
     ensure!(before.iter().any(|write| write.starts_with("create pods")), "the operator's writes are not among these: {before:?}");
     // Looks that find nothing to do: an operator that starts looks at every job, and an annotation is a change that nothing follows from.
     let operator = installed.start_operator(&[])?;
-    let looks = || operator.metric("controller_runtime_reconcile_total{controller=\"lcltrainingjob\",result=\"success\"}");
-    wait_for("a look", || {
-        ensure!(looks()? >= 1.0, "no look yet");
-        Ok(())
-    })?;
-    let first = looks()?;
-    installed.kubectl(&["annotate", "lcltrainingjob", "still", "team=vision"])?;
-    wait_for("another look", || {
-        ensure!(looks()? > first, "no look yet");
-        Ok(())
-    })?;
-    // Whatever a look might leave for later.
-    thread::sleep(Duration::from_secs(5));
+    operator.wait_for_looks_beyond(0.0)?;
+    for team in ["vision", "language", "none"] {
+        let looks = operator.looks();
+        installed.kubectl(&["annotate", "--overwrite", "lcltrainingjob", "still", &format!("team={team}")])?;
+        operator.wait_for_looks_beyond(looks)?;
+    }
     assert_eq!(installed.operators_writes()?[before.len()..], [""; 0]);
 
     installed.kubectl(&["delete", "service", "still-coordinator"])?;
@@ -234,7 +227,7 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
     assert_eq!(name_of(&left[0]), "replaced-w-0", "the failed pod stays for its log");
     operator.terminate()?;
     let operator = installed.start_operator(&[])?;
-    thread::sleep(Duration::from_secs(3));
+    operator.wait_for_looks_beyond(0.0)?;
     assert_eq!(installed.pods("replaced")?.len(), 1, "what has failed is not started again");
     operator.terminate()
 }

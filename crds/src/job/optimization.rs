@@ -17,6 +17,18 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(self.microBatchSize) || self.microBatchSize <= self.globalBatchSize")
         .message("must not exceed optimization.globalBatchSize")
         .field_path(".microBatchSize"),
+    validation = Rule::new("!has(self.exact) || self.globalBatchSize % self.exact.virtualShards == 0")
+        .message("must be a multiple of optimization.exact.virtualShards (the default is 8)")
+        .field_path(".globalBatchSize"),
+    validation = Rule::new("!has(self.exact) || self.normalization == 'global'")
+        .message("must be global when optimization.exact is given")
+        .field_path(".normalization"),
+    validation = Rule::new("!has(self.exact) || self.gradientCompression == 'none'")
+        .message("must be none when optimization.exact is given")
+        .field_path(".gradientCompression"),
+    validation = Rule::new("has(self.exact) == has(oldSelf.exact) && (!has(self.exact) || self.exact == oldSelf.exact)")
+        .message("must not change after the job was created")
+        .field_path(".exact"),
 )]
 pub struct OptimizationSpec {
     /// Steps of the whole job; one step is one update over the global batch.
@@ -61,6 +73,16 @@ pub struct OptimizationSpec {
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub normalization: NormalizationSpec,
+    /// Fixes the order of every addition, so that the result has the same bits whatever happens to the workers: killed, replaced, more or
+    /// fewer. Costs time; without it sums are as fast as can be, and results agree up to rounding. The bits depend on `microBatchSize`,
+    /// on the processor's or GPU's type and on the program's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<ExactSpec>,
+    /// How gradients travel between the members: `none`, as they are; or `bf16`, rounded to 16 bits, which halves what the network carries
+    /// and costs accuracy (a relative error of some thousandths in the gradient). Matters to jobs whose network is slower than their steps.
+    #[serde(default)]
+    #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
+    pub gradient_compression: GradientCompressionSpec,
     /// Seed of the initial weights, the order of samples and every random choice.
     #[serde(default)]
     #[schemars(range(min = 0))]
@@ -115,6 +137,35 @@ pub enum NormalizationSpec {
     Global,
     /// By each member's own counts, then the mean over members, as the released code does.
     PerRank,
+}
+
+/// How gradients travel between the members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum GradientCompressionSpec {
+    /// As they are.
+    #[default]
+    None,
+    /// Rounded to 16 bits (bfloat16) and summed in them.
+    Bf16,
+}
+
+/// Exact mode: the global batch is computed in a fixed number of parts, which are summed along a fixed tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExactSpec {
+    /// Parts of the global batch; must divide it, and each member needs at least one. Default: 8.
+    #[schemars(range(min = 1, max = 65536))]
+    pub virtual_shards: i32,
+    /// Processor threads of each member's computation. Default: 1.
+    #[schemars(range(min = 1, max = 1024))]
+    pub threads: i32,
+}
+
+impl Default for ExactSpec {
+    fn default() -> Self {
+        Self { virtual_shards: 8, threads: 1 }
+    }
 }
 
 fn default_learning_rate() -> f64 {

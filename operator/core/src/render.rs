@@ -1,9 +1,9 @@
 //! Renders the trainer's configuration from a valid job.
 
-use lcl_crds::NormalizationSpec;
+use lcl_crds::{GradientCompressionSpec, NormalizationSpec};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, Normalization, OptimizationConfig, RuntimeConfig,
-    TrainerConfig,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, FORMAT_VERSION, GradientCompression, Normalization,
+    OptimizationConfig, RuntimeConfig, TrainerConfig,
 };
 
 use crate::{job::ValidatedJob, paths::PathMapping};
@@ -71,6 +71,14 @@ fn render_optimization(job: &ValidatedJob) -> OptimizationConfig {
             NormalizationSpec::Global => Normalization::Global,
             NormalizationSpec::PerRank => Normalization::PerRank,
         },
+        gradient_compression: match optimization.gradient_compression {
+            GradientCompressionSpec::None => GradientCompression::None,
+            GradientCompressionSpec::Bf16 => GradientCompression::Bf16,
+        },
+        exact: optimization
+            .exact
+            .as_ref()
+            .map(|exact| ExactConfig { virtual_shards: exact.virtual_shards.unsigned_abs(), threads: exact.threads.unsigned_abs() }),
         seed: optimization.seed.unsigned_abs(),
         max_consecutive_skipped_steps: optimization.max_consecutive_skipped_steps.unsigned_abs(),
     }

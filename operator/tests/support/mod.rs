@@ -225,6 +225,11 @@ impl Operator {
         Ok(operator)
     }
 
+    /// Its process.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has logged so far.
     pub(crate) fn log_lines(&self) -> Result<Vec<Value>> {
         let text = fs::read_to_string(&self.log)?;
@@ -246,6 +251,20 @@ impl Operator {
         let status = self.child.wait()?;
         ensure!(status.success(), "the operator ended with {status}: {}", fs::read_to_string(&self.log)?);
         Ok(())
+    }
+
+    /// Looks that have ended well so far.
+    pub(crate) fn looks(&self) -> f64 {
+        // Absent before the first.
+        self.metric("controller_runtime_reconcile_total{controller=\"lcltrainingjob\",result=\"success\"}").unwrap_or(0.0)
+    }
+
+    /// Waits until there are more than these.
+    pub(crate) fn wait_for_looks_beyond(&self, before: f64) -> Result<()> {
+        wait_for("a look", || {
+            ensure!(self.looks() > before, "no look yet");
+            Ok(())
+        })
     }
 
     /// The value of a metric, labels included in the name.

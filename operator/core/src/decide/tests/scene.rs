@@ -19,6 +19,23 @@ pub(super) const COORDINATOR: &str = "job-coordinator";
 /// Seconds that a pod is given to end.
 pub(super) const GRACE: i64 = 30;
 
+/// A pod of the job that is on its node and does not run yet.
+pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> ObservedPod {
+    ObservedPod {
+        uid,
+        owner: UID.to_owned(),
+        role,
+        epoch,
+        ip: None,
+        node: Some("node".to_owned()),
+        running: false,
+        ready: false,
+        deletion: None,
+        disruption: None,
+        end: None,
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Scene {
     manifest: Value,
@@ -136,17 +153,10 @@ impl Scene {
     fn create(&mut self, name: &str, role: PodRole, epoch: Option<i64>) {
         self.uids += 1;
         let pod = ObservedPod {
-            uid: format!("uid-{}", self.uids),
-            owner: UID.to_owned(),
-            role,
-            epoch,
             ip: Some("10.0.0.1".to_owned()),
-            node: Some("node".to_owned()),
             running: true,
             ready: true,
-            deletion: None,
-            disruption: None,
-            end: None,
+            ..created_pod(format!("uid-{}", self.uids), role, epoch)
         };
         assert!(self.pods.insert(name.to_owned(), Arc::new(pod)).is_none(), "{name} was there already");
     }

@@ -4,14 +4,15 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lcl_crds::LCLTrainingJobStatus;
 use serde_json::json;
 
-use super::super::*;
+use super::{
+    super::*,
+    scene::{UID, created_pod},
+};
 use crate::{
     ValidatedJob,
     observe::{GroupPhase, GroupStatus, Link, MemberSeen, ObservedEnd, ObservedPod, PodRole},
     validate,
 };
-
-const UID: &str = "uid-of-the-job";
 
 /// A job, its pods and its status; what is decided is done to them, as a cluster would.
 struct Scene {
@@ -121,19 +122,7 @@ impl Scene {
 
     fn create(&mut self, name: &str, role: PodRole, epoch: Option<i64>) {
         self.made += 1;
-        let pod = ObservedPod {
-            uid: format!("{name}#{}", self.made),
-            owner: UID.to_owned(),
-            role,
-            epoch,
-            ip: None,
-            node: Some("node".to_owned()),
-            running: false,
-            ready: false,
-            deletion: None,
-            disruption: None,
-            end: None,
-        };
+        let pod = created_pod(format!("{name}#{}", self.made), role, epoch);
         assert!(self.pods.insert(name.to_owned(), Arc::new(pod)).is_none(), "{name} is made twice");
     }
 

@@ -1,0 +1,341 @@
+//! 300 jobs of 8 workers against a real API server without nodes: from the first job's creation until all 2,400 worker pods exist.
+//!
+//! Three sides take turns, each in a namespace that is empty before the next begins: the operator; the built-in controller with Indexed
+//! Jobs of the same pods; and a bare creator that writes the operator's objects without deciding anything, which is what the API server
+//! itself takes. Prints Markdown. Arguments pick
+//! sides by a part of their names. The API server, the other controllers and the operator share the machine's processors.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+#[path = "../core/tests/support/jobs.rs"]
+mod jobs;
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    pin::pin,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount},
+    },
+};
+use kube::{
+    Api, Client, Config, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams, PropagationPolicy},
+    config::{KubeConfigOptions, Kubeconfig},
+    core::PartialObjectMeta,
+    runtime::{WatchStreamExt, watcher},
+};
+use lcl_cluster::ClusterOptions;
+use lcl_crds::LCLTrainingJob;
+use lcl_operator_core::{
+    build::{BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
+    validate,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use jobs::{assign, minimal_job};
+use support::{Installed, Operator};
+
+const JOBS: usize = 300;
+const WORKERS: usize = 8;
+const ROUNDS: usize = 3;
+/// Requests of the bench itself under way at once.
+const IN_FLIGHT: usize = 64;
+/// The built-in controller has the same limits.
+const OPERATORS_LIMITS: [&str; 2] = ["--kube-api-qps=2000", "--kube-api-burst=2000"];
+/// All pods bear this label, whoever makes them.
+const LABEL: (&str, &str) = ("bench", "jobs");
+/// The longest a round may take.
+const PATIENCE: Duration = Duration::from_mins(10);
+/// Between two looks at what is left to be deleted.
+const POLL: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Operator,
+    IndexedJobs,
+    Bare,
+}
+
+impl Side {
+    const ALL: [Self; 3] = [Self::Operator, Self::IndexedJobs, Self::Bare];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "LCLTrainingJob, lcl-operator",
+            Self::IndexedJobs => "Indexed Job, kube-controller-manager",
+            Self::Bare => "bare creator of the operator's objects",
+        }
+    }
+}
+
+/// One side in one round.
+struct Run {
+    /// Seconds until every job (or the last object) was accepted by the API server.
+    accepted: f64,
+    /// Seconds until every worker pod was there.
+    pods: f64,
+    /// Processor seconds of etcd, the API server and the other controllers meanwhile.
+    servers_cpu: f64,
+}
+
+/// What the operator took for one round.
+struct Taken {
+    /// Processor seconds.
+    cpu: f64,
+    peak_kib: u64,
+}
+
+fn main() -> Result<()> {
+    // `cargo bench` adds one of its own.
+    let wanted: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let sides: Vec<Side> =
+        Side::ALL.into_iter().filter(|side| wanted.is_empty() || wanted.iter().any(|name| side.name().contains(name))).collect();
+    let installed = Installed::start(&ClusterOptions::default(), &[])?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let client = runtime.block_on(connect(&installed))?;
+    let mut runs: Vec<(Side, Run)> = Vec::new();
+    let mut taken = Vec::new();
+    for round in 0..ROUNDS {
+        for turn in 0..sides.len() {
+            let side = sides[(turn + round) % sides.len()];
+            let namespace = format!("round-{round}-{turn}");
+            runtime.block_on(make_namespace(&client, &namespace))?;
+            let operator = (side == Side::Operator).then(|| installed.start_operator(&OPERATORS_LIMITS)).transpose()?;
+            let servers: Vec<u32> = installed.cluster.ready().processes.iter().map(|(_, process)| *process).collect();
+            let (servers_before, before) =
+                (cpu_times(&servers)?, operator.as_ref().map_or(Ok(0.0), |operator| cpu_time(operator.process()))?);
+            let (accepted, pods) = runtime.block_on(play(&client, &namespace, side))?;
+            let run = Run { accepted, pods, servers_cpu: cpu_times(&servers)? - servers_before };
+            eprintln!("{}: {:.1} s", side.name(), run.pods);
+            runs.push((side, run));
+            runtime.block_on(clear(&client, &namespace))?;
+            if let Some(operator) = operator {
+                taken.push(Taken { cpu: cpu_time(operator.process())? - before, peak_kib: peak_kib(&operator)? });
+                operator.terminate()?;
+            }
+        }
+    }
+    report(&sides, &runs, &taken);
+    Ok(())
+}
+
+async fn connect(installed: &Installed) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(&installed.cluster.ready().kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+async fn make_namespace(client: &Client, name: &str) -> Result<()> {
+    let namespace: Namespace = serde_json::from_value(json!({ "metadata": { "name": name } }))?;
+    Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
+    // Pods of Indexed Jobs need it, and a controller makes it a moment later.
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), name);
+    let end = Instant::now() + PATIENCE;
+    while accounts.get_opt("default").await?.is_none() {
+        if Instant::now() > end {
+            bail!("{name} got no default ServiceAccount");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+fn manifest(name: &str) -> Value {
+    let mut job = minimal_job();
+    job["metadata"]["name"] = json!(name);
+    let template = format!("{{'metadata': {{'labels': {{'{}': '{}'}}}}}}", LABEL.0, LABEL.1);
+    assign(&mut job, &format!("spec.workers = {{'replicas': {WORKERS}, 'template': {template}}}; spec.optimization.globalBatchSize = 64"));
+    job
+}
+
+/// Creates what the side starts from, and waits for the worker pods: seconds until all was accepted, and until all pods were there.
+async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)> {
+    let names: Vec<String> = (0..JOBS).map(|index| format!("job-{index:03}")).collect();
+    let all = wait_for_pods(client, namespace);
+    let context = BuildContext {
+        namespace: namespace.to_owned(),
+        uid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        coordinator_image: "coordinator".to_owned(),
+        trainer_image: "trainer".to_owned(),
+        image_pull_policy: None,
+    };
+    let started = Instant::now();
+    let create = async {
+        match side {
+            Side::Operator => {
+                let jobs: Vec<LCLTrainingJob> =
+                    names.iter().map(|name| Ok(serde_json::from_value(manifest(name))?)).collect::<Result<_>>()?;
+                create_all(client, namespace, jobs).await?;
+            }
+            Side::IndexedJobs => {
+                let jobs: Vec<Job> = names.iter().map(|name| indexed_job(name, &context)).collect::<Result<_>>()?;
+                create_all(client, namespace, jobs).await?;
+            }
+            Side::Bare => create_bare(client, &names, &context).await?,
+        }
+        Ok(started.elapsed().as_secs_f64())
+    };
+    let (accepted, ()) = tokio::time::timeout(PATIENCE, async { tokio::try_join!(create, all) })
+        .await
+        .with_context(|| format!("{} took longer than {PATIENCE:?}", side.name()))??;
+    Ok((accepted, started.elapsed().as_secs_f64()))
+}
+
+/// The operator's worker pods as an Indexed Job.
+fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
+    let job = validate(&manifest(name))?;
+    let mut pod = build_worker_pod(&job, context, 0, "10.96.0.10:7433");
+    pod.metadata.owner_references = None;
+    let mut spec = pod.spec.context("a worker pod has a specification")?;
+    // Each of them is the controller's to give, or is not there on this side.
+    spec.hostname = None;
+    spec.service_account_name = None;
+    Ok(serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": {
+            "completionMode": "Indexed", "completions": WORKERS, "parallelism": WORKERS,
+            "template": { "metadata": { "labels": { LABEL.0: LABEL.1 }, "annotations": pod.metadata.annotations }, "spec": spec },
+        },
+    }))?)
+}
+
+/// The objects that the operator makes, without owners: these would have to exist.
+async fn create_bare(client: &Client, names: &[String], context: &BuildContext) -> Result<()> {
+    fn unowned<K: Resource>(mut object: K) -> K {
+        object.meta_mut().owner_references = None;
+        object
+    }
+    let valid: Vec<_> = names.iter().map(|name| Ok(validate(&manifest(name))?)).collect::<Result<_>>()?;
+    let namespace = &context.namespace;
+    create_all(client, namespace, valid.iter().map(|job| unowned(build_service_account(job, context))).collect()).await?;
+    create_all(client, namespace, valid.iter().map(|job| unowned(build_config_map(job, context))).collect()).await?;
+    create_all(client, namespace, valid.iter().map(|job| unowned(build_service(job, context))).collect()).await?;
+    let mut pods = Vec::new();
+    for job in &valid {
+        pods.push(unowned(build_coordinator_pod(job, context, 1)));
+        for index in 0..WORKERS {
+            pods.push(unowned(build_worker_pod(job, context, u32::try_from(index)?, "10.96.0.10:7433")));
+        }
+    }
+    create_all(client, namespace, pods).await
+}
+
+async fn create_all<K>(client: &Client, namespace: &str, objects: Vec<K>) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+{
+    let api = Api::<K>::namespaced(client.clone(), namespace);
+    let create = |object: K| {
+        let api = &api;
+        async move { api.create(&PostParams::default(), &object).await.with_context(|| format!("creating {}", object.name_any())) }
+    };
+    stream::iter(objects).map(create).buffer_unordered(IN_FLIGHT).try_for_each(|_| async { Ok(()) }).await
+}
+
+/// Ends when all worker pods were seen. The coordinators' pods do not bear the label.
+async fn wait_for_pods(client: &Client, namespace: &str) -> Result<()> {
+    let api = Api::<PartialObjectMeta<Pod>>::namespaced(client.clone(), namespace);
+    let config = watcher::Config::default().labels(&format!("{}={}", LABEL.0, LABEL.1));
+    let mut pods = pin!(watcher(api, config).applied_objects());
+    let mut seen = BTreeSet::new();
+    while let Some(pod) = pods.try_next().await? {
+        seen.insert(pod.name_any());
+        if seen.len() == JOBS * WORKERS {
+            return Ok(());
+        }
+    }
+    bail!("the watch ended after {} pods", seen.len())
+}
+
+/// Deletes everything in the namespace and waits until it is gone: what is left would slow the next side down.
+async fn clear(client: &Client, namespace: &str) -> Result<()> {
+    let background = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+    let every = ListParams::default();
+    Api::<LCLTrainingJob>::namespaced(client.clone(), namespace).delete_collection(&background, &every).await?;
+    Api::<Job>::namespaced(client.clone(), namespace).delete_collection(&background, &every).await?;
+    Api::<ConfigMap>::namespaced(client.clone(), namespace).delete_collection(&background, &every).await?;
+    Api::<Namespace>::all(client.clone()).delete(namespace, &background).await?;
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    pods.delete_collection(&DeleteParams::default().grace_period(0), &every).await?;
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let (pods, services) = (pods.list_metadata(&every).await?.items.len(), services.list_metadata(&every).await?.items.len());
+        if pods == 0 && services == 0 && namespaces.get_opt(namespace).await?.is_none() {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!("{pods} pods and {services} Services are left in {namespace}");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn cpu_times(processes: &[u32]) -> Result<f64> {
+    processes.iter().map(|process| cpu_time(*process)).sum()
+}
+
+/// Processor seconds of a process so far.
+fn cpu_time(process: u32) -> Result<f64> {
+    let path = format!("/proc/{process}/stat");
+    let text = fs::read_to_string(&path)?;
+    // After the name, which may hold spaces: utime and stime are the twelfth and the thirteenth.
+    let fields: Vec<&str> = text.rsplit_once(')').context(path)?.1.split_whitespace().collect();
+    let ticks = fields[11].parse::<u32>()? + fields[12].parse::<u32>()?;
+    Ok(f64::from(ticks) / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
+}
+
+fn peak_kib(operator: &Operator) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{}/status", operator.process()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn report(sides: &[Side], runs: &[(Side, Run)], taken: &[Taken]) {
+    let processors = thread::available_parallelism().map_or(0, usize::from);
+    println!(
+        "{JOBS} jobs of {WORKERS} workers, {ROUNDS} rounds, in turns; {processors} processors for everything, the API server and etcd included. Median (lowest to highest).\n"
+    );
+    println!(
+        "| side | all jobs accepted, s | all {} worker pods there, s | worker pods/s | processor seconds of the cluster's servers |",
+        JOBS * WORKERS
+    );
+    println!("|---|---|---|---|---|");
+    for &side in sides {
+        let of = |value: fn(&Run) -> f64| sorted(runs.iter().filter(|(of, _)| *of == side).map(|(_, run)| value(run)));
+        let (accepted, pods) = (of(|run| run.accepted), of(|run| run.pods));
+        let servers = of(|run| run.servers_cpu);
+        let rate = f64::from(u32::try_from(JOBS * WORKERS).unwrap_or(u32::MAX)) / pods[pods.len() / 2];
+        println!("| {} | {} | {} | {rate:.0} | {} |", side.name(), spread(&accepted), spread(&pods), spread(&servers));
+    }
+    let cpu = sorted(taken.iter().map(|taken| taken.cpu));
+    let peak = taken.iter().map(|taken| taken.peak_kib).max().unwrap_or(0);
+    println!(
+        "\nThe operator took {} s of processor time for a round, deletion included, and {} MiB of memory at its peak.",
+        spread(&cpu),
+        peak / 1024
+    );
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values
+}
+
+fn spread(sorted: &[f64]) -> String {
+    format!("{:.1} ({:.1} to {:.1})", sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1])
+}
