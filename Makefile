@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 TOOLS := .deps/tools/bin
 
-.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm cluster-deps cluster cluster-down clean
+.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm s3 chaos cluster-deps cluster cluster-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -18,6 +18,7 @@ help: ## list the targets
 deps: ## fetch libtorch and the system packages a build needs
 	@scripts/debian.sh
 	@scripts/libtorch.sh
+	@scripts/cuda-headers.sh
 
 # The images of the demo and of the test on nodes.
 emoji:
@@ -28,7 +29,7 @@ demo: deps emoji ## train on 7,226 emoji for five minutes and show what the mode
 	cargo build --release --quiet -p lcl-data --example pack_emoji
 	@scripts/demo.sh
 
-test: deps cluster-deps helm images emoji .deps/test-py/.complete ## run every test
+test: deps cluster-deps helm s3 images emoji .deps/test-py/.complete ## run every test
 	cargo test --workspace --no-fail-fast
 	python3 images/test/assembly.py
 
@@ -73,8 +74,15 @@ images-deps:
 helm:
 	@scripts/helm.sh > /dev/null
 
-bench: deps ## compare speed and memory with PyTorch, side by side (about 25 minutes)
+# An S3 server, for the tests of checkpoints.
+s3:
+	@scripts/s3.sh > /dev/null
+
+bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with the built-in Job controller, side by side (about 40 minutes)
 	@bench/run.sh
+
+chaos: deps ## faults at every place, then RUNS random runs from SEED on, summed up (a minute each)
+	RUNS=$(RUNS) SEED=$(SEED) cargo test -p lcl-trainer -p lcl-coordinator --test chaos -- --ignored --nocapture
 
 clean: ## remove what was built; .deps stays
 	cargo clean

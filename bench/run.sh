@@ -1,47 +1,73 @@
 #!/usr/bin/env bash
-# All comparisons, one after the other: run.sh [step|checkpoint|image|tokenizer]... Each runs both sides in turns on this machine and
-# prints Markdown; docs/benchmarks.md is such a run with its date left out. Needs what `make bench` fetches first (libtorch, a compiler).
+# All comparisons, one after the other: run.sh [step|elastic|recovery|checkpoint|image|tokenizer|jobs|coordinator]... Each runs both sides in turns on this machine and
+# prints Markdown; docs/benchmarks.md is such a run with its date left out. Needs what `make bench` fetches first
+# (libtorch, a compiler, and for jobs a Kubernetes and Helm).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=.deps/py/bin/python
 TARGET=${CARGO_TARGET_DIR:-target}
 
-# Installed once per list: a changed list is installed anew.
-if ! cmp -s bench/requirements.txt .deps/py/.requirements; then
-  echo "fetching PyTorch and open_clip to compare with (about 3 GB, once)" >&2
-  python3 -m venv .deps/py
-  $PYTHON -m pip install --quiet --requirement bench/requirements.txt
-  cp bench/requirements.txt .deps/py/.requirements
-fi
-if ! cmp -s bench/photos.txt .deps/py-images/.requirements; then
-  rm -rf .deps/py-images
-  $PYTHON -m pip install --quiet --no-deps --target .deps/py-images --requirement bench/photos.txt
-  cp bench/photos.txt .deps/py-images/.requirements
-fi
-scripts/npm-emoji.sh
+# What the comparisons with Python programs need.
+prepare_python() {
+  # Installed once per list: a changed list is installed anew.
+  if ! cmp -s bench/requirements.txt .deps/py/.requirements; then
+    echo "fetching PyTorch and open_clip to compare with (about 3 GB, once)" >&2
+    python3 -m venv .deps/py
+    $PYTHON -m pip install --quiet --requirement bench/requirements.txt
+    cp bench/requirements.txt .deps/py/.requirements
+  fi
+  if ! cmp -s bench/photos.txt .deps/py-images/.requirements; then
+    rm -rf .deps/py-images
+    $PYTHON -m pip install --quiet --no-deps --target .deps/py-images --requirement bench/photos.txt
+    cp bench/photos.txt .deps/py-images/.requirements
+  fi
+  scripts/npm-emoji.sh
 
-cargo build --release --quiet -p lcl-torch --example bench_step
-cargo build --release --quiet -p lcl-checkpoint --example bench_checkpoint
-cargo build --release --quiet -p lcl-data --example bench_image --example bench_tokenizer
+  cargo build --release --quiet -p lcl-torch --example bench_step --example bench_members
+  cargo build --release --quiet -p lcl-trainer -p lcl-coordinator
+  cargo build --release --quiet -p lcl-checkpoint --example bench_checkpoint
+  cargo build --release --quiet -p lcl-data --example bench_image --example bench_tokenizer
+}
+
+# What the comparison of controllers needs.
+prepare_jobs() {
+  cargo build --release --quiet -p lcl-cluster
+  cargo bench --quiet -p lcl-operator --bench jobs --no-run
+}
 
 part() {
   printf '\n## %s\n\n' "$2"
   case $1 in
     step) $PYTHON bench/step_compare.py --binary "$TARGET/release/examples/bench_step" --threads "$(nproc)" ;;
+    elastic) $PYTHON bench/elastic_compare.py --binary "$TARGET/release/examples/bench_members" ;;
+    recovery) $PYTHON bench/recovery.py --trainer "$TARGET/release/lcl-trainer" ;;
     checkpoint) $PYTHON bench/checkpoint.py --binary "$TARGET/release/examples/bench_checkpoint" --folder "$TARGET" ;;
     image) $PYTHON bench/image.py --photos .deps/py-images --binary "$TARGET/release/examples/bench_image" ;;
     tokenizer) $PYTHON bench/tokenizer.py --binary "$TARGET/release/examples/bench_tokenizer" ;;
-    *) echo "no comparison is called $1: step, checkpoint, image, tokenizer" >&2; exit 2 ;;
+    jobs) cargo bench --quiet -p lcl-operator --bench jobs ;;
+    coordinator) cargo bench --quiet -p lcl-coordinator --bench load ;;
   esac
 }
 
-[ $# -gt 0 ] || set -- step checkpoint image tokenizer
+[ $# -gt 0 ] || set -- step elastic recovery checkpoint image tokenizer jobs coordinator
+for name in "$@"; do
+  case $name in
+    step | elastic | recovery | checkpoint | image | tokenizer) needs_python=1 ;;
+    jobs) prepare_jobs ;;
+    coordinator) cargo bench --quiet -p lcl-coordinator --bench load --no-run ;;
+    *) echo "no comparison is called $name: step, elastic, recovery, checkpoint, image, tokenizer, jobs, coordinator" >&2; exit 2 ;;
+  esac
+done
+[ -z "${needs_python:-}" ] || prepare_python
 for name in "$@"; do
   case $name in
     step) part step "Training step" ;;
+    elastic) part elastic "Steps of several members" ;;
+    recovery) part recovery "Recovery" ;;
     checkpoint) part checkpoint "Checkpoint" ;;
     image) part image "Images" ;;
     tokenizer) part tokenizer "Tokenizer" ;;
-    *) part "$name" "$name" ;;
+    jobs) part jobs "Jobs" ;;
+    coordinator) part coordinator "Coordinator" ;;
   esac
 done

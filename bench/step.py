@@ -13,11 +13,13 @@ import json
 import math
 import pathlib
 import resource
+import tempfile
 import time
 
 import torch
+import torch.distributed.nn
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
 
 EPSILON = 1e-5
 GENERATION_WEIGHT, CONTRASTIVE_WEIGHT = 1.0, 0.1
@@ -162,10 +164,21 @@ class Lcl(nn.Module):
         u = F.normalize((text.ln_final(h[rows, columns]) @ text.text_projection).float(), dim=-1)
         v = F.normalize(pooled[with_context].float(), dim=-1)
         with torch.autocast(images.device.type, enabled=False):
+            if distributed.is_initialized():
+                return generation, self.contrast_of_members(u, v)
             similarity = self.logit_scale.exp() * v @ u.T
             identity = torch.arange(len(similarity), device=similarity.device)
             contrastive = (F.cross_entropy(similarity, identity) + F.cross_entropy(similarity.T, identity)) / 2
         return generation, contrastive
+
+    def contrast_of_members(self, u, v):
+        """This member's rows against those of all, gradients through the gathering (open_clip's `local_loss` with `gather_with_grad`): the
+        mean over members, which DDP takes, is the loss of the whole batch. All members have equally many rows."""
+        pairs = torch.cat(distributed.nn.functional.all_gather(torch.stack([u, v], 1)))
+        labels = torch.arange(len(u), device=u.device) + distributed.get_rank() * len(u)
+        scale = self.logit_scale.exp()
+        of_images = F.cross_entropy(scale * v @ pairs[:, 0].T, labels)
+        return (of_images + F.cross_entropy(scale * u @ pairs[:, 1].T, labels)) / 2
 
 
 def decays(name, parameter):
@@ -214,44 +227,97 @@ def batch(rows, text_tokens, patches):
     return torch.tensor(rows_of_ids)
 
 
-def measure(arguments):
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    device = torch.device(arguments.device)
+def model_of(name):
+    """The model, its vision shape, text tokens of a row, and rows of a batch."""
     shapes = {
         "61m": (dict(image=224, patch=32, width=384, layers=6, heads=6),
                 dict(width=384, layers=6, heads=6, context=130, vocabulary=49411), 384, 6, 16, 77),
         "tiny": (dict(image=64, patch=16, width=128, layers=4, heads=4),
                  dict(width=128, layers=4, heads=4, context=64, vocabulary=49411), 128, 4, 64, 24),
     }
-    vision, text, embed, pool_heads, rows, text_tokens = shapes[arguments.model]
-    rows = arguments.rows or rows
-    model = Lcl(vision, text, embed, pool_heads, dict(image=49408, start=49409, end=49410)).to(device)
-    if arguments.save_weights:
-        from safetensors.torch import save_file
+    vision, text, embed, pool_heads, rows, text_tokens = shapes[name]
+    return Lcl(vision, text, embed, pool_heads, dict(image=49408, start=49409, end=49410)), vision, text_tokens, rows
 
-        save_file(model.state_dict(), arguments.save_weights)
+
+def optimizer_of(model):
     groups = [
         {"params": [p for n, p in model.named_parameters() if decays(n, p) == wanted], "weight_decay": decay}
         for wanted, decay in ((True, 0.1), (False, 0.0))
     ]
-    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    return torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def inputs(vision, rows, text_tokens, device):
     tokens = batch(rows, text_tokens, (vision["image"] // vision["patch"]) ** 2).to(device)
     pixels = torch.arange(rows * 3 * vision["image"] ** 2, dtype=torch.float64)
     images = torch.sin(pixels * 0.37).float().view(rows, 3, vision["image"], vision["image"]).to(device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bfloat16")
+    return images, tokens
 
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with autocast:
-            generation, contrastive = model(images, tokens)
-        total = GENERATION_WEIGHT * generation + CONTRASTIVE_WEIGHT * contrastive
-        total.backward()
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-        return total.item()
 
+def train(model, optimizer, images, tokens, precision="float32"):
+    """One step; the loss. `model` may be a DistributedDataParallel."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        generation, contrastive = model(images, tokens)
+    total = GENERATION_WEIGHT * generation + CONTRASTIVE_WEIGHT * contrastive
+    total.backward()
+    optimizer.step()
+    with torch.no_grad():
+        getattr(model, "module", model).logit_scale.clamp_(0, math.log(100))
+    return total.item()
+
+
+def member(rank, arguments, meeting):
+    """One of several processes: its equal part of the rows, DDP over Gloo."""
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=arguments.processes)
+    model, vision, text_tokens, rows = model_of(arguments.model)
+    rows = arguments.rows or rows
+    if arguments.weights:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(arguments.weights))
+    optimizer = optimizer_of(model)
+    model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    own = slice(rank * rows, (rank + 1) * rows)
+    images, tokens = (whole[own].contiguous() for whole in inputs(vision, rows * arguments.processes, text_tokens, torch.device("cpu")))
+    times, losses = [], []
+    for index in range(arguments.warmup + arguments.steps):
+        distributed.barrier()
+        start = time.perf_counter()
+        loss = train(model, optimizer, images, tokens, arguments.precision)
+        if index >= arguments.warmup:
+            times.append(time.perf_counter() - start)
+        # Outside of what is measured: ours knows the loss of all members as a part of its step.
+        total = torch.tensor([loss], dtype=torch.float64)
+        distributed.all_reduce(total)
+        losses.append(total.item() / arguments.processes)
+    if rank == 0:
+        status = pathlib.Path("/proc/self/status").read_text().split()
+        print(json.dumps({"side": "ddp", "rows": rows * arguments.processes, "seconds": times, "losses": losses,
+                          "peak_bytes": int(status[status.index("VmHWM:") + 1]) * 1024}))
+    distributed.destroy_process_group()
+
+
+def measure_members(arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(member, (arguments, f"{folder}/meeting"), nprocs=arguments.processes)
+
+
+def measure(arguments):
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    model, vision, text_tokens, rows = model_of(arguments.model)
+    model, rows = model.to(device), arguments.rows or rows
+    if arguments.save_weights:
+        from safetensors.torch import save_file
+
+        save_file(model.state_dict(), arguments.save_weights)
+    optimizer = optimizer_of(model)
+    images, tokens = inputs(vision, rows, text_tokens, device)
+    step = lambda: train(model, optimizer, images, tokens, arguments.precision)
     times, processor_times, losses, faults = [], [], [], 0
     if arguments.profile:
         step(), step()
@@ -290,10 +356,18 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1, help="members, each with its own --rows and --threads")
     parser.add_argument("--save-weights")
+    parser.add_argument("--weights", help="of several members: initial ones")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
-    golden(arguments.golden) if arguments.golden else measure(arguments)
+    if arguments.golden:
+        golden(arguments.golden)
+    elif arguments.processes > 1:
+        measure_members(arguments)
+    else:
+        measure(arguments)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -103,4 +103,5 @@ def main():
             compare(precision, arguments, pathlib.Path(folder))
 
 
-main()
+if __name__ == "__main__":
+    main()

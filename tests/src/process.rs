@@ -121,6 +121,11 @@ impl Running {
         Ok(self.child.try_wait()?.is_some())
     }
 
+    /// How it has ended, if it has.
+    pub fn status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill_process(self.pid()?, signal)?)

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, ModelConfig, ModelShape, Normalization,
-    Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
+    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -258,6 +258,8 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             schedule: Schedule::Constant { warmup_steps: 4 },
             gradient_clip: Some(1.0),
             normalization: Normalization::Global,
+            gradient_compression: GradientCompression::None,
+            exact: None,
             seed: 11,
             max_consecutive_skipped_steps: 3,
         },
