@@ -8,6 +8,7 @@ pub mod coordinator;
 pub mod data;
 pub mod process;
 pub mod run;
+pub mod s3;
 
 use std::path::{Path, PathBuf};
 

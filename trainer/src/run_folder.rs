@@ -2,7 +2,7 @@
 //!
 //! Comes in: the checkpoint URI. Goes out: the open [`CheckpointStore`] and a folder on this machine for the files that are appended to.
 //! For `file://` that is the run's own folder, locked against a second process; for an object store it is a temporary one whose files are
-//! fetched at the start and uploaded after every checkpoint.
+//! fetched at the start and uploaded now and then, at least with every checkpoint.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -151,11 +151,11 @@ impl RunFolder {
     }
 
     /// Sends the files to the object store, in the background; nothing for a local folder. One upload at a time: when the last one is not
-    /// through, this one is left out, since the next takes everything along anyway.
-    pub fn upload(&mut self, files: &[PathBuf]) {
-        let Some(upload) = &mut self.upload else { return };
+    /// through, this one is left out, since the next takes everything along anyway. Whether the files are on their way or need not be.
+    pub fn upload(&mut self, files: &[PathBuf]) -> bool {
+        let Some(upload) = &mut self.upload else { return true };
         if upload.under_way.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return;
+            return false;
         }
         let (store, files, problem) = (self.store.clone(), files.to_vec(), Arc::clone(&upload.problem));
         upload.under_way = Some(thread::spawn(move || {
@@ -165,6 +165,7 @@ impl RunFolder {
             }
             *problem.lock().unwrap_or_else(PoisonError::into_inner) = result.err();
         }));
+        true
     }
 
     /// Sends the files and waits for it. Gives the reason when they did not arrive.

@@ -8,19 +8,24 @@ use lcl_tests::{
     coordinator::Coordinator,
     process::{self, Running, await_condition},
     run::{Run, Workbench},
+    s3,
 };
 use lcl_trainer::fail_point;
 use lcl_trainer_config::ExactConfig;
 
-/// Starts a member; `fault`: where it dies, and a folder for the record of it.
-fn member(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Running> {
+/// A member's command; `fault`: where it dies, and a folder for the record of it.
+fn command(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Command> {
     let mut command = Command::new(process::trainer()?);
     let place = ["--insecure", "--output", "json", "--worker", worker, "--node", worker];
     command.args(run.arguments_of("member", &place)?).arg("--coordinator").arg(coordinator.address().to_string());
     if let Some((fault, hits)) = fault {
         command.env(fail_point::FAULTS, fault).env(fail_point::FOLDER, hits);
     }
-    process::start_command(command)
+    Ok(command)
+}
+
+fn member(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Running> {
+    process::start_command(command(run, coordinator, worker, fault)?)
 }
 
 fn store(run: &Run) -> Result<CheckpointStore> {
@@ -136,5 +141,30 @@ fn a_run_restored_by_any_number_of_members_ends_with_the_bits_of_an_undisturbed_
     for (step, (got, wanted)) in run.ledger()?.iter().zip(alone.ledger()?).enumerate() {
         ensure!(*got == wanted, "step {step} is {got}, and undisturbed {wanted}");
     }
+    Ok(())
+}
+
+/// Nobody shares a folder: the next leader finds the ledger in the store, and has the lines since the last upload itself.
+#[test]
+fn the_ledger_of_a_run_on_an_object_store_is_whole_though_its_leader_is_lost() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (alone, mut run, server) = (workbench.alone(40)?, workbench.begin("elsewhere")?, s3::Server::start()?);
+    run.config.checkpoint.uri = s3::Server::uri("elsewhere");
+    // None before the last step: what the leader has written is not in the store when it dies.
+    run.config.checkpoint.every_steps = 1000;
+    run.folder = server.objects("elsewhere");
+    let coordinator = Coordinator::start(1, 2)?;
+    let start = |worker: &str, fault: Option<(&str, &Path)>| -> Result<Running> {
+        let mut command = command(&run, &coordinator, worker, fault)?;
+        command.envs(server.environment());
+        process::start_command(command)
+    };
+    let hits = tempfile::tempdir()?;
+    let (mut leader, follower) = (start("a", Some(("data@step=20:kill", hits.path())))?, start("b", None)?);
+    await_condition("the leader's death", || Ok(leader.has_ended()?.then_some(())))?;
+    follower.wait()?.expect_code(0)?;
+    run.expect_same_work(&alone)?;
+    let events = fs::read_dir(&run.folder)?.filter_map(Result::ok).filter(|file| file.file_name().to_string_lossy().starts_with("events."));
+    ensure!(events.count() == 2 && run.newest_checkpoint()?.step == 40);
     Ok(())
 }

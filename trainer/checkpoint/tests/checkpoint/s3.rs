@@ -1,20 +1,12 @@
 //! A real S3 server: round trip, conditional commit, several writers, and two that believe they are alone.
 //!
-//! Needs versitygw: `scripts/s3.sh` builds it (`make test` does), or `LCL_S3_BIN` names it. The store takes its address and credentials from
-//! the environment, so the work is done by this test program run again with one that names the server.
+//! The store takes its address and credentials from the environment, so the work is done by this test program run again with one that names
+//! the server.
 
-use std::{
-    env,
-    io::{BufRead, BufReader},
-    net::{TcpListener, TcpStream},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env, process::Command, sync::Arc, thread};
 
 use lcl_checkpoint::{CheckpointStore, StoreOptions, WriteError, restore};
+use lcl_tests::s3::Server;
 
 use crate::{
     meeting::{Board, Local},
@@ -23,73 +15,16 @@ use crate::{
 };
 
 const CHILD: &str = "LCL_CHECKPOINT_S3_CHILD";
-/// Longest wait for the server on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Killed when dropped.
-struct Server {
-    process: Child,
-    address: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn program() -> PathBuf {
-    if let Some(path) = env::var_os("LCL_S3_BIN") {
-        return path.into();
-    }
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let module = std::fs::read_to_string(root.join("trainer/checkpoint/tests/s3/go.mod")).unwrap();
-    let version = module.split("github.com/versity/versitygw v").nth(1).unwrap().split_whitespace().next().unwrap();
-    let path = root.join(format!(".deps/versitygw-{version}/versitygw"));
-    assert!(path.exists(), "{} is missing: run scripts/s3.sh, or set LCL_S3_BIN", path.display());
-    path
-}
-
-impl Server {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["objects/runs", "attributes"] {
-            std::fs::create_dir_all(folder.path().join(name)).unwrap();
-        }
-        // The port is free a moment before; another process could take it, which the server then says.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let mut process = Command::new(program())
-            .args(["--access", "user", "--secret", "password", "--port", &address, "posix", "--sidecar"])
-            .arg(folder.path().join("attributes"))
-            .arg(folder.path().join("objects"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let errors = BufReader::new(process.stderr.take().unwrap());
-        thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| eprintln!("versitygw: {line}")));
-        let begin = Instant::now();
-        while TcpStream::connect(&address).is_err() {
-            assert!(process.try_wait().unwrap().is_none(), "the S3 server has ended");
-            assert!(begin.elapsed() < PATIENCE, "the S3 server does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Self { process, address, _folder: folder }
-    }
-
-    /// Runs one of the children below against it.
-    fn run(&self, child: &str) {
-        let status = Command::new(env::current_exe().unwrap())
-            .args(["--exact", &format!("s3::{child}"), "--nocapture"])
-            .envs([(CHILD, child), ("AWS_ACCESS_KEY_ID", "user"), ("AWS_SECRET_ACCESS_KEY", "password"), ("AWS_REGION", "us-east-1")])
-            .envs([("AWS_ENDPOINT", format!("http://{}", self.address).as_str()), ("AWS_ALLOW_HTTP", "true")])
-            .status()
-            .unwrap();
-        assert!(status.success(), "{child}: {status}");
-    }
+/// Runs one of the children below against it.
+fn run(server: &Server, child: &str) {
+    let status = Command::new(env::current_exe().unwrap())
+        .args(["--exact", &format!("s3::{child}"), "--nocapture"])
+        .env(CHILD, child)
+        .envs(server.environment())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{child}: {status}");
 }
 
 fn is_child(name: &str) -> bool {
@@ -97,14 +32,14 @@ fn is_child(name: &str) -> bool {
 }
 
 fn open(run: &str) -> CheckpointStore {
-    CheckpointStore::open(&format!("s3://runs/{run}"), StoreOptions::default()).unwrap()
+    CheckpointStore::open(&Server::uri(run), StoreOptions::default()).unwrap()
 }
 
 #[test]
 fn checkpoints_on_a_real_s3_server_are_written_together_committed_once_and_restored() {
-    let server = Server::start();
-    server.run("round_trip_child");
-    server.run("two_writers_child");
+    let server = Server::start().unwrap();
+    run(&server, "round_trip_child");
+    run(&server, "two_writers_child");
 }
 
 #[test]

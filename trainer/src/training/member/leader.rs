@@ -1,14 +1,16 @@
 //! What the member of rank 0 does for all: `metrics.jsonl`, event files, the terminal.
 
+use std::path::PathBuf;
+
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
 use lcl_torch::{Device, Learner};
 use lcl_trainer_config::TrainerConfig;
 
-use super::tally::Tally;
+use super::tally::{KEPT, Tally};
 use crate::{
     display::Display,
-    journal::Journal,
+    journal::{Journal, METRICS_FILE, RUN_FILE},
     records::{EndReason, Ended, GenerationRecord, Record, Started, StepRecord},
     run_folder::RunFolder,
     tensorboard::EventFile,
@@ -20,6 +22,10 @@ use crate::{
     },
 };
 
+/// Step lines written since the files went to an object store, from which on they go again. Whoever leads next, perhaps on another node,
+/// reads them there and has the newest [`KEPT`] lines itself: half of them leaves the upload as many steps of time.
+const MOST_UNSENT: usize = KEPT / 2;
+
 /// Rank 0's open files.
 pub(super) struct Leader {
     folder: RunFolder,
@@ -30,6 +36,8 @@ pub(super) struct Leader {
     rows: u64,
     skipped_updates: u64,
     begin: f64,
+    /// Step lines since the last upload began.
+    unsent: usize,
 }
 
 impl Leader {
@@ -59,6 +67,7 @@ impl Leader {
             rows: 0,
             skipped_updates: 0,
             begin: unix_time(),
+            unsent: 0,
         };
         for record in tally.since(opened.end, progress.completed_steps) {
             leader.record(&Record::Step(Box::new(record)));
@@ -74,6 +83,7 @@ impl Leader {
             parameters: lcl_torch::parameter_count(&config.model),
             device: device_name(device),
         }));
+        leader.upload();
         Ok(leader)
     }
 
@@ -82,20 +92,38 @@ impl Leader {
         follows(self.generation, generation)
     }
 
-    /// The same leader in the next generation: what it writes from here on carries that.
+    /// The same leader in the next generation: what it writes from here on carries that. Members who are new have no lines from before.
     pub(super) fn set_generation(&mut self, generation: Generation) {
         self.generation = generation;
+        self.upload();
     }
 
-    /// Has what the journal holds survive a loss of power as a checkpoint does.
+    /// Has what the journal holds survive a loss of power, or of this node, as a checkpoint does.
     pub(super) fn sync(&mut self) {
         self.journal.sync_in_background();
+        self.upload();
+    }
+
+    fn upload(&mut self) {
+        let files = self.files();
+        if self.folder.upload(&files) {
+            self.unsent = 0;
+        }
+    }
+
+    fn files(&self) -> [PathBuf; 3] {
+        let folder = self.folder.path();
+        [folder.join(METRICS_FILE), folder.join(RUN_FILE), self.events.path().to_owned()]
     }
 
     pub(super) fn record_step(&mut self, record: StepRecord) {
         self.rows += record.rows;
         self.skipped_updates += u64::from(record.update_skipped);
         self.record(&Record::Step(Box::new(record)));
+        self.unsent += 1;
+        if self.unsent >= MOST_UNSENT {
+            self.upload();
+        }
     }
 
     /// The last line of the run, or of this leader.
@@ -112,6 +140,10 @@ impl Leader {
             rows: self.rows,
         };
         self.record(&Record::Ended(ended));
+        let files = self.files();
+        if let Err(reason) = self.folder.finish_upload(&files) {
+            tracing::error!(reason, "the last metrics are not in the store");
+        }
         Ok(())
     }
 

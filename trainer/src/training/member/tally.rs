@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Lines kept by every member: a new leader writes those that the one before it could not write any more.
-const KEPT: usize = 256;
+pub(super) const KEPT: usize = 256;
 
 /// What the members' parts of a step's batch are together.
 #[derive(Debug)]
