@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # Builds images from two clones of HEAD in two folders, with nothing shared but the sources of crates, and compares their digests:
-# check.sh [NAME...], by default all. Expensive: everything is compiled twice. A libtorch that is here is linked into both clones.
+# check.sh [--here] [NAME...], by default all. Expensive: everything is compiled twice. A libtorch that is here is linked into both clones.
+# With --here this clone is one of the two: what `make images` has built in it from the same HEAD is compared with a clone elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 REPOSITORY=$PWD
+HERE=
+if [ "${1:-}" = --here ]; then
+  HERE=$(realpath -m "${CARGO_TARGET_DIR:-target}")/images
+  shift
+  [ -z "$(git status --porcelain)" ] || { echo "the images here may be those of changes that are not committed" >&2; exit 1; }
+fi
 [ $# -gt 0 ] || set -- lcl-operator lcl-coordinator lcl-trainer pause
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/lcl-images-check.XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
-FOLDERS=("$WORK/one" "$WORK/another/place/of-another-length")
+FOLDERS=("$WORK/another/place/of-another-length")
+[ -n "$HERE" ] || FOLDERS+=("$WORK/one")
 unset CARGO_TARGET_DIR
 HAS=$(realpath "${LIBTORCH:-.deps/libtorch-2.11.0}")
 unset LIBTORCH
@@ -30,9 +38,9 @@ for folder in "${FOLDERS[@]}"; do
     rm -rf target/images/build-*
   )
 done
-python3 - "$WORK" "${FOLDERS[@]}" <<'PY'
+python3 - "${FOLDERS[0]}/target/images" "${HERE:-${FOLDERS[-1]}/target/images}" <<'PY'
 import json, pathlib, subprocess, sys
-first, second = (pathlib.Path(folder, "target/images") for folder in sys.argv[2:])
+first, second = map(pathlib.Path, sys.argv[1:])
 digests = [{image["archive"]: image["digest"] for image in json.loads((folder / "images.json").read_bytes())["images"]} for folder in (first, second)]
 different = [name for name in digests[0] if digests[0][name] != digests[1].get(name)]
 for name in different:

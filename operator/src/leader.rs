@@ -12,7 +12,7 @@ use kube::{Api, Client, api::PostParams};
 use tokio::time;
 
 /// Name of the lease.
-const LEASE: &str = "lcl-operator";
+pub(crate) const LEASE: &str = "lcl-operator";
 /// A lease that was not renewed for this long may be taken.
 const LEASE_TIME: Duration = Duration::from_secs(15);
 /// A leader that could not renew for this long stops: well before another may take the lease.

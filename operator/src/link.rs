@@ -33,6 +33,8 @@ const MAX_STATUS_BYTES: usize = 16 << 20;
 pub(crate) struct CoordinatorLink {
     pod_uid: String,
     address: String,
+    /// Commands are for the coordinator of this epoch and no other; `None` when its pod does not say.
+    epoch: Option<u64>,
     state: Arc<Mutex<Link>>,
     client: CoordinatorClient<Channel>,
     task: JoinHandle<()>,
@@ -43,6 +45,7 @@ impl CoordinatorLink {
     pub(crate) fn start(
         pod_uid: String,
         address: String,
+        epoch: Option<u64>,
         security: &Security,
         changed: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, tonic::transport::Error> {
@@ -55,7 +58,7 @@ impl CoordinatorLink {
         let client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_STATUS_BYTES);
         let state = Arc::new(Mutex::new(Link::Unknown));
         let follower = Follower { address: address.clone(), client: client.clone(), state: Arc::clone(&state), changed: Box::new(changed) };
-        Ok(Self { pod_uid, address, state, client, task: tokio::spawn(follower.run()) })
+        Ok(Self { pod_uid, address, epoch, state, client, task: tokio::spawn(follower.run()) })
     }
 
     /// Whether it leads to this pod at this address.
@@ -80,7 +83,7 @@ impl CoordinatorLink {
 
     /// Done when it was accepted; the status tells the rest.
     async fn ask(&self, command: Command) -> Result<(), tonic::Status> {
-        let mut request = tonic::Request::new(CommandRequest { command: Some(command) });
+        let mut request = tonic::Request::new(CommandRequest { epoch: self.epoch, command: Some(command) });
         request.set_timeout(ANSWER);
         self.client.clone().command(request).await.map(drop)
     }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use crate::leader::LEASE;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -29,9 +30,23 @@ pub(crate) struct Metrics {
     pub(crate) status_writes: Counter,
     restarts: Family<CauseLabel, Counter>,
     jobs: Family<StateLabel, Gauge>,
-    /// Whether this process leads.
-    pub(crate) leads: Gauge,
+    leads: Family<LeaseLabel, Gauge>,
+    /// Looks under way.
+    active: Family<ControllerLabel, Gauge>,
+    requests: Family<RequestLabel, Counter>,
     memory: Gauge,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabel {
+    code: String,
+    host: String,
+    method: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LeaseLabel {
+    name: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -71,21 +86,43 @@ impl Metrics {
             status_writes: Counter::default(),
             restarts: Family::default(),
             jobs: Family::default(),
-            leads: Gauge::default(),
+            leads: Family::default(),
+            active: Family::default(),
+            requests: Family::default(),
             memory: Gauge::default(),
             registry: Mutex::default(),
         };
         let shared = registry.sub_registry_with_prefix("controller_runtime");
         shared.register("reconcile", "Looks at jobs by result", metrics.looks.clone());
         shared.register("reconcile_errors", "Looks at jobs that failed", metrics.look_errors.clone());
+        shared.register("active_workers", "Looks under way", metrics.active.clone());
         shared.register_with_unit("reconcile_time", "Time a look takes", Unit::Seconds, metrics.look_time.clone());
         let own = registry.sub_registry_with_prefix("lcl_operator");
         own.register("status_writes", "Writes of a job's status", metrics.status_writes.clone());
         own.register("pod_replacements", "Pods that ended before their time, by cause", metrics.restarts.clone());
         own.register("jobs", "Jobs by state", metrics.jobs.clone());
-        own.register("leads", "Whether this process leads", metrics.leads.clone());
+        registry.register("rest_client_requests", "Requests to the API server by answer", metrics.requests.clone());
+        registry.register("leader_election_master_status", "Whether this process leads", metrics.leads.clone());
         registry.register_with_unit("process_resident_memory", "Resident memory of this process", Unit::Bytes, metrics.memory.clone());
         Self { registry: Mutex::new(registry), ..metrics }
+    }
+
+    /// Whether this process leads, which it does without an election, too.
+    pub(crate) fn set_leads(&self, leads: bool) {
+        self.leads.get_or_create(&LeaseLabel { name: LEASE }).set(leads.into());
+    }
+
+    /// Counts an answer of the API server; `code` is what stands for it when there was none, as client-go has it.
+    pub(crate) fn count_request(&self, host: &str, method: &str, code: Option<u16>) {
+        let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
+        self.requests.get_or_create(&RequestLabel { code, host: host.to_owned(), method: method.to_owned() }).inc();
+    }
+
+    /// A look has begun; it is under way until the guard is dropped.
+    pub(crate) fn begin_look(&self) -> Active {
+        let gauge = self.active.get_or_create_owned(&ControllerLabel { controller: CONTROLLER });
+        gauge.inc();
+        Active(gauge)
     }
 
     pub(crate) fn observe_look(&self, took: Duration, is_success: bool) {
@@ -119,6 +156,16 @@ impl Metrics {
     }
 }
 
+/// A look under way.
+#[derive(Debug)]
+pub(crate) struct Active(Gauge);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// From `/proc`; `None` where there is none.
 fn resident_bytes() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -134,12 +181,22 @@ mod tests {
     fn names_are_those_of_controller_runtime() {
         let metrics = Metrics::new();
         metrics.observe_look(Duration::from_millis(3), false);
+        metrics.set_leads(true);
+        metrics.count_request("example:6443", "GET", Some(200));
+        metrics.count_request("example:6443", "PATCH", None);
+        let first = metrics.begin_look();
+        let _second = metrics.begin_look();
+        drop(first);
         metrics.count_restarts(&BTreeMap::from([("deletion".to_owned(), 1)]), &BTreeMap::from([("deletion".to_owned(), 3)]));
         let text = metrics.render(&BTreeMap::from([("Running".to_owned(), 2)])).expect("text");
         for line in [
             "controller_runtime_reconcile_total{controller=\"lcltrainingjob\",result=\"error\"} 1",
             "controller_runtime_reconcile_errors_total{controller=\"lcltrainingjob\"} 1",
             "controller_runtime_reconcile_time_seconds_count{controller=\"lcltrainingjob\"} 1",
+            "controller_runtime_active_workers{controller=\"lcltrainingjob\"} 1",
+            "leader_election_master_status{name=\"lcl-operator\"} 1",
+            "rest_client_requests_total{code=\"200\",host=\"example:6443\",method=\"GET\"} 1",
+            "rest_client_requests_total{code=\"<error>\",host=\"example:6443\",method=\"PATCH\"} 1",
             "lcl_operator_pod_replacements_total{cause=\"deletion\"} 2",
             "lcl_operator_jobs{state=\"Running\"} 2",
         ] {

@@ -117,6 +117,7 @@ impl ReconcileError {
 /// Looks at a job, and says when to look again.
 pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> Result<Next, ReconcileError> {
     let started = Instant::now();
+    let _active = context.metrics.begin_look();
     let (name, namespace) = (stored.name_any(), stored.namespace().unwrap_or_default());
     let key = JobKey { namespace, name };
     let uid = stored.uid().unwrap_or_default();
@@ -281,7 +282,7 @@ impl Look<'_> {
         let job = ObjectRef::<StoredJob>::new(&self.key.name).within(&self.key.namespace);
         // The receiver is gone only when the operator ends.
         let changed = move || drop(wake.send(job.clone()));
-        match CoordinatorLink::start(pod.uid.clone(), address.clone(), &self.context.security, changed) {
+        match CoordinatorLink::start(pod.uid.clone(), address.clone(), pod.epoch.map(i64::unsigned_abs), &self.context.security, changed) {
             Ok(link) => self.memory.link = Some(link),
             Err(error) => tracing::warn!(job = self.key.name, address, %error, "no address to connect to"),
         }

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kube::runtime::{
     events::{Recorder, Reporter},
@@ -56,6 +56,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let health = listen(settings.health_addr, "health").await?;
     let metrics_listener = listen(settings.metrics_addr, "metrics").await?;
     let (for_health, for_metrics) = (Arc::clone(&shown), Arc::clone(&shown));
+    metrics.set_leads(false);
     let servers = async {
         tokio::try_join!(
             serve_health(health, Arc::new(move || for_health.is_ready())),
@@ -79,12 +80,10 @@ async fn listen(address: std::net::SocketAddr, what: &str) -> Result<TcpListener
 
 async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: impl Future<Output = ()>) -> Result<()> {
     let mut stop = std::pin::pin!(stop);
-    // Coordinators do not serve with certificates yet unless they are told to; so none means none.
-    let insecure = settings.tls_certificate.is_none();
-    let [certificate, key, authority] = [&settings.tls_certificate, &settings.tls_key, &settings.tls_ca].map(Clone::clone);
-    let security = Security::choose(insecure, certificate, key, authority).context("the streams of coordinators")?;
+    ensure!(settings.insecure, "the pods of jobs have no certificates yet: start with --insecure, and keep others out with a NetworkPolicy");
+    let security = Security::Insecure;
     let client = tokio::select! {
-        client = client::connect(settings) => client?,
+        client = client::connect(settings, Arc::clone(metrics)) => client?,
         () = &mut stop => return Ok(()),
     };
     let identity = settings.pod_name.clone().unwrap_or_else(|| format!("{FIELD_MANAGER}-{}", std::process::id()));
@@ -97,7 +96,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
             () = &mut stop => return Ok(()),
         }
     }
-    metrics.leads.set(1);
+    metrics.set_leads(true);
     let (ending, is_ending) = watch::channel(false);
     let namespaces: Vec<_> = match settings.watch_namespaces.iter().filter(|namespace| !namespace.is_empty()).collect::<Vec<_>>() {
         all if all.is_empty() => vec![None],

@@ -1,8 +1,8 @@
 //! Settings, all of them flags with an environment variable each.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
 
 /// Runs training jobs in a Kubernetes cluster.
 #[derive(Clone, Debug, Parser)]
@@ -44,15 +44,10 @@ pub struct Settings {
     /// Who holds the lease, and who reports Events
     #[arg(long, env = "POD_NAME", hide = true)]
     pub pod_name: Option<String>,
-    /// Certificate to show the coordinators, in PEM [default: their streams are not protected]
-    #[arg(long, env = "LCL_TLS_CERTIFICATE", value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
-    pub tls_certificate: Option<PathBuf>,
-    /// Its key
-    #[arg(long, env = "LCL_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
-    pub tls_key: Option<PathBuf>,
-    /// Certificates of the authority that the coordinators' must be of
-    #[arg(long, env = "LCL_TLS_CA", value_name = "FILE", requires = "tls_certificate")]
-    pub tls_ca: Option<PathBuf>,
+    /// Let coordinators, workers and this process talk without encryption and without asking who is there: needed until they are given
+    /// certificates; a NetworkPolicy should keep others away
+    #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub insecure: bool,
     /// How log lines are written
     #[arg(long, env = "LCL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,

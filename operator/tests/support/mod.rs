@@ -75,7 +75,7 @@ impl Installed {
             "--create-namespace",
         ])?;
         let operator = charts.join("lcl-operator").to_string_lossy().into_owned();
-        installed.helm(&[&["install", "lcl-operator", &operator, "--namespace", SYSTEM], values].concat())?;
+        installed.helm(&[&["install", "lcl-operator", &operator, "--namespace", SYSTEM, "--set", "insecure=true"], values].concat())?;
         wait_for("the definition", || installed.get(&["lcltrainingjobs"]))?;
         Ok(installed)
     }
@@ -207,7 +207,7 @@ impl Operator {
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", installed.operators_kubeconfig()?)
             .args(["--coordinator-image=coordinator", "--trainer-image=trainer", "--log-format=json"])
-            .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0"])
+            .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0", "--insecure"])
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(File::create(&log)?)

@@ -429,6 +429,9 @@ pub struct World {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CommandRequest {
+    /// The epoch of the coordinator that is meant: another refuses with FAILED_PRECONDITION. Absent: whichever answers.
+    #[prost(uint64, optional, tag = "5")]
+    pub epoch: ::core::option::Option<u64>,
     #[prost(oneof = "command_request::Command", tags = "1, 2, 3, 4")]
     pub command: ::core::option::Option<command_request::Command>,
 }

@@ -83,7 +83,7 @@ mod tests {
         use command_request::Command as Asked;
         use command_response::Accepted;
         let check = |asked: Asked, last_checkpoint, expected: Accepted| {
-            let command = Command::read(wire::CommandRequest { command: Some(asked) }).unwrap();
+            let command = Command::read(wire::CommandRequest { epoch: None, command: Some(asked) }).unwrap();
             let status = status(9, last_checkpoint);
             let answer = command.answer(&status, &status);
             assert_eq!((answer.accepted, answer.ended), (Some(expected), wire::EndReason::Unspecified.into()));
@@ -108,6 +108,6 @@ mod tests {
         assert_eq!(command.answer(&ended, &ended).ended, wire::EndReason::Stopped.into());
         assert_eq!(Command::read(wire::CommandRequest::default()), Err(WireError::Command));
         let contradicting = command_request::Command::Resize(wire::World { min: 2, desired: 1, max: 1 });
-        assert!(matches!(Command::read(wire::CommandRequest { command: Some(contradicting) }), Err(WireError::World(_))));
+        assert!(matches!(Command::read(wire::CommandRequest { epoch: None, command: Some(contradicting) }), Err(WireError::World(_))));
     }
 }

@@ -106,7 +106,7 @@ pub async fn serve_with(
 
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<CoordinatorServer<Service>>().await;
-    let service = Service { inputs, status, next: AtomicU64::new(1), stopped };
+    let service = Service { inputs, status, next: AtomicU64::new(1), stopped, epoch: settings.epoch };
     let service = CoordinatorServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let shutdown = async move {
         stop.await;
@@ -145,6 +145,7 @@ struct Service {
     status: watch::Receiver<JobStatus>,
     next: AtomicU64,
     stopped: watch::Receiver<bool>,
+    epoch: u64,
 }
 
 impl Service {
@@ -172,7 +173,11 @@ impl Coordinator for Service {
     }
 
     async fn command(&self, request: Request<wire::CommandRequest>) -> Result<Response<wire::CommandResponse>, Status> {
-        let command = Command::read(request.into_inner()).map_err(|error| Status::invalid_argument(describe(&error)))?;
+        let request = request.into_inner();
+        if let Some(epoch) = request.epoch.filter(|epoch| *epoch != self.epoch) {
+            return Err(Status::failed_precondition(format!("this is the coordinator of epoch {}, not that of epoch {epoch}", self.epoch)));
+        }
+        let command = Command::read(request).map_err(|error| Status::invalid_argument(describe(&error)))?;
         let (answer, answered) = oneshot::channel();
         self.feed(Input::Command { command, answer }).await?;
         answered.await.map(Response::new).map_err(|_| Status::unavailable(STOPPING))

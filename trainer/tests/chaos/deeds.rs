@@ -63,7 +63,7 @@ pub(crate) fn drain(address: SocketAddr, worker: &str) -> Result<()> {
 
 fn command(address: SocketAddr, command: &command_request::Command) -> Result<()> {
     call(address, |mut client| {
-        let request = CommandRequest { command: Some(command.clone()) };
+        let request = CommandRequest { epoch: None, command: Some(command.clone()) };
         async move { client.command(request).await.is_ok() }
     })
 }

@@ -60,7 +60,7 @@ pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: 
     set_env(&mut container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
     set_env(&mut container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());
     set_env(&mut container, "LCL_MAX_MEMBERS", &(i64::from(workers.max) * members).to_string());
-    // Until there are certificates.
+    // Until there are certificates; the operator itself runs only when told so.
     set_env(&mut container, "LCL_INSECURE", "true");
     set_env(&mut container, "LCL_LOG_FORMAT", "json");
     let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..PodSpec::default() };

@@ -92,7 +92,7 @@ impl Watch {
 }
 
 async fn ask(client: &mut CoordinatorClient<Channel>, command: Command) -> Result<wire::CommandResponse, tonic::Status> {
-    Ok(client.command(wire::CommandRequest { command: Some(command) }).await?.into_inner())
+    Ok(client.command(wire::CommandRequest { epoch: None, command: Some(command) }).await?.into_inner())
 }
 
 fn world(min: u32, desired: u32, max: u32) -> World {
@@ -230,6 +230,26 @@ async fn a_checkpoint_is_asked_for_while_training_goes_on_and_the_world_is_resiz
         assert_eq!(trainer.join(), Outcome::Ended(EndReason::Complete));
     }
     fabric.check_ledger();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_for_another_coordinator_changes_nothing() {
+    let server = Server::start(3, world(1, 2, 4), 0).await;
+    let mut client = server.client().await;
+    let resize = |epoch, desired| wire::CommandRequest {
+        epoch: Some(epoch),
+        command: Some(Command::Resize(wire::World { min: 1, desired, max: 4 })),
+    };
+    for epoch in [2, 4] {
+        let refused = client.command(resize(epoch, 4)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("epoch 3"), "{refused}");
+    }
+    let before = server.watch().await.until("a status", |_| true).await;
+    assert_eq!(before.world, world(1, 2, 4));
+    client.command(resize(3, 3)).await.unwrap();
+    server.watch().await.until("the new bounds", |status| status.world == world(1, 3, 4)).await;
     server.stop().await;
 }
 
