@@ -1,10 +1,12 @@
 //! The whole path on three real nodes: the charts, a job, its pods, training on real images, and accidents on the way.
 //!
-//! What is measured on the way is printed (`--nocapture` shows it); nothing here fails because a machine is slow.
+//! What is measured on the way is printed to standard error; nothing here fails because a machine is slow.
 
 mod support;
 
 use std::{
+    cell::Cell,
+    collections::BTreeSet,
     env, fs,
     os::unix::fs::chown,
     path::PathBuf,
@@ -16,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use lcl_cluster::{ClusterOptions, why_no_nodes};
 use serde_json::{Value, json};
 
-use support::{Installed, SYSTEM, condition, name_of, program, project, wait_for, wait_within};
+use support::{Installed, SYSTEM, condition, name_of, node_processes::members_of, program, project, tell, wait_for, wait_within};
 
 /// The user of the images.
 const TRAINER_USER: u32 = 65532;
@@ -62,7 +64,7 @@ impl Stage {
         }
         let applied = Instant::now();
         self.installed.apply(&job)?;
-        Ok(Run { stage: self, name: name.to_owned(), steps, applied })
+        Ok(Run { stage: self, name: name.to_owned(), steps, applied, highest: Cell::new(0) })
     }
 }
 
@@ -79,6 +81,8 @@ struct Committed {
     number: u64,
     time: f64,
     generation: (u64, u64),
+    /// Of its samples.
+    digest: String,
 }
 
 struct Run<'a> {
@@ -86,6 +90,8 @@ struct Run<'a> {
     name: String,
     steps: u64,
     applied: Instant,
+    /// The highest step that a status has told.
+    highest: Cell<u64>,
 }
 
 impl Run<'_> {
@@ -100,9 +106,23 @@ impl Run<'_> {
         whole.lines().map(|line| read_step(&serde_json::from_str(line)?)).collect()
     }
 
+    /// The job's status, whose step never falls.
+    fn status(&self) -> Result<Value> {
+        let status = self.stage.installed.status(&self.name)?;
+        let step = status["step"].as_u64().unwrap_or(0);
+        // Not an error, which a waiting caller would try again.
+        assert!(step >= self.highest.get(), "the status tells step {step} after step {}: {status}", self.highest.get());
+        self.highest.set(step);
+        Ok(status)
+    }
+
+    fn log(&self, pod: &str) -> Result<String> {
+        self.kubectl(&["logs", &format!("{}-{pod}", self.name)])
+    }
+
     fn wait_for_steps(&self, count: u64) -> Result<Vec<Committed>> {
         wait_within(TRAINING, &format!("step {count} of {}", self.name), || {
-            let failed = self.stage.installed.status(&self.name)?;
+            let failed = self.status()?;
             let failed = condition(&failed, "Failed");
             // Not an error of this closure, which would be tried again.
             assert!(failed["status"] != "True", "{failed}");
@@ -129,7 +149,7 @@ impl Run<'_> {
     /// Waits until so many workers train and no more are wanted, and for a step that they have done together.
     fn wait_for_workers(&self, count: u64) -> Result<()> {
         wait_within(TRAINING, &format!("{count} workers"), || {
-            let status = self.stage.installed.status(&self.name)?;
+            let status = self.status()?;
             ensure!(status["workers"]["ready"] == count && status["workers"]["desired"] == count, "{status}");
             assert!(condition(&status, "Complete")["status"] != "True", "too few steps to be scaled in the middle: {status}");
             Ok(())
@@ -141,7 +161,7 @@ impl Run<'_> {
     /// Waits for the end, and checks what holds however the job went.
     fn complete(&self, stayed: &[(&str, String)]) -> Result<Value> {
         let status = wait_within(TRAINING, "completion", || {
-            let status = self.stage.installed.status(&self.name)?;
+            let status = self.status()?;
             assert!(condition(&status, "Failed")["status"] != "True", "{status}");
             ensure!(condition(&status, "Complete")["status"] == "True", "{status}");
             Ok(status)
@@ -184,6 +204,7 @@ fn read_step(line: &Value) -> Result<Committed> {
         number: number(&line["step"])?,
         time: line["time"].as_f64().context("no time")?,
         generation: (number(&line["generation"]["epoch"])?, number(&line["generation"]["n"])?),
+        digest: line["samples_digest"].as_str().context("no digest")?.to_owned(),
     })
 }
 
@@ -191,11 +212,25 @@ fn seconds_since_epoch() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
+/// The hash that follows a message in a pod's log, wherever it stands in the line.
+fn hashes_after(log: &str, message: &str) -> Vec<String> {
+    let lines = log.lines().filter(|line| line.contains(message));
+    let hash = |line: &str| Some(line.split_once("\"hash\":\"")?.1.split_once('"')?.0.to_owned());
+    lines.filter_map(hash).collect()
+}
+
+/// Both trained the same samples at every step that both have.
+fn expect_same_samples(run: &[Committed], plain: &[Committed]) {
+    for (step, plain) in run.iter().zip(plain) {
+        assert_eq!(step.digest, plain.digest, "step {}", step.number);
+    }
+}
+
 /// Whether nodes can run here; in CI they have to.
 fn has_nodes() -> Result<bool> {
     let Some(why) = why_no_nodes() else { return Ok(true) };
     ensure!(env::var_os("CI").is_none(), "this machine cannot run nodes, which CI has to: {why}");
-    eprintln!("skipped: {why}");
+    tell(&format!("skipped: {why}"));
     Ok(false)
 }
 
@@ -205,9 +240,9 @@ fn kubectl_apply_trains_a_model_that_survives_accidents() -> Result<()> {
         return Ok(());
     }
     let stage = Stage::set_up()?;
-    trains_and_exports(&stage)?;
-    survives_the_loss_of_a_pod(&stage)?;
-    grows_and_shrinks(&stage)?;
+    let plain = trains_and_exports(&stage)?;
+    survives_the_loss_of_a_pod(&stage, &plain)?;
+    grows_and_shrinks(&stage, &plain)?;
     let operators = stage.installed.get(&["pods", "--namespace", SYSTEM])?;
     for pod in operators["items"].as_array().context("no list")? {
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{}", name_of(pod));
@@ -215,19 +250,22 @@ fn kubectl_apply_trains_a_model_that_survives_accidents() -> Result<()> {
     Ok(())
 }
 
-fn trains_and_exports(stage: &Stage) -> Result<()> {
+/// Gives the ledger of a job that nothing has happened to.
+fn trains_and_exports(stage: &Stage) -> Result<Vec<Committed>> {
     let run = stage.apply("plain", 120)?;
     run.wait_for_steps(1)?;
-    println!("apply to the first committed step: {:.1} s", run.applied.elapsed().as_secs_f64());
+    tell(&format!("apply to the first committed step: {:.1} s", run.applied.elapsed().as_secs_f64()));
     let status = wait_for("a status that says so", || {
-        let status = stage.installed.status("plain")?;
+        let status = run.status()?;
         ensure!(condition(&status, "Running")["status"] == "True" && status["workers"]["ready"] == 2, "{status}");
         Ok(status)
     })?;
     assert_eq!(status["workers"]["summary"], "2/2");
     assert_eq!(status["generation"], "1.1");
-    let nodes: Vec<_> = run.pods()?.iter().map(|pod| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned()).collect();
-    println!("coordinator and workers on {nodes:?}");
+    let pods = run.pods()?;
+    let workers = pods.iter().filter(|pod| name_of(pod).starts_with("plain-w-"));
+    let nodes: BTreeSet<_> = workers.map(|pod| pod["spec"]["nodeName"].as_str().unwrap_or_default()).collect();
+    assert_eq!(nodes.len(), 2, "both workers are on {nodes:?}: nothing goes from node to node");
     let status = run.complete(&[])?;
     assert_eq!(status["restarts"], Value::Null);
     assert_eq!(status["lastCheckpoint"]["step"], 120, "{status}");
@@ -242,7 +280,7 @@ fn trains_and_exports(stage: &Stage) -> Result<()> {
     let heldout = stage.folder.path().join("data/emoji/heldout-000.tar");
     let mut evaluate = Command::new(&lcl);
     evaluate.args(["evaluate", "retrieval", "--run"]).arg(run.folder()).arg("--shards").arg(heldout).arg("--output-file").arg(&result);
-    println!("{}", output(&mut evaluate)?);
+    tell(&output(&mut evaluate)?);
     let result: Value = serde_json::from_str(&fs::read_to_string(result)?)?;
     for direction in ["image_to_text", "text_to_image"] {
         let best = &result[direction]["recalls"][0];
@@ -250,7 +288,7 @@ fn trains_and_exports(stage: &Stage) -> Result<()> {
         let learnt = recall.zip(chance).is_some_and(|(recall, chance)| recall > 3.0 * chance);
         assert!(best["k"] == 1 && learnt, "{direction}: recall@1 {recall:?} with chance {chance:?}");
     }
-    Ok(())
+    run.ledger()
 }
 
 fn output(command: &mut Command) -> Result<String> {
@@ -259,33 +297,43 @@ fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn survives_the_loss_of_a_pod(stage: &Stage) -> Result<()> {
+fn survives_the_loss_of_a_pod(stage: &Stage, plain: &[Committed]) -> Result<()> {
     let run = stage.apply("lossy", 80)?;
     run.wait_for_steps(20)?;
     let survivor = run.uid("w-0")?;
+    let processes = members_of(&survivor)?;
+    assert_eq!(processes.len(), 1, "{processes:?}");
     let coordinator = run.uid("coordinator")?;
     let deleted = seconds_since_epoch();
     run.kubectl(&["delete", "pod", "lossy-w-1", "--force", "--grace-period=0", "--wait=false"])?;
     let before = run.ledger()?;
+    assert!((10..=run.steps as usize - 10).contains(&before.len()), "deleted after {} steps: too near to an end", before.len());
     let old = before.last().context("no step")?.generation;
     let alone = wait_within(TRAINING, "a step of the survivor", || {
         run.ledger()?.into_iter().find(|line| line.generation > old).context("not yet")
     })?;
-    println!("pod deleted to the survivor's next committed step: {:.2} s (step {})", alone.time - deleted, alone.number);
+    tell(&format!("pod deleted to the survivor's next committed step: {:.2} s (step {})", alone.time - deleted, alone.number));
     assert_eq!(run.uid("coordinator")?, coordinator);
     let together = wait_within(TRAINING, "a step of both", || {
         run.ledger()?.into_iter().find(|line| line.generation > alone.generation).context("not yet")
     })?;
-    println!("pod deleted to the replacement's first committed step: {:.2} s (step {})", together.time - deleted, together.number);
+    tell(&format!("pod deleted to the replacement's first committed step: {:.2} s (step {})", together.time - deleted, together.number));
+    assert_eq!(members_of(&survivor)?, processes, "the survivor's process is another");
     let status = run.complete(&[("w-0", survivor)])?;
     assert_eq!(status["restarts"], 1, "{status}");
     assert_eq!(status["lastFailure"]["pod"], "lossy-w-1");
     let reasons = stage.installed.event_reasons("lossy")?;
     assert!(["GenerationFormed", "WorkerReplaced"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
+    expect_same_samples(&run.ledger()?, plain);
+    // The state came from the survivor, and never from storage.
+    let (source, joiner) = (run.log("w-0")?, run.log("w-1")?);
+    let (sent, received) = (hashes_after(&source, "state sent"), hashes_after(&joiner, "state received"));
+    assert!(received.len() == 1 && sent.contains(&received[0]), "sent {sent:?}, received {received:?}");
+    assert!(![source, joiner].iter().any(|log| log.contains("state restored")), "a state was read from storage");
     Ok(())
 }
 
-fn grows_and_shrinks(stage: &Stage) -> Result<()> {
+fn grows_and_shrinks(stage: &Stage, plain: &[Committed]) -> Result<()> {
     let run = stage.apply("elastic", 200)?;
     run.wait_for_steps(20)?;
     let stayed = [("w-0", run.uid("w-0")?), ("w-1", run.uid("w-1")?)];
@@ -299,5 +347,6 @@ fn grows_and_shrinks(stage: &Stage) -> Result<()> {
     })?;
     let status = run.complete(&stayed)?;
     assert_eq!(status["restarts"], Value::Null, "scaling is no failure: {status}");
+    expect_same_samples(&run.ledger()?, plain);
     Ok(())
 }

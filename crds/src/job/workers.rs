@@ -22,6 +22,12 @@ use crate::{names::MAX_WORKERS, pod_template::pod_template_schema};
     )
     .message("must not change after the job was created")
     .field_path(".requests"),
+    validation = Rule::new(A_GPU_FOR_EACH_MEMBER)
+        .message("nvidia.com/gpu must be the number in membersPerWorker: every member computes on a GPU of its own")
+        .field_path(".requests"),
+    validation = Rule::new(A_GPU_FOR_EACH_MEMBER_BY_TEMPLATE)
+        .message("the container \"worker\" must be given as many nvidia.com/gpu as membersPerWorker: every member computes on a GPU of its own")
+        .field_path(".template"),
 )]
 pub struct WorkersSpec {
     /// Wanted number of workers; one worker is one pod. `kubectl scale` changes it.
@@ -46,6 +52,15 @@ pub struct WorkersSpec {
     #[schemars(schema_with = "pod_template_schema")]
     pub template: Option<PodTemplateSpec>,
 }
+
+/// A quantity may be written as a number or as a string.
+const A_GPU_FOR_EACH_MEMBER: &str = "!has(self.requests) || !('nvidia.com/gpu' in self.requests) \
+    || string(self.requests['nvidia.com/gpu']) == string(self.membersPerWorker)";
+
+const A_GPU_FOR_EACH_MEMBER_BY_TEMPLATE: &str = "!has(self.template) || !has(self.template.spec) \
+    || self.template.spec.containers.all(c, c.name != 'worker' || !has(c.resources) || !has(c.resources.limits) \
+    || !('nvidia.com/gpu' in c.resources.limits) \
+    || string(c.resources.limits['nvidia.com/gpu']) == string(self.membersPerWorker))";
 
 impl Default for WorkersSpec {
     fn default() -> Self {

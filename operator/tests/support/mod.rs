@@ -2,11 +2,13 @@
 
 #![allow(dead_code, reason = "every test uses a part")]
 
+pub(crate) mod node_processes;
+
 use std::{
     env,
     ffi::OsStr,
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -37,6 +39,12 @@ pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let path = Path::new(OPERATOR).with_file_name(name);
     ensure!(path.is_file(), "{} is missing: `cargo build -p {name}` makes it", path.display());
     Ok(path)
+}
+
+/// Says something that is to be read though the test passes: libtest keeps what is printed to itself.
+pub(crate) fn tell(what: &str) {
+    // Nobody may be listening.
+    let _ = writeln!(io::stderr(), "{what}");
 }
 
 /// Tries until there is a result, or until the patience is at its end: then the last reason is told.

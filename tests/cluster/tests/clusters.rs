@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -29,7 +30,8 @@ fn pause_image() -> Result<PathBuf> {
 fn has_nodes() -> Result<bool> {
     let Some(why) = why_no_nodes() else { return Ok(true) };
     ensure!(env::var_os("CI").is_none(), "this machine cannot run nodes, which CI has to: {why}");
-    eprintln!("skipped: {why}");
+    // Past libtest, which keeps what is printed to itself when a test passes.
+    let _ = writeln!(io::stderr(), "skipped: {why}");
     Ok(false)
 }
 
@@ -44,6 +46,8 @@ fn ensure_nothing_is_left(ready: &lcl_cluster::Ready) -> Result<()> {
         ensure!(!is_running(*process), "{name} still runs");
     }
     ensure!(!ready.folder.exists(), "{} is still there", ready.folder.display());
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    ensure!(!mounts.contains(&ready.folder.display().to_string()), "something is still mounted: {mounts}");
     Ok(())
 }
 
@@ -100,6 +104,49 @@ fn what_a_killed_run_left_is_swept() -> Result<()> {
     let swept = Command::new(PROGRAM).arg("sweep").status()?;
     ensure!(swept.success(), "the sweep found something that resisted");
     ensure_nothing_is_left(&ready)
+}
+
+/// Whatever becomes of the test, its cluster goes.
+struct Taken<'a>(&'a Path);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        // It may be down already, which is no error.
+        let _ = Command::new(PROGRAM).args(["down", "--state"]).arg(self.0).output();
+    }
+}
+
+/// As `make cluster` and `make cluster-down` do, with the line that is printed used by a shell.
+#[test]
+fn a_cluster_started_in_the_background_is_used_by_the_line_it_prints_and_taken_down_whole() -> Result<()> {
+    let nodes = if has_nodes()? { "1" } else { "0" };
+    let folder = tempfile::tempdir()?;
+    let _taken = Taken(folder.path());
+    let run = |arguments: &[&str]| -> Result<(bool, String)> {
+        let output = Command::new(PROGRAM).args(arguments).arg("--state").arg(folder.path()).output()?;
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        Ok((output.status.success(), text))
+    };
+    let mut up = vec!["up", "--nodes", nodes];
+    let image = if nodes == "1" { Some(pause_image()?.display().to_string()) } else { None };
+    up.extend(image.iter().flat_map(|image| ["--image", image.as_str()]));
+    let (is_up, printed) = run(&up)?;
+    ensure!(is_up, "{printed}");
+    let (is_second_up, refused) = run(&up)?;
+    ensure!(!is_second_up && refused.contains("runs already"), "{refused}");
+    let line = printed.lines().find(|line| line.trim_start().starts_with("export KUBECONFIG=")).context("no line to use it by")?;
+    let used = Command::new("bash").args(["-c", &format!("{line}; kubectl get nodes --output name")]).output()?;
+    let found = String::from_utf8(used.stdout)?;
+    ensure!(used.status.success() && found.lines().count() == nodes.parse()?, "{found}{}", String::from_utf8_lossy(&used.stderr));
+
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(folder.path().join("state.json"))?)?;
+    let ready: lcl_cluster::Ready = serde_json::from_value(state["ready"].clone())?;
+    let (is_down, said) = run(&["down"])?;
+    ensure!(is_down && said.contains("is left"), "{said}");
+    ensure_nothing_is_left(&ready)?;
+    let (is_down, said) = run(&["down"])?;
+    ensure!(is_down && said.contains("no cluster runs"), "{said}");
+    Ok(())
 }
 
 fn run_pods(cluster: &Cluster, count: u32) -> Result<()> {

@@ -49,7 +49,7 @@ pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, to:
     let numbers =
         [progress.completed_steps, learner.completed_updates(), u64::from(progress.consecutive_skips)].map(|number| number as i64);
     let hash = learner.state_hash().map_err(|error| (error,))?;
-    let hash = Tensor::from_slice(hash.as_bytes());
+    let bytes = Tensor::from_slice(hash.as_bytes());
     let state = learner.state();
     for receiver in to {
         let receiver = *receiver as usize;
@@ -58,7 +58,8 @@ pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, to:
             fail_point::reach_part(Place::Send, index);
             group.send(&tensor.contiguous().to_device(Device::Cpu), receiver, STATE_TAG, TIMEOUT)?;
         }
-        group.send(&hash, receiver, HASH_TAG, TIMEOUT)?;
+        group.send(&bytes, receiver, HASH_TAG, TIMEOUT)?;
+        tracing::info!(to = receiver, step = progress.completed_steps, hash, "state sent");
     }
     Ok(())
 }
@@ -80,5 +81,6 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, from: u32) -> Re
     let [step, updates, skips] = [0, 1, 2].map(|index| numbers.int64_value(&[index]).unsigned_abs());
     let expected: String = (0..HASH_LENGTH).map(|index| char::from(hash.int64_value(&[index]) as u8)).collect();
     learner.replace_state(&received, updates, &expected).map_err(|error| (error,))?;
+    tracing::info!(from, step, hash = expected, "state received");
     Ok(Progress { completed_steps: step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
 }
