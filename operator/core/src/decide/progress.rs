@@ -41,7 +41,11 @@ pub(super) fn derive(draft: &mut Draft) {
 pub(super) fn note_progress(draft: &mut Draft) {
     // A coordinator that has formed nothing yet knows of no progress.
     let Some(group) = draft.group().filter(|group| group.n > 0) else { return };
-    draft.status.step = Some(group.step.cast_signed());
+    // One that has just begun may not have heard yet what its members hold; that training went back is certain when it goes on.
+    let is_known = group.phase != GroupPhase::Recovering || draft.status.step.is_none_or(|step| group.step.cast_signed() >= step);
+    if is_known {
+        draft.status.step = Some(group.step.cast_signed());
+    }
     let generation = format!("{}.{}", group.epoch, group.n);
     if draft.status.generation.is_none() {
         draft.events.push(JobEvent { warning: false, reason: reason::TRAINING_STARTED, note: format!("generation {generation}") });
@@ -49,7 +53,8 @@ pub(super) fn note_progress(draft: &mut Draft) {
     // A recovery may be over before anybody looks: the number of the generation tells of it all the same.
     if draft.status.generation.as_ref().is_some_and(|old| *old != generation) {
         let ranked = group.members.iter().filter(|member| member.ranked).count();
-        let note = format!("generation {generation}: {ranked} members train on from step {}", group.step);
+        let from = if is_known { format!(" from step {}", group.step) } else { String::new() };
+        let note = format!("generation {generation}: {ranked} members train on{from}");
         draft.events.push(JobEvent { warning: false, reason: reason::GENERATION_FORMED, note });
     }
     draft.status.generation = Some(generation);

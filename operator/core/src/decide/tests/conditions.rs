@@ -39,6 +39,21 @@ fn without_its_coordinator_a_job_recovers() {
     check(&scene, "Recovering", "False", "True", reason::COORDINATOR_LOST);
 }
 
+/// A coordinator that has replaced another hears only from the members, or from storage, how far the job is.
+#[test]
+fn the_step_falls_only_once_training_goes_on_from_a_lower_one() {
+    let mut scene = Scene::training("");
+    let mut look = |phase, step, expected| {
+        scene.connect(phase, step);
+        scene.settle();
+        assert_eq!(scene.status.step, Some(expected), "{phase:?} at {step}");
+    };
+    look(GroupPhase::Running, 50, 50);
+    look(GroupPhase::Recovering, 0, 50);
+    look(GroupPhase::Recovering, 51, 51);
+    look(GroupPhase::Running, 40, 40);
+}
+
 #[test]
 fn a_hiccup_of_the_link_changes_nothing_and_silence_makes_it_unknown() {
     let mut scene = Scene::training("");
