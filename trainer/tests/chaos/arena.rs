@@ -44,6 +44,9 @@ const PAUSE: Duration = Duration::from_millis(150);
 const FREEZE: Duration = Duration::from_secs(40);
 /// Steps after the last fault that has to be hit.
 const AFTERMATH: usize = 6;
+/// Steps in which a replacement or a joiner comes in on a busy machine. After so many without a change of the group, the one that the next
+/// fault waits for has already been: a joiner may come in with a generation that is formed for another reason.
+const QUIET: usize = 150;
 /// Steps of the second start of a run that was asked to stop.
 const EPILOGUE: u64 = 6;
 
@@ -254,6 +257,8 @@ struct Show {
     stopped: Vec<Stopped>,
     /// Those that were, with Unix times.
     absent: Vec<(u32, f64, f64)>,
+    /// Faults that were hit, and steps that there were, when something was last done.
+    last_deed: (usize, usize),
 }
 
 struct Stopped {
@@ -287,6 +292,7 @@ impl Show {
             due: Vec::new(),
             stopped: Vec::new(),
             absent: Vec::new(),
+            last_deed: (0, 0),
         })
     }
 
@@ -300,6 +306,7 @@ impl Show {
             self.look_at_members(steps, run)?;
             self.look_at_the_clock(steps, run)?;
             self.let_go_on(steps, run);
+            self.provoke(steps)?;
             if self.plan.end == End::WhenAllWereHit && self.hit.len() == self.plan.faults.len() && self.stopped.is_empty() {
                 let last = *last.get_or_insert(steps);
                 if steps >= last + AFTERMATH {
@@ -330,6 +337,20 @@ impl Show {
             ensure!(missed.is_empty(), "never hit: {missed:?}");
         }
         Ok(())
+    }
+
+    /// Has a member leave, and so the group change, when the next fault of a chain is for a change and none is under way.
+    fn provoke(&mut self, steps: usize) -> Result<()> {
+        let hit = self.hit.len();
+        if hit != self.last_deed.0 {
+            self.last_deed = (hit, steps);
+        }
+        let waits_for_change = self.plan.faults.get(hit).is_some_and(Fault::is_for_a_change);
+        if self.plan.end != End::WhenAllWereHit || !waits_for_change || !self.stopped.is_empty() || steps < self.last_deed.1 + QUIET {
+            return Ok(());
+        }
+        self.last_deed.1 = steps;
+        self.with_one("member", |process| deeds::signal(process.id, Signal::TERM))
     }
 
     /// All workers leave, those that joined later too.

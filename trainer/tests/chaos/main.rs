@@ -82,7 +82,7 @@ fn every_fault_is_planned_at_every_place() {
 
 /// `carry_out` fails when a fault that was planned was not hit.
 #[test]
-#[ignore = "takes minutes, and one plan may wait for a leave that never comes; part of `make chaos`"]
+#[ignore = "takes minutes; part of `make chaos`"]
 fn faults_everywhere_leave_a_run_as_if_undisturbed() -> Result<()> {
     let wanted = variable("PLAN");
     let plans = Plan::everywhere().into_iter().chain([Plan::rare()]);

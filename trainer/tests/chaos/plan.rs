@@ -109,6 +109,13 @@ impl What {
     }
 }
 
+impl Fault {
+    /// Whether it happens while a group changes, and not in a step or a checkpoint.
+    pub(crate) fn is_for_a_change(&self) -> bool {
+        matches!(&self.when, When::At { place: Place::Form | Place::Leave | Place::Send | Place::Receive, .. })
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.when {
