@@ -185,7 +185,8 @@ fn start_apiserver(programs: &Programs, folder: &Path, address: &str, has_nodes:
             "--service-account-key-file=sa.pub",
             "--service-account-signing-key-file=sa.key",
             "--service-cluster-ip-range=10.96.0.0/16",
-            "--enable-admission-plugins=NodeRestriction",
+            // The second asks whether the operator may block the deletion of what owns its objects, as some distributions do.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             "--allow-privileged=true",
             "--audit-policy-file=audit.yaml",
             "--audit-log-path=audit.log",
