@@ -13,8 +13,8 @@ use crate::{
     service,
 };
 
-/// Training has to have advanced this long after the faults have stopped: every time-out of the protocol, and a group that is formed in
-/// vain, fit into it several times.
+/// Training has to have advanced this long after the faults have stopped, and all have left who were asked to: every time-out of the
+/// protocol, and a group that is formed in vain, fit into it several times.
 const ADVANCE_BOUND: Duration = Duration::from_secs(20);
 /// The job has to have ended, with nothing left running.
 const END_BOUND: Duration = Duration::from_secs(40);
@@ -235,6 +235,12 @@ impl Run<'_> {
             .count()
     }
 
+    /// Workers that run and were asked to leave.
+    fn leaving(&self) -> usize {
+        let up = self.scene.control().workers.iter().filter(|worker| worker.is_up).count();
+        up - self.staying()
+    }
+
     fn nobody_runs(&mut self) -> bool {
         self.scene.control().workers.iter().all(|worker| !worker.is_up)
     }
@@ -246,9 +252,14 @@ impl Run<'_> {
         if self.scenario.end == End::Complete {
             let advanced = self.steps_until(ADVANCE_BOUND, |run| {
                 run.fill();
-                run.scene.judge().highest() >= before + 5
+                run.scene.judge().highest() >= before + 5 && run.leaving() == 0
             })?;
-            self.scene.expect(advanced, || format!("no step was trained within {ADVANCE_BOUND:?} after the faults had stopped"));
+            let (step, leaving) = (self.scene.judge().highest(), self.leaving());
+            self.scene.expect(advanced, || {
+                format!(
+                    "{ADVANCE_BOUND:?} after the faults stopped at step {before}, step {step} was reached and {leaving} still have to leave"
+                )
+            });
             self.scene.control().last_step = before + STEPS_TO_COME;
         }
         let ended = self.steps_until(END_BOUND, |run| {
