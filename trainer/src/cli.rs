@@ -177,7 +177,7 @@ pub struct PlaceArgs {
     /// Address of this host under which the other members reach it.
     #[arg(long, value_name = "IP", env = "LCL_POD_IP", default_value = "127.0.0.1")]
     pub host: std::net::IpAddr,
-    /// What no other job with the same checkpoint folder is called: a job's coordinators count their epochs anew. [default: the folder counts]
+    /// The job's uid: another job with the same checkpoint folder counts its epochs from 1 again [default: the folder counts them].
     #[arg(long, value_name = "UID", env = "LCL_JOB_UID")]
     pub job: Option<String>,
 }

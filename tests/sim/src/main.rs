@@ -1,7 +1,8 @@
 //! The real server and the real clients over a simulated network, on simulated time: partitions, delays, crashes, members and coordinators
 //! that come back, with every invariant of `ARCHITECTURE.md` checked whenever something happens, and an end that has to come.
 //!
-//! `make sim RUNS=1000 SEED=1` runs more of them; a run that fails says how to see it again.
+//! `make sim RUNS=1000 SEED=1` runs more of them; a run that fails says how to see it again. `LCL_SIM_VERBOSE=1` tells everything that
+//! happens.
 
 mod fault;
 mod gate;
