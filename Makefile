@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 TOOLS := .deps/tools/bin
 
-.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm s3 chaos cluster-deps cluster cluster-down clean
+.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm s3 chaos sim cluster-deps cluster cluster-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -83,6 +83,9 @@ bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with 
 
 chaos: deps ## faults at every place, then RUNS random runs from SEED on, summed up (a minute each)
 	RUNS=$(RUNS) SEED=$(SEED) cargo test -p lcl-trainer -p lcl-coordinator --test chaos -- --ignored --nocapture
+
+sim: ## RUNS simulated runs from SEED on: the real coordinator and clients on a simulated network (0.1 s each)
+	RUNS=$(RUNS) SEED=$(SEED) cargo test -p lcl-sim -- --ignored --nocapture
 
 clean: ## remove what was built; .deps stays
 	cargo clean

@@ -177,6 +177,9 @@ pub struct PlaceArgs {
     /// Address of this host under which the other members reach it.
     #[arg(long, value_name = "IP", env = "LCL_POD_IP", default_value = "127.0.0.1")]
     pub host: std::net::IpAddr,
+    /// The job's uid: another job with the same checkpoint folder counts its epochs from 1 again [default: the folder counts them].
+    #[arg(long, value_name = "UID", env = "LCL_JOB_UID")]
+    pub job: Option<String>,
 }
 
 /// How the wire to the coordinator is protected: certificates or --insecure.

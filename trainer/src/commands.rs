@@ -229,7 +229,8 @@ fn supervise_members(arguments: WorkerArgs, log_format: LogFormat) -> Result<Out
     if let Some(output) = arguments.output.to_possible_value() {
         passed_on.extend(["--output".into(), output.get_name().into()]);
     }
-    let PlaceArgs { coordinator, worker, node, host, heartbeat_interval, coordinator_timeout, .. } = arguments.place;
+    let PlaceArgs { coordinator, worker, node, host, heartbeat_interval, coordinator_timeout, job, .. } = arguments.place;
+    passed_on.extend(job.into_iter().flat_map(|job| [OsString::from("--job"), job.into()]));
     let options = WorkerOptions {
         config_file: arguments.config,
         coordinator,
@@ -290,6 +291,7 @@ fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, Comm
         index: arguments.index,
         node: place.node.clone(),
         host: place.host,
+        job: place.job.clone(),
     };
     train(&arguments.train, Some((member, arguments.threads)), multi)
 }

@@ -174,18 +174,51 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
     }
 }
 
-/// Opens connections for a gRPC client: TCP to the URI's host and port, and the handshake.
+/// Opens what lies below the handshake. Real programs speak [`Tcp`]; a simulated network brings its own.
+pub trait Transport: Clone + Send + Sync + 'static {
+    /// A connection as it comes.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Connects to `peer`, a `host:port`.
+    fn connect(&self, peer: &str) -> impl Future<Output = io::Result<Self::Io>> + Send;
+}
+
+/// TCP of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp;
+
+impl Transport for Tcp {
+    type Io = TcpStream;
+
+    async fn connect(&self, peer: &str) -> io::Result<TcpStream> {
+        let io = TcpStream::connect(peer).await?;
+        // Small messages one after the other.
+        io.set_nodelay(true)?;
+        Ok(io)
+    }
+}
+
+/// Opens connections for a gRPC client: a transport's to the URI's host and port, and the handshake.
 #[derive(Clone, Debug)]
-pub struct Connector {
+pub struct Connector<T = Tcp> {
     security: Security,
     refusal: Refusal,
+    transport: T,
 }
 
 impl Connector {
-    /// Connections that are protected like this.
+    /// Connections over TCP that are protected like this.
     #[must_use]
     pub fn new(security: Security) -> Self {
-        Self { security, refusal: Refusal::default() }
+        Self::over(Tcp, security)
+    }
+}
+
+impl<T: Transport> Connector<T> {
+    /// Connections over this transport that are protected like this.
+    #[must_use]
+    pub fn over(transport: T, security: Security) -> Self {
+        Self { security, refusal: Refusal::default(), transport }
     }
 
     /// Why the last connection was refused, and what to do about it. Whoever made a call on it may have heard only that it was closed.
@@ -195,8 +228,8 @@ impl Connector {
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Connection<TcpStream>>;
+impl<T: Transport> Service<Uri> for Connector<T> {
+    type Response = TokioIo<Connection<T::Io>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -205,13 +238,11 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (security, refusal) = (self.security.clone(), Arc::clone(&self.refusal));
+        let (security, refusal, transport) = (self.security.clone(), Arc::clone(&self.refusal), self.transport.clone());
         Box::pin(async move {
             let peer = uri.authority().map(ToString::to_string).unwrap_or_default();
-            let io =
-                TcpStream::connect(&peer).await.map_err(|error| io::Error::new(error.kind(), format!("connecting to {peer}: {error}")))?;
-            // Small messages one after the other.
-            io.set_nodelay(true)?;
+            let connected = transport.connect(&peer).await;
+            let io = connected.map_err(|error| io::Error::new(error.kind(), format!("connecting to {peer}: {error}")))?;
             Ok(TokioIo::new(connect(io, peer, &security, refusal).await?))
         })
     }

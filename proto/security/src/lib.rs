@@ -12,7 +12,7 @@ mod handshake;
 use std::{path::PathBuf, sync::Arc};
 
 pub use credentials::{CertificateFiles, Credentials, CredentialsError};
-pub use handshake::{Connection, Connector, Refused, accept};
+pub use handshake::{Connection, Connector, Refused, Tcp, Transport, accept};
 
 /// The name that a coordinator's certificate must hold, whatever its address: pods are reached by IP.
 pub const SERVER_NAME: &str = "lcl-coordinator";

@@ -58,6 +58,7 @@ where
     async fn next(&mut self) -> Option<io::Result<Accepted<IO>>> {
         while self.is_open || !self.handshakes.is_empty() {
             tokio::select! {
+                biased;
                 connection = self.incoming.next(), if self.is_open && self.handshakes.len() < HANDSHAKES => match connection {
                     None => self.is_open = false,
                     Some(Err(error)) => return Some(Err(error)),

@@ -8,22 +8,30 @@
 //! collective, report [`MemberEvent::Committed`] with what came out of it, and do what the commands then say. What the commit leads to is
 //! in the channel when the report returns.
 
+mod embedded;
 mod link;
 mod store;
 
 use std::{
-    collections::HashMap,
-    fmt, io,
+    collections::BTreeMap,
+    fmt,
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use lcl_protocol::{
     Activity, Flags, Generation, Member, MemberCommand, MemberError, MemberEvent, MemberSettings, StateLabel, StoreResponse, ToCoordinator,
 };
-use tokio::sync::{Notify, mpsc};
+use lcl_security::Tcp;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
+pub use embedded::PendingAnswer;
 pub use store::{GroupStore, StoreError};
 
 use crate::Security;
@@ -49,6 +57,8 @@ pub struct ClientOptions {
     pub on_abort: OnAbort,
     /// What the training thread is doing; asked before every heartbeat, from the client's thread.
     pub activity: Box<dyn Fn() -> Activity + Send + Sync>,
+    /// A number from 0 to 1 that spreads a pause. Random by default; a simulation that is to run the same way twice draws its own.
+    pub spread: Box<dyn Fn() -> f64 + Send + Sync>,
 }
 
 impl ClientOptions {
@@ -63,8 +73,14 @@ impl ClientOptions {
             longest_pause: Duration::from_secs(5),
             on_abort: Box::new(|_, _| {}),
             activity: Box::new(Activity::default),
+            spread: Box::new(random),
         }
     }
+}
+
+/// From 0 to 1. Every `RandomState` has its own keys: entropy enough, without a crate for it.
+fn random() -> f64 {
+    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }
 
 impl fmt::Debug for ClientOptions {
@@ -126,27 +142,12 @@ impl MemberClient {
     /// # Errors
     /// See [`StartError`]. That no coordinator answers is none: it is tried again and again, and logged.
     pub fn start(options: ClientOptions, settings: MemberSettings) -> Result<(Self, Commands), StartError> {
-        let endpoint = link::endpoint(&options)?;
         let coordinator = options.coordinator.clone();
         let failed = |source| StartError::Thread { coordinator: coordinator.clone(), source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (training, commands) = std_mpsc::channel();
-        let state = State {
-            machine: Member::new(settings, Duration::ZERO),
-            outbox: None,
-            wants_stream: false,
-            training,
-            pending: HashMap::new(),
-            next_id: 1,
-        };
-        let shared = Arc::new(Shared { start: Instant::now(), state: Mutex::new(state), wake: Notify::new(), options });
-        let (alive, dropped) = mpsc::channel(1);
-        let thread = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("coordinator".to_owned())
-            .spawn(move || runtime.block_on(link::run(thread, endpoint, dropped)))
-            .map_err(failed)?;
-        Ok((Self { shared, _alive: alive }, Commands(commands)))
+        let (client, commands, run) = Self::embed(options, settings, Tcp)?;
+        thread::Builder::new().name("coordinator".to_owned()).spawn(move || runtime.block_on(run)).map_err(failed)?;
+        Ok((client, commands))
     }
 
     /// Tells what the training thread (or a signal) did. Returns at once; what follows is in [`Commands`] by then.
@@ -193,7 +194,7 @@ struct State {
     wants_stream: bool,
     training: std_mpsc::Sender<MemberCommand>,
     /// Store operations whose answer is awaited.
-    pending: HashMap<(Generation, u64), std_mpsc::SyncSender<StoreResponse>>,
+    pending: BTreeMap<(Generation, u64), std_mpsc::SyncSender<StoreResponse>>,
     next_id: u64,
 }
 
@@ -285,7 +286,7 @@ impl State {
 
     /// The stream is gone, and with it every answer: whoever waits is told that it will not come.
     fn cancel_all(&mut self, reason: &str) {
-        for (_, waiting) in self.pending.drain() {
+        for waiting in std::mem::take(&mut self.pending).into_values() {
             let _ = waiting.try_send(StoreResponse::Cancelled { reason: reason.to_owned() });
         }
     }

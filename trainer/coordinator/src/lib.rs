@@ -14,12 +14,12 @@ mod metrics;
 mod metrics_page;
 mod server;
 
-pub use client::{ClientOptions, Commands, GroupStore, MemberClient, StartError, StoreError};
+pub use client::{ClientOptions, Commands, GroupStore, MemberClient, PendingAnswer, StartError, StoreError};
 pub use convert::{WireError, status_from_proto};
-pub use lcl_security::{CertificateFiles, Credentials, CredentialsError, SERVER_NAME, Security, SecurityError};
+pub use lcl_security::{CertificateFiles, Credentials, CredentialsError, SERVER_NAME, Security, SecurityError, Transport};
 pub use metrics::Metrics;
 pub use metrics_page::serve_metrics;
-pub use server::{ServeError, serve, serve_with};
+pub use server::{Incoming, ServeError, serve, serve_on, serve_with};
 
 /// Largest message in bytes that either side accepts: a store value with room to spare. Larger ones end the stream.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;

@@ -17,7 +17,8 @@ use lcl_proto::v1alpha1::{
 };
 use lcl_protocol::{ConnectionId, CoordinatorEvent, CoordinatorSettings, Status as JobStatus};
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
     time::timeout,
@@ -28,7 +29,10 @@ use tokio_stream::{
 };
 use tonic::{
     Request, Response, Status, Streaming,
-    transport::{Server, server::TcpIncoming},
+    transport::{
+        Server,
+        server::{Connected, TcpIncoming},
+    },
 };
 
 use crate::{
@@ -99,6 +103,38 @@ pub async fn serve_with(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Address)?;
+    let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = Incoming { connections, address, peer: |tcp: &TcpStream| tcp.peer_addr().ok() };
+    serve_on(incoming, settings, security, metrics, stop).await
+}
+
+/// Where a server's connections come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<S, IO> {
+    /// The connections, before any handshake.
+    pub connections: S,
+    /// Where they come in, for logs and errors.
+    pub address: SocketAddr,
+    /// Where one comes from, for the log of those that are refused.
+    pub peer: fn(&IO) -> Option<SocketAddr>,
+}
+
+/// As [`serve_with`], on connections that somebody else accepts: those of a simulated network, for example.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_on<IO>(
+    incoming: Incoming<impl Stream<Item = io::Result<IO>> + Send + Unpin + 'static, IO>,
+    settings: CoordinatorSettings,
+    security: Security,
+    metrics: Arc<Metrics>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    IO::ConnectInfo: Clone + Send + Sync,
+{
+    let Incoming { connections, address, peer } = incoming;
     let (driver, status) = Driver::new(settings, Arc::clone(&metrics));
     let (inputs, received) = mpsc::channel(INPUTS);
     let (stopping, stopped) = watch::channel(false);
@@ -113,8 +149,7 @@ pub async fn serve_with(
         health_reporter.set_not_serving::<CoordinatorServer<Service>>().await;
         stopping.send_replace(true);
     };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let connections = secured(incoming, security, Arc::clone(&metrics), |tcp| tcp.peer_addr().ok());
+    let connections = secured(connections, security, Arc::clone(&metrics), peer);
     let mut tasks = JoinSet::new();
     tasks.spawn(
         Server::builder()
@@ -126,6 +161,7 @@ pub async fn serve_with(
     );
     tracing::info!(%address, epoch = settings.epoch, "coordinator is listening");
     let served = tokio::select! {
+        biased;
         served = tasks.join_next() => served,
         // With the stop the driver ends at once; what is left are calls.
         ended = driver => match ended {
@@ -201,8 +237,9 @@ async fn read(
 ) {
     let reason = loop {
         let next = tokio::select! {
-            next = stream.message() => next,
+            biased;
             _ = stopped.wait_for(|stopped| *stopped) => return,
+            next = stream.message() => next,
         };
         let message = match next {
             Ok(Some(message)) => message,

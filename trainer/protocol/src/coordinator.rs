@@ -42,8 +42,8 @@ pub struct CoordinatorSettings {
     pub epoch: u64,
     /// Bounds on the number of members at the start.
     pub world: World,
-    /// How long to wait for the desired members once the fewest are there, before the first generation; and for all members of a group
-    /// that is to be taken over.
+    /// How long to wait for the desired members once the fewest are there, before the first generation; for all members of a group that is
+    /// to be taken over; and for those without whom nobody can save what others are to leave with.
     pub formation_wait: Duration,
     /// A member not heard of for this long is lost.
     pub heartbeat_timeout: Duration,
@@ -166,10 +166,13 @@ pub struct Coordinator {
     given_up: Option<Generation>,
     /// Since when the fewest members have been there without a group.
     enough_since: Option<Duration>,
+    /// Since when those who are to leave have been too few to form the generation that would save what they hold.
+    helpless_since: Option<Duration>,
     /// Generations in a row that committed nothing.
     fruitless: u32,
     /// When the last open generation was closed, until the next one has committed.
     broken_at: Option<Duration>,
+    /// Members that were lost since a generation was formed.
     losses: Vec<Loss>,
     /// Asked to stop.
     stopping: bool,
@@ -203,6 +206,7 @@ impl Coordinator {
             group: None,
             given_up: None,
             enough_since: None,
+            helpless_since: None,
             fruitless: 0,
             broken_at: None,
             losses: Vec::new(),
@@ -259,10 +263,15 @@ impl Coordinator {
     /// When to call with [`CoordinatorEvent::Tick`] at the latest; `None`: nothing is awaited.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        [self.next_check, self.report_deadline(), self.gathering_deadline(), self.forming_deadline(), self.pace_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let deadlines = [
+            self.next_check,
+            self.report_deadline(),
+            self.gathering_deadline(),
+            self.forming_deadline(),
+            self.pace_deadline(),
+            self.helpless_deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
     }
 
     /// What the group is doing.

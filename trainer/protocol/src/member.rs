@@ -59,6 +59,14 @@ pub enum MemberEvent {
         /// Completed steps of the state it now holds.
         step: u64,
     },
+    /// Training thread, instead of [`MemberEvent::Recovered`]: what it would restore was written by a later generation of this job than the
+    /// one that restores. Whoever formed the latter was replaced: it may not be gone on with.
+    Overtaken {
+        /// Its generation.
+        generation: Generation,
+        /// The later one.
+        by: Generation,
+    },
     /// Training thread: the update of a step is applied, after every collective of the step had completed without error.
     Committed {
         /// Its generation.
@@ -309,6 +317,7 @@ impl Member {
             }
             MemberEvent::GroupFormed { generation } => self.group_formed(generation)?,
             MemberEvent::Recovered { generation, step } => self.recovered(generation, step)?,
+            MemberEvent::Overtaken { generation, by } => self.overtaken(generation, by),
             MemberEvent::Committed { generation, step, agreed } => self.committed(generation, step, agreed)?,
             MemberEvent::GroupClosed { generation, failure } => self.group_closed(generation, failure),
             MemberEvent::CheckpointCommitted { generation, step } => {
@@ -497,6 +506,18 @@ impl Member {
             self.train(&plan, step);
         }
         Ok(())
+    }
+
+    /// It is fenced off: from now on it knows the later generation, so that the coordinator that formed this one is left, and refuses the
+    /// member when it comes again.
+    fn overtaken(&mut self, generation: Generation, by: Generation) {
+        if self.generation() != Some(generation) || by <= generation {
+            return;
+        }
+        self.known = self.known.max(Some(by));
+        let reason = format!("{by} has written a checkpoint: the coordinator that formed {generation} was replaced");
+        self.drop_link(&reason);
+        self.abort(&reason);
     }
 
     fn train(&mut self, plan: &Plan, step: u64) {

@@ -40,7 +40,7 @@ use lcl_trainer_config::{ExitCode, TrainerConfig};
 use self::{activity::ActivityCell, leader::Leader, rendezvous::Rendezvous, tally::Tally};
 use super::{
     TrainError, TrainOptions,
-    prepare::{Progress, restore},
+    prepare::{Found, Progress, Restorer, restore},
     saver::Saver,
     share::{self, prepare_process},
 };
@@ -81,6 +81,8 @@ pub struct MemberOptions {
     pub node: String,
     /// Address of this host under which the other members reach it.
     pub host: IpAddr,
+    /// What tells this job's generations from those of another with the same checkpoint folder; `None` when the folder itself counts.
+    pub job: Option<String>,
 }
 
 /// Taking part failed.
@@ -316,7 +318,19 @@ impl<'a> MemberRun<'a> {
             }),
             Role::Restore { to } => {
                 let store = CheckpointStore::open(&self.config.checkpoint.uri, lcl_checkpoint::StoreOptions::default())?;
-                let restored = restore(&store, &self.config, self.options.begin, &self.identity, &mut self.learner)?;
+                let restorer = Restorer {
+                    generation: lcl_checkpoint::Generation { epoch: generation.epoch, n: generation.n },
+                    job: self.member.job.as_deref(),
+                    identity: &self.identity,
+                    begin: self.options.begin,
+                };
+                let restored = match restore(&store, &self.config, &restorer, &mut self.learner)? {
+                    Found::State(progress) => Some(progress),
+                    Found::Nothing => None,
+                    Found::Later(by) => {
+                        return self.report(MemberEvent::Overtaken { generation, by: Generation { epoch: by.epoch, n: by.n } });
+                    }
+                };
                 self.restored = restored.map(|progress| progress.completed_steps);
                 self.progress = restored.unwrap_or_default();
                 if let Some(saver) = self.saver.as_mut() {

@@ -43,6 +43,8 @@ pub(super) struct Progress {
 /// Names of the numbers in a checkpoint's metadata.
 const COMPLETED_UPDATES: &str = "completedUpdates";
 const CONSECUTIVE_SKIPS: &str = "consecutiveSkippedUpdates";
+/// Name of the job in a checkpoint's metadata.
+const JOB: &str = "job";
 
 /// What a checkpoint says besides its tensors. `completed_updates`: updates the optimizer has applied.
 #[must_use]
@@ -53,6 +55,14 @@ pub fn metadata(config: &TrainerConfig, identity: &Identity, completed_updates: 
         COMPLETED_UPDATES: completed_updates,
         CONSECUTIVE_SKIPS: consecutive_skips,
     })
+}
+
+/// The same, with the job whose coordinators number the generations, if they do.
+pub(super) fn of_job(mut metadata: Value, job: Option<&str>) -> Value {
+    if let (Some(fields), Some(job)) = (metadata.as_object_mut(), job) {
+        fields.insert(JOB.to_owned(), job.into());
+    }
+    metadata
 }
 
 pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<Prepared, TrainError> {
@@ -105,21 +115,55 @@ fn check_that_nothing_was_lost(folder: &RunFolder, begin: Begin) -> Result<(), T
     Ok(())
 }
 
-/// For a member that restores for all: the newest checkpoint's state, or `None` and the initial state when there never was one.
+/// A member that restores for all of its generation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Restorer<'a> {
+    /// The generation.
+    pub(super) generation: Generation,
+    /// The job whose coordinators number generations. Without one they are numbered by the store, for all who ever use it.
+    pub(super) job: Option<&'a str>,
+    pub(super) identity: &'a Identity,
+    pub(super) begin: Begin,
+}
+
+/// What was there to restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The newest checkpoint's state, which the learner has now.
+    State(Progress),
+    /// There never was a checkpoint: the learner has the initial state.
+    Nothing,
+    /// The newest checkpoint is of a later generation of the same job. The learner is as it was: the coordinator that formed the
+    /// generation was replaced, and what it says does not count any more.
+    Later(Generation),
+}
+
+/// The newest checkpoint, for a member that restores for all.
 pub(super) fn restore(
     store: &CheckpointStore,
     config: &TrainerConfig,
-    begin: Begin,
-    identity: &Identity,
+    restorer: &Restorer,
     learner: &mut Learner,
-) -> Result<Option<Progress>, TrainError> {
+) -> Result<Found, TrainError> {
     let Some(restored) = restore_latest(store, None)? else {
         let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
-        check_that_nothing_was_lost(&folder, begin)?;
-        return Ok(None);
+        check_that_nothing_was_lost(&folder, restorer.begin)?;
+        return Ok(Found::Nothing);
     };
-    identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
-    load(learner, &restored).map(Some)
+    restorer.identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
+    if let Some(later) = restorer.overtaken_by(&restored.metadata, restored.id.generation) {
+        return Ok(Found::Later(later));
+    }
+    load(learner, &restored).map(Found::State)
+}
+
+impl Restorer<'_> {
+    /// The generation that wrote a checkpoint, if it is a later one than that which restores it. Generations of another job say nothing of
+    /// this one's: it may have been begun anew in the same folder, and counts from 1 again.
+    fn overtaken_by(&self, metadata: &Value, writer: Generation) -> Option<Generation> {
+        let is_of_this_job = metadata.get(JOB).and_then(Value::as_str) == self.job;
+        (is_of_this_job && writer > self.generation).then_some(writer)
+    }
 }
 
 fn load(learner: &mut Learner, restored: &Restored) -> Result<Progress, TrainError> {
@@ -129,4 +173,27 @@ fn load(learner: &mut Learner, restored: &Restored) -> Result<Progress, TrainErr
     learner.load_state(tensors, updates)?;
     tracing::info!(checkpoint = %restored.id, "state restored");
     Ok(Progress { completed_steps: restored.id.step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_later_generation_of_the_same_job_has_written_is_not_restored() {
+        let identity = Identity::from_value(Some(&json!({}))).unwrap();
+        let restorer = |job| Restorer { generation: Generation { epoch: 2, n: 3 }, job, identity: &identity, begin: Begin::Anyhow };
+        let check = |job: Option<&str>, writer: (u64, u64), written_by: Option<&str>, is_later: bool| {
+            let writer = Generation { epoch: writer.0, n: writer.1 };
+            let expected = is_later.then_some(writer);
+            assert_eq!(restorer(job).overtaken_by(&of_job(json!({}), written_by), writer), expected, "{writer} of {written_by:?}");
+        };
+        check(Some("a"), (3, 1), Some("a"), true);
+        check(Some("a"), (2, 3), Some("a"), false);
+        check(Some("a"), (1, 9), Some("a"), false);
+        check(Some("a"), (3, 1), Some("b"), false);
+        check(Some("a"), (3, 1), None, false);
+        check(None, (3, 1), None, true);
+        check(None, (3, 1), Some("b"), false);
+    }
 }

@@ -93,6 +93,7 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
         }
     }
     set_env(container, "LCL_JOB", job.name());
+    set_env(container, "LCL_JOB_UID", &context.uid);
     set_env(container, "LCL_CONFIG", &format!("{CONFIG_FOLDER}/{CONFIG_FILE}"));
     set_env(container, "LCL_COORDINATOR", address);
     set_env(container, "LCL_WORKER", &worker_pod_name(job, index));

@@ -1,15 +1,10 @@
 //! The stream of a member: opened when the machine asks for it, read until it ends.
 
-use std::{
-    hash::{BuildHasher, Hasher, RandomState},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc};
 
 use lcl_proto::v1alpha1::{self as wire, coordinator_client::CoordinatorClient};
 use lcl_protocol::MemberEvent;
-use lcl_security::Connector;
+use lcl_security::{Connector, Transport};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
@@ -34,21 +29,22 @@ pub(super) fn endpoint(options: &ClientOptions) -> Result<Endpoint, StartError> 
 }
 
 /// Runs until the last client is dropped.
-pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, mut dropped: mpsc::Receiver<()>) {
+pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, transport: impl Transport, mut dropped: mpsc::Receiver<()>) {
     tokio::select! {
-        () = attach_again_and_again(&shared, &endpoint) => {}
+        biased;
         _ = dropped.recv() => {}
+        () = attach_again_and_again(&shared, &endpoint, &transport) => {}
     }
 }
 
-async fn attach_again_and_again(shared: &Shared, endpoint: &Endpoint) {
+async fn attach_again_and_again(shared: &Shared, endpoint: &Endpoint, transport: &impl Transport) {
     let mut pause = shared.options.first_pause;
     shared.observe(MemberEvent::Tick);
     loop {
         while !shared.lock().wants_stream {
             shared.wake.notified().await;
         }
-        match open(shared, endpoint).await {
+        match open(shared, endpoint, transport).await {
             Ok(stream) => {
                 if talk(shared, stream).await {
                     pause = shared.options.first_pause;
@@ -56,15 +52,16 @@ async fn attach_again_and_again(shared: &Shared, endpoint: &Endpoint) {
             }
             Err(error) => tracing::warn!(coordinator = shared.options.coordinator, "cannot attach: {error}"),
         }
-        sleep(spread(pause)).await;
+        // Between half and the whole: members that lost their coordinator together do not all come back at once.
+        sleep(pause.mul_f64(0.5 + 0.5 * (shared.options.spread)())).await;
         pause = (pause * 2).min(shared.options.longest_pause);
     }
 }
 
-async fn open(shared: &Shared, endpoint: &Endpoint) -> Result<Streaming<wire::ToMember>, String> {
+async fn open(shared: &Shared, endpoint: &Endpoint, transport: &impl Transport) -> Result<Streaming<wire::ToMember>, String> {
     let patience = shared.options.connect_timeout;
     let (outbox, messages) = mpsc::channel(OUTBOX);
-    let connector = Connector::new(shared.options.security.clone());
+    let connector = Connector::over(transport.clone(), shared.options.security.clone());
     let refusal = connector.clone();
     let attach = async {
         let channel = endpoint.connect_with_connector(connector).await.map_err(|error| describe(&error))?;
@@ -96,10 +93,16 @@ async fn talk(shared: &Shared, stream: Streaming<wire::ToMember>) -> bool {
                 // The machine has dropped it; it knows.
                 return heard;
             }
-            state.machine.deadline().map(|deadline| Instant::from_std(shared.start) + deadline)
+            state.machine.deadline().map(|deadline| shared.start + deadline)
         };
         let woken = shared.wake.notified();
         let reason = tokio::select! {
+            biased;
+            () = woken => continue,
+            () = sleep_until_some(deadline) => {
+                shared.observe(MemberEvent::Tick);
+                continue;
+            }
             message = stream.next() => match message {
                 Some(Ok(message)) => match read_to_member(message) {
                     Ok(message) => {
@@ -112,11 +115,6 @@ async fn talk(shared: &Shared, stream: Streaming<wire::ToMember>) -> bool {
                 Some(Err(status)) => in_words(&status),
                 None => "the coordinator ended it".to_owned(),
             },
-            () = sleep_until_some(deadline) => {
-                shared.observe(MemberEvent::Tick);
-                continue;
-            }
-            () = woken => continue,
         };
         shared.lock().outbox = None;
         shared.observe(MemberEvent::Disconnected { reason });
@@ -129,13 +127,6 @@ async fn sleep_until_some(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-/// Between half and the whole of a pause: members that lost their coordinator together do not all come back at once.
-fn spread(pause: Duration) -> Duration {
-    // Every `RandomState` has its own keys: entropy enough, without a crate for it.
-    let random = RandomState::new().build_hasher().finish();
-    pause.mul_f64(0.5 + 0.5 * (random as f64 / u64::MAX as f64))
 }
 
 /// What a call ended with. Its sources tell why a connection broke.

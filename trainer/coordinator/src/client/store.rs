@@ -1,8 +1,8 @@
 //! The store of a generation for blocking threads: what a `c10d::Store` forwards to.
 
-use std::{sync::mpsc, time::Duration};
+use std::time::Duration;
 
-use lcl_protocol::{Generation, MemberError, MemberEvent, StoreRequest, StoreResponse};
+use lcl_protocol::{Generation, MemberError, StoreRequest, StoreResponse};
 
 use super::MemberClient;
 
@@ -62,8 +62,8 @@ pub enum StoreError {
 /// One generation's store. Operations block the calling thread, at most for `patience`, and end at once when the generation does.
 #[derive(Clone, Debug)]
 pub struct GroupStore {
-    client: MemberClient,
-    generation: Generation,
+    pub(super) client: MemberClient,
+    pub(super) generation: Generation,
 }
 
 impl GroupStore {
@@ -134,26 +134,15 @@ impl GroupStore {
         read: impl FnOnce(StoreResponse) -> Option<T>,
     ) -> Result<T, StoreError> {
         let generation = self.generation;
-        let (sender, answers) = mpsc::sync_channel(1);
-        let id = {
-            let mut state = self.client.shared.lock();
-            let id = state.next_id;
-            state.next_id += 1;
-            state.pending.insert((generation, id), sender);
-            id
+        let pending = match self.request(request) {
+            Ok(pending) => pending,
+            Err(source) => return Err(StoreError::Misuse { operation, generation, source }),
         };
-        if let Err(source) = self.client.report(MemberEvent::Store { generation, id, request }) {
-            self.client.shared.lock().pending.remove(&(generation, id));
-            return Err(StoreError::Misuse { operation, generation, source });
-        }
-        match answers.recv_timeout(patience) {
-            Ok(StoreResponse::Cancelled { reason }) => Err(StoreError::Cancelled { operation, generation, reason }),
-            Ok(StoreResponse::Refused { reason }) => Err(StoreError::Refused { operation, generation, reason }),
-            Ok(answer) => read(answer).ok_or(StoreError::WrongAnswer { operation, generation }),
-            Err(_) => {
-                self.client.shared.lock().pending.remove(&(generation, id));
-                Err(StoreError::TimedOut { operation, generation, patience })
-            }
+        match pending.take(patience) {
+            Some(StoreResponse::Cancelled { reason }) => Err(StoreError::Cancelled { operation, generation, reason }),
+            Some(StoreResponse::Refused { reason }) => Err(StoreError::Refused { operation, generation, reason }),
+            Some(answer) => read(answer).ok_or(StoreError::WrongAnswer { operation, generation }),
+            None => Err(StoreError::TimedOut { operation, generation, patience }),
         }
     }
 }

@@ -34,7 +34,7 @@ impl Coordinator {
         if self.group.as_ref().is_some_and(Group::trains) || self.peers.busy() > 0 {
             return;
         }
-        if self.stopping && self.peers.is_empty() {
+        if self.stopping && self.peers.is_empty() && (self.all_have_left() || self.is_helpless()) {
             return self.end(EndReason::Stopped);
         }
         if self.peers.free() < self.world.min() as usize {
@@ -50,12 +50,15 @@ impl Coordinator {
     }
 
     /// Dismisses those who are to leave and are in no group, unless the state they hold would be lost with them: then they take part in
-    /// one more generation, which hands it on or writes a checkpoint.
+    /// one more generation, which hands it on or writes a checkpoint. When they are too few for that, others are waited for: a stream that
+    /// broke does not mean that its member is gone.
     fn let_go(&mut self) {
-        if self.peers.draining() == 0 {
+        if self.peers.draining() == 0 && !self.stopping {
+            self.helpless_since = None;
             return;
         }
-        if self.group.as_ref().is_some_and(|group| !group.is_open()) && self.peers.busy() > 0 {
+        let is_open = self.group.as_ref().is_some_and(Group::is_open);
+        if self.group.is_some() && !is_open && self.peers.busy() > 0 {
             // What the others hold is not known before all have attached and reported.
             return;
         }
@@ -63,7 +66,8 @@ impl Coordinator {
         let stays = self.peers.values().filter(counts).filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
         let staying = self.peers.staying();
         let can_form = self.peers.free() + self.peers.in_group() >= self.world.min() as usize;
-        let hopeless = staying == 0 && !can_form;
+        self.helpless_since = if staying == 0 && !can_form && !is_open { self.helpless_since.or(Some(self.now)) } else { None };
+        let hopeless = self.is_helpless();
         // Those who stay are no safe place when they are too few to go on: they may leave next, and none of them can write.
         let can_keep = staying >= self.world.min() as usize || !can_form;
         let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || self.last_checkpoint >= Some(held.step);
@@ -73,6 +77,22 @@ impl Coordinator {
         for name in leaving {
             self.dismiss(&name, reason);
         }
+    }
+
+    /// Whether all members of the last group have left in order. One that was lost may have trained on, and come back with more than is
+    /// saved; and who has led no group knows of nobody.
+    fn all_have_left(&self) -> bool {
+        self.group.as_ref().is_some_and(Group::was_open) && self.losses.is_empty()
+    }
+
+    /// Whether those who are to leave have waited for others as long as any generation is waited for.
+    fn is_helpless(&self) -> bool {
+        self.helpless_since.is_some_and(|since| self.now >= since + self.settings.formation_wait)
+    }
+
+    pub(super) fn helpless_deadline(&self) -> Option<Duration> {
+        // Once it has passed, what is left to be waited for are reports, which have their own.
+        self.helpless_since.map(|since| since + self.settings.formation_wait).filter(|deadline| *deadline > self.now)
     }
 
     pub(super) fn forming_deadline(&self) -> Option<Duration> {

@@ -145,6 +145,22 @@ fn a_state_received_just_before_the_abort_is_what_it_holds() {
 }
 
 #[test]
+fn a_member_that_finds_a_later_generations_checkpoint_drops_its_group_and_is_known_to_a_replaced_coordinator() {
+    let mut bench = Bench::new();
+    bench.hear(ToMember::Form(plan(1, None, Role::Restore { to: vec![1] })));
+    bench.event(MemberEvent::GroupFormed { generation: generation(1) });
+    let by = Generation { epoch: 2, n: 3 };
+    let commands = bench.event(MemberEvent::Overtaken { generation: generation(1), by });
+    assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::AbortGroup { .. }]), "{commands:?}");
+    assert_eq!(bench.closed(None), [MemberCommand::Connect]);
+    let attach = bench.event(MemberEvent::Connected);
+    let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
+    assert_eq!((attach.known, attach.held, attach.group), (Some(by), None, None));
+    // Whoever it reaches now, it takes no part in an older one.
+    assert_eq!(bench.hear(ToMember::Form(plan(2, None, Role::Restore { to: vec![1] }))), []);
+}
+
+#[test]
 fn an_older_or_doubled_plan_is_ignored() {
     let mut bench = Bench::training();
     bench.closed(Some("x"));

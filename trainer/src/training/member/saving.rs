@@ -11,6 +11,7 @@ use crate::{
     records::Record,
     training::{
         FinalSaveError, TrainError, metadata,
+        prepare::of_job,
         saver::{Facts, LONGEST_WAIT, Saver, Sharing},
     },
 };
@@ -144,7 +145,10 @@ impl MemberRun<'_> {
         Facts {
             completed_steps: self.progress.completed_steps,
             config_digest: self.identity.digest(),
-            metadata: metadata(&self.config, &self.identity, self.learner.completed_updates(), self.progress.consecutive_skips),
+            metadata: of_job(
+                metadata(&self.config, &self.identity, self.learner.completed_updates(), self.progress.consecutive_skips),
+                self.member.job.as_deref(),
+            ),
         }
     }
 }
