@@ -135,7 +135,7 @@ impl Wishes {
 }
 
 async fn ask(client: &mut CoordinatorClient<Channel>, command: Command) -> Result<Option<Accepted>, String> {
-    let answer = timeout(CALL, client.command(wire::CommandRequest { command: Some(command) })).await;
+    let answer = timeout(CALL, client.command(wire::CommandRequest { epoch: None, command: Some(command) })).await;
     let answer = answer.map_err(|_| "no answer to a command".to_owned())?.map_err(|status| status.to_string())?;
     Ok(answer.into_inner().accepted)
 }
