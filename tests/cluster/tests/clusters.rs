@@ -137,7 +137,7 @@ fn a_cluster_started_in_the_background_is_used_by_the_line_it_prints_and_taken_d
     let line = printed.lines().find(|line| line.trim_start().starts_with("export KUBECONFIG=")).context("no line to use it by")?;
     let used = Command::new("bash").args(["-c", &format!("{line}; kubectl get nodes --output name")]).output()?;
     let found = String::from_utf8(used.stdout)?;
-    ensure!(used.status.success() && found.lines().count() == nodes.parse()?, "{found}{}", String::from_utf8_lossy(&used.stderr));
+    ensure!(used.status.success() && found.lines().count() == nodes.parse::<usize>()?, "{found}{}", String::from_utf8_lossy(&used.stderr));
 
     let state: serde_json::Value = serde_json::from_slice(&fs::read(folder.path().join("state.json"))?)?;
     let ready: lcl_cluster::Ready = serde_json::from_value(state["ready"].clone())?;
