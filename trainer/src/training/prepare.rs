@@ -182,11 +182,12 @@ mod tests {
     #[test]
     fn what_a_later_generation_of_the_same_job_has_written_is_not_restored() {
         let identity = Identity::from_value(Some(&json!({}))).unwrap();
-        let restorer = |job| Restorer { generation: Generation { epoch: 2, n: 3 }, job, identity: &identity, begin: Begin::Anyhow };
+        let generation = Generation { epoch: 2, n: 3 };
         let check = |job: Option<&str>, writer: (u64, u64), written_by: Option<&str>, is_later: bool| {
             let writer = Generation { epoch: writer.0, n: writer.1 };
+            let restorer = Restorer { generation, job, identity: &identity, begin: Begin::Anyhow };
             let expected = is_later.then_some(writer);
-            assert_eq!(restorer(job).overtaken_by(&of_job(json!({}), written_by), writer), expected, "{writer} of {written_by:?}");
+            assert_eq!(restorer.overtaken_by(&of_job(json!({}), written_by), writer), expected, "{writer} of {written_by:?}");
         };
         check(Some("a"), (3, 1), Some("a"), true);
         check(Some("a"), (2, 3), Some("a"), false);
