@@ -191,12 +191,6 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.backoffLimit = -1", "spec.backoffLimit", "must be at least 0"),
     ("spec.backoffLimit = 1001", "spec.backoffLimit", "must be at most 1000"),
     ("spec.workers.requests = {'nvidia.com/gpu': 8}", "spec.workers.requests", "must be the number in membersPerWorker"),
-    (
-        "spec.workers.membersPerWorker = 2; spec.workers.template.spec.containers = \
-         [{'name': 'worker', 'resources': {'limits': {'nvidia.com/gpu': '1'}}}]",
-        "spec.workers.template",
-        "as many nvidia.com/gpu as membersPerWorker",
-    ),
     ("spec.workers.requests = {'cpu': 1.5}", "spec.workers.requests.cpu", "must be a whole number or a string"),
     // The pod's template.
     (
