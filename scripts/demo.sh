@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The demo: trains the job of examples/emoji.yaml on real images for at most five minutes, with two workers of which one is killed half
-# way, and shows what that cost and what the model learnt.
+# The demo: trains the job of examples/emoji.yaml on real images for at most five minutes, with two workers of which one is killed on the
+# way, and a third that is added later; and shows what that cost and what the model learnt.
 # Expects built programs and fetched images (`make demo` does both). Everything it prints is measured in this run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,24 +31,23 @@ PY
   rm -rf "$probe"
 }
 
-# Trains; half way through, one of the two workers is killed with its member.
-train() { # STEPS DATA RUNS ACCIDENT
+# Trains; on the way one of the two workers is killed with its member, and later a third one is added for a while.
+train() { # STEPS DATA RUNS CHANGES
   local arguments=(run examples/emoji.yaml --local --steps "$1" --volume "data=$2" --volume "runs=$3")
   if [ "$4" != yes ]; then
     "$LCL" "${arguments[@]}"
     return
   fi
-  # The log is kept: it says which generation had how many members.
   "$LCL" "${arguments[@]}" > >(tee "$3/log") 2>&1 &
   local launcher=$!
-  python3 scripts/demo_kill.py kill $launcher emoji-w-0 "$3/emoji" $(($1 / 2)) &
+  python3 scripts/demo_changes.py make "$LCL" $launcher "$3/emoji" "$1" &
   wait $launcher
   wait $!
-  say "What the loss of a worker cost"
-  python3 scripts/demo_kill.py report "$3/emoji" "$3/log"
+  say "What the loss of a worker and one more cost"
+  python3 scripts/demo_changes.py report "$3/emoji"
 }
 
-train_and_test() { # TITLE DATA RUNS SECONDS NAME ACCIDENT
+train_and_test() { # TITLE DATA RUNS SECONDS NAME CHANGES
   say "$1"
   local steps
   steps=$(steps_within "$4" "$2")

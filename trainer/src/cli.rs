@@ -1,4 +1,7 @@
-//! The command line of `lcl-trainer`. `lcl` passes its own `data`, `export`, `import`, `evaluate` and `report` through to it.
+//! The command line of `lcl-trainer`. `lcl` passes its own `data`, `export`, `import`, `evaluate` and `report` through to it, and after it
+//! has found the run's folder `status`, `resize` and `drain`.
+
+mod ask;
 
 use std::{
     num::{NonZero, NonZeroU32},
@@ -11,6 +14,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueP
 use lcl_data::image::CropBox;
 use lcl_trainer_config::{Device, Preset};
 
+pub use self::ask::{AnswerFormat, AskedRun, DrainArgs, ResizeArgs, StatusArgs};
 use crate::display::Output;
 
 /// Trains LCL vision models and looks at what was trained.
@@ -57,6 +61,12 @@ pub enum Command {
     Worker(WorkerArgs),
     /// Train as one member of a group that a coordinator leads.
     Member(MemberArgs),
+    /// Say how a job is that `local` runs on this machine.
+    Status(StatusArgs),
+    /// Give a job that `local` runs on this machine another number of workers.
+    Resize(ResizeArgs),
+    /// Let a worker leave a job that `local` runs on this machine.
+    Drain(DrainArgs),
     /// Write a checkpoint's weights as one safetensors file.
     Export(ExportArgs),
     /// Begin a run with the weights of a safetensors file.
@@ -109,6 +119,9 @@ pub struct LocalArgs {
     /// Fewest workers to train with [default: one, so that training goes on while any lives]
     #[arg(long, value_name = "N", default_value = "1")]
     pub min_workers: NonZeroU32,
+    /// Most workers that `resize` may ask for [default: as many as there are slots in a batch]
+    #[arg(long, value_name = "N")]
+    pub max_workers: Option<NonZeroU32>,
 }
 
 const WORKER_HELP: &str = "\
@@ -445,6 +458,10 @@ mod tests {
         check("lcl-trainer data show a.tar --crop 1,2,3,4 --eval", Some("cannot be used with"));
         check("lcl-trainer data show a.tar --model huge", Some("unknown model preset"));
         check("lcl-trainer data index", Some("SHARD"));
+        check("lcl-trainer resize runs/a --workers 0", Some("--workers"));
+        check("lcl-trainer resize runs/a", Some("--workers"));
+        check("lcl-trainer drain runs/a", Some("WORKER"));
+        check("lcl-trainer status runs/a -o json", None);
         check("lcl-trainer evaluate retrieval --run a --shards b c --output json", None);
     }
 }

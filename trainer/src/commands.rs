@@ -21,10 +21,12 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::{
     chain,
     cli::{
-        Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs,
-        ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, TrainArgs, WorkerArgs,
+        AskedRun, Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs,
+        ReportArgs, ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, TrainArgs, WorkerArgs,
     },
     config_file::{self, ConfigFileError},
+    control::Request,
+    control_commands::{self, AskError},
     data_commands::{self, DataCommandError, ShowFiles},
     display::Output,
     evaluate::{self, EvaluateError, EvaluateOptions},
@@ -84,6 +86,9 @@ pub enum CommandError {
     /// `worker` failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// `status`, `resize` or `drain` failed.
+    #[error(transparent)]
+    Ask(#[from] AskError),
     /// `train` failed.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -154,6 +159,9 @@ pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Res
         Command::Local(arguments) => local(&arguments, log_format, multi),
         Command::Worker(arguments) => worker(arguments, log_format),
         Command::Member(arguments) => member(&arguments, multi),
+        Command::Status(arguments) => ask(&arguments.run, &Request::Status),
+        Command::Resize(arguments) => ask(&arguments.run, &Request::Resize { workers: arguments.workers }),
+        Command::Drain(arguments) => ask(&arguments.run, &Request::Drain { worker: arguments.worker }),
         Command::Export(arguments) => export(&arguments),
         Command::Import(arguments) => import(&arguments),
         Command::Data(DataCommand::Index { shards, index_path, threads }) => index(&shards, index_path.as_deref(), threads),
@@ -195,6 +203,7 @@ fn local(arguments: &LocalArgs, log_format: LogFormat, multi: MultiProgress) -> 
         workers: arguments.workers,
         members_per_worker: arguments.members_per_worker,
         min_workers: arguments.min_workers,
+        max_workers: arguments.max_workers,
         begin: begin_of(train),
         threads: threads_of_each(&config, members),
         passed_on: passed_on(train.steps, train.resume),
@@ -316,6 +325,11 @@ fn train(
             training::train_as_member(config, options, member)?
         }
     })
+}
+
+fn ask(run: &AskedRun, request: &Request) -> Result<ExitCode, CommandError> {
+    say(&control_commands::execute(run, request)?);
+    Ok(ExitCode::Success)
 }
 
 fn source(model: &ModelArgs) -> Source {

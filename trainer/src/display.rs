@@ -1,7 +1,9 @@
 //! What the user sees while a run trains: progress bars, plain lines, or one JSON object a line.
 //!
-//! Comes in: [`Record`]s. Bars and plain lines go to standard error and standard output respectively; log lines go above the bars through
-//! [`LogWriter`]. Nothing here decides anything.
+//! Comes in: [`Record`]s, and in a job of several processes what happens to its members. Bars and plain lines go to standard error and
+//! standard output respectively; log lines go above the bars through [`LogWriter`]. Nothing here decides anything.
+
+mod episodes;
 
 use std::{
     fmt::Write as _,
@@ -13,7 +15,11 @@ use clap::ValueEnum;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::records::{EndReason, Ended, Record, Started, StepRecord};
+use self::episodes::Episodes;
+use crate::{
+    membership::{Event, Group, Happening},
+    records::{EndReason, Ended, Record, Started, StepRecord},
+};
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,7 +28,7 @@ pub enum Output {
     Progress,
     /// One line every few seconds.
     Plain,
-    /// Every record of `metrics.jsonl`, as it is written.
+    /// Every record of `metrics.jsonl`, as it is written; with several processes also what happens to the members.
     Json,
 }
 
@@ -52,6 +58,11 @@ pub struct Bars {
     steps: ProgressBar,
     figures: ProgressBar,
     checkpoint: ProgressBar,
+    /// In a job of several processes.
+    members: Option<ProgressBar>,
+    /// The last disturbances, below.
+    happened: Vec<ProgressBar>,
+    episodes: Episodes,
 }
 
 impl Display {
@@ -82,6 +93,24 @@ impl Display {
             Self::Json => print_line(&serde_json::to_string(record).unwrap_or_default()),
         }
     }
+
+    /// Shows what happened to the members since the last call, and what the group is now.
+    pub fn show_members(&mut self, group: &Group, news: &[Happening]) {
+        match self {
+            Self::Progress(bars) => bars.show_members(group, news),
+            Self::Plain { .. } => {
+                for happening in news.iter().filter(|happening| is_told(&happening.event)) {
+                    print_line(&format!("members {}/{}  {}", group.members.ready, group.members.desired, happening.event.line()));
+                }
+            }
+            Self::Json => news.iter().for_each(|happening| print_line(&serde_json::to_string(happening).unwrap_or_default())),
+        }
+    }
+}
+
+/// Whether it is worth a line: the job's end has one already.
+fn is_told(event: &Event) -> bool {
+    !matches!(event, Event::MemberLeft { reason, .. } if reason == "complete")
 }
 
 fn print_line(line: &str) {
@@ -149,19 +178,39 @@ fn ended_line(ended: &Ended) -> String {
     text
 }
 
+fn bar(multi: &MultiProgress, template: &str) -> ProgressBar {
+    // A wrong template shows at the first run of the program; the plain default is no reason to fail then.
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    multi.add(ProgressBar::no_length()).with_style(style.progress_chars("━╸─"))
+}
+
 impl Bars {
     fn new(multi: &MultiProgress) -> Self {
         multi.set_draw_target(ProgressDrawTarget::stderr());
-        let bar = |template: &str| {
-            // A wrong template shows at the first run of the program; the plain default is no reason to fail then.
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            multi.add(ProgressBar::no_length()).with_style(style.progress_chars("━╸─"))
-        };
         Self {
             multi: multi.clone(),
-            steps: bar("{prefix} {bar:40.cyan} step {human_pos}/{human_len}  {elapsed_precise} gone, {eta_precise} left"),
-            figures: bar("{msg}"),
-            checkpoint: bar("{msg:.dim}"),
+            steps: bar(multi, "{prefix} {bar:40.cyan} step {human_pos}/{human_len}  {elapsed_precise} gone, {eta_precise} left"),
+            figures: bar(multi, "{msg}"),
+            checkpoint: bar(multi, "{msg:.dim}"),
+            members: None,
+            happened: Vec::new(),
+            episodes: Episodes::default(),
+        }
+    }
+
+    fn show_members(&mut self, group: &Group, news: &[Happening]) {
+        let Self { multi, members, happened, episodes, .. } = self;
+        members.get_or_insert_with(|| bar(multi, "{msg}")).set_message(group.line());
+        if !news.iter().fold(false, |changed, happening| episodes.take(&happening.event) || changed) {
+            return;
+        }
+        for (place, line) in episodes.lines().enumerate() {
+            if place == happened.len() {
+                happened.push(bar(multi, "  {msg:.dim}"));
+            }
+            if let Some(bar) = happened.get(place) {
+                bar.set_message(line.to_owned());
+            }
         }
     }
 
@@ -185,7 +234,7 @@ impl Bars {
                 }
             }
             Record::Ended(ended) => {
-                for bar in [&self.steps, &self.figures, &self.checkpoint] {
+                for bar in [&self.steps, &self.figures, &self.checkpoint].into_iter().chain(&self.members).chain(&self.happened) {
                     bar.finish();
                 }
                 let _ = self.multi.println(ended_line(ended));

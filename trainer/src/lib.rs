@@ -8,6 +8,8 @@
 pub mod cli;
 pub mod commands;
 pub mod config_file;
+pub mod control;
+pub mod control_commands;
 pub mod data_commands;
 pub mod display;
 pub mod evaluate;
@@ -16,6 +18,7 @@ pub mod forward;
 pub mod identity;
 pub mod journal;
 pub mod local;
+pub mod membership;
 pub mod micro_batch;
 pub mod records;
 pub mod report;

@@ -4,7 +4,7 @@
 //! Everything else that reports a run (terminal, `TensorBoard` files, the HTML page) is made from these records.
 //! This module holds no file and no clock.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,13 @@ pub struct GenerationRecord {
     pub epoch: u64,
     /// Grows with every change of the membership within an epoch.
     pub n: u64,
+}
+
+impl fmt::Display for GenerationRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { epoch, n } = *self;
+        fmt::Display::fmt(&lcl_protocol::Generation { epoch, n }, f)
+    }
 }
 
 impl From<lcl_protocol::Generation> for GenerationRecord {

@@ -1,11 +1,14 @@
 //! Keeps child processes alive: starts them, notices their ends, starts them again with a growing pause.
 //!
-//! Comes in: what to start, and a request to stop. Goes out: how the whole ended, with its cause in one line.
+//! Comes in: what to start, what of it is needed (which may change), and a request to stop. Goes out: how the whole ended, with its cause in
+//! one line.
 //! A worker supervises its members with it, the local launcher the coordinator and the workers. It knows nothing of either.
 //!
 //! Every child's standard input is a pipe that this process holds: it ends with this process, however that ends, and the child with it.
 //! While a supervisor lives it waits for every child of the process, also for orphans that were handed to it (it is process 1 in a
 //! container); so nothing else in the process may wait for children.
+
+mod child;
 
 use std::{
     error::Error,
@@ -19,9 +22,10 @@ use std::{
 use lcl_trainer_config::ExitCode;
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, wait},
+    process::{Pid, Signal, WaitOptions, set_child_subreaper, wait},
 };
 
+use self::child::{describe, reap, send};
 use crate::stop::StopRequest;
 
 /// Between two looks at the processes.
@@ -56,6 +60,17 @@ pub trait Crew {
 
     /// Process `index` has ended: what it said last, if that is of use to explain it.
     fn last_words(&mut self, index: usize) -> Option<String>;
+
+    /// Whether process `index` is needed. One that is not any more is asked to leave as by a stop, and may take its time; it is started
+    /// again when it is needed again. Asked at every look at the processes, so it has to be quick.
+    fn needs(&mut self, _index: usize) -> bool {
+        true
+    }
+
+    /// A process that is needed besides the `count` that are known: it becomes process `count`.
+    fn further(&mut self, _count: usize) -> Option<Role> {
+        None
+    }
 }
 
 /// How the whole ended.
@@ -125,6 +140,14 @@ struct Process {
     role: Role,
     state: State,
     deaths: Vec<Instant>,
+    /// It was not needed any more: it was asked to leave, or has left.
+    released: bool,
+}
+
+impl Process {
+    fn new(role: Role, now: Instant) -> Self {
+        Self { role, state: State::Due(now), deaths: Vec::new(), released: false }
+    }
 }
 
 struct Supervisor<'a, C> {
@@ -145,13 +168,14 @@ pub fn supervise<C: Crew>(crew: &mut C, processes: Vec<Role>, rules: Rules) -> R
     // Children of a child that died come here instead of to process 1, so that they are seen to end, too.
     set_child_subreaper(Some(rustix::process::getpid())).map_err(|errno| SupervisorError::Wait { source: errno.into() })?;
     let now = Instant::now();
-    let processes = processes.into_iter().map(|role| Process { role, state: State::Due(now), deaths: Vec::new() }).collect();
+    let processes = processes.into_iter().map(|role| Process::new(role, now)).collect();
     Supervisor { crew, processes, rules, stopping: None, complete: None, outcome: None }.run()
 }
 
 impl<C: Crew> Supervisor<'_, C> {
     fn run(mut self) -> Result<Outcome, SupervisorError<C::Error>> {
         loop {
+            self.follow_needs();
             self.start_due()?;
             self.stop_when_asked();
             while let Some((pid, status)) = reap().map_err(|source| SupervisorError::Wait { source })? {
@@ -182,6 +206,32 @@ impl<C: Crew> Supervisor<'_, C> {
             self.crew.started(index, &mut child).map_err(SupervisorError::Crew)?;
         }
         Ok(())
+    }
+
+    /// Asks those to leave that are not needed any more, and has those started that are.
+    fn follow_needs(&mut self) {
+        if self.stopping.is_some() || self.complete.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(role) = self.crew.further(self.processes.len()) {
+            self.processes.push(Process::new(role, now));
+        }
+        for (index, process) in self.processes.iter_mut().enumerate() {
+            match (self.crew.needs(index), process.released, &process.state) {
+                (false, false, state) => {
+                    tracing::info!(process = process.role.name, "not needed any more: it is asked to leave");
+                    process.released = true;
+                    match state {
+                        State::Running(pid, _) => send(*pid, Signal::TERM),
+                        State::Due(_) | State::Ended => process.state = State::Ended,
+                    }
+                }
+                // One that is still leaving comes back once it has left.
+                (true, true, State::Ended) => *process = Process::new(process.role.clone(), now),
+                _ => {}
+            }
+        }
     }
 
     fn stop_when_asked(&mut self) {
@@ -217,6 +267,11 @@ impl<C: Crew> Supervisor<'_, C> {
             match code {
                 Some(ExitCode::Success) => {
                     self.complete.get_or_insert(now);
+                    return None;
+                }
+                // Whatever became of it: nobody waits for it.
+                _ if process.released && !is_over => {
+                    tracing::info!("{cause}; it is not needed any more");
                     return None;
                 }
                 Some(ExitCode::Preempted) if is_over || !process.role.returns => return None,
@@ -308,33 +363,4 @@ impl State {
     fn running(&self) -> Option<Pid> {
         if let Self::Running(pid, _) = self { Some(*pid) } else { None }
     }
-}
-
-/// A child that has ended, if there is one.
-fn reap() -> io::Result<Option<(Pid, ExitStatus)>> {
-    match wait(WaitOptions::NOHANG) {
-        Ok(found) => Ok(found.map(|(pid, status)| (pid, ExitStatus::from_raw(status.as_raw())))),
-        // No children, or a signal meanwhile.
-        Err(Errno::CHILD | Errno::INTR) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn send(pid: Pid, signal: Signal) {
-    // It is a child that was not waited for yet, so the number is its own; it may have ended, which is no failure.
-    let _ = kill_process(pid, signal);
-}
-
-fn describe(name: &str, status: ExitStatus, words: Option<String>) -> String {
-    let code = status.code();
-    let mut text = match (status.signal(), code.and_then(ExitCode::from_code)) {
-        (Some(signal), _) => format!("{name} was killed by signal {signal}"),
-        (None, Some(exit)) => format!("{name} ended: {exit} (exit code {})", exit.code()),
-        (None, None) => format!("{name} ended with exit code {}", code.unwrap_or_default()),
-    };
-    if let Some(words) = words.filter(|_| !status.success() && status.signal().is_none_or(|signal| signal != Signal::KILL.as_raw())) {
-        text.push_str(": ");
-        text.push_str(&words);
-    }
-    text
 }

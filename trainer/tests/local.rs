@@ -1,6 +1,6 @@
 //! A job on one machine: the launcher, and below it the coordinator, workers and members as processes.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, os::unix::net::UnixListener};
 
 use anyhow::{Context, Result, ensure};
 use lcl_tests::{
@@ -10,6 +10,7 @@ use lcl_tests::{
 };
 use lcl_trainer_config::{ExactConfig, ExitCode};
 use rustix::process::Signal;
+use serde_json::Value;
 
 fn start(run: &Run, more: &[&str]) -> Result<Running> {
     process::coordinator()?;
@@ -128,4 +129,150 @@ fn a_missing_coordinator_is_named_with_how_to_get_it() -> Result<()> {
     let finished = process::start_command(command)?.wait()?.expect_code(ExitCode::Permanent.code())?;
     ensure!(finished.stderr.contains("cargo build --release -p lcl-coordinator"), "{}", finished.stderr);
     Ok(())
+}
+
+/// Steps of a run that goes on until it is stopped.
+const ENDLESS: u64 = 1_000_000;
+
+/// What a command that asks the run answers.
+fn asked(run: &Run, command: &str, more: &[&str]) -> Result<Value> {
+    let folder = run.folder.display().to_string();
+    let finished = process::run([&[command, folder.as_str()], more, &["--output", "json"]].concat())?.expect_code(0)?;
+    Ok(serde_json::from_str(&finished.stdout)?)
+}
+
+/// The run's status as soon as so many members are ready of so many.
+fn await_members(run: &Run, ready: u64, desired: u64) -> Result<Value> {
+    await_condition(&format!("{ready} of {desired} members"), || {
+        let status = asked(run, "status", &[])?;
+        let members = &status["group"]["members"];
+        Ok((members["ready"] == ready && members["desired"] == desired && status["group"]["phase"] == "running").then_some(status))
+    })
+}
+
+/// A process and when it began: the same number later on may be another process.
+fn identity(process: u32) -> Result<(u32, String)> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name, which may hold anything, ends with the last bracket; the start is the 20th field after it.
+    let began = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).context("no start time")?;
+    Ok((process, began.to_owned()))
+}
+
+/// The member of a worker.
+fn member_of(local: &Running, worker: &str) -> Result<(u32, String)> {
+    let members = named(local, &format!(" --worker {worker} "))?;
+    let members: Vec<u32> = members.into_iter().filter(|id| named(local, " member ").is_ok_and(|all| all.contains(id))).collect();
+    let [member] = members[..] else { anyhow::bail!("members of {worker}: {members:?}") };
+    identity(member)
+}
+
+fn workers(status: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    status["workers"].as_array().into_iter().flatten().map(|worker| (text(&worker["name"]), text(&worker["state"]))).collect()
+}
+
+fn of_state(state: &str, numbers: &[u32]) -> Vec<(String, String)> {
+    numbers.iter().map(|number| (format!("process-test-w-{number}"), state.to_owned())).collect()
+}
+
+#[test]
+fn a_run_grows_and_shrinks_as_asked_and_the_process_that_stays_is_not_touched() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("local")?;
+    run.config.optimization.steps = ENDLESS;
+    let local = start(&run, &["--workers", "1"])?;
+    more_steps(&run)?;
+    let status = await_members(&run, 1, 1)?;
+    ensure!(workers(&status) == of_state("running", &[0]), "{status}");
+    ensure!(status["job"] == "process-test" && status["steps"] == ENDLESS && status["pid"] == local.id(), "{status}");
+    let (stays, seen) = (member_of(&local, "process-test-w-0")?, descendants(local.id())?);
+
+    let answer = asked(&run, "resize", &["--workers", "2"])?;
+    ensure!(answer["workers"] == 2 && answer["starting"][0] == "process-test-w-1", "{answer}");
+    let status = await_members(&run, 2, 2)?;
+    ensure!(workers(&status) == of_state("running", &[0, 1]), "{status}");
+    more_steps(&run)?;
+    // Said again it changes nothing.
+    let answer = asked(&run, "resize", &["--workers", "2"])?;
+    ensure!(answer["starting"] == serde_json::json!([]) && answer["leaving"] == serde_json::json!([]), "{answer}");
+
+    let answer = asked(&run, "resize", &["--workers", "1"])?;
+    ensure!(answer["leaving"][0] == "process-test-w-1", "{answer}");
+    let status = await_condition("the end of the second worker", || {
+        let status = await_members(&run, 1, 1)?;
+        Ok((workers(&status) == of_state("running", &[0])).then_some(status))
+    })?;
+    more_steps(&run)?;
+    let events: Vec<&str> = status["history"].as_array().into_iter().flatten().filter_map(|entry| entry["event"].as_str()).collect();
+    ensure!(events.contains(&"member_left") && !events.contains(&"member_lost"), "{status}");
+    ensure!(member_of(&local, "process-test-w-0")? == stays, "the process that stays is another one");
+
+    local.signal(Signal::TERM)?;
+    let finished = local.wait()?.expect_code(ExitCode::Preempted.code())?;
+    run.ledger()?;
+    ensure!(finished.stdout.contains(r#""event":"generation_formed""#), "{}", finished.stdout);
+    ensure!(!finished.stderr.contains("it is started again"), "{}", finished.stderr);
+    ensure!(seen.iter().all(|(id, _)| !exists(*id)), "left behind: {seen:?}");
+    ensure!(!run.folder.join("control.sock").exists());
+    Ok(())
+}
+
+#[test]
+fn a_drained_worker_leaves_without_a_failure_and_is_not_replaced_and_a_new_coordinator_knows() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("local")?;
+    run.config.optimization.steps = ENDLESS;
+    let local = start(&run, &["--workers", "2"])?;
+    more_steps(&run)?;
+    await_members(&run, 2, 2)?;
+    let folder = run.folder.display().to_string();
+    let refused = process::run(["drain", &folder, "w-1"])?.expect_code(ExitCode::Permanent.code())?;
+    ensure!(refused.stderr.contains("process-test-w-0, process-test-w-1"), "{}", refused.stderr);
+
+    asked(&run, "drain", &["process-test-w-0"])?;
+    await_members(&run, 1, 1)?;
+    await_condition("the end of the drained worker", || Ok(named(&local, "process-test-w-0")?.is_empty().then_some(())))?;
+    let refused = process::run(["drain", &folder, "process-test-w-1"])?.expect_code(ExitCode::Permanent.code())?;
+    ensure!(refused.stderr.contains("nothing would be trained"), "{}", refused.stderr);
+
+    // Started for two workers, it comes back for the one that is wanted now.
+    let before = named(&local, "lcl-coordinator")?;
+    kill(*before.first().context("no coordinator")?)?;
+    await_condition("a new coordinator for one member", || {
+        let status = asked(&run, "status", &[])?;
+        let events: Vec<&str> = status["history"].as_array().into_iter().flatten().filter_map(|entry| entry["event"].as_str()).collect();
+        ensure!(!events.contains(&"member_lost"), "{status}");
+        Ok((events.contains(&"generation_adopted") && status["group"]["members"]["desired"] == 1).then_some(()))
+    })?;
+    let now = named(&local, "--desired-members 1")?;
+    ensure!(now.len() == 1 && !before.contains(&now[0]), "{before:?}, then {now:?}");
+    more_steps(&run)?;
+    local.signal(Signal::TERM)?;
+    local.wait()?.expect_code(ExitCode::Preempted.code())?;
+    run.ledger().map(drop)
+}
+
+#[test]
+fn a_folder_in_which_no_run_is_going_on_is_said_to_be_one_whatever_lies_there() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let run = workbench.begin("nothing")?;
+    let folder = run.folder.display().to_string();
+    let check = |words: &str| -> Result<()> {
+        for arguments in [&["status", folder.as_str()][..], &["resize", &folder, "--workers", "2"], &["drain", &folder, "w-0"]] {
+            let finished = process::run(arguments)?.expect_code(ExitCode::Permanent.code())?;
+            ensure!(finished.stderr.contains(words), "{}", finished.stderr);
+        }
+        Ok(())
+    };
+    check("cannot look into")?;
+    fs::create_dir(&run.folder)?;
+    check("no run is going on in")?;
+    // What a killed launcher leaves behind; and the next one takes its place.
+    drop(UnixListener::bind(run.folder.join("control.sock"))?);
+    check("no run is going on in")?;
+    let local = start(&run, &["--workers", "1"])?;
+    more_steps(&run)?;
+    await_members(&run, 1, 1)?;
+    local.kill()?;
+    check("no run is going on in")
 }

@@ -136,3 +136,61 @@ fn a_helper_lives_as_long_as_it_is_needed_and_nothing_is_left() {
     assert_eq!(helpers.lines().count(), 2);
     assert!(helpers.lines().all(|id| !std::path::Path::new(&format!("/proc/{id}")).exists()), "{helpers}");
 }
+
+/// The second of two is not needed once both run; when it has left it is needed again, and then a third, which ends the work.
+struct Changing {
+    script: String,
+    last: String,
+    started: Vec<usize>,
+    ended: Vec<usize>,
+}
+
+impl Crew for Changing {
+    type Error = Infallible;
+
+    fn command(&mut self, index: usize) -> Result<Command, Infallible> {
+        let mut command = Command::new("sh");
+        command.args(["-c", if index < 2 { &self.script } else { &self.last }]).stdout(Stdio::piped());
+        Ok(command)
+    }
+
+    fn started(&mut self, index: usize, child: &mut Child) -> Result<(), Infallible> {
+        // Its trap is set.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        self.started.push(index);
+        Ok(())
+    }
+
+    fn last_words(&mut self, index: usize) -> Option<String> {
+        self.ended.push(index);
+        None
+    }
+
+    fn needs(&mut self, index: usize) -> bool {
+        index != 1 || self.started.len() != 2 || self.ended.contains(&1)
+    }
+
+    fn further(&mut self, count: usize) -> Option<Role> {
+        (count == 2 && self.started.len() == 3).then(|| Role { name: "p2".to_owned(), works: true, returns: true })
+    }
+}
+
+#[test]
+fn who_is_not_needed_any_more_is_asked_to_leave_and_who_is_needed_is_started_and_the_others_are_not_touched() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let done = folder.path().join("done").display().to_string();
+    let mut crew = Changing {
+        script: format!("trap 'exit 80' TERM; echo; until [ -e {done} ]; do sleep 0.01; done"),
+        last: format!("echo; touch {done}"),
+        started: Vec::new(),
+        ended: Vec::new(),
+    };
+    let role = |index: usize| Role { name: format!("p{index}"), works: true, returns: true };
+    // A single death would end it: leaving as asked is none.
+    let rules = Rules { most_deaths: 1, ..Rules::new(StopRequest::default()) };
+    let outcome = supervise(&mut crew, vec![role(0), role(1)], rules).unwrap();
+    assert_eq!(outcome.code, ExitCode::Success, "{}", outcome.cause);
+    assert_eq!(crew.started, [0, 1, 1, 2]);
+    assert_eq!(crew.ended[0], 1);
+}

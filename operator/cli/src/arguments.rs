@@ -1,6 +1,10 @@
 //! The command line.
 
-use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf};
+use std::{
+    ffi::OsString,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -9,6 +13,8 @@ const EXAMPLES: &str = "\
 Examples:
   lcl validate job.yaml                    check a manifest as a cluster would, without one
   lcl run job.yaml --local                 train on this machine; the same command goes on after a stop
+  lcl status runs/job                      how a run on this machine is, by its folder
+  lcl resize runs/job --workers 3          give it another number of workers
   lcl data show train-000.tar --sample 3   look at what the model sees
   lcl export --help                        options of a command that lcl-trainer executes";
 
@@ -26,6 +32,12 @@ pub(crate) enum Command {
     Validate(ValidateArguments),
     /// Run a job's manifest on this machine
     Run(RunArguments),
+    /// Say how a run on this machine is: members, generation, step, what happened
+    Status(StatusArguments),
+    /// Give a run on this machine another number of workers
+    Resize(ResizeArguments),
+    /// Let a worker leave a run on this machine
+    Drain(DrainArguments),
     /// Index, tokenize and look at data (lcl-trainer data)
     #[command(disable_help_flag = true)]
     Data(PassedOn),
@@ -77,8 +89,13 @@ another job, or a changed model, batch, seed or data, are refused by name. --res
 --fresh starts over, and is refused when the folder holds a run, unless --delete-existing says that this run may be deleted: its
 checkpoints, metrics and event files, and nothing else in the folder.
 
-What runs: one process for a single member; else lcl-coordinator, a process for each of workers.replicas, and their members. Whatever of
-these is killed is started again; with spec.elastic the others train on meanwhile. All end with this program.
+What runs: one process for a single member; else, and with an elastic.maxWorkers above one, lcl-coordinator, a process for each of
+workers.replicas, and their members. Whatever of these is killed is started again; with spec.elastic the others train on meanwhile. All end
+with this program. From another terminal `lcl status`, `lcl resize` and `lcl drain` talk to it.
+
+With -o json every record is one object a line, told apart by its `event`: started, step, checkpoint_committed, checkpoint_failed, ended; of
+several processes also member_joined, member_lost, member_left, member_slow, generation_formed, generation_adopted, generation_broken,
+recovered and went_back, each with its `time`.
 
 The trainer is lcl-trainer: beside this program, else in PATH; LCL_TRAINER names another. lcl-coordinator lies beside it. Its exit code is passed on: 0 done, 65 will fail
 again (also: manifest refused), 75 may go well next time, 80 stopped by a signal after a checkpoint.
@@ -122,6 +139,85 @@ pub(crate) struct RunArguments {
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
     /// How progress, or what is wrong with the manifest, is printed
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+const RUN_NAMED: &str = "\
+RUN is the run's folder (spec.checkpoint.uri, or for one in an object store the folder that the run printed when it began), or the manifest
+that it was started with; then with the same --volume options. The user who started the run may ask, on the same machine. A job in a cluster
+is looked at and resized with kubectl: `kubectl get lcljob`, `kubectl scale lcljob`.";
+
+const STATUS_HELP: &str = "\
+With -o json one object: job, steps, pid, coordinator, group (phase, generation, members, step, last_checkpoint), size (wanted, min, max),
+workers (name, state, pid, members with rank and step) and history (time and event, with fields of its own for each kind of event).
+
+Examples:
+  lcl status runs/job
+  lcl status job.yaml --volume runs=./runs -o json";
+
+/// `status`
+#[derive(Debug, Args)]
+#[command(before_help = RUN_NAMED, after_help = STATUS_HELP)]
+pub(crate) struct StatusArguments {
+    /// The run's folder or manifest
+    #[arg(default_value = ".")]
+    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) asking: Asking,
+}
+
+const RESIZE_HELP: &str = "\
+More workers: those that are missing are started, and let in after the step that is under way when they are ready. Fewer: those with the
+highest numbers leave after their step. The others stay the processes they are, and the global batch stays the same. On one machine more
+workers share the same processors. Allowed is what spec.elastic says; without it any number for which the batch has slots. It lasts until the
+run ends. The answer comes when it is accepted; `lcl status` tells when it is done. Repeated, it changes nothing.
+
+Examples:
+  lcl resize runs/job --workers 3";
+
+/// `resize`
+#[derive(Debug, Args)]
+#[command(before_help = RUN_NAMED, after_help = RESIZE_HELP)]
+pub(crate) struct ResizeArguments {
+    /// The run's folder or manifest
+    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) asking: Asking,
+    /// Workers from now on
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: NonZeroU32,
+}
+
+const DRAIN_HELP: &str = "\
+The worker's members leave after the step under way; that counts as no failure. In a cluster a worker whose node is drained is replaced on
+another one. Here there is no other place, so it is not replaced: one worker less is wanted until `lcl resize` asks for more.
+
+Examples:
+  lcl drain runs/job job-w-1";
+
+/// `drain`
+#[derive(Debug, Args)]
+#[command(before_help = RUN_NAMED, after_help = DRAIN_HELP)]
+pub(crate) struct DrainArguments {
+    /// The run's folder or manifest
+    pub(crate) run: PathBuf,
+    /// The worker, as `lcl status` calls it
+    pub(crate) worker: String,
+    #[command(flatten)]
+    pub(crate) asking: Asking,
+}
+
+/// How the folder of a manifest's run is found, and how the answer is printed.
+#[derive(Debug, Args)]
+pub(crate) struct Asking {
+    /// Which job, when the manifest holds several
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Local folder of a volume of the manifest; may be repeated
+    #[arg(long = "volume", value_name = "NAME=DIR", value_parser = parse_volume)]
+    pub(crate) volumes: Vec<(String, PathBuf)>,
+    /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
 }

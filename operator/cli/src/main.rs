@@ -1,10 +1,11 @@
-//! `lcl`, the user's tool: checks a job's manifest, runs it on this machine, and hands everything about data, weights and figures to
-//! `lcl-trainer`.
+//! `lcl`, the user's tool: checks a job's manifest, runs it on this machine, asks a run how it is, and hands everything about data, weights
+//! and figures to `lcl-trainer`.
 //!
 //! Decisions about a job are those of `lcl-operator-core`, the same that the operator uses in a cluster; this program only reads files,
 //! prints, and replaces itself by the trainer. It knows nothing of tensors.
 
 mod arguments;
+mod ask;
 mod manifest;
 mod report;
 mod run;
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Validate(arguments) => validate::execute(&arguments),
         Command::Run(arguments) => run::execute(&arguments),
+        Command::Status(arguments) => ask::status(&arguments),
+        Command::Resize(arguments) => ask::resize(&arguments),
+        Command::Drain(arguments) => ask::drain(&arguments),
         Command::Data(arguments) => trainer::hand_over("data", arguments),
         Command::Export(arguments) => trainer::hand_over("export", arguments),
         Command::Import(arguments) => trainer::hand_over("import", arguments),

@@ -33,7 +33,7 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Error> {
         bail!("only --local is for this command: to run the job in a cluster, `kubectl apply -f {file}` gives it to the operator");
     }
     let documents = manifest::read(file)?;
-    let (position, document) = choose(&documents, arguments)?;
+    let (position, document) = choose(&documents, file, arguments.name.as_deref())?;
     let job = match lcl_operator_core::validate(&document.value) {
         Ok(job) => job,
         Err(errors) => {
@@ -47,10 +47,9 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Error> {
 }
 
 /// The one job of the manifest, or the one that was named, with its position among the jobs.
-fn choose<'a>(documents: &'a [Document], arguments: &RunArguments) -> Result<(usize, &'a Document), Error> {
-    let file = arguments.file.display();
+pub(crate) fn choose<'a>(documents: &'a [Document], file: &Path, wanted: Option<&str>) -> Result<(usize, &'a Document), Error> {
+    let file = file.display();
     let jobs = || documents.iter().filter(|document| document.is_job()).enumerate().map(|(index, job)| (index + 1, job));
-    let wanted = arguments.name.as_deref();
     let mut found = jobs().filter(|(_, job)| wanted.is_none_or(|name| job.name() == Some(name)));
     match (found.next(), found.next()) {
         (Some(job), None) => Ok(job),
@@ -65,6 +64,11 @@ fn choose<'a>(documents: &'a [Document], arguments: &RunArguments) -> Result<(us
     }
 }
 
+/// Whether it takes a coordinator: several processes train, or others may join later.
+fn is_group(job: &ValidatedJob) -> bool {
+    members(job) > 1 || job.world().max > 1
+}
+
 /// Processes that train: as many as in a cluster.
 fn members(job: &ValidatedJob) -> usize {
     let workers = &job.spec().workers;
@@ -73,19 +77,24 @@ fn members(job: &ValidatedJob) -> usize {
 
 fn render(job: &ValidatedJob, arguments: &RunArguments) -> Result<TrainerConfig, Error> {
     let folders = local_folders(&arguments.volumes)?;
-    let paths = PathMapping::on_this_machine(job, &folders)
-        .map_err(|errors| anyhow!("{}", errors.iter().map(PathError::to_string).collect::<Vec<_>>().join("\n       ")))?;
+    let paths = PathMapping::on_this_machine(job, &folders).map_err(path_errors)?;
     // The members share this machine's processors.
     let share = (thread::available_parallelism().map_or(1, NonZeroUsize::get) / members(job)).max(1);
-    let threads = arguments.threads.map(NonZeroUsize::get).or_else(|| (members(job) > 1).then_some(share));
+    let threads = arguments.threads.map(NonZeroUsize::get).or_else(|| is_group(job).then_some(share));
     let data_threads = threads.unwrap_or(share);
     let config = render_trainer_config(job, &Surroundings { paths, device: arguments.device.into(), threads, data_threads });
     config.validate().context("the rendered configuration is refused; this is an error in lcl")?;
     Ok(config)
 }
 
+/// All that is wrong with where files lie, a line each.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` calls")]
+pub(crate) fn path_errors(errors: Vec<PathError>) -> Error {
+    anyhow!("{}", errors.iter().map(PathError::to_string).collect::<Vec<_>>().join("\n       "))
+}
+
 /// The folders given with `--volume`, absolute.
-fn local_folders(volumes: &[(String, PathBuf)]) -> Result<BTreeMap<String, String>, Error> {
+pub(crate) fn local_folders(volumes: &[(String, PathBuf)]) -> Result<BTreeMap<String, String>, Error> {
     let mut folders = BTreeMap::new();
     for (name, folder) in volumes {
         let absolute = std::path::absolute(folder).with_context(|| format!("--volume {name}={}", folder.display()))?;
@@ -126,11 +135,17 @@ fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> Result<(), Error> 
 
 fn trainer_arguments(config_file: &Path, job: &ValidatedJob, arguments: &RunArguments) -> Vec<OsString> {
     let workers = &job.spec().workers;
-    let mut list: Vec<OsString> = vec![if members(job) > 1 { "local" } else { "train" }.into(), "--config".into(), config_file.into()];
-    if members(job) > 1 {
-        let fewest = if job.spec().elastic.is_some() { job.world().min } else { workers.replicas };
-        let numbers = [("--workers", workers.replicas), ("--members-per-worker", workers.members_per_worker), ("--min-workers", fewest)];
-        list.extend(numbers.into_iter().flat_map(|(name, number)| [name.into(), number.to_string().into()]));
+    let mut list: Vec<OsString> = vec![if is_group(job) { "local" } else { "train" }.into(), "--config".into(), config_file.into()];
+    if is_group(job) {
+        let world = job.spec().elastic.as_ref().map(|_| job.world());
+        let numbers = [
+            ("--workers", Some(workers.replicas)),
+            ("--members-per-worker", Some(workers.members_per_worker)),
+            ("--min-workers", Some(world.as_ref().map_or(workers.replicas, |world| world.min))),
+            ("--max-workers", world.map(|world| world.max)),
+        ];
+        let numbers = numbers.into_iter().filter_map(|(name, number)| Some((name, number?)));
+        list.extend(numbers.flat_map(|(name, number)| [name.into(), number.to_string().into()]));
     }
     let flags = [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
     list.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));

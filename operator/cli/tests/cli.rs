@@ -263,8 +263,51 @@ fn a_job_for_many_members_runs_as_many_processes_that_share_the_processors() {
     let elastic = many.replacen("spec:\n", "spec:\n  elastic: { minWorkers: 2, maxWorkers: 4 }\n", 1);
     let place = Workplace::new(&elastic);
     assert_eq!(place.run(&[]).status.code(), Some(0));
-    assert_eq!(place.trainer_arguments()[7..], ["--min-workers", "2"]);
+    assert_eq!(place.trainer_arguments()[7..], ["--min-workers", "2", "--max-workers", "4"]);
     assert!(place.config("runs/a/trainer-config.json").runtime.threads.is_some_and(|threads| threads >= 1));
+}
+
+#[test]
+fn a_job_of_one_member_that_others_may_join_runs_with_a_coordinator() {
+    let place = Workplace::new(&JOB.replacen("spec:\n", "spec:\n  elastic: { minWorkers: 1, maxWorkers: 2 }\n", 1));
+    assert_eq!(place.run(&[]).status.code(), Some(0));
+    let arguments = place.trainer_arguments();
+    let numbers = ["--workers", "1", "--members-per-worker", "1", "--min-workers", "1", "--max-workers", "2"];
+    assert_eq!([&arguments[..2], &arguments[3..]].concat(), [&["local", "--config"], &numbers[..]].concat());
+}
+
+#[test]
+fn a_run_on_this_machine_is_asked_by_its_folder_or_by_its_manifest() {
+    let place = Workplace::new(JOB);
+    fs::create_dir_all(place.path("runs/a")).unwrap();
+    let check = |arguments: &[&str], expected: &[&str]| {
+        let output = place.lcl(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output.stderr));
+        let mut passed = place.trainer_arguments();
+        if passed[1].starts_with('/') {
+            passed[1] = Path::new(&passed[1]).strip_prefix(place.folder.path()).unwrap().display().to_string();
+        }
+        assert_eq!(passed, expected);
+    };
+    check(&["status"], &["status", "."]);
+    check(&["status", "runs/a", "-o", "json"], &["status", "runs/a", "--output", "json"]);
+    check(&["status", "job.yaml", "--volume", "runs=runs"], &["status", "runs/a"]);
+    check(&["resize", "runs/a", "--workers", "3"], &["resize", "runs/a", "--workers", "3"]);
+    check(&["resize", "job.yaml", "--workers", "3", "--volume", "runs=runs"], &["resize", "runs/a", "--workers", "3"]);
+    check(&["drain", "runs/a", "first-w-1", "-o", "json"], &["drain", "runs/a", "first-w-1", "--output", "json"]);
+}
+
+#[test]
+fn what_is_no_run_on_this_machine_cannot_be_asked_and_it_is_said_who_can() {
+    let place = Workplace::new(JOB);
+    check_refused(&place.lcl(&["status", "first"]), 65, &["first is neither", "kubectl get lcljob first", "kubectl scale lcljob first"]);
+    check_refused(&place.lcl(&["status", "job.yaml"]), 65, &["--volume runs=DIR"]);
+    check_refused(&place.lcl(&["resize", "runs", "--workers", "0"]), 2, &["--workers"]);
+    fs::write(place.path("job.yaml"), JOB.replace("steps: 100", "steps: 0")).unwrap();
+    check_refused(&place.lcl(&["status", "job.yaml"]), 65, &["no valid LCLTrainingJob", "lcl validate job.yaml"]);
+    fs::write(place.path("job.yaml"), JOB.replace("file:///runs/a", "s3://bucket/a")).unwrap();
+    check_refused(&place.lcl(&["status", "job.yaml"]), 65, &["s3://bucket/a", "the run printed when it began"]);
+    assert!(!place.path("arguments").exists());
 }
 
 #[test]
@@ -344,6 +387,9 @@ fn help_shows_commands_options_and_examples() {
     insta::assert_snapshot!("help", help(&["--help"]));
     insta::assert_snapshot!("help_run", help(&["run", "--help"]));
     insta::assert_snapshot!("help_validate", help(&["validate", "--help"]));
+    for command in ["status", "resize", "drain"] {
+        insta::assert_snapshot!(format!("help_{command}"), help(&[command, "--help"]));
+    }
 }
 
 #[test]

@@ -201,7 +201,10 @@ async fn write_and_commit(store: &CheckpointStore, mut work: Work, manner: Manne
     let id = work.id;
     let result = commit(store, &mut work, manner, stage).await;
     if let Some(together) = &work.together {
-        together.conclude(result.as_ref().map(|_| ()).map_err(|error| describe(error))).await;
+        match &result {
+            Ok(_) => together.succeed().await,
+            Err(error) => together.fail(describe(error), stage).await,
+        }
     }
     if let Err(error) = &result
         && !error.has_met_another_writer()

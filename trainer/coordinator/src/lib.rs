@@ -12,6 +12,7 @@ mod convert;
 mod driver;
 mod metrics;
 mod metrics_page;
+mod overseer;
 mod server;
 
 pub use client::{ClientOptions, Commands, GroupStore, MemberClient, PendingAnswer, StartError, StoreError};
@@ -19,6 +20,7 @@ pub use convert::{WireError, status_from_proto};
 pub use lcl_security::{CertificateFiles, Credentials, CredentialsError, SERVER_NAME, Security, SecurityError, Transport};
 pub use metrics::Metrics;
 pub use metrics_page::serve_metrics;
+pub use overseer::{Overseer, Sight};
 pub use server::{Incoming, ServeError, serve, serve_on, serve_with};
 
 /// Largest message in bytes that either side accepts: a store value with room to spare. Larger ones end the stream.

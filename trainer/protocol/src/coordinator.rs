@@ -43,7 +43,8 @@ pub struct CoordinatorSettings {
     /// Bounds on the number of members at the start.
     pub world: World,
     /// How long to wait for the desired members once the fewest are there, before the first generation; for all members of a group that is
-    /// to be taken over; and for those without whom nobody can save what others are to leave with.
+    /// to be taken over; and for those without whom nobody can save what others are to leave with. Where anybody holds state already, the
+    /// desired members are waited for no longer than for the heartbeat's time-out.
     pub formation_wait: Duration,
     /// A member not heard of for this long is lost.
     pub heartbeat_timeout: Duration,

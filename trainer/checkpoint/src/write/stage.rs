@@ -20,6 +20,11 @@ impl Stage {
         self.turn(ABANDONED) == ABANDONED
     }
 
+    /// Whether it can still be given up, and was not.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == UNDER_WAY
+    }
+
     /// Fails when the write was given up.
     pub(super) fn check(&self, id: CheckpointId) -> Result<(), WriteError> {
         if self.0.load(Ordering::SeqCst) == ABANDONED { Err(abandoned(id)) } else { Ok(()) }

@@ -2,7 +2,8 @@
 //!
 //! The committer (writer 0) opens the attempt, waits for every other writer's records, and leaves the outcome; the others wait for that.
 //! Nobody waits for ever: the store ends every wait with the membership, a store that came back empty is noticed by the missing opening,
-//! and the rest is bounded by a multiple of what the own part took.
+//! and the rest is bounded by a multiple of what the own part took. A committer that has failed says so as soon as there is a store to say
+//! it in: others may come to theirs only then, and would wait for its opening until their patience ends.
 
 use std::{
     fmt,
@@ -12,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::WriteError;
+use super::{Stage, WriteError};
 use crate::{id::CheckpointId, manifest::ShardRecord, plan::WritePlan};
 
 /// How long the others are waited for at least: shares are equal, so they take about as long as the own one.
@@ -24,6 +25,9 @@ const PATIENCE_FACTOR: u32 = 4;
 /// How often a writer that waits looks whether the attempt is still open.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// Between two attempts to leave a failure in a store that does not answer: a coordinator that was started again is there within a second.
+const SAY_AGAIN: Duration = Duration::from_millis(100);
+
 /// The writers' key-value store. Its operations block, and fail as soon as the membership is over: then no writer of it can commit.
 pub trait Meeting: fmt::Debug + Send + Sync {
     /// Sets a key.
@@ -34,6 +38,8 @@ pub trait Meeting: fmt::Debug + Send + Sync {
     fn contains(&self, key: &str) -> Result<bool, MeetingError>;
     /// Deletes a key; that it is not there is no error.
     fn delete(&self, key: &str) -> Result<(), MeetingError>;
+    /// Whether the membership is over, so that no operation will succeed any more. Otherwise a store that fails may come back, empty.
+    fn is_over(&self) -> bool;
 }
 
 /// The store did not do what it was asked for, most likely because the membership is over.
@@ -139,12 +145,32 @@ impl Together {
         if self.is_open().await? { Ok(()) } else { Err(WriteError::StoreEmptied { id: self.attempt.id }) }
     }
 
-    /// Committer: tells the others. Whether it could changes nothing for the checkpoint.
-    pub(super) async fn conclude(&self, result: Result<(), String>) {
-        let outcome = result.map_or_else(|reason| Outcome::Failed { reason }, |()| Outcome::Committed);
+    /// Committer: tells the others that the checkpoint is there. Whether it could changes nothing for it: all have reported, so they wait
+    /// for the outcome, and that ends with the store.
+    pub(super) async fn succeed(&self) {
         let key = self.attempt.outcome_key();
-        if let Err(error) = self.ask(move |meeting| meeting.set(&key, &write(&outcome))).await {
+        if let Err(error) = self.ask(move |meeting| meeting.set(&key, &write(&Outcome::Committed))).await {
             tracing::debug!(checkpoint = %self.attempt.id, %error, "the other writers learn the outcome by the end of their membership");
+        }
+    }
+
+    /// Committer: tells the others that there will be no checkpoint. The attempt is opened with it, perhaps again: those who still wait for
+    /// that find the outcome. Ends with the membership, and when the write is given up.
+    pub(super) async fn fail(&self, reason: String, stage: &Stage) {
+        let (patience, outcome) = (self.patience(), write(&Outcome::Failed { reason }));
+        let begin = Instant::now();
+        loop {
+            let (open, key, outcome) = (self.attempt.open_key(), self.attempt.outcome_key(), outcome.clone());
+            let said = self.ask(move |meeting| {
+                meeting.set(&key, &outcome)?;
+                meeting.set(&open, &[])
+            });
+            let Err(error) = said.await else { return };
+            if self.meeting.is_over() || !stage.is_under_way() || begin.elapsed() >= patience {
+                tracing::debug!(checkpoint = %self.attempt.id, %error, "the other writers learn the outcome by the end of their membership");
+                return;
+            }
+            tokio::time::sleep(SAY_AGAIN).await;
         }
     }
 

@@ -23,6 +23,9 @@ pub(crate) struct Board {
 struct State {
     values: BTreeMap<String, Vec<u8>>,
     is_over: bool,
+    /// Nobody answers; so many were refused meanwhile.
+    is_gone: bool,
+    refused: u32,
 }
 
 /// An operation, as it travels.
@@ -52,6 +55,22 @@ impl Board {
         self.state.lock().unwrap().values.clear();
     }
 
+    /// Without a coordinator, until there is a new one.
+    pub(crate) fn set_gone(&self, is_gone: bool) {
+        let mut state = self.state.lock().unwrap();
+        state.is_gone = is_gone;
+        state.values.clear();
+    }
+
+    /// Operations that were refused since nobody answers.
+    pub(crate) fn refused(&self) -> u32 {
+        self.state.lock().unwrap().refused
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.state.lock().unwrap().is_over
+    }
+
     pub(crate) fn keys(&self) -> Vec<String> {
         self.state.lock().unwrap().values.keys().cloned().collect()
     }
@@ -60,6 +79,10 @@ impl Board {
         let mut state = self.state.lock().unwrap();
         if state.is_over {
             return Err("the membership is over".to_owned());
+        }
+        if state.is_gone {
+            state.refused += 1;
+            return Err("nobody answers".to_owned());
         }
         match request {
             Request::Set(key, value) => {
@@ -118,11 +141,17 @@ pub(crate) struct Remote(pub(crate) SocketAddr);
 
 trait Ask {
     fn ask(&self, request: Request) -> Result<Option<Vec<u8>>, MeetingError>;
+
+    fn is_known_to_be_over(&self) -> bool;
 }
 
 impl Ask for Local {
     fn ask(&self, request: Request) -> Result<Option<Vec<u8>>, MeetingError> {
         self.0.answer(request).map_err(|reason| MeetingError { reason })
+    }
+
+    fn is_known_to_be_over(&self) -> bool {
+        self.0.is_over()
     }
 }
 
@@ -134,6 +163,11 @@ impl Ask for Remote {
             Ok(serde_json::from_reader(&stream)?)
         };
         answer().unwrap_or_else(|error| Err(error.to_string())).map_err(|reason| MeetingError { reason })
+    }
+
+    /// A board that does not answer has no successor.
+    fn is_known_to_be_over(&self) -> bool {
+        true
     }
 }
 
@@ -154,6 +188,10 @@ macro_rules! meeting {
 
             fn delete(&self, key: &str) -> Result<(), MeetingError> {
                 self.ask(Request::Delete(key.to_owned())).map(drop)
+            }
+
+            fn is_over(&self) -> bool {
+                Ask::is_known_to_be_over(self)
             }
         }
     };

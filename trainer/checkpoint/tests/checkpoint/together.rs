@@ -135,6 +135,10 @@ impl Meeting for OverAtTheFence {
     fn delete(&self, key: &str) -> Result<(), MeetingError> {
         self.0.delete(key)
     }
+
+    fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
 }
 
 #[test]
@@ -192,6 +196,36 @@ fn what_the_writers_wait_for_ends_with_their_membership_and_with_an_emptied_stor
         assert!(restore_latest(&target.store, None).unwrap().is_none());
         let next = Board::new();
         assert!(write_together(&vec![target.store.clone(); 2], 2, local(&next)).iter().all(Result::is_ok));
+    }
+}
+
+/// The committer lost its store before or after it had opened the attempt there, and the other writer comes to the next store only then.
+#[test]
+fn a_writer_that_comes_to_a_new_store_is_told_of_the_committers_failure_in_the_old_one() {
+    for is_opened in [false, true] {
+        let (target, board) = (folder(), Board::new());
+        let tensors = state(2, 5, 8);
+        let go_on = Arc::new(Barrier::new(2));
+        let here = Arc::clone(&go_on);
+        let slow = Watched::over(&target.store, move |moment, path| {
+            if moment == Moment::BeforePut && path.contains("shard-00001") {
+                here.wait();
+            }
+            Ok(())
+        });
+        let mut writers = [writer(&target.store), writer(&slow)];
+        board.set_gone(!is_opened);
+        for (index, writer) in writers.iter_mut().enumerate() {
+            writer.submit_part(part(2, 1, &tensors, 2, index, local(&board)())).unwrap();
+        }
+        while !is_opened && board.refused() == 0 || is_opened && board.keys().is_empty() {
+            thread::yield_now();
+        }
+        board.set_gone(false);
+        go_on.wait();
+        let [committer, other] = writers.each_mut().map(|writer| writer.wait().unwrap().unwrap_err());
+        assert!(matches!(other, WriteError::NotCommitted { .. }), "{other}");
+        assert!(matches!(committer, WriteError::Meeting { .. } | WriteError::StoreEmptied { .. }), "{committer}");
     }
 }
 

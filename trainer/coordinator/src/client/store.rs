@@ -76,6 +76,13 @@ impl GroupStore {
         self.client.shared.lock().cancel(self.generation, reason);
     }
 
+    /// Whether the generation has ended for this member. As long as it has not, a store that cannot be reached may come back, empty, with
+    /// the next coordinator.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.client.shared.lock().machine.generation() != Some(self.generation)
+    }
+
     /// Sets a key.
     pub fn set(&self, key: &str, value: &[u8], patience: Duration) -> Result<(), StoreError> {
         let request = StoreRequest::Set { key: key.to_owned(), value: value.to_vec() };

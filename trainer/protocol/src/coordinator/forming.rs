@@ -3,7 +3,8 @@
 use std::{cmp::Reverse, time::Duration};
 
 use super::{
-    Coordinator, EndReason, Flags, HistoryEvent, Identity, MemberName, Peer, StateLabel, ToMember, World, group::Group, roster::Roster,
+    Coordinator, CoordinatorSettings, EndReason, Flags, HistoryEvent, Identity, MemberName, Peer, StateLabel, ToMember, World,
+    group::Group, roster::Roster,
 };
 use crate::{
     Plan,
@@ -110,10 +111,17 @@ impl Coordinator {
             _ => FIRST_DELAY.saturating_mul(1 << (further - 1).min(16)).min(LONGEST_DELAY),
         };
         // Survivors wait for nobody: whoever comes later is let in by the next generation. Of a group that was not taken over others may
-        // still be on their way, and hold more.
+        // still be on their way, and hold more, until all of its list have been heard of.
         let complete = self.peers.free() >= self.world.desired() as usize;
-        let survivors = self.group.as_ref().is_some_and(Group::was_open);
-        if complete || survivors { delay } else { delay.max(self.settings.formation_wait) }
+        let survivors = self.group.as_ref().is_some_and(Group::is_accounted_for);
+        if complete || survivors { delay } else { delay.max(self.arrival_time()) }
+    }
+
+    /// How long others may be on their way. Where somebody holds state, training was under way, and who took part in it has a process that
+    /// attaches again by itself: one that was not heard of for the heartbeat's time-out is as lost as if it had been silent here.
+    fn arrival_time(&self) -> Duration {
+        let CoordinatorSettings { formation_wait, heartbeat_timeout, .. } = self.settings;
+        if self.peers.holders() > 0 { formation_wait.min(heartbeat_timeout) } else { formation_wait }
     }
 
     fn may_form(&self) -> bool {

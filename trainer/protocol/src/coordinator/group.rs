@@ -28,6 +28,9 @@ pub(super) struct Group {
     /// From which step on a checkpoint was wished last.
     pub(super) wished_checkpoint: Option<u64>,
     stage: Stage,
+    /// Of a group that was to be taken over: members on its list, and the ranks of those that have attached with it, lost ones included.
+    listed: u32,
+    heard_of: BTreeSet<u32>,
     /// A step was committed in it by all members.
     pub(super) fruitful: bool,
 }
@@ -81,6 +84,8 @@ impl Group {
             wish: Flags::NONE,
             wished_checkpoint: None,
             stage: Stage::Open,
+            listed: 0,
+            heard_of: BTreeSet::new(),
             fruitful: false,
         }
     }
@@ -88,7 +93,7 @@ impl Group {
     /// A group of an earlier coordinator, whose members have yet to attach.
     fn gathering(held: HeldGroup, since: Duration) -> Self {
         let HeldGroup { generation, world, list_digest, .. } = held;
-        Self { stage: Stage::Gathering { since, world, list_digest }, ..Self::new(generation, None, Vec::new()) }
+        Self { stage: Stage::Gathering { since, world, list_digest }, listed: world, ..Self::new(generation, None, Vec::new()) }
     }
 
     pub(super) const fn is_open(&self) -> bool {
@@ -103,6 +108,11 @@ impl Group {
     /// Whether all of its members were led from here once.
     pub(super) const fn was_open(&self) -> bool {
         matches!(self.stage, Stage::Open | Stage::Closed { was_open: true, .. })
+    }
+
+    /// Whether each of its members has been seen here, so that nobody who is still on the way can hold more than those who are there.
+    pub(super) fn is_accounted_for(&self) -> bool {
+        self.was_open() || self.heard_of.len() >= self.listed as usize
     }
 
     /// Whether this is the same group, as another of its members has it.
@@ -140,6 +150,7 @@ impl Group {
     /// A member of a group that is taken over is there.
     fn admit(&mut self, name: MemberName, held: HeldGroup, step: Option<u64>) {
         *self.steps.entry(step).or_default() += 1;
+        self.heard_of.insert(held.rank);
         self.unfinished += usize::from(!held.finished);
         self.members.insert(name, Progress { rank: held.rank, step, finished: held.finished, pace: Pace::default() });
     }
@@ -192,10 +203,13 @@ impl Coordinator {
     /// A member has attached that holds a group. One of an earlier coordinator is taken over; any other was given up here.
     pub(super) fn attached_with(&mut self, name: &MemberName, held: HeldGroup) {
         let earlier = held.generation.epoch < self.settings.epoch && self.given_up < Some(held.generation);
-        match &self.group {
+        match &mut self.group {
             None if earlier => self.group = Some(Group::gathering(held, self.now)),
             // What it holds is still awaited with the reports of the others.
-            Some(group) if group.generation == held.generation && !group.trains() => return self.drop_held(name, held.generation),
+            Some(group) if group.generation == held.generation && !group.trains() => {
+                group.heard_of.insert(held.rank);
+                return self.drop_held(name, held.generation);
+            }
             Some(group) if group.is_the_one(&held) => {}
             Some(group) if earlier && !group.was_open() && group.trains() && group.generation < held.generation => {
                 // Another coordinator formed a later generation, and died before all had heard of it: the older one cannot be whole.
@@ -226,6 +240,7 @@ impl Coordinator {
         by_rank.sort_unstable_by_key(|(rank, _)| *rank);
         let identities = by_rank.iter().filter_map(|(_, name)| self.peers.get(*name)).map(|peer| &peer.identity);
         if digest_of(identities) != list_digest {
+            group.heard_of.clear();
             return self.break_group("those who attached with it are not its members");
         }
         group.stage = Stage::Open;

@@ -27,10 +27,11 @@ struct Counts {
     draining_in_group: usize,
     staying: usize,
     spare: usize,
+    holders: usize,
 }
 
 impl Counts {
-    fn all(&mut self, peer: &Peer) -> [(&mut usize, bool); 6] {
+    fn all(&mut self, peer: &Peer) -> [(&mut usize, bool); 7] {
         [
             (&mut self.in_group, peer.is_in_group()),
             (&mut self.busy, !peer.is_free()),
@@ -38,6 +39,7 @@ impl Counts {
             (&mut self.draining_in_group, peer.is_in_group() && peer.draining),
             (&mut self.staying, !peer.draining && (peer.is_free() || peer.is_in_group())),
             (&mut self.spare, !peer.draining && peer.is_free()),
+            (&mut self.holders, peer.held.is_some()),
         ]
     }
 
@@ -122,6 +124,11 @@ impl Roster {
     /// Those that are not to leave and that take part or can.
     pub(super) const fn staying(&self) -> usize {
         self.counts.staying
+    }
+
+    /// Those that hold any state.
+    pub(super) const fn holders(&self) -> usize {
+        self.counts.holders
     }
 
     /// Those that can take part, do not, and are not to leave.

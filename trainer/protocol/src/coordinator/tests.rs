@@ -513,6 +513,35 @@ fn a_loss_before_all_are_there_ends_the_group_that_was_to_be_taken_over() {
 }
 
 #[test]
+fn survivors_whose_group_broke_without_a_coordinator_wait_for_the_lost_no_longer_than_for_a_silent_member() {
+    let form_after = |held: Option<StateLabel>| {
+        let mut bench = Bench::new(1, 2, 2);
+        bench.coordinator.settings.formation_wait = Duration::from_mins(1);
+        bench.attach(1, 1, |attach| attach.held = held);
+        (1..100).find(|second| {
+            bench.say(1, ToCoordinator::Heartbeat { generation: None, held, activity: Activity::default() });
+            bench.tick(Duration::from_secs(*second));
+            bench.plan(1).is_some_and(|plan| plan.world == 1)
+        })
+    };
+    assert_eq!(form_after(Some(label(8, 0))), Some(10));
+    assert_eq!(form_after(None), Some(60), "at the very start all may still be starting");
+}
+
+#[test]
+fn those_left_of_a_group_that_was_to_be_taken_over_wait_for_nobody_who_was_lost() {
+    // More are desired than will come.
+    let mut bench = Bench::new(1, 4, 4);
+    bench.attach(3, 3, |_| {});
+    trains_in(&mut bench, 1, 0, 8);
+    bench.close(1);
+    assert_eq!(bench.plan(3), None, "the second may come, and hold the most");
+    trains_in(&mut bench, 2, 1, 9);
+    bench.say(2, ToCoordinator::Report { generation: EARLIER, held: Some(label(9, 0)), cause: ReportCause::Aborted });
+    assert_eq!(bench.plan(3).map(|plan| (plan.world, plan.base)), Some((2, Some(label(9, 0)))));
+}
+
+#[test]
 fn a_group_with_other_members_than_its_list_is_given_up() {
     let mut bench = Bench::new(1, 2, 2);
     trains_in(&mut bench, 1, 0, 8);

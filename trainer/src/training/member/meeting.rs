@@ -42,4 +42,8 @@ impl Meeting for Writers {
     fn delete(&self, key: &str) -> Result<(), MeetingError> {
         self.0.delete(key, PATIENCE).map(drop).map_err(|error| translate(&error))
     }
+
+    fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
 }
