@@ -80,7 +80,10 @@ async fn listen(address: std::net::SocketAddr, what: &str) -> Result<TcpListener
 
 async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: impl Future<Output = ()>) -> Result<()> {
     let mut stop = std::pin::pin!(stop);
-    ensure!(settings.insecure, "the pods of jobs have no certificates yet: start with --insecure, and keep others out with a NetworkPolicy");
+    ensure!(
+        settings.insecure,
+        "the pods of jobs have no certificates yet: start with --insecure, and keep others out with a NetworkPolicy"
+    );
     let security = Security::Insecure;
     let client = tokio::select! {
         client = client::connect(settings, Arc::clone(metrics)) => client?,
