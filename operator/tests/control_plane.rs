@@ -296,17 +296,17 @@ fn one_operator_leads_and_another_takes_over() -> Result<()> {
     };
     let first = start("first")?;
     wait_for("a leader", || {
-        ensure!(first.metric("lcl_operator_leads")? > 0.0, "not yet");
+        ensure!(first.metric("leader_election_master_status{name=\"lcl-operator\"}")? > 0.0, "not yet");
         Ok(())
     })?;
     let second = start("second")?;
     installed.apply(&job("led", ""))?;
     wait_for_pods(&installed, "led", 2)?;
-    ensure!(second.metric("lcl_operator_leads")? < 1.0, "two lead");
+    ensure!(second.metric("leader_election_master_status{name=\"lcl-operator\"}")? < 1.0, "two lead");
     // In order: the lease is given back, and nobody waits for its end.
     first.terminate()?;
     wait_for("the other to lead", || {
-        ensure!(second.metric("lcl_operator_leads")? > 0.0, "not yet");
+        ensure!(second.metric("leader_election_master_status{name=\"lcl-operator\"}")? > 0.0, "not yet");
         Ok(())
     })?;
     installed.kubectl(&["delete", "pod", "led-w-0", "--force", "--grace-period=0"])?;
