@@ -45,7 +45,7 @@ pub struct Settings {
     #[arg(long, env = "POD_NAME", hide = true)]
     pub pod_name: Option<String>,
     /// Let coordinators, workers and this process talk without encryption and without asking who is there: needed until they are given
-    /// certificates; a NetworkPolicy should keep others away
+    /// certificates; a network policy should keep others away
     #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub insecure: bool,
     /// How log lines are written

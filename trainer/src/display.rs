@@ -201,7 +201,11 @@ impl Bars {
     fn show_members(&mut self, group: &Group, news: &[Happening]) {
         let Self { multi, members, happened, episodes, .. } = self;
         members.get_or_insert_with(|| bar(multi, "{msg}")).set_message(group.line());
-        if !news.iter().fold(false, |changed, happening| episodes.take(&happening.event) || changed) {
+        let mut has_changed = false;
+        for happening in news {
+            has_changed |= episodes.take(&happening.event);
+        }
+        if !has_changed {
             return;
         }
         for (place, line) in episodes.lines().enumerate() {

@@ -318,13 +318,13 @@ impl<'a> MemberRun<'a> {
             }),
             Role::Restore { to } => {
                 let store = CheckpointStore::open(&self.config.checkpoint.uri, lcl_checkpoint::StoreOptions::default())?;
-                let restorer = Restorer {
+                let asked = Restorer {
                     generation: lcl_checkpoint::Generation { epoch: generation.epoch, n: generation.n },
                     job: self.member.job.as_deref(),
                     identity: &self.identity,
                     begin: self.options.begin,
                 };
-                let restored = match restore(&store, &self.config, &restorer, &mut self.learner)? {
+                let restored = match restore(&store, &self.config, &asked, &mut self.learner)? {
                     Found::State(progress) => Some(progress),
                     Found::Nothing => None,
                     Found::Later(by) => {

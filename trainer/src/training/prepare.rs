@@ -142,16 +142,16 @@ pub(super) enum Found {
 pub(super) fn restore(
     store: &CheckpointStore,
     config: &TrainerConfig,
-    restorer: &Restorer,
+    asked: &Restorer,
     learner: &mut Learner,
 ) -> Result<Found, TrainError> {
     let Some(restored) = restore_latest(store, None)? else {
         let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
-        check_that_nothing_was_lost(&folder, restorer.begin)?;
+        check_that_nothing_was_lost(&folder, asked.begin)?;
         return Ok(Found::Nothing);
     };
-    restorer.identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
-    if let Some(later) = restorer.overtaken_by(&restored.metadata, restored.id.generation) {
+    asked.identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
+    if let Some(later) = asked.overtaken_by(&restored.metadata, restored.id.generation) {
         return Ok(Found::Later(later));
     }
     load(learner, &restored).map(Found::State)
