@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 /// The longest anything here may take on a busy machine before the test gives up.
-pub const PATIENCE: Duration = Duration::from_mins(3);
+pub const PATIENCE: Duration = Duration::from_mins(6);
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(2);
 
