@@ -1,8 +1,11 @@
 //! The training step of several members of `lcl-torch`, each a process, measured; `bench/elastic_compare.py` runs it in turns with `PyTorch`'s
 //! `DistributedDataParallel` (`bench/step.py --processes`), and its exact mode with its fast one.
 //!
-//! The last line it prints is JSON. Batches are made by the formula of `bench_step.rs`, rank r having the r-th equal part of the rows; with
+//! The last line it prints is JSON. Batches are those of `bench_step.rs`, rank r having the r-th equal part of the rows; with
 //! `--weights` both sides start from the same model and must print the same losses.
+
+#[path = "bench_support/model.rs"]
+mod model;
 
 use std::{
     collections::BTreeMap,
@@ -19,33 +22,21 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use lcl_torch::{
-    Device, Kind, Learner, MemberStep, MicroBatch, ShardShare, StateTensor, Tensor, allocator,
+    Device, Learner, MemberStep, MicroBatch, ShardShare, allocator,
     collectives::{AbortHandle, Group, GroupOptions, Store, StoreError},
     set_threads, shards_of,
     shim::runtime::set_deterministic,
 };
-use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, ExactConfig, FORMAT_VERSION, GradientCompression,
-    ModelConfig, ModelShape, Normalization, Objective, OptimizationConfig, Precision, Preset, RuntimeConfig, Schedule, SpecialTokens,
-    TextShape, TrainerConfig, VisionShape,
-};
-use safetensors::SafeTensors;
+use lcl_trainer_config::ExactConfig;
+
+use model::{Size, batch, config, load_weights, peak, shape, text_tokens};
 
 /// For everything that a member waits for.
 const TIMEOUT: Duration = Duration::from_mins(5);
 /// Virtual shards of exact mode: the default of a job.
 const SHARDS: usize = 8;
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Size {
-    /// 61.2 M parameters, as in `bench_step.rs`.
-    #[value(name = "61m")]
-    Medium,
-    /// The `tiny` preset.
-    Tiny,
-}
 
 #[derive(Clone, Debug, Parser)]
 #[command(about = "Measure the training step of several members")]
@@ -166,119 +157,21 @@ impl Store for FolderStore {
     }
 }
 
-/// The model, and text tokens of a row.
-fn shape(size: Size) -> (ModelShape, usize) {
-    match size {
-        Size::Medium => (
-            ModelShape {
-                vision: VisionShape { image_size: 224, patch_size: 32, width: 384, layers: 6, heads: 6 },
-                text: TextShape { width: 384, layers: 6, heads: 6, context_length: 130, vocab_size: 49_411 },
-                embed_dim: 384,
-                pool_heads: 6,
-                special_tokens: SpecialTokens::CLIP,
-            },
-            77,
-        ),
-        Size::Tiny => (Preset::Tiny.shape(), 24),
-    }
-}
-
-fn config(shape: ModelShape, arguments: &Arguments) -> TrainerConfig {
-    let precision = if arguments.precision == "bfloat16" { Precision::Bfloat16 } else { Precision::Float32 };
-    TrainerConfig {
-        version: FORMAT_VERSION,
-        job: "bench".to_owned(),
-        model: ModelConfig {
-            shape,
-            objective: Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 },
-            drop_path: 0.0,
-            layer_scale: None,
-            activation_checkpointing: false,
-            precision,
-        },
-        data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["unused.tar".to_owned()] },
-            index_path: None,
-            image_first_probability: 0.5,
-            augmentation: AugmentationConfig::default(),
-            reduced_scale_decoding: false,
-            threads: 1,
-            prefetch: 1,
-        },
-        optimization: OptimizationConfig {
-            steps: 1_000_000,
-            global_batch_size: (arguments.rows * arguments.processes) as u64,
-            micro_batch_size: None,
-            learning_rate: 3e-4,
-            weight_decay: 0.1,
-            betas: [0.9, 0.98],
-            epsilon: 1e-6,
-            schedule: Schedule::Constant { warmup_steps: 0 },
-            gradient_clip: None,
-            normalization: Normalization::Global,
-            gradient_compression: GradientCompression::None,
-            exact: arguments.exact.then_some(ExactConfig { virtual_shards: SHARDS as u32, threads: arguments.threads as u32 }),
-            seed: 0,
-            max_consecutive_skipped_steps: 1,
-        },
-        checkpoint: CheckpointConfig { uri: "file:///unused".to_owned(), every_steps: 1, keep_last: 1, keep_every_steps: None },
-        runtime: RuntimeConfig { device: Wanted::Cpu, threads: Some(arguments.threads) },
-    }
-}
-
-/// Rows `first..first + count` of the global batch of `total`: half of all image first, half text first.
-fn batch(shape: &ModelShape, text_tokens: usize, total: usize, first: usize, count: usize) -> Result<MicroBatch> {
-    let patches = usize::try_from(shape.vision.tokens())?;
-    let mut tokens = Vec::new();
-    for row in first..first + count {
-        let text = (0..text_tokens).map(|k| 1 + ((row * 7919 + k * 104_729) % 49_405) as i64);
-        let image = [49_409].into_iter().chain(std::iter::repeat_n(49_408, patches)).chain([49_410]);
-        if row % 2 == 0 {
-            tokens.extend(image.chain(text).chain([49_407]));
-        } else {
-            tokens.extend([49_406].into_iter().chain(text).chain(image));
-        }
-    }
-    let side = shape.vision.image_size;
-    let pixels = Tensor::f_arange(total as i64 * 3 * side * side, (Kind::Double, Device::Cpu))?.f_mul_scalar(0.37)?.f_sin()?;
-    let images = pixels.f_to_kind(Kind::Float)?.f_view([total as i64, 3, side, side])?;
-    Ok(MicroBatch {
-        tokens: Tensor::from_slice(&tokens).f_view([count as i64, -1])?,
-        images: images.f_narrow(0, first as i64, count as i64)?.f_contiguous()?,
-        slots: (first as u64..(first + count) as u64).collect(),
-        image_rows: None,
-    })
-}
-
-fn load_weights(learner: &mut Learner, path: &Path) -> Result<()> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let file = SafeTensors::deserialize(&bytes).with_context(|| format!("reading {}", path.display()))?;
-    let views = file.tensors();
-    let tensors = views.iter().map(|(name, view)| StateTensor { name, shape: view.shape(), data: view.data() });
-    Ok(learner.load_parameters(tensors)?)
-}
-
-/// Largest resident size in bytes.
-fn peak() -> Result<i64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<i64>()? * 1024)
-}
-
 fn member(arguments: &Arguments, rank: usize, store: &Path) -> Result<()> {
     allocator::retain_memory();
     set_threads(Some(arguments.threads))?;
     if arguments.exact {
         set_deterministic(true)?;
     }
-    let (shape, text_tokens) = shape(arguments.model);
-    let config = config(shape.clone(), arguments);
+    let (shape, text_tokens) = (shape(arguments.model), text_tokens(arguments.model));
+    let world = arguments.processes;
+    let total = arguments.rows * world;
+    let mut config = config(shape.clone(), &arguments.precision, total, arguments.threads);
+    config.optimization.exact = arguments.exact.then_some(ExactConfig { virtual_shards: SHARDS as u32, threads: arguments.threads as u32 });
     let mut learner = Learner::new(&config, Device::Cpu)?;
     if let Some(path) = &arguments.weights {
         load_weights(&mut learner, path)?;
     }
-    let world = arguments.processes;
-    let total = arguments.rows * world;
     let shards = if arguments.exact { shards_of(rank, world, SHARDS) } else { rank..rank + 1 };
     let size = if arguments.exact { total / SHARDS } else { arguments.rows };
     let parts: Vec<MicroBatch> = shards.map(|shard| batch(&shape, text_tokens, total, shard * size, size)).collect::<Result<_>>()?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Activity, HeldGroup, MemberName, Role};
+use crate::{Activity, HeldGroup, Identity, MemberName, Role};
 
 fn generation(n: u64) -> Generation {
     Generation { epoch: 1, n }
