@@ -144,27 +144,32 @@ fn a_run_restored_by_any_number_of_members_ends_with_the_bits_of_an_undisturbed_
     Ok(())
 }
 
-/// Nobody shares a folder: the next leader finds the ledger in the store, and has the lines since the last upload itself.
+/// Nobody shares a folder. Whoever leads next reads the ledger from the store; the lines since the last upload it has itself, or had them
+/// with the state from a member that was there.
 #[test]
-fn the_ledger_of_a_run_on_an_object_store_is_whole_though_its_leader_is_lost() -> Result<()> {
+fn the_ledger_of_a_run_on_an_object_store_is_whole_though_one_that_comes_later_leads() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let (alone, mut run, server) = (workbench.alone(40)?, workbench.begin("elsewhere")?, s3::Server::start()?);
     run.config.checkpoint.uri = s3::Server::uri("elsewhere");
-    // None before the last step: what the leader has written is not in the store when it dies.
+    // None before the last step: no checkpoint takes the ledger along.
     run.config.checkpoint.every_steps = 1000;
     run.folder = server.objects("elsewhere");
-    let coordinator = Coordinator::start(1, 2)?;
+    let coordinator = Coordinator::start(2, 2)?;
     let start = |worker: &str, fault: Option<(&str, &Path)>| -> Result<Running> {
         let mut command = command(&run, &coordinator, worker, fault)?;
         command.envs(server.environment());
         process::start_command(command)
     };
     let hits = tempfile::tempdir()?;
+    // Ranks are in the order of nodes: `a` leads, whichever process that is.
     let (mut leader, follower) = (start("a", Some(("data@step=20:kill", hits.path())))?, start("b", None)?);
     await_condition("the leader's death", || Ok(leader.has_ended()?.then_some(())))?;
-    follower.wait()?.expect_code(0)?;
+    let next = start("a", None)?;
+    for member in [follower, next] {
+        member.wait()?.expect_code(0)?;
+    }
     run.expect_same_work(&alone)?;
     let events = fs::read_dir(&run.folder)?.filter_map(Result::ok).filter(|file| file.file_name().to_string_lossy().starts_with("events."));
-    ensure!(events.count() == 2 && run.newest_checkpoint()?.step == 40);
+    ensure!(events.count() >= 1 && run.newest_checkpoint()?.step == 40);
     Ok(())
 }

@@ -307,8 +307,8 @@ impl<'a> MemberRun<'a> {
         let begun = Instant::now();
         let moved = match role {
             Role::Level => Ok(()),
-            Role::Send { to } => transfer::send(&mut joined.group, &self.learner, self.progress, to),
-            Role::Receive { from } => transfer::receive(&mut joined.group, &mut self.learner, *from).map(|progress| {
+            Role::Send { to } => transfer::send(&mut joined.group, &self.learner, self.progress, &self.tally, to),
+            Role::Receive { from } => transfer::receive(&mut joined.group, &mut self.learner, &mut self.tally, *from).map(|progress| {
                 self.progress = progress;
                 self.restored = None;
                 if let Some(saver) = self.saver.as_mut() {
@@ -336,7 +336,7 @@ impl<'a> MemberRun<'a> {
                 if let Some(saver) = self.saver.as_mut() {
                     saver.set_committed(self.restored);
                 }
-                transfer::send(&mut joined.group, &self.learner, self.progress, to)
+                transfer::send(&mut joined.group, &self.learner, self.progress, &self.tally, to)
             }
         };
         match moved {

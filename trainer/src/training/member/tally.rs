@@ -128,6 +128,18 @@ impl Tally {
         record
     }
 
+    /// The lines for a member that has none: whoever leads next may be new.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        // A record is plain data with string keys: turning it into JSON cannot fail.
+        serde_json::to_vec(&self.records).unwrap_or_default()
+    }
+
+    /// Takes the lines of another member in place of its own, which led to another state.
+    pub(super) fn replace(&mut self, bytes: &[u8]) -> Result<(), serde_json::Error> {
+        self.records = serde_json::from_slice(bytes)?;
+        Ok(())
+    }
+
     /// Lines of steps from `first` to before `end`, the newest of each.
     pub(super) fn since(&self, first: u64, end: u64) -> Vec<StepRecord> {
         (first..end).filter_map(|step| self.records.iter().rev().find(|record| record.step == step).cloned()).collect()

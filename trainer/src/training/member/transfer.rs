@@ -7,6 +7,7 @@ use lcl_torch::{
     collectives::{Group, GroupError},
 };
 
+use super::tally::Tally;
 use crate::{
     fail_point::{self, Place},
     training::{TrainError, prepare::Progress},
@@ -14,10 +15,11 @@ use crate::{
 
 /// Of a single tensor.
 const TIMEOUT: Duration = Duration::from_mins(5);
-/// What kind of tensor travels: the numbers before the state, its tensors, its hash.
+/// What kind of tensor travels: the numbers before the state, its tensors, its hash, the newest lines of the ledger.
 const NUMBERS_TAG: u16 = 1;
 const STATE_TAG: u16 = 2;
 const HASH_TAG: u16 = 3;
+const LINES_TAG: u16 = 4;
 /// BLAKE3 as hexadecimal.
 const HASH_LENGTH: i64 = 64;
 
@@ -41,13 +43,15 @@ impl<E: Into<TrainError>> From<(E,)> for TransferError {
     }
 }
 
-/// Sends the state to each of `to`, one after the other.
-pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, to: &[u32]) -> Result<(), TransferError> {
+/// Sends the state and the ledger's lines to each of `to`, one after the other.
+pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, tally: &Tally, to: &[u32]) -> Result<(), TransferError> {
     if to.is_empty() {
         return Ok(());
     }
-    let numbers =
-        [progress.completed_steps, learner.completed_updates(), u64::from(progress.consecutive_skips)].map(|number| number as i64);
+    let lines = tally.to_bytes();
+    let numbers = [progress.completed_steps, learner.completed_updates(), u64::from(progress.consecutive_skips), lines.len() as u64]
+        .map(|number| number as i64);
+    let lines = Tensor::from_slice(&lines);
     let hash = learner.state_hash().map_err(|error| (error,))?;
     let bytes = Tensor::from_slice(hash.as_bytes());
     let state = learner.state();
@@ -59,15 +63,17 @@ pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, to:
             group.send(&tensor.contiguous().to_device(Device::Cpu), receiver, STATE_TAG, TIMEOUT)?;
         }
         group.send(&bytes, receiver, HASH_TAG, TIMEOUT)?;
+        group.send(&lines, receiver, LINES_TAG, TIMEOUT)?;
         tracing::info!(to = receiver, step = progress.completed_steps, hash, "state sent");
     }
     Ok(())
 }
 
-/// Receives the state from rank `from`. The learner's own is replaced only when all of the other has come and its hash is right.
-pub(super) fn receive(group: &mut Group, learner: &mut Learner, from: u32) -> Result<Progress, TransferError> {
+/// Receives the state and the ledger's lines from rank `from`. What the learner has is replaced only when all of the other has come and
+/// its hash is right.
+pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tally, from: u32) -> Result<Progress, TransferError> {
     let from = from as usize;
-    let mut numbers = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
+    let mut numbers = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
     group.receive(&mut numbers, from, NUMBERS_TAG, TIMEOUT)?;
     let mut received = Vec::new();
     for (index, (name, tensor)) in learner.state().into_iter().enumerate() {
@@ -78,9 +84,16 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, from: u32) -> Re
     }
     let mut hash = Tensor::zeros([HASH_LENGTH], (Kind::Uint8, Device::Cpu));
     group.receive(&mut hash, from, HASH_TAG, TIMEOUT)?;
-    let [step, updates, skips] = [0, 1, 2].map(|index| numbers.int64_value(&[index]).unsigned_abs());
+    let [step, updates, skips, length] = [0, 1, 2, 3].map(|index| numbers.int64_value(&[index]).unsigned_abs());
+    let mut lines = Tensor::zeros([length as i64], (Kind::Uint8, Device::Cpu));
+    group.receive(&mut lines, from, LINES_TAG, TIMEOUT)?;
     let expected: String = (0..HASH_LENGTH).map(|index| char::from(hash.int64_value(&[index]) as u8)).collect();
     learner.replace_state(&received, updates, &expected).map_err(|error| (error,))?;
+    let lines = Vec::<u8>::try_from(lines).map_err(|error| error.to_string());
+    if let Err(error) = lines.and_then(|lines| tally.replace(&lines).map_err(|error| error.to_string())) {
+        // The training is complete without them.
+        tracing::warn!(from, error, "the ledger's newest lines cannot be read: should this member lead, they may be missing");
+    }
     tracing::info!(from, step, hash = expected, "state received");
     Ok(Progress { completed_steps: step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
 }
