@@ -55,8 +55,8 @@ verify: deps $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## formatting, lints, lic
 
 fix: deps ## format and write the generated files anew
 	cargo fmt --all
-	cargo run --quiet -p lcl-crds --example generate
-	cargo run --quiet -p lcl-proto --example generate
+	cargo run --quiet -p lcl-crds --example generate_crds
+	cargo run --quiet -p lcl-proto --example generate_proto
 
 images: deps images-deps ## build the container images into target/images, as archives that containerd and Docker import
 	@images/programs.sh

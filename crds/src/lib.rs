@@ -1,7 +1,7 @@
 //! The custom resource users write: its Rust types, the rules the API server checks, and the definition generated from both.
 //!
 //! Comes in: nothing. Goes out: [`LCLTrainingJob`] and [`custom_resource_definition`]. The committed YAML under `crds/generated/` is
-//! written from that definition (`cargo run -p lcl-crds --example generate`); a test fails when it drifts.
+//! written from that definition (`cargo run -p lcl-crds --example generate_crds`); a test fails when it drifts.
 //! The documentation of every field here is what `kubectl explain` shows. Rules live here and nowhere else: `lcl-operator-core` evaluates
 //! the very same schema and CEL expressions offline.
 //! This crate must not know a client, an async runtime, or the trainer.

@@ -1,6 +1,6 @@
 //! The committed definition is what the types say, and an API server can take it.
 
-#[path = "../examples/generate.rs"]
+#[path = "../examples/generate_crds.rs"]
 #[allow(dead_code, reason = "the example's main is not called here")]
 mod generate;
 
@@ -33,7 +33,7 @@ fn the_committed_files_are_up_to_date() {
         [(generate::path(), generate::render().unwrap()), (generate::template_path(), generate::render_template().unwrap())]
     {
         let committed = fs::read_to_string(&path).unwrap();
-        assert!(committed == expected, "{} differs from the types: run `cargo run -p lcl-crds --example generate`", path.display());
+        assert!(committed == expected, "{} differs from the types: run `cargo run -p lcl-crds --example generate_crds`", path.display());
     }
 }
 

@@ -8,6 +8,7 @@ use std::{io, thread};
 use indicatif::MultiProgress;
 use lcl_checkpoint::{RestoreError, StoreError};
 use lcl_data::{DatasetError, LoaderError};
+use lcl_protocol::Refusal;
 use lcl_torch::{DeviceError, LearnerError};
 use lcl_trainer_config::{ExitCode, TrainerConfig};
 

@@ -1,6 +1,6 @@
 //! Several members train one job: real processes, the coordinator's real server, real collectives.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lcl_coordinator::{Security, serve};
@@ -9,7 +9,7 @@ use lcl_tests::{
     process::{self, Running, await_condition},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::ExitCode;
+use lcl_trainer_config::{ExactConfig, ExitCode};
 use rustix::process::Signal;
 use tokio::{net::TcpListener, runtime::Runtime};
 
@@ -39,10 +39,14 @@ impl Coordinator {
 
     /// Starts a member of `run`.
     fn member(&self, run: &Run, worker: &str) -> Result<Running> {
+        process::start(self.arguments(run, worker)?)
+    }
+
+    fn arguments(&self, run: &Run, worker: &str) -> Result<Vec<String>> {
         let mut arguments = run.arguments(&["--insecure", "--output", "json", "--worker", worker, "--node", worker])?;
         "member".clone_into(arguments.first_mut().context("no command")?);
         arguments.extend(["--coordinator".to_owned(), self.address.to_string()]);
-        process::start(arguments)
+        Ok(arguments)
     }
 }
 
@@ -104,6 +108,26 @@ fn a_member_asked_to_end_leaves_between_two_steps_and_the_others_finish() -> Res
     leaves.wait()?.expect_code(ExitCode::Preempted.code())?;
     stays.wait()?.expect_code(0)?;
     run.expect_same_work(&alone)
+}
+
+#[test]
+fn in_exact_mode_a_member_with_other_instructions_is_refused_and_the_others_train_on() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("mixed")?;
+    run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+    let coordinator = Coordinator::start(1, 1, 2)?;
+    let first = coordinator.member(&run, "a")?;
+    await_condition("a step of the first", || run.has_steps(1))?;
+    let mut other = Command::new(process::trainer()?);
+    // libtorch's own switch: its kernels without AVX.
+    other.args(coordinator.arguments(&run, "b")?).env("ATEN_CPU_CAPABILITY", "default");
+    let refused = process::start_command(other)?.wait()?.expect_code(ExitCode::Retryable.code())?;
+    for part in ["member b/0 computes on", "(DEFAULT, MKL", "optimization.exact"] {
+        ensure!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+    first.wait()?.expect_code(0)?;
+    ensure!(generations(&run)? == [1]);
+    Ok(())
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub(crate) async fn run(scene: Arc<Scene>, worker: usize) -> turmoil::Result {
     let settings = MemberSettings {
         identity,
         config_digest: "digest".to_owned(),
+        machine: None,
         heartbeat_interval: Duration::from_millis(100),
         coordinator_timeout: Duration::from_millis(600),
     };

@@ -211,6 +211,7 @@ const fn refusal_category(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::ProtocolVersion { .. } => "protocol_version",
         Refusal::Configuration { .. } => "configuration",
+        Refusal::Machine { .. } => "machine",
         Refusal::Superseded { .. } => "superseded",
         Refusal::StaleCoordinator { .. } => "stale_coordinator",
     }

@@ -78,6 +78,7 @@ fn member(coordinator: &Coordinator, worker: &str, digest: &str) -> (MemberClien
     let settings = MemberSettings {
         identity,
         config_digest: digest.to_owned(),
+        machine: None,
         heartbeat_interval: Duration::from_millis(50),
         coordinator_timeout: Duration::from_secs(30),
     };

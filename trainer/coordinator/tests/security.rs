@@ -145,6 +145,7 @@ fn member(coordinator: SocketAddr, security: Security) -> (MemberClient, Command
     let settings = MemberSettings {
         identity,
         config_digest: "digest".to_owned(),
+        machine: None,
         heartbeat_interval: Duration::from_secs(1),
         coordinator_timeout: Duration::from_secs(30),
     };

@@ -121,6 +121,7 @@ pub enum CoordinatorCommand {
 struct Peer {
     connection: ConnectionId,
     identity: Identity,
+    machine: Option<String>,
     held: Option<StateLabel>,
     heard: Duration,
     /// The generation whose group it holds: it trains, or owes a report.
@@ -134,6 +135,11 @@ impl Peer {
     /// Whether it trains in the group of the last generation, or owes a report of it.
     fn is_in_group(&self) -> bool {
         self.holds.is_some() && self.told.is_none()
+    }
+
+    /// Whether it has a state, or a group in which it has one.
+    const fn has_state(&self) -> bool {
+        self.held.is_some() || self.holds.is_some()
     }
 
     /// Whether it can take part in a new generation.
@@ -370,7 +376,7 @@ impl Coordinator {
     }
 
     fn attach(&mut self, connection: ConnectionId, attach: Attach) {
-        let Attach { identity, config_digest, known, held, draining, group, saved, .. } = match self.accept(attach) {
+        let Attach { identity, config_digest, machine, known, held, draining, group, saved, .. } = match self.accept(attach) {
             Ok(attach) => attach,
             Err(reason) => {
                 self.send(connection, ToMember::Refused { generation: self.generation, reason });
@@ -378,6 +384,9 @@ impl Coordinator {
             }
         };
         let name = identity.name.clone();
+        if held.is_some() || group.is_some() {
+            self.refuse_other_machines(machine.as_deref());
+        }
         if let Some(old) = self.peers.get(&name).map(|peer| peer.connection) {
             self.links.remove(&old);
             self.lose(&name, LossCause::Replaced, "it attached anew");
@@ -397,7 +406,7 @@ impl Coordinator {
             self.checkpoint_committed(saved);
         }
         let holds = group.map(|group| group.generation);
-        self.peers.insert(Peer { connection, identity, held, heard: self.now, holds, told: None, draining });
+        self.peers.insert(Peer { connection, identity, machine, held, heard: self.now, holds, told: None, draining });
         self.send(connection, ToMember::Attached { generation: self.generation });
         if let Some(group) = group {
             self.attached_with(&name, group);
@@ -418,9 +427,38 @@ impl Coordinator {
         }
         match &self.config_digest {
             Some(expected) if *expected != attach.config_digest => {
-                Err(Refusal::Configuration { member, digest: attach.config_digest, expected: expected.clone() })
+                return Err(Refusal::Configuration { member, digest: attach.config_digest, expected: expected.clone() });
+            }
+            _ => {}
+        }
+        let has_state = attach.held.is_some() || attach.group.is_some();
+        match (&attach.machine, self.machine_of_the_others(has_state)) {
+            (Some(machine), Some(expected)) if machine != expected => {
+                Err(Refusal::Machine { member, machine: machine.clone(), expected: expected.to_owned() })
             }
             _ => Ok(attach),
+        }
+    }
+
+    /// What a member has to compute on: what those with the job's state do, else (unless it has that state itself) what anyone does.
+    fn machine_of_the_others(&self, has_state: bool) -> Option<&str> {
+        let holder = self.peers.values().find(|peer| peer.has_state());
+        let any = || if has_state { None } else { self.peers.values().next() };
+        holder.or_else(any)?.machine.as_deref()
+    }
+
+    /// A member with the job's state has come, and so no other had any. Those who came before it have to fit it.
+    fn refuse_other_machines(&mut self, expected: Option<&str>) {
+        let Some(expected) = expected else { return };
+        let differs = |peer: &&Peer| peer.machine.as_deref().is_some_and(|machine| machine != expected);
+        let others: Vec<MemberName> = self.peers.values().filter(differs).map(|peer| peer.identity.name.clone()).collect();
+        for name in others {
+            let Some(Peer { connection, machine: Some(machine), .. }) = self.peers.get(&name) else { continue };
+            let (connection, machine, expected) = (*connection, machine.clone(), expected.to_owned());
+            let reason = Refusal::Machine { member: name.to_string(), machine, expected };
+            self.send(connection, ToMember::Refused { generation: self.generation, reason });
+            self.close(connection);
+            self.lose(&name, LossCause::OtherMachine, "members with the job's state compute on another kind of machine");
         }
     }
 

@@ -39,8 +39,11 @@ pub struct Attach {
     pub protocol_version: u32,
     /// Who it is.
     pub identity: Identity,
-    /// Digest of everything that must be the same on all members: configuration, data, and in exact mode the machine's fingerprint.
+    /// Digest of everything that must be the same on all members: configuration and data.
     pub config_digest: String,
+    /// What the bits of its results depend on besides (instruction set, libtorch, threads, kind of GPU), in words; `None` where members may
+    /// differ in their last bits.
+    pub machine: Option<String>,
     /// The highest generation it has heard of.
     pub known: Option<Generation>,
     /// The state it holds; `None` when it has just started.

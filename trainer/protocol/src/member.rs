@@ -187,6 +187,7 @@ impl Member {
             protocol_version: PROTOCOL_VERSION,
             identity: self.settings.identity.clone(),
             config_digest: self.settings.config_digest.clone(),
+            machine: self.settings.machine.clone(),
             known: self.known,
             held: self.held,
             draining: self.draining,

@@ -168,6 +168,19 @@ pub enum Refusal {
         /// The digest of those before.
         expected: String,
     },
+    /// Its results would differ from the others' in their last bits, in a job that is to give the same bits everywhere.
+    #[error(
+        "member {member} computes on \"{machine}\", the job's other members on \"{expected}\": with optimization.exact all need machines of one \
+         kind; select such nodes in workers.template"
+    )]
+    Machine {
+        /// The member.
+        member: String,
+        /// What it computes on.
+        machine: String,
+        /// What the others compute on.
+        expected: String,
+    },
     /// A newer process of the same name was seen.
     #[error("a newer process of member {member} (incarnation {newest}) has attached, this one is {incarnation}: stop this one")]
     Superseded {

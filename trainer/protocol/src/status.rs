@@ -65,6 +65,8 @@ pub enum LossCause {
     Replaced,
     /// It stood still while others waited for it.
     Stalled,
+    /// Members that hold the job's state compute on another kind of machine.
+    OtherMachine,
 }
 
 impl LossCause {
@@ -77,6 +79,7 @@ impl LossCause {
             Self::NoReport => "no_report",
             Self::Replaced => "replaced",
             Self::Stalled => "stalled",
+            Self::OtherMachine => "other_machine",
         }
     }
 }

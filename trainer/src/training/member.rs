@@ -42,7 +42,7 @@ use super::{
     TrainError, TrainOptions,
     prepare::{Found, Progress, Restorer, restore},
     saver::Saver,
-    share::{self, prepare_process},
+    share::{self, machine_of, prepare_process},
 };
 use crate::{
     chain,
@@ -322,6 +322,7 @@ impl<'a> MemberRun<'a> {
                     generation: lcl_checkpoint::Generation { epoch: generation.epoch, n: generation.n },
                     job: self.member.job.as_deref(),
                     identity: &self.identity,
+                    machine: self.machine.as_deref(),
                     begin: self.options.begin,
                 };
                 let restored = match restore(&store, &self.config, &asked, &mut self.learner)? {

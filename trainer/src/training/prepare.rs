@@ -8,7 +8,7 @@ use lcl_torch::{Device, Learner, StateTensor, choose_device};
 use lcl_trainer_config::TrainerConfig;
 use serde_json::{Value, json};
 
-use super::{Begin, TrainError, TrainOptions, share::prepare_process};
+use super::{Begin, TrainError, TrainOptions, share::{machine_of, prepare_process}};
 use crate::{
     identity::Identity,
     journal::{self, Journal},
@@ -25,6 +25,8 @@ pub(super) struct Prepared {
     pub(super) learner: Learner,
     pub(super) journal: Journal,
     pub(super) identity: Identity,
+    /// See [`machine_of`].
+    pub(super) machine: Option<String>,
     pub(super) generation: Generation,
     pub(super) progress: Progress,
     /// Whether the store holds a checkpoint of the state as it is now.
@@ -45,6 +47,8 @@ const COMPLETED_UPDATES: &str = "completedUpdates";
 const CONSECUTIVE_SKIPS: &str = "consecutiveSkippedUpdates";
 /// Name of the job in a checkpoint's metadata.
 const JOB: &str = "job";
+/// Name of what its writers computed on there.
+const MACHINE: &str = "machine";
 
 /// What a checkpoint says besides its tensors. `completed_updates`: updates the optimizer has applied.
 #[must_use]
@@ -57,12 +61,29 @@ pub fn metadata(config: &TrainerConfig, identity: &Identity, completed_updates: 
     })
 }
 
-/// The same, with the job whose coordinators number the generations, if they do.
-pub(super) fn of_job(mut metadata: Value, job: Option<&str>) -> Value {
-    if let (Some(fields), Some(job)) = (metadata.as_object_mut(), job) {
-        fields.insert(JOB.to_owned(), job.into());
+/// Where a checkpoint comes from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Origin<'a> {
+    /// The job whose coordinators number the generations, if they do.
+    pub(super) job: Option<&'a str>,
+    /// See [`machine_of`].
+    pub(super) machine: Option<&'a str>,
+}
+
+/// The same, with where it comes from.
+pub(super) fn from_origin(mut metadata: Value, origin: Origin) -> Value {
+    let Some(fields) = metadata.as_object_mut() else { return metadata };
+    for (name, value) in [(JOB, origin.job), (MACHINE, origin.machine)] {
+        fields.extend(value.map(|value| (name.to_owned(), value.into())));
     }
     metadata
+}
+
+/// What a checkpoint's writers computed on, if that is something else than here and matters: the results are as good, but not those of a
+/// run that stayed there, bit for bit.
+fn other_machine<'a>(metadata: &'a Value, here: Option<&str>) -> Option<&'a str> {
+    let there = metadata.get(MACHINE)?.as_str()?;
+    here.is_some_and(|here| here != there).then_some(there)
 }
 
 pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<Prepared, TrainError> {
@@ -81,9 +102,10 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     if let Some(restored) = &restored {
         identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
     }
+    let machine = machine_of(&config, device)?;
     let mut learner = Learner::new(&config, device)?;
     let is_saved = restored.is_some();
-    let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &restored))?;
+    let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &restored, machine.as_deref()))?;
     let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
     if opened.superseded > 0 {
         tracing::info!(lines = opened.superseded, step = progress.completed_steps, "metrics beyond the restored step taken out");
@@ -92,7 +114,7 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
         tracing::warn!(lines = opened.missing, "metrics.jsonl lacks steps before the restored one; the training itself is complete");
     }
     let generation = Generation { epoch: folder.store().claim_epoch()?, n: 0 };
-    Ok(Prepared { config, folder, dataset, device, learner, journal, identity, generation, progress, is_saved })
+    Ok(Prepared { config, folder, dataset, device, learner, journal, identity, machine, generation, progress, is_saved })
 }
 
 /// There is no complete checkpoint. Was there one?
@@ -123,6 +145,8 @@ pub(super) struct Restorer<'a> {
     /// The job whose coordinators number generations. Without one they are numbered by the store, for all who ever use it.
     pub(super) job: Option<&'a str>,
     pub(super) identity: &'a Identity,
+    /// See [`machine_of`].
+    pub(super) machine: Option<&'a str>,
     pub(super) begin: Begin,
 }
 
@@ -154,7 +178,7 @@ pub(super) fn restore(
     if let Some(later) = asked.overtaken_by(&restored.metadata, restored.id.generation) {
         return Ok(Found::Later(later));
     }
-    load(learner, &restored).map(Found::State)
+    load(learner, &restored, asked.machine).map(Found::State)
 }
 
 impl Restorer<'_> {
@@ -166,12 +190,19 @@ impl Restorer<'_> {
     }
 }
 
-fn load(learner: &mut Learner, restored: &Restored) -> Result<Progress, TrainError> {
+fn load(learner: &mut Learner, restored: &Restored, machine: Option<&str>) -> Result<Progress, TrainError> {
     let number = |field| restored.metadata.get(field).and_then(Value::as_u64).ok_or(TrainError::Metadata { field });
     let (updates, skips) = (number(COMPLETED_UPDATES)?, number(CONSECUTIVE_SKIPS)?);
     let tensors = restored.tensors.iter().map(|tensor| StateTensor { name: &tensor.name, shape: &tensor.shape, data: &tensor.data });
     learner.load_state(tensors, updates)?;
     tracing::info!(checkpoint = %restored.id, "state restored");
+    if let (Some(there), Some(here)) = (other_machine(&restored.metadata, machine), machine) {
+        tracing::warn!(
+            there,
+            here,
+            "the checkpoint was written on another kind of machine: from here on the bits are not those of a run that stayed there"
+        );
+    }
     Ok(Progress { completed_steps: restored.id.step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
 }
 
@@ -185,9 +216,9 @@ mod tests {
         let generation = Generation { epoch: 2, n: 3 };
         let check = |job: Option<&str>, writer: (u64, u64), written_by: Option<&str>, is_later: bool| {
             let writer = Generation { epoch: writer.0, n: writer.1 };
-            let restorer = Restorer { generation, job, identity: &identity, begin: Begin::Anyhow };
+            let restorer = Restorer { generation, job, identity: &identity, machine: None, begin: Begin::Anyhow };
             let expected = is_later.then_some(writer);
-            assert_eq!(restorer.overtaken_by(&of_job(json!({}), written_by), writer), expected, "{writer} of {written_by:?}");
+            assert_eq!(restorer.overtaken_by(&from_origin(json!({}), Origin { job: written_by, machine: None }), writer), expected, "{writer} of {written_by:?}");
         };
         check(Some("a"), (3, 1), Some("a"), true);
         check(Some("a"), (2, 3), Some("a"), false);
@@ -196,5 +227,14 @@ mod tests {
         check(Some("a"), (3, 1), None, false);
         check(None, (3, 1), None, true);
         check(None, (3, 1), Some("b"), false);
+    }
+
+    #[test]
+    fn another_machine_is_noticed_where_bits_matter() {
+        let written = |machine| from_origin(json!({}), Origin { job: None, machine });
+        assert_eq!(other_machine(&written(Some("a")), Some("b")), Some("a"));
+        assert_eq!(other_machine(&written(Some("a")), Some("a")), None);
+        assert_eq!(other_machine(&written(Some("a")), None), None);
+        assert_eq!(other_machine(&written(None), Some("a")), None);
     }
 }

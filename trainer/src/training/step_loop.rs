@@ -17,7 +17,7 @@ use super::{
     TrainError, TrainOptions,
     describe::{count_tokens, samples_digest, scalars, slot_ranges},
     metadata,
-    prepare::{Prepared, Progress},
+    prepare::{Origin, Prepared, Progress, from_origin},
     saver::{Facts, Saver},
     share::train_step,
 };
@@ -293,11 +293,14 @@ impl StepLoop {
     }
 
     fn facts(&self) -> Facts {
-        let Prepared { config, identity, learner, progress, .. } = &self.run;
+        let Prepared { config, identity, machine, learner, progress, .. } = &self.run;
         Facts {
             completed_steps: progress.completed_steps,
             config_digest: identity.digest(),
-            metadata: metadata(config, identity, learner.completed_updates(), progress.consecutive_skips),
+            metadata: from_origin(
+                metadata(config, identity, learner.completed_updates(), progress.consecutive_skips),
+                Origin { job: None, machine: machine.as_deref() },
+            ),
         }
     }
 

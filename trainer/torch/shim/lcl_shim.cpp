@@ -360,6 +360,13 @@ int lcl_set_deterministic(int32_t enabled) {
   });
 }
 
+int lcl_cpu_libraries(char *text, int64_t size) {
+  return guarded([&] {
+    const std::string parts = at::get_cpu_capability() + "\n" + at::get_mkl_version() + "\n" + at::get_mkldnn_version();
+    copy_text(parts, text, size);
+  });
+}
+
 int lcl_set_intra_op_threads(int32_t threads) {
   return guarded([&] {
     TORCH_CHECK(threads >= 1, "thread count is ", threads, ", must be at least 1");
@@ -405,6 +412,22 @@ int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported) {
     const int status = get_attribute(&major, compute_capability_major, index);
     TORCH_CHECK(status == 0, "CUDA error ", status, " when asking device ", device, " for its compute capability");
     *supported = major >= 8 ? 1 : 0;
+  });
+}
+
+int lcl_cuda_device_name(int32_t device, char *text, int64_t size) {
+  return guarded([&] {
+    const auto index = checked_device(device);
+    // The driver, which the CUDA runtime has loaded by now. It counts devices as the runtime does.
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    TORCH_CHECK(driver != nullptr, "libtorch_cuda came without libcuda.so.1");
+    const auto get_name = reinterpret_cast<int (*)(char *, int, int)>(dlsym(driver, "cuDeviceGetName"));
+    dlclose(driver);
+    TORCH_CHECK(get_name != nullptr, "libcuda.so.1 has no cuDeviceGetName");
+    char name[256] = {};
+    const int status = get_name(name, sizeof name, index);
+    TORCH_CHECK(status == 0, "CUDA driver error ", status, " when asking device ", device, " for its name");
+    copy_text(name, text, size);
   });
 }
 

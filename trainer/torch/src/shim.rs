@@ -21,7 +21,7 @@ pub use autocast::AutocastGuard;
 pub use checkpoint::checkpoint;
 pub use cross_entropy::{linear_cross_entropy, linear_cross_entropy_scaled};
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int};
 
 use tch::{TchError, Tensor};
 
@@ -40,6 +40,15 @@ impl From<ShimError> for TchError {
     fn from(error: ShimError) -> Self {
         Self::Torch(error.to_string())
     }
+}
+
+/// What the shim writes into a place for text.
+fn text_of(operation: &'static str, write: impl FnOnce(*mut c_char, i64) -> c_int) -> Result<String, ShimError> {
+    const SIZE: usize = 1024;
+    let mut place = [0u8; SIZE];
+    check(operation, write(place.as_mut_ptr().cast(), SIZE as i64))?;
+    let text = CStr::from_bytes_until_nul(&place).map(CStr::to_string_lossy);
+    Ok(text.unwrap_or_default().into_owned())
 }
 
 /// Turns a status of the shim into a result, taking the thread's last error.

@@ -127,6 +127,7 @@ fn attach(number: usize) -> wire::ToCoordinator {
         node: format!("node-{}", number / 8),
         address: "10.0.0.1".to_owned(),
         config_digest: "digest".to_owned(),
+        machine: None,
         held: Some(held()),
         draining: false,
         group: None,

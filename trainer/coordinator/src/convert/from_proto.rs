@@ -49,6 +49,7 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
             protocol_version: attach.protocol_version,
             identity: Identity { name: name(attach.name)?, incarnation: attach.incarnation, node: attach.node, address: attach.address },
             config_digest: attach.config_digest,
+            machine: attach.machine,
             known,
             held: held(attach.held)?,
             draining: attach.draining,
@@ -137,6 +138,7 @@ fn refusal(reason: wire::refused::Reason) -> Result<Refusal, WireError> {
     Ok(match reason {
         Reason::ProtocolVersion(it) => Refusal::ProtocolVersion { member: it.member, version: it.version, coordinator: it.coordinator },
         Reason::Configuration(it) => Refusal::Configuration { member: it.member, digest: it.digest, expected: it.expected },
+        Reason::Machine(it) => Refusal::Machine { member: it.member, machine: it.machine, expected: it.expected },
         Reason::Superseded(it) => Refusal::Superseded { member: it.member, incarnation: it.incarnation, newest: it.newest },
         Reason::StaleCoordinator(it) => {
             Refusal::StaleCoordinator { member: it.member, epoch: it.epoch, known: required_generation(it.known)? }
@@ -203,6 +205,7 @@ fn loss_cause(cause: wire::LossCause) -> Result<LossCause, WireError> {
         wire::LossCause::NoReport => Ok(LossCause::NoReport),
         wire::LossCause::Replaced => Ok(LossCause::Replaced),
         wire::LossCause::Stalled => Ok(LossCause::Stalled),
+        wire::LossCause::OtherMachine => Ok(LossCause::OtherMachine),
     }
 }
 

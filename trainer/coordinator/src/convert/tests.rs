@@ -25,6 +25,7 @@ fn every_message_of_a_member_is_read_back() {
         protocol_version: 1,
         identity,
         config_digest: text(),
+        machine: Some(text()),
         known: Some(GENERATION),
         held: HELD,
         draining: true,
@@ -32,7 +33,7 @@ fn every_message_of_a_member_is_read_back() {
         saved: Some(6),
     };
     let mut messages = vec![
-        ToCoordinator::Attach(Box::new(Attach { known: None, held: None, group: None, saved: None, ..attach.clone() })),
+        ToCoordinator::Attach(Box::new(Attach { machine: None, known: None, held: None, group: None, saved: None, ..attach.clone() })),
         ToCoordinator::Attach(Box::new(attach)),
         ToCoordinator::Heartbeat {
             generation: None,
@@ -82,6 +83,7 @@ fn every_message_of_the_coordinator_is_read_back() {
     for reason in [
         Refusal::ProtocolVersion { member: text(), version: 2, coordinator: 1 },
         Refusal::Configuration { member: text(), digest: text(), expected: "other".to_owned() },
+        Refusal::Machine { member: text(), machine: text(), expected: "other".to_owned() },
         Refusal::Superseded { member: text(), incarnation: 1, newest: 2 },
         Refusal::StaleCoordinator { member: text(), epoch: 1, known: generation },
     ] {

@@ -55,6 +55,7 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
                 draining: attach.draining,
                 group: attach.group.map(held_group),
                 saved: attach.saved,
+                machine: attach.machine,
             };
             (attach.known, Message::Attach(message))
         }
@@ -135,12 +136,13 @@ fn store_response(id: u64, response: StoreResponse) -> wire::StoreResponse {
 }
 
 fn refusal(refusal: Refusal) -> wire::Refused {
-    use wire::refused::{Configuration, ProtocolVersion, Reason, StaleCoordinator, Superseded};
+    use wire::refused::{Configuration, Machine, ProtocolVersion, Reason, StaleCoordinator, Superseded};
     let reason = match refusal {
         Refusal::ProtocolVersion { member, version, coordinator } => {
             Reason::ProtocolVersion(ProtocolVersion { member, version, coordinator })
         }
         Refusal::Configuration { member, digest, expected } => Reason::Configuration(Configuration { member, digest, expected }),
+        Refusal::Machine { member, machine, expected } => Reason::Machine(Machine { member, machine, expected }),
         Refusal::Superseded { member, incarnation, newest } => Reason::Superseded(Superseded { member, incarnation, newest }),
         Refusal::StaleCoordinator { member, epoch, known } => {
             Reason::StaleCoordinator(StaleCoordinator { member, epoch, known: Some(generation(known)) })
@@ -206,6 +208,7 @@ fn loss_cause(cause: LossCause) -> wire::LossCause {
         LossCause::NoReport => wire::LossCause::NoReport,
         LossCause::Replaced => wire::LossCause::Replaced,
         LossCause::Stalled => wire::LossCause::Stalled,
+        LossCause::OtherMachine => wire::LossCause::OtherMachine,
     }
 }
 

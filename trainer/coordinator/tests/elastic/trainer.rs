@@ -151,6 +151,7 @@ impl Trainer {
         let settings = MemberSettings {
             identity,
             config_digest: "digest".to_owned(),
+            machine: None,
             heartbeat_interval: Duration::from_millis(20),
             coordinator_timeout: Duration::from_secs(10),
         };

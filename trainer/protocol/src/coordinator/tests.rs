@@ -72,6 +72,7 @@ impl Bench {
             protocol_version: PROTOCOL_VERSION,
             identity,
             config_digest: "d".to_owned(),
+            machine: None,
             known: None,
             held: None,
             draining: false,
@@ -162,6 +163,40 @@ fn a_member_that_does_not_fit_is_refused_with_the_reason() {
     check(4, 2, change, Refusal::StaleCoordinator { member: member(), epoch: 7, known });
     let superseded = Refusal::Superseded { member: "w-1/0".to_owned(), incarnation: 3, newest: 4 };
     check(5, 1, |attach| attach.identity.incarnation = 3, superseded);
+}
+
+#[test]
+fn a_member_on_another_kind_of_machine_is_refused_by_those_that_have_the_state() {
+    let on = |machine: &str| {
+        let machine = Some(machine.to_owned());
+        move |attach: &mut Attach| attach.machine = machine
+    };
+    let refusal = |worker: u32, machine: &str, expected: &str| ToMember::Refused {
+        generation: generation(0),
+        reason: Refusal::Machine { member: format!("w-{worker}/0"), machine: machine.to_owned(), expected: expected.to_owned() },
+    };
+    let mut bench = Bench::new(4, 4, 4);
+    bench.attach(1, 1, on("a"));
+    bench.attach(2, 2, on("b"));
+    assert_eq!((bench.taken(2), bench.closed.last()), (vec![refusal(2, "b", "a")], Some(&2)));
+    bench.attach(3, 3, on("a"));
+    drop((bench.taken(1), bench.taken(3)));
+    // Who has the state is right, however many have come before.
+    bench.attach(4, 4, |attach| {
+        on("b")(attach);
+        attach.held = Some(label(5, 0));
+    });
+    assert_eq!((bench.taken(1), bench.taken(3)), (vec![refusal(1, "a", "b")], vec![refusal(3, "a", "b")]));
+    assert_eq!(bench.taken(4), [ToMember::Attached { generation: generation(0) }]);
+    bench.attach(5, 1, on("a"));
+    assert_eq!(bench.taken(5), [refusal(1, "a", "b")]);
+    bench.attach(6, 2, on("b"));
+    bench.attach(7, 3, |attach| {
+        on("a")(attach);
+        attach.held = Some(label(9, 0));
+    });
+    assert_eq!(bench.taken(7), [refusal(3, "a", "b")], "the state is there already");
+    assert_eq!(bench.coordinator.status().members.len(), 2);
 }
 
 #[test]

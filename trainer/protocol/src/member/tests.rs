@@ -26,6 +26,7 @@ impl Bench {
         let settings = MemberSettings {
             identity,
             config_digest: "d".to_owned(),
+            machine: None,
             heartbeat_interval: Duration::from_secs(1),
             coordinator_timeout: Duration::from_secs(5),
         };

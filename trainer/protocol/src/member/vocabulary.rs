@@ -13,6 +13,8 @@ pub struct MemberSettings {
     pub identity: Identity,
     /// See [`crate::Attach::config_digest`].
     pub config_digest: String,
+    /// See [`crate::Attach::machine`].
+    pub machine: Option<String>,
     /// Time between two heartbeats. Several fit into the coordinator's heartbeat time-out.
     pub heartbeat_interval: Duration,
     /// A coordinator not heard of for this long is lost.

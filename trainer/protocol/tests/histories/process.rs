@@ -84,6 +84,7 @@ impl Process {
         let settings = MemberSettings {
             identity,
             config_digest: "digest".to_owned(),
+            machine: None,
             heartbeat_interval: Duration::from_millis(100),
             coordinator_timeout: Duration::from_millis(600),
         };

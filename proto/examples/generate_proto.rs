@@ -1,4 +1,4 @@
-//! Writes `proto/src/generated/lcl.v1alpha1.rs` from the `.proto` files: `cargo run -p lcl-proto --example generate`.
+//! Writes `proto/src/generated/lcl.v1alpha1.rs` from the `.proto` files: `cargo run -p lcl-proto --example generate_proto`.
 
 use std::{error::Error, fs, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! Writes the definition from the Rust types: `cargo run -p lcl-crds --example generate`. Once as a file for `kubectl apply`
+//! Writes the definition from the Rust types: `cargo run -p lcl-crds --example generate_crds`. Once as a file for `kubectl apply`
 //! (`crds/generated/lcltrainingjobs.yaml`), once as the template of the chart `charts/lcl-crds`.
 
 use std::{error::Error, fs, path::PathBuf};
@@ -12,7 +12,7 @@ pub(crate) fn path() -> PathBuf {
 pub(crate) fn render() -> Result<String, Box<dyn Error>> {
     let definition = serde_json::to_value(lcl_crds::custom_resource_definition())?;
     let yaml = serde_saphyr::to_string(&definition)?;
-    Ok(format!("# Generated from crds/src by `cargo run -p lcl-crds --example generate`. Do not edit.\n{yaml}"))
+    Ok(format!("# Generated from crds/src by `cargo run -p lcl-crds --example generate_crds`. Do not edit.\n{yaml}"))
 }
 
 /// Where the chart's template lies.
