@@ -174,6 +174,8 @@ impl TrainError {
                 RunFolderError::InUse { .. } | RunFolderError::File { .. } => ExitCode::Retryable,
                 RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
             },
+            // On another node its pod may fit.
+            Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
             | Self::Member(
                 MemberRunError::Refused(_) | MemberRunError::Machine(_) | MemberRunError::SelfTest { .. } | MemberRunError::Nccl { .. },

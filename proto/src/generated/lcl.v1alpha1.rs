@@ -74,6 +74,9 @@ pub struct Attach {
     /// Completed steps of the newest checkpoint that it made visible.
     #[prost(uint64, optional, tag = "10")]
     pub saved: ::core::option::Option<u64>,
+    /// What the bits of its results depend on, in words; absent where members may differ in their last bits.
+    #[prost(string, optional, tag = "11")]
+    pub machine: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeldGroup {
@@ -260,7 +263,7 @@ pub mod to_member {
 pub struct Attached {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
-    #[prost(oneof = "refused::Reason", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "refused::Reason", tags = "1, 2, 3, 4, 5")]
     pub reason: ::core::option::Option<refused::Reason>,
 }
 /// Nested message and enum types in `Refused`.
@@ -280,6 +283,15 @@ pub mod refused {
         pub member: ::prost::alloc::string::String,
         #[prost(string, tag = "2")]
         pub digest: ::prost::alloc::string::String,
+        #[prost(string, tag = "3")]
+        pub expected: ::prost::alloc::string::String,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Machine {
+        #[prost(string, tag = "1")]
+        pub member: ::prost::alloc::string::String,
+        #[prost(string, tag = "2")]
+        pub machine: ::prost::alloc::string::String,
         #[prost(string, tag = "3")]
         pub expected: ::prost::alloc::string::String,
     }
@@ -311,6 +323,8 @@ pub mod refused {
         Superseded(Superseded),
         #[prost(message, tag = "4")]
         StaleCoordinator(StaleCoordinator),
+        #[prost(message, tag = "5")]
+        Machine(Machine),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -732,6 +746,7 @@ pub enum LossCause {
     NoReport = 3,
     Replaced = 4,
     Stalled = 5,
+    OtherMachine = 6,
 }
 impl LossCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -746,6 +761,7 @@ impl LossCause {
             Self::NoReport => "LOSS_CAUSE_NO_REPORT",
             Self::Replaced => "LOSS_CAUSE_REPLACED",
             Self::Stalled => "LOSS_CAUSE_STALLED",
+            Self::OtherMachine => "LOSS_CAUSE_OTHER_MACHINE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -757,6 +773,7 @@ impl LossCause {
             "LOSS_CAUSE_NO_REPORT" => Some(Self::NoReport),
             "LOSS_CAUSE_REPLACED" => Some(Self::Replaced),
             "LOSS_CAUSE_STALLED" => Some(Self::Stalled),
+            "LOSS_CAUSE_OTHER_MACHINE" => Some(Self::OtherMachine),
             _ => None,
         }
     }

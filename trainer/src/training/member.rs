@@ -138,6 +138,8 @@ struct MemberRun<'a> {
     member: MemberOptions,
     config: TrainerConfig,
     identity: Identity,
+    /// See [`machine_of`].
+    machine: Option<String>,
     dataset: Arc<Dataset>,
     device: Device,
     learner: Learner,
@@ -172,6 +174,7 @@ impl<'a> MemberRun<'a> {
         let dataset = Arc::new(Dataset::open(&config.data)?);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
+        let machine = machine_of(&config, device)?;
         let abortable = Abortable::default();
         let reach = Arc::clone(&abortable);
         let mut client_options = ClientOptions::new(member.coordinator.clone(), member.security.clone());
@@ -193,6 +196,7 @@ impl<'a> MemberRun<'a> {
                 address: member.host.to_string(),
             },
             config_digest: identity.digest(),
+            machine: machine.clone(),
             heartbeat_interval: member.heartbeat_interval,
             coordinator_timeout: member.coordinator_timeout,
         };
@@ -202,6 +206,7 @@ impl<'a> MemberRun<'a> {
             member,
             config,
             identity,
+            machine,
             dataset,
             device,
             learner,

@@ -8,7 +8,10 @@ use lcl_torch::{Device, Learner, StateTensor, choose_device};
 use lcl_trainer_config::TrainerConfig;
 use serde_json::{Value, json};
 
-use super::{Begin, TrainError, TrainOptions, share::{machine_of, prepare_process}};
+use super::{
+    Begin, TrainError, TrainOptions,
+    share::{machine_of, prepare_process},
+};
 use crate::{
     identity::Identity,
     journal::{self, Journal},
@@ -63,7 +66,7 @@ pub fn metadata(config: &TrainerConfig, identity: &Identity, completed_updates: 
 
 /// Where a checkpoint comes from.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Origin<'a> {
+pub(super) struct Provenance<'a> {
     /// The job whose coordinators number the generations, if they do.
     pub(super) job: Option<&'a str>,
     /// See [`machine_of`].
@@ -71,7 +74,7 @@ pub(super) struct Origin<'a> {
 }
 
 /// The same, with where it comes from.
-pub(super) fn from_origin(mut metadata: Value, origin: Origin) -> Value {
+pub(super) fn with_provenance(mut metadata: Value, origin: Provenance) -> Value {
     let Some(fields) = metadata.as_object_mut() else { return metadata };
     for (name, value) in [(JOB, origin.job), (MACHINE, origin.machine)] {
         fields.extend(value.map(|value| (name.to_owned(), value.into())));
@@ -218,7 +221,11 @@ mod tests {
             let writer = Generation { epoch: writer.0, n: writer.1 };
             let restorer = Restorer { generation, job, identity: &identity, machine: None, begin: Begin::Anyhow };
             let expected = is_later.then_some(writer);
-            assert_eq!(restorer.overtaken_by(&from_origin(json!({}), Origin { job: written_by, machine: None }), writer), expected, "{writer} of {written_by:?}");
+            assert_eq!(
+                restorer.overtaken_by(&with_provenance(json!({}), Provenance { job: written_by, machine: None }), writer),
+                expected,
+                "{writer} of {written_by:?}"
+            );
         };
         check(Some("a"), (3, 1), Some("a"), true);
         check(Some("a"), (2, 3), Some("a"), false);
@@ -231,7 +238,7 @@ mod tests {
 
     #[test]
     fn another_machine_is_noticed_where_bits_matter() {
-        let written = |machine| from_origin(json!({}), Origin { job: None, machine });
+        let written = |machine| with_provenance(json!({}), Provenance { job: None, machine });
         assert_eq!(other_machine(&written(Some("a")), Some("b")), Some("a"));
         assert_eq!(other_machine(&written(Some("a")), Some("a")), None);
         assert_eq!(other_machine(&written(Some("a")), None), None);

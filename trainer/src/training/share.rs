@@ -5,7 +5,8 @@ use std::ops::Range;
 use lcl_data::Batch;
 use lcl_protocol::slots_of;
 use lcl_torch::{
-    Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, set_threads, shards_of, shim::runtime::set_deterministic,
+    Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, machine, set_threads, shards_of,
+    shim::runtime::set_deterministic,
 };
 use lcl_trainer_config::{ExactConfig, OptimizationConfig, TrainerConfig};
 
@@ -34,6 +35,11 @@ pub(super) fn prepare_process(config: &TrainerConfig) -> Result<(), TrainError> 
         set_deterministic(true).map_err(|source| TrainError::Deterministic { source: source.into() })?;
     }
     Ok(())
+}
+
+/// What the bits of this process's results depend on; `None` where they do not have to be the same everywhere. After [`prepare_process`].
+pub(super) fn machine_of(config: &TrainerConfig, device: Device) -> Result<Option<String>, TrainError> {
+    Ok(config.optimization.exact.is_some().then(|| machine(device)).transpose()?)
 }
 
 /// One step over `batch`, which holds the slots of this process; alone without `member`.

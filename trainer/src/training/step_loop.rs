@@ -17,7 +17,7 @@ use super::{
     TrainError, TrainOptions,
     describe::{count_tokens, samples_digest, scalars, slot_ranges},
     metadata,
-    prepare::{Origin, Prepared, Progress, from_origin},
+    prepare::{Prepared, Progress, Provenance, with_provenance},
     saver::{Facts, Saver},
     share::train_step,
 };
@@ -297,9 +297,9 @@ impl StepLoop {
         Facts {
             completed_steps: progress.completed_steps,
             config_digest: identity.digest(),
-            metadata: from_origin(
+            metadata: with_provenance(
                 metadata(config, identity, learner.completed_updates(), progress.consecutive_skips),
-                Origin { job: None, machine: machine.as_deref() },
+                Provenance { job: None, machine: machine.as_deref() },
             ),
         }
     }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include <ATen/ATen.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -209,6 +211,13 @@ c10::DeviceIndex checked_device(int32_t device) {
   const int32_t count = cuda_device_count();
   TORCH_CHECK(device >= 0 && device < count, "there is no CUDA device ", device, ": ", count, " found");
   return static_cast<c10::DeviceIndex>(device);
+}
+
+// NUL-terminated; cut where the place is too small.
+void copy_text(const std::string &from, char *to, int64_t size) {
+  const auto length = std::min(from.size(), static_cast<size_t>(size - 1));
+  std::memcpy(to, from.data(), length);
+  to[length] = '\0';
 }
 
 } // namespace

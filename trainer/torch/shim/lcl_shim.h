@@ -65,6 +65,8 @@ void lcl_set_error(const char *message);
 void lcl_retain_memory(void);
 size_t lcl_retained_bytes(void);
 int lcl_set_deterministic(int32_t enabled);
+// The instruction set that libtorch has chosen, MKL's version, oneDNN's version: a line each. `size` counts the NUL.
+int lcl_cpu_libraries(char *text, int64_t size);
 int lcl_set_intra_op_threads(int32_t threads);
 int lcl_set_inter_op_threads(int32_t threads);
 int lcl_intra_op_threads(int32_t *threads);
@@ -74,6 +76,7 @@ int lcl_cuda_load(int32_t *loaded);
 int lcl_cuda_device_count(int32_t *count);
 int lcl_cuda_synchronize(int32_t device);
 int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported);
+int lcl_cuda_device_name(int32_t device, char *text, int64_t size);
 typedef struct {
   int64_t allocated;
   int64_t peak_allocated;

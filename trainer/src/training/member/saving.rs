@@ -11,7 +11,7 @@ use crate::{
     records::Record,
     training::{
         FinalSaveError, TrainError, metadata,
-        prepare::of_job,
+        prepare::{Provenance, with_provenance},
         saver::{Facts, LONGEST_WAIT, Saver, Sharing},
     },
 };
@@ -145,9 +145,9 @@ impl MemberRun<'_> {
         Facts {
             completed_steps: self.progress.completed_steps,
             config_digest: self.identity.digest(),
-            metadata: of_job(
+            metadata: with_provenance(
                 metadata(&self.config, &self.identity, self.learner.completed_updates(), self.progress.consecutive_skips),
-                self.member.job.as_deref(),
+                Provenance { job: self.member.job.as_deref(), machine: self.machine.as_deref() },
             ),
         }
     }

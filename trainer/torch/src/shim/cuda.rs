@@ -1,7 +1,7 @@
 //! CUDA devices, without linking libtorch's CUDA half: it is loaded when it is there, so one program serves both kinds of machine.
 #![allow(unsafe_code, reason = "calls the C++ shim")]
 
-use super::{ShimError, check, ffi};
+use super::{ShimError, check, ffi, text_of};
 
 /// Loads libtorch's CUDA half once; false when it is missing or its libraries are. Call it before the first CUDA tensor.
 pub fn load() -> Result<bool, ShimError> {
@@ -31,6 +31,12 @@ pub fn supports_bfloat16(device: usize) -> Result<bool, ShimError> {
     // SAFETY: a valid place for the answer.
     check("asking for bfloat16 support", unsafe { ffi::lcl_cuda_supports_bfloat16(index(device), &raw mut supported) })?;
     Ok(supported != 0)
+}
+
+/// What kind of GPU it is, in its maker's words.
+pub fn device_name(device: usize) -> Result<String, ShimError> {
+    // SAFETY: a place of that size.
+    text_of("asking for a GPU's name", |text, size| unsafe { ffi::lcl_cuda_device_name(index(device), text, size) })
 }
 
 /// Device memory of this process in bytes.
@@ -82,6 +88,7 @@ mod tests {
         for device in 0..count {
             synchronize(device)?;
             supports_bfloat16(device)?;
+            assert!(!device_name(device)?.is_empty());
             reset_peak_memory(device)?;
             let memory = memory_statistics(device)?;
             assert!(memory.peak_allocated >= memory.allocated && memory.reserved >= memory.allocated, "{memory:?}");
@@ -98,6 +105,7 @@ mod tests {
         let missing = device_count()?;
         check(synchronize(missing), &missing.to_string());
         check(supports_bfloat16(missing).map(drop), &missing.to_string());
+        check(device_name(missing).map(drop), &missing.to_string());
         check(memory_statistics(missing).map(drop), &missing.to_string());
         check(reset_peak_memory(missing), &missing.to_string());
         check(synchronize(usize::MAX), "-1");

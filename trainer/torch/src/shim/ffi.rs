@@ -181,6 +181,7 @@ unsafe extern "C" {
     pub(super) fn lcl_retain_memory();
     pub(super) fn lcl_retained_bytes() -> usize;
     pub(super) fn lcl_set_deterministic(enabled: i32) -> c_int;
+    pub(super) fn lcl_cpu_libraries(text: *mut c_char, size: i64) -> c_int;
     pub(super) fn lcl_set_intra_op_threads(threads: i32) -> c_int;
     pub(super) fn lcl_set_inter_op_threads(threads: i32) -> c_int;
     pub(super) fn lcl_intra_op_threads(threads: *mut i32) -> c_int;
@@ -188,6 +189,7 @@ unsafe extern "C" {
     pub(super) fn lcl_cuda_device_count(count: *mut i32) -> c_int;
     pub(super) fn lcl_cuda_synchronize(device: i32) -> c_int;
     pub(super) fn lcl_cuda_supports_bfloat16(device: i32, supported: *mut i32) -> c_int;
+    pub(super) fn lcl_cuda_device_name(device: i32, text: *mut c_char, size: i64) -> c_int;
     pub(super) fn lcl_cuda_memory_statistics(device: i32, memory: *mut CudaMemory) -> c_int;
     pub(super) fn lcl_cuda_reset_peak_memory(device: i32) -> c_int;
 }

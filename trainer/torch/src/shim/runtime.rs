@@ -1,7 +1,7 @@
 //! Process-wide switches of libtorch.
 #![allow(unsafe_code, reason = "calls the C++ shim")]
 
-use super::{ShimError, check, ffi};
+use super::{ShimError, check, ffi, text_of};
 
 /// From now on large CPU tensors come from regions that are kept; see [`crate::allocator`].
 pub(crate) fn retain_memory() {
@@ -41,6 +41,14 @@ pub fn intra_op_threads() -> Result<usize, ShimError> {
 pub fn set_deterministic(enabled: bool) -> Result<(), ShimError> {
     // SAFETY: plain numbers.
     check("switching deterministic algorithms", unsafe { ffi::lcl_set_deterministic(i32::from(enabled)) })
+}
+
+/// What libtorch computes with on the CPU: the instruction set it has chosen, MKL's version and oneDNN's, each as it says it.
+pub fn cpu_libraries() -> Result<[String; 3], ShimError> {
+    // SAFETY: a place of that size.
+    let text = text_of("asking libtorch for its libraries", |text, size| unsafe { ffi::lcl_cpu_libraries(text, size) })?;
+    let mut lines = text.lines().map(str::to_owned);
+    Ok([(); 3].map(|()| lines.next().unwrap_or_default()))
 }
 
 /// libtorch counts threads in `int`.
