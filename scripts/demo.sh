@@ -8,19 +8,11 @@ PROGRAMS=${CARGO_TARGET_DIR:-target}/release
 LCL=$PROGRAMS/lcl
 HOME_DIR=.demo
 EMOJI=.deps/emoji
+MANIFEST=examples/emoji.yaml
 # Seconds of training the demo aims at; the number of steps is what this machine does in that time by a short probe, with room
 # for a slower machine later on: at most five minutes are promised.
 SECONDS_FULL=${DEMO_SECONDS:-260}
 SECONDS_UNSEEN=${DEMO_UNSEEN_SECONDS:-100}
-
-# Without instructions for it bfloat16 is a dozen times slower than float32, and five minutes are too few.
-MANIFEST=examples/emoji.yaml
-if ! grep --quiet --extended-regexp 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
-  mkdir -p $HOME_DIR
-  sed 's/precision: bfloat16/precision: float32/' examples/emoji.yaml > $HOME_DIR/emoji.yaml
-  MANIFEST=$HOME_DIR/emoji.yaml
-  echo "this processor has no instructions for bfloat16: the demo trains in float32 ($MANIFEST)"
-fi
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 

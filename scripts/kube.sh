@@ -40,10 +40,11 @@ if [ ! -f "$DIR/.complete" ]; then
     echo "building Kubernetes $VERSION from its modules: about ten minutes on two cores, once" >&2
     v=k8s.io/component-base/version
     flags="-s -w -X $v.gitVersion=v$VERSION -X $v.gitMajor=${VERSION%%.*} -X $v.gitMinor=$(cut -d. -f2 <<< "$VERSION") -X $v.gitTreeState=clean"
-    for p in "${PROGRAMS[@]}"; do
-      (cd $MODULE && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "$flags" -o "$DIR/$p.part" "k8s.io/kubernetes/cmd/$p")
-      mv "$DIR/$p.part" "$DIR/$p"
-    done
+    # All in one go, so that one is linked while others are compiled.
+    mkdir -p "$DIR/part"
+    (cd $MODULE && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "$flags" -o "$DIR/part/" "${PROGRAMS[@]/#/k8s.io/kubernetes/cmd/}")
+    mv "$DIR"/part/* "$DIR/"
+    rmdir "$DIR/part"
   fi
   touch "$DIR/.complete"
 fi

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -72,7 +73,7 @@ const CONFIG_MAY_NAME: [&str; 2] = ["serde", "thiserror"];
 const TORCH_CRATE: &str = "lcl-torch";
 
 /// Normal dependencies between packages, by name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Graph {
     members: BTreeSet<String>,
     edges: BTreeMap<String, BTreeSet<String>>,
@@ -83,7 +84,17 @@ struct Graph {
 }
 
 impl Graph {
+    /// Read once: cargo is asked for each crate of the table.
     fn of_this_workspace() -> Result<Self> {
+        static GRAPH: Mutex<Option<Graph>> = Mutex::new(None);
+        let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(graph) = graph.as_ref() {
+            return Ok(graph.clone());
+        }
+        Ok(graph.insert(Self::read()?).clone())
+    }
+
+    fn read() -> Result<Self> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
             // For this machine's platform, since only its packages are there without a network.

@@ -42,7 +42,7 @@ use super::{
     TrainError, TrainOptions,
     prepare::{Found, Progress, Restorer, restore},
     saver::Saver,
-    share::{self, machine_of, prepare_process},
+    share::{self, machine_of, prepare_process, warn_of_slow_precision},
 };
 use crate::{
     chain,
@@ -170,6 +170,7 @@ impl<'a> MemberRun<'a> {
     fn prepare(config: TrainerConfig, options: &'a TrainOptions, member: MemberOptions) -> Result<Self, TrainError> {
         prepare_process(&config)?;
         let device = choose_device(config.runtime.device, member.index as usize)?;
+        warn_of_slow_precision(&config, device)?;
         collectives::check(member.host, device)?;
         let dataset = Arc::new(Dataset::open(&config.data)?);
         let identity = Identity::new(&config, Some(&dataset.digest()));

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Begin, TrainError, TrainOptions,
-    share::{machine_of, prepare_process},
+    share::{machine_of, prepare_process, warn_of_slow_precision},
 };
 use crate::{
     identity::Identity,
@@ -92,6 +92,7 @@ fn other_machine<'a>(metadata: &'a Value, here: Option<&str>) -> Option<&'a str>
 pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<Prepared, TrainError> {
     prepare_process(&config)?;
     let device = choose_device(config.runtime.device, 0)?;
+    warn_of_slow_precision(&config, device)?;
     let folder = RunFolder::open(&config.checkpoint.uri)?;
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;

@@ -5,10 +5,10 @@ use std::ops::Range;
 use lcl_data::Batch;
 use lcl_protocol::slots_of;
 use lcl_torch::{
-    Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, machine, set_threads, shards_of,
+    Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, emulates_bfloat16, machine, set_threads, shards_of,
     shim::runtime::set_deterministic,
 };
-use lcl_trainer_config::{ExactConfig, OptimizationConfig, TrainerConfig};
+use lcl_trainer_config::{ExactConfig, OptimizationConfig, Precision, TrainerConfig};
 
 use super::{
     TrainError,
@@ -40,6 +40,14 @@ pub(super) fn prepare_process(config: &TrainerConfig) -> Result<(), TrainError> 
 /// What the bits of this process's results depend on; `None` where they do not have to be the same everywhere. After [`prepare_process`].
 pub(super) fn machine_of(config: &TrainerConfig, device: Device) -> Result<Option<String>, TrainError> {
     Ok(config.optimization.exact.is_some().then(|| machine(device)).transpose()?)
+}
+
+/// Says so when steps will take far longer than they have to.
+pub(super) fn warn_of_slow_precision(config: &TrainerConfig, device: Device) -> Result<(), TrainError> {
+    if config.model.precision == Precision::Bfloat16 && emulates_bfloat16(device)? {
+        tracing::warn!("model.precision is bfloat16, which this machine can only emulate: steps take many times as long as with float32");
+    }
+    Ok(())
 }
 
 /// One step over `batch`, which holds the slots of this process; alone without `member`.

@@ -35,7 +35,7 @@ pub use layout::LayoutFaults;
 pub use learner::LearnerOptions;
 pub use learner::{Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, ShardShare, StepReport, learning_rate, shards_of};
 pub use loss::{Contrast, Counts, Factors, contrast};
-pub use machine::machine;
+pub use machine::{emulates_bfloat16, machine};
 #[doc(hidden)]
 pub use model::ModelFaults;
 pub use model::{Initial, Model, ModelError, Parameter, ParameterSpec, parameter_count, parameter_specs};

@@ -30,6 +30,19 @@ pub fn machine(device: Device) -> Result<String, DeviceError> {
     Ok(format!("libtorch {LIBTORCH} ({capability}, MKL {mkl}, oneDNN {onednn}), {processor}, {threads} thread{plural}{gpu}"))
 }
 
+/// Whether the device multiplies bfloat16 matrices without instructions for it: many times slower than float32.
+pub fn emulates_bfloat16(device: Device) -> Result<bool, DeviceError> {
+    match device {
+        Device::Cuda(index) => Ok(!cuda::supports_bfloat16(index)?),
+        _ => Ok(!has_bfloat16(&processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()))),
+    }
+}
+
+/// Of [`processor`]'s line.
+fn has_bfloat16(processor: &str) -> bool {
+    processor.split_whitespace().any(|flag| ["avx512_bf16", "amx_bf16", "bf16"].contains(&flag))
+}
+
 /// The first word that begins like a version: `2024.2` of "Intel(R) oneAPI Math Kernel Library Version 2024.2-Product Build …".
 fn version(text: &str) -> &str {
     let word = text.split_whitespace().find(|word| word.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit()));
@@ -73,5 +86,6 @@ mod tests {
         assert_eq!(processor(amd), "AuthenticAMD avx avx2 fma");
         assert_eq!(processor("Features\t: fp asimd sve bf16\nCPU implementer\t: 0x41\n"), "0x41 asimd bf16 sve");
         assert_eq!(processor(""), std::env::consts::ARCH);
+        assert_eq!(["AuthenticAMD avx2", "GenuineIntel amx_bf16 avx2", "0x41 bf16"].map(has_bfloat16), [false, true, true]);
     }
 }
