@@ -4,6 +4,11 @@ use super::*;
 
 /// Member `rank` of a group of two that the coordinator before formed, holding this step of it.
 pub(super) fn trains_in(bench: &mut Bench, connection: u64, rank: u32, step: u64) {
+    claims(bench, connection, rank + 1, rank, step);
+}
+
+/// Worker `worker` says that it is member `rank` of that group, which workers 1 and 2 form.
+fn claims(bench: &mut Bench, connection: u64, worker: u32, rank: u32, step: u64) {
     let members = [1, 2].map(|worker| Identity {
         name: MemberName { worker: format!("w-{worker}"), index: 0 },
         incarnation: 1,
@@ -12,7 +17,7 @@ pub(super) fn trains_in(bench: &mut Bench, connection: u64, rank: u32, step: u64
     });
     let generation = Generation { epoch: 6, n: 4 };
     let list_digest = crate::plan::digest_of(members.iter());
-    bench.attach(connection, rank + 1, |attach| {
+    bench.attach(connection, worker, |attach| {
         attach.known = Some(generation);
         attach.held = Some(StateLabel { step, generation });
         attach.group = Some(HeldGroup { generation, rank, world: 2, list_digest, finished: false });
@@ -110,6 +115,14 @@ fn a_group_with_other_members_than_its_list_is_given_up() {
     assert!(matches!(bench.taken(3).last(), Some(ToMember::Abort { generation: EARLIER, .. })), "no rank 2 of two");
     trains_in(&mut bench, 2, 1, 9);
     assert!(bench.taken(2).iter().all(|message| matches!(message, ToMember::Attached { .. })), "the right two are led");
+
+    // Ranks alone do not make the group: one of the list has to bear each.
+    let mut bench = Bench::new(1, 2, 2);
+    trains_in(&mut bench, 1, 0, 8);
+    claims(&mut bench, 2, 3, 1, 8);
+    for stream in [1, 2] {
+        assert!(matches!(bench.taken(stream).last(), Some(ToMember::Abort { generation: EARLIER, .. })), "stream {stream}");
+    }
 }
 
 #[test]
