@@ -156,7 +156,10 @@ def same(before, after):
     """Whether processes are the ones that they were, by number and start."""
     if not before or not after:
         return "not known to be the same processes: the run ended before they were looked at"
-    return f"the same, by process id and start time: {after}" if before == after else f"NOT the same: {before}, then {after}"
+    if before != after:
+        return f"NOT the same: {before}, then {after}"
+    processes = after if isinstance(after[0], list) else [after]
+    return f"the same, by process id and start time: {', '.join(str(process) for process, _ in processes)}"
 
 
 def split(lines, instant):
