@@ -101,7 +101,8 @@ $(CARGO_TARGET_DIR)/images/pause.tar: images/test/pause.c images/assemble.sh ima
 	.deps/test-py/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
+# Not optimised: building it takes longer than all that it ever does.
 $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
-	cargo install --quiet --locked --root .deps/tools --target-dir .deps/tools/target cargo-deny@$(CARGO_DENY_VERSION)
+	cargo install --quiet --locked --debug --root .deps/tools --target-dir .deps/tools/target cargo-deny@$(CARGO_DENY_VERSION)
 	rm -rf .deps/tools/target
 	mv $(TOOLS)/cargo-deny $@

@@ -18,7 +18,11 @@ use anyhow::{Context, Result, ensure};
 use lcl_cluster::{ClusterOptions, why_no_nodes};
 use serde_json::{Value, json};
 
-use support::{Installed, SYSTEM, condition, name_of, node_processes::members_of, program, project, tell, wait_for, wait_within};
+use support::{
+    Installed, SYSTEM, condition, name_of,
+    node_processes::{members_of, peak_memory_of},
+    program, project, tell, wait_for, wait_within,
+};
 
 /// The user of the images.
 const TRAINER_USER: u32 = 65532;
@@ -246,6 +250,8 @@ fn kubectl_apply_trains_a_model_that_survives_accidents() -> Result<()> {
     let operators = stage.installed.get(&["pods", "--namespace", SYSTEM])?;
     for pod in operators["items"].as_array().context("no list")? {
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{}", name_of(pod));
+        let memory = peak_memory_of(pod["metadata"]["uid"].as_str().unwrap_or_default())?;
+        tell(&format!("resident memory of {} at its peak: {:.1} MiB", name_of(pod), memory as f64 / f64::from(1 << 20)));
     }
     Ok(())
 }
@@ -320,7 +326,8 @@ fn survives_the_loss_of_a_pod(stage: &Stage, plain: &[Committed]) -> Result<()> 
         let received = log.lines().find(|line| line.contains("state received")).context("not yet")?;
         serde_json::from_str::<Value>(received)?["fields"]["step"].as_u64().context("no step")
     })?;
-    let together = wait_within(TRAINING, "a step of both", || run.ledger()?.into_iter().find(|line| line.number == from).context("not yet"))?;
+    let together =
+        wait_within(TRAINING, "a step of both", || run.ledger()?.into_iter().find(|line| line.number == from).context("not yet"))?;
     tell(&format!("pod deleted to the replacement's first committed step: {:.2} s (step {})", together.time - deleted, together.number));
     assert_eq!(members_of(&survivor)?, processes, "the survivor's process is another");
     let status = run.complete(&[("w-0", survivor)])?;

@@ -1,6 +1,6 @@
 //! The processes of a pod, as the machine that plays all nodes sees them.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -12,19 +12,39 @@ pub(crate) struct Process {
     begun: u64,
 }
 
-/// The training processes of the pod with this UID. The kubelet names a pod's control group after the UID.
-pub(crate) fn members_of(pod_uid: &str) -> Result<Vec<Process>> {
+/// The processes of the pod with this UID: their numbers and folders. The kubelet names a pod's control group after the UID.
+fn processes_of(pod_uid: &str) -> Result<Vec<(u32, PathBuf)>> {
     let names = [pod_uid.to_owned(), pod_uid.replace('-', "_")];
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
         let Some(number) = folder.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
         // Gone by now: it is none that stays.
+        let groups = fs::read_to_string(folder.join("cgroup")).unwrap_or_default();
+        if names.iter().any(|name| groups.contains(name)) {
+            found.push((number, folder));
+        }
+    }
+    Ok(found)
+}
+
+/// The most memory that any process of the pod had resident, in bytes.
+pub(crate) fn peak_memory_of(pod_uid: &str) -> Result<u64> {
+    let peak = |folder: &PathBuf| -> Option<u64> {
+        let status = fs::read_to_string(folder.join("status")).ok()?;
+        let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u64>().ok());
+        Some(kibibytes? * 1024)
+    };
+    processes_of(pod_uid)?.iter().filter_map(|(_, folder)| peak(folder)).max().with_context(|| format!("no process in pod {pod_uid}"))
+}
+
+/// The training processes of the pod with this UID.
+pub(crate) fn members_of(pod_uid: &str) -> Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for (number, folder) in processes_of(pod_uid)? {
         let read = |name| fs::read(folder.join(name)).unwrap_or_default();
         let words = read("cmdline");
-        let is_member = words.split(|byte| *byte == 0).any(|word| word == b"member");
-        let groups = String::from_utf8_lossy(&read("cgroup")).into_owned();
-        if !is_member || !names.iter().any(|name| groups.contains(name)) {
+        if !words.split(|byte| *byte == 0).any(|word| word == b"member") {
             continue;
         }
         let status = String::from_utf8_lossy(&read("stat")).into_owned();
