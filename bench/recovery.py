@@ -70,7 +70,7 @@ def configuration(shard, folder, batch, exact=None):
         "optimization": {
             "steps": 1_000_000, "globalBatchSize": batch, "microBatchSize": None, "learningRate": 1e-3, "weightDecay": 0.1,
             "betas": [0.9, 0.98], "epsilon": 1e-6, "schedule": {"kind": "constant", "warmupSteps": 4}, "gradientClip": 1.0,
-            "normalization": "global", "exact": exact, "seed": 1, "maxConsecutiveSkippedSteps": 3,
+            "normalization": "global", "gradientCompression": "none", "exact": exact, "seed": 1, "maxConsecutiveSkippedSteps": 3,
         },
         "checkpoint": {"uri": folder.as_uri(), "everySteps": 100_000, "keepLast": 1, "keepEverySteps": None},
         "runtime": {"device": "cpu", "threads": 1},
@@ -232,27 +232,32 @@ def lose_theirs(arguments, members, samples, folder):
         stdout=subprocess.DEVNULL, stderr=open(folder / "log", "w"), env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
-        for restart in range(min(members, 4)):
-            lose_one_of_theirs(job, steps, members, restart, samples)
+        restart = 0
+        for victim in range(min(members, 4)):
+            restart = lose_one_of_theirs(job, steps, members, restart, victim, samples)
     finally:
         end(job)
 
 
-def lose_one_of_theirs(job, steps, members, restart, samples):
-    """Kills rank `restart` of the incarnation of this number."""
-    of = lambda number, event: [line for path in steps.iterdir() for line in lines_of(path)
-                                if line["restart"] == number and line["event"] == event]
+def lose_one_of_theirs(job, steps, members, restart, rank, samples):
+    """Kills a rank of the incarnation of this number, and gives the number of the next one that trains: before it there may be others
+    whose processes do not find each other (Gloo meets an address of the last incarnation)."""
+    everything = lambda: [line for path in steps.iterdir() for line in lines_of(path)]
+    of = lambda number, event: [line for line in everything() if line["restart"] == number and line["event"] == event]
     wait_for("steps of torchrun", lambda: len(of(restart, "step")) >= QUIET_STEPS * members, job)
     own = sorted((line["step"], line["time"]) for line in of(restart, "step") if line["rank"] == 0)
     samples["a step of all members"] += [right[1] - left[1] for left, right in zip(own, own[1:])][2:]
-    victim = next(line["process"] for line in of(restart, "step") if line["rank"] == restart % members)
+    victim = next(line["process"] for line in of(restart, "step") if line["rank"] == rank)
     instant = time.time()
     os.kill(victim, signal.SIGKILL)
-    wait_for("torchrun's next step", lambda: of(restart + 1, "step"), job)
-    samples["loss to group re-formed"].append(max(line["time"] for line in of(restart + 1, "formed")) - instant)
-    samples["loss to next step"].append(min(line["time"] for line in of(restart + 1, "step")) - instant)
+    later = lambda: [line for line in everything() if line["restart"] > restart and line["event"] == "step"]
+    following = min(line["restart"] for line in wait_for("torchrun's next step", later, job))
+    samples["restarts until one trains"].append(following - restart)
+    samples["loss to group re-formed"].append(max(line["time"] for line in of(following, "formed")) - instant)
+    samples["loss to next step"].append(min(line["time"] for line in of(following, "step")) - instant)
     last = max(line["step"] for line in of(restart, "step"))
-    samples["steps done again"].append(last + 1 - min(line["step"] for line in of(restart + 1, "step")))
+    samples["steps done again"].append(last + 1 - min(line["step"] for line in of(following, "step")))
+    return following
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -267,14 +272,14 @@ def percentile(values, part):
 def tell(members, sides):
     for side, samples in sides.items():
         for name, values in samples.items():
-            unit = 1 if name == "steps done again" else 1000
+            unit = 1 if name in ("steps done again", "restarts until one trains") else 1000
             middle, high = statistics.median(values) * unit, percentile(values, 0.99) * unit
             print(f"| {members} | {side} | {name} | {middle:.0f} | {high:.0f} | {len(values)} |")
 
 
 def judge(members, samples):
     """The goals, for four members."""
-    if members != 4:
+    if members != 4 or not samples:
         return
     formed, following = samples["loss to group re-formed"], samples["loss to next step"]
     step = statistics.median(samples["a step of the survivors"])
@@ -290,6 +295,7 @@ def main():
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--members", default="2,4,8")
+    parser.add_argument("--sides", default="lcl,torchrun", help="which of the two")
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     if not arguments.trainer.exists():
@@ -301,7 +307,7 @@ def main():
         shard = pathlib.Path(scratch) / "data.tar"
         write_shard(shard)
         for members in map(int, arguments.members.split(",")):
-            sides = {"lcl": Samples(), "torchrun": Samples()}
+            sides = {side: Samples() for side in arguments.sides.split(",")}
             lose = {"lcl": lose_ours, "torchrun": lose_theirs}
             for number in range(arguments.rounds):
                 for side in sorted(sides, reverse=number % 2 == 1):
@@ -312,7 +318,7 @@ def main():
                     print(f"{members} members, round {number + 1}, {side}: next step after "
                           f"{sides[side]['loss to next step'][-1]:.3f} s", file=sys.stderr)
             tell(members, sides)
-            judge(members, sides["lcl"])
+            judge(members, sides.get("lcl"))
 
 
 if __name__ == "__main__":
