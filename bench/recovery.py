@@ -92,6 +92,10 @@ def lines_of(path):
     return found
 
 
+class NotInTime(Exception):
+    """What was waited for did not come."""
+
+
 def wait_for(what, condition, process):
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -99,9 +103,9 @@ def wait_for(what, condition, process):
         if found:
             return found
         if process.poll() is not None:
-            sys.exit(f"the process ended with {process.returncode} while waiting for {what}")
+            raise NotInTime(f"the process ended with {process.returncode} while waiting for {what}")
         time.sleep(0.01)
-    sys.exit(f"waited {PATIENCE} s for {what}")
+    raise NotInTime(f"waited {PATIENCE:.0f} s for {what}")
 
 
 def descendants(parent):
@@ -272,6 +276,9 @@ def percentile(values, part):
 def tell(members, sides):
     for side, samples in sides.items():
         for name, values in samples.items():
+            if name == "rounds that did not go on":
+                print(f"| {members} | {side} | {name} | | | {len(values)} |")
+                continue
             unit = 1 if name in ("steps done again", "restarts until one trains") else 1000
             middle, high = statistics.median(values) * unit, percentile(values, 0.99) * unit
             print(f"| {members} | {side} | {name} | {middle:.0f} | {high:.0f} | {len(values)} |")
@@ -314,7 +321,15 @@ def main():
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:
                         folder = pathlib.Path(folder)
                         os.link(shard, folder / "data.tar")
-                        lose[side](arguments, members, sides[side], folder)
+                        try:
+                            lose[side](arguments, members, sides[side], folder)
+                        except NotInTime as reason:
+                            if side == "lcl":
+                                sys.exit(f"{members} members, round {number + 1}: {reason}")
+                            # Said in the table: it is what its users would meet, too.
+                            sides[side]["rounds that did not go on"].append(1)
+                            print(f"{members} members, round {number + 1}, {side}: {reason}", file=sys.stderr)
+                            continue
                     print(f"{members} members, round {number + 1}, {side}: next step after "
                           f"{sides[side]['loss to next step'][-1]:.3f} s", file=sys.stderr)
             tell(members, sides)

@@ -384,7 +384,7 @@ impl Coordinator {
             }
         };
         let name = identity.name.clone();
-        if held.is_some() || group.is_some() {
+        if (held.is_some() || group.is_some()) && !self.has_state() {
             self.refuse_other_machines(machine.as_deref());
         }
         if let Some(old) = self.peers.get(&name).map(|peer| peer.connection) {
@@ -431,23 +431,33 @@ impl Coordinator {
             }
             _ => {}
         }
-        let has_state = attach.held.is_some() || attach.group.is_some();
-        match (&attach.machine, self.machine_of_the_others(has_state)) {
-            (Some(machine), Some(expected)) if machine != expected => {
-                Err(Refusal::Machine { member, machine: machine.clone(), expected: expected.to_owned() })
-            }
-            _ => Ok(attach),
+        if let Some(machine) = &attach.machine
+            && let Some(expected) = self.machine_for(&attach)
+            && machine != expected
+        {
+            return Err(Refusal::Machine { member, machine: machine.clone(), expected: expected.to_owned() });
         }
+        Ok(attach)
+    }
+
+    /// Whether any attached member has the job's state.
+    const fn has_state(&self) -> bool {
+        self.peers.holders() > 0 || self.peers.busy() > 0
     }
 
     /// What a member has to compute on: what those with the job's state do, else (unless it has that state itself) what anyone does.
-    fn machine_of_the_others(&self, has_state: bool) -> Option<&str> {
-        let holder = self.peers.values().find(|peer| peer.has_state());
-        let any = || if has_state { None } else { self.peers.values().next() };
-        holder.or_else(any)?.machine.as_deref()
+    fn machine_for(&self, attach: &Attach) -> Option<&str> {
+        let peer = if self.has_state() {
+            self.peers.values().find(|peer| peer.has_state())
+        } else if attach.held.is_some() || attach.group.is_some() {
+            None
+        } else {
+            self.peers.values().next()
+        };
+        peer?.machine.as_deref()
     }
 
-    /// A member with the job's state has come, and so no other had any. Those who came before it have to fit it.
+    /// The first member with the job's state has come. Those who came before it have to fit it.
     fn refuse_other_machines(&mut self, expected: Option<&str>) {
         let Some(expected) = expected else { return };
         let differs = |peer: &&Peer| peer.machine.as_deref().is_some_and(|machine| machine != expected);

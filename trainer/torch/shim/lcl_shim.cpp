@@ -24,6 +24,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/version.h>
 
 namespace {
 
@@ -369,10 +370,10 @@ int lcl_set_deterministic(int32_t enabled) {
   });
 }
 
-int lcl_cpu_libraries(char *text, int64_t size) {
+int lcl_libraries(char *text, int64_t size) {
   return guarded([&] {
-    const std::string parts = at::get_cpu_capability() + "\n" + at::get_mkl_version() + "\n" + at::get_mkldnn_version();
-    copy_text(parts, text, size);
+    const std::string version = TORCH_VERSION "\n";
+    copy_text(version + at::get_cpu_capability() + "\n" + at::get_mkl_version() + "\n" + at::get_mkldnn_version(), text, size);
   });
 }
 

@@ -65,8 +65,8 @@ void lcl_set_error(const char *message);
 void lcl_retain_memory(void);
 size_t lcl_retained_bytes(void);
 int lcl_set_deterministic(int32_t enabled);
-// The instruction set that libtorch has chosen, MKL's version, oneDNN's version: a line each. `size` counts the NUL.
-int lcl_cpu_libraries(char *text, int64_t size);
+// libtorch's version, the instruction set that it has chosen, MKL's version, oneDNN's version: a line each. `size` counts the NUL.
+int lcl_libraries(char *text, int64_t size);
 int lcl_set_intra_op_threads(int32_t threads);
 int lcl_set_inter_op_threads(int32_t threads);
 int lcl_intra_op_threads(int32_t *threads);

@@ -1,8 +1,8 @@
 //! What the bits of a computation depend on besides its inputs, in words that a person can compare.
 //!
-//! Comes in: the device. Goes out: a line such as `libtorch 2.11.0 (AVX2, MKL 2024.2, oneDNN 3.7.1), AuthenticAMD avx avx2 fma, 1 thread`, with the kind of GPU behind
-//! it where one computes. The same line on two machines is no proof that their results are equal bit for bit, but another line is the usual
-//! reason why they are not.
+//! Comes in: the device. Goes out: a line such as `libtorch 2.11.0 (AVX2, MKL 2024.2, oneDNN 3.7.1), AuthenticAMD avx avx2 fma, 1 thread`,
+//! with the kind of GPU behind it where one computes. The same line on two machines is no proof that their results are equal bit for bit,
+//! but another line is the usual reason why they are not.
 
 use std::fs;
 
@@ -13,12 +13,9 @@ use crate::{
     shim::{cuda, runtime},
 };
 
-/// The release that the shim is compiled against; `build.rs` accepts no other.
-const LIBTORCH: &str = "2.11.0";
-
 /// This process's machine, as far as results on `device` depend on it. Call it once threads are set.
 pub fn machine(device: Device) -> Result<String, DeviceError> {
-    let [capability, mkl, onednn] = runtime::cpu_libraries()?;
+    let [libtorch, capability, mkl, onednn] = runtime::libraries()?;
     let threads = runtime::intra_op_threads()?;
     let processor = processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
     let (mkl, onednn) = (version(&mkl), version(&onednn));
@@ -27,7 +24,7 @@ pub fn machine(device: Device) -> Result<String, DeviceError> {
         Device::Cuda(index) => format!(", {}", cuda::device_name(index)?),
         _ => String::new(),
     };
-    Ok(format!("libtorch {LIBTORCH} ({capability}, MKL {mkl}, oneDNN {onednn}), {processor}, {threads} thread{plural}{gpu}"))
+    Ok(format!("libtorch {libtorch} ({capability}, MKL {mkl}, oneDNN {onednn}), {processor}, {threads} thread{plural}{gpu}"))
 }
 
 /// Whether the device multiplies bfloat16 matrices without instructions for it: many times slower than float32.

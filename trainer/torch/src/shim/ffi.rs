@@ -181,7 +181,7 @@ unsafe extern "C" {
     pub(super) fn lcl_retain_memory();
     pub(super) fn lcl_retained_bytes() -> usize;
     pub(super) fn lcl_set_deterministic(enabled: i32) -> c_int;
-    pub(super) fn lcl_cpu_libraries(text: *mut c_char, size: i64) -> c_int;
+    pub(super) fn lcl_libraries(text: *mut c_char, size: i64) -> c_int;
     pub(super) fn lcl_set_intra_op_threads(threads: i32) -> c_int;
     pub(super) fn lcl_set_inter_op_threads(threads: i32) -> c_int;
     pub(super) fn lcl_intra_op_threads(threads: *mut i32) -> c_int;

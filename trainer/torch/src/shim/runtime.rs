@@ -43,12 +43,12 @@ pub fn set_deterministic(enabled: bool) -> Result<(), ShimError> {
     check("switching deterministic algorithms", unsafe { ffi::lcl_set_deterministic(i32::from(enabled)) })
 }
 
-/// What libtorch computes with on the CPU: the instruction set it has chosen, MKL's version and oneDNN's, each as it says it.
-pub fn cpu_libraries() -> Result<[String; 3], ShimError> {
+/// What libtorch computes with on the CPU: its version, the instruction set it has chosen, MKL's version and oneDNN's, each as it says it.
+pub fn libraries() -> Result<[String; 4], ShimError> {
     // SAFETY: a place of that size.
-    let text = text_of("asking libtorch for its libraries", |text, size| unsafe { ffi::lcl_cpu_libraries(text, size) })?;
+    let text = text_of("asking libtorch for its libraries", |text, size| unsafe { ffi::lcl_libraries(text, size) })?;
     let mut lines = text.lines().map(str::to_owned);
-    Ok([(); 3].map(|()| lines.next().unwrap_or_default()))
+    Ok([(); 4].map(|()| lines.next().unwrap_or_default()))
 }
 
 /// libtorch counts threads in `int`.
