@@ -234,6 +234,8 @@ def model_of(name):
                 dict(width=384, layers=6, heads=6, context=130, vocabulary=49411), 384, 6, 16, 77),
         "tiny": (dict(image=64, patch=16, width=128, layers=4, heads=4),
                  dict(width=128, layers=4, heads=4, context=64, vocabulary=49411), 128, 4, 64, 24),
+        "b16": (dict(image=224, patch=16, width=768, layers=12, heads=12),
+                dict(width=768, layers=12, heads=12, context=280, vocabulary=49411), 768, 12, 16, 77),
     }
     vision, text, embed, pool_heads, rows, text_tokens = shapes[name]
     return Lcl(vision, text, embed, pool_heads, dict(image=49408, start=49409, end=49410)), vision, text_tokens, rows
@@ -349,7 +351,7 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=pathlib.Path)
-    parser.add_argument("--model", default="61m", choices=["61m", "tiny"])
+    parser.add_argument("--model", default="61m", choices=["61m", "tiny", "b16"])
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int)

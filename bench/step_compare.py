@@ -46,7 +46,7 @@ def processor():
 def compare(precision, arguments, folder):
     weights = folder / "weights.safetensors"
     common = ["--model", arguments.model, "--precision", precision, "--device", arguments.device, "--threads", str(arguments.threads),
-              "--warmup", "2", "--steps", str(arguments.steps)]
+              "--warmup", "2", "--steps", str(arguments.steps), *(["--rows", str(arguments.rows)] if arguments.rows else [])]
     sides = {
         "pytorch": ([arguments.python, ROOT / "bench/step.py", *common], RETAINED),
         "lcl-torch": ([arguments.binary, *common, "--weights", weights], None),
@@ -84,10 +84,11 @@ def main():
     parser.add_argument("--python", default=sys.executable)
     target = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
     parser.add_argument("--binary", type=pathlib.Path, default=pathlib.Path(target) / "release/examples/bench_step")
-    parser.add_argument("--model", default="61m", choices=["61m", "tiny"])
+    parser.add_argument("--model", default="61m", choices=["61m", "tiny", "b16"])
     parser.add_argument("--precisions", default="float32,bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, help="rows of a step; the model's own number when it is not given")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()

@@ -10,6 +10,7 @@
 
 mod board;
 mod control;
+mod gpus;
 mod job;
 mod workers;
 
@@ -29,6 +30,7 @@ use lcl_trainer_config::{ExitCode, TrainerConfig};
 use self::{
     board::Board,
     control::ControlSocket,
+    gpus::{Gpus, TooFewGpus},
     job::{COORDINATOR, Job},
     workers::{Bounds, Workers},
 };
@@ -80,6 +82,12 @@ pub enum LocalError {
     /// The numbers of members contradict each other.
     #[error("the numbers of members")]
     World(#[from] InvalidWorld),
+    /// libtorch cannot say which GPUs there are.
+    #[error("looking for GPUs")]
+    Gpus(#[from] lcl_torch::shim::ShimError),
+    /// Not every member would have one.
+    #[error("runtime.device is cuda")]
+    TooFewGpus(#[from] TooFewGpus),
     /// A program that is needed is not there.
     #[error("there is no program {}: it belongs beside lcl-trainer (built by `cargo build --release -p {COORDINATOR}`)", path.display())]
     NoCoordinator {
@@ -97,9 +105,10 @@ impl LocalError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::World(_)
+            | Self::TooFewGpus(_)
             | Self::NoCoordinator { .. }
             | Self::Folder(RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. }) => ExitCode::Permanent,
-            Self::Folder(_) | Self::Supervisor(_) => ExitCode::Retryable,
+            Self::Folder(_) | Self::Gpus(_) | Self::Supervisor(_) => ExitCode::Retryable,
         }
     }
 }
@@ -139,7 +148,9 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;
     }
-    let workers = Workers::new(Bounds::of(config, options), options.workers)?;
+    let members = u64::from(options.workers.get()) * u64::from(options.members_per_worker.get());
+    let gpus = Gpus::for_members(members, config.runtime.device, gpus::visible(config.runtime.device)?)?;
+    let workers = Workers::new(Bounds::of(config, options, &gpus), options.workers)?;
     let own = env::current_exe().map_err(|source| SupervisorError::Crew(CrewError::Program { source }))?;
     let program = own.with_file_name(COORDINATOR);
     if !program.is_file() {
@@ -150,7 +161,7 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     let board = Arc::new(Mutex::new(Board::new(&config.job, config.optimization.steps, workers)));
     let _socket = listen(&folder, &board);
     let display = Arc::new(Mutex::new(Display::new(options.output, &options.multi)));
-    let mut job = Job::new(options, folder.store(), [own, program], board, display);
+    let mut job = Job::new(options, folder.store(), [own, program], gpus, board, display);
     let outcome = supervise(&mut job, processes, Rules::new(options.stop.clone()))?;
     if !matches!(outcome.code, ExitCode::Success | ExitCode::Preempted) {
         tracing::error!(exit_code = outcome.code.code(), "{}", outcome.cause);

@@ -240,11 +240,11 @@ pub(crate) enum Output {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
-    /// A GPU when there is one
+    /// A GPU for every member when there are so many, else the CPU
     Auto,
     /// The CPU
     Cpu,
-    /// A GPU; an error when there is none
+    /// A GPU for every member; an error when there are fewer
     Cuda,
 }
 

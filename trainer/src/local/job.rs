@@ -17,7 +17,7 @@ use lcl_checkpoint::CheckpointStore;
 use lcl_coordinator::{Overseer, Security, Sight};
 use serde_json::Value;
 
-use super::{CrewError, LocalOptions, board::Board};
+use super::{CrewError, LocalOptions, board::Board, gpus::Gpus};
 use crate::{
     chain,
     display::{Display, LogWriter},
@@ -44,6 +44,7 @@ pub(super) struct Job<'a> {
     store: &'a CheckpointStore,
     own: PathBuf,
     coordinator: PathBuf,
+    gpus: Gpus,
     board: Arc<Mutex<Board>>,
     display: Arc<Mutex<Display>>,
     /// Of every process's newest incarnation.
@@ -61,11 +62,12 @@ impl<'a> Job<'a> {
         options: &'a LocalOptions,
         store: &'a CheckpointStore,
         programs: [PathBuf; 2],
+        gpus: Gpus,
         board: Arc<Mutex<Board>>,
         display: Arc<Mutex<Display>>,
     ) -> Self {
         let [own, coordinator] = programs;
-        Self { options, store, own, coordinator, board, display, output: Vec::new() }
+        Self { options, store, own, coordinator, gpus, board, display, output: Vec::new() }
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {
@@ -98,7 +100,10 @@ impl<'a> Job<'a> {
         };
         let mut command = Command::new(&self.own);
         without_certificates(&mut command);
+        let members = options.members_per_worker.get() as usize;
+        let first = number as usize * members;
         command
+            .envs(self.gpus.variable(first..first + members))
             .args(["--log-format", options.log_format.name(), "worker", "--insecure", "--ends-with-stdin", "--config"])
             .arg(&options.config_file)
             .args(["--worker", &name, "--members-per-worker", &options.members_per_worker.to_string()])

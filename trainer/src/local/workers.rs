@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, num::NonZeroU32};
 use lcl_protocol::{InvalidWorld, World};
 use lcl_trainer_config::{Normalization, TrainerConfig};
 
-use super::LocalOptions;
+use super::{LocalOptions, gpus::Gpus};
 use crate::control::Size;
 
 /// What bounds the number of workers.
@@ -19,7 +19,7 @@ pub(super) struct Bounds {
     pub(super) min: Option<NonZeroU32>,
     /// Most workers; `None`: no bound of its own.
     pub(super) max: Option<NonZeroU32>,
-    /// Most members: each needs a slot of the global batch, and in exact mode a shard of it.
+    /// Most members: each needs a slot of the global batch, in exact mode a shard of it, and a GPU if they have GPUs.
     pub(super) most_members: u64,
     /// The result depends on the number of members, so it stays.
     pub(super) is_fixed: bool,
@@ -27,7 +27,7 @@ pub(super) struct Bounds {
 
 impl Bounds {
     /// Those of a job of so many workers, with the numbers of the command line.
-    pub(super) fn of(config: &TrainerConfig, options: &LocalOptions) -> Self {
+    pub(super) fn of(config: &TrainerConfig, options: &LocalOptions, gpus: &Gpus) -> Self {
         let optimization = &config.optimization;
         let shards = optimization.exact.as_ref().map_or(u64::MAX, |exact| exact.virtual_shards.into());
         // A job without spec.elastic needs all of its workers, and goes on needing all when their number changes.
@@ -37,7 +37,7 @@ impl Bounds {
             members_per_worker: options.members_per_worker,
             min: (!needs_all).then_some(options.min_workers),
             max: options.max_workers,
-            most_members: optimization.global_batch_size.min(shards),
+            most_members: optimization.global_batch_size.min(shards).min(gpus.most_members()),
             is_fixed: optimization.normalization == Normalization::PerRank,
         }
     }
@@ -85,7 +85,8 @@ pub(super) enum ResizeError {
     },
     /// There is not work for so many.
     #[error(
-        "{members} members are more than {most}, the slots (optimization.globalBatchSize) or shards (optimization.exact.virtualShards) of a batch"
+        "{members} members are more than {most}, the slots (optimization.globalBatchSize) or shards (optimization.exact.virtualShards) of a batch, \
+         or the GPUs of this machine"
     )]
     TooMany {
         /// Members asked for.

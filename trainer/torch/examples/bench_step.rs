@@ -67,7 +67,7 @@ fn main() -> Result<()> {
     let device = choose_device(if arguments.device == "cuda" { Wanted::Cuda } else { Wanted::Cpu }, 0)?;
     let shape = shape(arguments.model);
     let rows = arguments.rows.unwrap_or(match arguments.model {
-        Size::Medium => 16,
+        Size::Medium | Size::Large => 16,
         Size::Tiny => 64,
     });
     let config = config(shape.clone(), &arguments.precision, rows, arguments.threads);

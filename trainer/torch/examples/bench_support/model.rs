@@ -20,6 +20,9 @@ pub(crate) enum Size {
     Medium,
     /// The `tiny` preset; rows of 24 text tokens.
     Tiny,
+    /// The `vit-b-16-laion` preset, 249.9 M parameters; rows of 77 text tokens.
+    #[value(name = "b16")]
+    Large,
 }
 
 /// The model.
@@ -33,13 +36,14 @@ pub(crate) fn shape(size: Size) -> ModelShape {
             special_tokens: SpecialTokens::CLIP,
         },
         Size::Tiny => Preset::Tiny.shape(),
+        Size::Large => Preset::VitB16Laion.shape(),
     }
 }
 
 /// Text tokens of a row.
 pub(crate) fn text_tokens(size: Size) -> usize {
     match size {
-        Size::Medium => 77,
+        Size::Medium | Size::Large => 77,
         Size::Tiny => 24,
     }
 }
