@@ -25,6 +25,8 @@ RETAINED = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "67108864",
 }
+# Steps of which the losses are compared.
+COMPARED_STEPS = 7
 # Largest relative difference of the losses: float32 sums in another order; bfloat16 rounds every product to 8 bits.
 LOSS_TOLERANCE = {"float32": 2e-4, "bfloat16": 1e-2}
 
@@ -63,7 +65,9 @@ def compare(precision, arguments, folder):
             faults[side].append(result["page_faults_per_step"])
             losses[side] = result["losses"]
             print(f"{precision} round {round_number + 1} {side}: median {statistics.median(result['seconds']):.3f} s", file=sys.stderr)
-    worst = max(abs(a / b - 1) for a, b in zip(losses["pytorch"], losses["lcl-torch"]))
+    # Later steps say less of the sides than of rounding: every update amplifies it.
+    first = slice(0, COMPARED_STEPS)
+    worst = max(abs(a / b - 1) for a, b in zip(losses["pytorch"][first], losses["lcl-torch"][first]))
     if worst > LOSS_TOLERANCE[precision]:
         sys.exit(f"{precision}: the losses differ by {worst:.1e}: {losses}")
     flat = {side: [second for one_run in seconds[side] for second in one_run] for side in sides}

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lcl_data::Batch;
-use lcl_torch::{Device, MicroBatch, TchError, Tensor};
+use lcl_torch::{Device, MicroBatch, TchError, Tensor, shim::cuda::pin_memory};
 
 use crate::micro_batch::split;
 
@@ -101,5 +101,6 @@ fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
         return Ok(tensor);
     }
     let kind = tensor.kind();
-    tensor.f_pin_memory(device)?.f_to_device_(device, kind, true, false)
+    let pinned = pin_memory(&tensor).map_err(|error| TchError::Torch(error.to_string()))?;
+    pinned.f_to_device_(device, kind, true, false)
 }

@@ -8,12 +8,17 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include <unistd.h>
 
 #include <torch/csrc/autograd/utils/lambda_post_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -223,9 +228,12 @@ struct lcl_interrupter {
   std::mutex mutex;
   c10::intrusive_ptr<c10d::Backend> device;
   bool is_aborted = false;
+  // Held while it is being aborted: who comes second returns when that is done.
+  std::mutex aborting;
 
   void fire(const std::string &reason) {
     interrupt->fire(reason);
+    const std::lock_guard<std::mutex> one_after_the_other(aborting);
     c10::intrusive_ptr<c10d::Backend> backend;
     {
       const std::lock_guard<std::mutex> lock(mutex);
@@ -332,16 +340,84 @@ void add_nccl(lcl_group &group, const lcl_nccl_interface &nccl, int32_t device, 
     const std::lock_guard<std::mutex> lock(group.interrupter->mutex);
     group.interrupter->device = backend;
   }
+  const auto end = std::chrono::steady_clock::now() + milliseconds(timeout);
+  // An operation would make the communicator, too, but wait for the other members in a way that no abort ends.
+  backend->eagerConnectSingleDevice(place);
+  for (int32_t ready = 0; ready == 0; std::this_thread::sleep_for(milliseconds(1))) {
+    group.interrupt()->check();
+    if (nccl.is_ready(&backend, &ready) != 0) {
+      throw std::runtime_error(nccl.last_error());
+    }
+    lcl::check_in_time(ready != 0 || std::chrono::steady_clock::now() < end, milliseconds(timeout));
+  }
   group.device = backend;
   group.group->setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
-  // The communicator is made by the first operation. Here, so that it is part of forming and the store is asked no more.
+  // Connections are made by the first operation. Here, so that they are part of forming.
   std::vector<Tensor> one{at::ones({1}, at::TensorOptions(place).dtype(at::kFloat))};
   group.run(one[0], timeout, [&](c10d::Backend &used) { return used.allreduce(one, with_timeout<c10d::AllreduceOptions>(timeout)); });
   TORCH_CHECK(one[0].item<float>() == static_cast<float>(group.group->getSize()), "the first sum of NCCL is wrong");
 }
 
+// Groups whose NCCL is still ending, on threads of their own. They must be gone before the CUDA driver is unloaded at the process's end.
+class Leaving {
+public:
+  static Leaving &instance() {
+    // Never destroyed: those threads may be the last to run.
+    static auto *const leaving = new Leaving();
+    return *leaving;
+  }
+
+  void begin() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!is_registered_) {
+      // libtorch_cuda is loaded: what it does at the exit comes after this.
+      is_registered_ = on_exit([](int status, void *) { instance().wait(status); }, nullptr) == 0;
+    }
+    ++count_;
+  }
+
+  void end() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      --count_;
+    }
+    changed_.notify_all();
+  }
+
+private:
+  void wait(int status) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (!changed_.wait_for(lock, std::chrono::seconds(5), [this] { return count_ == 0; })) {
+      std::fflush(nullptr);
+      _exit(status);
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  size_t count_ = 0;
+  bool is_registered_ = false;
+};
+
+// Tells once that a group is gone.
+class Gone {
+public:
+  Gone(lcl_gone tell, void *context) : tell_(tell), context_(context) {}
+  Gone(Gone &&other) noexcept : tell_(std::exchange(other.tell_, nullptr)), context_(other.context_) {}
+  Gone &operator=(Gone &&) = delete;
+  ~Gone() {
+    if (tell_ != nullptr) {
+      tell_(context_);
+    }
+  }
+
+private:
+  lcl_gone tell_;
+  void *context_;
+};
+
 // See `lcl_group_drop`.
-bool drop(std::unique_ptr<lcl_group> group, milliseconds grace) {
+void drop(std::unique_ptr<lcl_group> group, milliseconds grace, Gone gone) {
   group->interrupt()->fire("the group was closed");
   auto works = std::move(group->unfinished);
   if (group->reduction != nullptr) {
@@ -350,23 +426,34 @@ bool drop(std::unique_ptr<lcl_group> group, milliseconds grace) {
     works.insert(works.end(), buckets->unfinished.begin(), buckets->unfinished.end());
     buckets->unfinished.clear();
   }
-  bool is_gone = true;
-  if (group->device != nullptr) {
-    const auto interrupter = group->interrupter;
-    is_gone = lcl::ends_within(grace, [interrupter] { interrupter->fire("the group was closed"); });
+  if (group->device == nullptr) {
+    if (lcl::is_quiet(works, grace)) {
+      works.clear();
+      group.reset();
+      return;
+    }
+    // Its threads end with their operations' time-out. Until then they own what they may still write to.
+    std::thread([left = std::move(group), works = std::move(works)]() mutable { left.reset(); }).detach();
+    return;
   }
-  {
-    const std::lock_guard<std::mutex> lock(group->interrupter->mutex);
-    group->interrupter->device.reset();
-  }
-  if (is_gone && lcl::is_quiet(works, grace)) {
-    works.clear();
-    group.reset();
-    return true;
-  }
-  // Its threads end with their operations' time-out. Until then they own what they may still write to.
-  std::thread([left = std::move(group), works = std::move(works)]() mutable { left.reset(); }).detach();
-  return is_gone;
+  // Aborting NCCL takes half a second: its proxy looks that often whether it is to end. Nobody has to wait for it, since nothing that the
+  // caller goes on to use is the group's.
+  Leaving::instance().begin();
+  std::thread([left = std::move(group), works = std::move(works), gone = std::move(gone)]() mutable {
+    (void)guarded([&] {
+      {
+        const Gone told = std::move(gone);
+        left->interrupter->fire("the group was closed");
+      }
+      {
+        const std::lock_guard<std::mutex> lock(left->interrupter->mutex);
+        left->interrupter->device.reset();
+      }
+      left.reset();
+      works.clear();
+    });
+    Leaving::instance().end();
+  }).detach();
 }
 
 } // namespace
@@ -409,10 +496,8 @@ void lcl_interrupter_fire(lcl_interrupter *interrupter, const char *reason) {
 
 void lcl_interrupter_drop(lcl_interrupter *interrupter) { delete reinterpret_cast<std::shared_ptr<lcl_interrupter> *>(interrupter); }
 
-int lcl_group_drop(lcl_group *group, int64_t grace) {
-  bool is_gone = false;
-  (void)guarded([&] { is_gone = drop(std::unique_ptr<lcl_group>(group), milliseconds(grace)); });
-  return is_gone ? 0 : 1;
+void lcl_group_drop(lcl_group *group, int64_t grace, lcl_gone gone, void *context) {
+  (void)guarded([&] { drop(std::unique_ptr<lcl_group>(group), milliseconds(grace), Gone(gone, context)); });
 }
 
 int lcl_group_all_reduce(lcl_group *group, lcl_tensor tensor, int64_t timeout) {

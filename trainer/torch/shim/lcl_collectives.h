@@ -49,9 +49,11 @@ int lcl_group_form(const lcl_group_arguments *arguments, lcl_group **group);
 // Adds NCCL for tensors on CUDA device `device`, and waits for all members. libtorch_cuda is loaded.
 int lcl_group_add_nccl(lcl_group *group, const lcl_nccl_interface *nccl, int32_t device, int64_t timeout);
 // Ends what waits, and waits up to `grace` milliseconds for the group's threads to end. What has not ended by then goes on by itself and owns
-// what it uses: Gloo's threads until their operation's time-out (0 is returned), NCCL perhaps for ever (1). The group's sockets have to be
-// shut down before.
-int lcl_group_drop(lcl_group *group, int64_t grace);
+// what it uses: Gloo's threads until their operation's time-out, NCCL half a second or, when a driver hangs, for ever. `gone` is called with
+// `context` once, from any thread, perhaps before this returns: when NCCL is gone, or at once when the group has none. A process that exits
+// waits some seconds for it. The group's sockets have to be shut down before.
+typedef void (*lcl_gone)(void *context);
+void lcl_group_drop(lcl_group *group, int64_t grace, lcl_gone gone, void *context);
 
 // Ends the group's operations from any thread: pending ones and later ones fail with `reason`. It may outlive the group.
 // With NCCL `fire` aborts the communicator, which may take long.

@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 // Both sides are compiled together; an object of another build says so by another number.
-#define LCL_NCCL_INTERFACE 1
+#define LCL_NCCL_INTERFACE 2
 
 typedef struct {
   const void *store; // c10::intrusive_ptr<c10d::Store>, borrowed
@@ -26,6 +26,9 @@ typedef struct {
   int (*running)(int32_t *version);
   // `backend` is filled: a c10::intrusive_ptr<c10d::Backend>. Opens no connection yet.
   int (*form)(const lcl_nccl_arguments *arguments, void *backend);
+  // Whether the communicators that were begun for this c10d::Backend have all their members. Never waits, so that the backend can be
+  // aborted meanwhile.
+  int (*is_ready)(const void *backend, int32_t *ready);
   // Of this thread's last failure in this object.
   const char *(*last_error)(void);
 } lcl_nccl_interface;

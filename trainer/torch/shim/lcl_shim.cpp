@@ -410,6 +410,14 @@ int lcl_cuda_synchronize(int32_t device) {
   });
 }
 
+int lcl_pin_memory(lcl_tensor tensor, lcl_tensor *pinned) {
+  return guarded([&] {
+    // Knows where from.
+    TORCH_CHECK(cuda_device_count() != 0, "there is no CUDA device to pin memory for");
+    *pinned = release(borrow(tensor).pin_memory());
+  });
+}
+
 int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported) {
   return guarded([&] {
     const auto index = checked_device(device);
@@ -444,6 +452,7 @@ int lcl_cuda_device_name(int32_t device, char *text, int64_t size) {
 int lcl_cuda_memory_statistics(int32_t device, lcl_cuda_memory *memory) {
   return guarded([&] {
     const auto index = checked_device(device);
+    at::globalContext().lazyInitDevice(at::kCUDA);
     const auto statistics = c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(index);
     const auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     memory->allocated = statistics.allocated_bytes[aggregate].current;
@@ -456,6 +465,8 @@ int lcl_cuda_memory_statistics(int32_t device, lcl_cuda_memory *memory) {
 int lcl_cuda_reset_peak_memory(int32_t device) {
   return guarded([&] {
     const auto index = checked_device(device);
+    // The allocator knows no device before.
+    at::globalContext().lazyInitDevice(at::kCUDA);
     c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index);
   });
 }

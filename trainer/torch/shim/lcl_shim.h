@@ -75,6 +75,8 @@ int lcl_intra_op_threads(int32_t *threads);
 int lcl_cuda_load(int32_t *loaded);
 int lcl_cuda_device_count(int32_t *count);
 int lcl_cuda_synchronize(int32_t device);
+// A copy in memory that the GPU can read while the processor goes on.
+int lcl_pin_memory(lcl_tensor tensor, lcl_tensor *pinned);
 int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported);
 int lcl_cuda_device_name(int32_t device, char *text, int64_t size);
 typedef struct {

@@ -107,17 +107,4 @@ inline bool is_quiet(const std::vector<Work> &works, std::chrono::milliseconds g
   return true;
 }
 
-// Runs `body` on a thread of its own; whether it ended within `grace`. It owns what it uses.
-template <typename Body> bool ends_within(std::chrono::milliseconds grace, Body body) {
-  const auto outcome = std::make_shared<Outcome>();
-  std::thread([outcome, body = std::move(body)]() mutable {
-    try {
-      body();
-    } catch (...) {
-    }
-    outcome->settle(nullptr);
-  }).detach();
-  return outcome->wait(grace);
-}
-
 } // namespace lcl

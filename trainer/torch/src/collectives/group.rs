@@ -131,16 +131,17 @@ impl Group {
         outcome
     }
 
-    /// Leaves the group. Other members' operations that need this one fail. Returns when nothing of the group runs any more.
+    /// Leaves the group. Other members' operations that need this one fail. Returns when nothing of the group runs any more that the caller
+    /// could meet: NCCL ends half a second later, on a thread of its own.
     pub fn close(&mut self) {
         self.abort.disconnect();
         self.attached = (Vec::new(), false);
         let Some(live) = self.live.take() else { return };
         self.abort.enter();
-        // A hanging NCCL is for the rescue (`AbortHandle::with_rescue`): the group is not gone.
-        if live.close() {
-            self.abort.closed();
-        } else {
+        let handle = self.abort.clone();
+        live.close(move || handle.closed());
+        // An NCCL that hangs is for the rescue (`AbortHandle::with_rescue`), which begins with an abort.
+        if !self.abort.wait(Duration::ZERO) {
             self.abort.abort();
         }
     }

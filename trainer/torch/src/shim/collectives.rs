@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "calls the C++ shim")]
 
 use std::{
-    ffi::{CString, c_int},
+    ffi::{CString, c_int, c_void},
     ptr,
     sync::Arc,
     time::Duration,
@@ -67,7 +67,7 @@ pub(crate) struct Formation<'a> {
 }
 
 /// How long the threads of a group that is dropped may take to end before they are left to themselves. An operation that was interrupted
-/// ends within milliseconds, or not before its time-out (see `shim/interrupt.h`); aborting NCCL takes tens of milliseconds.
+/// ends within milliseconds, or not before its time-out (see `shim/interrupt.h`). NCCL is not waited for.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// How gradients are summed.
@@ -147,11 +147,13 @@ impl RawGroup {
         ptr::NonNull::new(interrupter).map(Interrupter).ok_or_else(none)
     }
 
-    /// Drops the group. False if NCCL could not be aborted: threads of this process then hang, perhaps for ever.
-    pub(crate) fn close(self) -> bool {
+    /// Drops the group. `gone` is called from any thread when that is done, perhaps before this returns; NCCL takes half a second after it, or
+    /// hangs for ever.
+    pub(crate) fn close(self, gone: impl FnOnce() + Send + 'static) {
         let group = std::mem::ManuallyDrop::new(self);
-        // SAFETY: made by the shim, dropped once.
-        unsafe { ffi::lcl_group_drop(group.0.as_ptr(), milliseconds(GRACE)) == 0 }
+        let gone: Box<GoneListener> = Box::new(Box::new(gone));
+        // SAFETY: made by the shim, dropped once; the listener is called once.
+        unsafe { ffi::lcl_group_drop(group.0.as_ptr(), milliseconds(GRACE), tell_gone, Box::into_raw(gone).cast()) };
     }
 
     pub(crate) fn all_reduce(&mut self, tensor: &Tensor, timeout: Duration) -> Result<(), ShimError> {
@@ -242,7 +244,19 @@ pub(crate) fn observe_buckets(observer: extern "C" fn(c_int)) {
 
 impl Drop for RawGroup {
     fn drop(&mut self) {
-        // SAFETY: made by the shim, dropped once.
-        unsafe { ffi::lcl_group_drop(self.0.as_ptr(), milliseconds(GRACE)) };
+        let gone: Box<GoneListener> = Box::new(Box::new(|| {}));
+        // SAFETY: made by the shim, dropped once; the listener is called once.
+        unsafe { ffi::lcl_group_drop(self.0.as_ptr(), milliseconds(GRACE), tell_gone, Box::into_raw(gone).cast()) };
     }
+}
+
+/// What is called when a group is gone.
+type GoneListener = Box<dyn FnOnce() + Send>;
+
+/// # Safety
+/// `context` is a `Box<GoneListener>` that nobody else uses.
+unsafe extern "C" fn tell_gone(context: *mut c_void) {
+    // SAFETY: as the function's.
+    let listener = unsafe { Box::from_raw(context.cast::<GoneListener>()) };
+    listener();
 }

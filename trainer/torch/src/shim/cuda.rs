@@ -1,7 +1,9 @@
 //! CUDA devices, without linking libtorch's CUDA half: it is loaded when it is there, so one program serves both kinds of machine.
 #![allow(unsafe_code, reason = "calls the C++ shim")]
 
-use super::{ShimError, check, ffi, text_of};
+use tch::Tensor;
+
+use super::{ShimError, check, ffi, own, raw, text_of};
 
 /// Loads libtorch's CUDA half once; false when it is missing or its libraries are. Call it before the first CUDA tensor.
 pub fn load() -> Result<bool, ShimError> {
@@ -23,6 +25,15 @@ pub fn device_count() -> Result<usize, ShimError> {
 pub fn synchronize(device: usize) -> Result<(), ShimError> {
     // SAFETY: plain numbers.
     check("waiting for a CUDA device", unsafe { ffi::lcl_cuda_synchronize(index(device)) })
+}
+
+/// A copy of a tensor of host memory in memory that a GPU can read while the processor goes on.
+pub fn pin_memory(tensor: &Tensor) -> Result<Tensor, ShimError> {
+    let mut pinned = std::ptr::null_mut();
+    // SAFETY: a live tensor and a place for the result.
+    check("pinning memory", unsafe { ffi::lcl_pin_memory(raw(tensor), &raw mut pinned) })?;
+    // SAFETY: a new tensor of the shim's.
+    Ok(unsafe { own(pinned) })
 }
 
 /// Whether the device multiplies bfloat16 matrices in hardware (compute capability 8.0).

@@ -108,6 +108,7 @@ pub(super) struct NcclInterface {
     pub(super) built_with: i32,
     pub(super) running: unsafe extern "C" fn(version: *mut i32) -> c_int,
     pub(super) form: unsafe extern "C" fn(arguments: *const NcclArguments, backend: *mut c_void) -> c_int,
+    pub(super) is_ready: unsafe extern "C" fn(backend: *const c_void, ready: *mut i32) -> c_int,
     pub(super) last_error: unsafe extern "C" fn() -> *const c_char,
 }
 
@@ -129,7 +130,7 @@ unsafe extern "C" {
     pub(super) fn lcl_group_form(arguments: *const GroupArguments, group: *mut *mut Group) -> c_int;
     pub(super) fn lcl_operations(started: *mut u64, waited: *mut u64);
     pub(super) fn lcl_group_add_nccl(group: *mut Group, nccl: *const NcclInterface, device: i32, timeout: i64) -> c_int;
-    pub(super) fn lcl_group_drop(group: *mut Group, grace: i64) -> c_int;
+    pub(super) fn lcl_group_drop(group: *mut Group, grace: i64, gone: unsafe extern "C" fn(context: *mut c_void), context: *mut c_void);
     pub(super) fn lcl_group_interrupter(group: *mut Group) -> *mut Interrupter;
     pub(super) fn lcl_interrupter_fire(interrupter: *mut Interrupter, reason: *const c_char);
     pub(super) fn lcl_interrupter_drop(interrupter: *mut Interrupter);
@@ -188,6 +189,7 @@ unsafe extern "C" {
     pub(super) fn lcl_cuda_load(loaded: *mut i32) -> c_int;
     pub(super) fn lcl_cuda_device_count(count: *mut i32) -> c_int;
     pub(super) fn lcl_cuda_synchronize(device: i32) -> c_int;
+    pub(super) fn lcl_pin_memory(tensor: RawTensor, pinned: *mut RawTensor) -> c_int;
     pub(super) fn lcl_cuda_supports_bfloat16(device: i32, supported: *mut i32) -> c_int;
     pub(super) fn lcl_cuda_device_name(device: i32, text: *mut c_char, size: i64) -> c_int;
     pub(super) fn lcl_cuda_memory_statistics(device: i32, memory: *mut CudaMemory) -> c_int;

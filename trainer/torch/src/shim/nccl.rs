@@ -15,7 +15,7 @@ use std::{
 use super::{ShimError, cuda, ffi};
 
 /// `LCL_NCCL_INTERFACE`.
-const INTERFACE: i32 = 1;
+const INTERFACE: i32 = 2;
 
 /// `lcl_nccl_open`.
 type Open = unsafe extern "C" fn() -> *const ffi::NcclInterface;
