@@ -145,9 +145,6 @@ pub enum CrewError {
 pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, LocalError> {
     // Its lock keeps another run out for as long as this one lives.
     let folder = RunFolder::open(&config.checkpoint.uri)?;
-    if let Begin::Fresh { delete_existing } = options.begin {
-        folder.clear(delete_existing)?;
-    }
     let members = u64::from(options.workers.get()) * u64::from(options.members_per_worker.get());
     let gpus = Gpus::for_members(members, config.runtime.device, gpus::visible(config.runtime.device)?)?;
     let workers = Workers::new(Bounds::of(config, options, &gpus), options.workers)?;
@@ -155,6 +152,10 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     let program = own.with_file_name(COORDINATOR);
     if !program.is_file() {
         return Err(LocalError::NoCoordinator { path: program });
+    }
+    // Nothing is deleted for a run that cannot be.
+    if let Begin::Fresh { delete_existing } = options.begin {
+        folder.clear(delete_existing)?;
     }
     let mut processes = vec![Role { name: "the coordinator".to_owned(), works: false, returns: true }];
     processes.extend(workers.wanted().map(|number| Role { name: workers.name(number), works: true, returns: true }));

@@ -72,9 +72,10 @@ pub(super) fn visible(wanted: Device) -> Result<Vec<String>, ShimError> {
     Ok(names(env::var(VISIBLE).ok().as_deref(), count))
 }
 
-/// CUDA takes those that are named up to the first that is not there.
+/// CUDA takes those that are named up to the first that is not there, and of parts of a GPU (MIG) one for each process.
 fn names(named: Option<&str>, count: usize) -> Vec<String> {
     match named {
+        Some(named) if count > 0 && named.starts_with("MIG-") => named.split(',').map(|name| name.trim().to_owned()).collect(),
         Some(named) => named.split(',').take(count).map(|name| name.trim().to_owned()).collect(),
         None => (0..count).map(|number| number.to_string()).collect(),
     }
@@ -121,5 +122,7 @@ mod tests {
         assert_eq!(names(Some("3, GPU-5a"), 2), ["3", "GPU-5a"]);
         assert_eq!(names(Some("3,9,1"), 1), ["3"]);
         assert_eq!(names(Some(""), 0), Vec::<String>::new());
+        assert_eq!(names(Some("MIG-a,MIG-b"), 1), ["MIG-a", "MIG-b"]);
+        assert_eq!(names(Some("MIG-a"), 0), Vec::<String>::new());
     }
 }

@@ -73,8 +73,7 @@ struct Buckets {
       unfinished.push_back(std::move(bucket.work));
     }
     started.clear();
-    unfinished.erase(std::remove_if(unfinished.begin(), unfinished.end(), [](const Work &work) { return work->isCompleted(); }),
-                     unfinished.end());
+    unfinished.erase(std::remove_if(unfinished.begin(), unfinished.end(), lcl::is_completed), unfinished.end());
   }
 };
 
@@ -186,8 +185,8 @@ struct Reduction {
 
   ~Reduction() {
     // The sums first: they hold the buckets' memory. The Reducer's destructor may throw by its declaration; it only removes hooks.
-    buckets->clear();
     try {
+      buckets->clear();
       reducer.reset();
     } catch (...) {
     }
@@ -227,7 +226,10 @@ struct lcl_interrupter {
   // NCCL, once it is part of the group: its waits are ended by aborting it, once.
   std::mutex mutex;
   c10::intrusive_ptr<c10d::Backend> device;
-  bool is_aborted = false;
+  // Whether its communicator has been begun. An abort finds nothing to abort before.
+  bool is_begun = false;
+  bool was_aborted = false;
+  bool was_begun_when_aborted = false;
   // Held while it is being aborted: who comes second returns when that is done.
   std::mutex aborting;
 
@@ -237,10 +239,11 @@ struct lcl_interrupter {
     c10::intrusive_ptr<c10d::Backend> backend;
     {
       const std::lock_guard<std::mutex> lock(mutex);
-      if (device == nullptr || is_aborted) {
+      if (device == nullptr || (was_aborted && was_begun_when_aborted == is_begun)) {
         return;
       }
-      is_aborted = true;
+      was_aborted = true;
+      was_begun_when_aborted = is_begun;
       backend = device;
     }
     backend->abort();
@@ -340,9 +343,15 @@ void add_nccl(lcl_group &group, const lcl_nccl_interface &nccl, int32_t device, 
     const std::lock_guard<std::mutex> lock(group.interrupter->mutex);
     group.interrupter->device = backend;
   }
+  // From here on NCCL is a part of the group, whatever becomes of it.
+  group.device = backend;
   const auto end = std::chrono::steady_clock::now() + milliseconds(timeout);
   // An operation would make the communicator, too, but wait for the other members in a way that no abort ends.
   backend->eagerConnectSingleDevice(place);
+  {
+    const std::lock_guard<std::mutex> lock(group.interrupter->mutex);
+    group.interrupter->is_begun = true;
+  }
   for (int32_t ready = 0; ready == 0; std::this_thread::sleep_for(milliseconds(1))) {
     group.interrupt()->check();
     if (nccl.is_ready(&backend, &ready) != 0) {
@@ -350,7 +359,6 @@ void add_nccl(lcl_group &group, const lcl_nccl_interface &nccl, int32_t device, 
     }
     lcl::check_in_time(ready != 0 || std::chrono::steady_clock::now() < end, milliseconds(timeout));
   }
-  group.device = backend;
   group.group->setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
   // Connections are made by the first operation. Here, so that they are part of forming.
   std::vector<Tensor> one{at::ones({1}, at::TensorOptions(place).dtype(at::kFloat))};
@@ -439,12 +447,12 @@ void drop(std::unique_ptr<lcl_group> group, milliseconds grace, Gone gone) {
   // Aborting NCCL takes half a second: its proxy looks that often whether it is to end. Nobody has to wait for it, since nothing that the
   // caller goes on to use is the group's.
   Leaving::instance().begin();
-  std::thread([left = std::move(group), works = std::move(works), gone = std::move(gone)]() mutable {
+  auto leave = [left = std::move(group), works = std::move(works), gone = std::move(gone)]() mutable {
     (void)guarded([&] {
-      {
-        const Gone told = std::move(gone);
-        left->interrupter->fire("the group was closed");
-      }
+      const Gone told = std::move(gone);
+      left->interrupter->fire("the group was closed");
+    });
+    (void)guarded([&] {
       {
         const std::lock_guard<std::mutex> lock(left->interrupter->mutex);
         left->interrupter->device.reset();
@@ -453,7 +461,13 @@ void drop(std::unique_ptr<lcl_group> group, milliseconds grace, Gone gone) {
       works.clear();
     });
     Leaving::instance().end();
-  }).detach();
+  };
+  try {
+    std::thread(std::move(leave)).detach();
+  } catch (...) {
+    Leaving::instance().end();
+    throw;
+  }
 }
 
 } // namespace

@@ -35,6 +35,9 @@ void prepare_environment(std::chrono::milliseconds timeout) {
   // Else every member asks the store once a second whether another one wants a dump, and says so when the store is gone.
   set("TORCH_NCCL_DUMP_ON_TIMEOUT", "0");
   set("TORCH_NCCL_NONBLOCKING_TIMEOUT", std::to_string(std::chrono::ceil<std::chrono::seconds>(timeout).count()));
+  // Connections belong to the making of a communicator, which can be aborted. Those that the first operation makes cannot: libtorch would
+  // wait for them in a loop that an abort does not end.
+  setenv("NCCL_RUNTIME_CONNECT", "0", /*overwrite=*/0);
   // NVLink SHARP needs all GPUs of a domain to come and go together. Who wants it may say so.
   setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
 }

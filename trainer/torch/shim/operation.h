@@ -94,10 +94,18 @@ inline void complete_on_device(const std::shared_ptr<Interrupt> &interrupt, c10d
 
 inline bool is_on_host(const at::Tensor &tensor) { return tensor.device().is_cpu(); }
 
+// Whether it has ended. Of a GPU with a fault that cannot be asked any more.
+inline bool is_completed(const Work &work) {
+  try {
+    return work->isCompleted();
+  } catch (...) {
+    return false;
+  }
+}
+
 // Whether all of them have ended within `grace`.
 inline bool is_quiet(const std::vector<Work> &works, std::chrono::milliseconds grace) {
   const auto end = std::chrono::steady_clock::now() + grace;
-  const auto is_completed = [](const Work &work) { return work->isCompleted(); };
   while (!std::all_of(works.begin(), works.end(), is_completed)) {
     if (std::chrono::steady_clock::now() >= end) {
       return false;

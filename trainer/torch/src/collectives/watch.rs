@@ -23,6 +23,8 @@ pub(super) fn start(handle: AbortHandle, interrupt: impl Fn(&str) + Send + 'stat
 
 fn run(handle: &AbortHandle, interrupt: impl Fn(&str) + Send + 'static) {
     let Some(reason) = reason_to_interrupt(handle) else { return };
+    // A member that forms may wait in the store for one that is gone.
+    handle.disconnect();
     // On a thread of its own: aborting NCCL may hang, and then somebody has to notice.
     let interrupting = thread::Builder::new().name("lcl-interrupt".to_owned()).spawn(move || interrupt(reason));
     if interrupting.is_ok() {
