@@ -118,16 +118,20 @@ fn a_job_asked_to_stop_saves_and_goes_on_later_and_dies_as_a_whole() -> Result<(
 }
 
 #[test]
-fn a_missing_coordinator_is_named_with_how_to_get_it() -> Result<()> {
+fn a_missing_coordinator_is_named_with_how_to_get_it_and_costs_no_earlier_run() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let run = workbench.begin("local")?;
     let folder = tempfile::tempdir()?;
     let trainer = folder.path().join("lcl-trainer");
     std::fs::copy(process::trainer()?, &trainer)?;
     let mut command = std::process::Command::new(&trainer);
-    command.args(run.arguments_of("local", &["--workers", "2"])?);
+    let earlier = run.folder.join("metrics.jsonl");
+    std::fs::create_dir_all(&run.folder)?;
+    std::fs::write(&earlier, "")?;
+    command.args(run.arguments_of("local", &["--workers", "2", "--fresh", "--delete-existing"])?);
     let finished = process::start_command(command)?.wait()?.expect_code(ExitCode::Permanent.code())?;
     ensure!(finished.stderr.contains("cargo build --release -p lcl-coordinator"), "{}", finished.stderr);
+    ensure!(earlier.exists(), "the earlier run was deleted for one that cannot be");
     Ok(())
 }
 
