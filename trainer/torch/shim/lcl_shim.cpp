@@ -412,7 +412,7 @@ int lcl_cuda_synchronize(int32_t device) {
 
 int lcl_pin_memory(lcl_tensor tensor, lcl_tensor *pinned) {
   return guarded([&] {
-    // Knows where from.
+    // libtorch pins for the accelerator that it finds.
     TORCH_CHECK(cuda_device_count() != 0, "there is no CUDA device to pin memory for");
     *pinned = release(borrow(tensor).pin_memory());
   });

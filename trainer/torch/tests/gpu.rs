@@ -10,6 +10,7 @@ use std::{
     sync::{
         Arc, Barrier, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -169,9 +170,16 @@ fn generations_come_and_go_without_leaving_memory_or_threads() {
         }
         begun.elapsed()
     };
-    // What is made once per process is made now.
+    // What is made once per process is made now; its threads stay, and the group's go.
     turn(0);
-    thread::sleep(Duration::from_secs(2));
+    let (begun, mut last) = (Instant::now(), (threads(), Instant::now()));
+    while last.1.elapsed() < Duration::from_secs(2) {
+        assert!(begun.elapsed() < TIMEOUT, "{} threads, and more come and go", last.0);
+        if threads() != last.0 {
+            last = (threads(), Instant::now());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
     let before = (allocated(), threads());
     let mut times: Vec<_> = (1..13).map(turn).collect();
     let settled = settle(before.1);
@@ -179,6 +187,19 @@ fn generations_come_and_go_without_leaving_memory_or_threads() {
     let (formed, closed) = times[times.len() / 2];
     println!("a group of one: formed in {formed:?} (median), closed in {closed:?}; threads of {} gone after {settled:?}", times.len());
     assert_eq!(allocated(), before.0, "bytes on the GPU");
+}
+
+#[test]
+fn a_group_with_nccl_that_was_closed_is_gone_and_needs_no_rescue() {
+    let Some((device, _turn)) = gpu() else { return };
+    // NCCL takes half a second.
+    const DEADLINE: Duration = Duration::from_secs(3);
+    let (sender, rescues) = mpsc::channel();
+    let handle = AbortHandle::with_rescue(DEADLINE, move || sender.send(()).expect("a listener"));
+    let session = Arc::new(MemoryStore::default().session());
+    Group::form(options(session, 1, 0, 1, device), &handle).expect("a group").close();
+    assert_eq!(rescues.recv_timeout(2 * DEADLINE), Err(mpsc::RecvTimeoutError::Timeout), "it was rescued");
+    drop(handle);
 }
 
 /// A member whose NCCL never gets an answer from the store: to the others it hangs after Gloo's part of the group has formed.
@@ -261,7 +282,7 @@ fn an_abort_ends_the_forming_of_nccl_while_a_peer_hangs() {
             let failure = Group::form(options(session, 1, 0, 2, device), &handle).map(drop).expect_err("its peer hangs");
             (failure, Instant::now())
         });
-        // So that it is inside of NCCL, where nothing but the abort ends its waiting.
+        // Nothing but the abort ends its waiting inside of NCCL, and nothing tells when it has come there: wherever it is, it has to end.
         thread::sleep(Duration::from_secs(2));
         assert!(!waiter.is_finished(), "the peer is not there yet");
         let begun = Instant::now();

@@ -151,9 +151,8 @@ impl RawGroup {
     /// hangs for ever.
     pub(crate) fn close(self, gone: impl FnOnce() + Send + 'static) {
         let group = std::mem::ManuallyDrop::new(self);
-        let gone: Box<GoneListener> = Box::new(Box::new(gone));
-        // SAFETY: made by the shim, dropped once; the listener is called once.
-        unsafe { ffi::lcl_group_drop(group.0.as_ptr(), milliseconds(GRACE), tell_gone, Box::into_raw(gone).cast()) };
+        // SAFETY: nobody drops it a second time.
+        unsafe { drop_group(group.0, Box::new(gone)) };
     }
 
     pub(crate) fn all_reduce(&mut self, tensor: &Tensor, timeout: Duration) -> Result<(), ShimError> {
@@ -244,10 +243,16 @@ pub(crate) fn observe_buckets(observer: extern "C" fn(c_int)) {
 
 impl Drop for RawGroup {
     fn drop(&mut self) {
-        let gone: Box<GoneListener> = Box::new(Box::new(|| {}));
-        // SAFETY: made by the shim, dropped once; the listener is called once.
-        unsafe { ffi::lcl_group_drop(self.0.as_ptr(), milliseconds(GRACE), tell_gone, Box::into_raw(gone).cast()) };
+        // SAFETY: nobody drops it a second time.
+        unsafe { drop_group(self.0, Box::new(|| {})) };
     }
+}
+
+/// # Safety
+/// The group was made by the shim, and nobody uses it afterwards.
+unsafe fn drop_group(group: ptr::NonNull<ffi::Group>, gone: GoneListener) {
+    // SAFETY: as the function's; the listener is called once.
+    unsafe { ffi::lcl_group_drop(group.as_ptr(), milliseconds(GRACE), tell_gone, Box::into_raw(Box::new(gone)).cast()) };
 }
 
 /// What is called when a group is gone.

@@ -81,3 +81,16 @@ fn nobody_waits_for_a_member_that_is_lost_while_a_message_is_on_its_way() {
         println!("{name}: at most {longest:?} in {ROUNDS} rounds");
     }
 }
+
+/// With NCCL, a closed group once counted as one that hangs: every member would have started itself anew after every change of the group.
+#[test]
+fn a_group_that_was_closed_is_gone_and_needs_no_rescue() {
+    const DEADLINE: Duration = Duration::from_millis(200);
+    let (sender, rescues) = mpsc::channel();
+    let handle = AbortHandle::with_rescue(DEADLINE, move || sender.send(()).expect("a listener"));
+    let store = MemoryStore::default();
+    let mut group = Group::form(options(Arc::new(store.session()), 1, 0, 1), &handle).expect("a group");
+    group.close();
+    assert_eq!(rescues.recv_timeout(5 * DEADLINE), Err(mpsc::RecvTimeoutError::Timeout), "it was rescued");
+    drop(handle);
+}
