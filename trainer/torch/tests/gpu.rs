@@ -191,9 +191,9 @@ fn generations_come_and_go_without_leaving_memory_or_threads() {
 
 #[test]
 fn a_group_with_nccl_that_was_closed_is_gone_and_needs_no_rescue() {
-    let Some((device, _turn)) = gpu() else { return };
     // NCCL takes half a second.
     const DEADLINE: Duration = Duration::from_secs(3);
+    let Some((device, _turn)) = gpu() else { return };
     let (sender, rescues) = mpsc::channel();
     let handle = AbortHandle::with_rescue(DEADLINE, move || sender.send(()).expect("a listener"));
     let session = Arc::new(MemoryStore::default().session());
