@@ -29,6 +29,9 @@ SAMPLES, SIDE = 512, 64
 # Steps of all members together before each loss.
 QUIET_STEPS = 12
 PATIENCE = 240.0
+# torchrun's agent lends its members one store for all restarts, in which they find the addresses of those before them: with Gloo most
+# restarts fail. Without it each restart has a store of its own, and the first one trains.
+TORCHRUN = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def write_shard(path):
@@ -233,7 +236,7 @@ def lose_theirs(arguments, members, samples, folder):
         [arguments.python, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node", str(members),
          "--max-restarts", "100", "--monitor-interval", "0.1", ROOT / "bench/recovery_torchrun.py", "--folder", folder,
          "--batch", str(arguments.batch)],
-        stdout=subprocess.DEVNULL, stderr=open(folder / "log", "w"), env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=open(folder / "log", "w"), env={**os.environ, **TORCHRUN},
     )
     try:
         restart = 0
@@ -244,8 +247,7 @@ def lose_theirs(arguments, members, samples, folder):
 
 
 def lose_one_of_theirs(job, steps, members, restart, rank, samples):
-    """Kills a rank of the incarnation of this number, and gives the number of the next one that trains: before it there may be others
-    whose processes do not find each other (Gloo meets an address of the last incarnation)."""
+    """Kills a rank of the incarnation of this number, and gives the number of the next one that trains."""
     everything = lambda: [line for path in steps.iterdir() for line in lines_of(path)]
     of = lambda number, event: [line for line in everything() if line["restart"] == number and line["event"] == event]
     wait_for("steps of torchrun", lambda: len(of(restart, "step")) >= QUIET_STEPS * members, job)

@@ -338,8 +338,11 @@ pub struct Plan {
     /// Absent: no live member holds any state.
     #[prost(message, optional, tag = "4")]
     pub base: ::core::option::Option<StateLabel>,
+    /// The first of those lost since the generation before, and how many more were.
     #[prost(message, repeated, tag = "9")]
     pub lost: ::prost::alloc::vec::Vec<Loss>,
+    #[prost(uint32, tag = "10")]
+    pub further_losses: u32,
     #[prost(oneof = "plan::Role", tags = "5, 6, 7, 8")]
     pub role: ::core::option::Option<plan::Role>,
 }

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::{Generation, Identity, MemberName, StateLabel};
 
+/// Losses that a plan names: with all of them, the loss of a rack would be told thousands of members name by name.
+pub(crate) const NAMED_LOSSES: usize = 8;
+
 /// What a member has to know of its generation. Its size does not grow with the number of members (but for a source's receivers): the
 /// addresses of the others travel through the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +24,10 @@ pub struct Plan {
     pub base: Option<StateLabel>,
     /// What this member does to bring itself or others there.
     pub role: Role,
-    /// Who was lost since the generation before.
+    /// The first eight members that were lost since the generation before.
     pub lost: Vec<Loss>,
+    /// How many more were. The coordinator's status and log name them all.
+    pub further_losses: u32,
 }
 
 /// What a member does before the first step of a generation.

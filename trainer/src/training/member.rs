@@ -284,6 +284,9 @@ impl<'a> MemberRun<'a> {
         for loss in &plan.lost {
             tracing::warn!(generation = %plan.generation, member = %loss.member, reason = loss.reason, "member lost");
         }
+        if plan.further_losses > 0 {
+            tracing::warn!(generation = %plan.generation, further = plan.further_losses, "more members were lost: the coordinator names them");
+        }
         let (generation, begun) = (plan.generation, Instant::now());
         let abort = collectives::abort_handle();
         *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation, abort.clone()));

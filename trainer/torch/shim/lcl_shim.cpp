@@ -253,45 +253,47 @@ int lcl_scale_gradients(lcl_tensor *parameters, size_t count, double factor) {
   });
 }
 
-int lcl_flatten_gradients(lcl_tensor *parameters, size_t count, lcl_tensor *flat) {
+int lcl_take_gradients(lcl_tensor *parameters, size_t count, lcl_tensor *gradients) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    int64_t length = 0;
-    for (size_t i = 0; i < count; ++i) {
-      length += borrow(parameters[i]).numel();
-    }
-    TORCH_CHECK(count != 0, "there are no parameters");
-    Tensor all = at::empty({length}, borrow(parameters[0]).options());
-    int64_t start = 0;
+    std::vector<Tensor> taken;
+    taken.reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const Tensor &parameter = borrow(parameters[i]);
-      Tensor part = all.narrow(0, start, parameter.numel());
-      if (parameter.grad().defined()) {
-        part.view(parameter.sizes()).copy_(parameter.grad());
-      } else {
-        part.zero_();
-      }
-      start += parameter.numel();
+      taken.push_back(parameter.grad().defined() ? parameter.grad().detach().contiguous() : at::zeros_like(parameter));
     }
-    *flat = release(all);
+    for (size_t i = 0; i < count; ++i) {
+      borrow(parameters[i]).mutable_grad().reset();
+      gradients[i] = release(std::move(taken[i]));
+    }
   });
 }
 
-int lcl_set_gradients(lcl_tensor *parameters, size_t count, lcl_tensor flat) {
+int lcl_set_gradients(lcl_tensor *parameters, size_t count, lcl_tensor *gradients) {
   return guarded([&] {
-    at::NoGradGuard no_grad;
-    int64_t length = 0;
-    for (size_t i = 0; i < count; ++i) {
-      length += borrow(parameters[i]).numel();
-    }
-    const Tensor all = borrow(flat).detach();
-    TORCH_CHECK(all.numel() == length, all.numel(), " numbers for parameters of ", length);
-    int64_t start = 0;
     for (size_t i = 0; i < count; ++i) {
       const Tensor &parameter = borrow(parameters[i]);
-      parameter.mutable_grad() = all.narrow(0, start, parameter.numel()).view(parameter.sizes());
-      start += parameter.numel();
+      const Tensor &gradient = borrow(gradients[i]);
+      TORCH_CHECK(gradient.sizes() == parameter.sizes(), "a gradient of shape ", gradient.sizes(), " for a parameter of shape ",
+                  parameter.sizes());
     }
+    for (size_t i = 0; i < count; ++i) {
+      borrow(parameters[i]).mutable_grad() = borrow(gradients[i]).detach();
+    }
+  });
+}
+
+int lcl_add_tensors(lcl_tensor *sums, lcl_tensor *next, size_t count) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    std::vector<Tensor> left, right;
+    left.reserve(count);
+    right.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      left.push_back(borrow(sums[i]));
+      right.push_back(borrow(next[i]));
+    }
+    at::_foreach_add_(left, right);
   });
 }
 
@@ -365,6 +367,8 @@ int lcl_set_deterministic(int32_t enabled) {
       setenv("MKL_CBWR", "AUTO,STRICT", /*overwrite=*/0);
     }
     at::globalContext().setDeterministicAlgorithms(enabled != 0, /*warn_only=*/false);
+    // An eighth of a step: every new tensor would be filled with NaN first, to show who reads what nobody has written.
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
     at::globalContext().setDeterministicCuDNN(enabled != 0);
     at::globalContext().setBenchmarkCuDNN(false);
   });

@@ -38,10 +38,12 @@ typedef struct {
 int lcl_adamw_step(const lcl_adamw_arguments *arguments);
 int lcl_gradient_norm(lcl_tensor *parameters, size_t count, double *norm);
 int lcl_scale_gradients(lcl_tensor *parameters, size_t count, double factor);
-// All gradients as one vector in the order of the parameters, zero where there is none.
-int lcl_flatten_gradients(lcl_tensor *parameters, size_t count, lcl_tensor *flat);
-// The gradients become parts of `flat`, which has as many numbers as all parameters.
-int lcl_set_gradients(lcl_tensor *parameters, size_t count, lcl_tensor flat);
+// All gradients, contiguous, zero where there is none; the parameters have none afterwards.
+int lcl_take_gradients(lcl_tensor *parameters, size_t count, lcl_tensor *gradients);
+// The parameters share these gradients, each of its parameter's shape.
+int lcl_set_gradients(lcl_tensor *parameters, size_t count, lcl_tensor *gradients);
+// sums[i] += next[i].
+int lcl_add_tensors(lcl_tensor *sums, lcl_tensor *next, size_t count);
 int lcl_zero_gradients(lcl_tensor *parameters, size_t count, int keep_memory);
 
 // Autocast of one device type on this thread.

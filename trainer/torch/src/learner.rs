@@ -21,6 +21,7 @@ mod forward;
 mod gradients;
 mod inspect;
 mod schedule;
+mod shard_gradients;
 mod tree;
 
 use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConfig, TrainerConfig};

@@ -163,6 +163,7 @@ fn plan(generation: Generation, plan: wire::Plan) -> Result<Plan, WireError> {
         base: held(plan.base)?,
         role,
         lost: lost.collect::<Result<_, WireError>>()?,
+        further_losses: plan.further_losses,
     })
 }
 

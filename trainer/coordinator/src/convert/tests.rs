@@ -91,7 +91,16 @@ fn every_message_of_the_coordinator_is_read_back() {
     }
     for role in [Role::Level, Role::Send { to: vec![1, 4] }, Role::Receive { from: 3 }, Role::Restore { to: vec![] }] {
         let lost = vec![Loss { member: name(), reason: text() }];
-        messages.push(ToMember::Form(Plan { generation, rank: 1, world: 5, list_digest: u64::MAX, base: HELD, role, lost }));
+        messages.push(ToMember::Form(Plan {
+            generation,
+            rank: 1,
+            world: 5,
+            list_digest: u64::MAX,
+            base: HELD,
+            role,
+            lost,
+            further_losses: 3,
+        }));
     }
     for response in [
         StoreResponse::Done,

@@ -166,6 +166,7 @@ fn plan(plan: Plan) -> wire::Plan {
         base: plan.base.map(label),
         role: Some(role),
         lost: plan.lost.into_iter().map(|loss| wire::Loss { member: Some(name(loss.member)), reason: loss.reason }).collect(),
+        further_losses: plan.further_losses,
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Plan,
-    plan::{assign_roles, digest_of},
+    plan::{NAMED_LOSSES, assign_roles, digest_of},
 };
 
 /// Generations in a row that committed nothing before the next is delayed: members that reach the coordinator but not each other would
@@ -140,7 +140,9 @@ impl Coordinator {
         }
         self.generation = generation;
         self.enough_since = None;
-        let (world, lost) = (chosen.len() as u32, std::mem::take(&mut self.losses));
+        let (world, mut lost) = (chosen.len() as u32, std::mem::take(&mut self.losses));
+        let further_losses = lost.len().saturating_sub(NAMED_LOSSES) as u32;
+        lost.truncate(NAMED_LOSSES);
         self.group = Some(Group::new(generation, base, chosen.iter().cloned().zip(held).collect()));
         for ((rank, name), role) in (0..).zip(&chosen).zip(roles) {
             let joined = self.peers.update(name, |peer| {
@@ -148,7 +150,7 @@ impl Coordinator {
                 peer.connection
             });
             let Some(connection) = joined else { continue };
-            let plan = Plan { generation, rank, world, list_digest, base, role, lost: lost.clone() };
+            let plan = Plan { generation, rank, world, list_digest, base, role, lost: lost.clone(), further_losses };
             self.send(connection, ToMember::Form(plan));
         }
         self.record(HistoryEvent::Formed { generation, world, base: base.map(|base| base.step) });

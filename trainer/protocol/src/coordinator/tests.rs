@@ -271,6 +271,24 @@ fn a_spare_waits_while_the_group_is_full_and_replaces_a_lost_member() {
 }
 
 #[test]
+fn a_plan_names_a_few_of_many_losses_and_counts_the_others() {
+    let mut bench = Bench::new(1, 12, 12);
+    (1..=12).for_each(|member| bench.attach(member.into(), member, |_| {}));
+    (2..=12).for_each(|member| bench.close(member));
+    bench.taken(1);
+    bench.report(1, 1, Some(label(5, 0)), ReportCause::Aborted);
+    let plan = bench.plan(1).unwrap();
+    let named: Vec<_> = plan.lost.iter().map(|loss| loss.member.worker.as_str()).collect();
+    assert_eq!((named, plan.further_losses), (vec!["w-2", "w-3", "w-4", "w-5", "w-6", "w-7", "w-8", "w-9"], 3));
+
+    bench.attach(13, 2, |attach| attach.identity.incarnation = 2);
+    assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(2), flags: Flags::LEAVE }]);
+    bench.report(1, 2, Some(label(6, 2)), ReportCause::Agreed);
+    let plan = bench.plan(1).unwrap();
+    assert_eq!((plan.lost, plan.further_losses), (Vec::new(), 0), "each loss is told once");
+}
+
+#[test]
 fn a_drained_member_leaves_at_an_agreed_step_and_is_told_to_end() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     bench.event(CoordinatorEvent::DrainWorker { worker: "w-2".to_owned() });

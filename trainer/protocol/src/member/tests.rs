@@ -10,7 +10,7 @@ fn label(step: u64, n: u64) -> StateLabel {
 }
 
 fn plan(n: u64, base: Option<StateLabel>, role: Role) -> Plan {
-    Plan { generation: generation(n), rank: 0, world: 2, list_digest: 0, base, role, lost: Vec::new() }
+    Plan { generation: generation(n), rank: 0, world: 2, list_digest: 0, base, role, lost: Vec::new(), further_losses: 0 }
 }
 
 struct Bench {

@@ -15,7 +15,7 @@ use super::{
     Learner, LearnerError, LossReport,
     exchange::{Exchange, GlobalFeatures},
     forward::{self, Features, Outcome, Prepared, RunOptions},
-    tree::PartialSums,
+    shard_gradients::ShardGradients,
 };
 use crate::{
     batch::MicroBatch,
@@ -92,7 +92,7 @@ impl Learner {
         let contrast = self.contrast_shards(&shards, &features, &counts, factors, exchange)?;
 
         let mut kept = kept.into_iter();
-        let mut sums = PartialSums::new(share.total);
+        let mut sums = ShardGradients::new(share.total);
         let mut losses = Vec::new();
         for (index, shard) in shards.iter().enumerate() {
             let contrast = contrast.as_ref().map(|contrast| &contrast[index]);
@@ -103,9 +103,9 @@ impl Learner {
             }
             let contrastive = self.finish_shard(contrast).map_err(|source| exchange.backward_error(source))?;
             losses.push([generation, contrastive]);
-            let gradient = self.take_gradients().map_err(LearnerError::Update)?;
-            let add = |sum: &mut Tensor, next: Tensor| sum.f_add_(&next).map(drop);
-            sums.push_shard(own.start + index, gradient, add).map_err(|source| LearnerError::Backward { source })?;
+            // Without any left here, the next shard's are written and not added.
+            let gradients = kernels::take_gradients(&self.parameter_tensors()).map_err(LearnerError::Update)?;
+            sums.push(own.start + index, gradients).map_err(|source| LearnerError::Backward { source })?;
         }
         let sum = exchange.sum_along_tree(sums, share.total)?;
         let losses = exchange.shard_losses(&losses, share.total)?;
@@ -201,15 +201,6 @@ impl Learner {
         let Some(contrast) = contrast else { return Ok(0.0) };
         self.temperature_term(&contrast.logit_scale_gradient)?.f_backward()?;
         contrast.loss.f_double_value(&[])
-    }
-
-    /// All gradients of a shard as one vector, zero where none arrived; the parameters have none afterwards, so that the next shard's are
-    /// written and not added.
-    fn take_gradients(&self) -> Result<Tensor, crate::shim::ShimError> {
-        let parameters = self.parameter_tensors();
-        let flat = kernels::flatten_gradients(&parameters)?;
-        kernels::zero_gradients(&parameters, false)?;
-        Ok(flat)
     }
 
     fn parameter_tensors(&self) -> Vec<&Tensor> {

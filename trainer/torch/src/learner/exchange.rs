@@ -4,7 +4,7 @@
 //! One member alone takes the same path and exchanges nothing. Which exchanges take place depends on the gathered counts only, and so is
 //! the same on all members.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use lcl_trainer_config::GradientCompression;
 use tch::{TchError, Tensor};
@@ -12,7 +12,8 @@ use tch::{TchError, Tensor};
 use super::{
     LearnerError,
     exact::shards_of,
-    tree::{PartialSums, nodes_of},
+    shard_gradients::{ShardGradients, piece_length, pieces},
+    tree::{Node, PartialSums, nodes_of},
 };
 use crate::{
     collectives::{Group, GroupError},
@@ -171,51 +172,60 @@ impl<'a> Exchange<'a> {
         Ok(all.chunks_exact(2).map(|losses| [losses[0], losses[1]]).collect())
     }
 
-    /// The sum over all shards along the tree, given this member's partial sums; the same bits on all members, however many there are.
+    /// The sum over all shards along the tree, given this member's shards from left to right, each a list of gradients in the order of the
+    /// parameters; the same bits on all members, however many there are.
     ///
-    /// Every member finishes the tree for an equal part of the vector, and gives it to all.
-    pub(super) fn sum_along_tree(&mut self, own: PartialSums<Tensor>, total: usize) -> Result<Tensor, GroupError> {
+    /// Every member finishes the tree for an equal part of all numbers, and gives it to all. What is added for the way is added piece by
+    /// piece, so that no sum is written to memory and read again.
+    pub(super) fn sum_along_tree(&mut self, own: ShardGradients, total: usize) -> Result<Vec<Tensor>, GroupError> {
         let operation = "summing along the tree";
         let failed = |source| GroupError::Tensor { operation, source };
         let incomplete = || GroupError::Argument { operation, reason: "not every shard was summed".to_owned() };
-        let Self::Members { member, .. } = self else { return own.into_root().ok_or_else(incomplete) };
+        let Self::Members { member, .. } = self else { return own.into_sum().map_err(failed)?.ok_or_else(incomplete) };
         let (rank, world) = (member.group.rank(), member.group.world_size());
-        let own = own.into_sums();
-        let Some((_, first)) = own.first() else { return Err(incomplete()) };
         let place = member.group.device();
-        let (length, device, kind) = (first.numel() as i64, first.device(), first.kind());
+        let (length, device) = (own.numbers(), own.device().ok_or_else(incomplete)?);
         let part = length.div_euclid(world as i64) + 1;
         let bounds = |rank: usize| {
             let start = (rank as i64 * part).min(length);
-            (start, part.min(length - start))
+            start..(start + part).min(length)
         };
-        let mut pieces = Vec::new();
-        for to in 0..world {
-            let (start, count) = bounds(to);
-            for (_, sum) in &own {
-                pieces.push(sum.f_narrow(0, start, count).map_err(failed)?);
-            }
-        }
-        let sent = Tensor::f_cat(&pieces, 0).and_then(|sent| sent.f_to_device(place)).map_err(failed)?;
-        let sent_counts: Vec<i64> = (0..world).map(|to| own.len() as i64 * bounds(to).1).collect();
-        drop((pieces, own));
         let nodes: Vec<_> = (0..world).map(|from| nodes_of(shards_of(from, world, total), total)).collect();
-        let (_, count) = bounds(rank);
+        let parts: Vec<Range<i64>> = (0..world).map(bounds).collect();
+        let sent = own.pack(&parts, nodes[rank].len()).map_err(failed)?.ok_or_else(incomplete)?;
+        let sent = sent.f_to_device(place).map_err(failed)?;
+        let shapes = own.into_shapes();
+        let count_of = |rank: usize| bounds(rank).end - bounds(rank).start;
+        let sent_counts: Vec<i64> = (0..world).map(|to| nodes[rank].len() as i64 * count_of(to)).collect();
+        let count = count_of(rank);
         let received_counts: Vec<i64> = nodes.iter().map(|nodes| nodes.len() as i64 * count).collect();
         probe::reach(Phase::Bucket(0));
         let received = member.group.all_to_all(&sent, &sent_counts, &received_counts, member.timeout)?;
-        let mut sums = PartialSums::new(total);
-        for (index, node) in nodes.into_iter().flatten().enumerate() {
-            let piece = received.f_narrow(0, index as i64 * count, count).map_err(failed)?;
-            sums.push(node, piece, |sum, next| sum.f_add_(&next).map(drop)).map_err(failed)?;
-        }
-        let finished = sums.into_root().ok_or_else(incomplete)?;
+        drop(sent);
         // Parts of equal length, so that they can be gathered into one vector; what is beyond the end is cut off again.
-        let padded = Tensor::f_zeros([part], (kind, place)).map_err(failed)?;
-        padded.f_narrow(0, 0, count).and_then(|mut head| head.f_copy_(&finished).map(drop)).map_err(failed)?;
+        let finished = Tensor::f_zeros([part], (received.kind(), place)).map_err(failed)?;
+        let nodes: Vec<Node> = nodes.into_iter().flatten().collect();
+        for piece in pieces(0..count, piece_length(place)) {
+            let mut sums = PartialSums::new(total);
+            for (node, start) in nodes.iter().zip((0..).step_by(usize::try_from(count).unwrap_or(usize::MAX))) {
+                let next = received.f_narrow(0, start + piece.start, piece.end - piece.start).map_err(failed)?;
+                sums.push(*node, next, |sum: &mut Tensor, next| Ok(*sum = sum.f_add(&next)?)).map_err(failed)?;
+            }
+            let sum = sums.into_root().ok_or_else(incomplete)?;
+            let target = finished.f_narrow(0, piece.start, piece.end - piece.start);
+            target.and_then(|mut target| target.f_copy_(&sum).map(drop)).map_err(failed)?;
+        }
+        drop(received);
         probe::reach(Phase::Bucket(1));
-        let whole = member.group.all_gather_flat(&padded, member.timeout)?;
-        whole.f_narrow(0, 0, length).and_then(|whole| whole.f_to_device(device)).map_err(failed)
+        let whole = member.group.all_gather_flat(&finished, member.timeout)?;
+        let whole = whole.f_to_device(device).map_err(failed)?;
+        let mut start = 0;
+        let parts = shapes.iter().map(|shape| {
+            let count: i64 = shape.iter().product();
+            start += count;
+            whole.f_narrow(0, start - count, count)?.f_view(shape.as_slice())
+        });
+        parts.collect::<Result<_, _>>().map_err(failed)
     }
 
     /// Before the last backward pass of micro-batches.

@@ -65,7 +65,17 @@ impl<T> PartialSums<T> {
         Ok(())
     }
 
+    /// Shards in all.
+    pub(super) fn total(&self) -> usize {
+        self.total
+    }
+
     /// What is there, from left to right.
+    pub(super) fn get(&self) -> &[(Node, T)] {
+        &self.sums
+    }
+
+    /// See [`PartialSums::get`].
     pub(super) fn into_sums(self) -> Vec<(Node, T)> {
         self.sums
     }

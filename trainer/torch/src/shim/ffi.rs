@@ -166,8 +166,9 @@ unsafe extern "C" {
     pub(super) fn lcl_adamw_step(arguments: *const AdamWArguments) -> c_int;
     pub(super) fn lcl_gradient_norm(parameters: *mut RawTensor, count: usize, norm: *mut f64) -> c_int;
     pub(super) fn lcl_scale_gradients(parameters: *mut RawTensor, count: usize, factor: f64) -> c_int;
-    pub(super) fn lcl_flatten_gradients(parameters: *mut RawTensor, count: usize, flat: *mut RawTensor) -> c_int;
-    pub(super) fn lcl_set_gradients(parameters: *mut RawTensor, count: usize, flat: RawTensor) -> c_int;
+    pub(super) fn lcl_take_gradients(parameters: *mut RawTensor, count: usize, gradients: *mut RawTensor) -> c_int;
+    pub(super) fn lcl_set_gradients(parameters: *mut RawTensor, count: usize, gradients: *mut RawTensor) -> c_int;
+    pub(super) fn lcl_add_tensors(sums: *mut RawTensor, next: *mut RawTensor, count: usize) -> c_int;
     pub(super) fn lcl_zero_gradients(parameters: *mut RawTensor, count: usize, keep_memory: c_int) -> c_int;
     pub(super) fn lcl_autocast_enter(device_type: i32, enabled: i32, dtype: i32, previous: *mut AutocastState) -> c_int;
     pub(super) fn lcl_autocast_leave(previous: *const AutocastState) -> c_int;

@@ -1,7 +1,7 @@
 //! The optimizer's kernels over lists of parameters; [`crate::optimizer`] holds the state and the rule.
 #![allow(unsafe_code, reason = "calls the C++ shim")]
 
-use std::{os::raw::c_int, ptr};
+use std::{borrow::Borrow, os::raw::c_int, ptr};
 
 use tch::Tensor;
 
@@ -22,8 +22,8 @@ pub(crate) struct Update<'a> {
     pub(crate) gradient_scale: f64,
 }
 
-fn pointers(tensors: &[&Tensor]) -> Vec<ffi::RawTensor> {
-    tensors.iter().map(|tensor| raw(tensor)).collect()
+fn pointers<T: Borrow<Tensor>>(tensors: &[T]) -> Vec<ffi::RawTensor> {
+    tensors.iter().map(|tensor| raw(tensor.borrow())).collect()
 }
 
 /// `AdamW` on every parameter that has a gradient.
@@ -82,19 +82,37 @@ pub(crate) fn zero_gradients(parameters: &[&Tensor], keep_memory: bool) -> Resul
     check("zeroing gradients", unsafe { ffi::lcl_zero_gradients(pointers.as_mut_ptr(), pointers.len(), c_int::from(keep_memory)) })
 }
 
-/// All gradients as one vector in the order of the parameters, zero where there is none.
-pub(crate) fn flatten_gradients(parameters: &[&Tensor]) -> Result<Tensor, ShimError> {
+/// All gradients in the order of the parameters, zero where there is none; the parameters have none afterwards.
+pub(crate) fn take_gradients(parameters: &[&Tensor]) -> Result<Vec<Tensor>, ShimError> {
     let mut pointers = pointers(parameters);
-    let mut flat = ptr::null_mut();
-    // SAFETY: an array of live tensors; `flat` is written on success only.
-    check("joining gradients", unsafe { ffi::lcl_flatten_gradients(pointers.as_mut_ptr(), pointers.len(), &raw mut flat) })?;
-    // SAFETY: a new tensor of the shim.
-    Ok(unsafe { own(flat) })
+    let mut gradients = vec![ptr::null_mut(); parameters.len()];
+    // SAFETY: an array of live tensors, and as many places, all written on success only.
+    check("taking gradients", unsafe { ffi::lcl_take_gradients(pointers.as_mut_ptr(), pointers.len(), gradients.as_mut_ptr()) })?;
+    // SAFETY: new tensors of the shim.
+    Ok(gradients.into_iter().map(|gradient| unsafe { own(gradient) }).collect())
 }
 
-/// Makes the gradients parts of `flat`, which has as many numbers as all parameters.
-pub(crate) fn set_gradients(parameters: &[&Tensor], flat: &Tensor) -> Result<(), ShimError> {
-    let mut pointers = pointers(parameters);
-    // SAFETY: an array of live tensors, and a live tensor.
-    check("setting gradients", unsafe { ffi::lcl_set_gradients(pointers.as_mut_ptr(), pointers.len(), raw(flat)) })
+/// Gives every parameter its gradient, which shares its memory with the tensor of this list.
+pub(crate) fn set_gradients(parameters: &[&Tensor], gradients: &[Tensor]) -> Result<(), ShimError> {
+    let operation = "setting gradients";
+    same_length(operation, parameters.len(), gradients.len())?;
+    let (mut parameters, mut gradients) = (pointers(parameters), pointers(gradients));
+    // SAFETY: two arrays of equally many live tensors.
+    check(operation, unsafe { ffi::lcl_set_gradients(parameters.as_mut_ptr(), parameters.len(), gradients.as_mut_ptr()) })
+}
+
+/// Adds to every tensor its counterpart.
+pub(crate) fn add_tensors(sums: &mut [Tensor], next: &[Tensor]) -> Result<(), ShimError> {
+    let operation = "adding gradients";
+    same_length(operation, sums.len(), next.len())?;
+    let (mut sums, mut next) = (pointers(sums), pointers(next));
+    // SAFETY: two arrays of equally many live tensors.
+    check(operation, unsafe { ffi::lcl_add_tensors(sums.as_mut_ptr(), next.as_mut_ptr(), sums.len()) })
+}
+
+fn same_length(operation: &'static str, left: usize, right: usize) -> Result<(), ShimError> {
+    if left == right {
+        return Ok(());
+    }
+    Err(ShimError { operation, message: format!("{left} tensors and {right}") })
 }
