@@ -134,7 +134,7 @@ mod tests {
     /// A gradient longer than a piece, one shorter, one of no axis.
     fn gradients(shard: i64) -> Gradients {
         let drawn = |shape: &[i64]| {
-            let count = shape.iter().product();
+            let count: i64 = shape.iter().product();
             Tensor::arange(count, (Kind::Float, Device::Cpu)).f_add_scalar(shard * 1000).unwrap().f_sin().unwrap().view(shape)
         };
         vec![drawn(&[2, CACHED]), drawn(&[5]), drawn(&[])]
