@@ -17,6 +17,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use self::episodes::Episodes;
 use crate::{
+    log_place,
     membership::{Event, Group, Happening},
     records::{EndReason, Ended, Record, Started, StepRecord},
 };
@@ -261,7 +262,11 @@ impl LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.suspend(|| io::stderr().write(bytes))
+        match log_place::mark(bytes) {
+            // Whole or not at all: what was added does not count.
+            Some(marked) => self.0.suspend(|| io::stderr().write_all(&marked)).map(|()| bytes.len()),
+            None => self.0.suspend(|| io::stderr().write(bytes)),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

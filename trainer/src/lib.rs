@@ -18,6 +18,7 @@ pub mod forward;
 pub mod identity;
 pub mod journal;
 pub mod local;
+mod log_place;
 pub mod membership;
 pub mod micro_batch;
 pub mod records;

@@ -28,7 +28,7 @@ mod share;
 mod step_loop;
 mod tensors;
 
-pub use member::{MemberOptions, MemberRunError, train_as_member};
+pub use member::{MemberOptions, MemberRunError, PartsError, train_as_member};
 pub use prepare::metadata;
 pub use saver::{Facts, FinalSaveError, Saver};
 pub use tensors::TensorsError;
@@ -178,7 +178,11 @@ impl TrainError {
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
             | Self::Member(
-                MemberRunError::Refused(_) | MemberRunError::Machine(_) | MemberRunError::SelfTest { .. } | MemberRunError::Nccl { .. },
+                MemberRunError::Refused(_)
+                | MemberRunError::Parts(_)
+                | MemberRunError::Machine(_)
+                | MemberRunError::SelfTest { .. }
+                | MemberRunError::Nccl { .. },
             ) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)

@@ -8,16 +8,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lcl_tests::{
+    coordinator::Coordinator,
     data::{Fault, write_shard},
-    process,
-    run::{SAMPLES, Workbench},
+    process::{self, Finished},
+    run::{Run, SAMPLES, Workbench},
 };
 use lcl_trainer_config::{ExitCode, Objective, Preset, Schedule};
 use serde_json::Value;
 
 const PERMANENT: u8 = ExitCode::Permanent.code();
 
-fn run(arguments: &[&str]) -> Result<process::Finished> {
+fn run(arguments: &[&str]) -> Result<Finished> {
     process::run(arguments)
 }
 
@@ -82,17 +83,37 @@ fn a_wrong_configuration_is_refused_by_field_name() -> Result<()> {
 
 #[test]
 fn a_diverged_run_stops_with_the_permanent_code_after_the_configured_steps() -> Result<()> {
-    let workbench = Workbench::new(&[])?;
-    let mut training = workbench.begin("run")?;
-    let optimization = &mut training.config.optimization;
-    optimization.learning_rate = 1e30;
-    optimization.gradient_clip = None;
-    let finished = training.run(&[])?.expect_code(PERMANENT)?;
+    // Some samples have no caption: what was left out is counted in the end.
+    let faults: Vec<(usize, Fault)> = (0..SAMPLES).step_by(3).map(|sample| (sample, Fault::NoCaption)).collect();
+    let workbench = Workbench::new(&faults)?;
+    let diverging = |name: &str| -> Result<Run> {
+        let mut training = workbench.begin(name)?;
+        let optimization = &mut training.config.optimization;
+        (optimization.learning_rate, optimization.gradient_clip) = (1e30, None);
+        Ok(training)
+    };
+    let alone = diverging("alone")?;
+    expect_diverged(&alone, &alone.run(&[])?.expect_code(PERMANENT)?)?;
+
+    let (together, coordinator) = (diverging("together")?, Coordinator::start(2, 2)?);
+    let address = coordinator.address().to_string();
+    let place = ["--insecure", "--coordinator", &address, "--worker", "w-0", "--node", "n", "--members-per-worker", "2"];
+    expect_diverged(&together, &process::run(together.arguments_of("worker", &place)?)?.expect_code(PERMANENT)?)
+}
+
+fn expect_diverged(training: &Run, finished: &Finished) -> Result<()> {
     ensure!(finished.stderr.contains("optimization.maxConsecutiveSkippedSteps"), "{}", finished.stderr);
     let steps = training.steps()?;
     let left_out: Vec<bool> = steps.iter().map(|step| step["update_skipped"] == true).collect();
     ensure!(left_out.ends_with(&[true, true, true]) && left_out.iter().filter(|left_out| **left_out).count() == 3, "{left_out:?}");
-    ensure!(training.events()?.last().context("no record")?["reason"] == "diverged");
+    let events = training.events()?;
+    let ended = events.last().context("no record")?;
+    let samples = steps.iter().filter_map(|step| step["skipped_samples"].as_array()).map(Vec::len).sum::<usize>();
+    ensure!(ended["reason"] == "diverged" && ended["skipped_updates"] == 3, "{ended}");
+    ensure!(
+        ended["skipped_samples"]["no_caption"].as_u64().unwrap_or_default() == samples as u64 && samples > 0,
+        "{samples} samples, {ended}"
+    );
     Ok(())
 }
 

@@ -50,6 +50,15 @@ fn a_worker_keeps_its_members_alive_waits_for_orphans_and_tells_how_it_ended() -
     ensure!(finished.stderr.contains("was killed by signal 9; it is started again"), "{}", finished.stderr);
     ensure!(finished.stderr.contains(r#"{"member":"job-w-0/1","timestamp""#), "{}", finished.stderr);
     ensure!(finished.stdout.lines().all(|line| line.starts_with(r#"{"member":"job-w-0/"#)), "{}", finished.stdout);
+    // Rank and generation of each: of both before the kill, and of the second after it.
+    let places = |member: u32| -> BTreeSet<&str> {
+        let author = format!(r#"{{"member":"job-w-0/{member}","#);
+        let lines = finished.stderr.lines().filter(|line| line.starts_with(&author));
+        lines.filter_map(|line| line.rfind(r#""rank":"#).map(|place| &line[place..])).collect()
+    };
+    ensure!(places(0).contains(r#""rank":0,"generation":"g000001-000001"}"#), "{:?}", places(0));
+    let second = places(1);
+    ensure!(second.len() >= 2 && second.iter().all(|place| place.starts_with(r#""rank":1,"generation":"g000001-"#)), "{second:?}");
     ensure!(fs::read_to_string(&termination_log)? == "the job is complete\n");
     Ok(())
 }

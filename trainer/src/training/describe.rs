@@ -32,6 +32,20 @@ pub(super) fn digest_of_samples(samples: impl Iterator<Item = [u64; 3]>) -> Stri
     hasher.finalize().to_hex().to_string()
 }
 
+/// A number by which lists of samples are told apart whatever their order: the sum, without carry, of 64 bits of every sample's BLAKE3.
+pub(super) fn sum_of_samples(samples: impl Iterator<Item = [u64; 3]>) -> u64 {
+    let bits = samples.map(|sample| {
+        let mut hasher = blake3::Hasher::new();
+        for number in sample {
+            hasher.update(&number.to_le_bytes());
+        }
+        let mut first = [0; 8];
+        hasher.finalize_xof().fill(&mut first);
+        u64::from_le_bytes(first)
+    });
+    bits.fold(0, u64::wrapping_add)
+}
+
 /// Tokens up to the last that is not padding, over all rows.
 pub(super) fn count_tokens(batch: &Batch) -> u64 {
     let rows = batch.tokens.chunks(batch.length.max(1));
@@ -79,5 +93,15 @@ mod tests {
         check(3, 4, 10, &[(1, 0, 4)]);
         check(0, 7, 3, &[(0, 0, 3), (1, 3, 6), (2, 6, 7)]);
         check(5, 1, 1, &[(5, 0, 1)]);
+    }
+
+    #[test]
+    fn a_sum_of_samples_depends_on_which_they_are_and_not_on_their_order() {
+        let sum = |slots: &[u64]| sum_of_samples(slots.iter().map(|slot| [*slot, 0, 100 + slot]));
+        assert_eq!(sum(&[0, 1, 2, 3]), sum(&[2, 0, 3, 1]));
+        assert_eq!(sum(&[0, 1]).wrapping_add(sum(&[2, 3])), sum(&[0, 1, 2, 3]));
+        assert_ne!(sum(&[0, 1, 1, 3]), sum(&[0, 1, 2, 3]), "one twice and one not at all");
+        assert_ne!(sum(&[0, 1, 2]), sum(&[0, 1, 2, 3]));
+        assert_ne!(sum_of_samples([[1, 0, 2]].into_iter()), sum_of_samples([[2, 0, 1]].into_iter()));
     }
 }

@@ -37,7 +37,13 @@ use lcl_torch::{
 };
 use lcl_trainer_config::{ExitCode, TrainerConfig};
 
-use self::{activity::ActivityCell, leader::Leader, rendezvous::Rendezvous, tally::Tally};
+pub use self::tally::PartsError;
+use self::{
+    activity::ActivityCell,
+    leader::Leader,
+    rendezvous::Rendezvous,
+    tally::{JoinError, Tally, Wanted},
+};
 use super::{
     TrainError, TrainOptions,
     prepare::{Found, Progress, Restorer, restore},
@@ -48,6 +54,8 @@ use crate::{
     chain,
     fail_point::{self, Place},
     identity::Identity,
+    log_place,
+    records::EndReason,
     state_log::{self, Origin},
 };
 
@@ -112,6 +120,9 @@ pub enum MemberRunError {
         #[source]
         source: ShimError,
     },
+    /// Some sample would have been trained twice, or not at all.
+    #[error("this is a fault of the program")]
+    Parts(#[from] PartsError),
     /// A mistake in the program.
     #[error("this is a fault of the program, please report it")]
     Machine(#[from] MemberError),
@@ -127,6 +138,8 @@ struct Joined {
     world: u32,
     group: Group,
     loader: Option<Loader>,
+    /// The step of the loader's next batch.
+    loads: u64,
 }
 
 /// The group that an abort from the client's thread has to reach.
@@ -175,6 +188,7 @@ impl<'a> MemberRun<'a> {
         let dataset = Arc::new(Dataset::open(&config.data)?);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
+        transfer::touch_memory(&learner);
         let machine = machine_of(&config, device)?;
         let abortable = Abortable::default();
         let reach = Arc::clone(&abortable);
@@ -299,12 +313,16 @@ impl<'a> MemberRun<'a> {
             device: self.device,
             timeout: FORM_TIMEOUT,
         };
+        log_place::set(Some((plan.rank, generation)));
+        // The first batch is read while the group is built and the state travels.
+        let loads = plan.base.map_or(0, |base| base.step);
+        let loader = plan.base.map_or(Ok(None), |_| self.load(plan.rank, plan.world, loads))?;
         fail_point::stand(plan.rank, plan.world, self.progress.completed_steps);
         fail_point::reach(Place::Form);
         match Group::form(options, &abort) {
             Ok(group) => {
                 tracing::info!(%generation, rank = plan.rank, world = plan.world, seconds = begun.elapsed().as_secs_f64(), "group formed");
-                self.joined = Some(Joined { generation, rank: plan.rank, world: plan.world, group, loader: None });
+                self.joined = Some(Joined { generation, rank: plan.rank, world: plan.world, group, loader, loads });
                 self.report(MemberEvent::GroupFormed { generation })
             }
             Err(error) => self.close(generation, Some(chain(&error))),
@@ -361,27 +379,36 @@ impl<'a> MemberRun<'a> {
         }
     }
 
+    /// Reads this member's part of the batches from `step` on; `None` when there is nothing to read.
+    fn load(&self, rank: u32, world: u32, step: u64) -> Result<Option<Loader>, TrainError> {
+        let optimization = &self.config.optimization;
+        let slots = share::slots(optimization, rank, world);
+        if step >= optimization.steps || slots.is_empty() {
+            return Ok(None);
+        }
+        let options = LoaderOptions {
+            model: self.config.model.shape.clone(),
+            objective: self.config.model.objective,
+            seed: optimization.seed,
+            global_batch_size: optimization.global_batch_size,
+            slots,
+            first_step: step,
+            last_step: optimization.steps,
+        };
+        Ok(Some(Loader::start(Arc::clone(&self.dataset), &self.config.data, options)?))
+    }
+
     /// Steps until a command says something else, a collective fails, or the last step is done.
     fn train(&mut self, generation: Generation, step: u64) -> Result<(), TrainError> {
-        let Some(joined) = self.joined.as_mut().filter(|joined| joined.generation == generation) else { return Ok(()) };
+        let Some(joined) = self.joined.as_ref().filter(|joined| joined.generation == generation) else { return Ok(()) };
         let steps = self.config.optimization.steps;
-        let slots = share::slots(&self.config.optimization, joined.rank, joined.world);
-        if step < steps && joined.loader.is_none() && !slots.is_empty() {
-            joined.loader = Some(Loader::start(
-                Arc::clone(&self.dataset),
-                &self.config.data,
-                LoaderOptions {
-                    model: self.config.model.shape.clone(),
-                    objective: self.config.model.objective,
-                    seed: self.config.optimization.seed,
-                    global_batch_size: self.config.optimization.global_batch_size,
-                    slots,
-                    first_step: step,
-                    last_step: steps,
-                },
-            )?);
-        }
         let (rank, world) = (joined.rank, joined.world);
+        if joined.loader.is_none() || joined.loads != step {
+            let loader = self.load(rank, world, step)?;
+            if let Some(joined) = self.joined.as_mut() {
+                (joined.loader, joined.loads) = (loader, step);
+            }
+        }
         self.share_saving(generation, rank, world)?;
         if rank == 0 {
             self.lead(generation)?;
@@ -392,7 +419,7 @@ impl<'a> MemberRun<'a> {
         loop {
             self.ask_to_leave_when_stopped()?;
             if self.progress.consecutive_skips >= self.config.optimization.max_consecutive_skipped_steps {
-                return Err(TrainError::Diverged { count: self.progress.consecutive_skips });
+                return self.give_up();
             }
             let step = self.progress.completed_steps;
             if step >= steps {
@@ -418,6 +445,14 @@ impl<'a> MemberRun<'a> {
         }
     }
 
+    /// No update was possible for so long that going on makes no sense. All members find this at the same step.
+    fn give_up(&mut self) -> Result<(), TrainError> {
+        if let Some(leader) = self.leader.as_mut() {
+            leader.end(EndReason::Diverged, &self.learner, self.progress)?;
+        }
+        Err(TrainError::Diverged { count: self.progress.consecutive_skips })
+    }
+
     /// A command met while training: obeyed here, where an exit cannot be one of them (it follows the end of a group).
     fn pending(&mut self, command: MemberCommand) -> Result<(), TrainError> {
         match command {
@@ -433,12 +468,14 @@ impl<'a> MemberRun<'a> {
         let (asked, before) = (Instant::now(), Usage::now());
         fail_point::stand(joined.rank, joined.world, step);
         fail_point::reach(Place::Data);
+        joined.loads = step + 1;
         let batch = match joined.loader.as_mut() {
             Some(loader) => loader.next().ok_or(TrainError::DataEnded { step })?.map_err(TrainError::from)?,
             None => Batch::empty(step),
         };
         let begin = Instant::now();
-        let shared = Tally::exchange(&mut joined.group, &batch, EXCHANGE_TIMEOUT)?;
+        let wanted = Wanted::new(&self.config, &self.dataset, step);
+        let shared = Tally::exchange(&mut joined.group, &batch, &wanted, EXCHANGE_TIMEOUT)?;
         let is_busy = self.saver.as_mut().is_some_and(Saver::is_busy);
         let wish = i64::from(self.client.flags().bits()) | if is_busy { BUSY } else { 0 };
         let (report, wishes) = if shared.rows == 0 {
@@ -459,7 +496,7 @@ impl<'a> MemberRun<'a> {
         self.restored = None;
         state_log::note(&self.learner, joined.generation, step + 1, Origin::Trained).map_err(TrainError::from)?;
         let seconds = tally::Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end };
-        let record = self.tally.record(&self.config, &self.dataset, joined.generation, step, &shared, &report, &seconds);
+        let record = self.tally.record(&wanted, joined.generation, &shared, &report, &seconds);
         if let Some(leader) = self.leader.as_mut() {
             leader.record_step(record);
         }
@@ -486,6 +523,7 @@ impl<'a> MemberRun<'a> {
         }
         *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.joined = None;
+        log_place::set(None);
         self.stop_saving(generation)?;
         tracing::info!(%generation, "group closed");
         self.report(MemberEvent::GroupClosed { generation, failure })
@@ -498,7 +536,8 @@ impl<'a> MemberRun<'a> {
             self.save_alone()?;
         }
         if let Some(leader) = self.leader.as_mut() {
-            leader.end(reason == ProtocolEnd::Complete, &self.learner, self.progress)?;
+            let reason = if reason == ProtocolEnd::Complete { EndReason::Completed } else { EndReason::Preempted };
+            leader.end(reason, &self.learner, self.progress)?;
         }
         Ok(if reason == ProtocolEnd::Complete { ExitCode::Success } else { ExitCode::Preempted })
     }
@@ -515,6 +554,15 @@ enum StepError {
 impl From<TrainError> for StepError {
     fn from(error: TrainError) -> Self {
         Self::Fatal(error)
+    }
+}
+
+impl From<JoinError> for StepError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Group(error) => error.into(),
+            JoinError::Parts(error) => Self::Fatal(MemberRunError::from(error).into()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the member of rank 0 does for all: `metrics.jsonl`, event files, the terminal.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
@@ -34,6 +34,7 @@ pub(super) struct Leader {
     display: Display,
     generation: Generation,
     rows: u64,
+    skipped_samples: BTreeMap<String, u64>,
     skipped_updates: u64,
     begin: f64,
     /// Step lines since the last upload began.
@@ -65,6 +66,7 @@ impl Leader {
             display: Display::new(options.output, &options.multi),
             generation,
             rows: 0,
+            skipped_samples: BTreeMap::new(),
             skipped_updates: 0,
             begin: unix_time(),
             unsent: 0,
@@ -119,6 +121,9 @@ impl Leader {
     pub(super) fn record_step(&mut self, record: StepRecord) {
         self.rows += record.rows;
         self.skipped_updates += u64::from(record.update_skipped);
+        for skipped in &record.skipped_samples {
+            *self.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
+        }
         self.record(&Record::Step(Box::new(record)));
         self.unsent += 1;
         if self.unsent >= MOST_UNSENT {
@@ -127,14 +132,14 @@ impl Leader {
     }
 
     /// The last line of the run, or of this leader.
-    pub(super) fn end(&mut self, is_complete: bool, learner: &Learner, progress: Progress) -> Result<(), TrainError> {
+    pub(super) fn end(&mut self, reason: EndReason, learner: &Learner, progress: Progress) -> Result<(), TrainError> {
         let ended = Ended {
             completed_steps: progress.completed_steps,
             generation: self.generation_record(),
             time: unix_time(),
-            reason: if is_complete { EndReason::Completed } else { EndReason::Preempted },
+            reason,
             parameter_hash: learner.parameter_hash()?,
-            skipped_samples: std::collections::BTreeMap::new(),
+            skipped_samples: self.skipped_samples.clone(),
             skipped_updates: self.skipped_updates,
             training_seconds: unix_time() - self.begin,
             rows: self.rows,

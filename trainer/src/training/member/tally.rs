@@ -15,7 +15,7 @@ use lcl_trainer_config::TrainerConfig;
 
 use crate::{
     records::{GenerationRecord, SkippedSample, StepRecord},
-    training::describe::{count_tokens, digest_of_samples, slot_ranges},
+    training::describe::{count_tokens, digest_of_samples, slot_ranges, sum_of_samples},
 };
 
 /// Lines kept by every member: a new leader writes those that the one before it could not write any more.
@@ -30,6 +30,67 @@ pub(super) struct Shared {
     tokens: u64,
     /// Slot and cause of every sample that could not.
     skipped: Vec<(u64, SkipCause)>,
+}
+
+/// The members' parts of a batch could not be joined.
+#[derive(Debug)]
+pub(super) enum JoinError {
+    /// The group failed.
+    Group(GroupError),
+    /// The parts are not the batch.
+    Parts(PartsError),
+}
+
+/// The members' parts of a step's batch are not the samples of this step: one was read twice, or by nobody, or another in its place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "at step {step} the members together read {rows} rows and left out {skipped}, which are not the {batch} samples of this step, each once: \
+     nothing was trained from them; please report this"
+)]
+pub struct PartsError {
+    /// The step.
+    pub step: u64,
+    /// Rows read by all members.
+    pub rows: u64,
+    /// Samples that they left out.
+    pub skipped: u64,
+    /// Slots of a step.
+    pub batch: u64,
+}
+
+/// The samples that belong into a step: [slot, pass, sample] of each slot.
+pub(super) struct Wanted<'a> {
+    config: &'a TrainerConfig,
+    dataset: &'a Dataset,
+    step: u64,
+}
+
+impl<'a> Wanted<'a> {
+    pub(super) fn new(config: &'a TrainerConfig, dataset: &'a Dataset, step: u64) -> Self {
+        Self { config, dataset, step }
+    }
+
+    fn sample(&self, slot: u64) -> [u64; 3] {
+        let optimization = &self.config.optimization;
+        let location = self.dataset.locate(optimization.seed, self.step * optimization.global_batch_size + slot);
+        [slot, location.pass, location.sample]
+    }
+
+    /// All but those that could not be read, by ascending slot.
+    fn read(&self, skipped: &[(u64, SkipCause)]) -> impl Iterator<Item = [u64; 3]> {
+        let slots = 0..self.config.optimization.global_batch_size;
+        slots.filter(|slot| skipped.iter().all(|(skipped, _)| skipped != slot)).map(|slot| self.sample(slot))
+    }
+
+    /// Whether the rows of all members, `rows` with this sum, are these samples, each once, but for those that could not be read.
+    fn check(&self, rows: u64, sum: u64, skipped: &[(u64, SkipCause)]) -> Result<(), PartsError> {
+        let batch = self.config.optimization.global_batch_size;
+        let left_out = skipped.len() as u64;
+        if rows + left_out == batch && sum == sum_of_samples(self.read(skipped)) {
+            return Ok(());
+        }
+        Err(PartsError { step: self.step, rows, skipped: left_out, batch })
+    }
 }
 
 /// Times of a step.
@@ -47,11 +108,13 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Every member learns of all samples of the step before anything is computed from them.
-    pub(super) fn exchange(group: &mut Group, batch: &Batch, timeout: Duration) -> Result<Shared, GroupError> {
+    /// Every member learns of all samples of the step before anything is computed from them, and that each is there once.
+    pub(super) fn exchange(group: &mut Group, batch: &Batch, wanted: &Wanted<'_>, timeout: Duration) -> Result<Shared, JoinError> {
+        let read = sum_of_samples(batch.rows.iter().map(|row| [row.slot, row.pass, row.sample]));
         let own = [batch.rows.len() as i64, batch.image_count as i64, count_tokens(batch) as i64, batch.skipped.len() as i64];
-        let all = group.exchange(&own, timeout)?;
+        let all = group.exchange(&[own[0], own[1], own[2], own[3], read.cast_signed()], timeout).map_err(JoinError::Group)?;
         let sum = |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).sum::<i64>().unsigned_abs();
+        let read = all.iter().filter_map(|numbers| numbers.get(4)).fold(0_u64, |sum, part| sum.wrapping_add(part.cast_unsigned()));
         let most = all.iter().filter_map(|numbers| numbers.get(3)).max().copied().unwrap_or_default();
         let mut skipped = Vec::new();
         if most > 0 {
@@ -59,7 +122,7 @@ impl Tally {
             let mut list: Vec<i64> = batch.skipped.iter().flat_map(|skipped| [skipped.slot as i64, causes(skipped.cause)]).collect();
             // Everyone's list has the length of the longest; a negative slot is none.
             list.resize(2 * most.unsigned_abs() as usize, -1);
-            for numbers in group.exchange(&list, timeout)? {
+            for numbers in group.exchange(&list, timeout).map_err(JoinError::Group)? {
                 for pair in numbers.chunks_exact(2) {
                     if let ([slot, cause], true) = (pair, pair.first().is_some_and(|slot| *slot >= 0))
                         && let Some(cause) = usize::try_from(*cause).ok().and_then(|cause| SkipCause::ALL.get(cause))
@@ -70,35 +133,27 @@ impl Tally {
             }
             skipped.sort_by_key(|(slot, _)| *slot);
         }
+        wanted.check(sum(0), read, &skipped).map_err(JoinError::Parts)?;
         Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), skipped })
     }
 
     /// The line of a step that was just committed, the same on all members but for its times.
-    #[expect(clippy::too_many_arguments, reason = "a line has as many sources")]
     pub(super) fn record(
         &mut self,
-        config: &TrainerConfig,
-        dataset: &Dataset,
+        wanted: &Wanted<'_>,
         generation: Generation,
-        step: u64,
         shared: &Shared,
         report: &StepReport,
         seconds: &Seconds,
     ) -> StepRecord {
-        let batch = config.optimization.global_batch_size;
-        let sample = |slot: u64| dataset.locate(config.optimization.seed, step * batch + slot);
-        let read = (0..batch).filter(|slot| shared.skipped.iter().all(|(skipped, _)| skipped != slot));
         let since = self.last_end.map_or(seconds.data_wait + seconds.step, |last| (seconds.end - last).as_secs_f64());
         self.last_end = Some(seconds.end);
         let record = StepRecord {
-            step,
+            step: wanted.step,
             generation: GenerationRecord { epoch: generation.epoch, n: generation.n },
             time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
-            slots: slot_ranges(step, batch, dataset.samples_per_pass()),
-            samples_digest: digest_of_samples(read.map(|slot| {
-                let location = sample(slot);
-                [slot, location.pass, location.sample]
-            })),
+            slots: slot_ranges(wanted.step, wanted.config.optimization.global_batch_size, wanted.dataset.samples_per_pass()),
+            samples_digest: digest_of_samples(wanted.read(&shared.skipped)),
             rows: shared.rows,
             images: shared.images,
             tokens: shared.tokens,
@@ -106,8 +161,8 @@ impl Tally {
                 .skipped
                 .iter()
                 .map(|(slot, cause)| {
-                    let location = sample(*slot);
-                    SkippedSample { slot: *slot, pass: location.pass, sample: location.sample, cause: cause.to_string() }
+                    let [slot, pass, sample] = wanted.sample(*slot);
+                    SkippedSample { slot, pass, sample, cause: cause.to_string() }
                 })
                 .collect(),
             update_skipped: report.skipped,
@@ -143,5 +198,86 @@ impl Tally {
     /// Lines of steps from `first` to before `end`, the newest of each.
     pub(super) fn since(&self, first: u64, end: u64) -> Vec<StepRecord> {
         (first..end).filter_map(|step| self.records.iter().rev().find(|record| record.step == step).cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ops::Range, sync::Arc, thread};
+
+    use lcl_data::{Loader, LoaderOptions};
+    use lcl_tests::{data::Fault, run::Workbench};
+    use lcl_torch::{
+        Device,
+        collectives::{AbortHandle, GroupOptions, MemoryStore},
+    };
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    const STEP: u64 = 2;
+
+    /// What a member of two finds that reads these slots of a batch of eight.
+    fn member(rank: usize, slots: Range<u64>, store: &MemoryStore, config: &TrainerConfig) -> Result<Shared, JoinError> {
+        let dataset = Arc::new(Dataset::open(&config.data).unwrap());
+        let options = LoaderOptions {
+            model: config.model.shape.clone(),
+            objective: config.model.objective,
+            seed: config.optimization.seed,
+            global_batch_size: config.optimization.global_batch_size,
+            slots,
+            first_step: STEP,
+            last_step: STEP + 1,
+        };
+        let batch = Loader::start(Arc::clone(&dataset), &config.data, options).unwrap().next().unwrap().unwrap();
+        let options = GroupOptions {
+            store: Arc::new(store.session()),
+            prefix: "parts".to_owned(),
+            rank,
+            world_size: 2,
+            host: [127, 0, 0, 1].into(),
+            device: Device::Cpu,
+            timeout: TIMEOUT,
+        };
+        let mut group = Group::form(options, &AbortHandle::new()).unwrap();
+        Tally::exchange(&mut group, &batch, &Wanted::new(config, &dataset, STEP), TIMEOUT)
+    }
+
+    fn join(slots: [Range<u64>; 2], faults: &[(usize, Fault)]) -> [Result<Shared, JoinError>; 2] {
+        let workbench = Workbench::new(faults).unwrap();
+        let mut config = workbench.begin("parts").unwrap().config;
+        config.optimization.global_batch_size = 8;
+        let (store, [first, second]) = (MemoryStore::default(), slots);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| member(1, second, &store, &config));
+            [member(0, first, &store, &config), other.join().unwrap()]
+        })
+    }
+
+    fn wrong(slots: [Range<u64>; 2]) -> [PartsError; 2] {
+        join(slots, &[]).map(|found| match found {
+            Err(JoinError::Parts(error)) => error,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn members_that_together_read_each_sample_once_go_on() {
+        for found in join([0..5, 5..8], &[]) {
+            assert_eq!(found.unwrap().rows, 8);
+        }
+        let broken: Vec<_> = (0..20).map(|sample| (sample, Fault::TruncatedImage)).collect();
+        for found in join([0..5, 5..8], &broken) {
+            let found = found.unwrap();
+            assert!(found.rows < 8 && found.rows + found.skipped.len() as u64 == 8, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_sample_that_two_members_read_and_one_that_nobody_reads_end_the_step_on_all() {
+        // As many rows as there should be: slot 4 twice, slot 7 not at all.
+        let twice = PartsError { step: STEP, rows: 8, skipped: 0, batch: 8 };
+        assert_eq!(wrong([0..5, 4..7]), [twice.clone(), twice]);
+        assert_eq!(wrong([0..4, 5..8]).map(|error| error.rows), [7, 7]);
     }
 }
