@@ -311,7 +311,7 @@ def main():
         sys.exit(f"{arguments.trainer} is not there: cargo build --release -p lcl-trainer -p lcl-coordinator")
     print(f"{os.cpu_count()} cores; model of the tiny preset's size, {arguments.batch} samples a step, one thread a member; "
           f"{arguments.rounds} rounds of up to four losses each, in turns. Milliseconds.\n")
-    print("| members | side | what | p50 | p99 | n |\n|---|---|---|---|---|---|")
+    print("| members | side | what | p50 | p99, of fewer than 100 the greatest | n |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         shard = pathlib.Path(scratch) / "data.tar"
         write_shard(shard)
