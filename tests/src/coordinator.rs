@@ -22,10 +22,15 @@ impl Coordinator {
 
     /// Starts one at an address; one after another has a higher epoch.
     pub fn start_at(listen: &str, epoch: u64, min: u32, desired: u32) -> Result<Self> {
+        Self::start_with(min, desired, &["--insecure", "--listen", listen, "--epoch", &epoch.to_string()])
+    }
+
+    /// Starts one with further arguments: how the wire is protected, and where it listens, are among them.
+    pub fn start_with(min: u32, desired: u32, more: &[&str]) -> Result<Self> {
         let mut command = Command::new(process::coordinator()?);
-        command.args(["--insecure", "--listen", listen, "--epoch", &epoch.to_string()]);
         // Long enough for all to come first on a busy machine: what is tested is what happens afterwards.
         command.args(["--formation-wait", "60", "--min-members", &min.to_string(), "--desired-members", &desired.to_string()]);
+        command.args(more);
         let mut running = process::start_command(command)?;
         let address = await_condition("the coordinator's address", || {
             anyhow::ensure!(!running.has_ended()?, "the coordinator ended: {}", running.stderr()?);
@@ -41,6 +46,11 @@ impl Coordinator {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> Result<String> {
+        self.running.stderr()
     }
 
     /// Kills it at once.
