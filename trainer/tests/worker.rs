@@ -1,19 +1,34 @@
 //! Workers as in pods: real processes of coordinator, workers and members.
 
-use std::{collections::BTreeSet, fs, process::Command};
+#[path = "support/asked.rs"]
+#[allow(dead_code, reason = "a part of it is for other tests")]
+mod asked;
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
+use asked::Asked;
+use lcl_protocol::HistoryEvent;
 use lcl_tests::{
     coordinator::Coordinator,
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
+use lcl_trainer::fail_point;
 use lcl_trainer_config::ExitCode;
 use rustix::process::Signal;
 
 fn worker(run: &Run, coordinator: &str, name: &str, more: &[&str]) -> Result<Running> {
     let place = ["--insecure", "--output", "json", "--coordinator", coordinator, "--worker", name, "--node", name];
     process::start(run.arguments_of("worker", &[&place, more].concat())?)
+}
+
+/// As [`worker`], with these faults among its members; `hits`: a folder for the record of them.
+fn worker_with_faults(run: &Run, coordinator: &str, name: &str, faults: &str, hits: &Path) -> Result<Running> {
+    let place = ["--insecure", "--output", "json", "--coordinator", coordinator, "--worker", name, "--node", name];
+    let mut command = Command::new(process::trainer()?);
+    command.args(run.arguments_of("worker", &place)?).env(fail_point::FAULTS, faults).env(fail_point::FOLDER, hits);
+    process::start_command(command)
 }
 
 /// Ids of a worker's members.
@@ -116,24 +131,37 @@ fn a_worker_that_was_never_let_in_leaves_at_once_when_asked() -> Result<()> {
 }
 
 #[test]
-fn training_goes_on_without_a_coordinator_and_members_wait_for_the_first_one() -> Result<()> {
+fn training_goes_on_without_a_coordinator_and_without_checkpoints_and_members_wait_for_the_first_one() -> Result<()> {
     let workbench = Workbench::new(&[])?;
-    let (alone, mut run) = (workbench.alone(120)?, workbench.begin("coordinators")?);
-    run.config.optimization.steps = 120;
+    let (alone, mut run, hits) = (workbench.alone(160)?, workbench.begin("coordinators")?, tempfile::tempdir()?);
+    run.config.optimization.steps = 160;
     // An address at which nobody listens so far.
     let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let workers = [worker(&run, &address, "w-0", &[])?, worker(&run, &address, "w-1", &[])?];
+    // The group stands still while its coordinator is killed, and again until the next one leads it: which steps are whose is certain.
+    let faults = "data@step=11:hold;data@step=36:hold";
+    let start = |name| worker_with_faults(&run, &address, name, faults, hits.path());
+    let workers = [start("w-0")?, start("w-1")?];
     for worker in &workers {
         await_condition("an attempt to attach", || Ok(worker.stderr()?.contains("cannot attach").then_some(())))?;
     }
+    let is_held = |fault: &str| Ok(hits.path().join(fault).exists().then_some(()));
     let first = Coordinator::start_at(&address, 1, 2, 2)?;
-    await_condition("ten steps", || run.has_steps(10))?;
+    await_condition("eleven steps", || is_held("0"))?;
     let before = [members(&workers[0])?, members(&workers[1])?].concat();
     first.kill()?;
-    let steps = run.steps()?.len();
-    await_condition("steps without a coordinator", || run.has_steps(steps + 20))?;
+    fs::write(hits.path().join("0.go"), "")?;
+    await_condition("25 steps without a coordinator", || is_held("1"))?;
+    let written = |run: &Run| -> Result<BTreeSet<u64>> {
+        Ok(run.checkpoints()?.iter().filter(|found| found.complete).map(|found| found.step).collect())
+    };
+    let saved = written(&run)?;
+    ensure!(saved.iter().all(|step| *step <= 10), "committed without a coordinator: {saved:?}");
     let second = Coordinator::start_at(&address, 2, 2, 2)?;
+    let mut asked = Asked::connect(second.address())?;
+    let is_adopted = |event: &HistoryEvent| matches!(event, HistoryEvent::Adopted { .. });
+    await_condition("the adoption of the group", || Ok(asked.history()?.iter().any(is_adopted).then_some(())))?;
     ensure!([members(&workers[0])?, members(&workers[1])?].concat() == before && before.len() == 2, "{before:?}");
+    fs::write(hits.path().join("1.go"), "")?;
     for worker in workers {
         let finished = worker.wait()?.expect_code(0)?;
         ensure!(!finished.stderr.contains("it is started again"), "{}", finished.stderr);
@@ -142,5 +170,12 @@ fn training_goes_on_without_a_coordinator_and_members_wait_for_the_first_one() -
     ensure!(before.iter().all(|member| !exists(*member)));
     let epochs: BTreeSet<String> = run.steps()?.iter().map(|line| line["generation"].to_string()).collect();
     ensure!(epochs.len() == 1, "the group was interrupted: {epochs:?}");
+    let events = run.events()?;
+    let committed: Vec<u64> = events
+        .iter()
+        .filter(|event| event["event"] == "checkpoint_committed")
+        .filter_map(|event| event["completed_steps"].as_u64())
+        .collect();
+    ensure!(committed.iter().any(|step| (36..160).contains(step)), "none under the next coordinator: {events:?}");
     run.expect_same_work(&alone)
 }
