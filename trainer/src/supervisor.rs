@@ -9,6 +9,7 @@
 //! container); so nothing else in the process may wait for children.
 
 mod child;
+mod deaths;
 
 use std::{
     error::Error,
@@ -25,7 +26,10 @@ use rustix::{
     process::{Pid, Signal, WaitOptions, set_child_subreaper, wait},
 };
 
-use self::child::{describe, reap, send};
+use self::{
+    child::{describe, reap, send},
+    deaths::Deaths,
+};
 use crate::stop::StopRequest;
 
 /// Between two looks at the processes.
@@ -139,14 +143,14 @@ enum State {
 struct Process {
     role: Role,
     state: State,
-    deaths: Vec<Instant>,
+    deaths: Deaths,
     /// It was not needed any more: it was asked to leave, or has left.
     released: bool,
 }
 
 impl Process {
     fn new(role: Role, now: Instant) -> Self {
-        Self { role, state: State::Due(now), deaths: Vec::new(), released: false }
+        Self { role, state: State::Due(now), deaths: Deaths::default(), released: false }
     }
 }
 
@@ -286,14 +290,11 @@ impl<C: Crew> Supervisor<'_, C> {
             }
         }
         let Rules { first_pause, most_deaths, window, .. } = self.rules;
-        process.deaths.retain(|death| now.duration_since(*death) < window);
-        process.deaths.push(now);
-        let deaths = u32::try_from(process.deaths.len()).unwrap_or(u32::MAX);
+        let (deaths, pause) = process.deaths.note(now, window, first_pause);
         if deaths >= most_deaths {
             let cause = format!("{cause}; it died {deaths} times within {} minutes", window.as_secs() / 60);
             return Some(Outcome { code: ExitCode::Retryable, cause });
         }
-        let pause = first_pause.saturating_mul(2_u32.saturating_pow(deaths - 1));
         tracing::warn!(process = process.role.name, pid = pid.as_raw_nonzero().get(), ?pause, deaths, "{cause}; it is started again");
         process.state = State::Due(now + pause);
         None
