@@ -1,6 +1,6 @@
 //! State goes out and comes back without losing a bit.
 
-use lcl_torch::{HostState, Learner, LearnerError, StateError, StateTensor};
+use lcl_torch::{HostState, Learner, LearnerError, StateError, StateTensor, Tensor};
 
 use crate::support::{ROWS, batch, config, learner, split_rows};
 
@@ -119,4 +119,31 @@ fn a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
     check(&|state| state[1].data = &[0; 4], &|error| matches!(error, StateError::Bytes { found: 4, .. }));
     assert_eq!(learner.state_hash().expect("a hash"), before);
     assert_eq!(learner.completed_updates(), 2);
+}
+
+/// Another value in one place: the same but for its last bit.
+fn flip_a_bit(tensor: &Tensor) {
+    let mut place = tensor.view([-1]).get(0);
+    let value = place.double_value(&[]) as f32;
+    let _ = place.fill_(f64::from(f32::from_bits(value.to_bits() ^ 1)));
+}
+
+#[test]
+fn a_received_state_in_which_one_bit_differs_from_what_was_sent_is_refused_and_changes_nothing() {
+    let (sender, mut receiver) = (trained(), learner(&config()));
+    receiver.train_step(0, &[batch(&ROWS)]).expect("a step");
+    let sent = sender.state_hash().expect("a hash");
+    let before = receiver.state_hash().expect("a hash");
+    let copy = || -> Vec<_> { sender.state().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect() };
+    // A parameter, a first moment, the last second moment.
+    let last = copy().len() - 1;
+    for index in [1, last / 2, last] {
+        let received = copy();
+        flip_a_bit(&received[index].1);
+        let error = receiver.replace_state(&received, 2, &sent).expect_err("an error");
+        assert!(matches!(&error, LearnerError::Received { found, sent: told } if *told == sent && *found != sent), "{error}");
+        assert_eq!((receiver.state_hash().expect("a hash"), receiver.completed_updates()), (before.clone(), 1));
+    }
+    receiver.replace_state(&copy(), 2, &sent).expect("what was sent");
+    assert_eq!((receiver.state_hash().expect("a hash"), receiver.completed_updates()), (sent, 2));
 }
