@@ -81,8 +81,10 @@ s3:
 bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with the built-in Job controller, side by side (about 40 minutes)
 	@bench/run.sh
 
-chaos: deps ## faults at every place, then RUNS random runs from SEED on, summed up (a minute each)
-	RUNS=$(RUNS) SEED=$(SEED) cargo test -p lcl-trainer -p lcl-coordinator --test chaos -- --ignored --nocapture
+# ONLY=everywhere does the first half alone, with PLAN=name one run of it; ONLY=many_runs does the second.
+chaos: deps ## faults at every place in both modes (half an hour), then RUNS random runs from SEED on, summed up (a minute each)
+	cargo build -p lcl-coordinator -p lcl-trainer
+	RUNS=$(RUNS) SEED=$(SEED) PLAN=$(PLAN) cargo test -p lcl-trainer -p lcl-coordinator --test chaos -- $(ONLY) --ignored --nocapture --test-threads=1
 
 sim: ## RUNS simulated runs from SEED on: the real coordinator and clients on a simulated network (0.1 s each)
 	RUNS=$(RUNS) SEED=$(SEED) cargo test -p lcl-sim -- --ignored --nocapture

@@ -1,12 +1,16 @@
 //! What is done to a running job from outside of its processes.
 
-use std::{net::SocketAddr, process::Command};
+use std::{fs, net::SocketAddr, process};
 
 use anyhow::{Context, Result};
-use lcl_proto::v1alpha1::{CommandRequest, World, command_request, coordinator_client::CoordinatorClient};
-use lcl_tests::process::{self, Running, await_condition, descendants};
+use lcl_proto::v1alpha1::{
+    CommandRequest, World,
+    command_request::{Command, DrainWorker},
+    command_response::Accepted,
+    coordinator_client::CoordinatorClient,
+};
+use lcl_tests::process::{Running, descendants, start_command, trainer};
 use rustix::process::{Pid, Signal, kill_process};
-use tonic::transport::Channel;
 
 /// A process below the launcher.
 #[derive(Clone, Debug)]
@@ -31,59 +35,57 @@ pub(crate) fn processes(launcher: u32, kind: &str) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Where the job's coordinator listens, as its workers were told.
-pub(crate) fn coordinator_address(launcher: u32) -> Result<SocketAddr> {
-    await_condition("a worker that knows the coordinator", || {
-        let all = descendants(launcher)?;
-        let known = all.iter().find_map(|(_, words)| value(&words.split(' ').collect::<Vec<_>>(), "--coordinator").map(str::to_owned));
-        known.map(|address| address.parse().context("the coordinator's address")).transpose()
-    })
+/// Where the job's coordinator listens, as its workers were told; nothing while there is none of them.
+pub(crate) fn coordinator_address(launcher: u32) -> Result<Option<SocketAddr>> {
+    let all = descendants(launcher)?;
+    let known = all.iter().find_map(|(_, words)| value(&words.split(' ').collect::<Vec<_>>(), "--coordinator").map(str::to_owned));
+    known.map(|address| address.parse().context("the coordinator's address")).transpose()
 }
 
 fn value<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
     words.iter().position(|word| *word == option).and_then(|place| words.get(place + 1)).copied()
 }
 
-/// Sends a signal. Whoever is gone meanwhile has not survived anyhow.
-pub(crate) fn signal(process: u32, signal: Signal) {
-    if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, signal);
-    }
+/// Whether a process runs or is stopped: not whether it has ended and nobody has waited for it yet.
+pub(crate) fn is_alive(process: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
+    // The name stands before, in parentheses, and may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
-/// Sets the bounds of the running job; tried until a coordinator is there.
-pub(crate) fn set_world(address: SocketAddr, min: u32, desired: u32) -> Result<()> {
-    command(address, &command_request::Command::Resize(World { min, desired, max: desired }))
+/// Sends a signal. Gives whether there was somebody to get it.
+pub(crate) fn signal(process: u32, signal: Signal) -> bool {
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
+    is_alive(process) && pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
 }
 
-/// Has a worker leave; tried until a coordinator is there.
-pub(crate) fn drain(address: SocketAddr, worker: &str) -> Result<()> {
-    command(address, &command_request::Command::DrainWorker(command_request::DrainWorker { worker: worker.to_owned() }))
+/// Sets the bounds of the running job. Gives whether a coordinator was there and took them.
+pub(crate) fn set_world(address: SocketAddr, min: u32, desired: u32) -> Result<bool> {
+    Ok(command(address, Command::Resize(World { min, desired, max: desired }))?.is_some())
 }
 
-fn command(address: SocketAddr, command: &command_request::Command) -> Result<()> {
-    call(address, |mut client| {
-        let request = CommandRequest { epoch: None, command: Some(command.clone()) };
-        async move { client.command(request).await.is_ok() }
-    })
+/// Has a worker leave. Gives whether a coordinator was there and has a member of it leave.
+pub(crate) fn drain(address: SocketAddr, worker: &str) -> Result<bool> {
+    let accepted = command(address, Command::DrainWorker(DrainWorker { worker: worker.to_owned() }))?;
+    Ok(matches!(accepted, Some(Accepted::DrainWorker(drained)) if drained.members > 0))
 }
 
-fn call<F: Future<Output = bool>>(address: SocketAddr, request: impl Fn(CoordinatorClient<Channel>) -> F) -> Result<()> {
+/// What a coordinator that is there says to a command.
+fn command(address: SocketAddr, command: Command) -> Result<Option<Accepted>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    await_condition("an answer of the coordinator", || {
-        let attempt = async {
-            let Ok(client) = CoordinatorClient::connect(format!("http://{address}")).await else { return false };
-            request(client).await
-        };
-        Ok(runtime.block_on(attempt).then_some(()))
-    })
+    Ok(runtime.block_on(async {
+        let mut client = CoordinatorClient::connect(format!("http://{address}")).await.ok()?;
+        let answer = client.command(CommandRequest { epoch: None, command: Some(command) }).await.ok()?;
+        answer.into_inner().accepted
+    }))
 }
 
 /// A further worker with one member.
 pub(crate) fn join(arguments: Vec<String>, address: SocketAddr, name: &str, environment: &[(&str, String)]) -> Result<Running> {
-    let mut command = Command::new(process::trainer()?);
+    let mut command = process::Command::new(trainer()?);
     command.args(arguments).args(["--insecure", "--output", "json", "--log-format", "json", "--node", "localhost"]);
     command.args(["--coordinator", &address.to_string(), "--worker", name, "--termination-log", "/dev/null"]);
     command.envs(environment.iter().map(|(key, value)| (*key, value)));
-    process::start_command(command)
+    start_command(command)
 }

@@ -5,6 +5,13 @@ use std::{fmt, time::Duration};
 use fastrand::Rng;
 use lcl_trainer::fail_point::{Action, Place};
 
+/// Faults of a drawn plan that come early, at places that every group comes to in every step, or at a step: so many at least are hit.
+pub(crate) const SURE: usize = 3;
+/// A tensor in the middle of a transfer: the state of the tests' model has some two hundred.
+const MIDDLE: u32 = 90;
+/// The places in a step.
+const IN_A_STEP: [Place; 6] = [Place::Data, Place::Forward, Place::Bucket, Place::Reduced, Place::BeforeUpdate, Place::AfterUpdate];
+
 /// A run and what is done to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -144,27 +151,45 @@ impl Plan {
         self.faults.iter().map(fault).collect::<Vec<_>>().join(";")
     }
 
-    /// One fault after the other, each in a group of at least so many members: a list of (place, what, rank).
-    pub(crate) fn directed(name: &str, workers: u32, faults: &[(Place, What, u32)]) -> Self {
-        let chain = faults.iter().enumerate().map(|(index, (place, what, rank))| {
+    /// The command that repeats it alone.
+    pub(crate) fn again(&self) -> String {
+        match self.end {
+            End::Steps(_) => format!("make chaos ONLY=many_runs RUNS=1 SEED={}", self.seed),
+            End::WhenAllWereHit => format!("make chaos ONLY=everywhere PLAN={}", self.name),
+        }
+    }
+
+    /// One fault after the other, each in a step in a group of at least so many members: a list of (place, what, number). The number is the
+    /// rank in a step, the tensor in a transfer, and completed steps when a group is formed: with 1 it is for one that holds a state.
+    fn directed(name: &str, exact: bool, workers: u32, faults: &[(Place, What, u32)]) -> Self {
+        let chain = faults.iter().enumerate().map(|(index, (place, what, number))| {
             let mut keys = vec![if index == 0 { "from=4".to_owned() } else { format!("after={}", index - 1) }];
             match place {
                 // They are met while the group changes, by whoever has to do it.
-                Place::Form | Place::Leave | Place::Send | Place::Receive => {}
+                Place::Form => keys.push(format!("from={number}")),
+                Place::Send | Place::Receive => keys.push(format!("part={number}")),
+                Place::Leave => {}
                 // The leader's work.
                 Place::Shard | Place::Manifest => keys.push(format!("members={workers}")),
-                _ => keys.extend([format!("members={workers}"), format!("rank={rank}")]),
+                _ => keys.extend([format!("members={workers}"), format!("rank={number}")]),
             }
             if *place == Place::Bucket {
-                keys.push(format!("part={}", rank % 2));
+                keys.push(format!("part={}", number % 2));
             }
             Fault { when: When::At { place: *place, keys: keys.join(",") }, what: *what }
         });
-        Self { name: name.to_owned(), seed: 1, workers, exact: true, end: End::WhenAllWereHit, faults: chain.collect() }
+        let name = if exact { name.to_owned() } else { format!("fast-{name}") };
+        Self { name, seed: 1, workers, exact, end: End::WhenAllWereHit, faults: chain.collect() }
+    }
+
+    /// Every directed plan, in both modes.
+    pub(crate) fn all_directed() -> Vec<Self> {
+        let of_mode = |exact| Self::everywhere(exact).into_iter().chain(Self::rare(exact)).chain([Self::short(exact)]);
+        [true, false].into_iter().flat_map(of_mode).collect()
     }
 
     /// Five faults at every place: a run for two places of a step and one of a change of the group each, which every change meets.
-    pub(crate) fn everywhere() -> Vec<Self> {
+    pub(crate) fn everywhere(exact: bool) -> Vec<Self> {
         use What::{Join, Kill, KillCoordinator, Pause, Terminate};
         let runs = [
             (Place::Data, Place::Forward, Place::Form),
@@ -191,45 +216,82 @@ impl Plan {
                 (first, Terminate, 0),
                 (first, Pause, 2),
             ];
-            Self::directed(&format!("{}-{}-{}", first.name(), second.name(), change.name()), 3, &faults)
+            Self::directed(&format!("{}-{}-{}", first.name(), second.name(), change.name()), exact, 3, &faults)
         };
         runs.into_iter().map(plan).collect()
     }
 
     /// What is rarer, or takes longer.
-    pub(crate) fn rare() -> Self {
-        let faults = [
-            (Place::Bucket, What::Freeze, 1),
-            (Place::Data, What::KillCoordinatorAndMember, 1),
-            (Place::Forward, What::Drain, 0),
-            (Place::AfterUpdate, What::KillCoordinatorAndMember, 0),
-            (Place::Reduced, What::TerminateWorker, 1),
-            (Place::BeforeUpdate, What::KillWorker, 2),
-            (Place::Send, What::KillCoordinatorAndMember, 0),
+    pub(crate) fn rare(exact: bool) -> [Self; 4] {
+        use What::{Drain, Freeze, Kill, KillCoordinatorAndMember, KillWorker, TerminateWorker};
+        let at_once = [
+            (Place::Data, KillCoordinatorAndMember, 1),
+            (Place::Forward, Drain, 0),
+            (Place::AfterUpdate, KillCoordinatorAndMember, 0),
+            (Place::Reduced, TerminateWorker, 1),
+            (Place::BeforeUpdate, KillWorker, 2),
+            (Place::Send, KillCoordinatorAndMember, 0),
         ];
-        Self::directed("rare", 3, &faults)
+        // The group is formed anew by those who are left, long before a killed member is back: they are met while they recover from the kill.
+        let one_after_the_other = [
+            (Place::Data, Kill, 0),
+            (Place::Form, Kill, 1),
+            (Place::Reduced, Kill, 1),
+            (Place::Send, Kill, MIDDLE),
+            (Place::AfterUpdate, Kill, 2),
+            (Place::Receive, Kill, MIDDLE),
+            (Place::Bucket, Kill, 1),
+            (Place::Form, KillCoordinatorAndMember, 1),
+        ];
+        // Long enough to be evicted. Those at a change follow a kill, which makes one.
+        let frozen = [
+            (Place::Bucket, Freeze, 1),
+            (Place::Data, Kill, 0),
+            (Place::Form, Freeze, 1),
+            (Place::Forward, Kill, 1),
+            (Place::Send, Freeze, MIDDLE),
+            (Place::Reduced, Freeze, 0),
+            (Place::Manifest, Freeze, 0),
+        ];
+        // With the source the only whole state is lost: both begin from storage.
+        let last_source = [(Place::Data, Kill, 0), (Place::Send, Kill, MIDDLE), (Place::Reduced, Kill, 1), (Place::Receive, Kill, MIDDLE)];
+        [
+            Self::directed("coordinator-and-member", exact, 3, &at_once),
+            Self::directed("kill-after-kill", exact, 3, &one_after_the_other),
+            Self::directed("frozen", exact, 3, &frozen),
+            Self::directed("last-source", exact, 2, &last_source),
+        ]
     }
 
-    /// A plan drawn from a seed: at least three faults in at least thirty steps.
+    /// A few faults, for `make test`: one dies in the recovery from the death of another, and a source in the middle of a transfer.
+    pub(crate) fn short(exact: bool) -> Self {
+        let faults = [(Place::Bucket, What::Kill, 1), (Place::Form, What::Kill, 1), (Place::Send, What::Kill, MIDDLE)];
+        Self::directed("short", exact, 3, &faults)
+    }
+
+    /// A plan drawn from a seed: at least [`SURE`] faults in at least forty steps.
     pub(crate) fn drawn(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let workers = rng.u32(2..=4);
         let exact = rng.u32(0..4) > 0;
         let steps = if exact { rng.u64(60..=160) } else { rng.u64(40..=60) };
-        let count = rng.usize(3..=6);
-        let mut faults: Vec<Fault> = (0..count).map(|_| draw(&mut rng, workers, steps)).collect();
-        // A process that was killed eight times makes the job fail; so do few of many.
-        while faults.iter().filter(|fault| fault.what == What::Freeze).count() > 1 {
-            let index = faults.iter().position(|fault| fault.what == What::Freeze).unwrap_or_default();
-            faults.remove(index);
-            faults.push(draw(&mut rng, workers, steps));
+        let count = rng.usize(SURE..=6);
+        let mut faults: Vec<Fault> = Vec::new();
+        for index in 0..count {
+            let mut what = draw_deed(&mut rng);
+            // It takes long, so there is one in a run.
+            while what == What::Freeze && faults.iter().any(|fault| fault.what == What::Freeze) {
+                what = draw_deed(&mut rng);
+            }
+            let when = if index < SURE { draw_sure(&mut rng, steps) } else { draw_any(&mut rng, workers, steps) };
+            faults.push(Fault { when, what });
         }
         Self { name: format!("seed-{seed}"), seed, workers, exact, end: End::Steps(steps), faults }
     }
 }
 
-fn draw(rng: &mut Rng, workers: u32, steps: u64) -> Fault {
-    let what = match rng.u32(0..20) {
+fn draw_deed(rng: &mut Rng) -> What {
+    match rng.u32(0..20) {
         0..=5 => What::Kill,
         6..=8 => What::Pause,
         9 => What::Freeze,
@@ -240,19 +302,43 @@ fn draw(rng: &mut Rng, workers: u32, steps: u64) -> Fault {
         15 => What::KillWorker,
         16 | 17 => What::KillCoordinator,
         _ => What::KillCoordinatorAndMember,
-    };
-    let last = steps * 3 / 4;
+    }
+}
+
+/// In the first half of the run, where every group comes by: it may have a single member, and the first time may be the last one.
+fn draw_sure(rng: &mut Rng, steps: u64) -> When {
+    let from = rng.u64(1..steps / 2);
     if rng.u32(0..3) == 0 {
-        let (step, delay) = (rng.usize(1..last as usize), Duration::from_millis(rng.u64(0..60)));
-        return Fault { when: When::Step { step, delay }, what };
+        return draw_step(rng, from);
+    }
+    let place = IN_A_STEP[rng.usize(0..IN_A_STEP.len())];
+    let mut keys = vec![format!("from={from}")];
+    if rng.bool() {
+        keys.push("rank=0".to_owned());
+    }
+    if place == Place::Bucket {
+        keys.push(format!("part={}", rng.u32(0..2)));
+    }
+    When::At { place, keys: keys.join(",") }
+}
+
+/// Anywhere: some are never come to.
+fn draw_any(rng: &mut Rng, workers: u32, steps: u64) -> When {
+    let from = rng.u64(1..steps * 3 / 4);
+    if rng.u32(0..3) == 0 {
+        return draw_step(rng, from);
     }
     let place = Place::ALL[rng.usize(0..Place::ALL.len())];
-    let mut keys = vec![format!("from={}", rng.u64(1..last))];
+    let mut keys = vec![format!("from={from}")];
     match place {
         Place::Form | Place::Leave | Place::Shard | Place::Manifest => {}
         Place::Send | Place::Receive => keys.push(format!("part={}", rng.u32(0..100))),
         Place::Bucket => keys.extend([format!("part={}", rng.u32(0..2)), format!("rank={}", rng.u32(0..workers))]),
         _ => keys.push(format!("rank={}", rng.u32(0..workers))),
     }
-    Fault { when: When::At { place, keys: keys.join(",") }, what }
+    When::At { place, keys: keys.join(",") }
+}
+
+fn draw_step(rng: &mut Rng, step: u64) -> When {
+    When::Step { step: step as usize, delay: Duration::from_millis(rng.u64(0..60)) }
 }
