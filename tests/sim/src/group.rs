@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use lcl_coordinator::{GroupStore, MemberClient};
+use lcl_coordinator::GroupStore;
 use lcl_protocol::{Generation, Plan, StoreRequest, StoreResponse};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,6 +14,7 @@ use tokio::{
 use turmoil::net::{TcpListener, TcpStream};
 
 use crate::{
+    judge::{Fence, ProcessId},
     model::Frame,
     scene::{Scene, TICK, worker_name},
 };
@@ -38,14 +39,35 @@ pub(crate) struct Broken {
     pub(crate) arrived: Vec<Frame>,
 }
 
-/// Asks the store and waits for the answer.
-pub(crate) async fn ask(store: &GroupStore, request: StoreRequest) -> Result<StoreResponse, String> {
-    let pending = store.request(request).map_err(|error| error.to_string())?;
-    loop {
-        match pending.try_take() {
-            Some(StoreResponse::Cancelled { reason } | StoreResponse::Refused { reason }) => return Err(reason),
-            Some(answer) => return Ok(answer),
-            None => sleep(TICK).await,
+/// The store of a generation as a member reaches it.
+pub(crate) struct Store {
+    pub(crate) scene: Arc<Scene>,
+    pub(crate) worker: usize,
+    pub(crate) process: ProcessId,
+    pub(crate) generation: Generation,
+    pub(crate) store: GroupStore,
+}
+
+impl Store {
+    /// What is asked now is asked of this coordinator.
+    pub(crate) fn fence(&self) -> Fence {
+        let control = self.scene.control();
+        Fence { asked: control.now, epoch: control.workers[self.worker].reached }
+    }
+
+    /// Asks and waits for the answer.
+    pub(crate) async fn ask(&self, request: StoreRequest) -> Result<StoreResponse, String> {
+        let fence = self.fence();
+        let pending = self.store.request(request).map_err(|error| error.to_string())?;
+        loop {
+            match pending.try_take() {
+                Some(StoreResponse::Cancelled { reason } | StoreResponse::Refused { reason }) => return Err(reason),
+                Some(answer) => {
+                    self.scene.judge().answered(self.process, self.generation, fence);
+                    return Ok(answer);
+                }
+                None => sleep(TICK).await,
+            }
         }
     }
 }
@@ -55,16 +77,15 @@ fn address_key(rank: u32) -> String {
 }
 
 impl Group {
-    /// Builds the group of a plan; `worker` is this member's host.
-    pub(crate) async fn form(scene: &Arc<Scene>, client: &MemberClient, plan: Plan, worker: usize) -> Result<Self, String> {
-        let store = client.store(plan.generation);
+    /// Builds the group of a plan, of whose generation this is the store.
+    pub(crate) async fn form(store: Store, plan: Plan) -> Result<Self, String> {
         let listener = TcpListener::bind(("0.0.0.0", 0)).await.map_err(|error| error.to_string())?;
         let port = listener.local_addr().map_err(|error| error.to_string())?.port();
-        let value = [worker as u64, port.into()].map(u64::to_le_bytes).concat();
-        ask(&store, StoreRequest::Set { key: address_key(plan.rank), value }).await?;
+        let value = [store.worker as u64, port.into()].map(u64::to_le_bytes).concat();
+        store.ask(StoreRequest::Set { key: address_key(plan.rank), value }).await?;
         let mut peers: Vec<Option<TcpStream>> = (0..plan.world).map(|_| None).collect();
         for rank in 0..plan.rank {
-            let StoreResponse::Value(value) = ask(&store, StoreRequest::Get { key: address_key(rank) }).await? else {
+            let StoreResponse::Value(value) = store.ask(StoreRequest::Get { key: address_key(rank) }).await? else {
                 return Err(format!("the store has no address of rank {rank}"));
             };
             let (worker, port) = read_address(&value).ok_or("an address cannot be read")?;
@@ -77,7 +98,7 @@ impl Group {
             let (mut stream, _) = listener.accept().await.map_err(|error| error.to_string())?;
             let frame = read(&mut stream).await?;
             let rank = frame[3];
-            scene.expect(rank < plan.world.into() && frame == hello(plan.generation, rank as u32), || {
+            store.scene.expect(rank < plan.world.into() && frame == hello(plan.generation, rank as u32), || {
                 format!("{} was reached by somebody else: {frame:?}", plan.generation)
             });
             if let Some(place) = peers.get_mut(rank as usize) {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_protocol::{EndReason, Generation, HistoryEntry, HistoryEvent, Plan, Role, StateLabel, Status, World, slots_of};
+use lcl_protocol::{EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Plan, Role, StateLabel, Status, World, slots_of};
 
 use crate::{
     model::{GLOBAL_BATCH, Part, State, Undisturbed},
@@ -35,13 +35,6 @@ struct Formed {
     seen: Duration,
 }
 
-/// A step as one generation computed it.
-#[derive(Debug)]
-struct Entry {
-    slots: Vec<u64>,
-    by: BTreeSet<ProcessId>,
-}
-
 /// What is known of one coordinator's process.
 #[derive(Debug)]
 struct Known {
@@ -53,7 +46,7 @@ struct Known {
     step: u64,
 }
 
-/// What the one who makes a checkpoint visible has found out before.
+/// When and whom a member asked in its generation's store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fence {
     /// When it asked (or decided not to).
@@ -72,7 +65,10 @@ pub(crate) struct Judge {
     last: BTreeMap<ProcessId, Generation>,
     undisturbed: Undisturbed,
     states: BTreeMap<StateLabel, u64>,
-    ledger: BTreeMap<StateLabel, Entry>,
+    /// Who has applied each step, as one generation computed it.
+    ledger: BTreeMap<StateLabel, BTreeSet<ProcessId>>,
+    /// What the members of a generation raised in the collective of each step.
+    raised: BTreeMap<StateLabel, Flags>,
     reigns: BTreeMap<Reign, Known>,
     /// The most steps that any process ever held.
     highest: u64,
@@ -190,36 +186,75 @@ impl Judge {
     /// A member has applied an update of its generation to which these parts had come.
     pub(crate) fn applied(&mut self, process: ProcessId, plan: &Plan, state: State, parts: &[Part]) {
         let label = state.label;
-        let slots: Vec<u64> = parts.iter().flat_map(|part| part.slots.clone()).collect();
         self.note(&format!("process {} applies {label}", process.0));
-        let member = self.generations.get(&plan.generation).and_then(|formed| formed.members.get(&plan.rank));
-        self.expect(member == Some(&process), || format!("process {} commits {label}, of which it is no member", process.0));
+        let formed = self.generations.get(&plan.generation);
+        let world = formed.map_or(0, |formed| formed.world);
+        let is_member = formed.and_then(|formed| formed.members.get(&plan.rank)) == Some(&process);
+        self.expect(is_member, || format!("process {} commits {label}, of which it is no member", process.0));
         let same = parts.iter().all(|part| part.step == label.step && (part.exact, part.fast) == (parts[0].exact, parts[0].fast));
         self.expect(same, || format!("members of {} hold different states before {label}: {parts:?}", plan.generation));
-        let entry = self.ledger.entry(label).or_insert_with(|| Entry { slots: slots.clone(), by: BTreeSet::new() });
-        let (is_first, is_same) = (entry.by.insert(process), entry.slots == slots);
+        let is_first = self.ledger.entry(label).or_default().insert(process);
         self.expect(is_first, || format!("process {} commits {label} twice", process.0));
-        self.expect(is_same, || format!("{label} was computed from different slots: {slots:?} on process {}", process.0));
-        self.expect_whole(label, slots);
+        self.expect_slots(label, world, parts);
+        self.expect_wishes(process, label, parts);
         self.holds(process, state);
     }
 
-    fn expect_whole(&mut self, label: StateLabel, mut slots: Vec<u64>) {
+    /// All members read the same wishes in a step, and none trains on after the step in which they were to leave.
+    fn expect_wishes(&mut self, process: ProcessId, label: StateLabel, parts: &[Part]) {
+        let read = parts.iter().fold(Flags::NONE, |read, part| read | part.flags);
+        let raised = *self.raised.entry(label).or_insert(read);
+        self.expect(raised == read, || format!("process {} reads {read:?} in {label}, another reads {raised:?}", process.0));
+        let has_left = self.raised_before(label, 2).contains(Flags::LEAVE);
+        self.expect(!has_left, || format!("process {} commits {label}, its group was to leave after the step before", process.0));
+    }
+
+    /// What was raised in a generation so many steps before; nothing when that was another generation's step.
+    fn raised_before(&self, label: StateLabel, steps: u64) -> Flags {
+        let before = label.step.checked_sub(steps).map(|step| StateLabel { step, ..label });
+        before.and_then(|before| self.raised.get(&before)).copied().unwrap_or_default()
+    }
+
+    /// A member does what its group has agreed on, while it holds this state.
+    pub(crate) fn obeys(&mut self, process: ProcessId, wish: Flags, label: StateLabel) {
+        let agreed = self.raised_before(label, 1);
+        self.expect(agreed.contains(wish), || {
+            format!("process {} obeys {wish:?} with {label}: in the step before, {agreed:?} was raised", process.0)
+        });
+    }
+
+    /// Every slot once, and each from the member whose it is in a group of `world`.
+    fn expect_slots(&mut self, label: StateLabel, world: u32, parts: &[Part]) {
+        let mut slots: Vec<u64> = parts.iter().flat_map(|part| part.slots.clone()).collect();
         slots.sort_unstable();
         self.expect(slots == (0..GLOBAL_BATCH).collect::<Vec<_>>(), || format!("{label} has slots {slots:?}"));
+        let shares = parts.iter().map(|part| part.slots.clone());
+        self.expect(shares.eq((0..world).map(|rank| slots_of(rank, world, GLOBAL_BATCH))), || {
+            format!("{label} was computed by other members than its generation's {world}: {parts:?}")
+        });
     }
 
     /// A checkpoint became visible.
     pub(crate) fn visible(&mut self, process: ProcessId, label: StateLabel, is_complete: bool, fence: Fence) {
         self.note(&format!("process {} makes the checkpoint of {label} visible", process.0));
         self.expect(is_complete, || format!("the visible checkpoint of {label} is not complete"));
-        let stale = self
-            .generations
-            .iter()
-            .find(|(generation, formed)| **generation > label.generation && generation.epoch == fence.epoch && formed.seen < fence.asked);
-        let stale = stale.map(|(generation, _)| *generation);
+        let stale = self.successor(label.generation, fence);
         self.expect(stale.is_none(), || format!("the checkpoint of {label} became visible after {stale:?} was formed: it was not fenced"));
         self.newest_checkpoint = self.newest_checkpoint.max(Some(label));
+    }
+
+    /// A generation that its coordinator had formed after this one when it was asked.
+    fn successor(&self, generation: Generation, fence: Fence) -> Option<Generation> {
+        let mut later = self.generations.iter().filter(|(later, _)| **later > generation && later.epoch == fence.epoch);
+        later.find(|(_, formed)| formed.seen < fence.asked).map(|(later, _)| *later)
+    }
+
+    /// A member got what it asked for in the store of its generation.
+    pub(crate) fn answered(&mut self, process: ProcessId, generation: Generation, fence: Fence) {
+        let later = self.successor(generation, fence);
+        self.expect(later.is_none(), || {
+            format!("process {} is answered in the store of {generation} after {later:?} was formed", process.0)
+        });
     }
 
     /// A member that restores for all of its generation has read this checkpoint.
@@ -290,20 +325,12 @@ impl Judge {
         self.expect(told.is_none_or(|world| world == members), || format!("{generation} has {members} members, its plans say {told:?}"));
     }
 
-    /// The job is complete: the line of steps that led to its end.
+    /// The job is complete: every step was committed, and the last one is saved.
     pub(crate) fn complete(&mut self, last_step: u64) {
-        let winning: BTreeMap<u64, Generation> = self.ledger.keys().map(|label| (label.step, label.generation)).collect();
-        let steps: Vec<u64> = winning.keys().copied().collect();
+        let steps: Vec<u64> = self.ledger.keys().map(|label| label.step).collect::<BTreeSet<_>>().into_iter().collect();
         self.expect(steps == (1..=last_step).collect::<Vec<_>>(), || format!("not every step up to {last_step} was committed: {steps:?}"));
         let newest = self.newest_checkpoint();
         self.expect(newest == Some(last_step), || format!("the job is complete at {last_step}, its newest checkpoint is {newest:?}"));
-        for (step, generation) in winning {
-            let label = StateLabel { step, generation };
-            let world = self.generations.get(&generation).map_or(0, |formed| formed.world);
-            let expected: Vec<u64> = (0..world).flat_map(|rank| slots_of(rank, world, GLOBAL_BATCH)).collect();
-            let slots = self.ledger.get(&label).map(|entry| entry.slots.clone()).unwrap_or_default();
-            self.expect(slots == expected, || format!("{label} was computed by other members than its generation's: {slots:?}"));
-        }
     }
 
     /// The job was stopped, and nothing stood in the way of a checkpoint. A step counts when all members of its generation have applied it:
@@ -311,11 +338,14 @@ impl Judge {
     pub(crate) fn stopped(&mut self) {
         let newest = self.newest_checkpoint();
         let held = self.exits.iter().filter(|(_, reason, _)| *reason == EndReason::Stopped).filter_map(|(.., held)| *held).max();
-        let by_all = |label: &StateLabel, entry: &Entry| {
-            self.generations.get(&label.generation).is_some_and(|formed| entry.by.len() == formed.world as usize)
+        let by_all = |label: &StateLabel, by: &BTreeSet<ProcessId>| {
+            self.generations.get(&label.generation).is_some_and(|formed| by.len() == formed.world as usize)
         };
         let counted =
-            self.ledger.iter().filter(|(label, entry)| Some(label.step) <= held && by_all(label, entry)).map(|(label, _)| label.step).max();
+            self.ledger.iter().filter(|(label, by)| Some(label.step) <= held && by_all(label, by)).map(|(label, _)| label.step).max();
         self.expect(counted <= newest, || format!("the job was stopped with step {counted:?}, its newest checkpoint is {newest:?}"));
     }
 }
+
+#[cfg(test)]
+mod tests;

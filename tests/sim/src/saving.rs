@@ -6,8 +6,6 @@ use lcl_protocol::{Generation, MemberEvent, StoreRequest, StoreResponse};
 use tokio::time::sleep;
 
 use crate::{
-    group::ask,
-    judge::Fence,
     model::{Frame, State},
     scene::Bug,
     storage::Name,
@@ -40,43 +38,42 @@ impl Training {
 
     /// The others: a part, and whether it counts.
     async fn contribute(&self, state: State, rank: u32, attempt: u64) -> Result<(), String> {
-        let store = self.client.store(self.generation());
+        let store = self.store(self.generation());
         let wait =
-            |what| unless_aborted(self.abort_of(), self.generation(), PATIENCE, ask(&store, StoreRequest::Get { key: key(attempt, what) }));
+            |what| unless_aborted(self.abort_of(), self.generation(), PATIENCE, store.ask(StoreRequest::Get { key: key(attempt, what) }));
         wait("open").await?;
         sleep(self.scene.storage_time()).await;
         self.scene.storage().write_part(self.name(state), rank, state);
-        ask(&store, StoreRequest::Set { key: key(attempt, &part_of(rank)), value: Vec::new() }).await?;
+        store.ask(StoreRequest::Set { key: key(attempt, &part_of(rank)), value: Vec::new() }).await?;
         wait("outcome").await.map(drop)
     }
 
     /// Rank 0: its own part, everyone's word, the fence, the manifest.
     async fn commit(&self, state: State, world: u32, attempt: u64) -> Result<(), String> {
         let generation = self.generation();
-        let store = self.client.store(generation);
-        ask(&store, StoreRequest::Set { key: key(attempt, "open"), value: Vec::new() }).await?;
+        let store = self.store(generation);
+        store.ask(StoreRequest::Set { key: key(attempt, "open"), value: Vec::new() }).await?;
         sleep(self.scene.storage_time()).await;
         self.scene.storage().write_part(self.name(state), 0, state);
         for rank in 1..world {
-            let get = ask(&store, StoreRequest::Get { key: key(attempt, &part_of(rank)) });
+            let get = store.ask(StoreRequest::Get { key: key(attempt, &part_of(rank)) });
             unless_aborted(self.abort_of(), generation, PATIENCE, get).await?;
         }
         // Whether the files are there: a list, and a look at each.
         sleep(self.scene.storage_time() + self.scene.storage_time()).await;
-        let epoch = self.scene.worker(self.worker).reached;
-        let asked = self.scene.control().now;
+        let asked = store.fence();
         if !self.scene.has(Bug::SkipFence) {
             let fence = StoreRequest::Check { keys: vec![key(attempt, "open")] };
-            if ask(&store, fence).await? != StoreResponse::Flag(true) {
+            if store.ask(fence).await? != StoreResponse::Flag(true) {
                 return Err("the store was emptied".to_owned());
             }
         }
         let name = self.name(state);
         let is_complete = self.scene.storage().commit(name, world, state);
-        self.scene.judge().visible(self.process, name, is_complete, Fence { asked, epoch });
+        self.scene.judge().visible(self.process, name, is_complete, asked);
         self.report(MemberEvent::CheckpointCommitted { generation, step: state.label.step });
         // Whether the others hear of it changes nothing for the checkpoint.
-        let _ = ask(&store, StoreRequest::Set { key: key(attempt, "outcome"), value: Vec::new() }).await;
+        let _ = store.ask(StoreRequest::Set { key: key(attempt, "outcome"), value: Vec::new() }).await;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    group::{Broken, Group},
+    group::{Broken, Group, Store},
     judge::ProcessId,
     model::{Frame, GLOBAL_BATCH, Part, State},
     scene::{Bug, Scene, TICK},
@@ -97,11 +97,13 @@ impl Training {
             MemberCommand::Recover { generation, role, base } => self.recover(generation, role, base).await,
             MemberCommand::Train { generation, .. } => self.train(generation).await,
             MemberCommand::WriteCheckpoint { generation, .. } => {
+                self.obeys(Flags::CHECKPOINT);
                 if let Err(reason) = self.save(generation).await {
                     self.note(&format!("could not write the checkpoint that was asked for: {reason}"));
                 }
             }
             MemberCommand::LeaveGroup { generation } => {
+                self.obeys(Flags::LEAVE);
                 let own = self.state.map(State::to_frame).unwrap_or_default();
                 // So that nobody's last exchange loses its peer; whether all came does not matter any more.
                 let _ = self.exchange(generation, own, LEAVE_TIMEOUT).await;
@@ -125,10 +127,21 @@ impl Training {
         self.scene.judge().note(&format!("process {}: {what}", self.process.0));
     }
 
+    fn obeys(&self, wish: Flags) {
+        if let Some(state) = self.state {
+            self.scene.judge().obeys(self.process, wish, state.label);
+        }
+    }
+
+    pub(crate) fn store(&self, generation: Generation) -> Store {
+        let (scene, store) = (Arc::clone(&self.scene), self.client.store(generation));
+        Store { scene, worker: self.worker, process: self.process, generation, store }
+    }
+
     async fn form(&mut self, plan: Plan) {
         let generation = plan.generation;
         self.scene.judge().plan(self.process, &plan, self.client.held());
-        let formed = Group::form(&self.scene, &self.client, plan, self.worker);
+        let formed = Group::form(self.store(generation), plan);
         match unless_aborted(self.aborted.clone(), generation, FORM_TIMEOUT, formed).await {
             Ok(group) => {
                 self.group = Some(group);
