@@ -64,7 +64,7 @@ fn one() -> i32 {
     1
 }
 
-/// Between how many workers the job may run.
+/// Between how many workers the job may run, and how long it waits for one.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ElasticSpec {
@@ -74,4 +74,23 @@ pub struct ElasticSpec {
     /// Most workers the job may be scaled to.
     #[schemars(range(min = 1, max = MAX_WORKERS))]
     pub max_workers: i32,
+    /// Seconds without a word after which a member is lost and the others go on; a connection that breaks is noticed at once. Several signs
+    /// of life have to fit in: members give one a second. 10 when left out. A change takes effect on a running job: its coordinator is
+    /// replaced, no worker is, and training goes on meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 3, max = MAX_TIMEOUT))]
+    pub heartbeat_timeout_seconds: Option<i32>,
+    /// Seconds that a member's training thread may stand still while others wait for it, before the member is taken for hung and evicted;
+    /// has to be longer than any step. 120 when left out. Changes as `heartbeatTimeoutSeconds` does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = MAX_TIMEOUT))]
+    pub stall_timeout_seconds: Option<i32>,
+    /// Seconds to wait for `workers.replicas` workers once `minWorkers` are there, before training starts with those; survivors of a loss go
+    /// on at once. 30 when left out, 60 with `lcl run --local`. Changes as `heartbeatTimeoutSeconds` does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_TIMEOUT))]
+    pub formation_wait_seconds: Option<i32>,
 }
+
+/// A day: longer waits are no time-outs any more.
+const MAX_TIMEOUT: i32 = 86_400;

@@ -12,6 +12,7 @@ mod job;
 pub mod observe;
 mod paths;
 mod render;
+mod timeouts;
 mod validate;
 
 pub use covers::covers;
@@ -19,4 +20,5 @@ pub use decide::decide;
 pub use job::{ValidatedJob, World};
 pub use paths::{PathError, PathMapping};
 pub use render::{Surroundings, render_trainer_config};
+pub use timeouts::Timeouts;
 pub use validate::{FieldError, FieldErrors, validate, validate_change};

@@ -11,6 +11,7 @@ use lcl_crds::{LCLTrainingJobStatus, WORKER_CONTAINER};
 use crate::{
     ValidatedJob,
     build::{COORDINATOR_CONTAINER, EPOCH_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE},
+    timeouts::Timeouts,
 };
 
 /// Everything that [`crate::decide`] looks at.
@@ -145,6 +146,8 @@ pub struct ObservedPod {
     pub role: PodRole,
     /// The coordinator's epoch.
     pub epoch: Option<i64>,
+    /// The coordinator's time-outs.
+    pub timeouts: Timeouts,
     /// Its address, once it has one.
     pub ip: Option<String>,
     /// The node's name, once it has one.
@@ -192,6 +195,7 @@ impl ObservedPod {
             owner: owner.uid.clone(),
             role,
             epoch: annotation.and_then(|epoch| epoch.parse().ok()),
+            timeouts: Timeouts::read(pod),
             ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             running: status.and_then(|status| status.phase.as_deref()) == Some("Running"),

@@ -136,6 +136,28 @@ fn the_coordinator_counts_members_and_not_workers() {
 }
 
 #[test]
+fn the_coordinators_metrics_can_be_scraped() {
+    let pod = serde_json::to_value(build_coordinator_pod(&valid(""), &context(), 1)).unwrap();
+    let (container, annotations) = (&pod["spec"]["containers"][0], &pod["metadata"]["annotations"]);
+    let port = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == "metrics").unwrap();
+    let number = port["containerPort"].to_string();
+    assert_eq!(env(container, "LCL_METRICS_LISTEN")[0]["value"], format!("0.0.0.0:{number}"));
+    let said = ["scrape", "port", "path"].map(|name| annotations[format!("prometheus.io/{name}")].clone());
+    assert_eq!(said, [json!("true"), json!(number), json!("/metrics")]);
+}
+
+#[test]
+fn the_coordinator_waits_as_long_as_the_job_says_and_by_itself_where_it_does_not() {
+    let elastic = "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'heartbeatTimeoutSeconds': 30, 'stallTimeoutSeconds': 600}";
+    for (assignments, expected) in [("", [None, None, None]), (elastic, [Some("30"), Some("600"), None])] {
+        let pod = serde_json::to_value(build_coordinator_pod(&valid(assignments), &context(), 1)).unwrap();
+        let found = ["LCL_HEARTBEAT_TIMEOUT", "LCL_STALL_TIMEOUT", "LCL_FORMATION_WAIT"]
+            .map(|name| env(&pod["spec"]["containers"][0], name).first().map(|variable| variable["value"].as_str().unwrap().to_owned()));
+        assert_eq!(found, expected.map(|value: Option<&str>| value.map(str::to_owned)), "{assignments}");
+    }
+}
+
+#[test]
 fn the_selector_finds_this_jobs_workers_alone() {
     let pod = worker("", 0);
     for requirement in worker_selector(&valid(""), &context()).split(',') {

@@ -17,6 +17,7 @@ use crate::{
         service_account::service_account_name,
     },
     job::ValidatedJob,
+    timeouts::Timeouts,
 };
 
 /// Name of the coordinator's container.
@@ -25,6 +26,8 @@ pub const COORDINATOR_CONTAINER: &str = "coordinator";
 pub const EPOCH_ANNOTATION: &str = "lcl.dev/coordinator-epoch";
 /// Port of its gRPC service.
 pub const COORDINATOR_PORT: i32 = 7433;
+/// Port of its `/metrics` and `/healthz`, in plain HTTP; the operator's own.
+const METRICS_PORT: i32 = 8080;
 
 /// `<job>-coordinator` for the given epoch, a number that grows with every coordinator of the job: by it members and checkpoints tell a new
 /// coordinator from an old one. It keeps nothing on disk.
@@ -34,12 +37,7 @@ pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: 
         name: COORDINATOR_CONTAINER.to_owned(),
         image: Some(context.coordinator_image.clone()),
         image_pull_policy: context.image_pull_policy.clone(),
-        ports: Some(vec![ContainerPort {
-            name: Some("grpc".to_owned()),
-            container_port: COORDINATOR_PORT,
-            protocol: Some("TCP".to_owned()),
-            ..ContainerPort::default()
-        }]),
+        ports: Some([("grpc", COORDINATOR_PORT), ("metrics", METRICS_PORT)].map(port).into()),
         readiness_probe: Some(Probe {
             grpc: Some(GRPCAction { port: COORDINATOR_PORT, service: None }),
             period_seconds: Some(2),
@@ -53,21 +51,47 @@ pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: 
         security_context: Some(container_security()),
         ..Container::default()
     };
-    let members = i64::from(job.spec().workers.members_per_worker);
-    let workers = job.world();
-    set_env(&mut container, "LCL_LISTEN", &format!("0.0.0.0:{COORDINATOR_PORT}"));
-    set_env(&mut container, "LCL_EPOCH", &epoch.to_string());
-    set_env(&mut container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
-    set_env(&mut container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());
-    set_env(&mut container, "LCL_MAX_MEMBERS", &(i64::from(workers.max) * members).to_string());
-    // Until there are certificates; the operator itself runs only when told so.
-    set_env(&mut container, "LCL_INSECURE", "true");
-    set_env(&mut container, "LCL_LOG_FORMAT", "json");
+    set_environment(&mut container, job, epoch);
     let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..PodSpec::default() };
     fill_pod(&mut spec, service_account_name(job));
     let mut pod_metadata = metadata(job, context, coordinator_name(job), COORDINATOR_ROLE);
-    pod_metadata.annotations = Some(BTreeMap::from([(EPOCH_ANNOTATION.to_owned(), epoch.to_string())]));
+    pod_metadata.annotations = Some(annotations(epoch));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
+}
+
+fn port((name, number): (&str, i32)) -> ContainerPort {
+    ContainerPort { name: Some(name.to_owned()), container_port: number, protocol: Some("TCP".to_owned()), ..ContainerPort::default() }
+}
+
+/// Whoever scrapes by annotation finds the metrics; whoever selects pods by label (a `PodMonitor`) names the port.
+fn annotations(epoch: u64) -> BTreeMap<String, String> {
+    [
+        (EPOCH_ANNOTATION, epoch.to_string()),
+        ("prometheus.io/scrape", "true".to_owned()),
+        ("prometheus.io/port", METRICS_PORT.to_string()),
+        ("prometheus.io/path", "/metrics".to_owned()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+fn set_environment(container: &mut Container, job: &ValidatedJob, epoch: u64) {
+    let members = i64::from(job.spec().workers.members_per_worker);
+    let workers = job.world();
+    set_env(container, "LCL_LISTEN", &format!("0.0.0.0:{COORDINATOR_PORT}"));
+    set_env(container, "LCL_METRICS_LISTEN", &format!("0.0.0.0:{METRICS_PORT}"));
+    set_env(container, "LCL_EPOCH", &epoch.to_string());
+    set_env(container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
+    set_env(container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());
+    set_env(container, "LCL_MAX_MEMBERS", &(i64::from(workers.max) * members).to_string());
+    // Until there are certificates; the operator itself runs only when told so.
+    set_env(container, "LCL_INSECURE", "true");
+    set_env(container, "LCL_LOG_FORMAT", "json");
+    for (name, seconds) in Timeouts::of(job).variables() {
+        if let Some(seconds) = seconds {
+            set_env(container, name, &seconds.to_string());
+        }
+    }
 }
 
 fn quantities<const N: usize>(values: [(&str, &str); N]) -> BTreeMap<String, Quantity> {

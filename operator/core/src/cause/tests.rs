@@ -1,5 +1,8 @@
 use super::*;
-use crate::observe::{ObservedEnd, PodRole};
+use crate::{
+    Timeouts,
+    observe::{ObservedEnd, PodRole},
+};
 
 fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, expected: (Cause, &str)) {
     let ended = exit_code.is_some() || !end.is_empty();
@@ -8,6 +11,7 @@ fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, 
         owner: "job".to_owned(),
         role: PodRole::Worker(0),
         epoch: None,
+        timeouts: Timeouts::default(),
         ip: None,
         node: None,
         running: false,

@@ -98,12 +98,9 @@ impl<'a> Draft<'a> {
         if uid.is_empty() && self.status.replacing.iter().any(|replacing| replacing.pod == name) {
             return true;
         }
-        // A replacement that ends too takes its predecessor's place.
-        if self.status.replacing.iter().filter(|replacing| replacing.pod != name).count() >= MAX_REPLACING {
+        if !self.put_on_record(name, uid) {
             return false;
         }
-        self.status.replacing.retain(|replacing| replacing.pod != name);
-        self.status.replacing.push(ReplacingStatus { pod: name.to_owned(), uid: uid.to_owned() });
         *self.status.restarts.get_or_insert(0) += 1;
         *self.status.restarts_by_cause.entry(end.cause.name().to_owned()).or_insert(0) += 1;
         self.set_last_failure(name, end);
@@ -116,6 +113,16 @@ impl<'a> Draft<'a> {
         let is_coordinator = name == coordinator_name(self.observed.job);
         let reason = if is_coordinator { reason::COORDINATOR_REPLACED } else { reason::WORKER_REPLACED };
         self.events.push(JobEvent { warning: true, reason, note: format!("{name}: {}: {}", end.reason, end.message) });
+        true
+    }
+
+    /// Puts a pod on record as one that is being replaced, in the place of its predecessor. `false`: there is no room now.
+    pub(super) fn put_on_record(&mut self, name: &str, uid: &str) -> bool {
+        if self.status.replacing.iter().filter(|replacing| replacing.pod != name).count() >= MAX_REPLACING {
+            return false;
+        }
+        self.status.replacing.retain(|replacing| replacing.pod != name);
+        self.status.replacing.push(ReplacingStatus { pod: name.to_owned(), uid: uid.to_owned() });
         true
     }
 

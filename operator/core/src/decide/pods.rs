@@ -2,11 +2,12 @@
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::{Action, draft::Draft};
+use super::{Action, JobEvent, draft::Draft, reason};
 use crate::{
     build::{coordinator_name, worker_pod_name},
     cause::judge_end,
     observe::{Link, MemberBounds, ObservedPod, PodRole},
+    timeouts::Timeouts,
 };
 
 /// Added to the time a pod was given to end, before it is taken for stuck: its node reports late or not at all.
@@ -37,7 +38,11 @@ enum Presence {
 pub(super) fn decide_coordinator(draft: &mut Draft) {
     let name = coordinator_name(draft.observed.job);
     let existed = draft.status.coordinator_epoch.is_some() && draft.status.workers.as_ref().is_some_and(|workers| workers.created > 0);
-    if look_at(draft, &name, existed) != Presence::Free || is_too_early(draft) {
+    let presence = look_at(draft, &name, existed);
+    if presence == Presence::Well {
+        replace_outdated(draft, &name);
+    }
+    if presence != Presence::Free || is_too_early(draft) {
         return;
     }
     let epoch = match draft.status.coordinator_epoch {
@@ -47,6 +52,21 @@ pub(super) fn decide_coordinator(draft: &mut Draft) {
     };
     draft.status.coordinator_epoch = Some(epoch);
     draft.actions.push(Action::CreateCoordinator { epoch });
+}
+
+/// A coordinator keeps the time-outs that it was started with, so with others another one takes its place. That is no loss, and the group
+/// trains on meanwhile.
+fn replace_outdated(draft: &mut Draft, name: &str) {
+    let observed = draft.observed;
+    let Some(pod) = observed.pods.get(name).filter(|pod| pod.timeouts != Timeouts::of(observed.job)) else { return };
+    if !draft.put_on_record(name, &pod.uid) {
+        return;
+    }
+    if !observed.status.replacing.iter().any(|replacing| replacing.pod == name && replacing.uid == pod.uid) {
+        let note = format!("{name}: the job has other time-outs; training goes on");
+        draft.events.push(JobEvent { warning: false, reason: reason::COORDINATOR_REPLACED, note });
+    }
+    draft.actions.push(Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force: false });
 }
 
 /// The workers from 0 to the wanted number.

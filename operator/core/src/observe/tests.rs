@@ -78,3 +78,11 @@ fn a_disruption_is_read_with_its_reason() {
     let pod = read("worker", &json!({ "phase": "Running", "conditions": [condition] })).unwrap();
     assert_eq!(pod.disruption, Some(("DeletionByTaintManager".to_owned(), "no node".to_owned())));
 }
+
+#[test]
+fn a_coordinators_time_outs_are_read_from_its_own_container() {
+    let env = |value: &str| json!([{ "name": "LCL_STALL_TIMEOUT", "value": value }, { "name": "LCL_FORMATION_WAIT", "value": "x" }]);
+    let containers = json!([{ "name": "sidecar", "env": env("1") }, { "name": "coordinator", "env": env("90") }]);
+    let pod = serde_json::from_value(json!({ "metadata": {}, "spec": { "containers": containers } })).unwrap();
+    assert_eq!(Timeouts::read(&pod), Timeouts { stall: Some(90), ..Timeouts::default() });
+}

@@ -33,6 +33,13 @@ macro_rules! pool_shape {
     };
 }
 
+/// `elastic` for one worker, with more.
+macro_rules! elastic {
+    ($more:literal) => {
+        concat!("spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, ", $more, "}")
+    };
+}
+
 /// The container `worker` with one environment variable.
 macro_rules! variable {
     ($name:literal) => {
@@ -154,6 +161,11 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.workers.replicas = 3; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}", "spec.elastic.maxWorkers", "must not be below"),
     ("spec.elastic = {'minWorkers': 1}", "spec.elastic.maxWorkers", "must be given"),
     ("spec.elastic = {'minWorkers': 0, 'maxWorkers': 1}", "spec.elastic.minWorkers", "must be at least 1"),
+    (elastic!("'heartbeatTimeoutSeconds': 2"), "spec.elastic.heartbeatTimeoutSeconds", "must be at least 3"),
+    (elastic!("'heartbeatTimeoutSeconds': 86401"), "spec.elastic.heartbeatTimeoutSeconds", "must be at most 86400"),
+    (elastic!("'heartbeatTimeoutSeconds': 3.5"), "spec.elastic.heartbeatTimeoutSeconds", "must be a whole number"),
+    (elastic!("'stallTimeoutSeconds': 9"), "spec.elastic.stallTimeoutSeconds", "must be at least 10"),
+    (elastic!("'formationWaitSeconds': 0"), "spec.elastic.formationWaitSeconds", "must be at least 1"),
     (
         "spec.optimization.normalization = 'perRank'; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}",
         "spec.optimization.normalization",
@@ -276,6 +288,8 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.workers.replicas = 8",
     "spec.workers.replicas = 4096; spec.optimization.globalBatchSize = 4096",
     "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}",
+    elastic!("'heartbeatTimeoutSeconds': 3, 'stallTimeoutSeconds': 10, 'formationWaitSeconds': 1"),
+    elastic!("'heartbeatTimeoutSeconds': 86400, 'stallTimeoutSeconds': 86400, 'formationWaitSeconds': 86400"),
     "spec.workers.requests = {'cpu': 2, 'memory': '4Gi', 'nvidia.com/gpu': 1}",
     "spec.workers.template.spec.containers = [{'name': 'worker', 'resources': {'limits': {'nvidia.com/gpu': 1}}}]",
     "spec.workers.requests = {'cpu': 1}; spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'b', 'resources': {}}]",
@@ -325,6 +339,7 @@ pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ("", "spec.checkpoint.everySteps = 5; spec.checkpoint.keepLast = 1; spec.checkpoint.keepEverySteps = 50"),
     ("", "spec.backoffLimit = 0"),
     ("", "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"),
+    (elastic!("'stallTimeoutSeconds': 60"), elastic!("'heartbeatTimeoutSeconds': 30, 'stallTimeoutSeconds': 600")),
 ];
 
 const WITH_PRESET_AND_SHAPE: &str = "spec.model.shape = {'vision': {'imageSize': 16, 'patchSize': 8, 'width': 8, 'layers': 1, 'heads': 1}, \

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::scene::{COORDINATOR, GRACE, Scene, reasons};
-use crate::decide::{Action, reason};
+use crate::{
+    Timeouts,
+    decide::{Action, reason},
+};
 
 fn delete(scene: &Scene, name: &str, force: bool) -> Action {
     Action::DeletePod { name: name.to_owned(), uid: scene.uid_of(name), force }
@@ -61,6 +64,29 @@ fn a_replaced_coordinator_has_the_next_epoch() {
     scene.exit(COORDINATOR, 1);
     scene.settle();
     assert_eq!((scene.status.coordinator_epoch, scene.pods[COORDINATOR].epoch), (Some(2), Some(2)));
+}
+
+#[test]
+fn other_time_outs_take_another_coordinator_and_no_worker_and_are_no_failure() {
+    let mut scene = Scene::training("");
+    let stay = scene.pods.clone();
+    scene.edit("spec.elastic.heartbeatTimeoutSeconds = 30");
+    let decision = scene.round();
+    let uid = stay[COORDINATOR].uid.clone();
+    assert_eq!(decision.actions, [Action::DeletePod { name: COORDINATOR.to_owned(), uid, force: false }]);
+    assert_eq!(reasons(&decision.events), [reason::COORDINATOR_REPLACED]);
+    scene.settle();
+    scene.vanish(COORDINATOR);
+    scene.settle();
+    assert_eq!(scene.pods[COORDINATOR].timeouts, Timeouts { heartbeat: Some(30), ..Timeouts::default() });
+    assert_eq!((scene.status.coordinator_epoch, scene.restarts(), &scene.status.last_failure), (Some(2), 0, &None));
+    scene.train(2);
+    scene.settle();
+    assert_eq!(scene.status.replacing, []);
+    scene.pods.insert(COORDINATOR.to_owned(), stay[COORDINATOR].clone());
+    scene.edit("spec.elastic.heartbeatTimeoutSeconds = delete");
+    assert_eq!(scene.pods, stay, "a worker was touched");
+    assert_eq!(scene.decide().actions, [], "left out is as before");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::Index, test_runner::FileFail
 
 use super::scene::{COORDINATOR, Scene, UID};
 use crate::{
+    Timeouts,
     build::worker_pod_name,
     decide::{Action, Decision, condition, is_final},
     observe::{GroupPhase, Link},
@@ -20,6 +21,7 @@ enum Happening {
     Connect(GroupPhase, u64),
     Disconnect(Link),
     Scale(i32),
+    Stall(i32),
     Wait(i64),
     /// The operator starts anew and has forgotten everything.
     Restart,
@@ -44,6 +46,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         5 => (phase, 0_u64..100).prop_map(|(phase, step)| Happening::Connect(phase, step)),
         2 => prop_oneof![Just(Link::Unknown), Just(Link::Unreachable)].prop_map(Happening::Disconnect),
         3 => (1..=4).prop_map(Happening::Scale),
+        1 => (60..=62).prop_map(Happening::Stall),
         5 => (1_i64..90).prop_map(Happening::Wait),
         2 => Just(Happening::Restart),
         3 => Just(Happening::Crash),
@@ -71,6 +74,7 @@ impl History {
             }
             Happening::Disconnect(link) => scene.link = link,
             Happening::Scale(workers) => scene.scale(workers),
+            Happening::Stall(seconds) => scene.edit(&format!("spec.elastic.stallTimeoutSeconds = {seconds}")),
             Happening::Wait(seconds) => scene.after(seconds),
             Happening::Restart => self.forget(),
             Happening::Crash => {
@@ -125,7 +129,8 @@ fn check_decision(scene: &Scene, decision: &Decision) {
                 let pod = &scene.pods[name];
                 assert_eq!((uid, pod.owner.as_str()), (&pod.uid, UID));
                 let is_well = pod.end.is_none() && pod.deletion.is_none();
-                assert!(decision.is_final || !is_well || !wanted(name), "{name} is well and wanted, and is deleted");
+                let is_outdated = name == COORDINATOR && pod.timeouts != Timeouts::of(&scene.job);
+                assert!(decision.is_final || !is_well || is_outdated || !wanted(name), "{name} is well and wanted, and is deleted");
                 continue;
             }
             Action::DrainWorker { worker } => {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::jobs::{assign, minimal_job};
 use crate::{
-    ValidatedJob,
+    Timeouts, ValidatedJob,
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
     observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem},
@@ -26,6 +26,7 @@ pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> Obs
         owner: UID.to_owned(),
         role,
         epoch,
+        timeouts: Timeouts::default(),
         ip: None,
         node: Some("node".to_owned()),
         running: false,
@@ -153,6 +154,7 @@ impl Scene {
     fn create(&mut self, name: &str, role: PodRole, epoch: Option<i64>) {
         self.uids += 1;
         let pod = ObservedPod {
+            timeouts: if role == PodRole::Coordinator { Timeouts::of(&self.job) } else { Timeouts::default() },
             ip: Some("10.0.0.1".to_owned()),
             running: true,
             ready: true,
@@ -162,7 +164,11 @@ impl Scene {
     }
 
     pub(super) fn scale(&mut self, workers: i32) {
-        assign(&mut self.manifest, &format!("spec.workers.replicas = {workers}"));
+        self.edit(&format!("spec.workers.replicas = {workers}"));
+    }
+
+    pub(super) fn edit(&mut self, assignments: &str) {
+        assign(&mut self.manifest, assignments);
         self.job = read(&self.manifest);
         self.generation += 1;
     }
