@@ -1,5 +1,5 @@
 //! The command line of `lcl-trainer`. `lcl` passes its own `data`, `export`, `import`, `evaluate` and `report` through to it, and after it
-//! has found the run's folder `status`, `resize` and `drain`.
+//! has found the run's folder `status`, `resize`, `drain`, `checkpoint` and `stop`.
 
 mod ask;
 
@@ -14,7 +14,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueP
 use lcl_data::image::CropBox;
 use lcl_trainer_config::{Device, Preset};
 
-pub use self::ask::{AnswerFormat, AskedRun, DrainArgs, ResizeArgs, StatusArgs};
+pub use self::ask::{AnswerFormat, AskedRun, CheckpointArgs, DrainArgs, ResizeArgs, StatusArgs, StopArgs};
 use crate::display::Output;
 
 /// Trains LCL vision models and looks at what was trained.
@@ -67,6 +67,10 @@ pub enum Command {
     Resize(ResizeArgs),
     /// Let a worker leave a job that `local` runs on this machine.
     Drain(DrainArgs),
+    /// Have a job that `local` runs on this machine write a checkpoint and go on.
+    Checkpoint(CheckpointArgs),
+    /// End a job that `local` runs on this machine, after a checkpoint.
+    Stop(StopArgs),
     /// Write a checkpoint's weights as one safetensors file.
     Export(ExportArgs),
     /// Begin a run with the weights of a safetensors file.
@@ -122,6 +126,32 @@ pub struct LocalArgs {
     /// Most workers that `resize` may ask for [default: as many as there are slots in a batch]
     #[arg(long, value_name = "N")]
     pub max_workers: Option<NonZeroU32>,
+    /// How long the coordinator waits.
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+}
+
+/// How long the coordinator of a local run waits. The environment's time-outs are for a cluster.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct TimeoutArgs {
+    /// Seconds without a word after which a member is lost; at least 3, since members give a sign of life each second
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = heartbeat_timeout)]
+    pub heartbeat_timeout: Duration,
+    /// Seconds that a member's training thread may stand still while others wait for it, before it is evicted; longer than any step
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub stall_timeout: Duration,
+    /// Seconds to wait for all workers at the start before training begins with fewer; survivors go on at once
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub formation_wait: Duration,
+}
+
+/// As the custom resource bounds it: with less a single heartbeat that is late loses a member.
+const LEAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
+
+fn heartbeat_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = seconds(text)?;
+    let is_long_enough = timeout >= LEAST_HEARTBEAT_TIMEOUT;
+    is_long_enough.then_some(timeout).ok_or_else(|| format!("must be at least {} s", LEAST_HEARTBEAT_TIMEOUT.as_secs()))
 }
 
 const WORKER_HELP: &str = "\
@@ -140,9 +170,9 @@ pub struct WorkerArgs {
     /// Where the members belong to.
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// Members of this worker.
-    #[arg(long, value_name = "N", env = "LCL_MEMBERS_PER_WORKER", default_value = "1")]
-    pub members_per_worker: NonZeroU32,
+    /// Members of this worker [default: one for each GPU that it sees, one without GPUs]
+    #[arg(long, value_name = "N", env = "LCL_MEMBERS_PER_WORKER")]
+    pub members_per_worker: Option<NonZeroU32>,
     /// Threads of each member, instead of the configuration's [default: the processors are shared out]
     #[arg(long, value_name = "N", env = "LCL_THREADS")]
     pub threads: Option<NonZero<usize>>,
@@ -462,6 +492,10 @@ mod tests {
         check("lcl-trainer resize runs/a", Some("--workers"));
         check("lcl-trainer drain runs/a", Some("WORKER"));
         check("lcl-trainer status runs/a -o json", None);
+        check("lcl-trainer checkpoint", Some("RUN"));
+        check("lcl-trainer stop runs/a -o json", None);
+        check("lcl-trainer local --config a.json --workers 2 --heartbeat-timeout 2.9", Some("at least 3 s"));
+        check("lcl-trainer local --config a.json --workers 2 --heartbeat-timeout 3 --stall-timeout 60", None);
         check("lcl-trainer evaluate retrieval --run a --shards b c --output json", None);
     }
 }

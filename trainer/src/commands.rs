@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs, io,
     io::{IsTerminal, Write},
-    num::NonZero,
+    num::{NonZero, NonZeroU32},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -15,7 +15,7 @@ use indicatif::MultiProgress;
 use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
 use lcl_coordinator::{Security, SecurityError};
 use lcl_data::show::{ShowOptions, ShowTransform};
-use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective, TrainerConfig};
+use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::{
@@ -32,8 +32,8 @@ use crate::{
     evaluate::{self, EvaluateError, EvaluateOptions},
     fail_point::{self, FailPointError},
     journal::{self, JournalError},
-    local::{self, LocalError, LocalOptions},
-    report,
+    local::{self, LocalError, LocalOptions, count_gpus},
+    processors, report,
     retrieval::Evaluation,
     run_folder::{RunFolderError, local_path},
     state_log,
@@ -80,13 +80,16 @@ pub enum CommandError {
         /// After how long the coordinator is lost.
         timeout: Duration,
     },
+    /// libtorch cannot say how many GPUs there are.
+    #[error("counting GPUs")]
+    Gpus(#[from] lcl_torch::shim::ShimError),
     /// `local` failed.
     #[error(transparent)]
     Local(#[from] LocalError),
     /// `worker` failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
-    /// `status`, `resize` or `drain` failed.
+    /// A run cannot be asked.
     #[error(transparent)]
     Ask(#[from] AskError),
     /// `train` failed.
@@ -146,7 +149,7 @@ impl CommandError {
         match self {
             Self::Train(error) => error.exit_code(),
             Self::Local(error) => error.exit_code(),
-            Self::Signals { .. } | Self::Store(_) | Self::Worker(_) => ExitCode::Retryable,
+            Self::Signals { .. } | Self::Gpus(_) | Self::Store(_) | Self::Worker(_) => ExitCode::Retryable,
             _ => ExitCode::Permanent,
         }
     }
@@ -162,6 +165,8 @@ pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Res
         Command::Status(arguments) => ask(&arguments.run, &Request::Status),
         Command::Resize(arguments) => ask(&arguments.run, &Request::Resize { workers: arguments.workers }),
         Command::Drain(arguments) => ask(&arguments.run, &Request::Drain { worker: arguments.worker }),
+        Command::Checkpoint(arguments) => ask(&arguments.run, &Request::Checkpoint),
+        Command::Stop(arguments) => ask(&arguments.run, &Request::Stop),
         Command::Export(arguments) => export(&arguments),
         Command::Import(arguments) => import(&arguments),
         Command::Data(DataCommand::Index { shards, index_path, threads }) => index(&shards, index_path.as_deref(), threads),
@@ -184,20 +189,16 @@ fn output_of(arguments: &TrainArgs) -> Output {
     arguments.output.unwrap_or(if io::stderr().is_terminal() { Output::Progress } else { Output::Plain })
 }
 
-/// Threads of each of `members` processes that share this machine: the configured ones, else a share of the processors.
-fn threads_of_each(config: &TrainerConfig, members: u64) -> Option<usize> {
-    if config.runtime.threads.is_some() || members < 2 {
-        return config.runtime.threads;
-    }
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    Some((processors / usize::try_from(members).unwrap_or(usize::MAX)).max(1))
+/// One member for each GPU, unless the user says otherwise.
+fn members_of(asked: Option<NonZeroU32>, gpus: usize) -> NonZeroU32 {
+    let for_gpus = || NonZeroU32::new(u32::try_from(gpus).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN);
+    asked.unwrap_or_else(for_gpus)
 }
 
 fn local(arguments: &LocalArgs, log_format: LogFormat, multi: MultiProgress) -> Result<ExitCode, CommandError> {
     let train = &arguments.train;
     let config = config_file::read(&train.config, train.steps)?;
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
-    let members = u64::from(arguments.workers.get()) * u64::from(arguments.members_per_worker.get());
     let options = LocalOptions {
         config_file: train.config.clone(),
         workers: arguments.workers,
@@ -205,7 +206,8 @@ fn local(arguments: &LocalArgs, log_format: LogFormat, multi: MultiProgress) -> 
         min_workers: arguments.min_workers,
         max_workers: arguments.max_workers,
         begin: begin_of(train),
-        threads: threads_of_each(&config, members),
+        timeouts: arguments.timeouts,
+        threads: config.runtime.threads,
         passed_on: passed_on(train.steps, train.resume),
         output: output_of(train),
         log_format,
@@ -233,7 +235,10 @@ fn supervise_members(arguments: WorkerArgs, log_format: LogFormat) -> Result<Out
     let stop = StopRequest::from_signals().map_err(|source| CommandError::Signals { source })?;
     let security = enter(&arguments.place)?;
     let config = config_file::read(&arguments.config, arguments.steps)?;
-    let threads = arguments.threads.map(NonZero::get);
+    // Where it is said, libtorch is not loaded for it.
+    let gpus = if arguments.members_per_worker.is_none() { count_gpus(config.runtime.device)? } else { 0 };
+    let members = members_of(arguments.members_per_worker, gpus);
+    let share = || processors::share(thread::available_parallelism().map_or(1, NonZero::get), members.get());
     let mut passed_on = passed_on(arguments.steps, arguments.resume);
     if let Some(output) = arguments.output.to_possible_value() {
         passed_on.extend(["--output".into(), output.get_name().into()]);
@@ -247,10 +252,10 @@ fn supervise_members(arguments: WorkerArgs, log_format: LogFormat) -> Result<Out
         heartbeat_interval,
         coordinator_timeout,
         name: worker,
-        members: arguments.members_per_worker,
+        members,
         node,
         host,
-        threads: threads.or_else(|| threads_of_each(&config, arguments.members_per_worker.get().into())),
+        threads: arguments.threads.map(NonZero::get).or(config.runtime.threads).or_else(share),
         passed_on,
         log_format,
         drain_timeout: arguments.drain_timeout,
@@ -468,4 +473,21 @@ fn write_report(arguments: &ReportArgs) -> Result<ExitCode, CommandError> {
 /// A reader that went away is no failure.
 fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_has_a_member_for_each_gpu_unless_it_is_said_otherwise() {
+        let check = |asked: Option<u32>, gpus, expected| {
+            assert_eq!(members_of(asked.and_then(NonZeroU32::new), gpus).get(), expected, "{asked:?}, {gpus} GPUs");
+        };
+        check(None, 0, 1);
+        check(None, 1, 1);
+        check(None, 8, 8);
+        check(Some(2), 8, 2);
+        check(Some(2), 0, 2);
+    }
 }

@@ -42,6 +42,10 @@ pub enum Request {
         /// Its name.
         worker: String,
     },
+    /// To write a checkpoint and go on.
+    Checkpoint,
+    /// To end after a checkpoint.
+    Stop,
 }
 
 /// What is answered.
@@ -52,6 +56,10 @@ pub enum Answer {
     Status(Box<RunStatus>),
     /// The wanted workers are these now; the status tells when it is so.
     Accepted(Resized),
+    /// A checkpoint is written, or there is one that is as new; the status tells when it is there.
+    Saving(Saving),
+    /// The run ends after a checkpoint.
+    Stopping(Stopping),
     /// It is not done.
     Refused {
         /// Why, and what to do.
@@ -68,6 +76,26 @@ pub struct Resized {
     pub starting: Vec<String>,
     /// Those that leave after their step.
     pub leaving: Vec<String>,
+}
+
+/// A checkpoint that was asked for. Asked for again before the next step is known to be done, it is the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    /// It will be of this step or a later one.
+    pub from: u64,
+    /// Whether there is one already.
+    pub is_committed: bool,
+    /// Step of the newest one.
+    pub last_checkpoint: Option<u64>,
+}
+
+/// A stop that was asked for. Repeated, it changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopping {
+    /// Workers that still run.
+    pub leaving: Vec<String>,
+    /// Completed steps, as far as known; some more may follow.
+    pub step: Option<u64>,
 }
 
 /// How a run is.

@@ -1,4 +1,5 @@
-//! `status`, `resize` and `drain`: asks the launcher of a run, and says what it answered. Making text of an answer is pure.
+//! `status`, `resize`, `drain`, `checkpoint` and `stop`: asks the launcher of a run, and says what it answered. Making text of an answer is
+//! pure.
 
 use std::{fmt::Write as _, path::PathBuf};
 
@@ -6,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{AnswerFormat, AskedRun},
-    control::{Answer, ControlError, MemberStatus, Request, Resized, RunStatus, WorkerStatus, ask},
+    control::{Answer, ControlError, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus, ask},
     membership::Members,
     run_folder::{RunFolderError, local_path},
 };
@@ -34,6 +35,10 @@ pub fn execute(run: &AskedRun, request: &Request) -> Result<String, AskError> {
         (Answer::Status(status), AnswerFormat::Json) => json(&status),
         (Answer::Accepted(resized), AnswerFormat::Text) => resized_text(&resized),
         (Answer::Accepted(resized), AnswerFormat::Json) => json(&resized),
+        (Answer::Saving(saving), AnswerFormat::Text) => saving_text(saving),
+        (Answer::Saving(saving), AnswerFormat::Json) => json(&saving),
+        (Answer::Stopping(stopping), AnswerFormat::Text) => stopping_text(&stopping),
+        (Answer::Stopping(stopping), AnswerFormat::Json) => json(&stopping),
         // `ask` has made an error of it.
         (Answer::Refused { reason }, _) => reason,
     })
@@ -52,6 +57,22 @@ fn resized_text(resized: &Resized) -> String {
         (false, _) => text + &format!("; {} starting", starting.join(", ")),
         (true, false) => text + &format!("; {} leaving after the step under way", leaving.join(", ")),
     }
+}
+
+fn saving_text(saving: Saving) -> String {
+    let Saving { from, is_committed, .. } = saving;
+    if is_committed {
+        format!("step {from} is saved already")
+    } else {
+        format!("a checkpoint of step {from} or the ones after it is being written; `lcl status` tells when it is there")
+    }
+}
+
+fn stopping_text(stopping: &Stopping) -> String {
+    let after = stopping.step.map(|step| format!(" some steps after {step}")).unwrap_or_default();
+    let leaving =
+        if stopping.leaving.is_empty() { "no worker runs".to_owned() } else { format!("{} leaving", stopping.leaving.join(", ")) };
+    format!("the run saves and ends{after}; {leaving}; the command that started it goes on with it")
 }
 
 fn status_text(status: &RunStatus) -> String {
@@ -160,6 +181,20 @@ job-w-1         -  starting  -
 RECENTLY
      2.5 s ago  job-w-1/0 lost: stream closed"
         );
+    }
+
+    #[test]
+    fn what_becomes_of_a_checkpoint_and_of_a_stop_is_said() {
+        let saving = |is_committed| saving_text(Saving { from: 9, is_committed, last_checkpoint: None });
+        assert_eq!(saving(false), "a checkpoint of step 9 or the ones after it is being written; `lcl status` tells when it is there");
+        assert_eq!(saving(true), "step 9 is saved already");
+        let stopping =
+            |leaving: &[&str], step| stopping_text(&Stopping { leaving: leaving.iter().map(|name| (*name).to_owned()).collect(), step });
+        assert_eq!(
+            stopping(&["j-w-0", "j-w-1"], Some(9)),
+            "the run saves and ends some steps after 9; j-w-0, j-w-1 leaving; the command that started it goes on with it"
+        );
+        assert_eq!(stopping(&[], None), "the run saves and ends; no worker runs; the command that started it goes on with it");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod local;
 mod log_place;
 pub mod membership;
 pub mod micro_batch;
+mod processors;
 pub mod records;
 pub mod report;
 pub mod retrieval;

@@ -27,6 +27,7 @@ use indicatif::MultiProgress;
 use lcl_protocol::InvalidWorld;
 use lcl_trainer_config::{ExitCode, TrainerConfig};
 
+pub(crate) use self::gpus::count as count_gpus;
 use self::{
     board::Board,
     control::ControlSocket,
@@ -36,7 +37,7 @@ use self::{
 };
 use crate::{
     chain,
-    cli::LogFormat,
+    cli::{LogFormat, TimeoutArgs},
     display::{Display, Output},
     run_folder::{RunFolder, RunFolderError},
     stop::StopRequest,
@@ -59,7 +60,9 @@ pub struct LocalOptions {
     pub max_workers: Option<NonZeroU32>,
     /// Where to begin.
     pub begin: Begin,
-    /// Threads of each member.
+    /// How long the coordinator waits.
+    pub timeouts: TimeoutArgs,
+    /// Threads of each member; `None`: its share of the processors when its worker starts.
     pub threads: Option<usize>,
     /// Further arguments of every worker.
     pub passed_on: Vec<OsString>,
@@ -159,7 +162,7 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     }
     let mut processes = vec![Role { name: "the coordinator".to_owned(), works: false, returns: true }];
     processes.extend(workers.wanted().map(|number| Role { name: workers.name(number), works: true, returns: true }));
-    let board = Arc::new(Mutex::new(Board::new(&config.job, config.optimization.steps, workers)));
+    let board = Arc::new(Mutex::new(Board::new(&config.job, config.optimization.steps, workers, options.stop.clone())));
     let _socket = listen(&folder, &board);
     let display = Arc::new(Mutex::new(Display::new(options.output, &options.multi)));
     let mut job = Job::new(options, folder.store(), [own, program], gpus, board, display);
@@ -179,7 +182,7 @@ fn listen(folder: &RunFolder, board: &Arc<Mutex<Board>>) -> Option<ControlSocket
             Some(socket)
         }
         Err(error) => {
-            tracing::warn!(folder = %path.display(), error = chain(&error), "this run cannot be asked for its status or another size");
+            tracing::warn!(folder = %path.display(), error = chain(&error), "this run cannot be asked for its status, or to change");
             None
         }
     }

@@ -184,17 +184,22 @@ fn a_run_grows_and_shrinks_as_asked_and_the_process_that_stays_is_not_touched() 
     let workbench = Workbench::new(&[])?;
     let mut run = workbench.begin("local")?;
     run.config.optimization.steps = ENDLESS;
+    run.config.runtime.threads = None;
     let local = start(&run, &["--workers", "1"])?;
     more_steps(&run)?;
     let status = await_members(&run, 1, 1)?;
     ensure!(workers(&status) == of_state("running", &[0]), "{status}");
     ensure!(status["job"] == "process-test" && status["steps"] == ENDLESS && status["pid"] == local.id(), "{status}");
     let (stays, seen) = (member_of(&local, "process-test-w-0")?, descendants(local.id())?);
+    ensure!(named(&local, "--threads")?.is_empty(), "one member has all processors: {seen:?}");
 
     let answer = asked(&run, "resize", &["--workers", "2"])?;
     ensure!(answer["workers"] == 2 && answer["starting"][0] == "process-test-w-1", "{answer}");
     let status = await_members(&run, 2, 2)?;
     ensure!(workers(&status) == of_state("running", &[0, 1]), "{status}");
+    let share = (std::thread::available_parallelism()?.get() / 2).max(1);
+    // The worker and its member; who was there keeps the threads that it has.
+    ensure!(named(&local, &format!("--threads {share}"))?.len() == 2, "{:?}", descendants(local.id())?);
     more_steps(&run)?;
     // Said again it changes nothing.
     let answer = asked(&run, "resize", &["--workers", "2"])?;
@@ -219,6 +224,39 @@ fn a_run_grows_and_shrinks_as_asked_and_the_process_that_stays_is_not_touched() 
     ensure!(seen.iter().all(|(id, _)| !exists(*id)), "left behind: {seen:?}");
     ensure!(!run.folder.join("control.sock").exists());
     Ok(())
+}
+
+#[test]
+fn a_run_is_told_to_save_and_to_stop_and_goes_on_later() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("local")?;
+    (run.config.optimization.steps, run.config.checkpoint.every_steps) = (ENDLESS, ENDLESS);
+    let local = start(&run, &["--workers", "2", "--stall-timeout", "77"])?;
+    more_steps(&run)?;
+    await_members(&run, 2, 2)?;
+    let waits = named(&local, "--heartbeat-timeout 10 --stall-timeout 77 --formation-wait 60")?;
+    ensure!(waits.len() == 1, "{:?}", descendants(local.id())?);
+    let answer = asked(&run, "checkpoint", &[])?;
+    let from = answer["from"].as_u64().with_context(|| format!("no step in {answer}"))?;
+    ensure!(answer["is_committed"] == false, "{answer}");
+    await_condition("the checkpoint", || {
+        let status = asked(&run, "status", &[])?;
+        Ok((status["group"]["last_checkpoint"].as_u64() >= Some(from)).then_some(()))
+    })?;
+    ensure!(run.newest_checkpoint()?.step >= from, "{:?} instead of step {from}", run.newest_checkpoint()?);
+    more_steps(&run)?;
+
+    let answer = asked(&run, "stop", &[])?;
+    ensure!(answer["leaving"] == serde_json::json!(["process-test-w-0", "process-test-w-1"]), "{answer}");
+    local.wait()?.expect_code(ExitCode::Preempted.code())?;
+    let stopped_at = run.steps()?.len();
+    ensure!(run.newest_checkpoint()?.step == stopped_at as u64, "{:?} of {stopped_at} steps", run.newest_checkpoint()?);
+
+    let local = start(&run, &["--workers", "2", "--resume"])?;
+    await_condition("further steps", || run.has_steps(stopped_at + 3))?;
+    local.signal(Signal::TERM)?;
+    local.wait()?.expect_code(ExitCode::Preempted.code())?;
+    run.ledger().map(drop)
 }
 
 #[test]
@@ -262,7 +300,8 @@ fn a_folder_in_which_no_run_is_going_on_is_said_to_be_one_whatever_lies_there() 
     let run = workbench.begin("nothing")?;
     let folder = run.folder.display().to_string();
     let check = |words: &str| -> Result<()> {
-        for arguments in [&["status", folder.as_str()][..], &["resize", &folder, "--workers", "2"], &["drain", &folder, "w-0"]] {
+        let (status, drain) = (&["status", folder.as_str()][..], &["drain", folder.as_str(), "w-0"][..]);
+        for arguments in [status, drain, &["resize", &folder, "--workers", "2"], &["checkpoint", &folder], &["stop", &folder]] {
             let finished = process::run(arguments)?.expect_code(ExitCode::Permanent.code())?;
             ensure!(finished.stderr.contains(words), "{}", finished.stderr);
         }

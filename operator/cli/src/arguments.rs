@@ -15,6 +15,7 @@ Examples:
   lcl run job.yaml --local                 train on this machine; the same command goes on after a stop
   lcl status runs/job                      how a run on this machine is, by its folder
   lcl resize runs/job --workers 3          give it another number of workers
+  lcl stop runs/job                        save and end it
   lcl data show train-000.tar --sample 3   look at what the model sees
   lcl export --help                        options of a command that lcl-trainer executes";
 
@@ -38,6 +39,10 @@ pub(crate) enum Command {
     Resize(ResizeArguments),
     /// Let a worker leave a run on this machine
     Drain(DrainArguments),
+    /// Have a run on this machine write a checkpoint and go on
+    Checkpoint(CheckpointArguments),
+    /// End a run on this machine, after a checkpoint
+    Stop(StopArguments),
     /// Index, tokenize and look at data (lcl-trainer data)
     #[command(disable_help_flag = true)]
     Data(PassedOn),
@@ -91,7 +96,8 @@ checkpoints, metrics and event files, and nothing else in the folder.
 
 What runs: one process for a single member; else, and with an elastic.maxWorkers above one, lcl-coordinator, a process for each of
 workers.replicas, and their members. Whatever of these is killed is started again; with spec.elastic the others train on meanwhile. All end
-with this program. From another terminal `lcl status`, `lcl resize` and `lcl drain` talk to it.
+with this program. From another terminal `lcl status`, `lcl resize`, `lcl drain`, `lcl checkpoint` and
+`lcl stop` talk to it.
 
 With -o json every record is one object a line, told apart by its `event`: started, step, checkpoint_committed, checkpoint_failed, ended; of
 several processes also member_joined, member_lost, member_left, member_slow, generation_formed, generation_adopted, generation_broken,
@@ -170,8 +176,10 @@ pub(crate) struct StatusArguments {
 const RESIZE_HELP: &str = "\
 More workers: those that are missing are started, and let in after the step that is under way when they are ready. Fewer: those with the
 highest numbers leave after their step. The others stay the processes they are, and the global batch stays the same. On one machine more
-workers share the same processors. Allowed is what spec.elastic says; without it any number for which the batch has slots. It lasts until the
-run ends. The answer comes when it is accepted; `lcl status` tells when it is done. Repeated, it changes nothing.
+workers share the same processors: those that start from then on compute with as many threads as there are processors for each member that is
+wanted, those that run keep theirs (optimization.exact.threads and --threads hold for all). Allowed is what spec.elastic says; without it any
+number for which the batch has slots. It lasts until the run ends. The answer comes when it is accepted; `lcl status` tells when it is done.
+Repeated, it changes nothing.
 
 Examples:
   lcl resize runs/job --workers 3";
@@ -204,6 +212,41 @@ pub(crate) struct DrainArguments {
     pub(crate) run: PathBuf,
     /// The worker, as `lcl status` calls it
     pub(crate) worker: String,
+    #[command(flatten)]
+    pub(crate) asking: Asking,
+}
+
+const CHECKPOINT_HELP: &str = "\
+Besides those of spec.checkpoint.everySteps one is written of the step that is under way or one of the next, and training goes on. The answer
+comes when it is accepted; `lcl status` tells when it is there. If the last completed step is saved already nothing is written.
+
+Examples:
+  lcl checkpoint runs/job";
+
+/// `checkpoint`
+#[derive(Debug, Args)]
+#[command(before_help = RUN_NAMED, after_help = CHECKPOINT_HELP)]
+pub(crate) struct CheckpointArguments {
+    /// The run's folder or manifest
+    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) asking: Asking,
+}
+
+const STOP_HELP: &str = "\
+As Ctrl-C in the terminal of the run: after the step under way a checkpoint is written, and all processes end; `lcl run` returns 80. The
+command that started the run goes on with it. The answer comes when it is accepted; the run has ended when `lcl status` finds none. Repeated,
+it changes nothing. A Ctrl-C after it ends the run at once.
+
+Examples:
+  lcl stop runs/job";
+
+/// `stop`
+#[derive(Debug, Args)]
+#[command(before_help = RUN_NAMED, after_help = STOP_HELP)]
+pub(crate) struct StopArguments {
+    /// The run's folder or manifest
+    pub(crate) run: PathBuf,
     #[command(flatten)]
     pub(crate) asking: Asking,
 }

@@ -1,5 +1,5 @@
-//! `lcl status`, `lcl resize` and `lcl drain`: finds the folder of a run on this machine and hands the rest to the trainer, whose launcher
-//! listens there.
+//! `lcl status`, `lcl resize`, `lcl drain`, `lcl checkpoint` and `lcl stop`: finds the folder of a run on this machine and hands the rest to
+//! the trainer, whose launcher listens there.
 
 use std::{
     ffi::OsString,
@@ -13,7 +13,7 @@ use lcl_operator_core::PathMapping;
 use url::Url;
 
 use crate::{
-    arguments::{Asking, DrainArguments, Output, ResizeArguments, StatusArguments},
+    arguments::{Asking, CheckpointArguments, DrainArguments, Output, ResizeArguments, StatusArguments, StopArguments},
     manifest,
     run::{choose, local_folders, path_errors},
     trainer,
@@ -29,6 +29,14 @@ pub(crate) fn resize(arguments: &ResizeArguments) -> Result<ExitCode, Error> {
 
 pub(crate) fn drain(arguments: &DrainArguments) -> Result<ExitCode, Error> {
     hand_over("drain", &arguments.run, &arguments.asking, [OsString::from(&arguments.worker)])
+}
+
+pub(crate) fn checkpoint(arguments: &CheckpointArguments) -> Result<ExitCode, Error> {
+    hand_over("checkpoint", &arguments.run, &arguments.asking, [])
+}
+
+pub(crate) fn stop(arguments: &StopArguments) -> Result<ExitCode, Error> {
+    hand_over("stop", &arguments.run, &arguments.asking, [])
 }
 
 /// Becomes the trainer, which asks; returns only when the run's folder is not found or the trainer not started.

@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         Command::Status(arguments) => ask::status(&arguments),
         Command::Resize(arguments) => ask::resize(&arguments),
         Command::Drain(arguments) => ask::drain(&arguments),
+        Command::Checkpoint(arguments) => ask::checkpoint(&arguments),
+        Command::Stop(arguments) => ask::stop(&arguments),
         Command::Data(arguments) => trainer::hand_over("data", arguments),
         Command::Export(arguments) => trainer::hand_over("export", arguments),
         Command::Import(arguments) => trainer::hand_over("import", arguments),

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Error, anyhow, bail};
 use lcl_crds::KIND;
-use lcl_operator_core::{PathError, PathMapping, Surroundings, ValidatedJob, render_trainer_config};
+use lcl_operator_core::{PathError, PathMapping, Surroundings, Timeouts, ValidatedJob, render_trainer_config};
 use lcl_trainer_config::TrainerConfig;
 use url::Url;
 
@@ -78,9 +78,9 @@ fn members(job: &ValidatedJob) -> usize {
 fn render(job: &ValidatedJob, arguments: &RunArguments) -> Result<TrainerConfig, Error> {
     let folders = local_folders(&arguments.volumes)?;
     let paths = PathMapping::on_this_machine(job, &folders).map_err(path_errors)?;
-    // The members share this machine's processors.
+    // The members share this machine's processors: for reading as many as there are now, for computing as many as there are when one starts.
     let share = (thread::available_parallelism().map_or(1, NonZeroUsize::get) / members(job)).max(1);
-    let threads = arguments.threads.map(NonZeroUsize::get).or_else(|| is_group(job).then_some(share));
+    let threads = arguments.threads.map(NonZeroUsize::get);
     let data_threads = threads.unwrap_or(share);
     let config = render_trainer_config(job, &Surroundings { paths, device: arguments.device.into(), threads, data_threads });
     config.validate().context("the rendered configuration is refused; this is an error in lcl")?;
@@ -146,6 +146,10 @@ fn trainer_arguments(config_file: &Path, job: &ValidatedJob, arguments: &RunArgu
         ];
         let numbers = numbers.into_iter().filter_map(|(name, number)| Some((name, number?)));
         list.extend(numbers.flat_map(|(name, number)| [name.into(), number.to_string().into()]));
+        let Timeouts { heartbeat, stall, formation } = Timeouts::of(job);
+        let waits = [("--heartbeat-timeout", heartbeat), ("--stall-timeout", stall), ("--formation-wait", formation)];
+        let waits = waits.into_iter().filter_map(|(name, seconds)| Some((name, seconds?)));
+        list.extend(waits.flat_map(|(name, seconds)| [name.into(), seconds.to_string().into()]));
     }
     let flags = [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
     list.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));

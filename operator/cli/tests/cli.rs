@@ -264,7 +264,17 @@ fn a_job_for_many_members_runs_as_many_processes_that_share_the_processors() {
     let place = Workplace::new(&elastic);
     assert_eq!(place.run(&[]).status.code(), Some(0));
     assert_eq!(place.trainer_arguments()[7..], ["--min-workers", "2", "--max-workers", "4"]);
-    assert!(place.config("runs/a/trainer-config.json").runtime.threads.is_some_and(|threads| threads >= 1));
+    let config = place.config("runs/a/trainer-config.json");
+    assert_eq!(config.runtime.threads, None, "the launcher shares the processors out whenever it starts a worker");
+    assert!(config.data.threads >= 1);
+}
+
+#[test]
+fn the_time_outs_of_a_job_are_its_local_coordinators_too() {
+    let elastic = "elastic: { minWorkers: 1, maxWorkers: 2, heartbeatTimeoutSeconds: 30, stallTimeoutSeconds: 600 }";
+    let place = Workplace::new(&JOB.replacen("spec:\n", &format!("spec:\n  {elastic}\n"), 1));
+    assert_eq!(place.run(&[]).status.code(), Some(0));
+    assert_eq!(place.trainer_arguments()[11..], ["--heartbeat-timeout", "30", "--stall-timeout", "600"]);
 }
 
 #[test]
@@ -294,6 +304,8 @@ fn a_run_on_this_machine_is_asked_by_its_folder_or_by_its_manifest() {
     check(&["status", "job.yaml", "--volume", "runs=runs"], &["status", "runs/a"]);
     check(&["resize", "runs/a", "--workers", "3"], &["resize", "runs/a", "--workers", "3"]);
     check(&["resize", "job.yaml", "--workers", "3", "--volume", "runs=runs"], &["resize", "runs/a", "--workers", "3"]);
+    check(&["checkpoint", "runs/a"], &["checkpoint", "runs/a"]);
+    check(&["stop", "job.yaml", "--volume", "runs=runs", "-o", "json"], &["stop", "runs/a", "--output", "json"]);
     check(&["drain", "runs/a", "first-w-1", "-o", "json"], &["drain", "runs/a", "first-w-1", "--output", "json"]);
 }
 
@@ -387,7 +399,7 @@ fn help_shows_commands_options_and_examples() {
     insta::assert_snapshot!("help", help(&["--help"]));
     insta::assert_snapshot!("help_run", help(&["run", "--help"]));
     insta::assert_snapshot!("help_validate", help(&["validate", "--help"]));
-    for command in ["status", "resize", "drain"] {
+    for command in ["status", "resize", "drain", "checkpoint", "stop"] {
         insta::assert_snapshot!(format!("help_{command}"), help(&[command, "--help"]));
     }
 }

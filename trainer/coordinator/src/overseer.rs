@@ -1,12 +1,17 @@
-//! Follows a coordinator from the place that started it, and sees to it that it knows the wanted size of the job.
+//! Follows a coordinator from the place that started it, and sees to it that it knows the wanted size of the job and a wanted checkpoint.
 //!
-//! Comes in: a coordinator's address, and the wanted size, whenever it changes. Goes out: every status, over a function that is called from
+//! Comes in: a coordinator's address, and what is wanted, whenever it changes. Goes out: every status, over a function that is called from
 //! a thread of its own. The size is told when it changes, and to every coordinator whose first status shows another one: one that was started
-//! again, or that could not be told. Nothing that goes wrong here ends anything: it is tried again until the overseer is dropped.
+//! again, or that could not be told. A checkpoint is told to every coordinator that does not know of it, until one is there that is as new.
+//! Nothing that goes wrong here ends anything: it is tried again until the overseer is dropped.
 
 use std::{fmt, io, mem, thread, time::Duration};
 
-use lcl_proto::v1alpha1::{self as wire, command_request::Command, coordinator_client::CoordinatorClient};
+use lcl_proto::v1alpha1::{
+    self as wire,
+    command_request::{Checkpoint, Command},
+    coordinator_client::CoordinatorClient,
+};
 use lcl_protocol::{Status, World};
 use lcl_security::Connector;
 use tokio::{
@@ -41,10 +46,18 @@ pub enum Sight {
 /// Called with what is seen.
 type Tell = Box<dyn FnMut(Sight) + Send>;
 
+/// What the coordinator is to know.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    world: World,
+    /// A checkpoint of this step or a later one.
+    checkpoint: Option<u64>,
+}
+
 /// Follows a coordinator until it is dropped.
 #[derive(Debug)]
 pub struct Overseer {
-    wanted: watch::Sender<World>,
+    wanted: watch::Sender<Wanted>,
     /// Closes when the overseer is dropped.
     _alive: mpsc::Sender<()>,
 }
@@ -68,9 +81,10 @@ impl Overseer {
             .keep_alive_while_idle(true);
         let failed = |source: io::Error| StartError::Thread { coordinator: coordinator.to_owned(), source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (wanted, wishes) = watch::channel(wanted);
+        let (wanted, wishes) = watch::channel(Wanted { world: wanted, checkpoint: None });
         let (alive, mut dropped) = mpsc::channel::<()>(1);
-        let mut follower = Follower { endpoint, security: security.clone(), wanted: wishes, tell: Box::new(tell), is_seen: true };
+        let mut follower =
+            Follower { endpoint, security: security.clone(), wanted: wishes, tell: Box::new(tell), is_seen: true, fulfilled: None };
         let work = async move {
             tokio::select! {
                 () = follower.run() => {}
@@ -83,16 +97,23 @@ impl Overseer {
 
     /// The size that the job is to have from now on.
     pub fn set_world(&self, world: World) {
-        self.wanted.send_replace(world);
+        self.wanted.send_modify(|wanted| wanted.world = world);
+    }
+
+    /// A checkpoint of this step or a later one is to be written, unless there is one. It takes the place of the one that was wanted before.
+    pub fn want_checkpoint(&self, from: u64) {
+        self.wanted.send_modify(|wanted| wanted.checkpoint = Some(from));
     }
 }
 
 struct Follower {
     endpoint: Endpoint,
     security: Security,
-    wanted: watch::Receiver<World>,
+    wanted: watch::Receiver<Wanted>,
     tell: Tell,
     is_seen: bool,
+    /// The wanted checkpoint that is there: a new coordinator has not heard of it.
+    fulfilled: Option<u64>,
 }
 
 impl fmt::Debug for Follower {
@@ -124,7 +145,7 @@ impl Follower {
         let opened = opened.map_err(|_| format!("no answer within {ANSWER:?}"))?;
         let mut statuses = opened.map_err(|status| in_words(&status))?.into_inner();
         // One that was just started may have been started with another size.
-        let mut is_new = true;
+        let mut newest: Option<Status> = None;
         loop {
             let status = tokio::select! {
                 status = statuses.message() => status.map_err(|status| in_words(&status))?,
@@ -134,27 +155,59 @@ impl Follower {
                         std::future::pending::<()>().await;
                     }
                     let wanted = *self.wanted.borrow_and_update();
-                    resize(&mut client, wanted).await?;
+                    resize(&mut client, wanted.world).await?;
+                    if let Some(from) = newest.as_ref().and_then(|status| self.untold_checkpoint(status)) {
+                        ask_checkpoint(&mut client, from).await?;
+                    }
                     continue;
                 }
             };
             let Some(status) = status else { return Ok(()) };
             let status = status_from_proto(status).map_err(|error| describe(&error))?;
-            if mem::take(&mut is_new) {
-                let wanted = *self.wanted.borrow_and_update();
+            if newest.is_none() {
+                let wanted = self.wanted.borrow_and_update().world;
                 if status.world != wanted {
                     resize(&mut client, wanted).await?;
                 }
             }
+            self.note_checkpoint(&status);
+            if let Some(from) = self.untold_checkpoint(&status) {
+                ask_checkpoint(&mut client, from).await?;
+            }
             self.is_seen = true;
-            (self.tell)(Sight::Status(Box::new(status)));
+            (self.tell)(Sight::Status(Box::new(status.clone())));
+            newest = Some(status);
         }
+    }
+
+    fn note_checkpoint(&mut self, status: &Status) {
+        let wanted = self.wanted.borrow().checkpoint;
+        if status.last_checkpoint >= wanted {
+            self.fulfilled = wanted;
+        }
+    }
+
+    /// The wanted checkpoint, unless it is there or the coordinator of this status knows. One that has heard of fewer steps would note an
+    /// earlier one instead; its later statuses tell of more.
+    fn untold_checkpoint(&self, status: &Status) -> Option<u64> {
+        let wanted = self.wanted.borrow().checkpoint;
+        let is_known = self.fulfilled == wanted || status.wanted_checkpoint >= wanted;
+        wanted.filter(|from| !is_known && status.step >= *from)
     }
 }
 
 /// Tells the coordinator the wanted size, whichever answers: all are to have it. What it has already changes nothing.
 async fn resize(client: &mut CoordinatorClient<Channel>, world: World) -> Result<(), String> {
-    let mut request = tonic::Request::new(wire::CommandRequest { epoch: None, command: Some(Command::Resize(write_world(world))) });
+    command(client, Command::Resize(write_world(world))).await
+}
+
+/// Asks for a checkpoint, whichever coordinator answers. Asked for again, it is the same one.
+async fn ask_checkpoint(client: &mut CoordinatorClient<Channel>, from: u64) -> Result<(), String> {
+    command(client, Command::Checkpoint(Checkpoint { from: Some(from) })).await
+}
+
+async fn command(client: &mut CoordinatorClient<Channel>, command: Command) -> Result<(), String> {
+    let mut request = tonic::Request::new(wire::CommandRequest { epoch: None, command: Some(command) });
     request.set_timeout(ANSWER);
     client.command(request).await.map(drop).map_err(|status| in_words(&status))
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use lcl_coordinator::{Overseer, Security, Sight, serve};
-use lcl_protocol::{CoordinatorSettings, World};
+use lcl_protocol::{CoordinatorSettings, Status, World};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -37,19 +37,28 @@ async fn start(epoch: u64, members: u32, port: u16) -> (SocketAddr, oneshot::Sen
     (address, stop, served)
 }
 
-/// Reads what is told until a status shows this epoch and this many members wanted.
-async fn await_world(told: &mut mpsc::UnboundedReceiver<Sight>, epoch: u64, members: u32) {
+/// Reads what is told until a status of this epoch is as looked for.
+async fn await_status(told: &mut mpsc::UnboundedReceiver<Sight>, epoch: u64, is_it: impl Fn(&Status) -> bool) {
     let seen = async {
         loop {
             if let Sight::Status(status) = told.recv().await.unwrap()
                 && status.generation.epoch == epoch
-                && status.world == world(members)
+                && is_it(&status)
             {
                 return;
             }
         }
     };
     timeout(PATIENCE, seen).await.unwrap();
+}
+
+async fn await_world(told: &mut mpsc::UnboundedReceiver<Sight>, epoch: u64, members: u32) {
+    await_status(told, epoch, |status| status.world == world(members)).await;
+}
+
+async fn await_loss(told: &mut mpsc::UnboundedReceiver<Sight>) {
+    let lost = async { while !matches!(told.recv().await.unwrap(), Sight::Lost(_)) {} };
+    timeout(PATIENCE, lost).await.unwrap();
 }
 
 #[tokio::test]
@@ -64,8 +73,7 @@ async fn the_wanted_size_is_told_and_told_again_to_a_coordinator_that_was_starte
 
     stop.send(()).unwrap();
     served.await.unwrap();
-    let lost = async { while !matches!(told.recv().await.unwrap(), Sight::Lost(_)) {} };
-    timeout(PATIENCE, lost).await.unwrap();
+    await_loss(&mut told).await;
     // While nobody is there to be told.
     overseer.set_world(world(4));
     let (_, _stop, _served) = start(2, 2, address.port()).await;
@@ -75,4 +83,18 @@ async fn the_wanted_size_is_told_and_told_again_to_a_coordinator_that_was_starte
     // Its thread ends, and the function with it.
     let end = async { while told.recv().await.is_some() {} };
     timeout(PATIENCE, end).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wanted_checkpoint_is_told_to_the_next_coordinator_too() {
+    let (address, stop, served) = start(1, 2, 0).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let overseer = Overseer::start(&address.to_string(), &Security::Insecure, world(2), move |sight| drop(tell.send(sight))).unwrap();
+    overseer.want_checkpoint(0);
+    await_status(&mut told, 1, |status| status.wanted_checkpoint == Some(0)).await;
+    stop.send(()).unwrap();
+    served.await.unwrap();
+    await_loss(&mut told).await;
+    let (_, _stop, _served) = start(2, 2, address.port()).await;
+    await_status(&mut told, 2, |status| status.wanted_checkpoint == Some(0)).await;
 }

@@ -1,4 +1,4 @@
-//! Arguments of the commands that ask a run on this machine: `status`, `resize`, `drain`.
+//! Arguments of the commands that ask a run on this machine: `status`, `resize`, `drain`, `checkpoint`, `stop`.
 
 use std::num::NonZeroU32;
 
@@ -34,6 +34,22 @@ pub struct DrainArgs {
     /// for more.
     #[arg(value_name = "WORKER")]
     pub worker: String,
+}
+
+/// `checkpoint`
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: AskedRun,
+}
+
+/// `stop`
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: AskedRun,
 }
 
 /// Which run, and how its answer is printed.

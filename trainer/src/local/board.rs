@@ -16,12 +16,18 @@ use lcl_protocol::{Status, World};
 
 use super::workers::{Change, Workers};
 use crate::{
-    control::{Answer, MemberStatus, Request, Resized, RunStatus, WorkerStatus},
+    control::{Answer, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus},
     membership::{Chronicle, Group, Happening},
+    stop::StopRequest,
 };
 
 /// Happenings that a status tells: as many as a coordinator's.
 const HISTORY: usize = 64;
+
+/// What can no longer be asked for.
+const STOPPING: &str = "the run is being stopped, after a checkpoint: the command that started it goes on with it";
+const NOTHING_TO_SAVE: &str =
+    "no member trains at the moment, so there is nothing new to save: ask again when `lcl status` tells of a running generation";
 
 /// See the module's description.
 #[derive(Debug)]
@@ -29,6 +35,7 @@ pub(super) struct Board {
     job: String,
     steps: u64,
     workers: Workers,
+    stop: StopRequest,
     /// Process ids of the workers that run, by number.
     running: BTreeMap<u32, u32>,
     coordinator: Option<SocketAddr>,
@@ -45,11 +52,12 @@ fn now() -> f64 {
 }
 
 impl Board {
-    pub(super) fn new(job: &str, steps: u64, workers: Workers) -> Self {
+    pub(super) fn new(job: &str, steps: u64, workers: Workers, stop: StopRequest) -> Self {
         Self {
             job: job.to_owned(),
             steps,
             workers,
+            stop,
             running: BTreeMap::new(),
             coordinator: None,
             overseer: None,
@@ -118,6 +126,9 @@ impl Board {
     pub(super) fn answer(&mut self, request: &Request) -> Answer {
         let changed = match request {
             Request::Status => return Answer::Status(Box::new(self.status())),
+            Request::Stop => return Answer::Stopping(self.stop()),
+            _ if self.stop.is_asked() => return Answer::Refused { reason: STOPPING.to_owned() },
+            Request::Checkpoint => return self.checkpoint(),
             Request::Resize { workers } => self.workers.resize(*workers),
             Request::Drain { worker } => self.workers.drain(worker),
         };
@@ -135,6 +146,30 @@ impl Board {
         let resized = Resized { workers: self.workers.count(), starting: names(&change.starting), leaving: names(&change.leaving) };
         tracing::info!(workers = resized.workers, starting = ?resized.starting, leaving = ?resized.leaving, "another number of workers");
         resized
+    }
+
+    /// Asks for a checkpoint from the step on that is known to be done, so that whoever asks twice within a step gets one.
+    fn checkpoint(&self) -> Answer {
+        let trains = self.seen.as_ref().filter(|seen| seen.generation.n > 0);
+        let (Some(seen), Some(overseer)) = (trains, &self.overseer) else {
+            return Answer::Refused { reason: NOTHING_TO_SAVE.to_owned() };
+        };
+        let is_committed = seen.last_checkpoint >= Some(seen.step);
+        if !is_committed {
+            overseer.want_checkpoint(seen.step);
+        }
+        tracing::info!(from = seen.step, is_committed, "a checkpoint is asked for");
+        Answer::Saving(Saving { from: seen.step, is_committed, last_checkpoint: seen.last_checkpoint })
+    }
+
+    /// As by a signal: the supervisor has the workers leave, and they save.
+    fn stop(&self) -> Stopping {
+        let leaving = self.running.keys().map(|number| self.name(*number)).collect();
+        if !self.stop.is_asked() {
+            tracing::info!("a stop is asked for: all leave after a checkpoint");
+            self.stop.ask();
+        }
+        Stopping { leaving, step: self.seen.as_ref().map(|seen| seen.step) }
     }
 
     fn status(&self) -> RunStatus {

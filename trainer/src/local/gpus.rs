@@ -66,10 +66,14 @@ impl Gpus {
     }
 }
 
+/// How many GPUs a process sees, if it is to use any.
+pub(crate) fn count(wanted: Device) -> Result<usize, ShimError> {
+    if wanted != Device::Cpu && cuda::load()? { cuda::device_count() } else { Ok(0) }
+}
+
 /// The GPUs that this process may use, as its environment calls them.
 pub(super) fn visible(wanted: Device) -> Result<Vec<String>, ShimError> {
-    let count = if wanted != Device::Cpu && cuda::load()? { cuda::device_count()? } else { 0 };
-    Ok(names(env::var(VISIBLE).ok().as_deref(), count))
+    Ok(names(env::var(VISIBLE).ok().as_deref(), count(wanted)?))
 }
 
 /// CUDA takes those that are named up to the first that is not there, and of parts of a GPU (MIG) one for each process.

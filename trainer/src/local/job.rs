@@ -3,12 +3,14 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    num::NonZero,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{SyncSender, sync_channel},
     },
+    thread,
     time::Duration,
 };
 
@@ -20,18 +22,17 @@ use serde_json::Value;
 use super::{CrewError, LocalOptions, board::Board, gpus::Gpus};
 use crate::{
     chain,
+    cli::TimeoutArgs,
     display::{Display, LogWriter},
     forward::{LastWords, Readers},
+    processors,
     records::Record,
     supervisor::{Crew, Role},
 };
 
 /// The coordinator's program, beside this one.
 pub(super) const COORDINATOR: &str = "lcl-coordinator";
-/// Seconds to wait for all members at the start, and for a replacement before going on with fewer is none: survivors go on at once.
-const FORMATION_WAIT: &str = "60";
-const HEARTBEAT_TIMEOUT: &str = "10";
-/// Ten of these fit into either time-out; the environment's are for a cluster, whose coordinator may have another.
+/// Ten of these fit into either time-out, as they are by default; the environment's are for a cluster, whose coordinator may have another.
 const HEARTBEAT_INTERVAL: &str = "1";
 const COORDINATOR_TIMEOUT: &str = "10";
 const REPORT_TIMEOUT: &str = "60";
@@ -87,17 +88,21 @@ impl<'a> Job<'a> {
         command
             .args(["--insecure", "--ends-with-stdin", "--listen", &listen, "--epoch", &self.store.claim_epoch()?.to_string()])
             .args(["--min-members", &min, "--desired-members", &desired, "--max-members", &max])
-            .args(["--formation-wait", FORMATION_WAIT, "--heartbeat-timeout", HEARTBEAT_TIMEOUT, "--report-timeout", REPORT_TIMEOUT])
+            .args(["--report-timeout", REPORT_TIMEOUT])
+            .args(timeouts(self.options.timeouts))
             .args(["--log-format", self.options.log_format.name()]);
         Ok(command)
     }
 
     fn worker(&self, number: u32) -> Command {
         let options = self.options;
-        let (name, coordinator) = {
+        let (name, coordinator, members_in_all) = {
             let board = self.board();
-            (board.name(number), board.coordinator())
+            (board.name(number), board.coordinator(), board.world().desired())
         };
+        // As many as are wanted now: those that run keep the threads that they have.
+        let share = || processors::share(thread::available_parallelism().map_or(1, NonZero::get), members_in_all);
+        let threads = options.threads.or_else(share);
         let mut command = Command::new(&self.own);
         without_certificates(&mut command);
         let members = options.members_per_worker.get() as usize;
@@ -111,7 +116,7 @@ impl<'a> Job<'a> {
             .args(["--node", "localhost", "--host", "127.0.0.1", "--termination-log", "/dev/null", "--output", "json"])
             .args(["--heartbeat-interval", HEARTBEAT_INTERVAL, "--coordinator-timeout", COORDINATOR_TIMEOUT])
             .args(coordinator.iter().flat_map(|address| ["--coordinator".to_owned(), address.to_string()]))
-            .args(options.threads.iter().flat_map(|threads| ["--threads".to_owned(), threads.to_string()]))
+            .args(threads.iter().flat_map(|threads| ["--threads".to_owned(), threads.to_string()]))
             .args(&options.passed_on);
         command
     }
@@ -132,6 +137,20 @@ impl<'a> Job<'a> {
             Err(error) => tracing::warn!(error = chain(&error), "what happens to the members cannot be shown"),
         }
     }
+}
+
+/// The coordinator's arguments for them.
+fn timeouts(timeouts: TimeoutArgs) -> [String; 6] {
+    let TimeoutArgs { heartbeat_timeout, stall_timeout, formation_wait } = timeouts;
+    let seconds = |duration: Duration| duration.as_secs_f64().to_string();
+    [
+        "--heartbeat-timeout".to_owned(),
+        seconds(heartbeat_timeout),
+        "--stall-timeout".to_owned(),
+        seconds(stall_timeout),
+        "--formation-wait".to_owned(),
+        seconds(formation_wait),
+    ]
 }
 
 /// Everything talks on loopback. Certificates that the environment names are for a cluster.
