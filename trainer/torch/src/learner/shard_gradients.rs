@@ -93,11 +93,10 @@ impl ShardGradients {
                     let cut = |tensor: &Tensor| tensor.f_narrow(0, piece.start - start, piece.end - piece.start);
                     let mut left = PartialSums::new(self.sums.total());
                     // They have been added as far as possible: nothing is added here but the last shard.
-                    let add = |sum: &mut Tensor, next: Tensor| Ok::<(), TchError>(*sum = sum.f_add(&next)?);
                     for (node, sum) in &sums {
-                        left.push(*node, cut(&sum[index])?, add)?;
+                        left.push(*node, cut(&sum[index])?, add_beside)?;
                     }
-                    left.push_shard(*shard, cut(tensor)?, add)?;
+                    left.push_shard(*shard, cut(tensor)?, add_beside)?;
                     for (place, (_, sum)) in (0..).zip(left.into_sums()) {
                         let at = begin + place * length + piece.start - part.start;
                         packed.f_narrow(0, at, piece.end - piece.start)?.f_copy_(&sum)?;
@@ -108,6 +107,12 @@ impl ShardGradients {
         }
         Ok(Some(packed))
     }
+}
+
+/// Adds into memory of its own: what is added here are views of gradients.
+pub(super) fn add_beside(sum: &mut Tensor, next: Tensor) -> Result<(), TchError> {
+    *sum = sum.f_add(&next)?;
+    Ok(())
 }
 
 /// Numbers to add at once: as many as stay in a processor's cache, and all of them on a GPU.
