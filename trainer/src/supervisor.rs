@@ -245,6 +245,8 @@ impl<C: Crew> Supervisor<'_, C> {
         self.stopping = Some(Instant::now());
         for process in self.processes.iter_mut().filter(|process| process.role.works) {
             match process.state {
+                // A second signal would not let it leave in order.
+                State::Running(..) if process.released => {}
                 State::Running(pid, _) => send(pid, Signal::TERM),
                 State::Due(_) => process.state = State::Ended,
                 State::Ended => {}

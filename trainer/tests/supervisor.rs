@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     fs,
     io::Read,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -193,4 +194,59 @@ fn who_is_not_needed_any_more_is_asked_to_leave_and_who_is_needed_is_started_and
     assert_eq!(outcome.code, ExitCode::Success, "{}", outcome.cause);
     assert_eq!(crew.started, [0, 1, 1, 2]);
     assert_eq!(crew.ended[0], 1);
+}
+
+/// The first of two is not needed any more; once it has heard so, a stop is asked for.
+struct Leaving {
+    scripts: [String; 2],
+    asked: PathBuf,
+    stop: StopRequest,
+    started: usize,
+}
+
+impl Crew for Leaving {
+    type Error = Infallible;
+
+    fn command(&mut self, index: usize) -> Result<Command, Infallible> {
+        let mut command = Command::new("sh");
+        command.args(["-c", &self.scripts[index]]).stdout(Stdio::piped());
+        Ok(command)
+    }
+
+    fn started(&mut self, _: usize, child: &mut Child) -> Result<(), Infallible> {
+        // Its trap is set.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        self.started += 1;
+        Ok(())
+    }
+
+    fn last_words(&mut self, _: usize) -> Option<String> {
+        None
+    }
+
+    fn needs(&mut self, index: usize) -> bool {
+        if self.asked.exists() {
+            self.stop.ask();
+        }
+        index == 1 || self.started < 2
+    }
+}
+
+#[test]
+fn who_is_leaving_when_a_stop_is_asked_for_is_not_asked_again() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let (asked, left) = (folder.path().join("asked"), folder.path().join("left"));
+    // The second signal comes, if at all, before that to the other one, which lets this one end.
+    let first = format!(
+        "trap 'trap \"exit 143\" TERM; touch {}' TERM; echo; until [ -e {} ]; do sleep 0.01; done; exit 80",
+        asked.display(),
+        left.display()
+    );
+    let second = format!("trap 'touch {}; exit 80' TERM; echo; while :; do sleep 0.01; done", left.display());
+    let stop = StopRequest::default();
+    let mut crew = Leaving { scripts: [first, second], asked, stop: stop.clone(), started: 0 };
+    let role = |index: usize| Role { name: format!("p{index}"), works: true, returns: true };
+    let outcome = supervise(&mut crew, vec![role(0), role(1)], Rules::new(stop)).unwrap();
+    assert_eq!(outcome.code, ExitCode::Preempted, "{}", outcome.cause);
 }
