@@ -82,7 +82,7 @@ bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with 
 	@bench/run.sh
 
 # ONLY=everywhere does the first half alone, with PLAN=name one run of it; ONLY=many_runs does the second.
-chaos: deps ## faults at every place in both modes (half an hour), then RUNS random runs from SEED on, summed up (a minute each)
+chaos: deps ## faults at every place in both modes (15 minutes), then RUNS random runs from SEED on, summed up (a minute each)
 	cargo build -p lcl-coordinator -p lcl-trainer
 	RUNS=$(RUNS) SEED=$(SEED) PLAN=$(PLAN) cargo test -p lcl-trainer -p lcl-coordinator --test chaos -- $(ONLY) --ignored --nocapture --test-threads=1
 

@@ -139,7 +139,7 @@ fn every_drawn_plan_has_enough_faults_that_every_run_comes_to() {
 
 /// `carry_out` fails when a fault that was planned was not hit.
 #[test]
-#[ignore = "takes half an hour; part of `make chaos`"]
+#[ignore = "takes a quarter of an hour; part of `make chaos`"]
 fn faults_everywhere_leave_a_run_as_if_undisturbed() -> Result<()> {
     let wanted = variable("PLAN");
     let mut plans = Plan::all_directed();

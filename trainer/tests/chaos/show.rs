@@ -61,6 +61,8 @@ pub(crate) struct Show {
     stopped: Vec<Stopped>,
     /// Those that were, with Unix times.
     absent: Vec<(u32, f64, f64)>,
+    /// Processes that were asked to leave: a second signal would end them at once.
+    leaving: Vec<u32>,
     /// Faults that were hit, and steps that there were, when something was last done.
     last_deed: (usize, usize),
 }
@@ -98,6 +100,7 @@ impl Show {
             due: Vec::new(),
             stopped: Vec::new(),
             absent: Vec::new(),
+            leaving: Vec::new(),
             last_deed: (0, 0),
         })
     }
@@ -136,7 +139,8 @@ impl Show {
             self.joined.iter().for_each(|worker| watch.follow(worker.id()));
             self.let_go_on(steps, run)?;
             self.provoke(steps)?;
-            if self.plan.end == End::WhenAllWereHit && self.hit.len() == self.plan.faults.len() && self.stopped.is_empty() {
+            self.leaving.retain(|process| deeds::is_alive(*process));
+            if self.plan.end == End::WhenAllWereHit && self.hit.len() == self.plan.faults.len() && self.is_at_rest() {
                 let last = *last.get_or_insert(steps);
                 if steps >= last + AFTERMATH {
                     self.stop()?;
@@ -193,10 +197,15 @@ impl Show {
         if self.plan.end != End::WhenAllWereHit || !waits_for_change || !self.stopped.is_empty() || steps < self.last_deed.1 + QUIET {
             return Ok(());
         }
-        if self.signal_one("member", Signal::TERM)? {
+        if self.have_one_leave("member")? {
             self.last_deed.1 = steps;
         }
         Ok(())
+    }
+
+    /// Nobody is stopped or leaving.
+    fn is_at_rest(&self) -> bool {
+        self.stopped.is_empty() && self.leaving.is_empty()
     }
 
     /// All workers leave, those that joined later too.
@@ -303,10 +312,10 @@ impl Show {
                 Ok(is_stopped)
             }
             What::Terminate => match hit {
-                Some(hit) => Ok(deeds::signal(hit.process, Signal::TERM)),
-                None => self.signal_one("member", Signal::TERM),
+                Some(hit) => Ok(self.have_leave(hit.process)),
+                None => self.have_one_leave("member"),
             },
-            What::TerminateWorker => self.signal_one("worker", Signal::TERM),
+            What::TerminateWorker => self.have_one_leave("worker"),
             What::KillWorker => self.signal_one("worker", Signal::KILL),
             What::KillCoordinator => self.signal_one("lcl-coordinator", Signal::KILL),
             What::KillCoordinatorAndMember => {
@@ -336,7 +345,8 @@ impl Show {
         if let Some(before) = self.joined.last_mut()
             && !before.has_ended()?
         {
-            before.signal(Signal::TERM)?;
+            let before = before.id();
+            self.have_leave(before);
         }
         self.names += 1;
         let name = format!("{}-x-{}", run.config.job, self.names);
@@ -348,6 +358,18 @@ impl Show {
     fn one(&mut self, kind: &str) -> Result<Option<deeds::Process>> {
         let all = deeds::processes(self.local.id(), kind)?;
         Ok((!all.is_empty()).then(|| all[self.rng.usize(0..all.len())].clone()))
+    }
+
+    fn have_one_leave(&mut self, kind: &str) -> Result<bool> {
+        Ok(self.one(kind)?.is_some_and(|process| self.have_leave(process.id)))
+    }
+
+    fn have_leave(&mut self, process: u32) -> bool {
+        let is_asked = deeds::signal(process, Signal::TERM);
+        if is_asked {
+            self.leaving.push(process);
+        }
+        is_asked
     }
 
     fn signal_one(&mut self, kind: &str, signal: Signal) -> Result<bool> {
