@@ -113,6 +113,8 @@ fn the_command_that_a_failing_run_prints_repeats_this_run_alone() -> Result<()> 
         assert!(built.ends_with("cargo build -p lcl-coordinator -p lcl-trainer"), "{shown}");
         let (cargo, arguments) = run.split_once(" -- ").context("no arguments for the test")?;
         assert_eq!(cargo, format!("{variables}cargo test -p lcl-trainer -p lcl-coordinator --test chaos"));
+        // It is listed without this, too, but not run.
+        assert!(arguments.contains(" --ignored "), "{run}");
         let listed = Command::new(env::current_exe()?).args(arguments.split_whitespace()).arg("--list").output()?;
         assert!(String::from_utf8(listed.stdout)?.starts_with(&format!("{test}: test\n\n1 test,")), "{again}");
     }
