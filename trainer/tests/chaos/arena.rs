@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     env, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     thread,
@@ -112,17 +113,21 @@ impl Arena {
         let result = self.attempt(plan, &folder, &mut running);
         match &result {
             Ok(_) => fs::remove_dir_all(&folder)?,
-            Err(error) => {
-                if let Some(show) = &running {
-                    show.keep_logs(&folder)?;
-                }
-                fs::write(folder.join("error.txt"), format!("{error:#}\n"))?;
-                copy(&self.workbench.path(&plan.name), &folder.join("run"))?;
-            }
+            Err(error) => self
+                .keep(plan, &folder, running.as_ref(), error)
+                .unwrap_or_else(|lost| println!("{}: not all is kept: {lost:#}", plan.name)),
         }
         drop(running);
         fs::remove_dir_all(self.workbench.path(&plan.name)).ok();
         result.with_context(|| format!("{plan}everything it left lies in {}; again: {}\n", folder.display(), plan.again()))
+    }
+
+    fn keep(&self, plan: &Plan, folder: &Path, running: Option<&Show>, error: &anyhow::Error) -> Result<()> {
+        fs::write(folder.join("error.txt"), format!("{error:#}\n"))?;
+        if let Some(show) = running {
+            show.keep_logs(folder)?;
+        }
+        copy(&self.workbench.path(&plan.name), &folder.join("run"))
     }
 
     fn attempt(&self, plan: &Plan, folder: &Path, running: &mut Option<Show>) -> Result<Outcome> {
@@ -192,16 +197,20 @@ impl Drop for Arena {
     }
 }
 
+/// Copies the files that are there: the run may still be going. Its socket is no file.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
     fs::create_dir_all(to)?;
     for entry in entries {
         let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
+        if entry.path().is_dir() {
             copy(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), target)?;
+        } else if entry.path().is_file() {
+            match fs::copy(entry.path(), target) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
         }
     }
     Ok(())

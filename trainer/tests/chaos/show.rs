@@ -377,6 +377,15 @@ impl Show {
     }
 }
 
+impl Drop for Show {
+    /// After an error somebody may still be stopped, who could not end with the launcher.
+    fn drop(&mut self) {
+        for stopped in &self.stopped {
+            deeds::signal(stopped.process, Signal::CONT);
+        }
+    }
+}
+
 /// Lines of the ledger so far, without reading what they say.
 fn count_steps(run: &Run) -> Result<usize> {
     match fs::read(run.folder.join("metrics.jsonl")) {
