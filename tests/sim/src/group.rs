@@ -45,7 +45,7 @@ pub(crate) struct Store {
     pub(crate) worker: usize,
     pub(crate) process: ProcessId,
     pub(crate) generation: Generation,
-    pub(crate) store: GroupStore,
+    pub(crate) inner: GroupStore,
 }
 
 impl Store {
@@ -58,7 +58,7 @@ impl Store {
     /// Asks and waits for the answer.
     pub(crate) async fn ask(&self, request: StoreRequest) -> Result<StoreResponse, String> {
         let fence = self.fence();
-        let pending = self.store.request(request).map_err(|error| error.to_string())?;
+        let pending = self.inner.request(request).map_err(|error| error.to_string())?;
         loop {
             match pending.try_take() {
                 Some(StoreResponse::Cancelled { reason } | StoreResponse::Refused { reason }) => return Err(reason),

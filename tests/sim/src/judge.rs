@@ -61,8 +61,8 @@ pub(crate) struct Judge {
     pub(crate) now: Duration,
     processes: u64,
     generations: BTreeMap<Generation, Formed>,
-    /// The last generation of every process.
-    last: BTreeMap<ProcessId, Generation>,
+    /// The last generation of every process, and the number of the stream on which its plan came.
+    last: BTreeMap<ProcessId, (Generation, u64)>,
     undisturbed: Undisturbed,
     states: BTreeMap<StateLabel, u64>,
     /// Who has applied each step, as one generation computed it.
@@ -150,12 +150,16 @@ impl Judge {
         ProcessId(self.processes)
     }
 
-    /// A member got a plan; `held` is the state it has.
-    pub(crate) fn plan(&mut self, process: ProcessId, plan: &Plan, held: Option<StateLabel>) {
+    /// A member got a plan on one of its streams; `held` is the state it has.
+    pub(crate) fn plan(&mut self, process: ProcessId, plan: &Plan, held: Option<StateLabel>, stream: u64) {
         let Plan { generation, rank, world, list_digest, base, ref role, .. } = *plan;
         self.note(&format!("process {} gets {generation}: rank {rank} of {world}, base {base:?}, {role:?}, holds {held:?}", process.0));
-        let before = self.last.insert(process, generation);
+        let last = self.last.insert(process, (generation, stream));
+        let before = last.map(|(before, _)| before);
         self.expect(before < Some(generation), || format!("process {} gets {generation} after {before:?}", process.0));
+        if let Some((before, _)) = last.filter(|(_, last)| *last == stream) {
+            self.expect_nothing_passed_over(process, (before, generation), held);
+        }
         let now = self.now;
         let formed =
             self.generations.entry(generation).or_insert_with(|| Formed { world, list_digest, base, members: BTreeMap::new(), seen: now });
@@ -169,6 +173,13 @@ impl Judge {
         self.expect(matches!(role, Role::Level | Role::Send { .. }) == is_level, || {
             format!("{plan:?} for process {}, which holds {held:?}", process.0)
         });
+    }
+
+    /// A member was attached from one plan to the next. No generation between the two went on from less than it holds.
+    fn expect_nothing_passed_over(&mut self, process: ProcessId, (before, next): (Generation, Generation), held: Option<StateLabel>) {
+        let mut between = self.generations.iter().filter(|(other, _)| before < **other && **other < next && other.epoch == next.epoch);
+        let without = between.find(|(_, formed)| formed.base < held).map(|(other, formed)| (*other, formed.base));
+        self.expect(without.is_none(), || format!("process {} was attached with {held:?} when {without:?} was formed", process.0));
     }
 
     /// A member holds a state: computed, received or restored.

@@ -53,6 +53,8 @@ pub(crate) struct Worker {
     pub(crate) coordinator: usize,
     /// The epoch of the coordinator that it reached last.
     pub(crate) reached: u64,
+    /// How often it has looked for a coordinator: as long as this stays the same, so does its stream.
+    pub(crate) streams: u64,
 }
 
 /// What the hand that moves everything has decided.
@@ -151,6 +153,7 @@ impl Scene {
         match seeker {
             Seeker::Operator => control.coordinator,
             Seeker::Member(worker) => {
+                control.workers[worker].streams += 1;
                 let coordinator = control.workers[worker].coordinator;
                 control.workers[worker].reached = control.reigns.get(coordinator).map_or(0, |reign| reign.epoch);
                 coordinator
@@ -162,6 +165,8 @@ impl Scene {
     pub(crate) fn coordinator_starts(&self, coordinator: usize) -> Reign {
         let is_reused = self.has(Bug::ReuseEpoch);
         let mut control = self.control();
+        let newest = control.coordinator;
+        self.expect(coordinator == newest, || format!("coordinator {coordinator} gets an epoch after coordinator {newest}"));
         control.last_reign.number += 1;
         if !is_reused || control.last_reign.epoch == 0 {
             control.last_reign.epoch += 1;

@@ -29,8 +29,7 @@ const CALL: Duration = Duration::from_millis(500);
 pub(crate) const FORMATION_WAIT: Duration = Duration::from_secs(2);
 
 /// A coordinator's process.
-pub(crate) async fn coordinator(scene: Arc<Scene>, index: usize) -> turmoil::Result {
-    let reign = scene.coordinator_starts(index);
+pub(crate) async fn coordinator(scene: Arc<Scene>, reign: Reign) -> turmoil::Result {
     let world = scene.control().world;
     scene.judge().coordinator_started(reign, world);
     let settings = CoordinatorSettings {

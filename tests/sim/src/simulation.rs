@@ -133,7 +133,11 @@ impl Run<'_> {
         self.coordinators += 1;
         self.is_up = true;
         self.scene.control().coordinator = index;
-        self.sim.host(coordinator_name(index), move || service::coordinator(Arc::clone(&scene), index));
+        self.sim.host(coordinator_name(index), move || {
+            // Before it runs: of two that start at once the later one has the higher epoch.
+            let reign = scene.coordinator_starts(index);
+            service::coordinator(Arc::clone(&scene), reign)
+        });
     }
 
     fn name(&self, host: Host) -> String {

@@ -134,13 +134,14 @@ impl Training {
     }
 
     pub(crate) fn store(&self, generation: Generation) -> Store {
-        let (scene, store) = (Arc::clone(&self.scene), self.client.store(generation));
-        Store { scene, worker: self.worker, process: self.process, generation, store }
+        let (scene, inner) = (Arc::clone(&self.scene), self.client.store(generation));
+        Store { scene, worker: self.worker, process: self.process, generation, inner }
     }
 
     async fn form(&mut self, plan: Plan) {
         let generation = plan.generation;
-        self.scene.judge().plan(self.process, &plan, self.client.held());
+        let stream = self.scene.worker(self.worker).streams;
+        self.scene.judge().plan(self.process, &plan, self.client.held(), stream);
         let formed = Group::form(self.store(generation), plan);
         match unless_aborted(self.aborted.clone(), generation, FORM_TIMEOUT, formed).await {
             Ok(group) => {

@@ -54,8 +54,8 @@ impl Watched {
         judge.coordinator_started(REIGN, world(2, 2, 3));
         assert_eq!([0, 1, 2].map(|worker| judge.process_started(worker)), [A, B, C]);
         judge.now = at(1);
-        judge.plan(A, &plan(FIRST, 0, None, Role::Restore { to: vec![1] }), None);
-        judge.plan(B, &plan(FIRST, 1, None, Role::Receive { from: 0 }), None);
+        judge.plan(A, &plan(FIRST, 0, None, Role::Restore { to: vec![1] }), None, 1);
+        judge.plan(B, &plan(FIRST, 1, None, Role::Receive { from: 0 }), None, 1);
         judge.restored(A, FIRST, None);
         let state = State::initial(FIRST);
         judge.holds(A, state);
@@ -81,7 +81,7 @@ impl Watched {
 
     fn get_plan(&mut self, process: ProcessId, rank: u32) {
         let base = Some(self.label());
-        self.judge.plan(process, &plan(SECOND, rank, base, Role::Level), base);
+        self.judge.plan(process, &plan(SECOND, rank, base, Role::Level), base, 1);
     }
 
     /// Both members commit the next step.
@@ -134,7 +134,7 @@ fn allows(happens: impl FnOnce(&mut Watched)) {
 
 #[test]
 fn a_process_gets_greater_and_greater_generations() {
-    let again = |watched: &mut Watched| watched.judge.plan(A, &plan(FIRST, 0, None, Role::Restore { to: vec![1] }), None);
+    let again = |watched: &mut Watched| watched.judge.plan(A, &plan(FIRST, 0, None, Role::Restore { to: vec![1] }), None, 1);
     allows(Watched::form_second);
     finds(&["process 1 gets g000001-000001 after Some"], again);
 }
@@ -148,7 +148,7 @@ fn a_generation_has_one_list_of_members() {
             let base = Some(watched.label());
             let mut plan = plan(SECOND, 1, base, Role::Level);
             other(&mut plan);
-            watched.judge.plan(B, &plan, plan.base);
+            watched.judge.plan(B, &plan, plan.base, 1);
         }
     };
     allows(after_a(|_| {}));
@@ -162,8 +162,24 @@ fn a_generation_has_one_list_of_members() {
 fn a_generation_goes_on_from_the_greatest_label_of_its_members() {
     let initial = State::initial(FIRST).label;
     let role = || Role::Receive { from: 0 };
-    allows(|watched| watched.judge.plan(B, &plan(SECOND, 1, Some(watched.label()), role()), Some(initial)));
-    finds(&["goes on from"], |watched| watched.judge.plan(B, &plan(SECOND, 1, Some(initial), role()), Some(watched.label())));
+    allows(|watched| watched.judge.plan(B, &plan(SECOND, 1, Some(watched.label()), role()), Some(initial), 1));
+    finds(&["goes on from"], |watched| watched.judge.plan(B, &plan(SECOND, 1, Some(initial), role()), Some(watched.label()), 1));
+}
+
+#[test]
+fn no_generation_is_formed_on_less_than_an_attached_member_holds() {
+    let initial = State::initial(FIRST).label;
+    let passed_over = |base, stream| {
+        move |watched: &mut Watched| {
+            let held = Some(watched.label());
+            watched.judge.plan(B, &plan(SECOND, 0, base, Role::Level), base, 1);
+            watched.judge.plan(A, &plan(SECOND.next(), 0, held, Role::Level), held, stream);
+        }
+    };
+    allows(passed_over(Some(StateLabel { step: 1, ..initial }), 1));
+    // It came back, on another stream.
+    allows(passed_over(Some(initial), 2));
+    finds(&["process 1 was attached with"], passed_over(Some(initial), 1));
 }
 
 #[test]
@@ -173,7 +189,7 @@ fn only_who_holds_the_base_is_level_with_it_or_sends_it() {
         let role = role.clone();
         move |watched: &mut Watched| {
             let base = Some(watched.label());
-            watched.judge.plan(A, &plan(SECOND, 0, base, role), base.filter(|_| held));
+            watched.judge.plan(A, &plan(SECOND, 0, base, role), base.filter(|_| held), 1);
         }
     };
     for (is_held, right, wrong) in [(true, vec![&level, &send], vec![&receive]), (false, vec![&receive], vec![&level, &send])] {
@@ -231,7 +247,7 @@ fn a_step_has_every_slot_once_and_from_the_member_whose_it_is() {
     };
     let others = "other members than its generation's";
     allows(given(|_| {}));
-    finds(&["has slots", others], given(|parts| drop(parts.pop())));
+    finds(&["has slots", others], given(|parts| parts.truncate(1)));
     finds(&["has slots", others], given(|parts| parts[1].slots.start -= 1));
     finds(&[others], given(|parts| parts.reverse()));
     finds(&[others], given(|parts| (parts[0].slots, parts[1].slots) = (0..5, 5..GLOBAL_BATCH)));
