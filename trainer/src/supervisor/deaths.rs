@@ -20,7 +20,7 @@ impl Deaths {
 mod tests {
     use super::*;
 
-    const WINDOW: Duration = Duration::from_secs(600);
+    const WINDOW: Duration = Duration::from_mins(10);
     const FIRST: Duration = Duration::from_millis(200);
 
     #[test]

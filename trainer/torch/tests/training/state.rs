@@ -138,9 +138,9 @@ fn a_received_state_in_which_one_bit_differs_from_what_was_sent_is_refused_and_c
     // A parameter, a first moment, the last second moment.
     let last = copy().len() - 1;
     for index in [1, last / 2, last] {
-        let received = copy();
-        flip_a_bit(&received[index].1);
-        let error = receiver.replace_state(&received, 2, &sent).expect_err("an error");
+        let changed = copy();
+        flip_a_bit(&changed[index].1);
+        let error = receiver.replace_state(&changed, 2, &sent).expect_err("an error");
         assert!(matches!(&error, LearnerError::Received { found, sent: told } if *told == sent && *found != sent), "{error}");
         assert_eq!((receiver.state_hash().expect("a hash"), receiver.completed_updates()), (before.clone(), 1));
     }
