@@ -31,6 +31,8 @@ const MESH: usize = 128;
 const STEADY: Duration = Duration::from_secs(20);
 /// Members lost at once, and how often.
 const LOSSES: [(usize, usize); 2] = [(1, 5), (100, 5)];
+/// Between two losses: all have told by then what they hold.
+const BETWEEN: Duration = Duration::from_secs(3);
 /// After so long without a word a member is lost: members of a machine that is too busy for them are late, but not lost.
 const PATIENT: Duration = Duration::from_mins(2);
 /// The same where it is measured how long a loss goes unnoticed.
@@ -66,7 +68,7 @@ async fn main() -> Result<()> {
         let mut recoveries = Vec::new();
         for _ in 0..rounds {
             recoveries.push(crowd.lose(lost).await?);
-            sleep(Duration::from_secs(1)).await;
+            sleep(BETWEEN).await;
         }
         row(&format!("after the loss of {lost}, of {} to {}", crowd.size + lost * rounds, crowd.size), &recoveries);
     }

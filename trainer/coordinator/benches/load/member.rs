@@ -1,6 +1,7 @@
 //! A simulated member: a real connection and stream of its own, and a small task instead of a process that trains.
 //!
-//! It attaches holding step 5, says so every second, lets go of its group as soon as it is told to, and meets the others in the store.
+//! It attaches holding step 5, says every second what it holds, lets go of its group as soon as it is told to, and meets the others in the
+//! store. Once they have met it holds a step more, as if they had trained one: generations that train nothing are formed with a delay.
 
 use std::{
     collections::BTreeMap,
@@ -102,6 +103,8 @@ struct Group {
     world: u32,
     /// Ranks that it has met, in a mesh.
     next: u32,
+    /// The step from which it goes on.
+    base: u64,
 }
 
 /// Lives until it is dropped or its stream ends.
@@ -113,7 +116,7 @@ pub(crate) async fn run(shared: Arc<Shared>, number: usize) -> Result<()> {
         outbox.send(attach(number)).await?;
         CoordinatorClient::new(channel).attach(ReceiverStream::new(messages)).await?.into_inner()
     };
-    let member = Member { shared, outbox, group: None };
+    let member = Member { shared, outbox, group: None, held: first_state() };
     member.talk(&mut stream, number).await
 }
 
@@ -128,7 +131,7 @@ fn attach(number: usize) -> wire::ToCoordinator {
         address: "10.0.0.1".to_owned(),
         config_digest: "digest".to_owned(),
         machine: None,
-        held: Some(held()),
+        held: Some(first_state()),
         draining: false,
         group: None,
         saved: None,
@@ -136,7 +139,7 @@ fn attach(number: usize) -> wire::ToCoordinator {
     wire::ToCoordinator { generation: None, message: Some(Message::Attach(attach)) }
 }
 
-fn held() -> wire::StateLabel {
+fn first_state() -> wire::StateLabel {
     wire::StateLabel { step: 5, generation: Some(wire::Generation::default()) }
 }
 
@@ -144,6 +147,7 @@ struct Member {
     shared: Arc<Shared>,
     outbox: mpsc::Sender<wire::ToCoordinator>,
     group: Option<Group>,
+    held: wire::StateLabel,
 }
 
 impl Member {
@@ -162,7 +166,7 @@ impl Member {
                 _ = heartbeat.tick() => {
                     self.stand_still(number).await;
                     let generation = self.group.as_ref().map(|group| group.generation);
-                    self.send(generation, Message::Heartbeat(wire::Heartbeat { held: Some(held()), ..wire::Heartbeat::default() })).await?;
+                    self.send(generation, Message::Heartbeat(wire::Heartbeat { held: Some(self.held), ..wire::Heartbeat::default() })).await?;
                 }
             }
         }
@@ -181,7 +185,8 @@ impl Member {
                 self.shared.count(generation.n, plan.world, |tally, now| {
                     (tally.plans, tally.last_plan) = (tally.plans + 1, Some(now));
                 });
-                self.group = Some(Group { generation, rank: plan.rank, world: plan.world, next: 0 });
+                let base = plan.base.context("a plan without a state to begin with")?.step;
+                self.group = Some(Group { generation, rank: plan.rank, world: plan.world, next: 0, base });
                 self.begin().await
             }
             FromCoordinator::Abort(_) => {
@@ -189,7 +194,7 @@ impl Member {
                     tally.broken.get_or_insert(now);
                 });
                 let cause = Some(wire::report::Cause::Aborted(wire::report::Aborted {}));
-                self.send(Some(generation), Message::Report(wire::Report { held: Some(held()), cause })).await
+                self.send(Some(generation), Message::Report(wire::Report { held: Some(self.held), cause })).await
             }
             FromCoordinator::Store(response) => match response.answer {
                 // The generation ended: its abort says so.
@@ -228,6 +233,7 @@ impl Member {
         let Some(group) = &mut self.group else { return Ok(()) };
         let (n, rank, world) = (group.generation.n, group.rank, group.world);
         let met = |tally: &mut Tally, now| (tally.met, tally.last_met) = (tally.met + 1, Some(now));
+        let trained = wire::StateLabel { step: group.base + 1, generation: Some(group.generation) };
         match (self.shared.meeting, id) {
             (Meeting::Name, 0) => self.ask(1, Operation::Add(wire::store_request::Add { key: "count".to_owned(), amount: 1 })).await,
             (Meeting::Name, 1) => {
@@ -238,6 +244,7 @@ impl Member {
                 self.ask(2, Operation::Wait(wire::store_request::Wait { keys: vec!["go".to_owned()] })).await
             }
             (Meeting::Name, 2) => {
+                self.held = trained;
                 self.shared.count(n, world, met);
                 Ok(())
             }
@@ -248,6 +255,7 @@ impl Member {
                     group.next += u32::from(id > 0);
                     group.next += u32::from(group.next == rank);
                     if group.next >= world {
+                        self.held = trained;
                         self.shared.count(n, world, met);
                         return Ok(());
                     }
