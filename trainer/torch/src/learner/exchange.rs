@@ -209,7 +209,7 @@ impl<'a> Exchange<'a> {
             let mut sums = PartialSums::new(total);
             for (node, start) in nodes.iter().zip((0..).step_by(usize::try_from(count).unwrap_or(usize::MAX))) {
                 let next = received.f_narrow(0, start + piece.start, piece.end - piece.start).map_err(failed)?;
-                sums.push(*node, next, add_beside).map_err(failed)?;
+                sums.push(*node, next, |sum, next| add_beside(sum, &next)).map_err(failed)?;
             }
             let sum = sums.into_root().ok_or_else(incomplete)?;
             let target = finished.f_narrow(0, piece.start, piece.end - piece.start);
