@@ -278,11 +278,17 @@ impl Coordinator {
 
     /// A member says what it holds while its group trains.
     pub(super) fn progress(&mut self, name: &MemberName, generation: Generation, held: Option<StateLabel>) {
-        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation && group.trains()) else { return };
-        if !self.peers.get(name).is_some_and(Peer::is_in_group) {
+        let trains = self.group.as_ref().is_some_and(|group| group.generation == generation && group.trains());
+        if !trains || !self.peers.get(name).is_some_and(Peer::is_in_group) {
             return;
         }
         self.peers.update(name, |peer| peer.held = held);
+        self.count(name, generation, held);
+    }
+
+    /// Takes into account what a member of the last group holds.
+    fn count(&mut self, name: &MemberName, generation: Generation, held: Option<StateLabel>) {
+        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation) else { return };
         let base = group.base;
         // Before it was brought level its state is of another line, whatever its step.
         let Some(held) = held.filter(|held| base.map_or(held.generation == generation, |base| *held >= base)) else { return };
@@ -321,6 +327,8 @@ impl Coordinator {
             return;
         }
         self.peers.update(name, |peer| (peer.holds, peer.told, peer.held) = (None, None, held));
+        // The last steps may have been too quick for a heartbeat.
+        self.count(name, generation, held);
         if self.current() != Some(generation) {
             return;
         }

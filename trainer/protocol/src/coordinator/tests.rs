@@ -271,6 +271,18 @@ fn a_spare_waits_while_the_group_is_full_and_replaces_a_lost_member() {
 }
 
 #[test]
+fn the_step_of_a_job_that_was_stopped_is_the_last_one_that_all_members_hold() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    bench.event(CoordinatorEvent::Stop);
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), step: 9 });
+    // Nobody has told of a step by a heartbeat.
+    bench.report(1, 1, Some(label(9, 1)), ReportCause::Agreed);
+    assert_eq!(bench.coordinator.status().step, 5);
+    bench.report(2, 1, Some(label(9, 1)), ReportCause::Agreed);
+    assert_eq!(bench.coordinator.status().step, 9);
+}
+
+#[test]
 fn a_plan_names_a_few_of_many_losses_and_counts_the_others() {
     let mut bench = Bench::new(1, 12, 12);
     (1..=12).for_each(|member| bench.attach(member.into(), member, |_| {}));
