@@ -285,7 +285,10 @@ impl<'a> MakeWriter<'a> for LogWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{GenerationRecord, tests::step_record};
+    use crate::{
+        membership::Members,
+        records::{GenerationRecord, tests::step_record},
+    };
 
     #[test]
     fn a_plain_step_line_has_the_figures_a_reader_looks_for() {
@@ -319,5 +322,31 @@ mod tests {
             "stopped as asked after 7 steps; this process: 10 samples in 2.0 s, 5.0 samples/s; parameter hash abc; \
              3 samples left out: no_caption"
         );
+    }
+    #[test]
+    fn beside_the_bars_stand_the_members_and_what_befell_them() {
+        let multi = MultiProgress::new();
+        let mut display = Display::new(Output::Progress, &multi);
+        multi.set_draw_target(ProgressDrawTarget::hidden());
+        let generation = |n| GenerationRecord { epoch: 1, n };
+        let group = |phase: &str, ready, n| Group {
+            phase: phase.to_owned(),
+            end_reason: None,
+            generation: generation(n),
+            members: Members { ready, desired: 2, min: 1, max: 2 },
+            step: 9,
+            last_checkpoint: None,
+        };
+        let happen = |event| [Happening { time: 1.0, event }];
+        let lost = Event::MemberLost { member: "w-1/0".to_owned(), cause: "stream_closed".to_owned(), reason: "reset".to_owned() };
+        display.show_members(&group("recovering", 1, 1), &happen(lost));
+        let shown = |display: &Display| {
+            let Display::Progress(bars) = display else { panic!("no bars") };
+            bars.members.iter().chain(&bars.happened).map(ProgressBar::message).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&display), ["members 1/2  generation g000001-000001  recovering", "w-1/0 lost (stream closed)"]);
+        let formed = Event::GenerationFormed { generation: generation(2), members: 1, desired: 2, base: Some(9) };
+        display.show_members(&group("running", 1, 2), &happen(formed));
+        assert_eq!(shown(&display), ["members 1/2  generation g000001-000002", "w-1/0 lost (stream closed); 1 of 2 together"]);
     }
 }

@@ -1,6 +1,9 @@
 //! Checkpoints of a group: every member writes its part, one commits, and members come and go meanwhile.
 
-use std::{fs, path::Path, process::Command};
+#[path = "support/member.rs"]
+mod support;
+
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use lcl_checkpoint::{CheckpointStore, StoreOptions, restore_latest};
@@ -10,22 +13,10 @@ use lcl_tests::{
     run::{Run, Workbench},
     s3,
 };
-use lcl_trainer::fail_point;
 use lcl_trainer_config::ExactConfig;
 
-/// A member's command; `fault`: where it dies, and a folder for the record of it.
-fn command(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Command> {
-    let mut command = Command::new(process::trainer()?);
-    let place = ["--insecure", "--output", "json", "--worker", worker, "--node", worker];
-    command.args(run.arguments_of("member", &place)?).arg("--coordinator").arg(coordinator.address().to_string());
-    if let Some((fault, hits)) = fault {
-        command.env(fail_point::FAULTS, fault).env(fail_point::FOLDER, hits);
-    }
-    Ok(command)
-}
-
 fn member(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Running> {
-    process::start_command(command(run, coordinator, worker, fault)?)
+    process::start_command(support::command(run, coordinator, worker, fault)?)
 }
 
 fn store(run: &Run) -> Result<CheckpointStore> {
@@ -156,7 +147,7 @@ fn the_ledger_of_a_run_on_an_object_store_is_whole_though_one_that_comes_later_l
     run.folder = server.objects("elsewhere");
     let coordinator = Coordinator::start(2, 2)?;
     let start = |worker: &str, fault: Option<(&str, &Path)>| -> Result<Running> {
-        let mut command = command(&run, &coordinator, worker, fault)?;
+        let mut command = support::command(&run, &coordinator, worker, fault)?;
         command.envs(server.environment());
         process::start_command(command)
     };

@@ -2,8 +2,10 @@
 
 #[path = "support/asked.rs"]
 mod asked;
+#[path = "support/member.rs"]
+mod support;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use anyhow::{Result, ensure};
 use asked::Asked;
@@ -14,21 +16,13 @@ use lcl_tests::{
     process::{self, Running, await_condition},
     run::{Run, Workbench},
 };
-use lcl_trainer::fail_point;
 use lcl_trainer_config::ExitCode;
 
 /// Longer than a step on a busy machine.
 const IMPATIENT: [&str; 5] = ["--insecure", "--listen", "127.0.0.1:0", "--stall-timeout", "3"];
 
-/// Starts a member; `fault`: where it stands still, and a folder for the record of it.
 fn member(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Running> {
-    let mut command = Command::new(process::trainer()?);
-    let place = ["--insecure", "--output", "json", "--worker", worker, "--node", worker];
-    command.args(run.arguments_of("member", &place)?).arg("--coordinator").arg(coordinator.address().to_string());
-    if let Some((fault, hits)) = fault {
-        command.env(fail_point::FAULTS, fault).env(fail_point::FOLDER, hits);
-    }
-    process::start_command(command)
+    process::start_command(support::command(run, coordinator, worker, fault)?)
 }
 
 /// The workers of lost members, and by which sign each was lost.
@@ -134,7 +128,7 @@ fn a_checkpoint_that_is_asked_for_is_written_once_while_training_goes_on_and_a_s
         member.wait()?.expect_code(ExitCode::Preempted.code())?;
     }
     let (last, status) = (run.ledger()?.len() as u64, asked.status()?);
-    ensure!((status.phase, status.last_checkpoint) == (Phase::Ended(EndReason::Stopped), Some(last)), "{status:?}");
+    ensure!((status.phase, status.step, status.last_checkpoint) == (Phase::Ended(EndReason::Stopped), last, Some(last)), "{status:?}");
     let found = run.checkpoints()?;
     ensure!(found.iter().map(|found| (found.step, found.complete)).eq([(last, true), (committed, true)]), "{found:?}");
     ensure!(run.steps()?.iter().all(|line| line["generation"]["n"] == 1));

@@ -28,7 +28,9 @@ pub(super) struct Shared {
     pub(super) rows: u64,
     images: u64,
     tokens: u64,
-    /// Slot and cause of every sample that could not.
+    /// Of those.
+    digest: String,
+    /// Slot and cause of every sample that could not, by ascending slot.
     skipped: Vec<(u64, SkipCause)>,
 }
 
@@ -76,18 +78,15 @@ impl<'a> Wanted<'a> {
         [slot, location.pass, location.sample]
     }
 
-    /// All but those that could not be read, by ascending slot.
-    fn read(&self, skipped: &[(u64, SkipCause)]) -> impl Iterator<Item = [u64; 3]> {
-        let slots = 0..self.config.optimization.global_batch_size;
-        slots.filter(|slot| skipped.iter().all(|(skipped, _)| skipped != slot)).map(|slot| self.sample(slot))
-    }
-
-    /// Whether the rows of all members, `rows` with this sum, are these samples, each once, but for those that could not be read.
-    fn check(&self, rows: u64, sum: u64, skipped: &[(u64, SkipCause)]) -> Result<(), PartsError> {
+    /// All but those that could not be read, by ascending slot; an error unless the rows of all members, `rows` with this sum, are these,
+    /// each once.
+    fn read(&self, rows: u64, sum: u64, skipped: &[(u64, SkipCause)]) -> Result<Vec<[u64; 3]>, PartsError> {
         let batch = self.config.optimization.global_batch_size;
+        let is_read = |slot: &u64| skipped.binary_search_by_key(slot, |(skipped, _)| *skipped).is_err();
+        let samples: Vec<_> = (0..batch).filter(is_read).map(|slot| self.sample(slot)).collect();
         let left_out = skipped.len() as u64;
-        if rows + left_out == batch && sum == sum_of_samples(self.read(skipped)) {
-            return Ok(());
+        if rows + left_out == batch && sum == sum_of_samples(samples.iter().copied()) {
+            return Ok(samples);
         }
         Err(PartsError { step: self.step, rows, skipped: left_out, batch })
     }
@@ -133,8 +132,8 @@ impl Tally {
             }
             skipped.sort_by_key(|(slot, _)| *slot);
         }
-        wanted.check(sum(0), read, &skipped).map_err(JoinError::Parts)?;
-        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), skipped })
+        let samples = wanted.read(sum(0), read, &skipped).map_err(JoinError::Parts)?;
+        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest: digest_of_samples(samples.into_iter()), skipped })
     }
 
     /// The line of a step that was just committed, the same on all members but for its times.
@@ -153,7 +152,7 @@ impl Tally {
             generation: GenerationRecord { epoch: generation.epoch, n: generation.n },
             time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
             slots: slot_ranges(wanted.step, wanted.config.optimization.global_batch_size, wanted.dataset.samples_per_pass()),
-            samples_digest: digest_of_samples(wanted.read(&shared.skipped)),
+            samples_digest: shared.digest.clone(),
             rows: shared.rows,
             images: shared.images,
             tokens: shared.tokens,

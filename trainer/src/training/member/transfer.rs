@@ -71,9 +71,9 @@ pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, tal
 
 /// Takes from the system the memory that receiving a state needs, before anybody waits for it: the allocator keeps it.
 pub(super) fn touch_memory(learner: &Learner) {
-    let buffers: Vec<Tensor> =
-        learner.state().iter().map(|(_, tensor)| Tensor::zeros(tensor.size(), (tensor.kind(), Device::Cpu))).collect();
-    drop(buffers);
+    let zeros = |(_, tensor): (String, Tensor)| Tensor::f_zeros(tensor.size(), (tensor.kind(), Device::Cpu)).ok();
+    // Where there is not enough, only a transfer can say so: a member that begins alone needs none.
+    drop(learner.state().into_iter().map(zeros).collect::<Vec<_>>());
 }
 
 /// Receives the state and the ledger's lines from rank `from`. What the learner has is replaced only when all of the other has come and
