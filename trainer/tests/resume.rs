@@ -106,6 +106,7 @@ fn a_run_killed_at_any_moment_ends_with_the_parameters_of_one_that_was_not() -> 
     }
     run.complete(&[])?;
     check_end(&run, &hash, &ledger, runs)?;
+    println!("{mid_write} of {KILLS} kills hit a checkpoint that was being written");
     ensure!(mid_write >= KILLS / 4, "only {mid_write} of {KILLS} kills hit a checkpoint that was being written");
     Ok(())
 }
