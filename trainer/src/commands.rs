@@ -322,6 +322,7 @@ fn train(
     let options = TrainOptions { begin, output, stop, multi };
     Ok(match member {
         None => {
+            fail_point::arm("alone")?;
             state_log::open("alone").map_err(|source| CommandError::StateLog { source })?;
             training::train(config, options)?
         }

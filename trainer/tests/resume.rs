@@ -3,15 +3,17 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use lcl_tests::{
-    process::{self, await_condition},
+    process::{self, Finished, Running, await_condition},
     run::{Run, Workbench},
 };
+use lcl_trainer::fail_point;
 use lcl_trainer_config::{ExitCode, Schedule};
 use rustix::process::Signal;
 
@@ -19,7 +21,7 @@ const PREEMPTED: u8 = ExitCode::Preempted.code();
 const PERMANENT: u8 = ExitCode::Permanent.code();
 const RETRYABLE: u8 = ExitCode::Retryable.code();
 
-/// Kills of one test, half of them while a checkpoint is being written.
+/// Kills of one test.
 const KILLS: u64 = 20;
 /// Reproduces the moments of the kills.
 const SEED: u64 = 0x1c1;
@@ -63,40 +65,83 @@ fn the_same_seed_gives_the_same_parameters_and_another_seed_others() -> Result<(
     Ok(())
 }
 
+/// How a run is killed.
+enum Kill {
+    /// By itself when it has written the shards of its so manieth checkpoint, and before the manifest; no machine is too quick for that.
+    BetweenShardsAndManifest(usize),
+    /// From outside while it writes its so manieth checkpoint.
+    InWrite(usize),
+    /// From outside this long after its first step.
+    AfterStep(Duration),
+    /// From outside this long after its start.
+    AfterStart(Duration),
+}
+
+impl Kill {
+    /// The kinds in turns; the rest from the test's seed and the number of the process, so that no run ends before its kill for ever.
+    fn draw(kills: u64, process: u64) -> Self {
+        let (checkpoint, moment) = (1 + (3.0 * uniform(process)) as usize, Duration::from_secs_f64(0.8 * uniform(process)));
+        match kills % 4 {
+            0 => Self::BetweenShardsAndManifest(checkpoint),
+            1 => Self::AfterStep(moment),
+            2 => Self::InWrite(checkpoint),
+            _ => Self::AfterStart(moment),
+        }
+    }
+
+    /// Starts the run and kills it, unless it ends before that.
+    fn carry_out(&self, run: &Run, hits: &Path) -> Result<Finished> {
+        let before: BTreeSet<PathBuf> = run.checkpoints()?.into_iter().map(|checkpoint| checkpoint.path).collect();
+        let steps_before = run.steps()?.len();
+        let mut command = Command::new(process::trainer()?);
+        command.args(run.arguments(&["--output", "json"])?);
+        if let Self::BetweenShardsAndManifest(wanted) = self {
+            let place = if wanted.is_multiple_of(2) { "shard" } else { "manifest" };
+            command.env(fail_point::FAULTS, format!("{place}@time={wanted}:kill")).env(fail_point::FOLDER, hits);
+        }
+        let mut running = process::start_command(command)?;
+        let after = |moment: Duration, running: &mut Running| {
+            let begin = Instant::now();
+            await_condition("the moment of the kill", || Ok((begin.elapsed() >= moment || running.has_ended()?).then_some(())))
+        };
+        match *self {
+            Self::BetweenShardsAndManifest(_) => return running.wait(),
+            Self::InWrite(wanted) => {
+                let mut begun = BTreeSet::new();
+                await_condition("a checkpoint being written", || {
+                    let new: Vec<_> = run.checkpoints()?.into_iter().filter(|checkpoint| !before.contains(&checkpoint.path)).collect();
+                    begun.extend(new.iter().map(|checkpoint| checkpoint.path.clone()));
+                    let writing = begun.len() >= wanted && new.iter().any(|checkpoint| !checkpoint.complete);
+                    Ok((writing || running.has_ended()?).then_some(()))
+                })?;
+            }
+            Self::AfterStep(moment) => {
+                await_condition("a step", || Ok((run.steps()?.len() > steps_before || running.has_ended()?).then_some(())))?;
+                after(moment, &mut running)?;
+            }
+            Self::AfterStart(moment) => after(moment, &mut running)?,
+        }
+        running.kill()
+    }
+}
+
 #[test]
 fn a_run_killed_at_any_moment_ends_with_the_parameters_of_one_that_was_not() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let (hash, ledger) = undisturbed(&workbench, "undisturbed")?;
-    let (mut kills, mut mid_write, mut runs) = (0, 0, 0);
+    let (mut kills, mut mid_write, mut processes, mut runs) = (0, 0, 0, 0);
     let mut run = workbench.begin("killed-0")?;
     while kills < KILLS {
+        let hits = workbench.path(&format!("hits-{processes}"));
+        fs::create_dir(&hits)?;
         let before: BTreeSet<PathBuf> = run.checkpoints()?.into_iter().map(|checkpoint| checkpoint.path).collect();
-        let steps_before = run.steps()?.len();
-        let mut running = run.start(&["--output", "json"])?;
-        if kills % 2 == 0 {
-            // While this process writes its first, second or third checkpoint.
-            let wanted = 1 + (3.0 * uniform(kills)) as usize;
-            let mut begun = BTreeSet::new();
-            await_condition("a checkpoint being written", || {
-                let new: Vec<_> = run.checkpoints()?.into_iter().filter(|checkpoint| !before.contains(&checkpoint.path)).collect();
-                begun.extend(new.iter().map(|checkpoint| checkpoint.path.clone()));
-                let writing = begun.len() >= wanted && new.iter().any(|checkpoint| !checkpoint.complete);
-                Ok((writing || running.has_ended()?).then_some(()))
-            })?;
-        } else {
-            // Anywhere in its life: from its start on, or from its first step on.
-            if kills % 4 == 1 {
-                await_condition("a step", || Ok((run.steps()?.len() > steps_before || running.has_ended()?).then_some(())))?;
-            }
-            let moment = Duration::from_secs_f64(0.8 * uniform(kills));
-            let begin = Instant::now();
-            await_condition("the moment of the kill", || Ok((begin.elapsed() >= moment || running.has_ended()?).then_some(())))?;
-        }
-        let finished = running.kill()?;
+        let finished = Kill::draw(kills, processes).carry_out(&run, &hits)?;
+        processes += 1;
         if finished.status.code() == Some(0) {
             // It was through before the kill: a result to compare, and a new run to kill.
             check_end(&run, &hash, &ledger, runs)?;
             runs += 1;
+            ensure!(runs <= 2 * KILLS, "{runs} runs came to their end before {kills} kills");
             run = workbench.begin(&format!("killed-{runs}"))?;
             continue;
         }
@@ -107,6 +152,7 @@ fn a_run_killed_at_any_moment_ends_with_the_parameters_of_one_that_was_not() -> 
     run.complete(&[])?;
     check_end(&run, &hash, &ledger, runs)?;
     println!("{mid_write} of {KILLS} kills hit a checkpoint that was being written");
+    // The others hit one or not, as quick as the disk is.
     ensure!(mid_write >= KILLS / 4, "only {mid_write} of {KILLS} kills hit a checkpoint that was being written");
     Ok(())
 }

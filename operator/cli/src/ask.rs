@@ -41,23 +41,26 @@ pub(crate) fn stop(arguments: &StopArguments) -> Result<ExitCode, Error> {
 
 /// Becomes the trainer, which asks; returns only when the run's folder is not found or the trainer not started.
 fn hand_over<const N: usize>(command: &str, run: &Path, asking: &Asking, more: [OsString; N]) -> Result<ExitCode, Error> {
-    let folder = find_folder(run, asking)?;
+    let folder = find_folder(command, run, asking)?;
     let output = (asking.output == Output::Json).then(|| ["--output", "json"].map(OsString::from));
     let arguments = [OsString::from(command), folder.into()].into_iter().chain(more);
     trainer::become_trainer(arguments.chain(output.into_iter().flatten()))
 }
 
 /// The folder that was named, or the one in which the named manifest has its run.
-fn find_folder(named: &Path, asking: &Asking) -> Result<PathBuf, Error> {
+fn find_folder(command: &str, named: &Path, asking: &Asking) -> Result<PathBuf, Error> {
     if named.is_dir() {
         return Ok(named.to_owned());
     }
     if !named.is_file() && named != Path::new("-") {
         let named = named.display();
-        bail!(
-            "{named} is neither the folder of a run on this machine nor a manifest; of a job in a cluster `kubectl get lcljob {named}` tells, \
-             and `kubectl scale lcljob {named} --replicas=N` gives it another size"
-        );
+        let instead = match command {
+            "resize" => format!("`kubectl scale lcljob {named} --replicas=N` gives a job in a cluster another size"),
+            "drain" => "a worker of a job in a cluster is drained by `kubectl delete pod`".to_owned(),
+            "status" => format!("of a job in a cluster `kubectl describe lcljob {named}` tells"),
+            _ => format!("lcl {command} is for runs on this machine alone"),
+        };
+        bail!("{named} is neither the folder of a run on this machine nor a manifest; {instead}");
     }
     let file = named.display();
     let documents = manifest::read(named)?;

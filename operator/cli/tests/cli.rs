@@ -312,7 +312,16 @@ fn a_run_on_this_machine_is_asked_by_its_folder_or_by_its_manifest() {
 #[test]
 fn what_is_no_run_on_this_machine_cannot_be_asked_and_it_is_said_who_can() {
     let place = Workplace::new(JOB);
-    check_refused(&place.lcl(&["status", "first"]), 65, &["first is neither", "kubectl get lcljob first", "kubectl scale lcljob first"]);
+    // Each says what does it for a job in a cluster.
+    let elsewhere: [(&[&str], &str); 4] = [
+        (&["status", "first"], "kubectl describe lcljob first"),
+        (&["resize", "first", "--workers", "2"], "kubectl scale lcljob first --replicas=N"),
+        (&["drain", "first", "first-w-1"], "kubectl delete pod"),
+        (&["stop", "first"], "runs on this machine alone"),
+    ];
+    for (command, instead) in elsewhere {
+        check_refused(&place.lcl(command), 65, &["first is neither", instead]);
+    }
     check_refused(&place.lcl(&["status", "job.yaml"]), 65, &["--volume runs=DIR"]);
     check_refused(&place.lcl(&["resize", "runs", "--workers", "0"]), 2, &["--workers"]);
     fs::write(place.path("job.yaml"), JOB.replace("steps: 100", "steps: 0")).unwrap();

@@ -1,6 +1,11 @@
 //! Several writers and readers at once: generations keep them apart.
 
-use std::{collections::HashSet, num::NonZeroU32, sync::Once, thread};
+use std::{
+    collections::HashSet,
+    num::NonZeroU32,
+    sync::{Once, mpsc},
+    thread,
+};
 
 use lcl_checkpoint::{CheckpointWriter, Retention, WriteError, WriterOptions, restore};
 
@@ -102,22 +107,27 @@ fn what_a_cut_off_write_of_the_same_step_and_generation_left_is_used_when_equal_
 fn restore_finds_a_whole_checkpoint_at_every_moment_of_two_writers_with_retention() {
     let target = folder();
     write(&target.store, snapshot(0, 1, state(0, 3, 64))).unwrap();
+    // Each may write one checkpoint, or two, while the reader reads once: with processors of their own they would otherwise remove what it
+    // has listed before it comes to read it, more often in a row than it bears.
     thread::scope(|scope| {
-        let writers: Vec<_> = [1, 2]
+        let (turns, writers): (Vec<_>, Vec<_>) = [1, 2]
             .into_iter()
             .map(|epoch| {
                 let store = open(target.folder.path(), false);
-                scope.spawn(move || {
+                let (turn, turns) = mpsc::sync_channel(1);
+                let writer = scope.spawn(move || {
                     let mut writer = CheckpointWriter::new(store, keep_one());
-                    for step in 1..=40 {
+                    // Ends early when the reader has failed.
+                    for (step, ()) in (1..=40).zip(turns) {
                         writer.submit(snapshot(step, epoch, state(step, 3, 64))).unwrap();
                         // The stale writer's folders are swept by the newer one: it may fail, it may not damage.
                         let result = writer.wait().unwrap();
                         assert!(epoch == 1 || result.is_ok(), "{result:?}");
                     }
-                })
+                });
+                (turn, writer)
             })
-            .collect();
+            .unzip();
         let mut seen = 0;
         while writers.iter().any(|writer| !writer.is_finished()) {
             let restored = latest(&target.store);
@@ -127,6 +137,10 @@ fn restore_finds_a_whole_checkpoint_at_every_moment_of_two_writers_with_retentio
             assert!(!damaged(2), "{:?}", restored.rejected);
             assert!(restored.id.step >= seen, "{} after {seen}", restored.id.step);
             seen = restored.id.step;
+            for turn in &turns {
+                // One that is still writing has its next turn already.
+                let _ = turn.try_send(());
+            }
         }
     });
     assert_eq!(latest(&target.store).id, id(40, 2));
