@@ -106,8 +106,8 @@ pub(crate) struct Work {
     config_digest: String,
     metadata: Value,
     together: Option<Together>,
-    /// The attempt before, whose messages nobody reads any more.
-    before: Option<Attempt>,
+    /// The attempt before the last one, whose messages nobody reads any more.
+    read: Option<Attempt>,
 }
 
 impl Work {
@@ -118,11 +118,11 @@ impl Work {
         let plan = WritePlan::new(tensors.iter().map(TensorData::spec).collect(), NonZeroUsize::MIN, shards);
         let shards = distribute(&plan, 0, tensors)?;
         let id = CheckpointId { step, generation };
-        Ok(Self { id, plan: Arc::new(plan), writer: 0, shards, config_digest, metadata, together: None, before: None })
+        Ok(Self { id, plan: Arc::new(plan), writer: 0, shards, config_digest, metadata, together: None, read: None })
     }
 
     /// A part of one.
-    pub(crate) fn part(part: Part, before: Option<Attempt>) -> Result<Self, InvalidTensor> {
+    pub(crate) fn part(part: Part, read: Option<Attempt>) -> Result<Self, InvalidTensor> {
         let Part { id, plan, writer, tensors, config_digest, metadata, meeting, attempt } = part;
         if plan.tensors().is_empty() {
             return Err(InvalidTensor::None);
@@ -132,7 +132,7 @@ impl Work {
         }
         let shards = distribute(&plan, writer, tensors)?;
         let together = Some(Together::new(meeting, Attempt { id, number: attempt, writers: plan.writers() }));
-        Ok(Self { id, plan, writer, shards, config_digest, metadata, together, before })
+        Ok(Self { id, plan, writer, shards, config_digest, metadata, together, read })
     }
 
     /// Whether it makes the checkpoint visible.
@@ -223,7 +223,7 @@ async fn commit(store: &CheckpointStore, work: &mut Work, manner: Manner, stage:
     let (id, shards) = (work.id, std::mem::take(&mut work.shards));
     let count = work.plan.shards().len();
     if let Some(together) = &work.together {
-        together.open(work.before.take()).await?;
+        together.open(work.read.take()).await?;
     }
     refuse_if_committed(store, id).await?;
     let mut records = put_shards(store, id, count, shards, manner.parallel).await?;

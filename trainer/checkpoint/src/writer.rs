@@ -117,8 +117,8 @@ pub struct CheckpointWriter {
     under_way: Option<UnderWay>,
     finished: VecDeque<Result<Committed, WriteError>>,
     last_committed: Option<CheckpointId>,
-    /// The last one that several wrote.
-    attempt: Option<Attempt>,
+    /// The last two that several wrote, the newer one last.
+    attempts: [Option<Attempt>; 2],
 }
 
 #[derive(Debug)]
@@ -133,7 +133,7 @@ impl CheckpointWriter {
     /// A writer that has nothing to do yet.
     #[must_use]
     pub fn new(store: CheckpointStore, options: WriterOptions) -> Self {
-        Self { store, options, under_way: None, finished: VecDeque::new(), last_committed: None, attempt: None }
+        Self { store, options, under_way: None, finished: VecDeque::new(), last_committed: None, attempts: [None; 2] }
     }
 
     /// Hands a snapshot over.
@@ -157,7 +157,9 @@ impl CheckpointWriter {
         }
         self.check_order(id)?;
         let attempt = Attempt { id, number: part.attempt, writers: part.plan.writers() };
-        let work = Work::part(part, self.attempt.replace(attempt)).map_err(|source| SubmitError::Tensors { id, source })?;
+        let [read, last] = self.attempts;
+        let work = Work::part(part, read).map_err(|source| SubmitError::Tensors { id, source })?;
+        self.attempts = [last, Some(attempt)];
         self.begin(id, work, true)
     }
 

@@ -113,9 +113,10 @@ impl Together {
         Self { meeting, attempt, begun: Instant::now() }
     }
 
-    /// Committer: from here on the others may report. The messages of the attempt before go; by now all have read them.
-    pub(super) async fn open(&self, before: Option<Attempt>) -> Result<(), WriteError> {
-        let (open, old) = (self.attempt.open_key(), before.map(Attempt::all_keys).unwrap_or_default());
+    /// Committer: from here on the others may report. The messages of the attempt before the last one go: whoever has reported in the last
+    /// one had read them. Those of the last one stay: a slow writer may not have come to read its outcome yet.
+    pub(super) async fn open(&self, read: Option<Attempt>) -> Result<(), WriteError> {
+        let (open, old) = (self.attempt.open_key(), read.map(Attempt::all_keys).unwrap_or_default());
         self.ask(move |meeting| {
             old.iter().try_for_each(|key| meeting.delete(key))?;
             meeting.set(&open, &[])
