@@ -1,5 +1,6 @@
-//! Named places in a member at which a test makes its process die, stop or wait. A test aid: nobody else sets its environment variables,
-//! and without them a place costs one load.
+//! Named places in a member, or in a process that trains alone, at which a test makes it die, stop or wait. A test aid: nobody else sets its
+//! environment variables, and without them a place costs one load. A process that trains alone is the member `alone`, whose rank, members and
+//! steps stay 0.
 //!
 //! Comes in: `LCL_FAIL_POINTS`, faults separated by `;`, each `PLACE[@KEY=VALUE,…]:ACTION`, as
 //! `bucket@step=12,member=job-w-1/0,part=0:kill; form@members=2,after=0:stop`, and `LCL_FAIL_POINT_FOLDER`, an empty folder that all processes
@@ -201,7 +202,7 @@ struct Armed {
 
 static ARMED: OnceLock<Armed> = OnceLock::new();
 
-/// Reads the environment; without the variable nothing happens, now or later. To be called before training, by a member.
+/// Reads the environment; without the variable nothing happens, now or later. To be called before training.
 pub fn arm(member: &str) -> Result<(), FailPointError> {
     let Ok(text) = env::var(FAULTS) else { return Ok(()) };
     let folder = env::var_os(FOLDER).map(PathBuf::from).ok_or(FailPointError::NoFolder)?;

@@ -114,7 +114,8 @@ impl Together {
     }
 
     /// Committer: from here on the others may report. The messages of the attempt before the last one go: whoever has reported in the last
-    /// one had read them. Those of the last one stay: a slow writer may not have come to read its outcome yet.
+    /// one had read them. Those of the last one stay: a slow writer may not have come to read its outcome yet. When the last one failed before
+    /// all had reported, one that is slower still takes the older outcome for lost; nothing in the object store depends on it.
     pub(super) async fn open(&self, read: Option<Attempt>) -> Result<(), WriteError> {
         let (open, old) = (self.attempt.open_key(), read.map(Attempt::all_keys).unwrap_or_default());
         self.ask(move |meeting| {

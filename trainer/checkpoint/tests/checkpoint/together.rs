@@ -35,6 +35,49 @@ pub(crate) fn writer(store: &CheckpointStore) -> CheckpointWriter {
     CheckpointWriter::new(store.clone(), WriterOptions::default())
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Get,
+    Contains,
+}
+
+/// A writer's end of a board to which something happens before the writer is answered.
+#[derive(Debug)]
+struct Hooked {
+    inner: Local,
+    before: fn(&Board, Asked, &str),
+}
+
+impl Hooked {
+    fn new(board: &Arc<Board>, before: fn(&Board, Asked, &str)) -> Arc<dyn Meeting> {
+        Arc::new(Self { inner: Local(Arc::clone(board)), before })
+    }
+}
+
+impl Meeting for Hooked {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), MeetingError> {
+        self.inner.set(key, value)
+    }
+
+    fn get(&self, key: &str, patience: Duration) -> Result<Option<Vec<u8>>, MeetingError> {
+        (self.before)(&self.inner.0, Asked::Get, key);
+        self.inner.get(key, patience)
+    }
+
+    fn contains(&self, key: &str) -> Result<bool, MeetingError> {
+        (self.before)(&self.inner.0, Asked::Contains, key);
+        self.inner.contains(key)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), MeetingError> {
+        self.inner.delete(key)
+    }
+
+    fn is_over(&self) -> bool {
+        self.inner.is_over()
+    }
+}
+
 type Outcome = Result<Committed, WriteError>;
 
 /// All write the state of a step, each with its store; their results in order.
@@ -92,40 +135,18 @@ fn keys_do_not_pile_up_and_retention_is_the_committers() {
     assert_eq!(target.store.list().unwrap().len(), 1);
 }
 
-/// The meeting of a writer that comes to read an outcome only when the next attempt, of step 3, is open.
-#[derive(Debug)]
-struct LateReader(Local);
-
-impl Meeting for LateReader {
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), MeetingError> {
-        self.0.set(key, value)
-    }
-
-    fn get(&self, key: &str, patience: Duration) -> Result<Option<Vec<u8>>, MeetingError> {
-        let is_open = |key: &String| key.starts_with("checkpoint/3/") && key.ends_with("open");
-        while key.ends_with("outcome") && !self.0.0.keys().iter().any(is_open) {
-            thread::yield_now();
-        }
-        self.0.get(key, patience)
-    }
-
-    fn contains(&self, key: &str) -> Result<bool, MeetingError> {
-        self.0.contains(key)
-    }
-
-    fn delete(&self, key: &str) -> Result<(), MeetingError> {
-        self.0.delete(key)
-    }
-
-    fn is_over(&self) -> bool {
-        self.0.is_over()
-    }
-}
-
 #[test]
 fn a_slow_writer_learns_that_a_checkpoint_was_committed_though_the_next_is_under_way() {
     let (target, board) = (folder(), Board::new());
-    let late = || Arc::new(LateReader(Local(Arc::clone(&board))));
+    // It comes to read an outcome only when the attempt of step 3 is open.
+    let late = || {
+        Hooked::new(&board, |board, asked, key| {
+            let is_open = |key: &String| key.starts_with("checkpoint/3/") && key.ends_with("open");
+            while asked == Asked::Get && key.ends_with("outcome") && !board.keys().iter().any(is_open) {
+                thread::yield_now();
+            }
+        })
+    };
     let [mut committer, mut slow] = [0, 1].map(|_| writer(&target.store));
     let part = |step, writer, meeting| part(step, 1, &state(step, 5, 8), 2, writer, meeting);
     committer.submit_part(part(2, 0, local(&board)())).unwrap();
@@ -162,38 +183,17 @@ fn a_part_that_fails_fails_the_checkpoint_for_all_and_nothing_of_it_is_left() {
     }
 }
 
-/// A meeting that is over at the moment at which the committer asks whether it is.
-#[derive(Debug)]
-struct OverAtTheFence(Local);
-
-impl Meeting for OverAtTheFence {
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), MeetingError> {
-        self.0.set(key, value)
-    }
-
-    fn get(&self, key: &str, patience: Duration) -> Result<Option<Vec<u8>>, MeetingError> {
-        self.0.get(key, patience)
-    }
-
-    fn contains(&self, key: &str) -> Result<bool, MeetingError> {
-        self.0.0.end();
-        self.0.contains(key)
-    }
-
-    fn delete(&self, key: &str) -> Result<(), MeetingError> {
-        self.0.delete(key)
-    }
-
-    fn is_over(&self) -> bool {
-        self.0.is_over()
-    }
-}
-
 #[test]
 fn a_committer_whose_membership_is_over_commits_nothing_though_it_has_all_records() {
     let (target, board) = (folder(), Board::new());
     write(&target.store, snapshot(1, 1, state(1, 5, 8))).unwrap();
-    let results = write_together(&vec![target.store.clone(); 3], 2, || Arc::new(OverAtTheFence(Local(Arc::clone(&board)))));
+    // Over at the moment at which the committer asks whether it is.
+    let over_at_the_fence = |board: &Board, asked, _: &str| {
+        if asked == Asked::Contains {
+            board.end();
+        }
+    };
+    let results = write_together(&vec![target.store.clone(); 3], 2, || Hooked::new(&board, over_at_the_fence));
     for result in results {
         let error = result.unwrap_err();
         assert!(error.is_by_membership(), "{error}");
