@@ -49,7 +49,7 @@ struct Hooked {
 }
 
 impl Hooked {
-    fn new(board: &Arc<Board>, before: fn(&Board, Asked, &str)) -> Arc<dyn Meeting> {
+    fn over(board: &Arc<Board>, before: fn(&Board, Asked, &str)) -> Arc<dyn Meeting> {
         Arc::new(Self { inner: Local(Arc::clone(board)), before })
     }
 }
@@ -140,7 +140,7 @@ fn a_slow_writer_learns_that_a_checkpoint_was_committed_though_the_next_is_under
     let (target, board) = (folder(), Board::new());
     // It comes to read an outcome only when the attempt of step 3 is open.
     let late = || {
-        Hooked::new(&board, |board, asked, key| {
+        Hooked::over(&board, |board, asked, key| {
             let is_open = |key: &String| key.starts_with("checkpoint/3/") && key.ends_with("open");
             while asked == Asked::Get && key.ends_with("outcome") && !board.keys().iter().any(is_open) {
                 thread::yield_now();
@@ -193,7 +193,7 @@ fn a_committer_whose_membership_is_over_commits_nothing_though_it_has_all_record
             board.end();
         }
     };
-    let results = write_together(&vec![target.store.clone(); 3], 2, || Hooked::new(&board, over_at_the_fence));
+    let results = write_together(&vec![target.store.clone(); 3], 2, || Hooked::over(&board, over_at_the_fence));
     for result in results {
         let error = result.unwrap_err();
         assert!(error.is_by_membership(), "{error}");
