@@ -1,4 +1,5 @@
-# Every target installs what it uses (into .deps/, plus Debian packages where it may) and can be run twice.
+# Every target installs what it uses (into the cache that scripts/cache.sh describes, plus Debian packages where it may) and can be run
+# twice.
 # `make` alone lists the targets.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,16 +8,17 @@ MAKEFLAGS += --no-builtin-rules
 
 # Build inside the clone, wherever the user's own settings point.
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
-CARGO_DENY_VERSION := 0.20.2
-TOOLS := .deps/tools/bin
+# Where rustup puts cargo, also for the shell that runs make while it is being installed.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm s3 chaos sim cluster-deps cluster cluster-down clean
+.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm s3 chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-deps: ## fetch libtorch and the system packages a build needs
+deps: ## fetch libtorch, Rust and the system packages a build needs
 	@scripts/debian.sh
+	@scripts/rust.sh
 	@scripts/libtorch.sh
 	@scripts/cuda-headers.sh
 
@@ -29,7 +31,7 @@ demo: deps emoji ## train on 7,226 emoji for five minutes and show what the mode
 	cargo build --release --quiet -p lcl-data --example pack_emoji
 	@scripts/demo.sh
 
-test: deps cluster-deps helm s3 images emoji .deps/test-py/.complete ## run every test
+test: deps cluster-deps helm s3 images emoji test-py ## run every test
 	cargo test --workspace --no-fail-fast
 	python3 images/test/assembly.py
 
@@ -48,10 +50,10 @@ cluster: deps cluster-deps helm images emoji ## start a real Kubernetes with thr
 cluster-down: ## take it down and check that nothing is left
 	@$(CARGO_TARGET_DIR)/debug/lcl-cluster down
 
-verify: deps $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## formatting, lints, licences; changes no file of the project
+verify: deps ## formatting, lints, licences; changes no file of the project
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
-	@scripts/deny.sh $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)
+	@scripts/deny.sh "$$(scripts/cargo-deny.sh)"
 
 fix: deps ## format and write the generated files anew
 	cargo fmt --all
@@ -89,8 +91,15 @@ chaos: deps ## faults at every place in both modes (15 minutes), then RUNS rando
 sim: ## RUNS simulated runs from SEED on: the real coordinator and clients on a simulated network (0.1 s each)
 	RUNS=$(RUNS) SEED=$(SEED) cargo test -p lcl-sim -- --ignored --nocapture
 
-clean: ## remove what was built; .deps stays
+clean: ## remove what was built; the cache of what was fetched stays
 	cargo clean
+
+clean-cache: ## remove what was fetched or built for all clones (LCL_CACHE, else ~/.cache/lcl), and name it
+	@source scripts/cache.sh && cache_clean
+
+# ROOT=FOLDER, where there is room for 30 GB. ONLY=deps, demo or test does a part.
+fresh: ## make a minimal Debian 12 in a folder and run `make demo` and `make test` in it, with an empty cache (hours)
+	@ONLY=$(ONLY) scripts/fresh.sh $(ROOT)
 
 # The image that keeps a pod's namespaces open on the nodes of a cluster for tests.
 $(CARGO_TARGET_DIR)/images/pause.tar: images/test/pause.c images/assemble.sh images/roots.sh | images-deps
@@ -98,13 +107,5 @@ $(CARGO_TARGET_DIR)/images/pause.tar: images/test/pause.c images/assemble.sh ima
 	images/assemble.sh $(@D)/programs $(@D) pause
 
 # Python with numpy alone, for the test that reads exported weights from outside.
-.deps/test-py/.complete: tests/python/requirements.txt
-	python3 -m venv .deps/test-py
-	.deps/test-py/bin/python -m pip install --quiet --requirement $<
-	touch $@
-
-# Not optimised: building it takes longer than all that it ever does.
-$(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
-	cargo install --quiet --locked --debug --root .deps/tools --target-dir .deps/tools/target cargo-deny@$(CARGO_DENY_VERSION)
-	rm -rf .deps/tools/target
-	mv $(TOOLS)/cargo-deny $@
+test-py:
+	@scripts/python.sh test-py tests/python/requirements.txt > /dev/null

@@ -6,21 +6,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=.deps/py/bin/python
 TARGET=${CARGO_TARGET_DIR:-target}
+source scripts/cache.sh
+PHOTOS=$(cache_entry photos-1 bench/photos.txt)
+
+photos() { # photos DIR
+  $PYTHON -m pip install --quiet --no-deps --target "$1" --requirement bench/photos.txt
+}
 
 # What the comparisons with Python programs need.
 prepare_python() {
-  # Installed once per list: a changed list is installed anew.
-  if ! cmp -s bench/requirements.txt .deps/py/.requirements; then
-    echo "fetching PyTorch and open_clip to compare with (about 3 GB, once)" >&2
-    python3 -m venv .deps/py
-    $PYTHON -m pip install --quiet --requirement bench/requirements.txt
-    cp bench/requirements.txt .deps/py/.requirements
-  fi
-  if ! cmp -s bench/photos.txt .deps/py-images/.requirements; then
-    rm -rf .deps/py-images
-    $PYTHON -m pip install --quiet --no-deps --target .deps/py-images --requirement bench/photos.txt
-    cp bench/photos.txt .deps/py-images/.requirements
-  fi
+  # PyTorch and open_clip to compare with are about 3 GB, once.
+  scripts/python.sh py bench/requirements.txt > /dev/null
+  cache_fill "$PHOTOS" photos
+  cache_link "$PHOTOS" photos
   scripts/npm-emoji.sh
 
   cargo build --release --quiet -p lcl-torch --example bench_step --example bench_members
@@ -42,7 +40,7 @@ part() {
     elastic) $PYTHON bench/elastic_compare.py --binary "$TARGET/release/examples/bench_members" ;;
     recovery) $PYTHON bench/recovery.py --trainer "$TARGET/release/lcl-trainer" ;;
     checkpoint) $PYTHON bench/checkpoint.py --binary "$TARGET/release/examples/bench_checkpoint" --folder "$TARGET" ;;
-    image) $PYTHON bench/image.py --photos .deps/py-images --binary "$TARGET/release/examples/bench_image" ;;
+    image) $PYTHON bench/image.py --photos .deps/photos --binary "$TARGET/release/examples/bench_image" ;;
     tokenizer) $PYTHON bench/tokenizer.py --binary "$TARGET/release/examples/bench_tokenizer" ;;
     jobs) cargo bench --quiet -p lcl-operator --bench jobs ;;
     coordinator) cargo bench --quiet -p lcl-coordinator --bench load ;;
