@@ -10,7 +10,8 @@ export LCL_CACHE
 cache_entry() {
   local name=$1 digest
   shift
-  digest=$(cat -- "$@" | sha256sum)
+  # Said here: in a command substitution the shell does not stop at errors.
+  digest=$(cat -- "$@" | sha256sum) || return
   echo "$name-${digest:0:12}"
 }
 

@@ -10,9 +10,10 @@ go_module_version() {
 
 # go_entry NAME-VERSION FOLDER WORD...: the cache's entry for programs of the module in FOLDER; the WORDs are what else they depend on.
 go_entry() {
-  local name=$1 folder=$2
+  local name=$1 folder=$2 go
   shift 2
-  cache_entry "$name" "$folder/go.mod" "$folder/go.sum" - <<< "$(scripts/go.sh version) $(declare -f go_build) $*"
+  go=$(scripts/go.sh version) || return
+  cache_entry "$name" "$folder/go.mod" "$folder/go.sum" - <<< "$go $(declare -f go_build) $*"
 }
 
 # go_build FOLDER OUT LDFLAGS PACKAGE...: builds programs into OUT, a folder.

@@ -15,7 +15,8 @@ fill() { # fill DIR
 }
 
 # It is tied to the Python it was made with.
-entry=$(cache_entry "$name-$(python3 -c 'import platform; print(platform.python_version())')" "$requirements" - <<< "$(python3 -c 'import sys; print(sys.version, sys.base_prefix)')")
+version=$(python3 -c 'import platform; print(platform.python_version())')
+entry=$(cache_entry "$name-$version" "$requirements" - <<< "$(python3 -c 'import sys; print(sys.version, sys.base_prefix)')")
 cache_fill "$entry" fill
 cache_link "$entry" "$name"
 echo "$PWD/.deps/$name/bin/python"
