@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Where rustup puts cargo, also for the shell that runs make while it is being installed.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help deps emoji demo test verify fix bench images images-deps images-check helm s3 chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
+.PHONY: help deps emoji demo test test-deps verify fix bench images images-deps images-check helm s3 chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -27,24 +27,29 @@ emoji:
 	@scripts/npm-emoji.sh
 
 demo: deps emoji ## train on 7,226 emoji for five minutes and show what the model learnt
-	cargo build --release --quiet -p lcl -p lcl-trainer -p lcl-coordinator
-	cargo build --release --quiet -p lcl-data --example pack_emoji
+	cargo build --release --quiet -p lcl -p lcl-trainer -p lcl-coordinator -p lcl-data --bins --example pack_emoji
 	@scripts/demo.sh
 
-test: deps cluster-deps helm s3 images emoji test-py ## run every test
-	cargo test --workspace --no-fail-fast
-	python3 images/test/assembly.py
+test: deps test-deps ## run every test
+	@scripts/test.sh
+
+# What the tests use besides what a build does.
+test-deps: cluster-deps helm s3 emoji images-deps test-py
+	@scripts/nextest.sh > /dev/null
+
 
 # What clusters for tests are made of; the first time it may take ten minutes.
 cluster-deps:
 	@scripts/debian.sh cluster
 	@scripts/kube.sh > /dev/null
 
-cluster: deps cluster-deps helm images emoji ## start a real Kubernetes with three nodes on this machine, with the images and the example's data
-	cargo build --quiet -p lcl-cluster
-	cargo build --quiet -p lcl-data --example pack_emoji
+# With the programs that the tests use: with all of the workspace's features, so that neither compiles what the other has compiled.
+# IMAGES=target/images takes those of `make images` instead.
+cluster: deps cluster-deps helm images-deps emoji ## start a real Kubernetes with three nodes on this machine, with the images and the example's data
+	cargo build --quiet --workspace --bin lcl --bin lcl-operator --bin lcl-coordinator --bin lcl-trainer --bin lcl-cluster --example pack_emoji
+	@images/test/images.sh
 	@scripts/example-volumes.sh
-	@$(CARGO_TARGET_DIR)/debug/lcl-cluster up --nodes 3 $(foreach image,pause lcl-operator lcl-coordinator lcl-trainer,--image $(CARGO_TARGET_DIR)/images/$(image).tar)
+	@$(CARGO_TARGET_DIR)/debug/lcl-cluster up --nodes 3 $(foreach image,pause lcl-operator lcl-coordinator lcl-trainer,--image $(or $(IMAGES),$(CARGO_TARGET_DIR)/test-images)/$(image).tar)
 	@echo "  export PATH=$$(dirname "$$(scripts/helm.sh)"):\$$PATH"
 
 cluster-down: ## take it down and check that nothing is left
@@ -85,11 +90,11 @@ bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with 
 
 # ONLY=everywhere does the first half alone, with PLAN=name one run of it; ONLY=many_runs does the second.
 chaos: deps ## faults at every place in both modes (15 minutes), then RUNS random runs from SEED on, summed up (a minute each)
-	cargo build -p lcl-coordinator -p lcl-trainer
-	RUNS=$(RUNS) SEED=$(SEED) PLAN=$(PLAN) cargo test -p lcl-trainer -p lcl-coordinator --test chaos -- $(ONLY) --ignored --nocapture --test-threads=1
+	cargo build --workspace --bin lcl-coordinator --bin lcl-trainer --test chaos
+	RUNS=$(RUNS) SEED=$(SEED) PLAN=$(PLAN) cargo test --workspace --test chaos -- $(ONLY) --ignored --nocapture --test-threads=1
 
 sim: ## RUNS simulated runs from SEED on: the real coordinator and clients on a simulated network (0.1 s each)
-	RUNS=$(RUNS) SEED=$(SEED) cargo test -p lcl-sim -- --ignored --nocapture
+	RUNS=$(RUNS) SEED=$(SEED) cargo test --workspace --test simulation -- --ignored --nocapture
 
 clean: ## remove what was built; the cache of what was fetched stays
 	cargo clean
@@ -100,11 +105,6 @@ clean-cache: ## remove what was fetched or built for all clones (LCL_CACHE, else
 # ROOT=FOLDER, where there is room for 30 GB. ONLY=deps, demo or test does a part.
 fresh: ## make a minimal Debian 12 in a folder and run `make demo` and `make test` in it, with an empty cache (hours)
 	@ONLY=$(ONLY) scripts/fresh.sh $(ROOT)
-
-# The image that keeps a pod's namespaces open on the nodes of a cluster for tests.
-$(CARGO_TARGET_DIR)/images/pause.tar: images/test/pause.c images/assemble.sh images/roots.sh | images-deps
-	mkdir -p $(@D)/programs
-	images/assemble.sh $(@D)/programs $(@D) pause
 
 # Python with numpy alone, for the test that reads exported weights from outside.
 test-py:

@@ -4,7 +4,7 @@
 #
 # The digest depends on the programs, on libtorch, on the Debian packages whose files are taken, and on the pinned umoci; not on the
 # time, the folder, the user or the registry's name. LCL_IMAGE_REGISTRY (default lcl.dev) and LCL_IMAGE_TAG (default the version in
-# Cargo.toml) are the name under which an archive is imported.
+# Cargo.toml) are the name under which an archive is imported. LCL_IMAGE_COMPRESSION (default gzip, or none) is that of the layers.
 set -euo pipefail
 PROGRAMS=$(realpath "$1")
 OUT=$(realpath -m "$2")
@@ -26,7 +26,7 @@ trap 'rm -rf "$WORK"' EXIT
 
 layer() { # layer LAYOUT NAME ROOT WHAT: adds the folder ROOT as a layer
   tar --directory="$3" --sort=name --format=gnu --mtime=@0 --owner=0 --group=0 --numeric-owner --create --file="$WORK/layer.tar" .
-  "$UMOCI" raw add-layer --image "$1:$2" --compress gzip --history.created $EPOCH --history.author lcl --history.created_by "$4" "$WORK/layer.tar"
+  "$UMOCI" raw add-layer --image "$1:$2" --compress "${LCL_IMAGE_COMPRESSION:-gzip}" --history.created $EPOCH --history.author lcl --history.created_by "$4" "$WORK/layer.tar"
   rm -rf "$WORK/layer.tar" "$3"
 }
 

@@ -80,6 +80,7 @@ licenses_of_libraries() { # licenses_of_libraries SYSTEM_ROOT LIBTORCH_ROOT
   for package in libgcc-s1 libstdc++6; do
     put "/usr/share/doc/$package/copyright" "$1" "usr/share/doc/$package/copyright"
   done
+  [ -d "$2" ] || return 0 # without libtorch
   [ -d "$LIBTORCH/licenses" ] || { echo "$LIBTORCH has no licenses/, which an image with libtorch has to carry: run 'make deps' with LIBTORCH unset, or put them there" >&2; return 1; }
   while read -r file; do
     put "$LIBTORCH/licenses/$file" "$2" "usr/share/doc/libtorch/$file"
@@ -102,7 +103,6 @@ for name in "$@"; do
     put "$PROGRAMS/$name.licenses" "$root/program" usr/share/doc/lcl/LICENSES-OF-CRATES
   fi
   if readelf --program-headers --wide "$root/program/usr/local/bin/$name" | grep --quiet INTERP; then
-    install -d "$root/libtorch"
     libraries "$root/program/usr/local/bin/$name" "$root/base" "$root/libtorch"
     licenses_of_libraries "$root/base" "$root/libtorch"
   fi

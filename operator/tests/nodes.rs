@@ -74,8 +74,8 @@ impl Stage {
 
 /// `make test` puts the images there.
 fn image(name: &str) -> Result<PathBuf> {
-    let path = program("lcl-cluster")?.ancestors().nth(2).context("the target folder")?.join(format!("images/{name}.tar"));
-    ensure!(path.is_file(), "{} is missing: `make images` builds it", path.display());
+    let path = program("lcl-cluster")?.ancestors().nth(2).context("the target folder")?.join(format!("test-images/{name}.tar"));
+    ensure!(path.is_file(), "{} is missing: `images/test/images.sh` makes it", path.display());
     Ok(path)
 }
 

@@ -88,7 +88,10 @@ pub struct CheckpointFolder {
 impl Run {
     /// The arguments of `train` for it, with the configuration written to its file.
     pub fn arguments(&self, more: &[&str]) -> Result<Vec<String>> {
-        fs::write(&self.config_file, serde_json::to_vec_pretty(&self.config)?)?;
+        // By a rename: a member that was started a moment ago may be reading it.
+        let written = self.config_file.with_extension("json.part");
+        fs::write(&written, serde_json::to_vec_pretty(&self.config)?)?;
+        fs::rename(&written, &self.config_file)?;
         let mut arguments = vec!["train".to_owned(), "--config".to_owned(), self.config_file.display().to_string()];
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         Ok(arguments)

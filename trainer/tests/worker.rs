@@ -176,6 +176,7 @@ fn training_goes_on_without_a_coordinator_and_without_checkpoints_and_members_wa
         .filter(|event| event["event"] == "checkpoint_committed")
         .filter_map(|event| event["completed_steps"].as_u64())
         .collect();
-    ensure!(committed.iter().any(|step| (36..160).contains(step)), "none under the next coordinator: {events:?}");
+    // On a busy disk it may be the last one alone.
+    ensure!(committed.iter().any(|step| (36..=160).contains(step)), "none under the next coordinator: {events:?}");
     run.expect_same_work(&alone)
 }

@@ -21,8 +21,8 @@ fn start(nodes: u8) -> Result<Cluster> {
 /// `make test` and `make cluster` put it there.
 fn pause_image() -> Result<PathBuf> {
     let target = Path::new(PROGRAM).ancestors().nth(2).context("the target folder")?;
-    let path = target.join("images/pause.tar");
-    ensure!(path.is_file(), "{} is missing: `make test` builds it", path.display());
+    let path = target.join("test-images/pause.tar");
+    ensure!(path.is_file(), "{} is missing: `images/test/images.sh pause` makes it", path.display());
     Ok(path)
 }
 

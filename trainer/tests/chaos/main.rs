@@ -1,7 +1,7 @@
 //! Real processes, and what can befall them: kills, stops, joins, leaves and the loss of the coordinator, at named places in a member and
 //! at any moment. Whatever happens, the run ends as if nothing had.
 //!
-//! `cargo test -p lcl-trainer -p lcl-coordinator --test chaos` has a few runs drawn from seeds and a short directed one.
+//! `cargo test --workspace --test chaos` has a few runs drawn from seeds and a short directed one.
 //! `make chaos RUNS=100 SEED=1` has every fault at every place in both modes, and draws a hundred. `ONLY=everywhere` and `ONLY=many_runs` do
 //! one of both, `PLAN=frozen` a single directed run. A run that fails prints its plan and the command that repeats it, and leaves its logs.
 //!
@@ -110,9 +110,9 @@ fn the_command_that_a_failing_run_prints_repeats_this_run_alone() -> Result<()> 
         }
         let shown = String::from_utf8(make.output()?.stdout)?;
         let (built, run) = shown.trim_end().rsplit_once('\n').context("make does too little")?;
-        assert!(built.ends_with("cargo build -p lcl-coordinator -p lcl-trainer"), "{shown}");
+        assert!(built.ends_with("cargo build --workspace --bin lcl-coordinator --bin lcl-trainer --test chaos"), "{shown}");
         let (cargo, arguments) = run.split_once(" -- ").context("no arguments for the test")?;
-        assert_eq!(cargo, format!("{variables}cargo test -p lcl-trainer -p lcl-coordinator --test chaos"));
+        assert_eq!(cargo, format!("{variables}cargo test --workspace --test chaos"));
         // It is listed without this, too, but not run.
         assert!(arguments.contains(" --ignored "), "{run}");
         let listed = Command::new(env::current_exe()?).args(arguments.split_whitespace()).arg("--list").output()?;
