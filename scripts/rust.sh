@@ -25,7 +25,8 @@ install_rustup() {
   echo "$digest  $work/rustup-init" | sha256sum --check --quiet >&2 || return 1
   chmod +x "$work/rustup-init"
   # A Rust of the distribution may stay: rustup's comes first on the PATH.
-  RUSTUP_INIT_SKIP_PATH_CHECK=yes "$work/rustup-init" -y --quiet --no-modify-path --profile minimal --default-toolchain "$VERSION" --component clippy --component rustfmt
+  RUSTUP_INIT_SKIP_PATH_CHECK=yes "$work/rustup-init" -y --quiet --no-modify-path --profile minimal --default-toolchain "$VERSION" --component clippy --component rustfmt > /dev/null
+  echo "for your own shell: . ${CARGO_HOME:-$HOME/.cargo}/env"
 }
 
 present && exit
