@@ -75,9 +75,9 @@ copy() { # copy ROOT PATH...: those that are there
 
 settings_of_clients() { # settings_of_clients ROOT
   local name home=${HOME:-/root}
-  copy "$1" /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/npmrc /etc/gitconfig /usr/local/share/ca-certificates
-  chroot "$1" update-ca-certificates > /dev/null 2>&1
-  for name in .pip .config/pip .npmrc .config/go/env .cargo/config.toml .gitconfig .config/git/config; do
+  copy "$1" /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/npmrc /usr/local/share/ca-certificates
+  env -u TMPDIR chroot "$1" update-ca-certificates > "$ROOT.log" 2>&1 || { cat "$ROOT.log" >&2; return 1; }
+  for name in .pip .config/pip .npmrc .config/go/env .cargo/config.toml; do
     [ -e "$home/$name" ] || continue
     mkdir -p "$1/root/$(dirname "$name")"
     cp --archive --dereference --no-target-directory "$home/$name" "$1/root/$name"
@@ -89,8 +89,9 @@ clear_environment() {
   local name
   for name in $(compgen -e); do
     case $name in
+      # Folders of this machine.
+      PIP_FIND_LINKS | CARGO_TARGET_DIR | CARGO_BUILD_* | CARGO_HOME | CARGO_MAKEFLAGS) unset "$name" ;;
       *_PROXY | *_proxy | PIP_* | NPM_* | npm_config_* | GOPROXY | GOSUMDB | GONOSUMDB | GOPRIVATE | GOFLAGS) ;;
-      CARGO_TARGET_DIR | CARGO_BUILD_* | CARGO_HOME | CARGO_MAKEFLAGS) unset "$name" ;;
       CARGO_* | RUSTUP_DIST_SERVER | RUSTUP_UPDATE_ROOT) ;;
       SSL_CERT_FILE | SSL_CERT_DIR | CURL_CA_BUNDLE | REQUESTS_CA_BUNDLE | GIT_SSL_CAINFO | NODE_EXTRA_CA_CERTS) ;;
       PATH | HOME | TERM | CI | ONLY) ;;
@@ -105,7 +106,7 @@ mkdir -p "$ROOT"
 ROOT=$(realpath "$ROOT")
 [ -z "$(ls -A "$ROOT")" ] || { echo "$ROOT is not empty" >&2; exit 1; }
 # Mounts are in another namespace and gone by then; should one be seen from here, it is not followed.
-remove() { [ "${KEEP:-}" = yes ] || rm -rf --one-file-system "$ROOT"; }
+remove() { rm -f "$ROOT.log"; [ "${KEEP:-}" = yes ] || rm -rf --one-file-system "$ROOT"; }
 trap remove EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -114,7 +115,7 @@ begin=$(date +%s)
 MIRROR=$(mirror)
 echo "making a minimal Debian ($SUITE) in $ROOT"
 debootstrap --variant=minbase --include=git,make,ca-certificates $SUITE "$ROOT" ${MIRROR:+"$MIRROR"} > "$ROOT.log" 2>&1 || { tail -n 20 "$ROOT.log" >&2; exit 1; }
-rm -f "$ROOT.log"
+chmod 755 "$ROOT"
 settings_of_apt "$ROOT"
 settings_of_clients "$ROOT"
 [ -z "$(git status --porcelain)" ] || echo "what is not committed does not take part" >&2
