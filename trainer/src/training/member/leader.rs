@@ -57,7 +57,7 @@ impl Leader {
         let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
         let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
         let unique = format!("{}.{}.{}-{}", host_name(), std::process::id(), generation.epoch, generation.n);
-        let events = EventFile::create(folder.path(), unix_time(), &unique, progress.completed_steps + 1)
+        let events = EventFile::create(folder.path(), &folder.event_files()?, unix_time(), &unique, progress.completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
         let mut leader = Self {
             folder,
