@@ -117,7 +117,9 @@ fn metrics_and_health_are_served_over_http_and_follow_what_happens() {
         "lcl_coordinator_last_checkpoint_step 3",
         "lcl_coordinator_members{state=\"training\"} 1",
         "lcl_coordinator_store_bytes 8",
-        "lcl_coordinator_messages_total{direction=\"received\",kind=\"attach\"} 2",
+        // Who has no ticket attaches again with the one it is given.
+        "lcl_coordinator_messages_total{direction=\"received\",kind=\"attach\"} 3",
+        "lcl_coordinator_messages_total{direction=\"sent\",kind=\"ticket\"} 1",
         "lcl_coordinator_messages_total{direction=\"sent\",kind=\"form\"} 1",
         "lcl_coordinator_refused_peers_total{reason=\"configuration\"} 1",
     ]);
