@@ -156,9 +156,7 @@ fn refusal(reason: wire::refused::Reason) -> Result<Refusal, WireError> {
         Reason::ProtocolVersion(it) => Refusal::ProtocolVersion { member: it.member, version: it.version, coordinator: it.coordinator },
         Reason::Configuration(it) => Refusal::Configuration { member: it.member, digest: it.digest, expected: it.expected },
         Reason::Machine(it) => Refusal::Machine { member: it.member, machine: it.machine, expected: it.expected },
-        Reason::Superseded(it) => {
-            Refusal::Superseded { member: it.member, own: turn("own", it.own)?, newest: turn("newest", it.newest)? }
-        }
+        Reason::Superseded(it) => Refusal::Superseded { member: it.member, own: turn("own", it.own)?, newest: turn("newest", it.newest)? },
         Reason::StaleCoordinator(it) => {
             Refusal::StaleCoordinator { member: it.member, epoch: it.epoch, known: required_generation(it.known)? }
         }

@@ -41,7 +41,15 @@ fn every_message_of_a_member_is_read_back() {
         saved: Some(6),
     };
     let mut messages = vec![
-        ToCoordinator::Attach(Box::new(Attach { ticket: None, machine: None, known: None, held: None, group: None, saved: None, ..attach.clone() })),
+        ToCoordinator::Attach(Box::new(Attach {
+            ticket: None,
+            machine: None,
+            known: None,
+            held: None,
+            group: None,
+            saved: None,
+            ..attach.clone()
+        })),
         ToCoordinator::Attach(Box::new(attach)),
         ToCoordinator::Heartbeat {
             generation: None,

@@ -14,7 +14,8 @@ use std::{
 
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StoreError};
 use lcl_protocol::{
-    EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal, Role, slots_of,
+    EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal, Role,
+    slots_of,
 };
 
 /// Samples per step; no multiple of 3.
@@ -165,8 +166,7 @@ impl Trainer {
         };
         let killed = Arc::new(AtomicBool::new(false));
         let (client, commands) = MemberClient::start(options, settings).unwrap();
-        let process =
-            Process { client, commands, fabric: Arc::clone(fabric), run, state: None, plan: None, killed: Arc::clone(&killed) };
+        let process = Process { client, commands, fabric: Arc::clone(fabric), run, state: None, plan: None, killed: Arc::clone(&killed) };
         Self { thread: thread::spawn(move || process.run()), killed }
     }
 

@@ -24,7 +24,8 @@ impl Bench {
     /// Attached.
     fn new() -> Self {
         let name = MemberName { worker: "w-0".to_owned(), index: 0 };
-        let identity = Identity { name, incarnation: Incarnation { run: 1, start: 1 }, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
+        let identity =
+            Identity { name, incarnation: Incarnation { run: 1, start: 1 }, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
         let settings = MemberSettings {
             identity,
             config_digest: "d".to_owned(),

@@ -332,7 +332,10 @@ impl Simulation {
         let (run, ticket) = *self.places[&name.worker].last().expect("somebody has the place");
         assert_eq!(newest.ticket, ticket);
         if run == incarnation.run {
-            let by = self.processes.iter().find(|other| other.name == *name && other.incarnation.run == run && other.incarnation.start > own.start);
+            let by = self
+                .processes
+                .iter()
+                .find(|other| other.name == *name && other.incarnation.run == run && other.incarnation.start > own.start);
             assert!(by.is_some(), "nothing newer than process {process} was started by its worker");
         } else {
             assert!(own.ticket < ticket, "process {process} of {name} with {own} is no older than {newest}");
