@@ -259,6 +259,12 @@ pub struct MemberArgs {
     /// Its number within the worker.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub index: u32,
+    /// Number of the worker's run, the same for all members that it starts; drawn at random for a member that no worker starts.
+    #[arg(long, value_name = "NUMBER")]
+    pub run: Option<u64>,
+    /// How often that run has started this member.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "run")]
+    pub start: u64,
     /// Threads, instead of the configuration's.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZero<usize>>,

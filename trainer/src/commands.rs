@@ -13,8 +13,9 @@ use std::{
 use clap::ValueEnum;
 use indicatif::MultiProgress;
 use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
-use lcl_coordinator::{Security, SecurityError};
+use lcl_coordinator::{Security, SecurityError, draw_number};
 use lcl_data::show::{ShowOptions, ShowTransform};
+use lcl_protocol::Incarnation;
 use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective};
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -303,6 +304,7 @@ fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, Comm
         coordinator: place.coordinator.clone(),
         worker: place.worker.clone(),
         index: arguments.index,
+        incarnation: Incarnation { run: arguments.run.unwrap_or_else(draw_number), start: arguments.start },
         node: place.node.clone(),
         host: place.host,
         job: place.job.clone(),

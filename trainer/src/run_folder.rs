@@ -17,13 +17,13 @@ use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions}
 use tempfile::TempDir;
 use url::Url;
 
-use crate::journal;
+use crate::{journal, tensorboard};
 
 /// Held by the process that trains in the folder.
 const LOCK_FILE: &str = ".lock";
 
 /// What a run's files other than checkpoints are called; `--fresh --delete-existing` removes these and no others.
-const OWN_PREFIXES: [&str; 3] = [journal::METRICS_FILE, journal::RUN_FILE, "events.out.tfevents."];
+const OWN_PREFIXES: [&str; 3] = [journal::METRICS_FILE, journal::RUN_FILE, tensorboard::NAME_PREFIX];
 
 /// The folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +129,19 @@ impl RunFolder {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Names of the event files that the run has so far, wherever they lie.
+    pub fn event_files(&self) -> Result<Vec<String>, RunFolderError> {
+        if self.upload.is_some() {
+            return Ok(self.store.file_names(tensorboard::NAME_PREFIX)?);
+        }
+        let error = |source| RunFolderError::File { path: self.path.clone(), source };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(error)? {
+            names.extend(entry.map_err(error)?.file_name().into_string().ok().filter(|name| name.starts_with(tensorboard::NAME_PREFIX)));
+        }
+        Ok(names)
     }
 
     /// Makes room for a fresh start. Refuses when something is there, unless `delete_existing`.
@@ -285,6 +298,26 @@ mod tests {
         let temporary = second.path().to_owned();
         drop(second);
         assert!(!temporary.exists(), "the temporary folder stays");
+    }
+
+    #[test]
+    fn the_event_files_of_a_run_are_those_in_its_folder_and_those_that_were_sent_to_its_object_store() {
+        let event_file = "events.out.tfevents.1700000000.host.1";
+        let folder = TempDir::new().unwrap();
+        let local = RunFolder::open(&uri(&folder)).unwrap();
+        let store = CheckpointStore::from_object_store("memory", Arc::new(InMemory::new()), u64::MAX).unwrap();
+        let mut remote = RunFolder::on_object_store(store.clone()).unwrap();
+        for run in [&local, &remote] {
+            assert_eq!(run.event_files().unwrap(), [""; 0]);
+            for name in [event_file, "metrics.jsonl"] {
+                fs::write(run.path().join(name), "x").unwrap();
+            }
+        }
+        remote.finish_upload(&[remote.path().join(event_file), remote.path().join("metrics.jsonl")]).unwrap();
+        // Another process finds them, too.
+        for run in [local, RunFolder::on_object_store(store).unwrap()] {
+            assert_eq!(run.event_files().unwrap(), [event_file]);
+        }
     }
 
     #[test]

@@ -269,6 +269,10 @@ impl<C: Crew> Supervisor<'_, C> {
         if matches!(code, Some(ExitCode::Permanent | ExitCode::Usage)) {
             return Some(Outcome { code: ExitCode::Permanent, cause });
         }
+        if code == Some(ExitCode::Superseded) && !is_over {
+            // Whatever this process starts is refused, too; what started this process may start another.
+            return Some(Outcome { code: ExitCode::Retryable, cause });
+        }
         if process.role.works {
             match code {
                 Some(ExitCode::Success) => {

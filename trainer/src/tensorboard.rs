@@ -2,6 +2,7 @@
 //!
 //! Comes in: a step number and named values. Goes out: `events.out.tfevents.…` in the run's folder, one file a process.
 //! A process that goes on from step n says so in its file (a session log `START` at step n), at which `TensorBoard` drops older points from n on.
+//! Older is what stands in a file whose name comes before, so names have to come in the order of the starts, whatever the clock says.
 
 use std::{
     fs::{File, OpenOptions},
@@ -72,6 +73,15 @@ pub struct SessionLog {
 /// `SessionLog.SessionStatus.START`.
 const SESSION_START: i32 = 1;
 
+/// Beginning of an event file's name, before the number that orders it.
+pub const NAME_PREFIX: &str = "events.out.tfevents.";
+
+/// Digits of that number. Unix time in seconds has as many from 2001 to 2286.
+const DIGITS: usize = 10;
+
+/// The year 2100: a clock that says more is wrong, and would leave no room for numbers above its own.
+const LATEST: u64 = 4_102_444_800;
+
 /// An open event file.
 #[derive(Debug)]
 pub struct EventFile {
@@ -80,12 +90,13 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Creates the file of a process that goes on from `first_step`; `unique` tells its name from those of other processes.
+    /// Creates the file of a process that goes on from `first_step`; `unique` tells its name from those of other processes, and its name
+    /// comes after all of `before`, those of the files that the run's folder holds.
     ///
     /// `time` is Unix time in seconds.
-    pub fn create(folder: &Path, time: f64, unique: &str, first_step: u64) -> io::Result<Self> {
+    pub fn create(folder: &Path, before: &[String], time: f64, unique: &str, first_step: u64) -> io::Result<Self> {
         // TensorBoard reads every file whose name holds `tfevents`, in the order of the names.
-        let path = folder.join(format!("events.out.tfevents.{:010}.{unique}", time.max(0.0) as u64));
+        let path = folder.join(format!("{NAME_PREFIX}{:0DIGITS$}.{unique}", number_after(before, time)));
         // Appending: after a record that did not fit was cut off, the next one follows what stayed.
         let mut events = Self { file: OpenOptions::new().create(true).append(true).open(&path)?, path };
         events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
@@ -114,6 +125,16 @@ impl EventFile {
             let _ = self.file.set_len(before);
         })
     }
+}
+
+/// The time, unless the clock has gone back since one of these files was made: then the number after it.
+fn number_after(names: &[String], time: f64) -> u64 {
+    let number = |name: &String| {
+        let digits = name.strip_prefix(NAME_PREFIX)?.split('.').next().filter(|digits| digits.len() == DIGITS)?;
+        digits.parse::<u64>().ok()
+    };
+    let next = names.iter().filter_map(number).max().map_or(0, |newest| newest + 1);
+    next.max((time.max(0.0) as u64).min(LATEST))
 }
 
 fn to_step(step: u64) -> i64 {
@@ -221,7 +242,7 @@ mod tests {
     #[test]
     fn an_independent_reader_finds_version_session_and_values() {
         let folder = tempfile::tempdir().unwrap();
-        let mut events = EventFile::create(folder.path(), 1_700_000_000.5, "host.1", 7).unwrap();
+        let mut events = EventFile::create(folder.path(), &[], 1_700_000_000.5, "host.1", 7).unwrap();
         events.scalars(1_700_000_001.0, 8, &[("loss/total", 2.5), ("speed/samples_per_second", 1e6)]).unwrap();
         assert!(events.path().file_name().unwrap().to_str().unwrap().contains("tfevents.1700000000."));
         let records = records(&std::fs::read(events.path()).unwrap());
@@ -249,5 +270,61 @@ mod tests {
             })
             .collect();
         assert_eq!(values, [("loss/total".to_owned(), 2.5), ("speed/samples_per_second".to_owned(), 1e6)]);
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The steps whose points `TensorBoard` shows: it reads the files in the order of their names, and a `START` drops what it has read
+    /// from that step on. (So do all of its readers: `EventAccumulator`, `plugin_event_accumulator`, and the data server.)
+    fn shown(folder: &Path) -> Vec<u64> {
+        let mut steps = Vec::new();
+        for name in names(folder) {
+            for record in records(&std::fs::read(folder.join(name)).unwrap()) {
+                let fields = fields(&record);
+                let step = fields.iter().find_map(|(number, value)| match value {
+                    Value::Number(step) if *number == 2 => Some(*step),
+                    _ => None,
+                });
+                let has = |wanted: u64| fields.iter().any(|(number, _)| *number == wanted);
+                match step {
+                    Some(step) if has(7) => steps.retain(|before| *before < step),
+                    Some(step) if has(5) => steps.push(step),
+                    _ => {}
+                }
+            }
+        }
+        steps
+    }
+
+    #[test]
+    fn every_point_shows_whatever_the_clock_says_at_each_start() {
+        let set_back_and_on = [1_700_000_100.0, 1_700_000_040.0, 1_700_000_040.0, -5.0, f64::NAN, 1e18, 1_700_000_200.0];
+        let folder = tempfile::tempdir().unwrap();
+        let mut last = String::new();
+        for (start, time) in (0..).zip(set_back_and_on) {
+            // Three steps beyond the checkpoint from which the next start goes on are trained anew.
+            let first = 10 * start + 1;
+            let mut events = EventFile::create(folder.path(), &names(folder.path()), time, "host.7", first).unwrap();
+            (first..first + 13).for_each(|step| events.scalars(time, step, &[("loss/total", 1.0)]).unwrap());
+            let name = events.path().file_name().unwrap().to_str().unwrap().to_owned();
+            assert!(name > last, "{name} after {last}");
+            last = name;
+        }
+        assert_eq!(shown(folder.path()), (1..=73).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn a_name_carries_the_time_of_its_start_where_that_is_in_order() {
+        let number = |names: &[&str], time: f64| number_after(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), time);
+        assert_eq!(number(&[], 1_700_000_000.5), 1_700_000_000);
+        assert_eq!(number(&["events.out.tfevents.1700000000.host.1"], 1_700_000_007.0), 1_700_000_007);
+        assert_eq!(number(&["events.out.tfevents.1700000009.host.1", "metrics.jsonl"], 1_700_000_007.0), 1_700_000_010);
+        // Of other programs, and none of these numbers.
+        assert_eq!(number(&["events.out.tfevents.1700000000123.h", "events.out.tfevents.x", "events.out.tfevents."], 3.0), 3);
     }
 }

@@ -174,6 +174,7 @@ impl TrainError {
                 RunFolderError::InUse { .. } | RunFolderError::File { .. } => ExitCode::Retryable,
                 RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
             },
+            Self::Member(MemberRunError::Refused(Refusal::Superseded { .. })) => ExitCode::Superseded,
             // On another node its pod may fit.
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))

@@ -97,6 +97,10 @@ fn the_codes_of_the_processes_decide_the_code_of_the_whole() {
         "p1 ended: permanent failure (exit code 65): the words of 1",
     );
     check(&Case { scripts: &["exit 2"], ..CASE }, ExitCode::Permanent, "usage");
+    // So does one that another has taken the place of; but the whole may be started again.
+    let case = Case { scripts: &["exec sleep 1000", "exit 81"], ..CASE };
+    check(&case, ExitCode::Retryable, "p1 ended: superseded (exit code 81): the words of 1");
+    assert_eq!(run(&case).1, 2, "it was started again by this one");
 }
 
 #[test]

@@ -213,6 +213,10 @@ impl CheckpointStore {
         self.inner.local.is_some()
     }
 
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.inner.prefix
+    }
+
     /// Path of a file beside the checkpoints.
     pub(crate) fn file(&self, name: &str) -> Path {
         self.inner.prefix.clone().join(name)

@@ -21,11 +21,14 @@ pub enum ExitCode {
     Retryable = 75,
     /// Asked to stop (SIGTERM or SIGINT), finished its step and committed a checkpoint. Start again to continue; no failure is counted.
     Preempted = 80,
+    /// Of a member: a newer process bears its name, so that nothing its worker starts will be let in again. The worker ends; what started
+    /// the worker may start another.
+    Superseded = 81,
 }
 
 impl ExitCode {
     /// Every code.
-    pub const ALL: [Self; 5] = [Self::Success, Self::Usage, Self::Permanent, Self::Retryable, Self::Preempted];
+    pub const ALL: [Self; 6] = [Self::Success, Self::Usage, Self::Permanent, Self::Retryable, Self::Preempted, Self::Superseded];
 
     /// The number the process returns.
     #[must_use]
@@ -42,7 +45,7 @@ impl ExitCode {
     /// Whether starting again with the same input can lead further.
     #[must_use]
     pub const fn is_worth_another_try(self) -> bool {
-        matches!(self, Self::Retryable | Self::Preempted)
+        matches!(self, Self::Retryable | Self::Preempted | Self::Superseded)
     }
 }
 
@@ -54,6 +57,7 @@ impl fmt::Display for ExitCode {
             Self::Permanent => "permanent failure",
             Self::Retryable => "retryable failure",
             Self::Preempted => "preempted",
+            Self::Superseded => "superseded",
         })
     }
 }

@@ -19,15 +19,15 @@ use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use lcl_checkpoint::CheckpointStore;
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
 use lcl_data::{Batch, Dataset, Loader, LoaderOptions};
 use lcl_protocol::{
-    EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, MemberCommand, MemberError, MemberEvent, MemberName,
-    MemberSettings, Plan, Refusal, Role,
+    EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, Incarnation, MemberCommand, MemberError, MemberEvent,
+    MemberName, MemberSettings, Plan, Refusal, Role,
 };
 use lcl_torch::{
     Device, Learner, MemberStep, StepReport, choose_device,
@@ -85,6 +85,8 @@ pub struct MemberOptions {
     pub worker: String,
     /// Its number within the worker.
     pub index: u32,
+    /// Which process of that name this one is.
+    pub incarnation: Incarnation,
     /// The node it runs on.
     pub node: String,
     /// Address of this host under which the other members reach it.
@@ -206,7 +208,7 @@ impl<'a> MemberRun<'a> {
         let settings = MemberSettings {
             identity: MemberIdentity {
                 name: MemberName { worker: member.worker.clone(), index: member.index },
-                incarnation: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64),
+                incarnation: member.incarnation,
                 node: member.node.clone(),
                 address: member.host.to_string(),
             },

@@ -79,7 +79,8 @@ impl StepLoop {
         let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed, &run.learner);
         let unique = format!("{}.{}.{}", host_name(), process::id(), generation.epoch);
         // TensorBoard's points stand at completed steps; those after the restored one are dropped.
-        let events = EventFile::create(run.folder.path(), unix_time(), &unique, progress.completed_steps + 1)
+        let before = run.folder.event_files()?;
+        let events = EventFile::create(run.folder.path(), &before, unix_time(), &unique, progress.completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
         Ok(Self {
             loader,

@@ -1,6 +1,6 @@
 //! What the member of rank 0 does for all: `metrics.jsonl`, event files, the terminal.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
@@ -36,7 +36,7 @@ pub(super) struct Leader {
     rows: u64,
     skipped_samples: BTreeMap<String, u64>,
     skipped_updates: u64,
-    begin: f64,
+    begin: Instant,
     /// Step lines since the last upload began.
     unsent: usize,
 }
@@ -57,7 +57,7 @@ impl Leader {
         let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
         let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
         let unique = format!("{}.{}.{}-{}", host_name(), std::process::id(), generation.epoch, generation.n);
-        let events = EventFile::create(folder.path(), unix_time(), &unique, progress.completed_steps + 1)
+        let events = EventFile::create(folder.path(), &folder.event_files()?, unix_time(), &unique, progress.completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
         let mut leader = Self {
             folder,
@@ -68,7 +68,7 @@ impl Leader {
             rows: 0,
             skipped_samples: BTreeMap::new(),
             skipped_updates: 0,
-            begin: unix_time(),
+            begin: Instant::now(),
             unsent: 0,
         };
         for record in tally.since(opened.end, progress.completed_steps) {
@@ -141,7 +141,7 @@ impl Leader {
             parameter_hash: learner.parameter_hash()?,
             skipped_samples: self.skipped_samples.clone(),
             skipped_updates: self.skipped_updates,
-            training_seconds: unix_time() - self.begin,
+            training_seconds: self.begin.elapsed().as_secs_f64(),
             rows: self.rows,
         };
         self.record(&Record::Ended(ended));
