@@ -4,6 +4,7 @@
 //! A process that goes on from step n says so in its file (a session log `START` at step n), at which `TensorBoard` drops older points from n on.
 
 use std::{
+    collections::VecDeque,
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -72,11 +73,19 @@ pub struct SessionLog {
 /// `SessionLog.SessionStatus.START`.
 const SESSION_START: i32 = 1;
 
+/// Events kept in memory while the volume takes none; one has about 300 bytes. As many as lines of metrics.
+const MOST_PENDING: usize = 65_536;
+
 /// An open event file.
 #[derive(Debug)]
 pub struct EventFile {
-    file: File,
+    /// `None`: what it is open as may lead nowhere any more.
+    file: Option<File>,
     path: PathBuf,
+    /// Bytes of whole records.
+    length: u64,
+    /// Records that are not in the file yet.
+    pending: VecDeque<Vec<u8>>,
 }
 
 impl EventFile {
@@ -87,7 +96,9 @@ impl EventFile {
         // TensorBoard reads every file whose name holds `tfevents`, in the order of the names.
         let path = folder.join(format!("events.out.tfevents.{:010}.{unique}", time.max(0.0) as u64));
         // Appending: after a record that did not fit was cut off, the next one follows what stayed.
-        let mut events = Self { file: OpenOptions::new().create(true).append(true).open(&path)?, path };
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let length = file.metadata()?.len();
+        let mut events = Self { file: Some(file), path, length, pending: VecDeque::new() };
         events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
         let session = SessionLog { status: SESSION_START };
         events.write(&Event { wall_time: time, step: to_step(first_step), what: Some(What::SessionLog(session)) })?;
@@ -107,12 +118,26 @@ impl EventFile {
     }
 
     fn write(&mut self, event: &Event) -> io::Result<()> {
-        let before = self.file.metadata()?.len();
-        // One write, so that a kill between two cannot leave half a record.
-        self.file.write_all(&frame(&event.encode_to_vec())).inspect_err(|_| {
-            // After a full disk the file must not go on in the middle of a record. When even this fails, readers skip the broken end.
-            let _ = self.file.set_len(before);
-        })
+        if self.pending.len() == MOST_PENDING {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(frame(&event.encode_to_vec()));
+        while let Some(record) = self.pending.front() {
+            let mut file = match self.file.take() {
+                Some(file) => file,
+                None => OpenOptions::new().append(true).open(&self.path)?,
+            };
+            // Half a record of a write that failed must not stay: the next one would follow it. The file is this process's alone.
+            if file.metadata()?.len() > self.length {
+                file.set_len(self.length)?;
+            }
+            // One write, so that a kill between two cannot leave half a record.
+            file.write_all(record)?;
+            self.file = Some(file);
+            self.length += record.len() as u64;
+            self.pending.pop_front();
+        }
+        Ok(())
     }
 }
 
