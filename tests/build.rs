@@ -8,7 +8,12 @@ fn main() {
     println!("cargo:rerun-if-env-changed=CC");
     let library = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where to build")).join("libvolume.so");
     let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
-    let built = Command::new(&compiler).args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&library).arg(source).args(["-ldl"]).status();
+    let built = Command::new(&compiler)
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+        .arg(&library)
+        .arg(source)
+        .args(["-ldl"])
+        .status();
     assert!(built.as_ref().is_ok_and(|status| status.success()), "{} does not build {source}: {built:?}", compiler.display());
     println!("cargo:rustc-env=LCL_VOLUME_LIBRARY={}", library.display());
 }

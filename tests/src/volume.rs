@@ -82,7 +82,10 @@ impl Volume {
 
     /// Has the processes of this command see the volume's faults, those of now and of later.
     pub fn mount(&self, command: &mut Command) {
-        command.env("LD_PRELOAD", env!("LCL_VOLUME_LIBRARY")).env("LCL_VOLUME", &self.folder).env("LCL_VOLUME_CONTROL", self.control.path());
+        command
+            .env("LD_PRELOAD", env!("LCL_VOLUME_LIBRARY"))
+            .env("LCL_VOLUME", &self.folder)
+            .env("LCL_VOLUME_CONTROL", self.control.path());
     }
 
     /// From now on these calls fail; `times`: only so many of each kind.

@@ -77,7 +77,8 @@ fn run(case: &Case<'_>) -> (Outcome, usize) {
     let role = |index: usize| Role { name: format!("p{index}"), works: index < case.scripts.len(), returns: case.returns };
     let processes = (0..case.scripts.len() + usize::from(case.helper.is_some())).map(role).collect();
     let mut crew = Shells { scripts, stop: stop.clone(), stops_after: case.stops_after, started: 0 };
-    let rules = Rules { patience: case.patience, window: case.window, first_pause: Duration::from_millis(1), most_deaths: 4, ..Rules::new(stop) };
+    let rules =
+        Rules { patience: case.patience, window: case.window, first_pause: Duration::from_millis(1), most_deaths: 4, ..Rules::new(stop) };
     let outcome = supervise(&mut crew, processes, rules).unwrap();
     (outcome, crew.started)
 }
@@ -126,7 +127,11 @@ fn who_cannot_save_the_end_of_its_work_is_not_started_again_for_ever() {
     let script = format!("echo >> {count}; [ $(wc -l < {count}) -lt 100 ] || exit 0; exit 74");
     let (outcome, started) = run(&Case { scripts: &[&script], window: Duration::ZERO, ..CASE });
     assert_eq!((outcome.code, started), (ExitCode::Unsaved, 3), "{}", outcome.cause);
-    assert!(outcome.cause.contains("the last checkpoint is not written (exit code 74): the words of 0; so it ended 3 times"), "{}", outcome.cause);
+    assert!(
+        outcome.cause.contains("the last checkpoint is not written (exit code 74): the words of 0; so it ended 3 times"),
+        "{}",
+        outcome.cause
+    );
 }
 
 #[test]

@@ -82,7 +82,10 @@ pub enum RestoreError {
         rejected: Vec<Rejected>,
     },
     /// There are checkpoints, and the store does not give them out. They may be sound.
-    #[error("no checkpoint in `{uri}` can be read: {}; the store fails, and what it holds may be sound: try again when it answers", list(rejected))]
+    #[error(
+        "no checkpoint in `{uri}` can be read: {}; the store fails, and what it holds may be sound: try again when it answers",
+        list(rejected)
+    )]
     Unread {
         /// The store.
         uri: String,
@@ -142,9 +145,10 @@ pub fn restore(store: &CheckpointStore, id: CheckpointId, expected: Option<&[Ten
     let answer = store.block_on(async move { read_checkpoint(&reader, id, expected.as_deref()).await });
     answer.map_err(store_error)?.map_err(|problem| match problem {
         Problem::Gone => rejected_alone(store, id, MANIFEST_FILE, "is not there"),
-        Problem::Unread { file, reason } => {
-            RestoreError::Unread { uri: store.uri().to_owned(), rejected: vec![Rejected { id, file, reason, complete: true, unread: true }] }
-        }
+        Problem::Unread { file, reason } => RestoreError::Unread {
+            uri: store.uri().to_owned(),
+            rejected: vec![Rejected { id, file, reason, complete: true, unread: true }],
+        },
         Problem::Unusable { file, reason } => rejected_alone(store, id, &file, &reason),
         Problem::Mismatch { difference } => RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference },
     })
@@ -276,7 +280,7 @@ fn unusable(file: &str, reason: impl Into<String>) -> Problem {
 /// its place, for example. Clients of cloud stores have tried for a while before they say anything but "not found".
 fn refused(store: &CheckpointStore, file: &str, error: &(dyn std::error::Error + 'static)) -> Problem {
     let (file, reason) = (file.to_owned(), describe(error));
-    if !store.is_local() || VolumeFault::in_causes(error) == VolumeFault::Away {
+    if !store.is_local() || VolumeFault::of(error) == VolumeFault::Away {
         Problem::Unread { file, reason }
     } else {
         Problem::Unusable { file, reason }

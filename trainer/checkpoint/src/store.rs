@@ -15,14 +15,12 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use object_store::{
-    ObjectStore, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path,
-};
+use object_store::{ObjectStore, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path};
 use tokio::runtime::Runtime;
 use url::Url;
 
-pub use self::{error::StoreError, folders::CheckpointEntry};
 use self::folder::FolderObjects;
+pub use self::{error::StoreError, folders::CheckpointEntry};
 use crate::{
     id::CheckpointId,
     volume::{create_folder, while_away},

@@ -46,47 +46,42 @@ pub enum VolumeFault {
 }
 
 impl VolumeFault {
-    /// What an error of the system says.
+    /// What an error of the system says, or one that has such an error among its causes.
     #[must_use]
-    pub fn of(error: &io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(
-                libc::EIO
-                | libc::ESTALE
-                | libc::ENOTCONN
-                | libc::ESHUTDOWN
-                | libc::ETIMEDOUT
-                | libc::EHOSTDOWN
-                | libc::EHOSTUNREACH
-                | libc::ENETDOWN
-                | libc::ENETUNREACH
-                | libc::ECONNABORTED
-                | libc::ECONNREFUSED
-                | libc::ECONNRESET
-                | libc::ENODEV
-                | libc::ENXIO
-                | libc::EREMOTEIO
-                | libc::EAGAIN,
-            ) => Self::Away,
-            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Self::Full,
-            Some(libc::EROFS | libc::EACCES | libc::EPERM) => Self::Forbidden,
-            Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOLCK) => Self::Unsupported,
-            _ => Self::Other,
-        }
-    }
-
-    /// The same for an error that may have the system's among its causes.
-    #[must_use]
-    pub fn in_causes(error: &(dyn Error + 'static)) -> Self {
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            let fault = error.downcast_ref::<io::Error>().map_or(Self::Other, Self::of);
-            if fault != Self::Other {
-                return fault;
+            if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+                return Self::of_number(number);
             }
             cause = error.source();
         }
         Self::Other
+    }
+
+    fn of_number(number: i32) -> Self {
+        match number {
+            libc::EIO
+            | libc::ESTALE
+            | libc::ENOTCONN
+            | libc::ESHUTDOWN
+            | libc::ETIMEDOUT
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::ECONNABORTED
+            | libc::ECONNREFUSED
+            | libc::ECONNRESET
+            | libc::ENODEV
+            | libc::ENXIO
+            | libc::EREMOTEIO
+            | libc::EAGAIN => Self::Away,
+            libc::ENOSPC | libc::EDQUOT | libc::EFBIG => Self::Full,
+            libc::EROFS | libc::EACCES | libc::EPERM => Self::Forbidden,
+            libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOLCK => Self::Unsupported,
+            _ => Self::Other,
+        }
     }
 
     /// Whether starting again on the same volume would fail again until somebody changes it.
@@ -147,7 +142,9 @@ impl fmt::Display for Volume {
 
 /// Spaces, tabs, line ends and backslashes stand there as three octal digits.
 fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")].iter().fold(field.to_owned(), |text, (code, character)| text.replace(code, character))
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(field.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
 /// Does `operation` until it succeeds, fails with something else than a volume that is away, or that has been so for about a minute
@@ -195,7 +192,7 @@ impl Pauses {
     fn after(&mut self, error: &(dyn Error + 'static)) -> Option<Duration> {
         let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.number));
         self.waited = self.waited.saturating_add(pause);
-        if VolumeFault::in_causes(error) != VolumeFault::Away || self.waited > patience() {
+        if VolumeFault::of(error) != VolumeFault::Away || self.waited > patience() {
             return None;
         }
         self.number += 1;
@@ -271,8 +268,14 @@ mod tests {
         }
         check(libc::ENOENT, VolumeFault::Other);
         let inner = object_store::Error::Generic { store: "test", source: Box::new(io::Error::from_raw_os_error(libc::ESTALE)) };
-        assert_eq!(VolumeFault::in_causes(&inner), VolumeFault::Away);
-        assert_eq!(VolumeFault::in_causes(&fmt::Error), VolumeFault::Other);
+        assert_eq!(VolumeFault::of(&inner), VolumeFault::Away);
+        // As the makers of temporary files put it: an error of their own around the system's.
+        let outer = tempfile::tempdir_in("/proc/self/status").unwrap_err();
+        assert!(outer.raw_os_error().is_none() && outer.source().is_some(), "{outer:?}");
+        let own =
+            io::Error::other(object_store::Error::Generic { store: "test", source: io::Error::from_raw_os_error(libc::EROFS).into() });
+        assert_eq!(VolumeFault::of(&own), VolumeFault::Forbidden);
+        assert_eq!(VolumeFault::of(&fmt::Error), VolumeFault::Other);
     }
 
     #[test]

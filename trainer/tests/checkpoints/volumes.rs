@@ -15,10 +15,10 @@ use rustix::{io::Errno, process::Signal};
 /// Steps of a run that goes on until it is stopped.
 const ENDLESS: &str = "1000000";
 
-/// Starts a command of the trainer on the volume. One that does not answer is given up soon.
+/// Starts a command of the trainer on the volume.
 fn start(run: &Run, volume: &Volume, command: &str, more: &[&str]) -> Result<Running> {
     let mut trainer = Command::new(process::trainer()?);
-    trainer.args(run.arguments_of(command, &[&["--output", "json"], more].concat())?).env("LCL_VOLUME_PATIENCE", "4");
+    trainer.args(run.arguments_of(command, &[&["--output", "json"], more].concat())?);
     volume.mount(&mut trainer);
     process::start_command(trainer)
 }
@@ -154,10 +154,11 @@ fn a_volume_that_is_away_for_a_while_costs_neither_a_step_nor_a_checkpoint_nor_a
 #[test]
 fn a_volume_that_does_not_answer_at_the_start_is_another_tries_matter_and_nothing_is_taken_for_lost() -> Result<()> {
     let workbench = Workbench::new(&[])?;
-    let run = workbench.begin("away")?;
-    let volume = Volume::new(&run.folder)?;
-    start(&run, &volume, "train", &["--steps", "10"])?.wait()?.expect_code(0)?;
-    let check = |call: Call, words: &str| -> Result<()> {
+    let mut run = workbench.begin("away")?;
+    run.config.checkpoint.keep_last = 1;
+    let whole = Volume::new(&run.folder)?;
+    start(&run, &whole, "train", &["--steps", "10"])?.wait()?.expect_code(0)?;
+    let check = |volume: &Volume, call: Call, words: &str| -> Result<()> {
         volume.fail(&[call], Errno::IO, None)?;
         let mut trainer = Command::new(process::trainer()?);
         trainer.args(run.arguments(&[])?).env("LCL_VOLUME_PATIENCE", "0.2");
@@ -166,9 +167,9 @@ fn a_volume_that_does_not_answer_at_the_start_is_another_tries_matter_and_nothin
         ensure!(finished.stderr.contains(words) && finished.stderr.contains("Input/output error"), "{}", finished.stderr);
         volume.heal()
     };
-    check(Call::Any, "does not answer")?;
-    check(Call::OpenToRead, "what it holds may be sound")?;
-    let finished = start(&run, &volume, "train", &["--resume"])?.wait()?.expect_code(0)?;
+    check(&whole, Call::Any, "does not answer")?;
+    check(&Volume::new(&run.newest_checkpoint()?.path)?, Call::OpenToRead, "what it holds may be sound")?;
+    let finished = start(&run, &whole, "train", &["--resume"])?.wait()?.expect_code(0)?;
     ensure!(finished.stderr.contains("step-00000010"), "{}", finished.stderr);
     ensure!(run.ledger()?.len() == 40);
     Ok(())

@@ -163,9 +163,7 @@ impl StoreError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Uri { .. } => true,
-            Self::Folder { source, .. } => {
-                source.kind() == std::io::ErrorKind::NotADirectory || VolumeFault::of(source).is_permanent()
-            }
+            Self::Folder { source, .. } => source.kind() == std::io::ErrorKind::NotADirectory || VolumeFault::of(source).is_permanent(),
             Self::Volume { source, .. } => VolumeFault::of(source).is_permanent() || source.kind() == std::io::ErrorKind::InvalidData,
             _ => false,
         }

@@ -29,8 +29,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream, stream::BoxStream};
 use nix::{
     fcntl::{AT_FDCWD, RenameFlags, renameat2},
-    libc,
-    unistd,
+    libc, unistd,
 };
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions,
@@ -59,7 +58,8 @@ impl FolderObjects {
     }
 
     async fn create(&self, location: &Path, payload: PutPayload) -> Result<PutResult> {
-        let creation = Arc::new(Creation { path: self.inner.path_to_filesystem(location)?, fsync: self.fsync, claimed: AtomicBool::new(false) });
+        let creation =
+            Arc::new(Creation { path: self.inner.path_to_filesystem(location)?, fsync: self.fsync, claimed: AtomicBool::new(false) });
         let created = while_away_async(|| {
             let (creation, payload) = (Arc::clone(&creation), payload.clone());
             blocking(move || creation.run(&payload))

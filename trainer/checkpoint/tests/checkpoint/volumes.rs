@@ -39,7 +39,11 @@ fn patience(scene: &str) -> &'static str {
 /// Plays a scene in `folder`, which lies on the volume, and expects it to go well. What it printed.
 fn play(volume: &Volume, folder: &Path, scene: &str) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "volumes::child", "--nocapture"]).env(SCENE, scene).env(FOLDER, folder).env("LCL_VOLUME_PATIENCE", patience(scene));
+    command
+        .args(["--exact", "volumes::child", "--nocapture"])
+        .env(SCENE, scene)
+        .env(FOLDER, folder)
+        .env("LCL_VOLUME_PATIENCE", patience(scene));
     volume.mount(&mut command);
     let output = command.output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -60,7 +64,8 @@ fn everything(folder: &Path) {
     store.probe().unwrap();
     assert_eq!([store.claim_epoch().unwrap(), store.claim_epoch().unwrap()], [1, 2]);
     let retention = Some(Retention { keep_last: NonZeroU32::MIN, keep_every_steps: None });
-    let mut writer = CheckpointWriter::new(store.clone(), WriterOptions { retention, shards: NonZeroUsize::new(3), ..WriterOptions::default() });
+    let mut writer =
+        CheckpointWriter::new(store.clone(), WriterOptions { retention, shards: NonZeroUsize::new(3), ..WriterOptions::default() });
     for step in [1, 2] {
         writer.submit(snapshot(step, 1, state(step, 5, 64))).unwrap();
         writer.wait().unwrap().unwrap();
@@ -165,9 +170,11 @@ fn a_volume_that_goes_away_and_comes_back_costs_no_checkpoint() {
 fn a_volume_that_is_full_or_takes_no_writes_fails_the_checkpoint_and_keeps_the_one_before() {
     let target = folder();
     write(&target.store, snapshot(1, 1, state(1, 5, 64))).unwrap();
-    for (error, calls, words) in
-        [(Errno::NOSPC, &GROWS[..], "No space left on device"), (Errno::ROFS, &CHANGES[..], "Read-only file system"), (Errno::IO, &[Call::Write], "Input/output error")]
-    {
+    for (error, calls, words) in [
+        (Errno::NOSPC, &GROWS[..], "No space left on device"),
+        (Errno::ROFS, &CHANGES[..], "Read-only file system"),
+        (Errno::IO, &[Call::Write], "Input/output error"),
+    ] {
         let volume = Volume::new(target.folder.path()).unwrap();
         volume.fail(calls, error, None).unwrap();
         let text = play(&volume, target.folder.path(), "write");
