@@ -107,10 +107,8 @@ impl LocalError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::World(_)
-            | Self::TooFewGpus(_)
-            | Self::NoCoordinator { .. }
-            | Self::Folder(RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. }) => ExitCode::Permanent,
+            Self::World(_) | Self::TooFewGpus(_) | Self::NoCoordinator { .. } => ExitCode::Permanent,
+            Self::Folder(error) if error.is_permanent() => ExitCode::Permanent,
             Self::Folder(_) | Self::Gpus(_) | Self::Supervisor(_) => ExitCode::Retryable,
         }
     }
@@ -170,7 +168,8 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     if !matches!(outcome.code, ExitCode::Success | ExitCode::Preempted) {
         tracing::error!(exit_code = outcome.code.code(), "{}", outcome.cause);
     }
-    Ok(outcome.code)
+    // Of use to a supervisor alone, and above this one is none.
+    Ok(if outcome.code == ExitCode::Unsaved { ExitCode::Retryable } else { outcome.code })
 }
 
 /// Where the run can be asked. Without it the run goes on all the same: not every file system has sockets.

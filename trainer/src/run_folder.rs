@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions};
+use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions, Volume, VolumeFault};
 use tempfile::TempDir;
 use url::Url;
 
@@ -65,6 +65,19 @@ pub enum RunFolderError {
     },
 }
 
+impl RunFolderError {
+    /// Whether starting again with the same folder would fail again until somebody changes something.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Store { source } => source.is_permanent(),
+            Self::File { source, .. } => VolumeFault::of(source).is_permanent(),
+            Self::InUse { .. } => false,
+            Self::NotLocal { .. } | Self::NotEmpty { .. } => true,
+        }
+    }
+}
+
 /// The open folder of a run.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -85,9 +98,10 @@ struct Upload {
 }
 
 impl RunFolder {
-    /// Opens the folder for training: creates it, locks it, fetches the files of an object store.
+    /// Opens the folder for training: creates it, tries its volume, locks it, fetches the files of an object store.
     pub fn open(uri: &str) -> Result<Self, RunFolderError> {
         let store = CheckpointStore::open(uri, StoreOptions::default())?;
+        store.probe()?;
         if let Some(path) = local_path(uri)? {
             let lock = lock(&path)?;
             return Ok(Self { store, path, _lock: lock, upload: None });
@@ -228,8 +242,11 @@ fn lock(folder: &Path) -> Result<Option<File>, RunFolderError> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Err(RunFolderError::InUse { path: folder.to_owned() }),
-        Err(TryLockError::Error(source)) if source.kind() == io::ErrorKind::Unsupported => {
-            tracing::warn!(folder = %folder.display(), "this file system has no locks: take care that one process trains there");
+        Err(TryLockError::Error(error)) if VolumeFault::of(&error) == VolumeFault::Unsupported => {
+            tracing::warn!(
+                folder = %folder.display(), volume = %Volume::of(folder), %error,
+                "this volume has no locks: take care that one process trains there"
+            );
             Ok(None)
         }
         Err(TryLockError::Error(source)) => Err(error(source)),

@@ -5,6 +5,7 @@
 //! Older is what stands in a file whose name comes before, so names have to come in the order of the starts, whatever the clock says.
 
 use std::{
+    collections::VecDeque,
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -81,12 +82,19 @@ const DIGITS: usize = 10;
 
 /// The year 2100: a clock that says more is wrong, and would leave no room for numbers above its own.
 const LATEST: u64 = 4_102_444_800;
+/// Events kept in memory while the volume takes none; one has about 300 bytes. As many as lines of metrics.
+const MOST_PENDING: usize = 65_536;
 
 /// An open event file.
 #[derive(Debug)]
 pub struct EventFile {
-    file: File,
+    /// `None`: what it is open as may lead nowhere any more.
+    file: Option<File>,
     path: PathBuf,
+    /// Bytes of whole records.
+    length: u64,
+    /// Records that are not in the file yet.
+    pending: VecDeque<Vec<u8>>,
 }
 
 impl EventFile {
@@ -98,7 +106,9 @@ impl EventFile {
         // TensorBoard reads every file whose name holds `tfevents`, in the order of the names.
         let path = folder.join(format!("{NAME_PREFIX}{:0DIGITS$}.{unique}", number_after(before, time)));
         // Appending: after a record that did not fit was cut off, the next one follows what stayed.
-        let mut events = Self { file: OpenOptions::new().create(true).append(true).open(&path)?, path };
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let length = file.metadata()?.len();
+        let mut events = Self { file: Some(file), path, length, pending: VecDeque::new() };
         events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
         let session = SessionLog { status: SESSION_START };
         events.write(&Event { wall_time: time, step: to_step(first_step), what: Some(What::SessionLog(session)) })?;
@@ -118,12 +128,26 @@ impl EventFile {
     }
 
     fn write(&mut self, event: &Event) -> io::Result<()> {
-        let before = self.file.metadata()?.len();
-        // One write, so that a kill between two cannot leave half a record.
-        self.file.write_all(&frame(&event.encode_to_vec())).inspect_err(|_| {
-            // After a full disk the file must not go on in the middle of a record. When even this fails, readers skip the broken end.
-            let _ = self.file.set_len(before);
-        })
+        if self.pending.len() == MOST_PENDING {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(frame(&event.encode_to_vec()));
+        while let Some(record) = self.pending.front() {
+            let mut file = match self.file.take() {
+                Some(file) => file,
+                None => OpenOptions::new().append(true).open(&self.path)?,
+            };
+            // Half a record of a write that failed must not stay: the next one would follow it. The file is this process's alone.
+            if file.metadata()?.len() > self.length {
+                file.set_len(self.length)?;
+            }
+            // One write, so that a kill between two cannot leave half a record.
+            file.write_all(record)?;
+            self.file = Some(file);
+            self.length += record.len() as u64;
+            self.pending.pop_front();
+        }
+        Ok(())
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod describe;
+mod ledger;
 mod member;
 mod prepare;
 mod saver;
@@ -169,11 +170,9 @@ impl TrainError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Folder(error) => match error {
-                RunFolderError::Store { source } => store_exit_code(source),
-                RunFolderError::InUse { .. } | RunFolderError::File { .. } => ExitCode::Retryable,
-                RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
-            },
+            Self::Folder(error) if error.is_permanent() => ExitCode::Permanent,
+            Self::Store(error) if error.is_permanent() => ExitCode::Permanent,
+            Self::Member(MemberRunError::Unsaved(_)) => ExitCode::Unsaved,
             Self::Member(MemberRunError::Refused(Refusal::Superseded { .. })) => ExitCode::Superseded,
             // On another node its pod may fit.
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
@@ -188,8 +187,9 @@ impl TrainError {
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)
+            | Self::Folder(_)
             | Self::Store(_)
-            | Self::Restore(RestoreError::Store { .. } | RestoreError::Unsteady { .. })
+            | Self::Restore(RestoreError::Store { .. } | RestoreError::Unsteady { .. } | RestoreError::Unread { .. })
             | Self::Journal(JournalError::Read { .. } | JournalError::Write { .. })
             | Self::Loader(LoaderError::Read { .. } | LoaderError::Spawn { .. })
             | Self::Events { .. }
@@ -198,13 +198,6 @@ impl TrainError {
             | Self::Panicked => ExitCode::Retryable,
             _ => ExitCode::Permanent,
         }
-    }
-}
-
-fn store_exit_code(error: &StoreError) -> ExitCode {
-    match error {
-        StoreError::Uri { .. } => ExitCode::Permanent,
-        _ => ExitCode::Retryable,
     }
 }
 

@@ -16,6 +16,9 @@ pub enum ExitCode {
     /// Starting again with the same input would fail again: bad configuration, missing data, a refused resume, a diverged loss.
     /// `EX_DATAERR`.
     Permanent = 65,
+    /// The last step is done, and its checkpoint cannot be written: said to a supervisor, which tries only a few times more, since
+    /// each may train the same steps again. `EX_IOERR`.
+    Unsaved = 74,
     /// It may go well the next time: storage not reachable, disk full, a peer lost, out of memory. `EX_TEMPFAIL`.
     /// Anything unknown, a death by signal included, is treated like this.
     Retryable = 75,
@@ -28,7 +31,8 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// Every code.
-    pub const ALL: [Self; 6] = [Self::Success, Self::Usage, Self::Permanent, Self::Retryable, Self::Preempted, Self::Superseded];
+    pub const ALL: [Self; 7] =
+        [Self::Success, Self::Usage, Self::Permanent, Self::Unsaved, Self::Retryable, Self::Preempted, Self::Superseded];
 
     /// The number the process returns.
     #[must_use]
@@ -45,7 +49,7 @@ impl ExitCode {
     /// Whether starting again with the same input can lead further.
     #[must_use]
     pub const fn is_worth_another_try(self) -> bool {
-        matches!(self, Self::Retryable | Self::Preempted | Self::Superseded)
+        matches!(self, Self::Unsaved | Self::Retryable | Self::Preempted | Self::Superseded)
     }
 }
 
@@ -55,6 +59,7 @@ impl fmt::Display for ExitCode {
             Self::Success => "success",
             Self::Usage => "usage",
             Self::Permanent => "permanent failure",
+            Self::Unsaved => "the last checkpoint is not written",
             Self::Retryable => "retryable failure",
             Self::Preempted => "preempted",
             Self::Superseded => "superseded",

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lcl_checkpoint::CheckpointStore;
+use lcl_checkpoint::{CheckpointStore, StoreOptions};
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
 use lcl_data::{Batch, Dataset, Loader, LoaderOptions};
 use lcl_protocol::{
@@ -47,8 +47,8 @@ use self::{
 use super::{
     TrainError, TrainOptions,
     prepare::{Found, Progress, Restorer, restore},
-    saver::Saver,
-    share::{self, machine_of, prepare_process, warn_of_slow_precision},
+    saver::{FinalSaveError, Saver},
+    share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
 };
 use crate::{
     chain,
@@ -125,6 +125,9 @@ pub enum MemberRunError {
     /// Some sample would have been trained twice, or not at all.
     #[error("this is a fault of the program")]
     Parts(#[from] PartsError),
+    /// The last step is done, and this member's part of the checkpoint cannot be written.
+    #[error("the run is done without its last checkpoint")]
+    Unsaved(#[source] FinalSaveError),
     /// A mistake in the program.
     #[error("this is a fault of the program, please report it")]
     Machine(#[from] MemberError),
@@ -187,9 +190,13 @@ impl<'a> MemberRun<'a> {
         let device = choose_device(config.runtime.device, member.index as usize)?;
         warn_of_slow_precision(&config, device)?;
         collectives::check(member.host, device)?;
+        let store = CheckpointStore::open(&config.checkpoint.uri, StoreOptions::default())?;
+        // A volume that can never hold a checkpoint is refused before anything is trained for it.
+        store.probe()?;
         let dataset = Arc::new(Dataset::open(&config.data)?);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
+        store.check_room(checkpoint_bytes(&learner))?;
         transfer::touch_memory(&learner);
         let machine = machine_of(&config, device)?;
         let abortable = Abortable::default();
@@ -346,7 +353,7 @@ impl<'a> MemberRun<'a> {
                 }
             }),
             Role::Restore { to } => {
-                let store = CheckpointStore::open(&self.config.checkpoint.uri, lcl_checkpoint::StoreOptions::default())?;
+                let store = CheckpointStore::open(&self.config.checkpoint.uri, StoreOptions::default())?;
                 let asked = Restorer {
                     generation: lcl_checkpoint::Generation { epoch: generation.epoch, n: generation.n },
                     job: self.member.job.as_deref(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Begin, TrainError, TrainOptions,
-    share::{machine_of, prepare_process, warn_of_slow_precision},
+    share::{checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
 };
 use crate::{
     identity::Identity,
@@ -110,6 +110,9 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     let mut learner = Learner::new(&config, device)?;
     let is_saved = restored.is_some();
     let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &restored, machine.as_deref()))?;
+    if progress.completed_steps < config.optimization.steps {
+        folder.store().check_room(checkpoint_bytes(&learner))?;
+    }
     let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
     if opened.superseded > 0 {
         tracing::info!(lines = opened.superseded, step = progress.completed_steps, "metrics beyond the restored step taken out");

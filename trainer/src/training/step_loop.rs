@@ -15,7 +15,8 @@ use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions,
-    describe::{count_tokens, samples_digest, scalars, slot_ranges},
+    describe::{count_tokens, samples_digest, slot_ranges},
+    ledger::{Writing, write_record},
     metadata,
     prepare::{Prepared, Progress, Provenance, with_provenance},
     saver::{Facts, Saver},
@@ -39,8 +40,7 @@ pub(super) struct StepLoop {
     events: EventFile,
     stop: StopRequest,
     totals: Totals,
-    /// A failed write of metrics was reported and not yet followed by a good one.
-    metrics_are_failing: bool,
+    writing: Writing,
 }
 
 /// What this process did.
@@ -89,7 +89,7 @@ impl StepLoop {
             display: Display::new(options.output, &options.multi),
             stop: options.stop.clone(),
             totals: Totals::default(),
-            metrics_are_failing: false,
+            writing: Writing::default(),
             run,
         })
     }
@@ -263,19 +263,8 @@ impl StepLoop {
     /// Writes a record everywhere. A disk that is full is reported once and does not stop training.
     fn record(&mut self, record: &Record) {
         self.display.show(record);
-        let scalars = scalars(record);
-        let mut written = self.run.journal.append(record);
-        if written.is_ok() && !scalars.is_empty() {
-            written = self.events.scalars(unix_time(), record.completed_steps(), &scalars);
-        }
-        match written {
-            Ok(()) => self.metrics_are_failing = false,
-            Err(_) if self.metrics_are_failing => {}
-            Err(error) => {
-                self.metrics_are_failing = true;
-                tracing::warn!(%error, folder = %self.run.folder.path().display(), "metrics wait in memory: the file takes none");
-            }
-        }
+        let written = write_record(record, &mut self.run.journal, &mut self.events);
+        self.writing.note(written, self.run.folder.path());
     }
 
     fn started(&self) -> Record {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
+use lcl_checkpoint::while_away;
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
 use lcl_torch::{Device, Learner};
@@ -16,7 +17,7 @@ use crate::{
     tensorboard::EventFile,
     training::{
         TrainError, TrainOptions,
-        describe::scalars,
+        ledger::{Writing, write_record},
         prepare::Progress,
         step_loop::{device_name, host_name, unix_time},
     },
@@ -39,6 +40,7 @@ pub(super) struct Leader {
     begin: Instant,
     /// Step lines since the last upload began.
     unsent: usize,
+    writing: Writing,
 }
 
 impl Leader {
@@ -55,10 +57,12 @@ impl Leader {
         // Not locked: who leads is the coordinator's decision, and a leader that was evicted may still exist for a while. Its journal is
         // another file by then, and its checkpoints carry its generation.
         let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
-        let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
+        // A volume that is away for a moment must not cost the state that this member holds.
+        let (journal, opened) = while_away(|| Journal::open(folder.path(), progress.completed_steps))?;
         let unique = format!("{}.{}.{}-{}", host_name(), std::process::id(), generation.epoch, generation.n);
-        let events = EventFile::create(folder.path(), &folder.event_files()?, unix_time(), &unique, progress.completed_steps + 1)
-            .map_err(|source| TrainError::Events { source })?;
+        let before = while_away(|| folder.event_files())?;
+        let events = while_away(|| EventFile::create(folder.path(), &before, unix_time(), &unique, progress.completed_steps + 1));
+        let events = events.map_err(|source| TrainError::Events { source })?;
         let mut leader = Self {
             folder,
             journal,
@@ -70,6 +74,7 @@ impl Leader {
             skipped_updates: 0,
             begin: Instant::now(),
             unsent: 0,
+            writing: Writing::default(),
         };
         for record in tally.since(opened.end, progress.completed_steps) {
             leader.record(&Record::Step(Box::new(record)));
@@ -154,14 +159,8 @@ impl Leader {
 
     pub(super) fn record(&mut self, record: &Record) {
         self.display.show(record);
-        let scalars = scalars(record);
-        let mut written = self.journal.append(record);
-        if written.is_ok() && !scalars.is_empty() {
-            written = self.events.scalars(unix_time(), record.completed_steps(), &scalars);
-        }
-        if let Err(error) = written {
-            tracing::warn!(%error, folder = %self.folder.path().display(), "metrics wait in memory: the file takes none");
-        }
+        let written = write_record(record, &mut self.journal, &mut self.events);
+        self.writing.note(written, self.folder.path());
     }
 
     fn generation_record(&self) -> GenerationRecord {

@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 use lcl_checkpoint::{CheckpointStore, Generation as CheckpointGeneration, StoreOptions};
 use lcl_protocol::{Generation, MemberEvent};
 
-use super::{MemberRun, PoisonError, meeting::Writers};
+use super::{MemberRun, MemberRunError, PoisonError, meeting::Writers};
 use crate::{
     chain,
     records::Record,
@@ -69,7 +69,7 @@ impl MemberRun<'_> {
             Ok(()) => self.report(MemberEvent::Finished { generation }),
             // Not this member's fault: the next group tries again.
             Err(error @ FinalSaveError::Disbanded { .. }) => self.close(generation, Some(chain(&error))),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(MemberRunError::Unsaved(error).into()),
         }
     }
 
