@@ -15,7 +15,7 @@ use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions,
-    describe::{count_tokens, samples_digest, scalars, slot_ranges},
+    describe::{add_counts, count_tokens, count_tolerated, samples_digest, scalars, slot_ranges, tolerated_images},
     metadata,
     prepare::{Prepared, Progress, Provenance, with_provenance},
     saver::{Facts, Saver},
@@ -48,6 +48,7 @@ pub(super) struct StepLoop {
 struct Totals {
     rows: u64,
     skipped_samples: BTreeMap<String, u64>,
+    tolerated_images: BTreeMap<String, u64>,
     skipped_updates: u64,
     begin: Option<Instant>,
     last_end: Option<Instant>,
@@ -140,6 +141,7 @@ impl StepLoop {
         for skipped in &record.skipped_samples {
             *self.totals.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
         }
+        add_counts(&mut self.totals.tolerated_images, &record.tolerated_images);
         let Progress { completed_steps, consecutive_skips } = &mut self.run.progress;
         *completed_steps = step + 1;
         if record.update_skipped {
@@ -197,6 +199,7 @@ impl StepLoop {
                     cause: skipped.cause.to_string(),
                 })
                 .collect(),
+            tolerated_images: tolerated_images(count_tolerated(batch)),
             update_skipped: report.skipped,
             loss: report.total,
             generation_loss: report.generation,
@@ -242,6 +245,7 @@ impl StepLoop {
             reason,
             parameter_hash: self.run.learner.parameter_hash()?,
             skipped_samples: std::mem::take(&mut self.totals.skipped_samples),
+            tolerated_images: std::mem::take(&mut self.totals.tolerated_images),
             skipped_updates: self.totals.skipped_updates,
             training_seconds,
             rows: self.totals.rows,

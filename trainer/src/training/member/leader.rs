@@ -16,7 +16,7 @@ use crate::{
     tensorboard::EventFile,
     training::{
         TrainError, TrainOptions,
-        describe::scalars,
+        describe::{add_counts, scalars},
         prepare::Progress,
         step_loop::{device_name, host_name, unix_time},
     },
@@ -35,6 +35,7 @@ pub(super) struct Leader {
     generation: Generation,
     rows: u64,
     skipped_samples: BTreeMap<String, u64>,
+    tolerated_images: BTreeMap<String, u64>,
     skipped_updates: u64,
     begin: f64,
     /// Step lines since the last upload began.
@@ -67,6 +68,7 @@ impl Leader {
             generation,
             rows: 0,
             skipped_samples: BTreeMap::new(),
+            tolerated_images: BTreeMap::new(),
             skipped_updates: 0,
             begin: unix_time(),
             unsent: 0,
@@ -124,6 +126,7 @@ impl Leader {
         for skipped in &record.skipped_samples {
             *self.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
         }
+        add_counts(&mut self.tolerated_images, &record.tolerated_images);
         self.record(&Record::Step(Box::new(record)));
         self.unsent += 1;
         if self.unsent >= MOST_UNSENT {
@@ -140,6 +143,7 @@ impl Leader {
             reason,
             parameter_hash: learner.parameter_hash()?,
             skipped_samples: self.skipped_samples.clone(),
+            tolerated_images: self.tolerated_images.clone(),
             skipped_updates: self.skipped_updates,
             training_seconds: unix_time() - self.begin,
             rows: self.rows,
