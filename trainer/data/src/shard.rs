@@ -203,7 +203,7 @@ struct Shard<'a> {
 impl Shard<'_> {
     /// Visits the members of the archive that begins at byte `begin`; gives the byte at which its end mark begins.
     fn walk_archive(&self, begin: u64, visit: &mut impl FnMut(Member)) -> Result<u64, ShardError> {
-        let &Self { path, mut file, length } = self;
+        let &Self { path, file, length } = self;
         // Where the next header is expected.
         let mut next = begin;
         let named = |offset: u64, source: io::Error| match (source.raw_os_error(), offset) {
@@ -212,8 +212,9 @@ impl Shard<'_> {
             (None, 0) => ShardError::NotTar { path: path.to_owned() },
             (None, _) => ShardError::Damaged { path: path.to_owned(), offset, source },
         };
-        file.seek(io::SeekFrom::Start(begin)).map_err(|source| named(begin, source))?;
-        let mut archive = tar::Archive::new(file);
+        let mut tail = Tail { file, begin };
+        tail.seek(io::SeekFrom::Start(0)).map_err(|source| named(begin, source))?;
+        let mut archive = tar::Archive::new(tail);
         for entry in archive.entries_with_seek().map_err(|source| named(begin, source))? {
             let entry = entry.map_err(|source| named(next, source))?;
             let start = next;
@@ -269,6 +270,30 @@ impl Shard<'_> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(source) => Err(ShardError::Read { path: self.path.to_owned(), offset: begin, source }),
         }
+    }
+}
+
+/// The bytes of a file from one on, which count from 0: the archive reader takes positions for those of its archive.
+struct Tail<'a> {
+    file: &'a File,
+    begin: u64,
+}
+
+impl Read for Tail<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut file = self.file;
+        file.read(buffer)
+    }
+}
+
+impl Seek for Tail<'_> {
+    fn seek(&mut self, position: io::SeekFrom) -> io::Result<u64> {
+        let position = match position {
+            io::SeekFrom::Start(offset) => io::SeekFrom::Start(self.begin.saturating_add(offset)),
+            relative => relative,
+        };
+        let mut file = self.file;
+        file.seek(position)?.checked_sub(self.begin).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 }
 

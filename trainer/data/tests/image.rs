@@ -370,9 +370,11 @@ fn a_file_cut_at_any_length_is_an_error_that_says_truncated_unless_it_has_all_pi
         let near = whole_length.saturating_sub(9)..(whole_length + 30).min(bytes.len());
         for length in (1..whole_length).step_by(step).chain(near).chain([bytes.len()]).filter(|length| *length > 0) {
             let decoded = decode(&bytes[..length], &mut scratch).map(|pixels| format!("{:x}", Sha256::digest(pixels.bytes)));
+            // The last bits of a PNG's data may be in the byte at which Pillow has enough or in the one before, and one decoder sees it earlier.
+            let margin = usize::from(name.starts_with("png"));
             let right = match &decoded {
-                Ok(digest) => length >= whole_length && digest == entry["rgb_sha256"].as_str().unwrap(),
-                Err(error) => length < whole_length && matches!(error, ImageError::Truncated { .. }),
+                Ok(digest) => length + margin >= whole_length && digest == entry["rgb_sha256"].as_str().unwrap(),
+                Err(error) => length < whole_length + margin && matches!(error, ImageError::Truncated { .. }),
             };
             if !right {
                 wrong.push(format!("{length} of {} bytes of {name}, of which {whole_length} are needed: {decoded:?}", bytes.len()));

@@ -160,6 +160,9 @@ impl<'a> Segments<'a> {
 const END_OF_IMAGE: u8 = 0xd9;
 const START_OF_SCAN: u8 = 0xda;
 
+/// How the scan headers of a sequential file end: first and last coefficient, and their approximation.
+const ALL_COEFFICIENTS: [u8; 3] = [0, 63, 0];
+
 fn is_start_of_frame(marker: u8) -> bool {
     // c4, c8 and cc define tables.
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
@@ -201,15 +204,24 @@ fn frame(bytes: &[u8]) -> Result<FrameSize, ImageError> {
     }
 }
 
-/// An error unless the image ends with its end marker after at least one scan. Like Pillow, which refuses a file without the marker.
+/// An error unless the image ends with its end marker after at least one scan, like Pillow, which refuses a file without the marker; and unless
+/// its scan headers say what libjpeg does not complain of, so that it need not decode the image to its end before it does.
 fn check_complete(bytes: &[u8]) -> Result<(), ImageError> {
+    let corrupt = |reason: &str| Err(ImageError::Corrupt { format: Format::Jpeg, reason: reason.to_owned() });
     let mut segments = Segments::new(bytes);
-    let mut scans = 0_usize;
+    let (mut scans, mut sequential, mut odd) = (0_usize, false, false);
     loop {
-        match segments.next()?.marker {
-            START_OF_SCAN => scans += 1,
+        let segment = segments.next()?;
+        match segment.marker {
+            // Baseline, extended, and extended with arithmetic coding.
+            0xc0 | 0xc1 | 0xc9 => sequential = true,
+            START_OF_SCAN => {
+                scans += 1;
+                odd |= sequential && !segment.payload.ends_with(&ALL_COEFFICIENTS);
+            }
+            END_OF_IMAGE if odd => return corrupt("a scan header contradicts the frame header"),
             END_OF_IMAGE if scans > 0 => return Ok(()),
-            END_OF_IMAGE => return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "there is no image data".to_owned() }),
+            END_OF_IMAGE => return corrupt("there is no image data"),
             _ => {}
         }
     }

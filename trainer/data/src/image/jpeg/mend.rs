@@ -7,7 +7,7 @@
 use memchr::memchr;
 
 use super::{
-    END_OF_IMAGE, MAX_SCANS, START_OF_SCAN, frame, is_start_of_frame,
+    ALL_COEFFICIENTS, END_OF_IMAGE, MAX_SCANS, START_OF_SCAN, frame, is_start_of_frame,
     scan::{self, Frame, Header, Tables},
 };
 use crate::cause::Tolerated;
@@ -163,8 +163,8 @@ impl Copy {
         let parameters = 1 + 2 * self.components_of_scan;
         if !progressive && let Some(parameters) = payload.get_mut(parameters..parameters + 3) {
             // All coefficients at once: other values mean nothing in a sequential file.
-            if parameters != [0, 63, 0] {
-                parameters.copy_from_slice(&[0, 63, 0]);
+            if parameters != ALL_COEFFICIENTS {
+                parameters.copy_from_slice(&ALL_COEFFICIENTS);
                 self.tolerate(Tolerated::JpegScanHeader);
             }
         }
