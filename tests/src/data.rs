@@ -25,7 +25,14 @@ pub enum Fault {
     TruncatedImage,
     /// No caption.
     NoCaption,
+    /// Image and caption twice under the same names.
+    DoubledMembers,
+    /// The image's file ends behind its last pixel, without its end mark.
+    NoEndMark,
 }
+
+/// Bytes of a PNG's end mark.
+const PNG_END: usize = 12;
 
 /// Writes a shard of `count` samples; those in `faults` are bad.
 pub fn write_shard(path: &Path, count: usize, faults: &[(usize, Fault)]) -> Result<()> {
@@ -38,11 +45,17 @@ pub fn write_shard(path: &Path, count: usize, faults: &[(usize, Fault)]) -> Resu
         match faults.iter().find(|(sample, _)| *sample == index) {
             Some((_, Fault::TruncatedImage)) => image.truncate(image.len() / 2),
             Some((_, Fault::NoCaption)) => caption = None,
+            Some((_, Fault::NoEndMark)) => image.truncate(image.len() - PNG_END),
+            Some((_, Fault::DoubledMembers)) => append(&mut shard, index, &image, caption.as_deref())?,
             None => {}
         }
-        shard.append(&format!("sample{index:05}"), Some((ImageKind::Png, &image)), caption.as_deref())?;
+        append(&mut shard, index, &image, caption.as_deref())?;
     }
     shard.finish().context("finishing the shard")
+}
+
+fn append(shard: &mut ShardWriter, index: usize, image: &[u8], caption: Option<&str>) -> Result<()> {
+    Ok(shard.append(&format!("sample{index:05}"), Some((ImageKind::Png, image)), caption)?)
 }
 
 /// A shape on a ground that differs from image to image, as PNG.

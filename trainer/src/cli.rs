@@ -310,7 +310,7 @@ pub struct ImportArgs {
 /// `data`
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Write the index files of shards.
+    /// Write the index files of shards and say what is in them. Fails when members of samples have the same name.
     Index {
         /// Shards; `{000..011}` expands to a range.
         #[arg(required = true, value_name = "SHARD")]

@@ -369,11 +369,14 @@ fn import(arguments: &ImportArgs) -> Result<ExitCode, CommandError> {
 
 fn index(shards: &[String], folder: Option<&Path>, threads: Option<NonZero<usize>>) -> Result<ExitCode, CommandError> {
     let threads = threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
-    for report in data_commands::index(shards, folder, threads)? {
+    let reports = data_commands::index(shards, folder, threads)?;
+    for report in &reports {
         let state = if report.written { "written" } else { "up to date" };
-        say(&format!("{}: {} samples, {state}", report.index.display(), report.samples));
+        say(&format!("{}: {} samples, {state}", report.index.display(), report.findings.samples));
     }
-    Ok(ExitCode::Success)
+    let summary = data_commands::summarize(&reports);
+    say(summary.text.trim_end());
+    Ok(if summary.doubled > 0 { ExitCode::Permanent } else { ExitCode::Success })
 }
 
 fn tokenize(file: Option<&Path>) -> Result<ExitCode, CommandError> {

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use lcl_checkpoint::{Dtype, SafetensorsError, TensorData, write_safetensors};
 use lcl_data::{
-    index::{IndexError, IndexReport, index_shards},
+    index::{Findings, IndexError, IndexReport, index_shards},
     shard::{ListError, expand},
     show::{ShowError, ShowOptions, Shown, show},
     tokenizer::Tokenizer,
@@ -89,6 +89,50 @@ pub fn index(patterns: &[String], folder: Option<&Path>, threads: NonZero<usize>
         shards.extend(expand(pattern)?.into_iter().map(PathBuf::from));
     }
     Ok(index_shards(&shards, folder, threads)?)
+}
+
+/// What was found in indexed shards, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Counts of all shards, then what is wrong with some.
+    pub text: String,
+    /// Samples with two members of one name.
+    pub doubled: u64,
+}
+
+/// Adds up what was found, and says by name which shards have no usable sample, why samples are half, and whose members are there twice.
+#[must_use]
+pub fn summarize(reports: &[IndexReport]) -> Summary {
+    let mut all = Findings::default();
+    let mut wrong = String::new();
+    for IndexReport { shard, findings, .. } in reports {
+        all.add(findings);
+        let shard = shard.display();
+        if findings.usable == 0 {
+            let (looked_for, there) = (Findings::looked_for(), findings.extensions_listed());
+            let _ = writeln!(wrong, "warning: {shard} holds no usable sample: looked for {looked_for}; there are {there}");
+        }
+        for reason in findings.reasons() {
+            let _ = writeln!(wrong, "warning: {shard}: {reason}");
+        }
+        for key in &findings.doubled_keys {
+            let _ = writeln!(wrong, "doubled: {shard}: {key}");
+        }
+        let unlisted = findings.doubled - findings.doubled_keys.len() as u64;
+        if unlisted > 0 {
+            let _ = writeln!(wrong, "doubled: {shard}: and {unlisted} more");
+        }
+        if findings.archives > 1 {
+            let _ = writeln!(wrong, "note: {shard} is {} archives one after the other: all are read", findings.archives);
+        }
+    }
+    let Findings { samples, with_image, with_caption, usable, doubled, .. } = all;
+    let text = format!(
+        "found {samples} samples in {} shards: {with_image} with image, {with_caption} with caption, {usable} usable; extensions: {}\n{wrong}",
+        reports.len(),
+        all.extensions_listed(),
+    );
+    Summary { text, doubled }
 }
 
 /// Reads a JSON string a line and writes its ids, without special tokens, as a JSON list a line.

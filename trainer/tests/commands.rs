@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use lcl_data::shard::ShardWriter;
 use lcl_tests::{
     coordinator::Coordinator,
     data::{Fault, write_shard},
@@ -24,7 +25,14 @@ fn run(arguments: &[&str]) -> Result<Finished> {
 
 #[test]
 fn bad_records_are_counted_by_cause_and_leave_their_slots_empty() -> Result<()> {
-    let workbench = Workbench::new(&[(7, Fault::TruncatedImage), (12, Fault::NoCaption), (30, Fault::NoCaption)])?;
+    let workbench = Workbench::new(&[
+        (7, Fault::TruncatedImage),
+        (12, Fault::NoCaption),
+        (21, Fault::DoubledMembers),
+        (25, Fault::NoEndMark),
+        (26, Fault::NoEndMark),
+        (30, Fault::NoCaption),
+    ])?;
     let mut training = workbench.begin("run")?;
     // One pass and no more.
     training.config.optimization.global_batch_size = 15;
@@ -32,21 +40,26 @@ fn bad_records_are_counted_by_cause_and_leave_their_slots_empty() -> Result<()> 
     let finished = training.run(&["--steps", "3"])?.expect_code(0)?;
     let steps = training.steps()?;
     let rows: u64 = steps.iter().filter_map(|step| step["rows"].as_u64()).sum();
-    ensure!(rows == SAMPLES as u64 - 3, "{rows} rows");
+    ensure!(rows == SAMPLES as u64 - 4, "{rows} rows");
     let mut skipped: Vec<(u64, String)> = Vec::new();
     for sample in steps.iter().flat_map(|step| step["skipped_samples"].as_array().cloned().unwrap_or_default()) {
         skipped.push((sample["sample"].as_u64().context("no sample")?, sample["cause"].as_str().context("no cause")?.to_owned()));
     }
     skipped.sort();
-    let expected = [(7, "truncated_image"), (12, "no_caption"), (30, "no_caption")].map(|(sample, cause)| (sample, cause.to_owned()));
+    let expected = [(7, "truncated_image"), (12, "no_caption"), (21, "doubled_member"), (30, "no_caption")];
+    let expected = expected.map(|(sample, cause)| (sample, cause.to_owned()));
     ensure!(skipped == expected, "{skipped:?}");
     let events = training.events()?;
     let ended = events.last().context("no record")?;
-    ensure!(ended["skipped_samples"] == serde_json::json!({ "no_caption": 2, "truncated_image": 1 }), "{ended}");
-    // Named once in the log, with the record's name.
-    for name in ["sample00007", "sample00012", "sample00030"] {
+    ensure!(ended["skipped_samples"] == serde_json::json!({ "doubled_member": 1, "no_caption": 2, "truncated_image": 1 }), "{ended}");
+    ensure!(ended["tolerated_images"] == serde_json::json!({ "png_end": 2 }), "{ended}");
+    let tolerated: u64 = steps.iter().filter_map(|step| step["tolerated_images"]["png_end"].as_u64()).sum();
+    ensure!(tolerated == 2, "{tolerated} images");
+    // Named once in the log, with the record's name; of those that are used one for each fault.
+    for name in ["sample00007", "sample00012", "sample00021", "sample00030"] {
         ensure!(finished.stderr.matches(name).count() == 1, "{name}: {}", finished.stderr);
     }
+    ensure!(finished.stderr.matches("png_end").count() == 2, "a line for the first and one at the end: {}", finished.stderr);
     Ok(())
 }
 
@@ -68,6 +81,38 @@ fn a_shard_that_cannot_be_read_is_an_error_that_names_it() -> Result<()> {
     check("no-archive", Some(b"plain text"))?;
     let whole = fs::read(workbench.shard())?;
     check("cut-short", whole.get(..whole.len() / 2))
+}
+
+#[test]
+fn indexing_ends_with_what_it_found_and_fails_when_members_are_there_twice() -> Result<()> {
+    let workbench = Workbench::new(&[(3, Fault::DoubledMembers), (5, Fault::NoCaption)])?;
+    let (sound, bad, joined) = (workbench.path("sound.tar"), workbench.path("bad.tar"), workbench.path("joined.tar"));
+    let name = |path: &std::path::Path| path.display().to_string();
+    write_shard(&sound, 4, &[])?;
+    let mut shard = ShardWriter::create(&bad)?;
+    for key in ["0", "1"] {
+        shard.append_member(key, "left.jpg", b"pixels")?;
+        shard.append_member(key, "txt", b"a caption")?;
+    }
+    shard.finish()?;
+    fs::write(&joined, [fs::read(&sound)?, fs::read(workbench.shard())?].concat())?;
+    for state in ["written", "up to date"] {
+        let finished = run(&["data", "index", &name(&sound), &name(&bad)])?.expect_code(0)?;
+        ensure!(finished.stdout.matches(state).count() == 2, "{}", finished.stdout);
+        let found = "found 6 samples in 2 shards: 4 with image, 6 with caption, 4 usable; extensions: txt 6, png 4, *.jpg 2";
+        ensure!(finished.stdout.contains(found), "{}", finished.stdout);
+        let unusable = format!(
+            "{} holds no usable sample: looked for an image under jpg, png, jpeg, webp and a caption under txt; there are *.jpg 2, txt 2",
+            name(&bad)
+        );
+        ensure!(finished.stdout.contains(&unusable) && finished.stdout.contains("2 of 2 samples have dots"), "{}", finished.stdout);
+
+        let finished = run(&["data", "index", &name(&joined), &name(&sound)])?.expect_code(PERMANENT)?;
+        ensure!(finished.stdout.contains(&format!("doubled: {}: sample00003", name(&joined))), "{}", finished.stdout);
+        ensure!(finished.stdout.contains(&format!("found {} samples in 2 shards", SAMPLES + 8)), "{}", finished.stdout);
+        ensure!(finished.stdout.contains("2 archives one after the other"), "{}", finished.stdout);
+    }
+    Ok(())
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod files;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     io,
     num::NonZero,
     ops::Range,
@@ -22,11 +22,11 @@ pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, Storage};
 
 use crate::{
-    batch::SkipCause,
+    cause::{SkipCause, Tolerated},
     index::{Extent, IndexError, Record, ShardIndex, built, over_all},
     permutation::Permutation,
     retry::with_retries,
-    shard::{self, BLOCK, ListError, ShardError},
+    shard::{self, BLOCK, ListError, ShardError, is_header},
 };
 
 /// Most bytes of an encoded image. Photographs have up to some 50 MB, and what is decoded is bounded by pixels as well.
@@ -90,6 +90,7 @@ pub struct Dataset {
     ends: Vec<u64>,
     storage: Box<dyn Storage>,
     logged: Mutex<HashSet<u64>>,
+    tolerated: Mutex<BTreeSet<Tolerated>>,
 }
 
 /// Which sample stands in a slot.
@@ -162,7 +163,7 @@ impl Dataset {
             let first = shards.first().map(|shard| shard.shard().to_owned()).unwrap_or_default();
             return Err(DatasetError::Empty { shards: shards.len(), first });
         }
-        Ok(Self { shards, ends, storage, logged: Mutex::default() })
+        Ok(Self { shards, ends, storage, logged: Mutex::default(), tolerated: Mutex::default() })
     }
 
     /// Samples of one walk over the data set, unusable ones included. At least 1.
@@ -234,9 +235,21 @@ impl Dataset {
         }
     }
 
+    /// Names the first image with a fault that cost no pixel in the log, once for each kind of fault.
+    pub(crate) fn log_tolerated(&self, sample: u64, fault: Tolerated) {
+        if !self.tolerated.lock().unwrap_or_else(PoisonError::into_inner).insert(fault) {
+            return;
+        }
+        let (shard, key) = self.key(sample).map_or((String::new(), String::new()), |(shard, key)| (shard.display().to_string(), key));
+        tracing::warn!(shard, key, sample, cause = %fault, "image with a fault that costs no pixel: it is used; further ones are only counted");
+    }
+
     fn read_once(&self, sample: u64) -> Result<Reading, DatasetError> {
         let (shard, index, number) = self.find(sample)?;
         let record = self.record(shard, index, number)?;
+        if record.doubled {
+            return Ok(Reading::Skipped(SkipCause::DoubledMember));
+        }
         let (Some((_, image)), caption) = (record.image, record.caption) else { return Ok(Reading::Skipped(SkipCause::NoImage)) };
         let Some(caption) = caption else { return Ok(Reading::Skipped(SkipCause::NoCaption)) };
         if image.length > IMAGE_BYTES_LIMIT {
@@ -314,14 +327,6 @@ pub fn shard_paths(source: &DataSource) -> Result<Vec<PathBuf>, ListError> {
         paths.extend(shard::expand(pattern)?.into_iter().map(PathBuf::from));
     }
     Ok(paths)
-}
-
-/// Whether a block is a tar header: its checksum is the sum of its bytes with the checksum's own field taken as spaces (POSIX pax).
-fn is_header(block: &[u8]) -> bool {
-    let Some(block) = block.first_chunk::<512>() else { return false };
-    let sum: u32 =
-        block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*byte) }).sum();
-    tar::Header::from_byte_slice(block).cksum().is_ok_and(|recorded| recorded == sum)
 }
 
 #[cfg(test)]

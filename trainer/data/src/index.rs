@@ -5,6 +5,7 @@
 //! processes may do this at once. It never writes to a shard.
 
 mod build;
+mod findings;
 mod record;
 
 use std::{
@@ -14,8 +15,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use build::Built;
 pub use build::{IndexReport, index_shards};
 pub(crate) use build::{built, over_all};
+pub use findings::Findings;
 use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp};
 
 use crate::shard::{self, ImageKind, ShardError};
@@ -41,6 +44,8 @@ pub struct Record {
     pub image: Option<(ImageKind, Extent)>,
     /// The caption's contents.
     pub caption: Option<Extent>,
+    /// Two members have the same name, so that neither image nor caption is surely the sample's.
+    pub doubled: bool,
 }
 
 /// An index cannot be made or used.
@@ -91,6 +96,7 @@ impl IndexError {
 pub struct ShardIndex {
     shard: PathBuf,
     header: Header,
+    findings: Findings,
     store: RwLock<Store>,
 }
 
@@ -115,10 +121,10 @@ impl ShardIndex {
     pub fn open(shard: &Path, index_folder: Option<&Path>) -> Result<Self, IndexError> {
         let file = shard::open(shard)?;
         let places = index_files(shard, index_folder);
-        if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?)? {
-            return Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::File(path.clone())) });
+        if let Some(Usable { path, header, findings }) = find_usable(&places, stamp_of(shard, &file)?)? {
+            return Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::File(path.clone())) });
         }
-        let (header, bytes) = build::build(shard, &file)?;
+        let Built { header, findings, bytes } = build::build(shard, &file)?;
         let store = match build::write_first(&places, &bytes) {
             Ok(path) => Store::File(path.clone()),
             Err((path, error)) => {
@@ -129,19 +135,25 @@ impl ShardIndex {
                 Store::Memory(bytes.into())
             }
         };
-        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(store) })
+        Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(store) })
     }
 
     /// The index of `shard`, built in memory; writes nothing.
     pub(crate) fn in_memory(shard: &Path) -> Result<Self, IndexError> {
-        let (header, bytes) = build::build(shard, &shard::open(shard)?)?;
-        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::Memory(bytes.into())) })
+        let Built { header, findings, bytes } = build::build(shard, &shard::open(shard)?)?;
+        Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::Memory(bytes.into())) })
     }
 
     /// Number of samples, unusable ones included.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.header.count
+    }
+
+    /// What was found in the shard.
+    #[must_use]
+    pub fn findings(&self) -> &Findings {
+        &self.findings
     }
 
     /// Bytes of the shard.
@@ -160,7 +172,7 @@ impl ShardIndex {
     /// built again.
     pub(crate) fn record(&self, number: u64, read: impl FnOnce(&Path, u64, &mut [u8]) -> io::Result<()>) -> Result<Record, IndexError> {
         let header = self.header.encode();
-        let at = HEADER_BYTES as u64 + number * RECORD_BYTES as u64;
+        let at = self.header.record_at(number);
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
         let found = match &store {
             Store::Memory(bytes) => in_memory(bytes, at),
@@ -183,12 +195,12 @@ impl ShardIndex {
     /// Builds the index again, for this process in memory and for others in the file.
     fn rebuilt_record(&self, number: u64, header: &[u8; HEADER_BYTES]) -> Result<Record, IndexError> {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        let at = HEADER_BYTES as u64 + number * RECORD_BYTES as u64;
+        let at = self.header.record_at(number);
         let changed = || IndexError::ShardChanged { shard: self.shard.clone() };
         if let Store::File(path) = &*store {
             tracing::warn!(index = %path.display(), record = number, "index is damaged: building it again");
             let file = shard::open(&self.shard)?;
-            let (built, bytes) = build::build(&self.shard, &file)?;
+            let Built { header: built, bytes, .. } = build::build(&self.shard, &file)?;
             if built != self.header {
                 return Err(changed());
             }
@@ -227,11 +239,18 @@ fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
     Ok(Stamp::of(&metadata))
 }
 
+/// An index file that is of use.
+struct Usable<'a> {
+    path: &'a PathBuf,
+    header: Header,
+    findings: Findings,
+}
+
 /// The first of these index files that is one of the shard with this stamp.
-fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<(&PathBuf, Header)>, IndexError> {
+fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<Usable<'_>>, IndexError> {
     for path in places {
         match read_header(path, stamp)? {
-            Ok(header) => return Ok(Some((path, header))),
+            Ok((header, findings)) => return Ok(Some(Usable { path, header, findings })),
             Err(Unusable::Missing) => {}
             Err(reason) => tracing::warn!(index = %path.display(), ?reason, "index is of no use: building it again"),
         }
@@ -239,25 +258,27 @@ fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<(&PathBuf, Hea
     Ok(None)
 }
 
-/// The header of the index file at `path` when that is an index of the shard with this stamp. Errors that may pass are errors; all others mean
-/// that the file is of no use.
-fn read_header(path: &Path, stamp: Stamp) -> Result<Result<Header, Unusable>, IndexError> {
-    let mut bytes = [0; HEADER_BYTES];
-    let read = File::open(path).and_then(|mut file| {
+/// Header and findings of the index file at `path` when that is an index of the shard with this stamp. Errors that may pass are errors; all others
+/// mean that the file is of no use.
+fn read_header(path: &Path, stamp: Stamp) -> Result<Result<(Header, Findings), Unusable>, IndexError> {
+    let read = || -> io::Result<_> {
+        let (mut file, mut bytes) = (File::open(path)?, [0; HEADER_BYTES]);
         file.read_exact(&mut bytes)?;
-        file.metadata()
-    });
-    let length = match read {
-        Ok(metadata) => metadata.len(),
-        Err(source) if crate::retry::is_transient(&source) => return Err(IndexError::Read { path: path.to_owned(), source }),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Err(Unusable::Missing)),
-        Err(_) => return Ok(Err(Unusable::Damaged)),
+        let Some(header) = Header::decode(&bytes) else { return Ok(Err(Unusable::Damaged)) };
+        if header.stamp != stamp {
+            return Ok(Err(Unusable::Stale));
+        }
+        let mut found = vec![0; header.findings_bytes as usize];
+        file.read_exact(&mut found)?;
+        let sound = header.file_bytes() == Some(file.metadata()?.len());
+        Ok(header.decode_findings(&found).filter(|_| sound).map(|findings| (header, findings)).ok_or(Unusable::Damaged))
     };
-    Ok(match Header::decode(&bytes) {
-        Some(header) if header.stamp != stamp => Err(Unusable::Stale),
-        Some(header) if header.file_bytes() == Some(length) => Ok(header),
-        _ => Err(Unusable::Damaged),
-    })
+    match read() {
+        Ok(outcome) => Ok(outcome),
+        Err(source) if crate::retry::is_transient(&source) => Err(IndexError::Read { path: path.to_owned(), source }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Err(Unusable::Missing)),
+        Err(_) => Ok(Err(Unusable::Damaged)),
+    }
 }
 
 #[cfg(test)]

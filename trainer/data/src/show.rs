@@ -170,7 +170,7 @@ fn image(bytes: &[u8], draw: Draw, options: &ShowOptions) -> Result<Image, Image
     match crop {
         Some(crop) => transform.crop(bytes, crop, &mut scratch, &mut pixels)?,
         None => transform.evaluate(bytes, &mut scratch, &mut pixels)?,
-    }
+    };
     let png = to_png(&pixels, options.size);
     Ok(Image { width, height, crop, pixels, png })
 }

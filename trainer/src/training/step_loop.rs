@@ -15,7 +15,7 @@ use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions,
-    describe::{count_tokens, samples_digest, slot_ranges},
+    describe::{add_counts, count_tokens, count_tolerated, samples_digest, slot_ranges, tolerated_images},
     ledger::{Writing, write_record},
     metadata,
     prepare::{Prepared, Progress, Provenance, with_provenance},
@@ -48,6 +48,7 @@ pub(super) struct StepLoop {
 struct Totals {
     rows: u64,
     skipped_samples: BTreeMap<String, u64>,
+    tolerated_images: BTreeMap<String, u64>,
     skipped_updates: u64,
     begin: Option<Instant>,
     last_end: Option<Instant>,
@@ -79,7 +80,7 @@ impl StepLoop {
         let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed, &run.learner);
         let unique = format!("{}.{}.{}", host_name(), process::id(), generation.epoch);
         // TensorBoard's points stand at completed steps; those after the restored one are dropped.
-        let before = run.folder.event_files()?;
+        let before = while_away(|| run.folder.event_files())?;
         let events = EventFile::create(run.folder.path(), &before, unix_time(), &unique, progress.completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
         Ok(Self {
@@ -141,6 +142,7 @@ impl StepLoop {
         for skipped in &record.skipped_samples {
             *self.totals.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
         }
+        add_counts(&mut self.totals.tolerated_images, &record.tolerated_images);
         let Progress { completed_steps, consecutive_skips } = &mut self.run.progress;
         *completed_steps = step + 1;
         if record.update_skipped {
@@ -198,6 +200,7 @@ impl StepLoop {
                     cause: skipped.cause.to_string(),
                 })
                 .collect(),
+            tolerated_images: tolerated_images(count_tolerated(batch)),
             update_skipped: report.skipped,
             loss: report.total,
             generation_loss: report.generation,
@@ -243,6 +246,7 @@ impl StepLoop {
             reason,
             parameter_hash: self.run.learner.parameter_hash()?,
             skipped_samples: std::mem::take(&mut self.totals.skipped_samples),
+            tolerated_images: std::mem::take(&mut self.totals.tolerated_images),
             skipped_updates: self.totals.skipped_updates,
             training_seconds,
             rows: self.totals.rows,

@@ -12,7 +12,7 @@ use lcl_trainer_config::AugmentationConfig;
 
 use super::*;
 use crate::{
-    batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, NoCaption, NoImage},
+    batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, DoubledMember, NoCaption, NoImage},
     shard::{ImageKind, ShardWriter},
 };
 
@@ -100,6 +100,8 @@ fn every_kind_of_bad_record_has_its_cause() {
     writer.append("long-caption", image, Some(&"x".repeat(CAPTION_BYTES_LIMIT as usize + 1))).expect("written");
     writer.append("sound", image, Some(&"x".repeat(CAPTION_BYTES_LIMIT as usize))).expect("written");
     writer.append("empty-caption", image, Some("")).expect("written");
+    writer.append("twice", image, Some("text")).expect("written");
+    writer.append("twice", image, Some("text")).expect("written");
     writer.finish().expect("the shard is finished");
     let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
     let causes: Vec<Option<SkipCause>> = (0..dataset.samples_per_pass())
@@ -109,7 +111,7 @@ fn every_kind_of_bad_record_has_its_cause() {
         })
         .collect();
     let expected = [NoCaption, NoImage, NoImage, NoImage, CaptionNotUtf8, CaptionTooLarge].map(Some);
-    assert_eq!(causes, [&expected[..], &[None, None]].concat());
+    assert_eq!(causes, [&expected[..], &[None, None, Some(DoubledMember)]].concat());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    index::{IndexError, Record, find_usable, index_files, record::Header, stamp_of},
+    index::{Findings, IndexError, Record, Usable, find_usable, findings::Collector, index_files, record::Header, stamp_of},
     retry::with_retries,
     shard::{self, Grouper, ShardError},
 };
@@ -26,8 +26,8 @@ pub struct IndexReport {
     pub shard: PathBuf,
     /// Its index file.
     pub index: PathBuf,
-    /// Samples in it, unusable ones included.
-    pub samples: u64,
+    /// What is in it.
+    pub findings: Findings,
     /// Whether the file was written now; otherwise it was there and up to date.
     pub written: bool,
 }
@@ -41,15 +41,15 @@ pub fn index_shards(shards: &[PathBuf], folder: Option<&Path>, threads: NonZero<
 }
 
 fn index_one(shard: &Path, folder: Option<&Path>) -> Result<IndexReport, IndexError> {
-    let report = |index: &Path, samples, written| IndexReport { shard: shard.to_owned(), index: index.to_owned(), samples, written };
+    let report = |index: &Path, findings, written| IndexReport { shard: shard.to_owned(), index: index.to_owned(), findings, written };
     let file = shard::open(shard)?;
     let places = index_files(shard, folder);
-    if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?)? {
-        return Ok(report(path, header.count, false));
+    if let Some(Usable { path, findings, .. }) = find_usable(&places, stamp_of(shard, &file)?)? {
+        return Ok(report(path, findings, false));
     }
-    let (header, bytes) = build(shard, &file)?;
+    let Built { findings, bytes, .. } = build(shard, &file)?;
     match write_first(&places, &bytes) {
-        Ok(path) => Ok(report(path, header.count, true)),
+        Ok(path) => Ok(report(path, findings, true)),
         Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.clone(), source }),
     }
 }
@@ -63,17 +63,28 @@ pub(crate) fn built<T>(operation: impl FnMut() -> Result<T, IndexError>) -> Resu
     with_retries(0, wait, IndexError::io, operation)
 }
 
-/// Header and whole contents of the index of `shard`.
-pub(crate) fn build(shard: &Path, file: &File) -> Result<(Header, Vec<u8>), IndexError> {
+/// An index that was made.
+pub(crate) struct Built {
+    pub(crate) header: Header,
+    pub(crate) findings: Findings,
+    /// The whole contents of its file.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Makes the index of `shard`.
+pub(crate) fn build(shard: &Path, file: &File) -> Result<Built, IndexError> {
     let stamp = stamp_of(shard, file)?;
-    let mut records = Vec::new();
+    let (mut records, mut collector) = (Vec::new(), Collector::default());
     let mut too_large = false;
-    let mut add = |group| match Record::of(&group) {
-        Some(record) => records.push(record),
-        None => too_large = true,
+    let mut add = |group| {
+        collector.take(&group);
+        match Record::of(&group) {
+            Some(record) => records.push(record),
+            None => too_large = true,
+        }
     };
     let mut grouper = Grouper::default();
-    shard::walk(shard, file, |member| {
+    let archives = shard::walk(shard, file, |member| {
         if let Some(group) = grouper.push(member) {
             add(group);
         }
@@ -87,13 +98,19 @@ pub(crate) fn build(shard: &Path, file: &File) -> Result<(Header, Vec<u8>), Inde
     if stamp_of(shard, file)? != stamp {
         return Err(IndexError::ShardChanged { shard: shard.to_owned() });
     }
-    let header = Header { stamp, count: records.len() as u64 };
+    let findings = collector.finish(archives);
+    if archives > 1 {
+        tracing::info!(shard = %shard.display(), archives, "shard is several archives one after the other: all are read");
+    }
+    // Plain data with string keys: turning them into JSON cannot fail.
+    let found = serde_json::to_vec(&findings).unwrap_or_default();
+    let header = Header { stamp, count: records.len() as u64, findings_bytes: found.len() as u32, findings_check: crc32fast::hash(&found) };
     let header_bytes = header.encode();
-    let mut bytes = header_bytes.to_vec();
+    let mut bytes = [header_bytes.as_slice(), &found].concat();
     for (number, record) in records.into_iter().enumerate() {
         bytes.extend(record.encode(&header_bytes, number as u64));
     }
-    Ok((header, bytes))
+    Ok(Built { header, findings, bytes })
 }
 
 /// Writes an index to the first place that takes it; else the error of the first.

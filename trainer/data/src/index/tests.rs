@@ -221,7 +221,7 @@ fn the_index_command_writes_what_is_missing_and_names_the_shard_that_fails() {
     let threads = NonZero::new(3).expect("three is not zero");
     ShardIndex::open(&shards[2], None).expect("the index is built");
     let reports = index_shards(&shards, None, threads).expect("the indexes are built");
-    assert_eq!(reports.iter().map(|report| report.samples).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(reports.iter().map(|report| report.findings.samples).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     assert_eq!(reports.iter().map(|report| report.written).collect::<Vec<_>>(), [true, true, false, true, true, true]);
     assert!(reports.iter().all(|report| report.index.is_file()));
     fs::write(&shards[4], "not a tar").expect("the shard is damaged");
@@ -251,4 +251,29 @@ fn many_at_once_build_one_sound_index() {
         });
     }
     assert_eq!(fs::read_dir(data.path()).expect("the folder is listed").count(), 2, "temporary files are left");
+}
+
+#[test]
+fn what_was_found_is_kept_in_the_index_and_read_back() {
+    let data = folder();
+    let shard = data.path().join("a.tar");
+    let mut writer = ShardWriter::create(&shard).expect("the shard is begun");
+    let image = Some((ImageKind::Jpg, b"pixels".as_slice()));
+    for (key, image, caption) in [("0", image, Some("text")), ("1", image, None), ("1", image, Some("again")), ("2", None, Some("half"))] {
+        writer.append(key, image, caption).expect("a sample is written");
+    }
+    writer.append_member("3", "json", b"{}").expect("a member is written");
+    writer.finish().expect("the shard is finished");
+    for written in [true, false] {
+        let reports = index_shards(std::slice::from_ref(&shard), None, NonZero::<usize>::MIN).expect("the index is there");
+        let [IndexReport { findings, written: now, .. }] = reports.as_slice() else { panic!("{reports:?}") };
+        assert_eq!(*now, written);
+        assert_eq!((findings.samples, findings.with_image, findings.with_caption, findings.usable), (4, 2, 3, 1));
+        assert_eq!((findings.doubled, findings.doubled_keys.as_slice()), (1, ["1".to_owned()].as_slice()));
+        assert_eq!((findings.extensions_listed().as_str(), findings.archives), ("txt 3, jpg 2, json 1", 1));
+        let index = ShardIndex::open(&shard, None).expect("the index is opened");
+        assert_eq!(index.findings(), findings);
+        let doubled: Vec<bool> = records(&index).expect("the records are read").iter().map(|record| record.doubled).collect();
+        assert_eq!(doubled, [false, true, false, false]);
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! Comes in: members in the archive's order. Goes out: one [`Group`] per sample. It reads no contents.
 
-use crate::shard::Member;
+use std::collections::BTreeSet;
+
+use crate::shard::{Member, MemberKind};
 
 /// Kind of an image file, by the extension of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +35,23 @@ impl ImageKind {
     }
 }
 
+/// What a member is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It may be the sample's image.
+    Image(ImageKind),
+    /// It may be the sample's caption.
+    Caption,
+}
+
+/// What a member with this extension (lower case) is for; the one place where that is decided.
+pub(crate) fn role(extension: &[u8]) -> Option<Role> {
+    if extension == b"txt" {
+        return Some(Role::Caption);
+    }
+    ImageKind::ALL.into_iter().find(|kind| kind.extension().as_bytes() == extension).map(Role::Image)
+}
+
 /// A sample: consecutive members whose names agree up to the first dot of the file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -44,29 +63,56 @@ pub struct Group {
     pub image: Option<(ImageKind, Member)>,
     /// The caption: the first `.txt` member.
     pub caption: Option<Member>,
+    /// Extensions of its members, in lower case.
+    pub extensions: BTreeSet<Vec<u8>>,
+    /// Two of its members have the same name: which of them belong together is not known.
+    pub doubled: bool,
+    /// An image or a caption stands in it as a link or a sparse file, which cannot be read.
+    pub elsewhere: bool,
+}
+
+impl Group {
+    fn new(key: &[u8], start: u64) -> Self {
+        Self { key: key.to_vec(), start, image: None, caption: None, extensions: BTreeSet::new(), doubled: false, elsewhere: false }
+    }
 }
 
 /// Collects members into samples.
 #[derive(Debug, Default)]
 pub struct Grouper {
     current: Option<Group>,
+    /// Key of the last link or sparse file that stands in for an image or a caption.
+    elsewhere: Option<Vec<u8>>,
 }
 
 impl Grouper {
     /// Takes the next member; returns the sample before it when it begins a new one.
     pub fn push(&mut self, member: Member) -> Option<Group> {
         let (key, extension) = split_name(&member.name)?;
+        let role = role(&extension);
+        if member.kind == MemberKind::Elsewhere {
+            // It belongs to the sample around it, and neither begins nor ends one.
+            if role.is_some() {
+                match &mut self.current {
+                    Some(group) if group.key == key => group.elsewhere = true,
+                    _ => self.elsewhere = Some(key.to_vec()),
+                }
+            }
+            return None;
+        }
         let finished = match &self.current {
             Some(group) if group.key == key => None,
-            _ => self.current.replace(Group { key: key.to_vec(), start: member.start, image: None, caption: None }),
+            _ => self.current.replace(Group::new(key, member.start)),
         };
         let group = self.current.as_mut()?;
-        if extension == b"txt" {
-            group.caption.get_or_insert(member);
-        } else if let Some(kind) = ImageKind::ALL.into_iter().find(|kind| kind.extension().as_bytes() == extension)
-            && group.image.as_ref().is_none_or(|(present, _)| kind < *present)
-        {
-            group.image = Some((kind, member));
+        group.elsewhere |= self.elsewhere.as_ref() == Some(&group.key);
+        group.doubled |= !group.extensions.insert(extension);
+        match role {
+            Some(Role::Caption) => drop(group.caption.get_or_insert(member)),
+            Some(Role::Image(kind)) if group.image.as_ref().is_none_or(|(present, _)| kind < *present) => {
+                group.image = Some((kind, member))
+            }
+            _ => {}
         }
         finished
     }
@@ -98,7 +144,7 @@ mod tests {
     use super::*;
 
     fn member(name: &str) -> Member {
-        Member { name: name.as_bytes().to_vec(), start: 0, offset: 512, length: 1 }
+        Member { kind: MemberKind::File, name: name.as_bytes().to_vec(), start: 0, offset: 512, length: 1 }
     }
 
     /// Groups as `key: image member, caption member`.

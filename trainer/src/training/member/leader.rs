@@ -17,6 +17,7 @@ use crate::{
     tensorboard::EventFile,
     training::{
         TrainError, TrainOptions,
+        describe::add_counts,
         ledger::{Writing, write_record},
         prepare::Progress,
         step_loop::{device_name, host_name, unix_time},
@@ -36,6 +37,7 @@ pub(super) struct Leader {
     generation: Generation,
     rows: u64,
     skipped_samples: BTreeMap<String, u64>,
+    tolerated_images: BTreeMap<String, u64>,
     skipped_updates: u64,
     begin: Instant,
     /// Step lines since the last upload began.
@@ -71,6 +73,7 @@ impl Leader {
             generation,
             rows: 0,
             skipped_samples: BTreeMap::new(),
+            tolerated_images: BTreeMap::new(),
             skipped_updates: 0,
             begin: Instant::now(),
             unsent: 0,
@@ -129,6 +132,7 @@ impl Leader {
         for skipped in &record.skipped_samples {
             *self.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
         }
+        add_counts(&mut self.tolerated_images, &record.tolerated_images);
         self.record(&Record::Step(Box::new(record)));
         self.unsent += 1;
         if self.unsent >= MOST_UNSENT {
@@ -145,6 +149,7 @@ impl Leader {
             reason,
             parameter_hash: learner.parameter_hash()?,
             skipped_samples: self.skipped_samples.clone(),
+            tolerated_images: self.tolerated_images.clone(),
             skipped_updates: self.skipped_updates,
             training_seconds: self.begin.elapsed().as_secs_f64(),
             rows: self.rows,
