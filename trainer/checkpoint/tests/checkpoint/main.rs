@@ -12,4 +12,5 @@ mod round_trip;
 mod s3;
 mod support;
 mod together;
+mod uris;
 mod writer;
