@@ -155,6 +155,9 @@ fn pod_of(job: &Value) -> Value {
         }
     }
     spec["restartPolicy"] = json!("Never");
+    if spec["serviceAccountName"].is_null() {
+        spec["serviceAccountName"] = json!("default");
+    }
     let own = json!({ "name": "lcl-tmp", "emptyDir": {} });
     match spec["volumes"].as_array_mut() {
         Some(volumes) => volumes.push(own),

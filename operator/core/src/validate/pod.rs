@@ -195,6 +195,13 @@ fn check_pod(path: &str, spec: &PodSpec, members: u64, findings: &mut Findings<'
     ] {
         findings.check_optional_name(&syntax, &field(name), value.as_deref());
     }
+    // The operator fills in the other name of the same field.
+    if let Some(account) = spec.service_account.as_deref().filter(|account| Some(*account) != spec.service_account_name.as_deref()) {
+        findings.add(&field("serviceAccount"), account, "must not be given: it is called serviceAccountName now");
+    }
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        findings.add(&field("shareProcessNamespace"), true, "must not be true when hostPID is");
+    }
     findings.check_one_of(&field("preemptionPolicy"), spec.preemption_policy.as_deref(), &["PreemptLowerPriority", "Never"]);
     check_host_aliases(&field("hostAliases"), spec, findings);
     if let Some(security) = &spec.security_context {

@@ -103,9 +103,9 @@ pub(crate) const BROKEN: &[(&str, &str, &str, Judge)] = &[
         Api,
     ),
     (
-        container!("'resources': {'limits': {'nvidia.com/gpu': 2}}"),
+        concat!("spec.workers.membersPerWorker = 2; ", container!("'resources': {'limits': {'nvidia.com/gpu': 1}}")),
         "spec.workers.template.spec.containers[0].resources.limits.nvidia.com/gpu",
-        "must be the number in membersPerWorker",
+        "must be at least the number in membersPerWorker",
         Later,
     ),
     (
@@ -329,6 +329,19 @@ pub(crate) const BROKEN: &[(&str, &str, &str, Judge)] = &[
     (pod!("'dnsPolicy': 'None'"), "spec.workers.template.spec.dnsConfig.nameservers", "at least one server", Api),
     (pod!("'hostAliases': [{'ip': 'here'}]"), "spec.workers.template.spec.hostAliases[0].ip", "must be an IP address", Api),
     (pod!("'securityContext': {'fsGroup': -1}"), "spec.workers.template.spec.securityContext.fsGroup", "at least 0", Api),
+    (pod!("'serviceAccount': 'a'"), "spec.workers.template.spec.serviceAccount", "it is called serviceAccountName", Api),
+    (
+        pod!("'shareProcessNamespace': true, 'hostPID': true"),
+        "spec.workers.template.spec.shareProcessNamespace",
+        "must not be true when hostPID is",
+        Api,
+    ),
+    (
+        container!("'resizePolicy': [{'resourceName': 'cpu', 'restartPolicy': 'RestartContainer'}]"),
+        "spec.workers.template.spec.containers[0].resizePolicy[0].restartPolicy",
+        "must be one of NotRequired",
+        Api,
+    ),
     (pod!("'tolerations': [{'operator': 'Equal'}]"), "spec.workers.template.spec.tolerations[0].operator", "must be Exists", Api),
     (pod!("'tolerations': [{'key': 'a', 'operator': 'Is'}]"), "spec.workers.template.spec.tolerations[0].operator", "Exists, Equal", Api),
     (

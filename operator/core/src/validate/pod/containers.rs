@@ -64,6 +64,12 @@ fn check_container(path: &str, container: &Container, volumes: &[&str], findings
     if let Some(resources) = &container.resources {
         resources::check(&format!("{path}.resources"), resources, findings);
     }
+    // A worker's pod is never restarted in its place.
+    for (index, policy) in container.resize_policy.iter().flatten().enumerate() {
+        let field = |name: &str| format!("{path}.resizePolicy[{index}].{name}");
+        findings.check_one_of(&field("resourceName"), Some(&policy.resource_name), &["cpu", "memory"]);
+        findings.check_one_of(&field("restartPolicy"), Some(&policy.restart_policy), &["NotRequired"]);
+    }
     if let Some(security) = &container.security_context {
         check_security(&format!("{path}.securityContext"), security, findings);
     }
@@ -96,7 +102,7 @@ fn check_config_folder(path: &str, container: &Container, findings: &mut Finding
     }
 }
 
-/// One GPU for each member, as `spec.workers.requests` has it too.
+/// At least one GPU for each member, as many as `spec.workers.requests` would have.
 fn check_gpus(path: &str, container: &Container, members: u64, findings: &mut Findings<'_>) {
     let limits: Option<&BTreeMap<String, Text>> = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
     let Some(Text(text)) = limits.and_then(|limits| limits.get(GPU)) else { return };
@@ -104,8 +110,8 @@ fn check_gpus(path: &str, container: &Container, members: u64, findings: &mut Fi
     else {
         return;
     };
-    if gpus.whole() != members {
-        let rule = "must be the number in membersPerWorker: every member computes on a GPU of its own";
+    if gpus.whole() < members {
+        let rule = "must be at least the number in membersPerWorker: every member computes on a GPU of its own";
         findings.add(&format!("{path}.resources.limits.{GPU}"), text.as_str(), rule);
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn check(path: &str, volumes: &[Volume], findings: &mut Findings<'_>)
     }
 }
 
-/// At most one: without any it is an emptyDir.
+/// At most one: without any it is an `emptyDir`.
 fn check_sources(path: &str, volume: &Volume, findings: &mut Findings<'_>) {
     let fields = serde_json::to_value(volume).unwrap_or_default();
     let given: Vec<&str> = fields.as_object().into_iter().flat_map(|fields| fields.keys()).map(String::as_str).collect();
