@@ -258,7 +258,7 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             weight_decay: 0.1,
             betas: [0.9, 0.98],
             epsilon: 1e-6,
-            schedule: Schedule::Constant { warmup_steps: 4 },
+            schedule: Schedule::Constant { warmup_steps: Some(4) },
             gradient_clip: Some(1.0),
             normalization: Normalization::Global,
             gradient_compression: GradientCompression::None,

@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_rules_hold_for_steps_from_the_command_line_too() {
-        check(|_| (), Some(1), &["optimization.schedule.warmupSteps", "must not exceed"]);
+        check(|_| (), Some(1), &["optimization.schedule.cosine.warmupSteps is 2", "must not exceed"]);
     }
 
     #[test]

@@ -157,7 +157,7 @@ mod tests {
     fn schedule_policy_and_surroundings_may_change() {
         check(|config| config.optimization.learning_rate = 1e-5, None);
         check(|config| config.optimization.steps = 1_000_000, None);
-        check(|config| config.optimization.schedule = Schedule::Constant { warmup_steps: 1 }, None);
+        check(|config| config.optimization.schedule = Schedule::Constant { warmup_steps: Some(1) }, None);
         check(|config| config.optimization.gradient_clip = Some(0.5), None);
         check(|config| config.optimization.micro_batch_size = Some(1), None);
         check(|config| config.checkpoint.keep_last = 9, None);

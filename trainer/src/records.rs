@@ -37,6 +37,9 @@ pub struct Started {
     pub job: String,
     /// Steps the run shall have at its end.
     pub steps: u64,
+    /// Steps of the learning rate's linear part. Older lines lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
     /// Samples a step.
     pub global_batch_size: u64,
     /// Samples a pass.

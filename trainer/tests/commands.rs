@@ -36,7 +36,7 @@ fn bad_records_are_counted_by_cause_and_leave_their_slots_empty() -> Result<()> 
     let mut training = workbench.begin("run")?;
     // One pass and no more.
     training.config.optimization.global_batch_size = 15;
-    training.config.optimization.schedule = Schedule::Constant { warmup_steps: 0 };
+    training.config.optimization.schedule = Schedule::Constant { warmup_steps: Some(0) };
     let finished = training.run(&["--steps", "3"])?.expect_code(0)?;
     let steps = training.steps()?;
     let rows: u64 = steps.iter().filter_map(|step| step["rows"].as_u64()).sum();

@@ -8,7 +8,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::{ExactConfig, ExitCode};
+use lcl_trainer_config::{ExactConfig, ExitCode, Schedule};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -90,6 +90,26 @@ fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> R
         ensure!(*got == wanted, "step {step} is {got}, and undisturbed {wanted}; by {:?}", run.steps()?[step]);
     }
     ensure!(run.hash()? == expected, "{} instead of {expected}", run.hash()?);
+    Ok(())
+}
+
+/// Members that are given other steps than the run began with go along one curve: with two, their weights would part.
+#[test]
+fn members_of_a_run_that_goes_on_with_more_steps_keep_its_warm_up_bit_for_bit() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let begin = |name: &str| -> Result<Run> {
+        let mut run = workbench.begin(name)?;
+        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+        run.config.optimization.schedule = Schedule::Cosine { warmup_steps: None };
+        run.complete(&["--steps", "20"])?;
+        Ok(run)
+    };
+    let (alone, run) = (begin("alone")?, begin("local")?);
+    let expected = alone.complete(&["--steps", "40"])?;
+    start(&run, &["--workers", "2", "--min-workers", "2", "--steps", "40"])?.wait()?.expect_code(0)?;
+    ensure!(run.hash()? == expected, "{} instead of {expected}", run.hash()?);
+    let events = run.events()?;
+    ensure!(events.iter().filter(|event| event["event"] == "started").all(|event| event["warmup_steps"] == 2), "{events:?}");
     Ok(())
 }
 

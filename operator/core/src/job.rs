@@ -163,8 +163,8 @@ fn resolve_objective(objective: &ObjectiveSpec) -> Result<Objective, FieldError>
 
 fn resolve_schedule(schedule: &ScheduleSpec) -> Result<Schedule, FieldError> {
     match (&schedule.cosine, &schedule.constant) {
-        (Some(cosine), None) => Ok(Schedule::Cosine { warmup_steps: cosine.warmup_steps.unsigned_abs() }),
-        (None, Some(constant)) => Ok(Schedule::Constant { warmup_steps: constant.warmup_steps.unsigned_abs() }),
+        (Some(cosine), None) => Ok(Schedule::Cosine { warmup_steps: cosine.warmup_steps.map(i64::unsigned_abs) }),
+        (None, Some(constant)) => Ok(Schedule::Constant { warmup_steps: constant.warmup_steps.map(i64::unsigned_abs) }),
         _ => Err(FieldError::missing("spec.optimization.schedule.cosine")),
     }
 }

@@ -53,7 +53,8 @@ fn left_out_fields_get_the_recipe_of_the_released_code() {
         ("epsilon", json!(1e-6)),
         ("learningRate", json!(5e-4)),
         ("weightDecay", json!(0.2)),
-        ("schedule", json!({ "kind": "cosine", "warmupSteps": 2000 })),
+        // The trainer derives it, once, when the run begins.
+        ("schedule", json!({ "kind": "cosine", "warmupSteps": null })),
         ("gradientClip", Value::Null),
     ] {
         assert_eq!(optimization[field], expected, "{field}");
@@ -93,7 +94,7 @@ fn with_volumes(mounts: &Value, volumes: &Value, assignments: &str) -> Validated
     assign(&mut job, assignments);
     job["spec"]["workers"] = json!({ "template": { "spec": {
         "containers": [
-            { "name": "sidecar", "volumeMounts": [{ "name": "other", "mountPath": "/data" }] },
+            { "name": "sidecar", "image": "sidecar", "volumeMounts": [{ "name": "lcl-tmp", "mountPath": "/data" }] },
             { "name": "worker", "volumeMounts": mounts },
         ],
         "volumes": volumes,

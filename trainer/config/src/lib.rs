@@ -8,6 +8,7 @@ mod exit_code;
 mod model;
 mod presets;
 mod training;
+mod uri;
 mod validate;
 
 pub use exit_code::ExitCode;
@@ -17,6 +18,7 @@ pub use training::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, GradientCompression, Normalization,
     OptimizationConfig, RuntimeConfig, Schedule, TrainerConfig,
 };
+pub use uri::check_run_uri;
 pub use validate::{ConfigError, Rule};
 
 /// Version of the JSON format. A reader refuses any other number.

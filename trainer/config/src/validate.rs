@@ -6,6 +6,7 @@ use crate::{
     FORMAT_VERSION,
     model::ModelConfig,
     training::{DataConfig, DataSource, GradientCompression, Normalization, Schedule, TrainerConfig},
+    uri::check_run_uri,
 };
 
 /// What a field has to be.
@@ -47,12 +48,8 @@ impl TrainerConfig {
         self.data.validate()?;
         self.validate_optimization()?;
         let checkpoint = &self.checkpoint;
-        require(
-            checkpoint.uri.contains("://"),
-            "checkpoint.uri",
-            &checkpoint.uri,
-            "must be a URI such as file:///runs/a or s3://bucket/a",
-        )?;
+        let problem = check_run_uri(&checkpoint.uri).err();
+        require(problem.is_none(), "checkpoint.uri", &checkpoint.uri, problem.unwrap_or_default())?;
         require(checkpoint.every_steps >= 1, "checkpoint.everySteps", checkpoint.every_steps, "must be at least 1")?;
         require(checkpoint.keep_last >= 1, "checkpoint.keepLast", checkpoint.keep_last, "must be at least 1")?;
         require(
@@ -114,8 +111,13 @@ impl TrainerConfig {
                 "must be none when optimization.exact is given",
             )?;
         }
-        let (Schedule::Cosine { warmup_steps } | Schedule::Constant { warmup_steps }) = o.schedule;
-        require(warmup_steps <= o.steps, "optimization.schedule.warmupSteps", warmup_steps, "must not exceed optimization.steps")
+        // Only what somebody wrote can be wrong, and it is called what the manifest calls it.
+        let warmup_field = match o.schedule {
+            Schedule::Cosine { .. } => "optimization.schedule.cosine.warmupSteps",
+            Schedule::Constant { .. } => "optimization.schedule.constant.warmupSteps",
+        };
+        let warmup_steps = o.schedule.warmup_steps().unwrap_or_default();
+        require(warmup_steps <= o.steps, warmup_field, warmup_steps, "must not exceed the steps of the job")
     }
 }
 

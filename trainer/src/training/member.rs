@@ -32,7 +32,6 @@ use lcl_protocol::{
 use lcl_torch::{
     Device, Learner, MemberStep, StepReport, choose_device,
     collectives::{AbortHandle, Group, GroupError, GroupOptions, SelfTestError, Usage},
-    learning_rate,
     shim::ShimError,
 };
 use lcl_trainer_config::{ExitCode, TrainerConfig};
@@ -344,14 +343,20 @@ impl<'a> MemberRun<'a> {
         let moved = match role {
             Role::Level => Ok(()),
             Role::Send { to } => transfer::send(&mut joined.group, &self.learner, self.progress, &self.tally, to),
-            Role::Receive { from } => transfer::receive(&mut joined.group, &mut self.learner, &mut self.tally, *from).map(|progress| {
-                self.progress = progress;
-                self.restored = None;
-                if let Some(saver) = self.saver.as_mut() {
-                    // What it knew to be in the store may be another state of the same step.
-                    saver.set_committed(None);
-                }
-            }),
+            Role::Receive { from } => {
+                transfer::receive(&mut joined.group, &mut self.learner, &mut self.tally, *from).map(|(progress, warmup)| {
+                    self.progress = progress;
+                    if self.config.optimization.schedule.warmup_steps().is_none() {
+                        // All members have to go along the same curve, whatever number of steps each was started with.
+                        self.learner.set_warmup_steps(warmup);
+                    }
+                    self.restored = None;
+                    if let Some(saver) = self.saver.as_mut() {
+                        // What it knew to be in the store may be another state of the same step.
+                        saver.set_committed(None);
+                    }
+                })
+            }
             Role::Restore { to } => {
                 let store = CheckpointStore::open(&self.config.checkpoint.uri, StoreOptions::default())?;
                 let asked = Restorer {
@@ -489,7 +494,7 @@ impl<'a> MemberRun<'a> {
         let wish = i64::from(self.client.flags().bits()) | if is_busy { BUSY } else { 0 };
         let (report, wishes) = if shared.rows == 0 {
             let wishes = joined.group.exchange(&[wish], EXCHANGE_TIMEOUT)?.into_iter().flatten().collect();
-            (without_update(&self.config, step), wishes)
+            (without_update(self.learner.learning_rate(step)), wishes)
         } else {
             let member = MemberStep { group: &mut joined.group, wish, timeout: EXCHANGE_TIMEOUT };
             match share::train_step(&mut self.learner, &self.config, self.device, &batch, Some(member)) {
@@ -520,7 +525,7 @@ impl<'a> MemberRun<'a> {
             leader.set_generation(generation);
             return Ok(());
         }
-        let leader = Leader::begin(generation, &self.config, self.options, &self.dataset, self.device, self.progress, &self.tally)?;
+        let leader = Leader::begin(generation, &self.config, self.options, &self.dataset, &self.learner, self.progress, &self.tally)?;
         self.leader = Some(leader);
         Ok(())
     }
@@ -582,14 +587,14 @@ impl From<GroupError> for StepError {
 }
 
 /// Without a gradient there is nothing to update: not the moments either.
-fn without_update(config: &TrainerConfig, step: u64) -> StepReport {
+fn without_update(learning_rate: f64) -> StepReport {
     StepReport {
         total: f64::NAN,
         generation: f64::NAN,
         contrastive: f64::NAN,
         gradient_norm: f64::NAN,
         logit_scale: f64::NAN,
-        learning_rate: learning_rate(&config.optimization, step),
+        learning_rate,
         contrastive_images: 0,
         generation_positions: 0,
         skipped: true,

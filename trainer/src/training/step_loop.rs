@@ -10,7 +10,7 @@ use std::{
 };
 
 use lcl_data::{Batch, Loader, LoaderOptions};
-use lcl_torch::{StepReport, learning_rate, parameter_count};
+use lcl_torch::{StepReport, parameter_count};
 use lcl_trainer_config::ExitCode;
 
 use super::{
@@ -167,7 +167,7 @@ impl StepLoop {
                 contrastive: f64::NAN,
                 gradient_norm: f64::NAN,
                 logit_scale: f64::NAN,
-                learning_rate: learning_rate(&config.optimization, step),
+                learning_rate: learner.learning_rate(step),
                 contrastive_images: 0,
                 generation_positions: 0,
                 skipped: true,
@@ -272,13 +272,14 @@ impl StepLoop {
     }
 
     fn started(&self) -> Record {
-        let Prepared { config, dataset, device, progress, .. } = &self.run;
+        let Prepared { config, dataset, device, learner, progress, .. } = &self.run;
         Record::Started(Started {
             completed_steps: progress.completed_steps,
             generation: self.generation(),
             time: unix_time(),
             job: config.job.clone(),
             steps: config.optimization.steps,
+            warmup_steps: Some(learner.warmup_steps()),
             global_batch_size: config.optimization.global_batch_size,
             samples_per_pass: dataset.samples_per_pass(),
             parameters: parameter_count(&config.model),
@@ -292,7 +293,7 @@ impl StepLoop {
             completed_steps: progress.completed_steps,
             config_digest: identity.digest(),
             metadata: with_provenance(
-                metadata(config, identity, learner.completed_updates(), progress.consecutive_skips),
+                metadata(config, identity, learner, progress.consecutive_skips),
                 Provenance { job: None, machine: machine.as_deref() },
             ),
         }

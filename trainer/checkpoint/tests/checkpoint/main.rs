@@ -13,4 +13,5 @@ mod s3;
 mod support;
 mod together;
 mod volumes;
+mod uris;
 mod writer;

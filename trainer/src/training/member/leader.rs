@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use lcl_checkpoint::while_away;
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
-use lcl_torch::{Device, Learner};
+use lcl_torch::Learner;
 use lcl_trainer_config::TrainerConfig;
 
 use super::tally::{KEPT, Tally};
@@ -52,7 +52,7 @@ impl Leader {
         config: &TrainerConfig,
         options: &TrainOptions,
         dataset: &Dataset,
-        device: Device,
+        learner: &Learner,
         progress: Progress,
         tally: &Tally,
     ) -> Result<Self, TrainError> {
@@ -88,10 +88,11 @@ impl Leader {
             time: unix_time(),
             job: config.job.clone(),
             steps: config.optimization.steps,
+            warmup_steps: Some(learner.warmup_steps()),
             global_batch_size: config.optimization.global_batch_size,
             samples_per_pass: dataset.samples_per_pass(),
             parameters: lcl_torch::parameter_count(&config.model),
-            device: device_name(device),
+            device: device_name(learner.model().device()),
         }));
         leader.upload();
         Ok(leader)

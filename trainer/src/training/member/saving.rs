@@ -146,7 +146,7 @@ impl MemberRun<'_> {
             completed_steps: self.progress.completed_steps,
             config_digest: self.identity.digest(),
             metadata: with_provenance(
-                metadata(&self.config, &self.identity, self.learner.completed_updates(), self.progress.consecutive_skips),
+                metadata(&self.config, &self.identity, &self.learner, self.progress.consecutive_skips),
                 Provenance { job: self.member.job.as_deref(), machine: self.machine.as_deref() },
             ),
         }

@@ -187,7 +187,7 @@ impl Reference {
                 weight_decay: number("weight_decay", self.weight_decay_of_groups().unwrap_or(0.1)),
                 betas: BETAS,
                 epsilon: number("eps", EPSILON),
-                schedule: Schedule::Constant { warmup_steps: 0 },
+                schedule: Schedule::Constant { warmup_steps: Some(0) },
                 gradient_clip: clip,
                 normalization: Normalization::PerRank,
                 gradient_compression: GradientCompression::None,
