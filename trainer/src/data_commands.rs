@@ -15,15 +15,16 @@ use bytes::Bytes;
 use lcl_checkpoint::{Dtype, SafetensorsError, TensorData, write_safetensors};
 use lcl_data::{
     index::{IndexError, IndexReport, index_shards},
-    shard::{ListError, expand},
+    shard::{ListError, ListOrigin, find_shards},
     show::{ShowError, ShowOptions, Shown, show},
     tokenizer::Tokenizer,
 };
+use lcl_trainer_config::SampleKeys;
 
 /// A data command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataCommandError {
-    /// A shard pattern is malformed.
+    /// The shards cannot be found.
     #[error(transparent)]
     List(#[from] ListError),
     /// A shard cannot be indexed.
@@ -83,12 +84,14 @@ impl DataCommandError {
 }
 
 /// Indexes the shards that the patterns name.
-pub fn index(patterns: &[String], folder: Option<&Path>, threads: NonZero<usize>) -> Result<Vec<IndexReport>, DataCommandError> {
-    let mut shards = Vec::new();
-    for pattern in patterns {
-        shards.extend(expand(pattern)?.into_iter().map(PathBuf::from));
-    }
-    Ok(index_shards(&shards, folder, threads)?)
+pub fn index(
+    patterns: &[String],
+    folder: Option<&Path>,
+    keys: &SampleKeys,
+    threads: NonZero<usize>,
+) -> Result<Vec<IndexReport>, DataCommandError> {
+    let shards = find_shards(patterns, ListOrigin::Arguments, threads)?;
+    Ok(index_shards(&shards, folder, keys, threads)?)
 }
 
 /// Reads a JSON string a line and writes its ids, without special tokens, as a JSON list a line.

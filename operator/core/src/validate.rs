@@ -2,10 +2,12 @@
 //!
 //! Comes in: the manifest as a JSON value. Goes out: a [`ValidatedJob`], or *every* rule that is broken, each with the field's path, its
 //! value and what it has to be. There is one source of truth, [`lcl_crds::custom_resource_definition`]: its structural part is checked by
-//! [`structure`], its CEL expressions are evaluated by [`rules`]. Nothing else is checked here, so what passes here passes in a cluster.
+//! [`structure`], its CEL expressions are evaluated by [`rules`]. What neither can say is checked besides, as the operator does before it
+//! starts anything: the patterns of [`shards`].
 
 mod error;
 mod rules;
+mod shards;
 mod structure;
 
 use std::sync::LazyLock;
@@ -47,6 +49,7 @@ fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, Field
         // Checked before defaults are filled in, so that a message shows what the user wrote.
         structure::check(spec_schema, spec, "spec", &mut errors);
     }
+    shards::check(manifest, &mut errors);
     let complete = complete(manifest);
     let stored = stored.map(self::complete);
     rules::check(&SCHEMA, &Subject { manifest, complete: &complete, stored: stored.as_ref() }, &mut errors);

@@ -1,10 +1,12 @@
 //! Where every sample of a shard lies, kept in a small file, so that any sample is read without walking the archive.
 //!
-//! Comes in: a shard. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the index folder, or made anew when that
-//! file is missing, stale (the shard's size or time of change differs) or damaged. Files are written whole and then named, so any number of
+//! Comes in: a shard, and the keys of images and captions. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the
+//! index folder, or made anew when that file is missing, stale (the shard's size or time of change differs, or it was made with other keys) or
+//! damaged. Files are written whole and then named, so any number of
 //! processes may do this at once. It never writes to a shard.
 
 mod build;
+mod contents;
 mod record;
 
 use std::{
@@ -16,9 +18,12 @@ use std::{
 
 pub use build::{IndexReport, index_shards};
 pub(crate) use build::{built, over_all};
-use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp};
+pub use contents::Contents;
+pub(crate) use contents::extensions;
+use lcl_trainer_config::SampleKeys;
+use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp, keys_digest};
 
-use crate::shard::{self, ImageKind, ShardError};
+use crate::shard::{self, ShardError};
 
 /// Ending that is added to a shard's name.
 pub const EXTENSION: &str = "lclindex";
@@ -37,8 +42,8 @@ pub struct Extent {
 pub struct Record {
     /// Byte at which the first member's headers begin; its name is found there.
     pub start: u64,
-    /// The image's kind and contents.
-    pub image: Option<(ImageKind, Extent)>,
+    /// Number of the image's key among the image keys, and its contents.
+    pub image: Option<(u8, Extent)>,
     /// The caption's contents.
     pub caption: Option<Extent>,
 }
@@ -90,6 +95,7 @@ impl IndexError {
 #[derive(Debug)]
 pub struct ShardIndex {
     shard: PathBuf,
+    keys: SampleKeys,
     header: Header,
     store: RwLock<Store>,
 }
@@ -110,38 +116,45 @@ enum Unusable {
 }
 
 impl ShardIndex {
-    /// Opens the index of `shard`, building it when there is no usable one. A built index that can be written neither under `index_folder`
-    /// nor beside the shard stays in memory, with a warning.
-    pub fn open(shard: &Path, index_folder: Option<&Path>) -> Result<Self, IndexError> {
+    /// Opens the index of `shard` for these keys, building it when there is no usable one. A built index that can be written neither under
+    /// `index_folder` nor beside the shard stays in memory, with a warning.
+    pub fn open(shard: &Path, index_folder: Option<&Path>, keys: &SampleKeys) -> Result<Self, IndexError> {
         let file = shard::open(shard)?;
-        let places = index_files(shard, index_folder);
-        if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?)? {
-            return Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::File(path.clone())) });
+        let places = index_files(shard, index_folder, keys);
+        let of = |header, store| Self { shard: shard.to_owned(), keys: keys.clone(), header, store: RwLock::new(store) };
+        if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
+            return Ok(of(header, Store::File(path.clone())));
         }
-        let (header, bytes) = build::build(shard, &file)?;
+        let (header, bytes) = build::build(shard, &file, keys)?;
         let store = match build::write_first(&places, &bytes) {
             Ok(path) => Store::File(path.clone()),
             Err((path, error)) => {
                 tracing::warn!(
                     shard = %shard.display(), index = %path.display(), %error,
-                    "index cannot be written and stays in memory: set data.indexPath to a folder that can be written to"
+                    "index cannot be written and stays in memory: set spec.data.indexPath to a folder that can be written to"
                 );
                 Store::Memory(bytes.into())
             }
         };
-        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(store) })
+        Ok(of(header, store))
     }
 
     /// The index of `shard`, built in memory; writes nothing.
-    pub(crate) fn in_memory(shard: &Path) -> Result<Self, IndexError> {
-        let (header, bytes) = build::build(shard, &shard::open(shard)?)?;
-        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::Memory(bytes.into())) })
+    pub(crate) fn in_memory(shard: &Path, keys: &SampleKeys) -> Result<Self, IndexError> {
+        let (header, bytes) = build::build(shard, &shard::open(shard)?, keys)?;
+        Ok(Self { shard: shard.to_owned(), keys: keys.clone(), header, store: RwLock::new(Store::Memory(bytes.into())) })
     }
 
     /// Number of samples, unusable ones included.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.header.count
+    }
+
+    /// How many of them have both an image and a caption.
+    #[must_use]
+    pub fn pairs(&self) -> u64 {
+        self.header.pairs
     }
 
     /// Bytes of the shard.
@@ -188,7 +201,7 @@ impl ShardIndex {
         if let Store::File(path) = &*store {
             tracing::warn!(index = %path.display(), record = number, "index is damaged: building it again");
             let file = shard::open(&self.shard)?;
-            let (built, bytes) = build::build(&self.shard, &file)?;
+            let (built, bytes) = build::build(&self.shard, &file, &self.keys)?;
             if built != self.header {
                 return Err(changed());
             }
@@ -207,10 +220,14 @@ fn in_memory(bytes: &[u8], at: u64) -> Option<[u8; RECORD_BYTES]> {
 }
 
 /// Where the index of `shard` may lie, in the order of preference: under `folder` by the shard's absolute path, so that shards of one name in
-/// different folders do not meet, then beside the shard.
+/// different folders do not meet, then beside the shard. One for other keys than the defaults has their digest in its name: jobs that read
+/// the same shards in different ways do not take each other's indexes away.
 #[must_use]
-pub fn index_files(shard: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
+pub fn index_files(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Vec<PathBuf> {
     let mut beside = shard.as_os_str().to_owned();
+    if !keys.is_default() {
+        beside.push(format!(".{:016x}", keys_digest(keys)));
+    }
     beside.push(".");
     beside.push(EXTENSION);
     let beside = PathBuf::from(beside);
@@ -227,10 +244,13 @@ fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
     Ok(Stamp::of(&metadata))
 }
 
-/// The first of these index files that is one of the shard with this stamp.
-fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<(&PathBuf, Header)>, IndexError> {
+/// The first of these index files that is one of the shard with this stamp and these keys.
+fn find_usable<'a>(places: &'a [PathBuf], stamp: Stamp, keys: &SampleKeys) -> Result<Option<(&'a PathBuf, Header)>, IndexError> {
     for path in places {
         match read_header(path, stamp)? {
+            Ok(header) if header.keys != keys_digest(keys) => {
+                tracing::warn!(index = %path.display(), "index was made with other keys: building it again");
+            }
             Ok(header) => return Ok(Some((path, header))),
             Err(Unusable::Missing) => {}
             Err(reason) => tracing::warn!(index = %path.display(), ?reason, "index is of no use: building it again"),

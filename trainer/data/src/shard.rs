@@ -14,8 +14,8 @@ use std::{
 };
 
 pub(crate) use group::split_name;
-pub use group::{Group, Grouper, ImageKind};
-pub use list::{ListError, expand};
+pub use group::{Group, Grouper, ImageKind, Keyed};
+pub use list::{Entry, ListError, ListOrigin, Missing, find_shards};
 pub(crate) use writer::new_file_for;
 pub use writer::{ShardWriter, WriteError};
 
@@ -43,7 +43,7 @@ pub struct Member {
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// There is no such file.
-    #[error("shard {path} does not exist: check data.source.shards and that its volume is mounted")]
+    #[error("shard {path} does not exist: check its name, and that its volume is mounted")]
     Missing {
         /// The shard.
         path: PathBuf,

@@ -13,10 +13,16 @@ use std::{
     },
 };
 
+use lcl_trainer_config::SampleKeys;
+
 use crate::{
-    index::{IndexError, Record, find_usable, index_files, record::Header, stamp_of},
+    index::{
+        IndexError, Record, find_usable, index_files,
+        record::{Header, keys_digest},
+        stamp_of,
+    },
     retry::with_retries,
-    shard::{self, Grouper, ShardError},
+    shard::{self, Group, Grouper, ShardError},
 };
 
 /// What [`index_shards`] did for one shard.
@@ -28,6 +34,8 @@ pub struct IndexReport {
     pub index: PathBuf,
     /// Samples in it, unusable ones included.
     pub samples: u64,
+    /// How many of them have both an image and a caption.
+    pub pairs: u64,
     /// Whether the file was written now; otherwise it was there and up to date.
     pub written: bool,
 }
@@ -36,20 +44,31 @@ pub struct IndexReport {
 ///
 /// Unlike opening a data set, a file that cannot be written is an error. All shards are tried; the first error in the order of shards is
 /// returned.
-pub fn index_shards(shards: &[PathBuf], folder: Option<&Path>, threads: NonZero<usize>) -> Result<Vec<IndexReport>, IndexError> {
-    over_all(threads, shards, |shard| built(|| index_one(shard, folder)))
+pub fn index_shards(
+    shards: &[PathBuf],
+    folder: Option<&Path>,
+    keys: &SampleKeys,
+    threads: NonZero<usize>,
+) -> Result<Vec<IndexReport>, IndexError> {
+    over_all(threads, shards, |shard| built(|| index_one(shard, folder, keys)))
 }
 
-fn index_one(shard: &Path, folder: Option<&Path>) -> Result<IndexReport, IndexError> {
-    let report = |index: &Path, samples, written| IndexReport { shard: shard.to_owned(), index: index.to_owned(), samples, written };
+fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<IndexReport, IndexError> {
+    let report = |index: &Path, header: Header, written| IndexReport {
+        shard: shard.to_owned(),
+        index: index.to_owned(),
+        samples: header.count,
+        pairs: header.pairs,
+        written,
+    };
     let file = shard::open(shard)?;
-    let places = index_files(shard, folder);
-    if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?)? {
-        return Ok(report(path, header.count, false));
+    let places = index_files(shard, folder, keys);
+    if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
+        return Ok(report(path, header, false));
     }
-    let (header, bytes) = build(shard, &file)?;
+    let (header, bytes) = build(shard, &file, keys)?;
     match write_first(&places, &bytes) {
-        Ok(path) => Ok(report(path, header.count, true)),
+        Ok(path) => Ok(report(path, header, true)),
         Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.clone(), source }),
     }
 }
@@ -64,36 +83,41 @@ pub(crate) fn built<T>(operation: impl FnMut() -> Result<T, IndexError>) -> Resu
 }
 
 /// Header and whole contents of the index of `shard`.
-pub(crate) fn build(shard: &Path, file: &File) -> Result<(Header, Vec<u8>), IndexError> {
+pub(crate) fn build(shard: &Path, file: &File, keys: &SampleKeys) -> Result<(Header, Vec<u8>), IndexError> {
     let stamp = stamp_of(shard, file)?;
     let mut records = Vec::new();
     let mut too_large = false;
-    let mut add = |group| match Record::of(&group) {
+    for_each_group(shard, file, keys, |group| match Record::of(&group) {
         Some(record) => records.push(record),
         None => too_large = true,
-    };
-    let mut grouper = Grouper::default();
-    shard::walk(shard, file, |member| {
-        if let Some(group) = grouper.push(member) {
-            add(group);
-        }
     })?;
-    if let Some(group) = grouper.finish() {
-        add(group);
-    }
     if too_large {
         return Err(ShardError::TooLarge { path: shard.to_owned() }.into());
     }
     if stamp_of(shard, file)? != stamp {
         return Err(IndexError::ShardChanged { shard: shard.to_owned() });
     }
-    let header = Header { stamp, count: records.len() as u64 };
+    let is_pair = |record: &&Record| record.image.is_some() && record.caption.is_some();
+    let pairs = records.iter().filter(is_pair).count() as u64;
+    let header = Header { stamp, keys: keys_digest(keys), count: records.len() as u64, pairs };
     let header_bytes = header.encode();
     let mut bytes = header_bytes.to_vec();
     for (number, record) in records.into_iter().enumerate() {
         bytes.extend(record.encode(&header_bytes, number as u64));
     }
     Ok((header, bytes))
+}
+
+/// Calls `visit` for every sample of a shard, in order.
+pub(super) fn for_each_group(shard: &Path, file: &File, keys: &SampleKeys, mut visit: impl FnMut(Group)) -> Result<(), ShardError> {
+    let mut grouper = Grouper::new(keys);
+    shard::walk(shard, file, |member| {
+        if let Some(group) = grouper.push(member) {
+            visit(group);
+        }
+    })?;
+    grouper.finish().into_iter().for_each(visit);
+    Ok(())
 }
 
 /// Writes an index to the first place that takes it; else the error of the first.

@@ -5,19 +5,21 @@
 
 use std::{fs::Metadata, os::unix::fs::MetadataExt};
 
+use lcl_trainer_config::SampleKeys;
+
 use crate::{
     index::{Extent, Record},
-    shard::{BLOCK, Group, ImageKind, Member},
+    shard::{BLOCK, Group, Keyed},
 };
 
 /// First bytes of every index file.
 const MAGIC: [u8; 8] = *b"LCLINDEX";
 
 /// Number of this layout; a file of any other is built again.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of the header.
-pub(crate) const HEADER_BYTES: usize = 48;
+pub(crate) const HEADER_BYTES: usize = 64;
 
 /// Bytes of a record.
 pub(crate) const RECORD_BYTES: usize = 28;
@@ -44,8 +46,28 @@ impl Stamp {
 pub(crate) struct Header {
     /// The shard's file.
     pub(crate) stamp: Stamp,
+    /// What was looked for: [`keys_digest`].
+    pub(crate) keys: u64,
     /// Number of records.
     pub(crate) count: u64,
+    /// How many of them have both an image and a caption.
+    pub(crate) pairs: u64,
+}
+
+/// Tells keys apart: an index made with others is of no use.
+pub(crate) fn keys_digest(keys: &SampleKeys) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("lcl-data 1: sample keys");
+    for list in [&keys.image, &keys.caption] {
+        hasher.update(&(list.len() as u64).to_le_bytes());
+        for key in list {
+            hasher.update(&(key.len() as u64).to_le_bytes());
+            hasher.update(key.as_bytes());
+        }
+    }
+    hasher.update(keys.separator.name().as_bytes());
+    let mut digest = [0; 8];
+    hasher.finalize_xof().fill(&mut digest);
+    u64::from_le_bytes(digest)
 }
 
 impl Header {
@@ -58,7 +80,9 @@ impl Header {
         writer.put(&self.stamp.length.to_le_bytes());
         writer.put(&self.stamp.seconds.to_le_bytes());
         writer.put(&self.stamp.nanoseconds.to_le_bytes());
+        writer.put(&self.keys.to_le_bytes());
         writer.put(&self.count.to_le_bytes());
+        writer.put(&self.pairs.to_le_bytes());
         let check = crc32fast::hash(&bytes[..HEADER_BYTES - 4]);
         bytes[HEADER_BYTES - 4..].copy_from_slice(&check.to_le_bytes());
         bytes
@@ -75,9 +99,10 @@ impl Header {
             seconds: i64::from_le_bytes(reader.take()?),
             nanoseconds: u32::from_le_bytes(reader.take()?),
         };
-        let count = u64::from_le_bytes(reader.take()?);
+        let mut number = || Some(u64::from_le_bytes(reader.take()?));
+        let (keys, count, pairs) = (number()?, number()?, number()?);
         let check = u32::from_le_bytes(reader.take()?);
-        (known && check == crc32fast::hash(&bytes[..HEADER_BYTES - 4])).then_some(Self { stamp, count })
+        (known && check == crc32fast::hash(&bytes[..HEADER_BYTES - 4])).then_some(Self { stamp, keys, count, pairs })
     }
 
     /// Bytes of the whole index file.
@@ -86,24 +111,25 @@ impl Header {
     }
 }
 
-/// Which bit of a record's kind says that there is a caption; the bits below number the image's kind, 0 for none.
+/// Which bit of a record's kind says that there is a caption; the bits below number the image's key from 1, 0 for no image. There are fewer
+/// keys than they can count ([`lcl_trainer_config::KEYS_LIMIT`]).
 const CAPTION_BIT: u32 = 1 << 8;
 
 impl Record {
     /// What the index says of a sample, or `None` when it lies beyond the 2^32 blocks that a record can name.
     pub(crate) fn of(group: &Group) -> Option<Self> {
         u32::try_from(group.start / BLOCK).ok()?;
-        let extent = |member: &Member| {
+        let extent = |Keyed { member, .. }: &Keyed| {
             u32::try_from(member.offset / BLOCK).ok()?;
             // A member of 4 GiB or more is beyond every limit of the reader; that is all that has to be known of it.
             Some(Extent { offset: member.offset, length: u32::try_from(member.length).unwrap_or(u32::MAX) })
         };
         let image = match &group.image {
-            Some((kind, member)) => Some((*kind, extent(member)?)),
+            Some(image) => Some((image.key, extent(image)?)),
             None => None,
         };
         let caption = match &group.caption {
-            Some(member) => Some(extent(member)?),
+            Some(caption) => Some(extent(caption)?),
             None => None,
         };
         Some(Self { start: group.start, image, caption })
@@ -114,9 +140,8 @@ impl Record {
         let block = |offset: u64| ((offset / BLOCK) as u32).to_le_bytes();
         let nothing = Extent { offset: 0, length: 0 };
         let (image, caption) = (self.image.map_or(nothing, |(_, extent)| extent), self.caption.unwrap_or(nothing));
-        let image_kind =
-            self.image.and_then(|(kind, _)| ImageKind::ALL.into_iter().position(|other| other == kind)).map_or(0, |at| at as u32 + 1);
-        let kind = image_kind | if self.caption.is_some() { CAPTION_BIT } else { 0 };
+        let image_key = self.image.map_or(0, |(key, _)| u32::from(key) + 1);
+        let kind = image_key | if self.caption.is_some() { CAPTION_BIT } else { 0 };
         let mut bytes = [0; RECORD_BYTES];
         let mut writer = Fields(&mut bytes);
         writer.put(&block(self.start));
@@ -144,7 +169,7 @@ impl Record {
         }
         let image = match kind & (CAPTION_BIT - 1) {
             0 => None,
-            position => Some((*ImageKind::ALL.get(position as usize - 1)?, image)),
+            number => Some((u8::try_from(number - 1).ok()?, image)),
         };
         Some(Self { start, image, caption: (kind & CAPTION_BIT != 0).then_some(caption) })
     }
@@ -196,22 +221,23 @@ mod tests {
         #[test]
         fn records_and_headers_come_back_and_every_changed_bit_is_noticed(
             start in any::<u32>(),
-            image in proptest::option::of((0_usize..4, extents())),
+            image in proptest::option::of((0..lcl_trainer_config::KEYS_LIMIT as u8, extents())),
             caption in proptest::option::of(extents()),
             number in any::<u64>(),
-            count in any::<u64>(),
+            keys in any::<u64>(),
+            (count, pairs) in any::<(u64, u64)>(),
             damage in 0..RECORD_BYTES * 8,
             header_damage in 0..HEADER_BYTES * 8,
         ) {
             let stamp = Stamp { length: 77, seconds: -3, nanoseconds: 5 };
-            let header = Header { stamp, count };
+            let header = Header { stamp, keys, count, pairs };
             let header_bytes = header.encode();
             prop_assert_eq!(Header::decode(&header_bytes), Some(header));
             let mut damaged = header_bytes;
             damaged[header_damage / 8] ^= 1 << (header_damage % 8);
             prop_assert_eq!(Header::decode(&damaged), None);
 
-            let record = Record { start: u64::from(start) * BLOCK, image: image.map(|(kind, extent)| (ImageKind::ALL[kind], extent)), caption };
+            let record = Record { start: u64::from(start) * BLOCK, image, caption };
             let bytes = record.encode(&header_bytes, number);
             prop_assert_eq!(Record::decode(&bytes, &header_bytes, number), Some(record));
             prop_assert_eq!(Record::decode(&bytes, &header_bytes, number ^ 1), None);
