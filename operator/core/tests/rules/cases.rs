@@ -105,7 +105,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.data.webdataset.imageKeys = []", "spec.data.webdataset.imageKeys", "at least 1 entries"),
     ("spec.data.webdataset.imageKeys = ['jpg', '.png']", "spec.data.webdataset.imageKeys[1]", "without its first dot"),
     ("spec.data.webdataset.imageKeys = ['JPG']", "spec.data.webdataset.imageKeys[0]", "in lower case"),
-    ("spec.data.webdataset.captionKeys = ['txt;caption']", "spec.data.webdataset.captionKeys[0]", "such as jpg or seg.png"),
+    ("spec.data.webdataset.captionKeys = ['txt,caption']", "spec.data.webdataset.captionKeys[0]", "such as jpg or seg.png"),
     ("spec.data.webdataset.captionKeys = ['json', 'png']", "spec.data.webdataset.captionKeys", "must not share a key with imageKeys"),
     (
         "spec.data.webdataset.imageKeys = ['seg.png']; spec.data.webdataset.keySeparator = 'lastDot'",
