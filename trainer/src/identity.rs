@@ -177,6 +177,21 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_from_before_there_were_keys_has_the_usual_ones() {
+        let config = tiny_config();
+        let before = Identity::new(&config, Some("data"));
+        assert!(!before.to_value().to_string().contains("keys"), "older programs would refuse it");
+        let mut changed = config;
+        let lcl_trainer_config::DataSource::Webdataset { keys, .. } = &mut changed.data.source;
+        keys.caption = vec!["caption".to_owned()];
+        let now = Identity::new(&changed, Some("data"));
+        let refused = now.compare(&before).unwrap_err();
+        assert_eq!((refused.before.as_str(), refused.now.as_str()), ("[\"txt\"]", "[\"caption\"]"));
+        assert_eq!(before.compare(&now).unwrap_err().field, "data.source.keys.caption");
+        assert_eq!(before.compare(&before.clone()), Ok(()));
+    }
+
+    #[test]
     fn schedule_policy_and_surroundings_may_change() {
         check(|config| config.optimization.learning_rate = 1e-5, None);
         check(|config| config.optimization.steps = 1_000_000, None);

@@ -137,3 +137,20 @@ pub fn to_uri(place: &str) -> Result<String, TrainedError> {
     let path = Path::new(place).canonicalize().map_err(no_folder)?;
     Url::from_file_path(&path).map(Into::into).map_err(|()| no_folder(std::io::ErrorKind::InvalidInput.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_from_before_the_first_update_holds_no_model_unless_it_was_imported() {
+        let check = |metadata: Value, expected: bool| assert_eq!(is_untrained(&metadata), expected, "{metadata}");
+        check(json!({ "identity": { "data.content": "digest" }, "completedUpdates": 0 }), true);
+        check(json!({ "identity": { "data.content": "digest" }, "completedUpdates": 1 }), false);
+        // `import` does not know which data will follow.
+        check(json!({ "identity": { "model.dropPath": 0.0 }, "completedUpdates": 0 }), false);
+        check(json!({}), false);
+    }
+}
