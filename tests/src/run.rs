@@ -242,7 +242,7 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec![shard.display().to_string()] },
+            source: DataSource::webdataset(vec![shard.display().to_string()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig { scale: [0.5, 1.0], ..AugmentationConfig::default() },

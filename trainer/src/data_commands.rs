@@ -14,16 +14,18 @@ use std::{
 use bytes::Bytes;
 use lcl_checkpoint::{Dtype, SafetensorsError, TensorData, write_safetensors};
 use lcl_data::{
+    NoPair,
     index::{Findings, IndexError, IndexReport, index_shards},
-    shard::{ListError, expand},
+    shard::{ListError, ListOrigin, find_shards},
     show::{ShowError, ShowOptions, Shown, show},
     tokenizer::Tokenizer,
 };
+use lcl_trainer_config::SampleKeys;
 
 /// A data command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataCommandError {
-    /// A shard pattern is malformed.
+    /// The shards cannot be found.
     #[error(transparent)]
     List(#[from] ListError),
     /// A shard cannot be indexed.
@@ -83,12 +85,14 @@ impl DataCommandError {
 }
 
 /// Indexes the shards that the patterns name.
-pub fn index(patterns: &[String], folder: Option<&Path>, threads: NonZero<usize>) -> Result<Vec<IndexReport>, DataCommandError> {
-    let mut shards = Vec::new();
-    for pattern in patterns {
-        shards.extend(expand(pattern)?.into_iter().map(PathBuf::from));
-    }
-    Ok(index_shards(&shards, folder, threads)?)
+pub fn index(
+    patterns: &[String],
+    folder: Option<&Path>,
+    keys: &SampleKeys,
+    threads: NonZero<usize>,
+) -> Result<Vec<IndexReport>, DataCommandError> {
+    let shards = find_shards(patterns, ListOrigin::Arguments, threads)?;
+    Ok(index_shards(&shards, folder, keys, threads)?)
 }
 
 /// What was found in indexed shards, for people.
@@ -100,19 +104,19 @@ pub struct Summary {
     pub doubled: u64,
 }
 
-/// Adds up what was found, and says by name which shards have no usable sample, why samples are half, and whose members are there twice.
+/// Adds up what was found under these keys, and says by name which shards have no usable sample, why samples are half, and whose members are
+/// there twice.
 #[must_use]
-pub fn summarize(reports: &[IndexReport]) -> Summary {
-    let mut all = Findings::default();
+pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
+    let mut all = Findings::none(keys);
     let mut wrong = String::new();
     for IndexReport { shard, findings, .. } in reports {
         all.add(findings);
-        let shard = shard.display();
         if findings.usable == 0 {
-            let (looked_for, there) = (Findings::looked_for(), findings.extensions_listed());
-            let _ = writeln!(wrong, "warning: {shard} holds no usable sample: looked for {looked_for}; there are {there}");
+            let _ = writeln!(wrong, "warning: {}", NoPair::of([(shard.as_path(), findings)], ListOrigin::Arguments));
         }
-        for reason in findings.reasons() {
+        let shard = shard.display();
+        for reason in findings.reasons().iter().filter(|_| findings.usable > 0) {
             let _ = writeln!(wrong, "warning: {shard}: {reason}");
         }
         for key in &findings.doubled_keys {

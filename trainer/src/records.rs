@@ -214,6 +214,8 @@ pub enum EndReason {
     Preempted,
     /// Too many steps in a row without an update: a loss or gradient was not finite, or no sample was usable.
     Diverged,
+    /// The last step is done, and none of the whole run had an update.
+    NothingTrained,
 }
 
 impl Record {

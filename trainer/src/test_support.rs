@@ -25,7 +25,7 @@ pub(crate) fn tiny_config() -> TrainerConfig {
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["a.tar".to_owned()] },
+            source: DataSource::webdataset(vec!["a.tar".to_owned()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),

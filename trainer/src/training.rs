@@ -3,7 +3,7 @@
 //! Comes in: a validated [`TrainerConfig`] and how to begin. Goes out: checkpoints, `metrics.jsonl`, event files, and an [`ExitCode`] that
 //! says why it ended. The steps run on a thread of their own; signals only set a flag that is read between two steps.
 
-use std::{io, thread};
+use std::{collections::BTreeMap, io, thread};
 
 use indicatif::MultiProgress;
 use lcl_checkpoint::{RestoreError, StoreError};
@@ -14,6 +14,7 @@ use lcl_trainer_config::{ExitCode, TrainerConfig};
 
 use crate::{
     display::Output,
+    evaluate::counted,
     identity::{ChangedField, NoIdentity},
     journal::JournalError,
     run_folder::RunFolderError,
@@ -30,6 +31,7 @@ mod step_loop;
 mod tensors;
 
 pub use member::{MemberOptions, MemberRunError, PartsError, train_as_member};
+pub(crate) use prepare::COMPLETED_UPDATES;
 pub use prepare::metadata;
 pub use saver::{Facts, FinalSaveError, Saver};
 pub use tensors::TensorsError;
@@ -121,7 +123,7 @@ pub enum TrainError {
     #[error("choosing the device")]
     Device(#[from] DeviceError),
     /// The device cannot give the same bits twice.
-    #[error("asking libtorch for deterministic algorithms, which optimization.exact needs")]
+    #[error("asking libtorch for deterministic algorithms, which spec.optimization.exact needs")]
     Deterministic {
         /// libtorch's reason.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -143,13 +145,21 @@ pub enum TrainError {
     FinalSave(#[from] FinalSaveError),
     /// Too many updates in a row were left out.
     #[error(
-        "no update was possible in {count} steps in a row (optimization.maxConsecutiveSkippedSteps): either losses or gradients were not \
-         finite (lower optimization.learningRate or set optimization.gradientClip, and go on from an earlier checkpoint), or no sample was \
-         usable (skipped_samples in metrics.jsonl says why)"
+        "no update was possible in {count} steps in a row (spec.optimization.maxConsecutiveSkippedSteps): either losses or gradients were \
+         not finite (lower spec.optimization.learningRate or set spec.optimization.gradientClip, and go on from an earlier checkpoint), or \
+         no sample was usable (skipped_samples in metrics.jsonl says why)"
     )]
     Diverged {
         /// Steps in a row.
         count: u32,
+    },
+    /// All steps are done, and none of them had an update: there is no trained model.
+    #[error("nothing was trained in all of {steps} steps: {why}")]
+    NothingTrained {
+        /// Steps of the run.
+        steps: u64,
+        /// Why no update was possible.
+        why: String,
     },
     /// Taking part in a group failed.
     #[error(transparent)]
@@ -199,6 +209,16 @@ impl TrainError {
             _ => ExitCode::Permanent,
         }
     }
+}
+
+/// The error of a run whose last step is done without any update, from the rows that were read and the samples left out, by cause.
+fn nothing_trained(steps: u64, rows: u64, causes: &BTreeMap<String, u64>) -> TrainError {
+    let why = match (rows, causes.is_empty()) {
+        (0, true) => "no sample could be used".to_owned(),
+        (0, false) => format!("no sample could be used ({}; the log names them)", counted(causes)),
+        _ => "losses or gradients were not finite: lower spec.optimization.learningRate or set spec.optimization.gradientClip".to_owned(),
+    };
+    TrainError::NothingTrained { steps, why }
 }
 
 /// Trains to the last step, or until asked to stop.

@@ -60,7 +60,7 @@ pub enum WeightsError {
     #[error("using the checkpoint store")]
     Store(#[from] StoreError),
     /// There is a run already.
-    #[error("{uri} holds checkpoints already: import into another folder (checkpoint.uri)")]
+    #[error("{uri} holds checkpoints already: import into another folder (spec.checkpoint.uri)")]
     NotEmpty {
         /// The folder.
         uri: String,

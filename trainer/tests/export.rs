@@ -80,7 +80,7 @@ fn config(folder: &Path, shape: ModelShape, layer_scale: Option<f64>) -> Result<
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["unused.tar".to_owned()] },
+            source: DataSource::webdataset(vec!["unused.tar".to_owned()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),

@@ -155,6 +155,23 @@ fn a_missing_coordinator_is_named_with_how_to_get_it_and_costs_no_earlier_run() 
     Ok(())
 }
 
+#[test]
+fn shards_that_are_not_there_are_named_before_anything_is_started_and_cost_no_earlier_run() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("local")?;
+    let pattern = workbench.path("{data,other-{0..1}}.tar").display().to_string();
+    run.config.data.source = lcl_trainer_config::DataSource::webdataset(vec![pattern.clone()]);
+    let earlier = run.folder.join("metrics.jsonl");
+    std::fs::create_dir_all(&run.folder)?;
+    std::fs::write(&earlier, "")?;
+    let finished = start(&run, &["--workers", "2", "--fresh", "--delete-existing"])?.wait()?.expect_code(ExitCode::Permanent.code())?;
+    let [first, second] = ["other-0.tar", "other-1.tar"].map(|name| workbench.path(name).display().to_string());
+    let expected = format!("spec.data.webdataset.shards[0] (`{pattern}`): 2 of its 3 shards do not exist: {first}, {second}");
+    ensure!(finished.stderr.contains(&expected) && !finished.stderr.contains("coordinator"), "{}", finished.stderr);
+    ensure!(earlier.exists(), "the earlier run was deleted for one that cannot be");
+    Ok(())
+}
+
 /// Steps of a run that goes on until it is stopped.
 const ENDLESS: u64 = 1_000_000;
 

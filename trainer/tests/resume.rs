@@ -262,11 +262,14 @@ fn what_must_not_change_is_refused_by_name_and_what_may_change_is_accepted() -> 
         ensure!(finished.stderr.contains(field), "{field} is not named: {}", finished.stderr);
         Ok(())
     };
-    check(&|run| run.config.optimization.seed = 12, "optimization.seed is 12")?;
+    check(&|run| run.config.optimization.seed = 12, "spec.optimization.seed is 12")?;
     check(&|run| run.config.optimization.global_batch_size = 9, "optimization.globalBatchSize is 9")?;
     check(&|run| run.config.model.shape.vision.layers = 3, "model.shape.vision.layers is 3")?;
     let shard = other.shard().display().to_string();
-    check(&|run| run.config.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec![shard.clone()] }, "data.content")?;
+    check(
+        &|run| run.config.data.source = lcl_trainer_config::DataSource::webdataset(vec![shard.clone()]),
+        "spec.data.webdataset.shards (the digest of their names, sizes and counts)",
+    )?;
     let mut changed = run.clone();
     changed.config.optimization.learning_rate = 1e-4;
     changed.config.optimization.schedule = Schedule::Cosine { warmup_steps: Some(2) };

@@ -2,10 +2,12 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use lcl_crds::{
-    LCLTrainingJob, LCLTrainingJobSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER,
+    KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName,
+    ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    ModelConfig, ModelShape, Objective, Precision, Preset, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+    KeySeparator, ModelConfig, ModelShape, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE,
+    VisionShape,
 };
 
 use crate::validate::FieldError;
@@ -17,6 +19,7 @@ pub struct ValidatedJob {
     model: ModelConfig,
     schedule: Schedule,
     shards: Vec<String>,
+    sample_keys: SampleKeys,
     job: LCLTrainingJob,
 }
 
@@ -38,8 +41,8 @@ impl ValidatedJob {
         let model = resolve_model(&job.spec.model)?;
         let schedule = resolve_schedule(&job.spec.optimization.schedule)?;
         let webdataset = job.spec.data.webdataset.as_ref().ok_or_else(|| FieldError::missing("spec.data.webdataset"))?;
-        let shards = webdataset.shards.clone();
-        Ok(Self { name, model, schedule, shards, job })
+        let (shards, sample_keys) = (webdataset.shards.clone(), to_sample_keys(webdataset));
+        Ok(Self { name, model, schedule, shards, sample_keys, job })
     }
 
     /// The job's name.
@@ -70,6 +73,12 @@ impl ValidatedJob {
     #[must_use]
     pub fn shards(&self) -> &[String] {
         &self.shards
+    }
+
+    /// Which files of a sample are its image and its caption.
+    #[must_use]
+    pub fn sample_keys(&self) -> &SampleKeys {
+        &self.sample_keys
     }
 
     /// Between how many workers the job runs. Without `elastic` all three are `workers.replicas`.
@@ -150,6 +159,17 @@ fn to_shape(shape: &ModelShapeSpec) -> ModelShape {
         embed_dim: shape.embed_dim.into(),
         pool_heads: shape.pool_heads.into(),
         special_tokens: SpecialTokens::CLIP,
+    }
+}
+
+fn to_sample_keys(webdataset: &WebdatasetSpec) -> SampleKeys {
+    SampleKeys {
+        image: webdataset.image_keys.clone(),
+        caption: webdataset.caption_keys.clone(),
+        separator: match webdataset.key_separator {
+            KeySeparatorSpec::FirstDot => KeySeparator::FirstDot,
+            KeySeparatorSpec::LastDot => KeySeparator::LastDot,
+        },
     }
 }
 

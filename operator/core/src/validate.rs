@@ -3,12 +3,13 @@
 //! Comes in: the manifest as a JSON value. Goes out: a [`ValidatedJob`], or *every* rule that is broken, each with the field's path, its
 //! value and what it has to be. What the API server checks of a job has one source of truth, [`lcl_crds::custom_resource_definition`]: its
 //! structural part is checked by [`structure`], its CEL expressions are evaluated by [`rules`]. What nobody checks of a job, but the API
-//! server of its pods and the trainer of its configuration, is checked by [`pod`] and by the trainer's own rules: what passes here
-//! passes in a cluster.
+//! server of its pods and the trainer of its configuration, is checked by [`pod`] and by the trainer's own rules, among them those for the
+//! patterns of [`shards`]: what passes here passes in a cluster.
 
 mod error;
 mod pod;
 mod rules;
+mod shards;
 mod structure;
 
 use std::sync::LazyLock;
@@ -77,6 +78,7 @@ fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, Field
         let mut further = Vec::new();
         pod::check(spec, &mut further);
         check_checkpoint_uri(spec, &mut further);
+        shards::check(spec, &mut further);
         // Of a field that is wrong as a whole it makes no sense to say what is wrong in it.
         further.retain(|found| !errors.iter().any(|error| lies_in(&found.field, &error.field)));
         errors.append(&mut further);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::ModelConfig;
+use crate::{keys::SampleKeys, model::ModelConfig};
 
 /// Everything a training process must know that does not change while it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,11 +48,29 @@ pub struct DataConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, tag = "kind")]
 pub enum DataSource {
-    /// Image-text pairs in tar shards: members of one sample share the name up to the first dot; `.jpg/.jpeg/.png/.webp` and `.txt`.
+    /// Image-text pairs in tar shards: members of one sample share their name up to its dot.
     Webdataset {
-        /// Shard paths in order; `{000..011}` expands to a range.
+        /// The shards in order, as [`crate::ShardEntry`] reads each.
         shards: Vec<String>,
+        /// Which members are images and captions. What an earlier version wrote has the defaults.
+        #[serde(default, skip_serializing_if = "SampleKeys::is_default")]
+        keys: SampleKeys,
     },
+}
+
+impl DataSource {
+    /// Pairs in these shards, under the keys that are usual.
+    #[must_use]
+    pub fn webdataset(shards: Vec<String>) -> Self {
+        Self::Webdataset { shards, keys: SampleKeys::default() }
+    }
+
+    /// Which members of a sample are its image and its caption.
+    #[must_use]
+    pub fn keys(&self) -> &SampleKeys {
+        let Self::Webdataset { keys, .. } = self;
+        keys
+    }
 }
 
 /// `RandomResizedCrop` as torchvision defines it; no flip.

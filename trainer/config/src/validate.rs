@@ -1,29 +1,32 @@
 //! The rules every configuration keeps, whoever wrote it. The operator checks them before it renders, the trainer when it reads.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use crate::{
     FORMAT_VERSION,
+    fields::Field,
+    keys::KeyKind,
     model::ModelConfig,
+    shards::ShardEntry,
     training::{DataConfig, DataSource, GradientCompression, Normalization, Schedule, TrainerConfig},
     uri::check_run_uri,
 };
 
 /// What a field has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule(pub &'static str);
+pub struct Rule(pub Cow<'static, str>);
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
+        f.write_str(&self.0)
     }
 }
 
 /// A field breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value}, but {rule}")]
+#[error("{} is {value}, but {rule}", Field(field))]
 pub struct ConfigError {
-    /// Path of the field in the trainer's configuration, in camel case.
+    /// Path of the field in the trainer's configuration, in camel case; the message has the manifest's.
     pub field: String,
     /// Its value.
     pub value: String,
@@ -32,7 +35,11 @@ pub struct ConfigError {
 }
 
 fn require(condition: bool, field: &str, value: impl fmt::Debug, rule: &'static str) -> Result<(), ConfigError> {
-    if condition { Ok(()) } else { Err(ConfigError { field: field.to_owned(), value: format!("{value:?}"), rule: Rule(rule) }) }
+    if condition { Ok(()) } else { Err(broken(field, value, rule)) }
+}
+
+fn broken(field: &str, value: impl fmt::Debug, rule: impl Into<Cow<'static, str>>) -> ConfigError {
+    ConfigError { field: field.to_owned(), value: format!("{value:?}"), rule: Rule(rule.into()) }
 }
 
 impl TrainerConfig {
@@ -96,19 +103,19 @@ impl TrainerConfig {
                 o.global_batch_size.is_multiple_of(shards),
                 "optimization.globalBatchSize",
                 o.global_batch_size,
-                "must be a multiple of optimization.exact.virtualShards",
+                "must be a multiple of spec.optimization.exact.virtualShards",
             )?;
             require(
                 o.normalization == Normalization::Global,
                 "optimization.normalization",
                 o.normalization,
-                "must be global when optimization.exact is given",
+                "must be global when spec.optimization.exact is given",
             )?;
             require(
                 o.gradient_compression == GradientCompression::None,
                 "optimization.gradientCompression",
                 o.gradient_compression,
-                "must be none when optimization.exact is given",
+                "must be none when spec.optimization.exact is given",
             )?;
         }
         // Only what somebody wrote can be wrong, and it is called what the manifest calls it.
@@ -117,7 +124,7 @@ impl TrainerConfig {
             Schedule::Constant { .. } => "optimization.schedule.constant.warmupSteps",
         };
         let warmup_steps = o.schedule.warmup_steps().unwrap_or_default();
-        require(warmup_steps <= o.steps, warmup_field, warmup_steps, "must not exceed the steps of the job")
+        require(warmup_steps <= o.steps, warmup_field, warmup_steps, "must not exceed spec.optimization.steps")
     }
 }
 
@@ -170,8 +177,7 @@ impl ModelConfig {
 impl DataConfig {
     /// Checks ranges; the first broken rule is returned.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let DataSource::Webdataset { shards } = &self.source;
-        require(!shards.is_empty(), "data.source.shards", shards, "must name at least one shard")?;
+        self.source.validate()?;
         require(
             (0.0..=1.0).contains(&self.image_first_probability),
             "data.imageFirstProbability",
@@ -194,5 +200,20 @@ impl DataConfig {
         )?;
         require(self.threads >= 1, "data.threads", self.threads, "must be at least 1")?;
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be at least 1")
+    }
+}
+
+impl DataSource {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let Self::Webdataset { shards, keys } = self;
+        require(!shards.is_empty(), "data.source.shards", shards, "must name at least one shard")?;
+        for (index, shard) in shards.iter().enumerate() {
+            ShardEntry::parse(shard).map_err(|error| broken(&format!("data.source.shards[{index}]"), shard, error.to_string()))?;
+        }
+        match keys.find_fault() {
+            None => Ok(()),
+            Some((KeyKind::Image, rule)) => Err(broken("data.source.keys.image", &keys.image, rule)),
+            Some((KeyKind::Caption, rule)) => Err(broken("data.source.keys.caption", &keys.caption, rule)),
+        }
     }
 }

@@ -9,9 +9,9 @@ use crate::image::OtherFormat;
 /// Why a record cannot be used. The record's slot stays empty; training goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SkipCause {
-    /// The sample has no `.txt` member.
+    /// The sample has no member under a caption's key.
     NoCaption,
-    /// The sample has no `.jpg`, `.jpeg`, `.png` or `.webp` member.
+    /// The sample has no member under an image's key.
     NoImage,
     /// The sample has two members of one name: which of them belong together is not known.
     DoubledMember,

@@ -4,6 +4,7 @@
 //! caption ([`Dataset::read`]). It decodes no image and tokenizes no text.
 
 mod files;
+mod no_pair;
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -15,18 +16,19 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer_config::{DataConfig, DataSource};
+use lcl_trainer_config::{DataConfig, DataSource, SampleKeys};
 
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, Storage};
+pub use no_pair::NoPair;
 
 use crate::{
     cause::{SkipCause, Tolerated},
     index::{Extent, IndexError, Record, ShardIndex, built, over_all},
     permutation::Permutation,
     retry::with_retries,
-    shard::{self, BLOCK, ListError, ShardError, is_header},
+    shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_shards, is_header},
 };
 
 /// Most bytes of an encoded image. Photographs have up to some 50 MB, and what is decoded is bounded by pixels as well.
@@ -55,13 +57,8 @@ pub enum DatasetError {
     #[error(transparent)]
     Shard(#[from] ShardError),
     /// There is nothing to train on.
-    #[error("the data set is empty: its {shards} shards hold no sample (the first is {first}); check data.source.shards")]
-    Empty {
-        /// Number of shards.
-        shards: usize,
-        /// The first of them.
-        first: PathBuf,
-    },
+    #[error(transparent)]
+    NoPair(#[from] NoPair),
     /// A sample's number is not below the number of samples.
     #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
     OutOfRange {
@@ -86,6 +83,7 @@ impl DatasetError {
 #[derive(Debug)]
 pub struct Dataset {
     shards: Vec<ShardIndex>,
+    keys: SampleKeys,
     /// For every shard, the number of the sample after its last one.
     ends: Vec<u64>,
     storage: Box<dyn Storage>,
@@ -133,25 +131,31 @@ pub enum Reading {
 impl Dataset {
     /// Opens the shards of `config.source`, making the indexes that are missing or stale with `config.threads` threads.
     pub fn open(config: &DataConfig) -> Result<Self, DatasetError> {
-        Self::open_on(config, Box::new(files::OpenFiles::default()))
+        Self::open_from(config, ListOrigin::Manifest)
     }
 
-    /// As [`Dataset::open`], with samples and index records read through `storage`.
-    pub(crate) fn open_on(config: &DataConfig, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
-        let paths = shard_paths(&config.source)?;
-        let folder = config.index_path.as_deref().map(Path::new);
+    /// As [`Dataset::open`], for a list of shards that was given by `origin`.
+    pub fn open_from(config: &DataConfig, origin: ListOrigin) -> Result<Self, DatasetError> {
+        Self::open_on(config, origin, Box::new(files::OpenFiles::default()))
+    }
+
+    /// The same, with samples and index records read through `storage`.
+    pub(crate) fn open_on(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
+        let DataSource::Webdataset { shards, keys } = &config.source;
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
-        let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder)))?;
-        Self::of_indexes(shards, storage)
+        let paths = find_shards(shards, origin, threads)?;
+        let folder = config.index_path.as_deref().map(Path::new);
+        let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder, keys)))?;
+        Self::of_indexes(shards, keys, origin, storage)
     }
 
     /// A data set of one shard, without writing an index.
-    pub(crate) fn of_shard(path: &Path) -> Result<Self, DatasetError> {
-        let index = built(|| ShardIndex::in_memory(path))?;
-        Self::of_indexes(vec![index], Box::new(files::OpenFiles::default()))
+    pub(crate) fn of_shard(path: &Path, keys: &SampleKeys) -> Result<Self, DatasetError> {
+        let index = built(|| ShardIndex::in_memory(path, keys))?;
+        Self::of_indexes(vec![index], keys, ListOrigin::Arguments, Box::new(files::OpenFiles::default()))
     }
 
-    fn of_indexes(shards: Vec<ShardIndex>, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
+    fn of_indexes(shards: Vec<ShardIndex>, keys: &SampleKeys, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
         let ends: Vec<u64> = shards
             .iter()
             .scan(0_u64, |end, shard| {
@@ -159,11 +163,10 @@ impl Dataset {
                 Some(*end)
             })
             .collect();
-        if ends.last().is_none_or(|samples| *samples == 0) {
-            let first = shards.first().map(|shard| shard.shard().to_owned()).unwrap_or_default();
-            return Err(DatasetError::Empty { shards: shards.len(), first });
+        if shards.iter().all(|shard| shard.findings().usable == 0) {
+            return Err(NoPair::of(shards.iter().map(|shard| (shard.shard(), shard.findings())), origin).into());
         }
-        Ok(Self { shards, ends, storage, logged: Mutex::default(), tolerated: Mutex::default() })
+        Ok(Self { shards, keys: keys.clone(), ends, storage, logged: Mutex::default(), tolerated: Mutex::default() })
     }
 
     /// Samples of one walk over the data set, unusable ones included. At least 1.
@@ -216,7 +219,8 @@ impl Dataset {
         let (shard, index, number) = self.find(sample)?;
         let record = self.record(shard, index, number)?;
         let name = shard::name_at(index.shard(), record.start)?;
-        let key = shard::split_name(name.as_bytes()).map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
+        let key = shard::split_name(name.as_bytes(), self.keys.separator)
+            .map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
         Ok((index.shard().to_owned(), key))
     }
 
@@ -317,16 +321,6 @@ impl Dataset {
     fn path(&self, shard: usize) -> &Path {
         self.shards.get(shard).map_or(Path::new(""), ShardIndex::shard)
     }
-}
-
-/// The shards of a source, with its patterns expanded, in order.
-pub fn shard_paths(source: &DataSource) -> Result<Vec<PathBuf>, ListError> {
-    let DataSource::Webdataset { shards } = source;
-    let mut paths = Vec::new();
-    for pattern in shards {
-        paths.extend(shard::expand(pattern)?.into_iter().map(PathBuf::from));
-    }
-    Ok(paths)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Where every sample of a shard lies, kept in a small file, so that any sample is read without walking the archive.
 //!
-//! Comes in: a shard. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the index folder, or made anew when that
-//! file is missing, stale (the shard's size or time of change differs) or damaged. Files are written whole and then named, so any number of
+//! Comes in: a shard, and the keys of images and captions. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the
+//! index folder, or made anew when that file is missing, stale (the shard's size or time of change differs, or it was made with other keys) or
+//! damaged. Files are written whole and then named, so any number of
 //! processes may do this at once. It never writes to a shard.
 
 mod build;
@@ -17,11 +18,12 @@ use std::{
 
 use build::Built;
 pub use build::{IndexReport, index_shards};
-pub(crate) use build::{built, over_all};
+pub(crate) use build::{built, for_each_group, over_all};
 pub use findings::Findings;
+use lcl_trainer_config::SampleKeys;
 use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp};
 
-use crate::shard::{self, ImageKind, ShardError};
+use crate::shard::{self, ShardError};
 
 /// Ending that is added to a shard's name.
 pub const EXTENSION: &str = "lclindex";
@@ -40,8 +42,8 @@ pub struct Extent {
 pub struct Record {
     /// Byte at which the first member's headers begin; its name is found there.
     pub start: u64,
-    /// The image's kind and contents.
-    pub image: Option<(ImageKind, Extent)>,
+    /// Number of the image's key among the image keys, and its contents.
+    pub image: Option<(u8, Extent)>,
     /// The caption's contents.
     pub caption: Option<Extent>,
     /// Two members have the same name, so that neither image nor caption is surely the sample's.
@@ -116,21 +118,21 @@ enum Unusable {
 }
 
 impl ShardIndex {
-    /// Opens the index of `shard`, building it when there is no usable one. A built index that can be written neither under `index_folder`
-    /// nor beside the shard stays in memory, with a warning.
-    pub fn open(shard: &Path, index_folder: Option<&Path>) -> Result<Self, IndexError> {
+    /// Opens the index of `shard` for these keys, building it when there is no usable one. A built index that can be written neither under
+    /// `index_folder` nor beside the shard stays in memory, with a warning.
+    pub fn open(shard: &Path, index_folder: Option<&Path>, keys: &SampleKeys) -> Result<Self, IndexError> {
         let file = shard::open(shard)?;
-        let places = index_files(shard, index_folder);
-        if let Some(Usable { path, header, findings }) = find_usable(&places, stamp_of(shard, &file)?)? {
+        let places = index_files(shard, index_folder, keys);
+        if let Some(Usable { path, header, findings }) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
             return Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::File(path.clone())) });
         }
-        let Built { header, findings, bytes } = build::build(shard, &file)?;
+        let Built { header, findings, bytes } = build::build(shard, &file, keys)?;
         let store = match build::write_first(&places, &bytes) {
             Ok(path) => Store::File(path.clone()),
             Err((path, error)) => {
                 tracing::warn!(
                     shard = %shard.display(), index = %path.display(), %error,
-                    "index cannot be written and stays in memory: set data.indexPath to a folder that can be written to"
+                    "index cannot be written and stays in memory: set spec.data.indexPath to a folder that can be written to"
                 );
                 Store::Memory(bytes.into())
             }
@@ -139,8 +141,8 @@ impl ShardIndex {
     }
 
     /// The index of `shard`, built in memory; writes nothing.
-    pub(crate) fn in_memory(shard: &Path) -> Result<Self, IndexError> {
-        let Built { header, findings, bytes } = build::build(shard, &shard::open(shard)?)?;
+    pub(crate) fn in_memory(shard: &Path, keys: &SampleKeys) -> Result<Self, IndexError> {
+        let Built { header, findings, bytes } = build::build(shard, &shard::open(shard)?, keys)?;
         Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::Memory(bytes.into())) })
     }
 
@@ -150,7 +152,7 @@ impl ShardIndex {
         self.header.count
     }
 
-    /// What was found in the shard.
+    /// What was found in the shard, and under which keys it was looked for.
     #[must_use]
     pub fn findings(&self) -> &Findings {
         &self.findings
@@ -200,7 +202,7 @@ impl ShardIndex {
         if let Store::File(path) = &*store {
             tracing::warn!(index = %path.display(), record = number, "index is damaged: building it again");
             let file = shard::open(&self.shard)?;
-            let Built { header: built, bytes, .. } = build::build(&self.shard, &file)?;
+            let Built { header: built, bytes, .. } = build::build(&self.shard, &file, &self.findings.keys)?;
             if built != self.header {
                 return Err(changed());
             }
@@ -219,10 +221,14 @@ fn in_memory(bytes: &[u8], at: u64) -> Option<[u8; RECORD_BYTES]> {
 }
 
 /// Where the index of `shard` may lie, in the order of preference: under `folder` by the shard's absolute path, so that shards of one name in
-/// different folders do not meet, then beside the shard.
+/// different folders do not meet, then beside the shard. One for other keys than the defaults has their digest in its name: jobs that read
+/// the same shards in different ways do not take each other's indexes away.
 #[must_use]
-pub fn index_files(shard: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
+pub fn index_files(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Vec<PathBuf> {
     let mut beside = shard.as_os_str().to_owned();
+    if !keys.is_default() {
+        beside.push(format!(".{:016x}", keys_digest(keys)));
+    }
     beside.push(".");
     beside.push(EXTENSION);
     let beside = PathBuf::from(beside);
@@ -232,6 +238,22 @@ pub fn index_files(shard: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
         folder.join(below)
     });
     under.into_iter().chain([beside]).collect()
+}
+
+/// Tells keys apart in a name.
+fn keys_digest(keys: &SampleKeys) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("lcl-data 1: sample keys");
+    for list in [&keys.image, &keys.caption] {
+        hasher.update(&(list.len() as u64).to_le_bytes());
+        for key in list {
+            hasher.update(&(key.len() as u64).to_le_bytes());
+            hasher.update(key.as_bytes());
+        }
+    }
+    hasher.update(keys.separator.name().as_bytes());
+    let mut digest = [0; 8];
+    hasher.finalize_xof().fill(&mut digest);
+    u64::from_le_bytes(digest)
 }
 
 fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
@@ -246,10 +268,13 @@ struct Usable<'a> {
     findings: Findings,
 }
 
-/// The first of these index files that is one of the shard with this stamp.
-fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<Usable<'_>>, IndexError> {
+/// The first of these index files that is one of the shard with this stamp and these keys.
+fn find_usable<'a>(places: &'a [PathBuf], stamp: Stamp, keys: &SampleKeys) -> Result<Option<Usable<'a>>, IndexError> {
     for path in places {
         match read_header(path, stamp)? {
+            Ok((_, findings)) if findings.keys != *keys => {
+                tracing::warn!(index = %path.display(), "index was made with other keys: building it again");
+            }
             Ok((header, findings)) => return Ok(Some(Usable { path, header, findings })),
             Err(Unusable::Missing) => {}
             Err(reason) => tracing::warn!(index = %path.display(), ?reason, "index is of no use: building it again"),

@@ -20,5 +20,5 @@ pub mod show;
 pub mod tokenizer;
 
 pub use batch::{Batch, Images, Row, SkipCause, Skipped, Tolerated};
-pub use dataset::{Dataset, DatasetError};
+pub use dataset::{Dataset, DatasetError, NoPair};
 pub use loader::{Loader, LoaderError, LoaderOptions};

@@ -14,9 +14,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use group::{Group, Grouper, ImageKind};
+pub use group::{Group, Grouper, ImageKind, Keyed};
 pub(crate) use group::{Role, role, split_name};
-pub use list::{ListError, expand};
+pub use list::{Entry, ListError, ListOrigin, Missing, find_shards};
 pub(crate) use writer::new_file_for;
 pub use writer::{ShardWriter, WriteError};
 
@@ -55,7 +55,7 @@ pub struct Member {
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// There is no such file.
-    #[error("shard {path} does not exist: check data.source.shards and that its volume is mounted")]
+    #[error("shard {path} does not exist: check its name, and that its volume is mounted")]
     Missing {
         /// The shard.
         path: PathBuf,

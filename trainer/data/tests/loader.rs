@@ -58,9 +58,7 @@ fn write_data(folder: &Path, shards: &[u64], bad: &[u64]) {
 
 fn config(folder: &Path, shards: usize) -> DataConfig {
     DataConfig {
-        source: DataSource::Webdataset {
-            shards: (0..shards).map(|number| folder.join(format!("{number:02}.tar")).display().to_string()).collect(),
-        },
+        source: DataSource::webdataset((0..shards).map(|number| folder.join(format!("{number:02}.tar")).display().to_string()).collect()),
         index_path: None,
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),

@@ -180,8 +180,8 @@ pub enum Refusal {
     },
     /// Its results would differ from the others' in their last bits, in a job that is to give the same bits everywhere.
     #[error(
-        "member {member} computes on \"{machine}\", the job's other members on \"{expected}\": with optimization.exact all need machines of one \
-         kind; select such nodes in workers.template"
+        "member {member} computes on \"{machine}\", the job's other members on \"{expected}\": with spec.optimization.exact all need machines of one \
+         kind; select such nodes in spec.workers.template"
     )]
     Machine {
         /// The member.

@@ -44,7 +44,7 @@ use self::{
     tally::{JoinError, Tally, Wanted},
 };
 use super::{
-    TrainError, TrainOptions,
+    TrainError, TrainOptions, nothing_trained,
     prepare::{Found, Progress, Restorer, restore},
     saver::{FinalSaveError, Saver},
     share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
@@ -437,7 +437,7 @@ impl<'a> MemberRun<'a> {
             }
             let step = self.progress.completed_steps;
             if step >= steps {
-                return self.finish(generation);
+                return if self.learner.completed_updates() > 0 { self.finish(generation) } else { self.give_up_untrained() };
             }
             let (agreed, is_busy) = match self.step(step) {
                 Ok(agreed) => agreed,
@@ -465,6 +465,15 @@ impl<'a> MemberRun<'a> {
             leader.end(EndReason::Diverged, &self.learner, self.progress)?;
         }
         Err(TrainError::Diverged { count: self.progress.consecutive_skips })
+    }
+
+    /// The last step is done, and no update was possible in any: there is nothing to save. All members find this.
+    fn give_up_untrained(&mut self) -> Result<(), TrainError> {
+        if let Some(leader) = self.leader.as_mut() {
+            leader.end(EndReason::NothingTrained, &self.learner, self.progress)?;
+        }
+        let (rows, causes) = self.tally.read_and_skipped();
+        Err(nothing_trained(self.config.optimization.steps, rows, &causes))
     }
 
     /// A command met while training: obeyed here, where an exit cannot be one of them (it follows the end of a group).

@@ -46,7 +46,7 @@ pub(super) struct Progress {
 }
 
 /// Names of the numbers in a checkpoint's metadata.
-const COMPLETED_UPDATES: &str = "completedUpdates";
+pub(crate) const COMPLETED_UPDATES: &str = "completedUpdates";
 const CONSECUTIVE_SKIPS: &str = "consecutiveSkippedUpdates";
 /// Name of the learning rate's linear part there. Older checkpoints lack it; their configuration always says it.
 const WARMUP_STEPS: &str = "warmupSteps";
@@ -97,10 +97,11 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     let device = choose_device(config.runtime.device, 0)?;
     warn_of_slow_precision(&config, device)?;
     let folder = RunFolder::open(&config.checkpoint.uri)?;
+    let dataset = Arc::new(Dataset::open(&config.data)?);
+    // Nothing is deleted for a run that cannot be.
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;
     }
-    let dataset = Arc::new(Dataset::open(&config.data)?);
     let identity = Identity::new(&config, Some(&dataset.digest()));
     let restored = restore_latest(folder.store(), None)?;
     if restored.is_none() {

@@ -51,7 +51,9 @@ pub(super) fn checkpoint_bytes(learner: &Learner) -> u64 {
 /// Says so when steps will take far longer than they have to.
 pub(super) fn warn_of_slow_precision(config: &TrainerConfig, device: Device) -> Result<(), TrainError> {
     if config.model.precision == Precision::Bfloat16 && emulates_bfloat16(device)? {
-        tracing::warn!("model.precision is bfloat16, which this machine can only emulate: steps take many times as long as with float32");
+        tracing::warn!(
+            "spec.model.precision is bfloat16, which this machine can only emulate: steps take many times as long as with float32"
+        );
     }
     Ok(())
 }

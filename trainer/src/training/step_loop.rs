@@ -9,6 +9,7 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use lcl_checkpoint::while_away;
 use lcl_data::{Batch, Loader, LoaderOptions};
 use lcl_torch::{StepReport, parameter_count};
 use lcl_trainer_config::ExitCode;
@@ -17,7 +18,7 @@ use super::{
     TrainError, TrainOptions,
     describe::{add_counts, count_tokens, count_tolerated, samples_digest, slot_ranges, tolerated_images},
     ledger::{Writing, write_record},
-    metadata,
+    metadata, nothing_trained,
     prepare::{Prepared, Progress, Provenance, with_provenance},
     saver::{Facts, Saver},
     share::train_step,
@@ -107,7 +108,8 @@ impl StepLoop {
                 break EndReason::Diverged;
             }
             if step >= steps {
-                break EndReason::Completed;
+                let is_trained = self.run.learner.completed_updates() > 0;
+                break if is_trained { EndReason::Completed } else { EndReason::NothingTrained };
             }
             if self.stop.is_asked() {
                 break EndReason::Preempted;
@@ -231,7 +233,7 @@ impl StepLoop {
     fn end(mut self, reason: EndReason) -> Result<ExitCode, TrainError> {
         let training_seconds = self.totals.begin.map_or(0.0, |begin| begin.elapsed().as_secs_f64());
         let mut saved = Ok(());
-        if reason != EndReason::Diverged {
+        if matches!(reason, EndReason::Completed | EndReason::Preempted) {
             let facts = self.facts();
             let (records, result) = self.saver.finish(&self.run.learner, facts);
             for record in records {
@@ -239,17 +241,18 @@ impl StepLoop {
             }
             saved = result;
         }
+        let rows = self.totals.rows;
         let ended = Ended {
             completed_steps: self.run.progress.completed_steps,
             generation: self.generation(),
             time: unix_time(),
             reason,
             parameter_hash: self.run.learner.parameter_hash()?,
-            skipped_samples: std::mem::take(&mut self.totals.skipped_samples),
+            skipped_samples: self.totals.skipped_samples.clone(),
             tolerated_images: std::mem::take(&mut self.totals.tolerated_images),
             skipped_updates: self.totals.skipped_updates,
             training_seconds,
-            rows: self.totals.rows,
+            rows,
         };
         self.record(&Record::Ended(ended));
         let files = self.files();
@@ -261,6 +264,7 @@ impl StepLoop {
             EndReason::Completed => Ok(ExitCode::Success),
             EndReason::Preempted => Ok(ExitCode::Preempted),
             EndReason::Diverged => Err(TrainError::Diverged { count: self.run.progress.consecutive_skips }),
+            EndReason::NothingTrained => Err(nothing_trained(self.run.config.optimization.steps, rows, &self.totals.skipped_samples)),
         }
     }
 

@@ -12,6 +12,6 @@ mod round_trip;
 mod s3;
 mod support;
 mod together;
-mod volumes;
 mod uris;
+mod volumes;
 mod writer;

@@ -13,10 +13,12 @@ use std::{
     },
 };
 
+use lcl_trainer_config::SampleKeys;
+
 use crate::{
     index::{Findings, IndexError, Record, Usable, find_usable, findings::Collector, index_files, record::Header, stamp_of},
     retry::with_retries,
-    shard::{self, Grouper, ShardError},
+    shard::{self, Group, Grouper, ShardError},
 };
 
 /// What [`index_shards`] did for one shard.
@@ -36,18 +38,23 @@ pub struct IndexReport {
 ///
 /// Unlike opening a data set, a file that cannot be written is an error. All shards are tried; the first error in the order of shards is
 /// returned.
-pub fn index_shards(shards: &[PathBuf], folder: Option<&Path>, threads: NonZero<usize>) -> Result<Vec<IndexReport>, IndexError> {
-    over_all(threads, shards, |shard| built(|| index_one(shard, folder)))
+pub fn index_shards(
+    shards: &[PathBuf],
+    folder: Option<&Path>,
+    keys: &SampleKeys,
+    threads: NonZero<usize>,
+) -> Result<Vec<IndexReport>, IndexError> {
+    over_all(threads, shards, |shard| built(|| index_one(shard, folder, keys)))
 }
 
-fn index_one(shard: &Path, folder: Option<&Path>) -> Result<IndexReport, IndexError> {
+fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<IndexReport, IndexError> {
     let report = |index: &Path, findings, written| IndexReport { shard: shard.to_owned(), index: index.to_owned(), findings, written };
     let file = shard::open(shard)?;
-    let places = index_files(shard, folder);
-    if let Some(Usable { path, findings, .. }) = find_usable(&places, stamp_of(shard, &file)?)? {
+    let places = index_files(shard, folder, keys);
+    if let Some(Usable { path, findings, .. }) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
         return Ok(report(path, findings, false));
     }
-    let Built { findings, bytes, .. } = build(shard, &file)?;
+    let Built { findings, bytes, .. } = build(shard, &file, keys)?;
     match write_first(&places, &bytes) {
         Ok(path) => Ok(report(path, findings, true)),
         Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.clone(), source }),
@@ -72,26 +79,17 @@ pub(crate) struct Built {
 }
 
 /// Makes the index of `shard`.
-pub(crate) fn build(shard: &Path, file: &File) -> Result<Built, IndexError> {
+pub(crate) fn build(shard: &Path, file: &File, keys: &SampleKeys) -> Result<Built, IndexError> {
     let stamp = stamp_of(shard, file)?;
-    let (mut records, mut collector) = (Vec::new(), Collector::default());
+    let (mut records, mut collector) = (Vec::new(), Collector::new(keys));
     let mut too_large = false;
-    let mut add = |group| {
+    let archives = for_each_group(shard, file, keys, |group| {
         collector.take(&group);
         match Record::of(&group) {
             Some(record) => records.push(record),
             None => too_large = true,
         }
-    };
-    let mut grouper = Grouper::default();
-    let archives = shard::walk(shard, file, |member| {
-        if let Some(group) = grouper.push(member) {
-            add(group);
-        }
     })?;
-    if let Some(group) = grouper.finish() {
-        add(group);
-    }
     if too_large {
         return Err(ShardError::TooLarge { path: shard.to_owned() }.into());
     }
@@ -111,6 +109,18 @@ pub(crate) fn build(shard: &Path, file: &File) -> Result<Built, IndexError> {
         bytes.extend(record.encode(&header_bytes, number as u64));
     }
     Ok(Built { header, findings, bytes })
+}
+
+/// Calls `visit` for every sample of a shard, in order, and gives the number of archives in it.
+pub(crate) fn for_each_group(shard: &Path, file: &File, keys: &SampleKeys, mut visit: impl FnMut(Group)) -> Result<u64, ShardError> {
+    let mut grouper = Grouper::new(keys);
+    let archives = shard::walk(shard, file, |member| {
+        if let Some(group) = grouper.push(member) {
+            visit(group);
+        }
+    })?;
+    grouper.finish().into_iter().for_each(visit);
+    Ok(archives)
 }
 
 /// Writes an index to the first place that takes it; else the error of the first.

@@ -7,7 +7,7 @@ use std::{fs::Metadata, os::unix::fs::MetadataExt};
 
 use crate::{
     index::{Extent, Findings, Record},
-    shard::{BLOCK, Group, ImageKind, Member},
+    shard::{BLOCK, Group, Keyed},
 };
 
 /// First bytes of every index file.
@@ -108,7 +108,8 @@ impl Header {
     }
 }
 
-/// Which bit of a record's kind says that there is a caption; the bits below number the image's kind, 0 for none.
+/// Which bit of a record's kind says that there is a caption; the bits below number the image's key from 1, 0 for no image. There are fewer
+/// keys than they can count ([`lcl_trainer_config::KEYS_LIMIT`]).
 const CAPTION_BIT: u32 = 1 << 8;
 
 /// Which bit says that two members have the same name.
@@ -118,17 +119,17 @@ impl Record {
     /// What the index says of a sample, or `None` when it lies beyond the 2^32 blocks that a record can name.
     pub(crate) fn of(group: &Group) -> Option<Self> {
         u32::try_from(group.start / BLOCK).ok()?;
-        let extent = |member: &Member| {
+        let extent = |Keyed { member, .. }: &Keyed| {
             u32::try_from(member.offset / BLOCK).ok()?;
             // A member of 4 GiB or more is beyond every limit of the reader; that is all that has to be known of it.
             Some(Extent { offset: member.offset, length: u32::try_from(member.length).unwrap_or(u32::MAX) })
         };
         let image = match &group.image {
-            Some((kind, member)) => Some((*kind, extent(member)?)),
+            Some(image) => Some((image.key, extent(image)?)),
             None => None,
         };
         let caption = match &group.caption {
-            Some(member) => Some(extent(member)?),
+            Some(caption) => Some(extent(caption)?),
             None => None,
         };
         Some(Self { start: group.start, image, caption, doubled: group.doubled })
@@ -139,10 +140,9 @@ impl Record {
         let block = |offset: u64| ((offset / BLOCK) as u32).to_le_bytes();
         let nothing = Extent { offset: 0, length: 0 };
         let (image, caption) = (self.image.map_or(nothing, |(_, extent)| extent), self.caption.unwrap_or(nothing));
-        let image_kind =
-            self.image.and_then(|(kind, _)| ImageKind::ALL.into_iter().position(|other| other == kind)).map_or(0, |at| at as u32 + 1);
+        let image_key = self.image.map_or(0, |(key, _)| u32::from(key) + 1);
         let bit = |holds: bool, bit: u32| if holds { bit } else { 0 };
-        let kind = image_kind | bit(self.caption.is_some(), CAPTION_BIT) | bit(self.doubled, DOUBLED_BIT);
+        let kind = image_key | bit(self.caption.is_some(), CAPTION_BIT) | bit(self.doubled, DOUBLED_BIT);
         let mut bytes = [0; RECORD_BYTES];
         let mut writer = Fields(&mut bytes);
         writer.put(&block(self.start));
@@ -170,7 +170,7 @@ impl Record {
         }
         let image = match kind & (CAPTION_BIT - 1) {
             0 => None,
-            position => Some((*ImageKind::ALL.get(position as usize - 1)?, image)),
+            number => Some((u8::try_from(number - 1).ok()?, image)),
         };
         let caption = (kind & CAPTION_BIT != 0).then_some(caption);
         Some(Self { start, image, caption, doubled: kind & DOUBLED_BIT != 0 })
@@ -223,7 +223,7 @@ mod tests {
         #[test]
         fn records_and_headers_come_back_and_every_changed_bit_is_noticed(
             start in any::<u32>(),
-            image in proptest::option::of((0_usize..4, extents())),
+            image in proptest::option::of((0..lcl_trainer_config::KEYS_LIMIT as u8, extents())),
             caption in proptest::option::of(extents()),
             number in any::<u64>(),
             doubled in any::<bool>(),
@@ -239,7 +239,7 @@ mod tests {
             damaged[header_damage / 8] ^= 1 << (header_damage % 8);
             prop_assert_eq!(Header::decode(&damaged), None);
 
-            let record = Record { start: u64::from(start) * BLOCK, image: image.map(|(kind, extent)| (ImageKind::ALL[kind], extent)), caption, doubled };
+            let record = Record { start: u64::from(start) * BLOCK, image, caption, doubled };
             let bytes = record.encode(&header_bytes, number);
             prop_assert_eq!(Record::decode(&bytes, &header_bytes, number), Some(record));
             prop_assert_eq!(Record::decode(&bytes, &header_bytes, number ^ 1), None);

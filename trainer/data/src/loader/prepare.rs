@@ -43,8 +43,8 @@ impl Buffers {
 impl Preparer {
     pub(super) fn new(dataset: Arc<Dataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self, LoaderError> {
         let size = options.model.vision.image_size;
-        let size = u32::try_from(size).ok().filter(|size| (1..=IMAGE_SIZE_LIMIT).contains(size)).ok_or_else(|| LoaderError::Options {
-            field: "model.vision.image_size",
+        let size = u32::try_from(size).ok().filter(|size| (1..=IMAGE_SIZE_LIMIT).contains(size)).ok_or_else(|| LoaderError::Setting {
+            field: "model.shape.vision.imageSize",
             value: size.to_string(),
             rule: "must lie in 1..=16384",
         })?;

@@ -1,7 +1,7 @@
 //! What all members know about a step's samples, and the line of `metrics.jsonl` that every one of them could write.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -185,6 +185,15 @@ impl Tally {
         }
         self.records.push_back(record.clone());
         record
+    }
+
+    /// Rows that the members read in the steps of these lines, and samples that they left out, by cause.
+    pub(super) fn read_and_skipped(&self) -> (u64, BTreeMap<String, u64>) {
+        let mut causes = BTreeMap::new();
+        for skipped in self.records.iter().flat_map(|record| &record.skipped_samples) {
+            *causes.entry(skipped.cause.clone()).or_default() += 1;
+        }
+        (self.records.iter().map(|record| record.rows).sum(), causes)
     }
 
     /// The lines for a member that has none: whoever leads next may be new.

@@ -63,7 +63,7 @@ pub(crate) fn config(shape: ModelShape, precision: &str, rows: usize, threads: u
             precision,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["unused.tar".to_owned()] },
+            source: DataSource::webdataset(vec!["unused.tar".to_owned()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),

@@ -171,7 +171,7 @@ impl Reference {
                 precision: Precision::Float32,
             },
             data: DataConfig {
-                source: DataSource::Webdataset { shards: vec!["none.tar".to_owned()] },
+                source: DataSource::webdataset(vec!["none.tar".to_owned()]),
                 index_path: None,
                 image_first_probability: 0.5,
                 augmentation: AugmentationConfig::default(),
