@@ -58,7 +58,7 @@ pub enum DatasetError {
     Shard(#[from] ShardError),
     /// There is nothing to train on.
     #[error(transparent)]
-    NoPair(#[from] NoPair),
+    NoPair(Box<NoPair>),
     /// A sample's number is not below the number of samples.
     #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
     OutOfRange {
@@ -163,7 +163,7 @@ impl Dataset {
             })
             .collect();
         if shards.iter().all(|shard| shard.pairs() == 0) {
-            return Err(NoPair::find(&shards, keys, origin)?.into());
+            return Err(DatasetError::NoPair(Box::new(NoPair::find(&shards, keys, origin)?)));
         }
         Ok(Self { shards, keys: keys.clone(), ends, storage, logged: Mutex::default() })
     }
