@@ -52,14 +52,16 @@ fn texts(source: &str) -> Vec<String> {
 fn faults(text: &str, schema: &Value) -> Vec<String> {
     let has = |path: &str| path.split('.').try_fold(schema, |schema, name| schema["properties"].get(name)).is_some();
     let fault = |path: &str| {
+        // Shown by the table's name, with the number of an entry where there is one.
+        let is_looked_up = text.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest == "[{index}]");
         if path.starts_with("spec.") {
             return (!has(path)).then(|| format!("no manifest has {path}"));
         }
         match UserField::of(path) {
             // Not a field at all, such as the name of a file.
             UserField::Manifest(known) if !has(&known) => None,
-            UserField::Manifest(known) if text != path => Some(format!("{path} is {known} to its user")),
-            UserField::Argument(option) if text != path => Some(format!("{path} is {option} to its user")),
+            UserField::Manifest(known) if !is_looked_up => Some(format!("{path} is {known} to its user")),
+            UserField::Argument(option) if !is_looked_up => Some(format!("{path} is {option} to its user")),
             _ => None,
         }
     };

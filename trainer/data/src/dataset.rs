@@ -58,7 +58,7 @@ pub enum DatasetError {
     Shard(#[from] ShardError),
     /// There is nothing to train on.
     #[error(transparent)]
-    NoPair(#[from] NoPair),
+    NoPair(Box<NoPair>),
     /// A sample's number is not below the number of samples.
     #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
     OutOfRange {
@@ -164,7 +164,8 @@ impl Dataset {
             })
             .collect();
         if shards.iter().all(|shard| shard.findings().usable == 0) {
-            return Err(NoPair::of(shards.iter().map(|shard| (shard.shard(), shard.findings())), origin).into());
+            let found = shards.iter().map(|shard| (shard.shard(), shard.findings()));
+            return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
         }
         Ok(Self { shards, keys: keys.clone(), ends, storage, logged: Mutex::default(), tolerated: Mutex::default() })
     }

@@ -18,7 +18,7 @@ pub struct NoPair {
     /// Who said what to look for.
     pub origin: ListOrigin,
     /// What the shards hold, and what was looked for.
-    pub found: Box<Findings>,
+    pub found: Findings,
 }
 
 impl std::error::Error for NoPair {}
@@ -28,9 +28,9 @@ impl NoPair {
     #[must_use]
     pub fn of<'a>(shards: impl IntoIterator<Item = (&'a Path, &'a Findings)>, origin: ListOrigin) -> Self {
         let mut shards = shards.into_iter();
-        let (mut count, mut first, mut found) = (0, String::new(), Box::new(Findings::none(&SampleKeys::default())));
+        let (mut count, mut first, mut found) = (0, String::new(), Findings::none(&SampleKeys::default()));
         if let Some((path, findings)) = shards.next() {
-            (count, first, *found) = (1, path.display().to_string(), findings.clone());
+            (count, first, found) = (1, path.display().to_string(), findings.clone());
         }
         for (_, findings) in shards {
             count += 1;

@@ -120,10 +120,7 @@ fn what_cannot_be_shown_says_why() {
         matches!(error(ShowOptions { sample: 2, ..options() }), ShowError::Skipped { key, cause: SkipCause::NoCaption, .. } if key == "third")
     );
     let message = error(ShowOptions { sample: 2, ..options() }).to_string();
-    assert!(
-        message.contains("looked for images jpg, png, jpeg, webp and captions txt") && message.ends_with("are png)"),
-        "{message}"
-    );
+    assert!(message.contains("looked for images jpg, png, jpeg, webp and captions txt") && message.ends_with("are png)"), "{message}");
     let none = SampleKeys { caption: vec!["caption".to_owned()], ..SampleKeys::default() };
     let message = error(ShowOptions { keys: none, ..options() }).to_string();
     assert!(message.contains("captions caption") && message.contains("--caption-keys") && message.contains("txt 2"), "{message}");
