@@ -18,7 +18,7 @@ pub use definition::custom_resource_definition;
 pub use job::{
     LCLTrainingJob, LCLTrainingJobSpec,
     checkpoint::CheckpointSpec,
-    data::{AugmentationSpec, DataSpec, WebdatasetSpec},
+    data::{AugmentationSpec, DataSpec, KeySeparatorSpec, WebdatasetSpec},
     model::{
         ClipObjectiveSpec, LclObjectiveSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, TextShapeSpec,
         VisionShapeSpec,

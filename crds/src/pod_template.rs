@@ -5,6 +5,7 @@
 //! - descriptions are dropped: they are four fifths of the size, and `kubectl explain pod.spec` has them;
 //! - `metadata` keeps only labels and annotations, the rest is the operator's;
 //! - ephemeral containers, which a template must not hold, are dropped;
+//! - quantities have the pattern of what Kubernetes can read, or a job with `32GiB` would be taken and its pods refused;
 //! - lists that rules walk are bounded, or the API server refuses the rules as too expensive;
 //! - lists with a natural key are maps, so that server-side apply merges them and doubles are refused.
 
@@ -12,7 +13,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use crate::names::WORKER_CONTAINER;
+use crate::{names::WORKER_CONTAINER, patterns::QUANTITY};
 
 /// Environment variables that the operator sets itself.
 pub const RESERVED_ENV_NAMES: [&str; 2] = ["RANK", "WORLD_SIZE"];
@@ -30,6 +31,7 @@ const MAX_ENV_NAME: u32 = 256;
 pub(crate) fn pod_template_schema(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = PodTemplateSpec::json_schema(generator).to_value();
     drop_descriptions(&mut schema);
+    give_quantities_their_pattern(&mut schema);
     schema["properties"]["metadata"] = json!({
         "type": "object",
         "properties": {
@@ -78,6 +80,30 @@ fn reserved_env_rule() -> String {
 fn make_map(list: &mut Value, key: &str) {
     list["x-kubernetes-list-type"] = json!("map");
     list["x-kubernetes-list-map-keys"] = json!([key]);
+}
+
+/// The fields that hold amounts: maps by resource, and single ones.
+fn give_quantities_their_pattern(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, field) in fields.iter_mut() {
+                match name.as_str() {
+                    "limits" | "requests" | "overhead" => set_pattern(&mut field["additionalProperties"]),
+                    "sizeLimit" | "divisor" => set_pattern(field),
+                    _ => {}
+                }
+                give_quantities_their_pattern(field);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(give_quantities_their_pattern),
+        _ => {}
+    }
+}
+
+fn set_pattern(schema: &mut Value) {
+    if schema["x-kubernetes-int-or-string"] == true {
+        schema["pattern"] = json!(QUANTITY);
+    }
 }
 
 fn drop_descriptions(schema: &mut Value) {

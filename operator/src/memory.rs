@@ -6,9 +6,11 @@ use std::{
     time::Instant,
 };
 
-use k8s_openapi::jiff::Timestamp;
 use lcl_crds::LCLTrainingJob;
-use lcl_operator_core::{ValidatedJob, observe::Problem};
+use lcl_operator_core::{
+    ValidatedJob,
+    observe::{Problem, Wait},
+};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::{cache::JobKey, link::CoordinatorLink};
@@ -24,8 +26,8 @@ pub(crate) struct JobMemory {
     pub(crate) valid: Option<(i64, Arc<ValidatedJob>)>,
     /// An epoch that is written to the status and that no coordinator has got.
     pub(crate) unused_epoch: Option<i64>,
-    /// Since when pods have been beyond the job's size, by uid.
-    pub(crate) surplus_since: BTreeMap<String, Timestamp>,
+    /// Since when something is waited for.
+    pub(crate) waiting_since: BTreeMap<Wait, Instant>,
     /// Why the last attempt to apply something failed.
     pub(crate) problem: Option<Problem>,
     /// Failed looks in a row.

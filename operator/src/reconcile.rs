@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::Pod,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
@@ -26,7 +29,7 @@ use lcl_operator_core::{
     },
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
-    observe::{Link, ObservedJob, ObservedPod, Problem},
+    observe::{Link, ObservedJob, ObservedPod, Problem, Wait},
     validate,
 };
 use lcl_security::Security;
@@ -200,6 +203,9 @@ impl Look<'_> {
         let pods = self.context.pods.pods(self.key);
         self.follow_coordinator(&valid, &pods, is_over);
         let link = self.memory.link.as_ref().map_or(Link::Unknown, CoordinatorLink::state);
+        let looked = Instant::now();
+        let waited = |since: &Instant| SignedDuration::try_from(looked.duration_since(*since)).unwrap_or(SignedDuration::MAX);
+        let waited = self.memory.waiting_since.iter().map(|(wait, since)| (wait.clone(), waited(since))).collect();
         let decision = decide(&ObservedJob {
             job: &valid,
             uid: self.uid,
@@ -209,13 +215,12 @@ impl Look<'_> {
             pods: &pods,
             link: &link,
             unused_epoch: self.memory.unused_epoch,
-            surplus_since: &self.memory.surplus_since,
+            waited: &waited,
             problem: problem.as_ref().or(self.memory.problem.as_ref()),
             now: Timestamp::now(),
         });
-        let now = Timestamp::now();
-        let since = |uid: &String| (uid.clone(), self.memory.surplus_since.get(uid).copied().unwrap_or(now));
-        self.memory.surplus_since = decision.surplus.iter().map(since).collect();
+        let since = |wait: &Wait| (wait.clone(), self.memory.waiting_since.get(wait).copied().unwrap_or(looked));
+        self.memory.waiting_since = decision.waits.iter().map(since).collect();
         let status_wait = self.update_status(&status, &decision).await?;
         // Before the actions, one of which may fail: the status that they follow from is written.
         self.tell(&decision.events).await;

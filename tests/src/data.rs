@@ -25,24 +25,53 @@ pub enum Fault {
     TruncatedImage,
     /// No caption.
     NoCaption,
+    /// Image and caption twice under the same names.
+    DoubledMembers,
+    /// The image's file ends behind its last pixel, without its end mark.
+    NoEndMark,
 }
+
+/// Bytes of a PNG's end mark.
+const PNG_END: usize = 12;
 
 /// Writes a shard of `count` samples; those in `faults` are bad.
 pub fn write_shard(path: &Path, count: usize, faults: &[(usize, Fault)]) -> Result<()> {
     let mut shard = ShardWriter::create(path)?;
     for index in 0..count {
-        let (name, colour) = COLOURS[index % COLOURS.len()];
-        let shape = SHAPES[index / COLOURS.len() % SHAPES.len()];
-        let mut image = draw(shape, colour, index as u32)?;
-        let mut caption = Some(format!("a {name} {shape} number {index}"));
+        let (mut image, caption) = sample(index)?;
+        let mut caption = Some(caption);
         match faults.iter().find(|(sample, _)| *sample == index) {
             Some((_, Fault::TruncatedImage)) => image.truncate(image.len() / 2),
             Some((_, Fault::NoCaption)) => caption = None,
+            Some((_, Fault::NoEndMark)) => image.truncate(image.len() - PNG_END),
+            Some((_, Fault::DoubledMembers)) => append(&mut shard, index, &image, caption.as_deref())?,
             None => {}
         }
-        shard.append(&format!("sample{index:05}"), Some((ImageKind::Png, &image)), caption.as_deref())?;
+        append(&mut shard, index, &image, caption.as_deref())?;
     }
     shard.finish().context("finishing the shard")
+}
+
+fn append(shard: &mut ShardWriter, index: usize, image: &[u8], caption: Option<&str>) -> Result<()> {
+    Ok(shard.append(&format!("sample{index:05}"), Some((ImageKind::Png, image)), caption)?)
+}
+
+/// Writes a shard of `count` samples whose image and caption have these keys.
+pub fn write_shard_with(path: &Path, count: usize, [image_key, caption_key]: [&str; 2]) -> Result<()> {
+    let mut shard = ShardWriter::create(path)?;
+    for index in 0..count {
+        let (image, caption) = sample(index)?;
+        shard.append_member(&format!("sample{index:05}"), image_key, &image)?;
+        shard.append_member(&format!("sample{index:05}"), caption_key, caption.as_bytes())?;
+    }
+    shard.finish().context("finishing the shard")
+}
+
+/// The image of a sample, as PNG, and its caption.
+fn sample(index: usize) -> Result<(Vec<u8>, String)> {
+    let (name, colour) = COLOURS[index % COLOURS.len()];
+    let shape = SHAPES[index / COLOURS.len() % SHAPES.len()];
+    Ok((draw(shape, colour, index as u32)?, format!("a {name} {shape} number {index}")))
 }
 
 /// A shape on a ground that differs from image to image, as PNG.

@@ -9,6 +9,7 @@ pub mod data;
 pub mod process;
 pub mod run;
 pub mod s3;
+pub mod volume;
 
 use std::path::{Path, PathBuf};
 

@@ -242,7 +242,7 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec![shard.display().to_string()] },
+            source: DataSource::webdataset(vec![shard.display().to_string()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig { scale: [0.5, 1.0], ..AugmentationConfig::default() },
@@ -258,7 +258,7 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             weight_decay: 0.1,
             betas: [0.9, 0.98],
             epsilon: 1e-6,
-            schedule: Schedule::Constant { warmup_steps: 4 },
+            schedule: Schedule::Constant { warmup_steps: Some(4) },
             gradient_clip: Some(1.0),
             normalization: Normalization::Global,
             gradient_compression: GradientCompression::None,

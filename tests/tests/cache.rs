@@ -68,7 +68,8 @@ impl Place {
 
     /// What lies in the cache, by name.
     fn names(&self) -> Result<Vec<String>> {
-        let mut names: Vec<_> = fs::read_dir(self.path("cache"))?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<_>>()?;
+        let mut names: Vec<_> =
+            fs::read_dir(self.path("cache"))?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<_>>()?;
         names.sort();
         Ok(names)
     }

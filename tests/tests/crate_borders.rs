@@ -1,7 +1,12 @@
+//! What holds for the sources as they are: which crate may know which (here), and which fields messages name (`field_names`).
+//!
 //! Which crate may know which. The table is the rule; `cargo metadata` is what is.
 //!
 //! Development and build dependencies do not count: they are in no program. What a pure crate must not know is looked for behind its
 //! dependencies too.
+
+#[path = "crate_borders/field_names.rs"]
+mod field_names;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -12,7 +12,7 @@ use std::{
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use lcl_data::image::CropBox;
-use lcl_trainer_config::{Device, Preset};
+use lcl_trainer_config::{Device, KeyKind, KeySeparator, Preset, SampleKeys};
 
 pub use self::ask::{AnswerFormat, AskedRun, CheckpointArgs, DrainArgs, ResizeArgs, StatusArgs, StopArgs};
 use crate::display::Output;
@@ -259,6 +259,12 @@ pub struct MemberArgs {
     /// Its number within the worker.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub index: u32,
+    /// Number of the worker's run, the same for all members that it starts; drawn at random for a member that no worker starts.
+    #[arg(long, value_name = "NUMBER")]
+    pub run: Option<u64>,
+    /// How often that run has started this member.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "run")]
+    pub start: u64,
     /// Threads, instead of the configuration's.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZero<usize>>,
@@ -304,11 +310,14 @@ pub struct ImportArgs {
 /// `data`
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Write the index files of shards.
+    /// Write the index files of shards and say what is in them. Fails when members of samples have the same name.
     Index {
-        /// Shards; `{000..011}` expands to a range.
+        /// Shards: paths, patterns such as `train-{000..011}.tar` or `train-*.tar`, or text files (.txt) with one shard a line.
         #[arg(required = true, value_name = "SHARD")]
         shards: Vec<String>,
+        /// What is looked for in them.
+        #[command(flatten)]
+        keys: KeyArgs,
         /// Folder for the index files, when they cannot lie beside the shards.
         #[arg(long, value_name = "DIR")]
         index_path: Option<PathBuf>,
@@ -326,12 +335,61 @@ pub enum DataCommand {
     Show(ShowArgs),
 }
 
+/// Which files of a sample are looked for, as data.webdataset says it in a manifest.
+#[derive(Clone, Debug, Default, Args)]
+pub struct KeyArgs {
+    /// Endings of images, in the order in which one is chosen [default: jpg,png,jpeg,webp]
+    #[arg(long, value_name = "KEY,...", value_delimiter = ',')]
+    pub image_keys: Vec<String>,
+    /// Endings of captions, in the same way [default: txt]
+    #[arg(long, value_name = "KEY,...", value_delimiter = ',')]
+    pub caption_keys: Vec<String>,
+    /// The dot of a file's name that ends the sample's name [default: first-dot]
+    #[arg(long, value_enum)]
+    pub key_separator: Option<SeparatorArg>,
+}
+
+/// The dot of a file's name that ends the sample's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SeparatorArg {
+    /// The first, as the webdataset library has it.
+    #[value(alias = "firstDot")]
+    FirstDot,
+    /// The last.
+    #[value(alias = "lastDot")]
+    LastDot,
+}
+
+impl KeyArgs {
+    /// These keys, and `otherwise` for what was left out; else the option that cannot be used, and what it has to be.
+    pub fn or(&self, otherwise: &SampleKeys) -> Result<SampleKeys, (&'static str, &'static str)> {
+        let list = |given: &[String], otherwise: &[String]| if given.is_empty() { otherwise.to_vec() } else { given.to_vec() };
+        let keys = SampleKeys {
+            image: list(&self.image_keys, &otherwise.image),
+            caption: list(&self.caption_keys, &otherwise.caption),
+            separator: match self.key_separator {
+                None => otherwise.separator,
+                Some(SeparatorArg::FirstDot) => KeySeparator::FirstDot,
+                Some(SeparatorArg::LastDot) => KeySeparator::LastDot,
+            },
+        };
+        match keys.find_fault() {
+            None => Ok(keys),
+            Some((KeyKind::Image, rule)) => Err(("--image-keys", rule)),
+            Some((KeyKind::Caption, rule)) => Err(("--caption-keys", rule)),
+        }
+    }
+}
+
 /// `data show`
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     /// The shard.
     #[arg(value_name = "SHARD")]
     pub shard: PathBuf,
+    /// What is looked for in it.
+    #[command(flatten)]
+    pub keys: KeyArgs,
     /// Number of the sample in the shard.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub sample: u64,
@@ -377,9 +435,12 @@ pub struct RetrievalArgs {
     /// Where the model is.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Held-out shards; `{000..011}` expands to a range.
+    /// Held-out shards: paths, patterns such as `test-{000..011}.tar` or `test-*.tar`, or text files (.txt) with one shard a line.
     #[arg(long, required = true, num_args = 1.., value_name = "SHARD")]
     pub shards: Vec<String>,
+    /// What is looked for in them; what is left out is as in training.
+    #[command(flatten)]
+    pub keys: KeyArgs,
     /// Folder of the index files, when they cannot lie beside the shards.
     #[arg(long, value_name = "DIR")]
     pub index_path: Option<String>,
@@ -488,6 +549,8 @@ mod tests {
         check("lcl-trainer data show a.tar --crop 1,2,3,4 --eval", Some("cannot be used with"));
         check("lcl-trainer data show a.tar --model huge", Some("unknown model preset"));
         check("lcl-trainer data index", Some("SHARD"));
+        check("lcl-trainer data index a.tar --image-keys png,jpg --caption-keys json --key-separator lastDot", None);
+        check("lcl-trainer data show a.tar --key-separator middle", Some("first-dot"));
         check("lcl-trainer resize runs/a --workers 0", Some("--workers"));
         check("lcl-trainer resize runs/a", Some("--workers"));
         check("lcl-trainer drain runs/a", Some("WORKER"));

@@ -13,16 +13,17 @@ use std::{
 use clap::ValueEnum;
 use indicatif::MultiProgress;
 use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
-use lcl_coordinator::{Security, SecurityError};
+use lcl_coordinator::{Security, SecurityError, draw_number};
 use lcl_data::show::{ShowOptions, ShowTransform};
-use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective};
+use lcl_protocol::Incarnation;
+use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective, SampleKeys};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::{
     chain,
     cli::{
-        AskedRun, Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs,
-        ReportArgs, ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, TrainArgs, WorkerArgs,
+        AskedRun, Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, KeyArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs,
+        PlaceArgs, ReportArgs, ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, TrainArgs, WorkerArgs,
     },
     config_file::{self, ConfigFileError},
     control::Request,
@@ -98,6 +99,14 @@ pub enum CommandError {
     /// `export` or `import` failed.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// Keys that no file's name can have.
+    #[error("{option} {rule}")]
+    Keys {
+        /// The option.
+        option: &'static str,
+        /// What it has to be.
+        rule: &'static str,
+    },
     /// `data` failed.
     #[error(transparent)]
     Data(#[from] DataCommandError),
@@ -117,7 +126,7 @@ pub enum CommandError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// `report` finds no metrics.
-    #[error("{run} holds no metrics.jsonl: name the folder of a run (its checkpoint.uri)")]
+    #[error("{run} holds no metrics.jsonl: name the folder of a run (its spec.checkpoint.uri)")]
     NoMetrics {
         /// As it was given.
         run: String,
@@ -169,7 +178,7 @@ pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Res
         Command::Stop(arguments) => ask(&arguments.run, &Request::Stop),
         Command::Export(arguments) => export(&arguments),
         Command::Import(arguments) => import(&arguments),
-        Command::Data(DataCommand::Index { shards, index_path, threads }) => index(&shards, index_path.as_deref(), threads),
+        Command::Data(DataCommand::Index { shards, keys, index_path, threads }) => index(&shards, &keys, index_path.as_deref(), threads),
         Command::Data(DataCommand::Tokenize { file }) => tokenize(file.as_deref()),
         Command::Data(DataCommand::Show(arguments)) => show(arguments),
         Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(arguments),
@@ -303,6 +312,7 @@ fn member(arguments: &MemberArgs, multi: MultiProgress) -> Result<ExitCode, Comm
         coordinator: place.coordinator.clone(),
         worker: place.worker.clone(),
         index: arguments.index,
+        incarnation: Incarnation { run: arguments.run.unwrap_or_else(draw_number), start: arguments.start },
         node: place.node.clone(),
         host: place.host,
         job: place.job.clone(),
@@ -365,13 +375,22 @@ fn import(arguments: &ImportArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::Success)
 }
 
-fn index(shards: &[String], folder: Option<&Path>, threads: Option<NonZero<usize>>) -> Result<ExitCode, CommandError> {
+/// The keys that were asked for, and `otherwise` for those that were not.
+fn sample_keys(asked: &KeyArgs, otherwise: &SampleKeys) -> Result<SampleKeys, CommandError> {
+    asked.or(otherwise).map_err(|(option, rule)| CommandError::Keys { option, rule })
+}
+
+fn index(shards: &[String], keys: &KeyArgs, folder: Option<&Path>, threads: Option<NonZero<usize>>) -> Result<ExitCode, CommandError> {
+    let keys = sample_keys(keys, &SampleKeys::default())?;
     let threads = threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
-    for report in data_commands::index(shards, folder, threads)? {
+    let reports = data_commands::index(shards, folder, &keys, threads)?;
+    for report in &reports {
         let state = if report.written { "written" } else { "up to date" };
-        say(&format!("{}: {} samples, {state}", report.index.display(), report.samples));
+        say(&format!("{}: {} samples, {state}", report.index.display(), report.findings.samples));
     }
-    Ok(ExitCode::Success)
+    let summary = data_commands::summarize(&reports, &keys);
+    say(summary.text.trim_end());
+    Ok(if summary.doubled > 0 { ExitCode::Permanent } else { ExitCode::Success })
 }
 
 fn tokenize(file: Option<&Path>) -> Result<ExitCode, CommandError> {
@@ -393,6 +412,7 @@ fn show(arguments: ShowArgs) -> Result<ExitCode, CommandError> {
     let shape = arguments.model.shape();
     let options = ShowOptions {
         sample: arguments.sample,
+        keys: sample_keys(&arguments.keys, &SampleKeys::default())?,
         seed: arguments.seed,
         size: arguments.size.unwrap_or_else(|| u32::try_from(shape.vision.image_size).unwrap_or_default()),
         transform: match (arguments.eval, arguments.crop) {
@@ -422,6 +442,7 @@ fn retrieval(arguments: RetrievalArgs) -> Result<ExitCode, CommandError> {
     let options = EvaluateOptions {
         source: source(&arguments.model),
         shards: arguments.shards,
+        keys: arguments.keys,
         index_path: arguments.index_path,
         name: arguments.name,
         examples: arguments.examples,

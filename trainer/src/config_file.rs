@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lcl_trainer_config::{ConfigError, TrainerConfig};
+use lcl_trainer_config::{ConfigError, TrainerConfig, UserField};
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum ConfigFileError {
         source: io::Error,
     },
     /// The file is no configuration.
-    #[error("{} in {} is not as expected", field, path.display())]
+    #[error("{} in {} is not as expected", both_names(field), path.display())]
     Parse {
         /// The file.
         path: PathBuf,
@@ -43,7 +43,6 @@ pub fn read(path: &Path, steps: Option<u64>) -> Result<TrainerConfig, ConfigFile
     let text = fs::read(path).map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
     let mut config = parse(&text).map_err(|error| {
         let field = error.path().to_string();
-        let field = if field == "." { "the whole".to_owned() } else { field };
         ConfigFileError::Parse { path: path.to_owned(), field, source: error.into_inner() }
     })?;
     if let Some(steps) = steps {
@@ -51,6 +50,16 @@ pub fn read(path: &Path, steps: Option<u64>) -> Result<TrainerConfig, ConfigFile
     }
     config.validate().map_err(|source| ConfigFileError::Rule { path: path.to_owned(), source })?;
     Ok(config)
+}
+
+/// What a field is called in this file, and where a user would look for it.
+fn both_names(field: &str) -> String {
+    match (field, UserField::of(field)) {
+        (".", _) => "the whole".to_owned(),
+        (field, UserField::Manifest(path)) => format!("{field} ({path} in the manifest)"),
+        (field, UserField::Argument(option)) => format!("{field} ({option} of `lcl run`)"),
+        (field, UserField::Fixed) => field.to_owned(),
+    }
 }
 
 fn parse(text: &[u8]) -> Result<TrainerConfig, serde_path_to_error::Error<serde_json::Error>> {
@@ -83,11 +92,17 @@ mod tests {
         check(|value| value["model"]["shape"]["vision"]["colour"] = 1.into(), None, &["model.shape.vision", "colour"]);
         check(|value| value["data"]["threads"] = 0.into(), None, &["data.threads", "at least 1"]);
         check(|value| value["version"] = 7.into(), None, &["version", "7"]);
+        let shards = ["/a.tar", "/d/{0..9.tar"];
+        let expected = ["spec.data.webdataset.shards[1] is \"/d/{0..9.tar\", but the `{` at character 4 has no `}`"];
+        check(|value| value["data"]["source"]["shards"] = shards.to_vec().into(), None, &expected);
+        check(|value| value["data"]["source"]["shards"] = 7.into(), None, &["data.source (spec.data.webdataset in the manifest)"]);
+        let keys = serde_json::json!({ "image": ["jpg"], "caption": ["jpg"] });
+        check(|value| value["data"]["source"]["keys"] = keys, None, &["spec.data.webdataset.captionKeys is [\"jpg\"], but must not share"]);
     }
 
     #[test]
     fn the_rules_hold_for_steps_from_the_command_line_too() {
-        check(|_| (), Some(1), &["optimization.schedule.warmupSteps", "must not exceed"]);
+        check(|_| (), Some(1), &["optimization.schedule.cosine.warmupSteps is 2", "must not exceed"]);
     }
 
     #[test]

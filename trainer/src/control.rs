@@ -163,7 +163,7 @@ pub struct MemberStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// There is no such folder.
-    #[error("cannot look into {}: name the folder of a run (its checkpoint.uri)", folder.display())]
+    #[error("cannot look into {}: name the folder of a run (its spec.checkpoint.uri)", folder.display())]
     Folder {
         /// As it was given.
         folder: PathBuf,

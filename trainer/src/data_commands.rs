@@ -14,16 +14,18 @@ use std::{
 use bytes::Bytes;
 use lcl_checkpoint::{Dtype, SafetensorsError, TensorData, write_safetensors};
 use lcl_data::{
-    index::{IndexError, IndexReport, index_shards},
-    shard::{ListError, expand},
+    NoPair,
+    index::{Findings, IndexError, IndexReport, index_shards},
+    shard::{ListError, ListOrigin, find_shards},
     show::{ShowError, ShowOptions, Shown, show},
     tokenizer::Tokenizer,
 };
+use lcl_trainer_config::SampleKeys;
 
 /// A data command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataCommandError {
-    /// A shard pattern is malformed.
+    /// The shards cannot be found.
     #[error(transparent)]
     List(#[from] ListError),
     /// A shard cannot be indexed.
@@ -83,12 +85,58 @@ impl DataCommandError {
 }
 
 /// Indexes the shards that the patterns name.
-pub fn index(patterns: &[String], folder: Option<&Path>, threads: NonZero<usize>) -> Result<Vec<IndexReport>, DataCommandError> {
-    let mut shards = Vec::new();
-    for pattern in patterns {
-        shards.extend(expand(pattern)?.into_iter().map(PathBuf::from));
+pub fn index(
+    patterns: &[String],
+    folder: Option<&Path>,
+    keys: &SampleKeys,
+    threads: NonZero<usize>,
+) -> Result<Vec<IndexReport>, DataCommandError> {
+    let shards = find_shards(patterns, ListOrigin::Arguments, threads)?;
+    Ok(index_shards(&shards, folder, keys, threads)?)
+}
+
+/// What was found in indexed shards, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Counts of all shards, then what is wrong with some.
+    pub text: String,
+    /// Samples with two members of one name.
+    pub doubled: u64,
+}
+
+/// Adds up what was found under these keys, and says by name which shards have no usable sample, why samples are half, and whose members are
+/// there twice.
+#[must_use]
+pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
+    let mut all = Findings::none(keys);
+    let mut wrong = String::new();
+    for IndexReport { shard, findings, .. } in reports {
+        all.add(findings);
+        if findings.usable == 0 {
+            let _ = writeln!(wrong, "warning: {}", NoPair::of([(shard.as_path(), findings)], ListOrigin::Arguments));
+        }
+        let shard = shard.display();
+        for reason in findings.reasons().iter().filter(|_| findings.usable > 0) {
+            let _ = writeln!(wrong, "warning: {shard}: {reason}");
+        }
+        for key in &findings.doubled_keys {
+            let _ = writeln!(wrong, "doubled: {shard}: {key}");
+        }
+        let unlisted = findings.doubled - findings.doubled_keys.len() as u64;
+        if unlisted > 0 {
+            let _ = writeln!(wrong, "doubled: {shard}: and {unlisted} more");
+        }
+        if findings.archives > 1 {
+            let _ = writeln!(wrong, "note: {shard} is {} archives one after the other: all are read", findings.archives);
+        }
     }
-    Ok(index_shards(&shards, folder, threads)?)
+    let Findings { samples, with_image, with_caption, usable, doubled, .. } = all;
+    let text = format!(
+        "found {samples} samples in {} shards: {with_image} with image, {with_caption} with caption, {usable} usable; extensions: {}\n{wrong}",
+        reports.len(),
+        all.extensions_listed(),
+    );
+    Summary { text, doubled }
 }
 
 /// Reads a JSON string a line and writes its ids, without special tokens, as a JSON list a line.

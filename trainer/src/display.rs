@@ -166,6 +166,7 @@ fn ended_line(ended: &Ended) -> String {
         EndReason::Completed => "completed",
         EndReason::Preempted => "stopped as asked",
         EndReason::Diverged => "stopped, since no update was possible,",
+        EndReason::NothingTrained => "failed, since no step had an update,",
     };
     let speed = ended.rows as f64 / ended.training_seconds.max(f64::MIN_POSITIVE);
     let mut text = format!(
@@ -175,6 +176,9 @@ fn ended_line(ended: &Ended) -> String {
     for (cause, count) in &ended.skipped_samples {
         // Writing to a string cannot fail.
         let _ = write!(text, "; {count} samples left out: {cause}");
+    }
+    for (fault, count) in &ended.tolerated_images {
+        let _ = write!(text, "; {count} images used in spite of a fault: {fault}");
     }
     text
 }
@@ -310,6 +314,7 @@ mod tests {
                 reason: EndReason::Preempted,
                 parameter_hash: "abc".to_owned(),
                 skipped_samples: [("no_caption".to_owned(), 3)].into(),
+                tolerated_images: [("jpeg_scan_header".to_owned(), 2)].into(),
                 skipped_updates: 0,
                 training_seconds: 2.0,
                 rows: 10,
@@ -320,7 +325,7 @@ mod tests {
         assert_eq!(
             line,
             "stopped as asked after 7 steps; this process: 10 samples in 2.0 s, 5.0 samples/s; parameter hash abc; \
-             3 samples left out: no_caption"
+             3 samples left out: no_caption; 2 images used in spite of a fault: jpeg_scan_header"
         );
     }
     #[test]

@@ -2,18 +2,22 @@
 //!
 //! Comes in: a trained model and shards it was not trained on. Goes out: an [`Evaluation`]. The counting is in [`crate::retrieval`].
 
+use std::collections::BTreeMap;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use lcl_data::{
     Dataset, DatasetError,
     dataset::Reading,
     image::{ImageTransform, Scratch, to_png},
     sequence::{Layout, LayoutError, caption_sequence},
+    shard::ListOrigin,
     tokenizer::Tokenizer,
 };
 use lcl_torch::{Kind, Learner, LearnerError, TchError, Tensor};
-use lcl_trainer_config::{DataConfig, DataSource, Device};
+use lcl_trainer_config::{DataConfig, DataSource, Device, Field};
 
 use crate::{
+    cli::KeyArgs,
     retrieval::{Evaluation, Gallery, WrongSize},
     trained::{Source, Trained, TrainedError},
 };
@@ -30,6 +34,8 @@ pub struct EvaluateOptions {
     pub source: Source,
     /// Held-out shards.
     pub shards: Vec<String>,
+    /// Which files of a sample are looked for; what is left out is as in training.
+    pub keys: KeyArgs,
     /// Folder for their indexes, when not beside them.
     pub index_path: Option<String>,
     /// What it is called.
@@ -54,11 +60,21 @@ pub enum EvaluateError {
     /// The model's sequences cannot hold a caption.
     #[error("laying out captions")]
     Layout(#[from] LayoutError),
+    /// The keys that were asked for cannot be met.
+    #[error("{option} {rule}")]
+    Keys {
+        /// The option.
+        option: &'static str,
+        /// What it has to be.
+        rule: &'static str,
+    },
     /// No sample could be used.
-    #[error("none of the {samples} samples can be used")]
+    #[error("none of the {samples} samples can be used ({})", counted(.causes))]
     NoSample {
         /// Samples in the shards.
         samples: u64,
+        /// Why, by cause.
+        causes: BTreeMap<String, u64>,
     },
     /// The images or texts could not be encoded.
     #[error("encoding images and texts")]
@@ -70,7 +86,7 @@ pub enum EvaluateError {
     #[error("comparing images and texts")]
     Size(#[from] WrongSize),
     /// The image size does not fit.
-    #[error("model.shape.vision.imageSize is {size}, which is no size of an image")]
+    #[error("{} is {size}, which is no size of an image", Field("model.shape.vision.imageSize"))]
     ImageSize {
         /// The size.
         size: i64,
@@ -83,25 +99,26 @@ struct Encoded {
     images: Vec<Tensor>,
     texts: Vec<Tensor>,
     samples: Vec<u64>,
-    skipped: usize,
+    skipped: BTreeMap<String, u64>,
 }
 
 /// Evaluates retrieval over all usable pairs of the shards.
 pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError> {
     let trained = Trained::read(&options.source)?;
     let learner = trained.learner(options.device, options.threads)?;
+    let keys = options.keys.or(trained.config.data.source.keys()).map_err(|(option, rule)| EvaluateError::Keys { option, rule })?;
     let data = DataConfig {
-        source: DataSource::Webdataset { shards: options.shards.clone() },
+        source: DataSource::Webdataset { shards: options.shards.clone(), keys },
         index_path: options.index_path.clone(),
         ..trained.config.data.clone()
     };
-    let dataset = Dataset::open(&data)?;
+    let dataset = Dataset::open_from(&data, ListOrigin::Arguments)?;
     let size = trained.config.model.shape.vision.image_size;
     let transform = ImageTransform::new(u32::try_from(size).map_err(|_| EvaluateError::ImageSize { size })?);
     let layout = Layout::new(&trained.config.model.shape)?;
     let encoded = encode(&learner, &dataset, &transform, &layout)?;
     if encoded.captions.is_empty() {
-        return Err(EvaluateError::NoSample { samples: dataset.samples_per_pass() });
+        return Err(EvaluateError::NoSample { samples: dataset.samples_per_pass(), causes: encoded.skipped });
     }
     let (images, texts) = (Tensor::f_cat(&encoded.images, 0)?, Tensor::f_cat(&encoded.texts, 0)?);
     let similarities = images.f_matmul(&texts.f_transpose(0, 1)?)?.f_contiguous()?.f_view([-1])?;
@@ -112,7 +129,7 @@ pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError>
         completed_steps: trained.restored.id.step,
         gallery: encoded.captions.len(),
         distinct_captions: gallery.distinct_captions(),
-        skipped: encoded.skipped,
+        skipped: encoded.skipped.values().sum::<u64>() as usize,
         image_to_text: gallery.image_to_text(),
         text_to_image: gallery.text_to_image(),
         examples: examples(&gallery, &encoded, &dataset, &transform, options.examples)?,
@@ -122,25 +139,34 @@ pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError>
 fn encode(learner: &Learner, dataset: &Dataset, transform: &ImageTransform, layout: &Layout) -> Result<Encoded, EvaluateError> {
     let tokenizer = Tokenizer::clip();
     let mut scratch = Scratch::new();
-    let mut encoded = Encoded { captions: Vec::new(), images: Vec::new(), texts: Vec::new(), samples: Vec::new(), skipped: 0 };
+    let mut encoded =
+        Encoded { captions: Vec::new(), images: Vec::new(), texts: Vec::new(), samples: Vec::new(), skipped: BTreeMap::new() };
     let mut pixels = Vec::new();
     let mut sequences = Vec::new();
     let total = dataset.samples_per_pass();
     for sample in 0..total {
         let begin = pixels.len();
-        if let Reading::Sample(pair) = dataset.read(sample)? {
-            pixels.resize(begin + transform.output_len(), 0.0);
-            let target = pixels.get_mut(begin..).unwrap_or_default();
-            if transform.evaluate(pair.image(), &mut scratch, target).is_ok() {
-                sequences.push(caption_sequence(&tokenizer.encode(&pair.caption), layout));
-                encoded.captions.push(pair.caption);
-                encoded.samples.push(sample);
-            } else {
-                pixels.truncate(begin);
-                encoded.skipped += 1;
+        let skipped = match dataset.read(sample)? {
+            Reading::Sample(pair) => {
+                pixels.resize(begin + transform.output_len(), 0.0);
+                let target = pixels.get_mut(begin..).unwrap_or_default();
+                match transform.evaluate(pair.image(), &mut scratch, target) {
+                    Ok(_) => {
+                        sequences.push(caption_sequence(&tokenizer.encode(&pair.caption), layout));
+                        encoded.captions.push(pair.caption);
+                        encoded.samples.push(sample);
+                        None
+                    }
+                    Err(error) => {
+                        pixels.truncate(begin);
+                        Some(error.cause())
+                    }
+                }
             }
-        } else {
-            encoded.skipped += 1;
+            Reading::Skipped(cause) => Some(cause),
+        };
+        if let Some(cause) = skipped {
+            *encoded.skipped.entry(cause.to_string()).or_default() += 1;
         }
         if sequences.len() == BATCH || (sample + 1 == total && !sequences.is_empty()) {
             encode_batch(learner, transform, &pixels, &sequences, &mut encoded)?;
@@ -193,6 +219,13 @@ fn examples(
         examples.push(example);
     }
     Ok(examples)
+}
+
+/// Causes with how often each was met, most frequent first.
+pub(crate) fn counted(causes: &BTreeMap<String, u64>) -> String {
+    let mut causes: Vec<_> = causes.iter().collect();
+    causes.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    causes.iter().map(|(cause, count)| format!("{cause}: {count}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The evaluation for people.

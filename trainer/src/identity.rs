@@ -4,11 +4,14 @@
 //! Model, batch, seed and data are in it. Learning rate, schedule, steps, clipping, decay, checkpoint policy, micro-batch, threads and device
 //! are not: they may change.
 
-use lcl_trainer_config::{ModelConfig, TrainerConfig};
+use lcl_trainer_config::{Field, ModelConfig, SampleKeys, TrainerConfig};
 use serde_json::{Map, Value, json};
 
 /// The field that stands for the shards' names, sizes and counts.
-const DATA_CONTENT: &str = "data.content";
+pub(crate) const DATA_CONTENT: &str = "data.content";
+
+/// What the fields of the keys of images and captions begin with.
+const SAMPLE_KEYS: &str = "data.source.keys";
 
 /// The settings of a run that must not change, by the path of their field.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,11 +20,12 @@ pub struct Identity(Map<String, Value>);
 /// A run is continued with another configuration than it was begun with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{field} is {now}, but the checkpoint was trained with {before}: set it back, or start another run in another folder \
-     (--fresh starts over in this one)"
+    "{} is {now}, but the checkpoint was trained with {before}: set it back, or start another run in another folder \
+     (--fresh starts over in this one)",
+    name(field)
 )]
 pub struct ChangedField {
-    /// Path of the field, in camel case.
+    /// Path of the field in the trainer's configuration, in camel case; the message has the manifest's.
     pub field: String,
     /// What the checkpoint was trained with.
     pub before: String,
@@ -33,6 +37,11 @@ pub struct ChangedField {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the checkpoint's metadata has no `identity`: it was not written by this program")]
 pub struct NoIdentity;
+
+fn name(field: &str) -> String {
+    let what = if field == DATA_CONTENT { " (the digest of their names, sizes and counts)" } else { "" };
+    format!("{}{what}", Field(field))
+}
 
 impl Identity {
     /// The identity of a configuration whose data set has `data_digest`; `None` leaves open which data it will be (imported weights have
@@ -66,6 +75,10 @@ impl Identity {
         });
         let mut flat = Map::new();
         flatten("", fields, &mut flat);
+        // Left out as long as they are what they were before anybody could say otherwise: older checkpoints go on.
+        if !data.source.keys().is_default() {
+            flatten(SAMPLE_KEYS, json!(data.source.keys()), &mut flat);
+        }
         if let Some(digest) = data_digest {
             flat.insert(DATA_CONTENT.to_owned(), digest.into());
         }
@@ -93,12 +106,15 @@ impl Identity {
     /// The first field that differs from what a checkpoint was trained with.
     pub fn compare(&self, before: &Self) -> Result<(), ChangedField> {
         let none = Value::Null;
+        let mut usual = Map::new();
+        flatten(SAMPLE_KEYS, json!(SampleKeys::default()), &mut usual);
+        let of = |identity: &Self, field: &String| identity.0.get(field).or_else(|| usual.get(field)).unwrap_or(&none).clone();
         let fields = self.0.keys().chain(before.0.keys().filter(|field| !self.0.contains_key(*field)));
         for field in fields {
             if field == DATA_CONTENT && !before.0.contains_key(field) {
                 continue;
             }
-            let (now, before) = (self.0.get(field).unwrap_or(&none), before.0.get(field).unwrap_or(&none));
+            let (now, before) = (of(self, field), of(before, field));
             if now != before {
                 return Err(ChangedField { field: field.clone(), before: before.to_string(), now: now.to_string() });
             }
@@ -125,7 +141,7 @@ fn flatten(path: &str, value: Value, flat: &mut Map<String, Value>) {
 mod tests {
     use super::*;
     use crate::test_support::tiny_config;
-    use lcl_trainer_config::{Precision, Schedule};
+    use lcl_trainer_config::{KeySeparator, Precision, Schedule};
 
     fn check(change: impl FnOnce(&mut TrainerConfig), expected: Option<&str>) {
         let config = tiny_config();
@@ -151,13 +167,35 @@ mod tests {
         check(|config| config.optimization.epsilon = 1e-8, Some("optimization.epsilon"));
         check(|config| config.data.augmentation.scale = [0.5, 1.0], Some("data.augmentation.scale"));
         check(|config| config.data.image_first_probability = 0.4, Some("data.imageFirstProbability"));
+        let with_keys = |config: &mut TrainerConfig, change: fn(&mut SampleKeys)| {
+            let lcl_trainer_config::DataSource::Webdataset { keys, .. } = &mut config.data.source;
+            change(keys);
+        };
+        check(|config| with_keys(config, |keys| keys.image.reverse()), Some("data.source.keys.image"));
+        check(|config| with_keys(config, |keys| keys.caption.push("caption".to_owned())), Some("data.source.keys.caption"));
+        check(|config| with_keys(config, |keys| keys.separator = KeySeparator::LastDot), Some("data.source.keys.separator"));
+    }
+
+    #[test]
+    fn a_checkpoint_from_before_there_were_keys_has_the_usual_ones() {
+        let config = tiny_config();
+        let before = Identity::new(&config, Some("data"));
+        assert!(!before.to_value().to_string().contains("keys"), "older programs would refuse it");
+        let mut changed = config;
+        let lcl_trainer_config::DataSource::Webdataset { keys, .. } = &mut changed.data.source;
+        keys.caption = vec!["caption".to_owned()];
+        let now = Identity::new(&changed, Some("data"));
+        let refused = now.compare(&before).unwrap_err();
+        assert_eq!((refused.before.as_str(), refused.now.as_str()), ("[\"txt\"]", "[\"caption\"]"));
+        assert_eq!(before.compare(&now).unwrap_err().field, "data.source.keys.caption");
+        assert_eq!(before.compare(&before.clone()), Ok(()));
     }
 
     #[test]
     fn schedule_policy_and_surroundings_may_change() {
         check(|config| config.optimization.learning_rate = 1e-5, None);
         check(|config| config.optimization.steps = 1_000_000, None);
-        check(|config| config.optimization.schedule = Schedule::Constant { warmup_steps: 1 }, None);
+        check(|config| config.optimization.schedule = Schedule::Constant { warmup_steps: Some(1) }, None);
         check(|config| config.optimization.gradient_clip = Some(0.5), None);
         check(|config| config.optimization.micro_batch_size = Some(1), None);
         check(|config| config.checkpoint.keep_last = 9, None);
@@ -171,8 +209,10 @@ mod tests {
         let config = tiny_config();
         let difference = Identity::new(&config, Some("one")).compare(&Identity::new(&config, Some("other"))).unwrap_err();
         assert_eq!(difference.field, "data.content");
+        let message = difference.to_string();
+        assert!(message.starts_with("spec.data.webdataset.shards (the digest of their names, sizes and counts) is \"one\""), "{message}");
         let mut moved = config.clone();
-        moved.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec!["/elsewhere/a.tar".to_owned()] };
+        moved.data.source = lcl_trainer_config::DataSource::webdataset(vec!["/elsewhere/a.tar".to_owned()]);
         assert_eq!(Identity::new(&moved, Some("one")).compare(&Identity::new(&config, Some("one"))), Ok(()));
         assert_eq!(Identity::new(&config, Some("one")).compare(&Identity::new(&config, None)), Ok(()));
     }

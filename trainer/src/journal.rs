@@ -8,10 +8,11 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
+use lcl_checkpoint::sync;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::records::{GenerationRecord, Record, StepRecord};
@@ -79,9 +80,13 @@ pub struct Journal {
 /// A file that is only appended to, whole lines at a time.
 #[derive(Debug)]
 struct LineFile {
-    file: File,
+    path: PathBuf,
+    /// `None`: what it was open as leads nowhere any more, as after a network volume was away. It is opened anew with the next line.
+    file: Option<File>,
     /// Bytes of whole lines; a failed write is cut back to here.
     length: u64,
+    /// The last whole line.
+    last: String,
     pending: VecDeque<String>,
 }
 
@@ -115,7 +120,7 @@ impl Journal {
 
     /// Makes what was written survive a loss of power. May take long; training goes on meanwhile.
     pub fn sync_in_background(&self) {
-        for file in [&self.metrics.file, &self.run.file] {
+        for file in [&self.metrics.file, &self.run.file].into_iter().flatten() {
             if let Ok(file) = file.try_clone() {
                 // Unsynced lines are noticed and reported when the run goes on.
                 std::thread::spawn(move || file.sync_data());
@@ -128,18 +133,19 @@ impl LineFile {
     /// Writes `records` as the whole of `folder/name` and opens it for more.
     fn replace(folder: &Path, name: &str, records: &[impl Serialize]) -> Result<Self, JournalError> {
         let path = folder.join(name);
-        let text: String = records.iter().map(line_of).collect();
+        let lines: Vec<String> = records.iter().map(line_of).collect();
+        let (text, last) = (lines.concat(), lines.last().cloned().unwrap_or_default());
         // Written beside and renamed: a kill at any moment leaves either the old file or the new one.
         let beside = folder.join(format!("{name}.new"));
         let write = || -> io::Result<File> {
             let mut file = File::create(&beside)?;
             file.write_all(text.as_bytes())?;
-            file.sync_all()?;
+            sync(&file, &beside)?;
             fs::rename(&beside, &path)?;
             OpenOptions::new().append(true).open(&path)
         };
         let file = write().map_err(|source| JournalError::Write { path: path.clone(), source })?;
-        Ok(Self { file, length: text.len() as u64, pending: VecDeque::new() })
+        Ok(Self { path, file: Some(file), length: text.len() as u64, last, pending: VecDeque::new() })
     }
 
     fn append(&mut self, line: String) -> io::Result<()> {
@@ -148,15 +154,37 @@ impl LineFile {
         }
         self.pending.push_back(line);
         while let Some(line) = self.pending.front() {
-            if let Err(error) = self.file.write_all(line.as_bytes()) {
-                // Half a line must not stay: the next try would be glued to it. Making a file shorter needs no room.
-                self.file.set_len(self.length)?;
+            let mut file = match self.file.take() {
+                Some(file) => file,
+                None => self.reopen()?,
+            };
+            if let Err(error) = file.write_all(line.as_bytes()) {
+                // Half a line must not stay: the next try would be glued to it. Making a file shorter needs no room. A file that does not even
+                // take that is opened anew.
+                self.file = file.set_len(self.length).is_ok().then_some(file);
                 return Err(error);
             }
+            self.file = Some(file);
             self.length += line.len() as u64;
-            self.pending.pop_front();
+            self.last = self.pending.pop_front().unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Opens the file anew and cuts off what an interrupted write has left. Only the file that this process has written: the leader of a later
+    /// generation may have put its own in this place, which is nobody else's to change.
+    fn reopen(&self) -> io::Result<File> {
+        let mut file = OpenOptions::new().read(true).append(true).open(&self.path)?;
+        let replaced = || io::Error::other("it is not what this process has written: another leader goes on there");
+        let mut end = Vec::new();
+        file.seek(SeekFrom::Start(self.length.saturating_sub(self.last.len() as u64)))?;
+        file.read_to_end(&mut end)?;
+        let left = end.strip_prefix(self.last.as_bytes()).ok_or_else(replaced)?;
+        if !self.pending.front().is_some_and(|line| line.as_bytes().starts_with(left)) {
+            return Err(replaced());
+        }
+        file.set_len(self.length)?;
+        Ok(file)
     }
 }
 
@@ -340,13 +368,43 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
         // A handle that cannot be written to stands for the full disk.
-        let good = std::mem::replace(&mut journal.metrics.file, File::open(folder.path().join(METRICS_FILE)).unwrap());
         for step in 0..2 {
+            journal.metrics.file = Some(File::open(folder.path().join(METRICS_FILE)).unwrap());
             assert!(journal.append(&Record::Step(Box::new(step_record(step)))).is_err());
         }
         assert!(steps_in(folder.path()).is_empty());
-        journal.metrics.file = good;
         journal.append(&Record::Step(Box::new(step_record(2)))).unwrap();
         assert_eq!(steps_in(folder.path()), [0, 1, 2]);
+    }
+
+    #[test]
+    fn half_a_line_left_by_a_volume_that_went_away_is_cut_off_when_it_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
+        journal.append(&Record::Step(Box::new(step_record(0)))).unwrap();
+        // The write got half way, and the handle took neither the rest nor the cut.
+        let path = folder.path().join(METRICS_FILE);
+        let half = line_of(&step_record(1));
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(&half.as_bytes()[..half.len() / 2]).unwrap();
+        journal.metrics.file = None;
+        journal.append(&Record::Step(Box::new(step_record(1)))).unwrap();
+        journal.append(&Record::Step(Box::new(step_record(2)))).unwrap();
+        assert_eq!(steps_in(folder.path()), [0, 1, 2]);
+    }
+
+    /// A leader that was away for longer must not write into its successor's files, nor cut them.
+    #[test]
+    fn a_file_that_another_leader_has_put_in_its_place_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
+        for step in 0..4 {
+            journal.append(&Record::Step(Box::new(step_record(step)))).unwrap();
+        }
+        write_steps(folder.path(), 2, 2..7);
+        let before = fs::read(folder.path().join(METRICS_FILE)).unwrap();
+        journal.metrics.file = None;
+        let error = journal.append(&Record::Step(Box::new(step_record(4)))).unwrap_err();
+        assert!(error.to_string().contains("another leader"), "{error}");
+        assert_eq!(fs::read(folder.path().join(METRICS_FILE)).unwrap(), before);
     }
 }

@@ -38,14 +38,17 @@ pub mod worker;
 #[cfg(test)]
 mod test_support;
 
-/// An error with what caused it, in one line.
+/// An error with what caused it, in one line. Some libraries repeat the cause in their own text; then it is not repeated again.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
         source = error.source();
     }
     text

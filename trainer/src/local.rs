@@ -18,14 +18,15 @@ use std::{
     env,
     ffi::OsString,
     io,
-    num::NonZeroU32,
+    num::{NonZero, NonZeroU32},
     path::PathBuf,
     sync::{Arc, Mutex},
 };
 
 use indicatif::MultiProgress;
+use lcl_data::shard::{ListError, ListOrigin, find_shards};
 use lcl_protocol::InvalidWorld;
-use lcl_trainer_config::{ExitCode, TrainerConfig};
+use lcl_trainer_config::{DataSource, ExitCode, TrainerConfig};
 
 pub(crate) use self::gpus::count as count_gpus;
 use self::{
@@ -82,6 +83,9 @@ pub enum LocalError {
     /// The run's folder cannot be used.
     #[error("opening the run's folder")]
     Folder(#[from] RunFolderError),
+    /// A shard is not there.
+    #[error("looking for the shards")]
+    Shards(#[from] ListError),
     /// The numbers of members contradict each other.
     #[error("the numbers of members")]
     World(#[from] InvalidWorld),
@@ -89,7 +93,7 @@ pub enum LocalError {
     #[error("looking for GPUs")]
     Gpus(#[from] lcl_torch::shim::ShimError),
     /// Not every member would have one.
-    #[error("runtime.device is cuda")]
+    #[error("--device cuda was asked for")]
     TooFewGpus(#[from] TooFewGpus),
     /// A program that is needed is not there.
     #[error("there is no program {}: it belongs beside lcl-trainer (built by `cargo build --release -p {COORDINATOR}`)", path.display())]
@@ -107,10 +111,8 @@ impl LocalError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::World(_)
-            | Self::TooFewGpus(_)
-            | Self::NoCoordinator { .. }
-            | Self::Folder(RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. }) => ExitCode::Permanent,
+            Self::Shards(_) | Self::World(_) | Self::TooFewGpus(_) | Self::NoCoordinator { .. } => ExitCode::Permanent,
+            Self::Folder(error) if error.is_permanent() => ExitCode::Permanent,
             Self::Folder(_) | Self::Gpus(_) | Self::Supervisor(_) => ExitCode::Retryable,
         }
     }
@@ -156,6 +158,9 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     if !program.is_file() {
         return Err(LocalError::NoCoordinator { path: program });
     }
+    // Every member would find this out; here nothing is started for it.
+    let DataSource::Webdataset { shards, .. } = &config.data.source;
+    find_shards(shards, ListOrigin::Manifest, NonZero::new(config.data.threads).unwrap_or(NonZero::<usize>::MIN))?;
     // Nothing is deleted for a run that cannot be.
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;
@@ -170,7 +175,8 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
     if !matches!(outcome.code, ExitCode::Success | ExitCode::Preempted) {
         tracing::error!(exit_code = outcome.code.code(), "{}", outcome.cause);
     }
-    Ok(outcome.code)
+    // Of use to a supervisor alone, and above this one is none.
+    Ok(if outcome.code == ExitCode::Unsaved { ExitCode::Retryable } else { outcome.code })
 }
 
 /// Where the run can be asked. Without it the run goes on all the same: not every file system has sockets.

@@ -8,6 +8,7 @@ use std::{
 use clap::Parser;
 use indicatif::MultiProgress;
 use lcl_trainer::{
+    chain,
     cli::{Cli, LogFormat},
     commands,
     display::LogWriter,
@@ -23,7 +24,7 @@ fn main() -> process::ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             let code = error.exit_code();
-            tracing::error!(exit_code = code.code(), "{:#}", anyhow::Error::new(error));
+            tracing::error!(exit_code = code.code(), "{}", chain(&error));
             code.into()
         }
     }

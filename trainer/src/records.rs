@@ -37,6 +37,9 @@ pub struct Started {
     pub job: String,
     /// Steps the run shall have at its end.
     pub steps: u64,
+    /// Steps of the learning rate's linear part. Older lines lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
     /// Samples a step.
     pub global_batch_size: u64,
     /// Samples a pass.
@@ -91,6 +94,9 @@ pub struct StepRecord {
     /// Samples whose slot stayed empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped_samples: Vec<SkippedSample>,
+    /// Images that were used although their files have faults that cost no pixel, by fault.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tolerated_images: BTreeMap<String, u64>,
     /// Whether the update was left out: a loss or a gradient was not finite, or no sample of the batch could be used.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub update_skipped: bool,
@@ -187,6 +193,9 @@ pub struct Ended {
     pub parameter_hash: String,
     /// Samples left out by this process, by cause.
     pub skipped_samples: BTreeMap<String, u64>,
+    /// Images used by this process although their files have faults that cost no pixel, by fault.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tolerated_images: BTreeMap<String, u64>,
     /// Steps of this process whose update was left out.
     pub skipped_updates: u64,
     /// Seconds from the first step's beginning to the last one's end.
@@ -205,6 +214,8 @@ pub enum EndReason {
     Preempted,
     /// Too many steps in a row without an update: a loss or gradient was not finite, or no sample was usable.
     Diverged,
+    /// The last step is done, and none of the whole run had an update.
+    NothingTrained,
 }
 
 impl Record {
@@ -251,6 +262,7 @@ pub(crate) mod tests {
             images: 8,
             tokens: 100,
             skipped_samples: Vec::new(),
+            tolerated_images: BTreeMap::new(),
             update_skipped: false,
             loss: 10.0 / (step + 1) as f64,
             generation_loss: 9.0 / (step + 1) as f64,

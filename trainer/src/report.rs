@@ -59,6 +59,10 @@ fn facts(html: &mut String, steps: &[StepRecord], started: Option<&Started>, end
         if skipped > 0 {
             rows.push(("samples left out", skipped.to_string()));
         }
+        let tolerated: u64 = steps.iter().flat_map(|step| step.tolerated_images.values()).sum();
+        if tolerated > 0 {
+            rows.push(("images used in spite of a fault that cost no pixel", tolerated.to_string()));
+        }
         let seconds: f64 = steps.iter().map(|step| step.step_seconds + step.data_wait_seconds).sum();
         let speed = steps.iter().map(|step| step.rows).sum::<u64>() as f64 / seconds.max(f64::MIN_POSITIVE);
         rows.push(("speed", format!("{speed:.1} samples/s over all steps")));

@@ -13,17 +13,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions};
+use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions, Volume, VolumeFault};
 use tempfile::TempDir;
 use url::Url;
 
-use crate::journal;
+use crate::{journal, tensorboard};
 
 /// Held by the process that trains in the folder.
 const LOCK_FILE: &str = ".lock";
 
 /// What a run's files other than checkpoints are called; `--fresh --delete-existing` removes these and no others.
-const OWN_PREFIXES: [&str; 3] = [journal::METRICS_FILE, journal::RUN_FILE, "events.out.tfevents."];
+const OWN_PREFIXES: [&str; 3] = [journal::METRICS_FILE, journal::RUN_FILE, tensorboard::NAME_PREFIX];
 
 /// The folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,19 @@ pub enum RunFolderError {
     },
 }
 
+impl RunFolderError {
+    /// Whether starting again with the same folder would fail again until somebody changes something.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Store { source } => source.is_permanent(),
+            Self::File { source, .. } => VolumeFault::of(source).is_permanent(),
+            Self::InUse { .. } => false,
+            Self::NotLocal { .. } | Self::NotEmpty { .. } => true,
+        }
+    }
+}
+
 /// The open folder of a run.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -85,9 +98,10 @@ struct Upload {
 }
 
 impl RunFolder {
-    /// Opens the folder for training: creates it, locks it, fetches the files of an object store.
+    /// Opens the folder for training: creates it, tries its volume, locks it, fetches the files of an object store.
     pub fn open(uri: &str) -> Result<Self, RunFolderError> {
         let store = CheckpointStore::open(uri, StoreOptions::default())?;
+        store.probe()?;
         if let Some(path) = local_path(uri)? {
             let lock = lock(&path)?;
             return Ok(Self { store, path, _lock: lock, upload: None });
@@ -129,6 +143,19 @@ impl RunFolder {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Names of the event files that the run has so far, wherever they lie.
+    pub fn event_files(&self) -> Result<Vec<String>, RunFolderError> {
+        if self.upload.is_some() {
+            return Ok(self.store.file_names(tensorboard::NAME_PREFIX)?);
+        }
+        let error = |source| RunFolderError::File { path: self.path.clone(), source };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(error)? {
+            names.extend(entry.map_err(error)?.file_name().into_string().ok().filter(|name| name.starts_with(tensorboard::NAME_PREFIX)));
+        }
+        Ok(names)
     }
 
     /// Makes room for a fresh start. Refuses when something is there, unless `delete_existing`.
@@ -215,8 +242,11 @@ fn lock(folder: &Path) -> Result<Option<File>, RunFolderError> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Err(RunFolderError::InUse { path: folder.to_owned() }),
-        Err(TryLockError::Error(source)) if source.kind() == io::ErrorKind::Unsupported => {
-            tracing::warn!(folder = %folder.display(), "this file system has no locks: take care that one process trains there");
+        Err(TryLockError::Error(error)) if VolumeFault::of(&error) == VolumeFault::Unsupported => {
+            tracing::warn!(
+                folder = %folder.display(), volume = %Volume::of(folder), %error,
+                "this volume has no locks: take care that one process trains there"
+            );
             Ok(None)
         }
         Err(TryLockError::Error(source)) => Err(error(source)),
@@ -285,6 +315,26 @@ mod tests {
         let temporary = second.path().to_owned();
         drop(second);
         assert!(!temporary.exists(), "the temporary folder stays");
+    }
+
+    #[test]
+    fn the_event_files_of_a_run_are_those_in_its_folder_and_those_that_were_sent_to_its_object_store() {
+        let event_file = "events.out.tfevents.1700000000.host.1";
+        let folder = TempDir::new().unwrap();
+        let local = RunFolder::open(&uri(&folder)).unwrap();
+        let store = CheckpointStore::from_object_store("memory", Arc::new(InMemory::new()), u64::MAX).unwrap();
+        let mut remote = RunFolder::on_object_store(store.clone()).unwrap();
+        for run in [&local, &remote] {
+            assert_eq!(run.event_files().unwrap(), [""; 0]);
+            for name in [event_file, "metrics.jsonl"] {
+                fs::write(run.path().join(name), "x").unwrap();
+            }
+        }
+        remote.finish_upload(&[remote.path().join(event_file), remote.path().join("metrics.jsonl")]).unwrap();
+        // Another process finds them, too.
+        for run in [local, RunFolder::on_object_store(store).unwrap()] {
+            assert_eq!(run.event_files().unwrap(), [event_file]);
+        }
     }
 
     #[test]

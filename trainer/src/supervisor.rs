@@ -40,6 +40,10 @@ const AFTER_COMPLETION: Duration = Duration::from_secs(30);
 /// For helpers to end after SIGTERM, and for what was killed to be gone.
 const AFTERMATH: Duration = Duration::from_secs(5);
 
+/// Times that a process may end without its last checkpoint, however far apart: between two it may train for hours, and a volume that took no
+/// checkpoint three times wants a person's eyes.
+const MOST_UNSAVED: u32 = 3;
+
 /// A process to be kept alive.
 #[derive(Clone, Debug)]
 pub struct Role {
@@ -144,13 +148,15 @@ struct Process {
     role: Role,
     state: State,
     deaths: Deaths,
+    /// Ends without the last checkpoint.
+    unsaved: u32,
     /// It was not needed any more: it was asked to leave, or has left.
     released: bool,
 }
 
 impl Process {
     fn new(role: Role, now: Instant) -> Self {
-        Self { role, state: State::Due(now), deaths: Deaths::default(), released: false }
+        Self { role, state: State::Due(now), deaths: Deaths::default(), unsaved: 0, released: false }
     }
 }
 
@@ -269,6 +275,10 @@ impl<C: Crew> Supervisor<'_, C> {
         if matches!(code, Some(ExitCode::Permanent | ExitCode::Usage)) {
             return Some(Outcome { code: ExitCode::Permanent, cause });
         }
+        if code == Some(ExitCode::Superseded) && !is_over {
+            // Whatever this process starts is refused, too; what started this process may start another.
+            return Some(Outcome { code: ExitCode::Retryable, cause });
+        }
         if process.role.works {
             match code {
                 Some(ExitCode::Success) => {
@@ -289,6 +299,13 @@ impl<C: Crew> Supervisor<'_, C> {
                     return None;
                 }
                 _ => {}
+            }
+        }
+        if code == Some(ExitCode::Unsaved) {
+            process.unsaved += 1;
+            if process.unsaved >= MOST_UNSAVED {
+                let cause = format!("{cause}; so it ended {} times", process.unsaved);
+                return Some(Outcome { code: ExitCode::Unsaved, cause });
             }
         }
         let Rules { first_pause, most_deaths, window, .. } = self.rules;

@@ -2,8 +2,10 @@
 //!
 //! Comes in: a step number and named values. Goes out: `events.out.tfevents.…` in the run's folder, one file a process.
 //! A process that goes on from step n says so in its file (a session log `START` at step n), at which `TensorBoard` drops older points from n on.
+//! Older is what stands in a file whose name comes before, so names have to come in the order of the starts, whatever the clock says.
 
 use std::{
+    collections::VecDeque,
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -72,22 +74,41 @@ pub struct SessionLog {
 /// `SessionLog.SessionStatus.START`.
 const SESSION_START: i32 = 1;
 
+/// Beginning of an event file's name, before the number that orders it.
+pub const NAME_PREFIX: &str = "events.out.tfevents.";
+
+/// Digits of that number. Unix time in seconds has as many from 2001 to 2286.
+const DIGITS: usize = 10;
+
+/// The year 2100: a clock that says more is wrong, and would leave no room for numbers above its own.
+const LATEST: u64 = 4_102_444_800;
+/// Events kept in memory while the volume takes none; one has about 300 bytes. As many as lines of metrics.
+const MOST_PENDING: usize = 65_536;
+
 /// An open event file.
 #[derive(Debug)]
 pub struct EventFile {
-    file: File,
+    /// `None`: what it is open as may lead nowhere any more.
+    file: Option<File>,
     path: PathBuf,
+    /// Bytes of whole records.
+    length: u64,
+    /// Records that are not in the file yet.
+    pending: VecDeque<Vec<u8>>,
 }
 
 impl EventFile {
-    /// Creates the file of a process that goes on from `first_step`; `unique` tells its name from those of other processes.
+    /// Creates the file of a process that goes on from `first_step`; `unique` tells its name from those of other processes, and its name
+    /// comes after all of `before`, those of the files that the run's folder holds.
     ///
     /// `time` is Unix time in seconds.
-    pub fn create(folder: &Path, time: f64, unique: &str, first_step: u64) -> io::Result<Self> {
+    pub fn create(folder: &Path, before: &[String], time: f64, unique: &str, first_step: u64) -> io::Result<Self> {
         // TensorBoard reads every file whose name holds `tfevents`, in the order of the names.
-        let path = folder.join(format!("events.out.tfevents.{:010}.{unique}", time.max(0.0) as u64));
+        let path = folder.join(format!("{NAME_PREFIX}{:0DIGITS$}.{unique}", number_after(before, time)));
         // Appending: after a record that did not fit was cut off, the next one follows what stayed.
-        let mut events = Self { file: OpenOptions::new().create(true).append(true).open(&path)?, path };
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let length = file.metadata()?.len();
+        let mut events = Self { file: Some(file), path, length, pending: VecDeque::new() };
         events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
         let session = SessionLog { status: SESSION_START };
         events.write(&Event { wall_time: time, step: to_step(first_step), what: Some(What::SessionLog(session)) })?;
@@ -107,13 +128,37 @@ impl EventFile {
     }
 
     fn write(&mut self, event: &Event) -> io::Result<()> {
-        let before = self.file.metadata()?.len();
-        // One write, so that a kill between two cannot leave half a record.
-        self.file.write_all(&frame(&event.encode_to_vec())).inspect_err(|_| {
-            // After a full disk the file must not go on in the middle of a record. When even this fails, readers skip the broken end.
-            let _ = self.file.set_len(before);
-        })
+        if self.pending.len() == MOST_PENDING {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(frame(&event.encode_to_vec()));
+        while let Some(record) = self.pending.front() {
+            let mut file = match self.file.take() {
+                Some(file) => file,
+                None => OpenOptions::new().append(true).open(&self.path)?,
+            };
+            // Half a record of a write that failed must not stay: the next one would follow it. The file is this process's alone.
+            if file.metadata()?.len() > self.length {
+                file.set_len(self.length)?;
+            }
+            // One write, so that a kill between two cannot leave half a record.
+            file.write_all(record)?;
+            self.file = Some(file);
+            self.length += record.len() as u64;
+            self.pending.pop_front();
+        }
+        Ok(())
     }
+}
+
+/// The time, unless the clock has gone back since one of these files was made: then the number after it.
+fn number_after(names: &[String], time: f64) -> u64 {
+    let number = |name: &String| {
+        let digits = name.strip_prefix(NAME_PREFIX)?.split('.').next().filter(|digits| digits.len() == DIGITS)?;
+        digits.parse::<u64>().ok()
+    };
+    let next = names.iter().filter_map(number).max().map_or(0, |newest| newest + 1);
+    next.max((time.max(0.0) as u64).min(LATEST))
 }
 
 fn to_step(step: u64) -> i64 {
@@ -221,7 +266,7 @@ mod tests {
     #[test]
     fn an_independent_reader_finds_version_session_and_values() {
         let folder = tempfile::tempdir().unwrap();
-        let mut events = EventFile::create(folder.path(), 1_700_000_000.5, "host.1", 7).unwrap();
+        let mut events = EventFile::create(folder.path(), &[], 1_700_000_000.5, "host.1", 7).unwrap();
         events.scalars(1_700_000_001.0, 8, &[("loss/total", 2.5), ("speed/samples_per_second", 1e6)]).unwrap();
         assert!(events.path().file_name().unwrap().to_str().unwrap().contains("tfevents.1700000000."));
         let records = records(&std::fs::read(events.path()).unwrap());
@@ -249,5 +294,61 @@ mod tests {
             })
             .collect();
         assert_eq!(values, [("loss/total".to_owned(), 2.5), ("speed/samples_per_second".to_owned(), 1e6)]);
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The steps whose points `TensorBoard` shows: it reads the files in the order of their names, and a `START` drops what it has read
+    /// from that step on. (So do all of its readers: `EventAccumulator`, `plugin_event_accumulator`, and the data server.)
+    fn shown(folder: &Path) -> Vec<u64> {
+        let mut steps = Vec::new();
+        for name in names(folder) {
+            for record in records(&std::fs::read(folder.join(name)).unwrap()) {
+                let fields = fields(&record);
+                let step = fields.iter().find_map(|(number, value)| match value {
+                    Value::Number(step) if *number == 2 => Some(*step),
+                    _ => None,
+                });
+                let has = |wanted: u64| fields.iter().any(|(number, _)| *number == wanted);
+                match step {
+                    Some(step) if has(7) => steps.retain(|before| *before < step),
+                    Some(step) if has(5) => steps.push(step),
+                    _ => {}
+                }
+            }
+        }
+        steps
+    }
+
+    #[test]
+    fn every_point_shows_whatever_the_clock_says_at_each_start() {
+        let set_back_and_on = [1_700_000_100.0, 1_700_000_040.0, 1_700_000_040.0, -5.0, f64::NAN, 1e18, 1_700_000_200.0];
+        let folder = tempfile::tempdir().unwrap();
+        let mut last = String::new();
+        for (start, time) in (0..).zip(set_back_and_on) {
+            // Three steps beyond the checkpoint from which the next start goes on are trained anew.
+            let first = 10 * start + 1;
+            let mut events = EventFile::create(folder.path(), &names(folder.path()), time, "host.7", first).unwrap();
+            (first..first + 13).for_each(|step| events.scalars(time, step, &[("loss/total", 1.0)]).unwrap());
+            let name = events.path().file_name().unwrap().to_str().unwrap().to_owned();
+            assert!(name > last, "{name} after {last}");
+            last = name;
+        }
+        assert_eq!(shown(folder.path()), (1..=73).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn a_name_carries_the_time_of_its_start_where_that_is_in_order() {
+        let number = |names: &[&str], time: f64| number_after(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), time);
+        assert_eq!(number(&[], 1_700_000_000.5), 1_700_000_000);
+        assert_eq!(number(&["events.out.tfevents.1700000000.host.1"], 1_700_000_007.0), 1_700_000_007);
+        assert_eq!(number(&["events.out.tfevents.1700000009.host.1", "metrics.jsonl"], 1_700_000_007.0), 1_700_000_010);
+        // Of other programs, and none of these numbers.
+        assert_eq!(number(&["events.out.tfevents.1700000000123.h", "events.out.tfevents.x", "events.out.tfevents."], 3.0), 3);
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn tiny_config() -> TrainerConfig {
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["a.tar".to_owned()] },
+            source: DataSource::webdataset(vec!["a.tar".to_owned()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
@@ -41,7 +41,7 @@ pub(crate) fn tiny_config() -> TrainerConfig {
             weight_decay: 0.1,
             betas: [0.9, 0.98],
             epsilon: 1e-6,
-            schedule: Schedule::Cosine { warmup_steps: 2 },
+            schedule: Schedule::Cosine { warmup_steps: Some(2) },
             gradient_clip: None,
             normalization: Normalization::Global,
             gradient_compression: GradientCompression::None,

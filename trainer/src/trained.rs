@@ -9,7 +9,10 @@ use lcl_checkpoint::{
 };
 use lcl_torch::{DeviceError, Learner, LearnerError, StateTensor, choose_device, set_threads};
 use lcl_trainer_config::{Device, TrainerConfig};
+use serde_json::Value;
 use url::Url;
+
+use crate::{identity::DATA_CONTENT, training::COMPLETED_UPDATES};
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,12 @@ pub enum TrainedError {
     NoCheckpoint {
         /// The run.
         uri: String,
+    },
+    /// There is no training in it.
+    #[error("{id} holds no trained model: none of the run's steps up to it had an update (its metrics.jsonl says why)")]
+    Untrained {
+        /// The checkpoint.
+        id: CheckpointId,
     },
     /// The checkpoint does not say what it is of.
     #[error("{id} has no configuration in its metadata: it was not written by this program or is of another version")]
@@ -93,6 +102,9 @@ impl Trained {
                 restore(&CheckpointStore::open(run, options)?, id, None)?
             }
         };
+        if is_untrained(&restored.metadata) {
+            return Err(TrainedError::Untrained { id: restored.id });
+        }
         let config = serde_json::from_value(restored.metadata.get("config").cloned().unwrap_or_default());
         let config = config.map_err(|source| TrainedError::NoConfig { id: restored.id, source })?;
         Ok(Self { restored, config })
@@ -109,6 +121,13 @@ impl Trained {
     }
 }
 
+/// Whether a run has written this before any of its updates: its weights are the random ones it began with. Imported weights have had no
+/// update either, but then no data yet.
+fn is_untrained(metadata: &Value) -> bool {
+    let has_data = metadata.get("identity").is_some_and(|identity| identity.get(DATA_CONTENT).is_some());
+    has_data && metadata.get(COMPLETED_UPDATES).and_then(Value::as_u64) == Some(0)
+}
+
 /// A path becomes a `file://` URI; a URI stays.
 pub fn to_uri(place: &str) -> Result<String, TrainedError> {
     if place.contains("://") {
@@ -117,4 +136,21 @@ pub fn to_uri(place: &str) -> Result<String, TrainedError> {
     let no_folder = |source| TrainedError::NoFolder { path: PathBuf::from(place), source };
     let path = Path::new(place).canonicalize().map_err(no_folder)?;
     Url::from_file_path(&path).map(Into::into).map_err(|()| no_folder(std::io::ErrorKind::InvalidInput.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_from_before_the_first_update_holds_no_model_unless_it_was_imported() {
+        let check = |metadata: Value, expected: bool| assert_eq!(is_untrained(&metadata), expected, "{metadata}");
+        check(json!({ "identity": { "data.content": "digest" }, "completedUpdates": 0 }), true);
+        check(json!({ "identity": { "data.content": "digest" }, "completedUpdates": 1 }), false);
+        // `import` does not know which data will follow.
+        check(json!({ "identity": { "model.dropPath": 0.0 }, "completedUpdates": 0 }), false);
+        check(json!({}), false);
+    }
 }

@@ -3,7 +3,7 @@
 //! Comes in: a validated [`TrainerConfig`] and how to begin. Goes out: checkpoints, `metrics.jsonl`, event files, and an [`ExitCode`] that
 //! says why it ended. The steps run on a thread of their own; signals only set a flag that is read between two steps.
 
-use std::{io, thread};
+use std::{collections::BTreeMap, io, thread};
 
 use indicatif::MultiProgress;
 use lcl_checkpoint::{RestoreError, StoreError};
@@ -14,6 +14,7 @@ use lcl_trainer_config::{ExitCode, TrainerConfig};
 
 use crate::{
     display::Output,
+    evaluate::counted,
     identity::{ChangedField, NoIdentity},
     journal::JournalError,
     run_folder::RunFolderError,
@@ -21,6 +22,7 @@ use crate::{
 };
 
 mod describe;
+mod ledger;
 mod member;
 mod prepare;
 mod saver;
@@ -29,6 +31,7 @@ mod step_loop;
 mod tensors;
 
 pub use member::{MemberOptions, MemberRunError, PartsError, train_as_member};
+pub(crate) use prepare::COMPLETED_UPDATES;
 pub use prepare::metadata;
 pub use saver::{Facts, FinalSaveError, Saver};
 pub use tensors::TensorsError;
@@ -120,7 +123,7 @@ pub enum TrainError {
     #[error("choosing the device")]
     Device(#[from] DeviceError),
     /// The device cannot give the same bits twice.
-    #[error("asking libtorch for deterministic algorithms, which optimization.exact needs")]
+    #[error("asking libtorch for deterministic algorithms, which spec.optimization.exact needs")]
     Deterministic {
         /// libtorch's reason.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -142,13 +145,21 @@ pub enum TrainError {
     FinalSave(#[from] FinalSaveError),
     /// Too many updates in a row were left out.
     #[error(
-        "no update was possible in {count} steps in a row (optimization.maxConsecutiveSkippedSteps): either losses or gradients were not \
-         finite (lower optimization.learningRate or set optimization.gradientClip, and go on from an earlier checkpoint), or no sample was \
-         usable (skipped_samples in metrics.jsonl says why)"
+        "no update was possible in {count} steps in a row (spec.optimization.maxConsecutiveSkippedSteps): either losses or gradients were \
+         not finite (lower spec.optimization.learningRate or set spec.optimization.gradientClip, and go on from an earlier checkpoint), or \
+         no sample was usable (skipped_samples in metrics.jsonl says why)"
     )]
     Diverged {
         /// Steps in a row.
         count: u32,
+    },
+    /// All steps are done, and none of them had an update: there is no trained model.
+    #[error("nothing was trained in all of {steps} steps: {why}")]
+    NothingTrained {
+        /// Steps of the run.
+        steps: u64,
+        /// Why no update was possible.
+        why: String,
     },
     /// Taking part in a group failed.
     #[error(transparent)]
@@ -169,11 +180,10 @@ impl TrainError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Folder(error) => match error {
-                RunFolderError::Store { source } => store_exit_code(source),
-                RunFolderError::InUse { .. } | RunFolderError::File { .. } => ExitCode::Retryable,
-                RunFolderError::NotLocal { .. } | RunFolderError::NotEmpty { .. } => ExitCode::Permanent,
-            },
+            Self::Folder(error) if error.is_permanent() => ExitCode::Permanent,
+            Self::Store(error) if error.is_permanent() => ExitCode::Permanent,
+            Self::Member(MemberRunError::Unsaved(_)) => ExitCode::Unsaved,
+            Self::Member(MemberRunError::Refused(Refusal::Superseded { .. })) => ExitCode::Superseded,
             // On another node its pod may fit.
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
@@ -187,8 +197,9 @@ impl TrainError {
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)
+            | Self::Folder(_)
             | Self::Store(_)
-            | Self::Restore(RestoreError::Store { .. } | RestoreError::Unsteady { .. })
+            | Self::Restore(RestoreError::Store { .. } | RestoreError::Unsteady { .. } | RestoreError::Unread { .. })
             | Self::Journal(JournalError::Read { .. } | JournalError::Write { .. })
             | Self::Loader(LoaderError::Read { .. } | LoaderError::Spawn { .. })
             | Self::Events { .. }
@@ -200,11 +211,14 @@ impl TrainError {
     }
 }
 
-fn store_exit_code(error: &StoreError) -> ExitCode {
-    match error {
-        StoreError::Uri { .. } => ExitCode::Permanent,
-        _ => ExitCode::Retryable,
-    }
+/// The error of a run whose last step is done without any update, from the rows that were read and the samples left out, by cause.
+fn nothing_trained(steps: u64, rows: u64, causes: &BTreeMap<String, u64>) -> TrainError {
+    let why = match (rows, causes.is_empty()) {
+        (0, true) => "no sample could be used".to_owned(),
+        (0, false) => format!("no sample could be used ({}; the log names them)", counted(causes)),
+        _ => "losses or gradients were not finite: lower spec.optimization.learningRate or set spec.optimization.gradientClip".to_owned(),
+    };
+    TrainError::NothingTrained { steps, why }
 }
 
 /// Trains to the last step, or until asked to stop.

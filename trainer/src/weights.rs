@@ -60,7 +60,7 @@ pub enum WeightsError {
     #[error("using the checkpoint store")]
     Store(#[from] StoreError),
     /// There is a run already.
-    #[error("{uri} holds checkpoints already: import into another folder (checkpoint.uri)")]
+    #[error("{uri} holds checkpoints already: import into another folder (spec.checkpoint.uri)")]
     NotEmpty {
         /// The folder.
         uri: String,
@@ -124,7 +124,7 @@ pub fn import(file: &Path, config: &TrainerConfig) -> Result<(), WeightsError> {
     let generation = Generation { epoch: folder.store().claim_epoch()?, n: 0 };
     // Which data they will be trained on is fixed by the first checkpoint that training writes.
     let identity = Identity::new(config, None);
-    let facts = Facts { completed_steps: 0, config_digest: identity.digest(), metadata: metadata(config, &identity, 0, 0) };
+    let facts = Facts { completed_steps: 0, config_digest: identity.digest(), metadata: metadata(config, &identity, &learner, 0) };
     let mut writer = Saver::new(folder.store().clone(), &config.checkpoint, generation, None, &learner);
     let (_, saved) = writer.finish(&learner, facts);
     Ok(saved?)

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_coordinator::{CertificateFiles, Security};
+use lcl_coordinator::{CertificateFiles, Security, draw_number};
 
 use crate::{
     cli::LogFormat,
@@ -88,7 +88,7 @@ pub enum MembersError {
 pub fn run(options: &WorkerOptions) -> Result<Outcome, WorkerError> {
     let processes =
         (0..options.members.get()).map(|index| Role { name: member_name(options, index as usize), works: true, returns: false });
-    let mut crew = Members { options, output: Vec::new() };
+    let mut crew = Members { options, run: draw_number(), starts: vec![0; options.members.get() as usize], output: Vec::new() };
     let rules = Rules { patience: Some(options.drain_timeout), ..Rules::new(options.stop.clone()) };
     let outcome = supervise(&mut crew, processes.collect(), rules)?;
     tracing::info!(worker = options.name, exit_code = outcome.code.code(), cause = outcome.cause, "all members have ended");
@@ -113,6 +113,10 @@ pub fn write_cause(file: &Path, cause: &str) {
 
 struct Members<'a> {
     options: &'a WorkerOptions,
+    /// By this the coordinator tells what this process starts from what another worker of its name does.
+    run: u64,
+    /// How often each member was started.
+    starts: Vec<u64>,
     /// Per member, of its newest process.
     output: Vec<(usize, LastWords, Readers)>,
 }
@@ -122,11 +126,16 @@ impl Crew for Members<'_> {
 
     fn command(&mut self, index: usize) -> Result<Command, MembersError> {
         let options = self.options;
+        let start = self.starts.get_mut(index).map_or(1, |starts| {
+            *starts += 1;
+            *starts
+        });
         let mut command = Command::new(env::current_exe().map_err(|source| MembersError::Program { source })?);
         command
             .args(["--log-format", options.log_format.name(), "member", "--ends-with-stdin", "--config"])
             .arg(&options.config_file)
             .args(["--coordinator", &options.coordinator, "--worker", &options.name, "--index", &index.to_string()])
+            .args(["--run", &self.run.to_string(), "--start", &start.to_string()])
             .args(["--heartbeat-interval", &options.heartbeat_interval.as_secs_f64().to_string()])
             .args(["--coordinator-timeout", &options.coordinator_timeout.as_secs_f64().to_string()])
             .args(["--node", &options.node, "--host", &options.host.to_string()])

@@ -2,6 +2,8 @@
 
 #[path = "support/member.rs"]
 mod support;
+#[path = "checkpoints/volumes.rs"]
+mod volumes;
 
 use std::{fs, path::Path};
 

@@ -7,13 +7,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use lcl_data::shard::ShardWriter;
 use lcl_tests::{
     coordinator::Coordinator,
-    data::{Fault, write_shard},
+    data::{Fault, write_shard, write_shard_with},
     process::{self, Finished},
     run::{Run, SAMPLES, Workbench},
 };
-use lcl_trainer_config::{ExitCode, Objective, Preset, Schedule};
+use lcl_trainer_config::{DataSource, ExitCode, Objective, Preset, SampleKeys, Schedule};
 use serde_json::Value;
 
 const PERMANENT: u8 = ExitCode::Permanent.code();
@@ -24,29 +25,41 @@ fn run(arguments: &[&str]) -> Result<Finished> {
 
 #[test]
 fn bad_records_are_counted_by_cause_and_leave_their_slots_empty() -> Result<()> {
-    let workbench = Workbench::new(&[(7, Fault::TruncatedImage), (12, Fault::NoCaption), (30, Fault::NoCaption)])?;
+    let workbench = Workbench::new(&[
+        (7, Fault::TruncatedImage),
+        (12, Fault::NoCaption),
+        (21, Fault::DoubledMembers),
+        (25, Fault::NoEndMark),
+        (26, Fault::NoEndMark),
+        (30, Fault::NoCaption),
+    ])?;
     let mut training = workbench.begin("run")?;
     // One pass and no more.
     training.config.optimization.global_batch_size = 15;
-    training.config.optimization.schedule = Schedule::Constant { warmup_steps: 0 };
+    training.config.optimization.schedule = Schedule::Constant { warmup_steps: Some(0) };
     let finished = training.run(&["--steps", "3"])?.expect_code(0)?;
     let steps = training.steps()?;
     let rows: u64 = steps.iter().filter_map(|step| step["rows"].as_u64()).sum();
-    ensure!(rows == SAMPLES as u64 - 3, "{rows} rows");
+    ensure!(rows == SAMPLES as u64 - 4, "{rows} rows");
     let mut skipped: Vec<(u64, String)> = Vec::new();
     for sample in steps.iter().flat_map(|step| step["skipped_samples"].as_array().cloned().unwrap_or_default()) {
         skipped.push((sample["sample"].as_u64().context("no sample")?, sample["cause"].as_str().context("no cause")?.to_owned()));
     }
     skipped.sort();
-    let expected = [(7, "truncated_image"), (12, "no_caption"), (30, "no_caption")].map(|(sample, cause)| (sample, cause.to_owned()));
+    let expected = [(7, "truncated_image"), (12, "no_caption"), (21, "doubled_member"), (30, "no_caption")];
+    let expected = expected.map(|(sample, cause)| (sample, cause.to_owned()));
     ensure!(skipped == expected, "{skipped:?}");
     let events = training.events()?;
     let ended = events.last().context("no record")?;
-    ensure!(ended["skipped_samples"] == serde_json::json!({ "no_caption": 2, "truncated_image": 1 }), "{ended}");
-    // Named once in the log, with the record's name.
-    for name in ["sample00007", "sample00012", "sample00030"] {
+    ensure!(ended["skipped_samples"] == serde_json::json!({ "doubled_member": 1, "no_caption": 2, "truncated_image": 1 }), "{ended}");
+    ensure!(ended["tolerated_images"] == serde_json::json!({ "png_end": 2 }), "{ended}");
+    let tolerated: u64 = steps.iter().filter_map(|step| step["tolerated_images"]["png_end"].as_u64()).sum();
+    ensure!(tolerated == 2, "{tolerated} images");
+    // Named once in the log, with the record's name; of those that are used one for each fault.
+    for name in ["sample00007", "sample00012", "sample00021", "sample00030"] {
         ensure!(finished.stderr.matches(name).count() == 1, "{name}: {}", finished.stderr);
     }
+    ensure!(finished.stderr.matches("png_end").count() == 2, "a line for the first and one at the end: {}", finished.stderr);
     Ok(())
 }
 
@@ -59,7 +72,7 @@ fn a_shard_that_cannot_be_read_is_an_error_that_names_it() -> Result<()> {
             fs::write(&shard, contents)?;
         }
         let mut training = workbench.begin(name)?;
-        training.config.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec![shard.display().to_string()] };
+        training.config.data.source = lcl_trainer_config::DataSource::webdataset(vec![shard.display().to_string()]);
         let finished = training.run(&[])?.expect_code(PERMANENT)?;
         ensure!(finished.stderr.contains(&shard.display().to_string()), "{}", finished.stderr);
         Ok(())
@@ -71,12 +84,48 @@ fn a_shard_that_cannot_be_read_is_an_error_that_names_it() -> Result<()> {
 }
 
 #[test]
+fn indexing_ends_with_what_it_found_and_fails_when_members_are_there_twice() -> Result<()> {
+    let workbench = Workbench::new(&[(3, Fault::DoubledMembers), (5, Fault::NoCaption)])?;
+    let (sound, bad, joined) = (workbench.path("sound.tar"), workbench.path("bad.tar"), workbench.path("joined.tar"));
+    let name = |path: &std::path::Path| path.display().to_string();
+    write_shard(&sound, 4, &[])?;
+    let mut shard = ShardWriter::create(&bad)?;
+    for key in ["0", "1"] {
+        shard.append_member(key, "left.jpg", b"pixels")?;
+        shard.append_member(key, "txt", b"a caption")?;
+    }
+    shard.finish()?;
+    fs::write(&joined, [fs::read(&sound)?, fs::read(workbench.shard())?].concat())?;
+    for state in ["written", "up to date"] {
+        let finished = run(&["data", "index", &name(&sound), &name(&bad)])?.expect_code(0)?;
+        ensure!(finished.stdout.matches(state).count() == 2, "{}", finished.stdout);
+        let found = "found 6 samples in 2 shards: 4 with image, 6 with caption, 4 usable; extensions: txt 6, png 4, left.jpg 2";
+        ensure!(finished.stdout.contains(found), "{}", finished.stdout);
+        let unusable = format!(
+            "none of the 2 samples in {} is usable: looked for images jpg, png, jpeg, webp and captions txt, with names split at their first \
+             dot (--image-keys, --caption-keys, --key-separator), found left.jpg 2, txt 2; 2 of 2 samples have dots in their names",
+            name(&bad)
+        );
+        ensure!(finished.stdout.contains(&unusable), "{}", finished.stdout);
+        ensure!(finished.stdout.matches("2 of 2 samples").count() == 1, "a reason is there twice: {}", finished.stdout);
+        let other = run(&["data", "index", &name(&bad), "--image-keys", "left.jpg"])?.expect_code(0)?;
+        ensure!(other.stdout.contains("2 usable") && !other.stdout.contains("warning"), "{}", other.stdout);
+
+        let finished = run(&["data", "index", &name(&joined), &name(&sound)])?.expect_code(PERMANENT)?;
+        ensure!(finished.stdout.contains(&format!("doubled: {}: sample00003", name(&joined))), "{}", finished.stdout);
+        ensure!(finished.stdout.contains(&format!("found {} samples in 2 shards", SAMPLES + 8)), "{}", finished.stdout);
+        ensure!(finished.stdout.contains("2 archives one after the other"), "{}", finished.stdout);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_wrong_configuration_is_refused_by_field_name() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let mut training = workbench.begin("run")?;
     training.config.data.threads = 0;
     let finished = training.run(&[])?.expect_code(PERMANENT)?;
-    ensure!(finished.stderr.contains("data.threads is 0, but must be at least 1"), "{}", finished.stderr);
+    ensure!(finished.stderr.contains("spec.data.threads is 0, but must be at least 1"), "{}", finished.stderr);
     ensure!(!training.folder.exists());
     Ok(())
 }
@@ -118,13 +167,127 @@ fn expect_diverged(training: &Run, finished: &Finished) -> Result<()> {
 }
 
 #[test]
-fn data_without_a_single_usable_sample_end_the_run_instead_of_training_on_nothing() -> Result<()> {
+fn data_without_a_single_pair_end_a_run_at_its_start_with_what_was_looked_for_and_cost_no_earlier_run() -> Result<()> {
     let faults: Vec<(usize, Fault)> = (0..SAMPLES).map(|sample| (sample, Fault::NoCaption)).collect();
     let workbench = Workbench::new(&faults)?;
+    let mut training = workbench.begin("run")?;
+    training.config.optimization.schedule = Schedule::Constant { warmup_steps: Some(0) };
+    let earlier = training.folder.join("metrics.jsonl");
+    fs::create_dir_all(&training.folder)?;
+    fs::write(&earlier, "")?;
+    let finished = training.run(&["--steps", "2", "--fresh", "--delete-existing"])?.expect_code(PERMANENT)?;
+    for part in ["none of the 45 samples", "captions txt", "spec.data.webdataset.captionKeys", "png 45"] {
+        ensure!(finished.stderr.contains(part), "{part} is missing: {}", finished.stderr);
+    }
+    ensure!(earlier.exists(), "the earlier run was deleted for one that cannot be");
+    ensure!(training.steps()?.is_empty() && training.checkpoints()?.is_empty());
+
+    let shard = workbench.shard().display().to_string();
+    let shown = run(&["data", "show", &shard, "--caption-keys", "json"])?.expect_code(PERMANENT)?;
+    ensure!(shown.stderr.contains("captions json") && shown.stderr.contains("--caption-keys"), "{}", shown.stderr);
+    let refused = run(&["data", "index", &shard, "--caption-keys", "png"])?.expect_code(PERMANENT)?;
+    ensure!(refused.stderr.contains("--caption-keys must not share a key"), "{}", refused.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_run_of_which_no_sample_can_be_decoded_fails_even_when_it_is_shorter_than_the_limit_of_skipped_steps() -> Result<()> {
+    let faults: Vec<(usize, Fault)> = (0..SAMPLES).map(|sample| (sample, Fault::TruncatedImage)).collect();
+    let workbench = Workbench::new(&faults)?;
+    let begin = |name: &str| -> Result<Run> {
+        let mut training = workbench.begin(name)?;
+        training.config.optimization.schedule = Schedule::Constant { warmup_steps: Some(0) };
+        training.config.optimization.steps = 2;
+        Ok(training)
+    };
+    let check = |training: &Run, finished: &Finished| -> Result<()> {
+        let expected = "nothing was trained in all of 2 steps: no sample could be used (truncated_image: 16";
+        ensure!(finished.stderr.contains(expected), "{}", finished.stderr);
+        ensure!(training.steps()?.iter().all(|step| step["update_skipped"] == true && step["rows"] == 0 && step["loss"].is_null()));
+        let events = training.events()?;
+        ensure!(events.last().context("no record")?["reason"] == "nothing_trained", "{events:?}");
+        // Whoever looks for a model finds none.
+        ensure!(training.checkpoints()?.is_empty());
+        let folder = training.folder.display().to_string();
+        let weights = workbench.path("weights.safetensors");
+        run(&["export", "--run", &folder, "-o", &weights.display().to_string()])?.expect_code(PERMANENT)?;
+        ensure!(!weights.exists());
+        Ok(())
+    };
+    let alone = begin("alone")?;
+    check(&alone, &alone.run(&[])?.expect_code(PERMANENT)?)?;
+    let (together, coordinator) = (begin("together")?, Coordinator::start(2, 2)?);
+    let address = coordinator.address().to_string();
+    let place = ["--insecure", "--coordinator", &address, "--worker", "w-0", "--node", "n", "--members-per-worker", "2"];
+    check(&together, &process::run(together.arguments_of("worker", &place)?)?.expect_code(PERMANENT)?)?;
+
+    // Where the limit comes first, it is what is said.
+    let mut limited = begin("limited")?;
+    limited.config.optimization.steps = 40;
+    let finished = limited.run(&[])?.expect_code(PERMANENT)?;
+    ensure!(finished.stderr.contains("spec.optimization.maxConsecutiveSkippedSteps"), "{}", finished.stderr);
+    Ok(())
+}
+
+#[test]
+fn one_usable_sample_among_all_members_is_enough_for_a_run() -> Result<()> {
+    let faults: Vec<(usize, Fault)> = (1..SAMPLES).map(|sample| (sample, Fault::TruncatedImage)).collect();
+    let workbench = Workbench::new(&faults)?;
+    let mut training = workbench.begin("run")?;
+    // All samples once: one member has the only one that can be used, in one of the steps.
+    training.config.optimization.schedule = Schedule::Constant { warmup_steps: Some(0) };
+    (training.config.optimization.steps, training.config.optimization.global_batch_size) = (5, 9);
+    training.config.optimization.max_consecutive_skipped_steps = 5;
+    let coordinator = Coordinator::start(2, 2)?;
+    let address = coordinator.address().to_string();
+    let place = ["--insecure", "--coordinator", &address, "--worker", "w-0", "--node", "n", "--members-per-worker", "2"];
+    process::run(training.arguments_of("worker", &place)?)?.expect_code(0)?;
+    ensure!(training.steps()?.iter().filter_map(|step| step["rows"].as_u64()).sum::<u64>() == 1);
+    ensure!(training.newest_checkpoint()?.step == 5);
+    Ok(())
+}
+
+#[test]
+fn a_run_reads_the_keys_of_its_configuration_and_goes_on_with_no_others() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let shard = workbench.path("keys.tar");
+    write_shard_with(&shard, 20, ["seg.png", "caption"])?;
+    let mut training = workbench.begin("run")?;
+    let shards = vec![shard.display().to_string()];
+    let mut keys = SampleKeys { image: vec!["seg.png".to_owned()], caption: vec!["caption".to_owned()], ..SampleKeys::default() };
+    training.config.data.source = DataSource::Webdataset { shards: shards.clone(), keys: keys.clone() };
+    training.run(&["--steps", "5"])?.expect_code(0)?;
+    ensure!(training.steps()?.iter().all(|step| step["rows"] == 8));
+
+    let path = shard.display().to_string();
+    let named = ["--image-keys", "png,seg.png", "--caption-keys", "caption"];
+    run(&[&["data", "index", &path][..], &named].concat())?.expect_code(0)?;
+    run(&[&["data", "show", &path, "--sample", "3"][..], &named].concat())?.expect_code(0)?;
+    // What was trained with is what is measured with.
+    let folder = training.folder.display().to_string();
+    let measured = ["evaluate", "retrieval", "--run", &folder, "--threads", "1", "--shards", &path];
+    run(&measured)?.expect_code(0)?;
+    let none = run(&[&measured[..], &["--key-separator", "last-dot", "--image-keys", "png"]].concat())?.expect_code(PERMANENT)?;
+    ensure!(none.stderr.contains("have to stand next to each other") && none.stderr.contains("--image-keys"), "{}", none.stderr);
+
+    keys.caption.push("txt".to_owned());
+    training.config.data.source = DataSource::Webdataset { shards, keys };
+    let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
+    let expected = "spec.data.webdataset.captionKeys is [\"caption\",\"txt\"], but the checkpoint was trained with [\"caption\"]";
+    ensure!(refused.stderr.contains(expected), "{}", refused.stderr);
+    Ok(())
+}
+
+#[test]
+fn held_out_pairs_of_which_none_can_be_decoded_are_refused_with_the_causes() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
     let training = workbench.begin("run")?;
-    let finished = training.run(&[])?.expect_code(PERMANENT)?;
-    ensure!(finished.stderr.contains("no sample was usable"), "{}", finished.stderr);
-    ensure!(training.steps()?.iter().all(|step| step["update_skipped"] == true && step["rows"] == 0 && step["loss"].is_null()));
+    training.run(&["--steps", "5"])?.expect_code(0)?;
+    let held_out = workbench.path("held-out.tar");
+    write_shard(&held_out, 3, &[(0, Fault::TruncatedImage), (1, Fault::NoCaption), (2, Fault::TruncatedImage)])?;
+    let (folder, held_out) = (training.folder.display().to_string(), held_out.display().to_string());
+    let refused = run(&["evaluate", "retrieval", "--run", &folder, "--threads", "1", "--shards", &held_out])?.expect_code(PERMANENT)?;
+    ensure!(refused.stderr.contains("none of the 3 samples can be used (truncated_image: 2, no_caption: 1)"), "{}", refused.stderr);
     Ok(())
 }
 

@@ -85,7 +85,7 @@ fn a_member_whose_operation_outlives_the_abort_of_its_group_starts_itself_anew_a
 fn a_member_that_cannot_prepare_ends_for_good_before_the_coordinator_hears_of_it() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let (run, mut unprepared) = (workbench.begin("prepared")?, workbench.begin("unprepared")?);
-    unprepared.config.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec!["/nowhere/data.tar".to_owned()] };
+    unprepared.config.data.source = lcl_trainer_config::DataSource::webdataset(vec!["/nowhere/data.tar".to_owned()]);
     let coordinator = Coordinator::start(1, 1)?;
     let mut asked = Asked::connect(coordinator.address())?;
     // The first that comes is let in whatever it brings along.

@@ -80,7 +80,7 @@ fn config(folder: &Path, shape: ModelShape, layer_scale: Option<f64>) -> Result<
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["unused.tar".to_owned()] },
+            source: DataSource::webdataset(vec!["unused.tar".to_owned()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
@@ -96,7 +96,7 @@ fn config(folder: &Path, shape: ModelShape, layer_scale: Option<f64>) -> Result<
             weight_decay: 0.1,
             betas: [0.9, 0.98],
             epsilon: 1e-6,
-            schedule: Schedule::Constant { warmup_steps: 0 },
+            schedule: Schedule::Constant { warmup_steps: Some(0) },
             gradient_clip: None,
             normalization: Normalization::Global,
             gradient_compression: GradientCompression::None,

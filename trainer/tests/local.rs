@@ -8,7 +8,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::{ExactConfig, ExitCode};
+use lcl_trainer_config::{ExactConfig, ExitCode, Schedule};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -93,6 +93,26 @@ fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> R
     Ok(())
 }
 
+/// Members that are given other steps than the run began with go along one curve: with two, their weights would part.
+#[test]
+fn members_of_a_run_that_goes_on_with_more_steps_keep_its_warm_up_bit_for_bit() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let begin = |name: &str| -> Result<Run> {
+        let mut run = workbench.begin(name)?;
+        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+        run.config.optimization.schedule = Schedule::Cosine { warmup_steps: None };
+        run.complete(&["--steps", "20"])?;
+        Ok(run)
+    };
+    let (alone, run) = (begin("alone")?, begin("local")?);
+    let expected = alone.complete(&["--steps", "40"])?;
+    start(&run, &["--workers", "2", "--min-workers", "2", "--steps", "40"])?.wait()?.expect_code(0)?;
+    ensure!(run.hash()? == expected, "{} instead of {expected}", run.hash()?);
+    let events = run.events()?;
+    ensure!(events.iter().filter(|event| event["event"] == "started").all(|event| event["warmup_steps"] == 2), "{events:?}");
+    Ok(())
+}
+
 #[test]
 fn a_job_asked_to_stop_saves_and_goes_on_later_and_dies_as_a_whole() -> Result<()> {
     let workbench = Workbench::new(&[])?;
@@ -131,6 +151,23 @@ fn a_missing_coordinator_is_named_with_how_to_get_it_and_costs_no_earlier_run() 
     command.args(run.arguments_of("local", &["--workers", "2", "--fresh", "--delete-existing"])?);
     let finished = process::start_command(command)?.wait()?.expect_code(ExitCode::Permanent.code())?;
     ensure!(finished.stderr.contains("cargo build --release -p lcl-coordinator"), "{}", finished.stderr);
+    ensure!(earlier.exists(), "the earlier run was deleted for one that cannot be");
+    Ok(())
+}
+
+#[test]
+fn shards_that_are_not_there_are_named_before_anything_is_started_and_cost_no_earlier_run() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("local")?;
+    let pattern = workbench.path("{data,other-{0..1}}.tar").display().to_string();
+    run.config.data.source = lcl_trainer_config::DataSource::webdataset(vec![pattern.clone()]);
+    let earlier = run.folder.join("metrics.jsonl");
+    std::fs::create_dir_all(&run.folder)?;
+    std::fs::write(&earlier, "")?;
+    let finished = start(&run, &["--workers", "2", "--fresh", "--delete-existing"])?.wait()?.expect_code(ExitCode::Permanent.code())?;
+    let [first, second] = ["other-0.tar", "other-1.tar"].map(|name| workbench.path(name).display().to_string());
+    let expected = format!("spec.data.webdataset.shards[0] (`{pattern}`): 2 of its 3 shards do not exist: {first}, {second}");
+    ensure!(finished.stderr.contains(&expected) && !finished.stderr.contains("coordinator"), "{}", finished.stderr);
     ensure!(earlier.exists(), "the earlier run was deleted for one that cannot be");
     Ok(())
 }

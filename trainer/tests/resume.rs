@@ -16,6 +16,7 @@ use lcl_tests::{
 use lcl_trainer::fail_point;
 use lcl_trainer_config::{ExitCode, Schedule};
 use rustix::process::Signal;
+use serde_json::Value;
 
 const PREEMPTED: u8 = ExitCode::Preempted.code();
 const PERMANENT: u8 = ExitCode::Permanent.code();
@@ -261,14 +262,17 @@ fn what_must_not_change_is_refused_by_name_and_what_may_change_is_accepted() -> 
         ensure!(finished.stderr.contains(field), "{field} is not named: {}", finished.stderr);
         Ok(())
     };
-    check(&|run| run.config.optimization.seed = 12, "optimization.seed is 12")?;
+    check(&|run| run.config.optimization.seed = 12, "spec.optimization.seed is 12")?;
     check(&|run| run.config.optimization.global_batch_size = 9, "optimization.globalBatchSize is 9")?;
     check(&|run| run.config.model.shape.vision.layers = 3, "model.shape.vision.layers is 3")?;
     let shard = other.shard().display().to_string();
-    check(&|run| run.config.data.source = lcl_trainer_config::DataSource::Webdataset { shards: vec![shard.clone()] }, "data.content")?;
+    check(
+        &|run| run.config.data.source = lcl_trainer_config::DataSource::webdataset(vec![shard.clone()]),
+        "spec.data.webdataset.shards (the digest of their names, sizes and counts)",
+    )?;
     let mut changed = run.clone();
     changed.config.optimization.learning_rate = 1e-4;
-    changed.config.optimization.schedule = Schedule::Cosine { warmup_steps: 2 };
+    changed.config.optimization.schedule = Schedule::Cosine { warmup_steps: Some(2) };
     changed.config.optimization.micro_batch_size = Some(3);
     changed.config.checkpoint.keep_last = 1;
     changed.config.data.threads = 2;
@@ -277,6 +281,34 @@ fn what_must_not_change_is_refused_by_name_and_what_may_change_is_accepted() -> 
     // Through already: nothing is left to do, and that is no failure.
     changed.run(&["--steps", "15"])?.expect_code(0)?;
     ensure!(changed.ledger()?.len() == 15);
+    Ok(())
+}
+
+#[test]
+fn a_warm_up_that_nobody_gave_stays_when_steps_are_raised_and_one_that_is_given_goes_before_it() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("run")?;
+    run.config.optimization.schedule = Schedule::Cosine { warmup_steps: None };
+    let warmups = |run: &Run| -> Result<Vec<Value>> {
+        let events = run.events()?;
+        Ok(events.iter().filter(|event| event["event"] == "started").map(|event| event["warmup_steps"].clone()).collect())
+    };
+    run.run(&["--steps", "20"])?.expect_code(0)?;
+    run.run(&["--steps", "40"])?.expect_code(0)?;
+    ensure!(warmups(&run)? == [2, 2], "{:?}", warmups(&run)?);
+    for line in run.steps()? {
+        let step = line["step"].as_f64().context("no step")?;
+        let steps = if step < 20.0 { 20.0 } else { 40.0 };
+        let factor =
+            if step < 2.0 { (step + 1.0) / 2.0 } else { 0.5 * (1.0 + (std::f64::consts::PI * (step - 2.0) / (steps - 2.0)).cos()) };
+        let (expected, rate) = (run.config.optimization.learning_rate * factor, line["learning_rate"].as_f64().context("no rate")?);
+        ensure!((rate - expected).abs() < 1e-12, "step {step}: {rate} instead of {expected}");
+    }
+    run.config.optimization.schedule = Schedule::Cosine { warmup_steps: Some(42) };
+    let refused = run.run(&["--steps", "41"])?.expect_code(PERMANENT)?;
+    ensure!(refused.stderr.contains("optimization.schedule.cosine.warmupSteps is 42"), "{}", refused.stderr);
+    run.run(&["--steps", "45"])?.expect_code(0)?;
+    ensure!(warmups(&run)? == [2, 2, 42], "{:?}", warmups(&run)?);
     Ok(())
 }
 

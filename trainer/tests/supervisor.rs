@@ -63,9 +63,12 @@ struct Case<'a> {
     returns: bool,
     stops_after: usize,
     patience: Option<Duration>,
+    /// Deaths further apart are forgotten.
+    window: Duration,
 }
 
-const CASE: Case<'static> = Case { scripts: &[], helper: None, returns: false, stops_after: usize::MAX, patience: None };
+const CASE: Case<'static> =
+    Case { scripts: &[], helper: None, returns: false, stops_after: usize::MAX, patience: None, window: Duration::from_mins(10) };
 
 fn run(case: &Case<'_>) -> (Outcome, usize) {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,7 +77,8 @@ fn run(case: &Case<'_>) -> (Outcome, usize) {
     let role = |index: usize| Role { name: format!("p{index}"), works: index < case.scripts.len(), returns: case.returns };
     let processes = (0..case.scripts.len() + usize::from(case.helper.is_some())).map(role).collect();
     let mut crew = Shells { scripts, stop: stop.clone(), stops_after: case.stops_after, started: 0 };
-    let rules = Rules { patience: case.patience, first_pause: Duration::from_millis(1), most_deaths: 4, ..Rules::new(stop) };
+    let rules =
+        Rules { patience: case.patience, window: case.window, first_pause: Duration::from_millis(1), most_deaths: 4, ..Rules::new(stop) };
     let outcome = supervise(&mut crew, processes, rules).unwrap();
     (outcome, crew.started)
 }
@@ -97,6 +101,10 @@ fn the_codes_of_the_processes_decide_the_code_of_the_whole() {
         "p1 ended: permanent failure (exit code 65): the words of 1",
     );
     check(&Case { scripts: &["exit 2"], ..CASE }, ExitCode::Permanent, "usage");
+    // So does one that another has taken the place of; but the whole may be started again.
+    let case = Case { scripts: &["exec sleep 1000", "exit 81"], ..CASE };
+    check(&case, ExitCode::Retryable, "p1 ended: superseded (exit code 81): the words of 1");
+    assert_eq!(run(&case).1, 2, "it was started again by this one");
 }
 
 #[test]
@@ -112,6 +120,22 @@ fn who_dies_is_started_again_until_it_has_died_too_often() {
     // Leaving in order is a death only for those that are to come back.
     let (outcome, started) = run(&Case { scripts: &["exit 80"], returns: true, ..CASE });
     assert_eq!((outcome.code, started), (ExitCode::Retryable, 4));
+}
+
+/// Between two such ends a member may train for hours: once a volume that took no checkpoint had a pod begin again and again.
+#[test]
+fn who_cannot_save_the_end_of_its_work_is_not_started_again_for_ever() {
+    // Ends so far apart that none is counted with another; the limit of 100 is for the case that they are not counted at all.
+    let folder = tempfile::tempdir().unwrap();
+    let count = folder.path().join("count").display().to_string();
+    let script = format!("echo >> {count}; [ $(wc -l < {count}) -lt 100 ] || exit 0; exit 74");
+    let (outcome, started) = run(&Case { scripts: &[&script], window: Duration::ZERO, ..CASE });
+    assert_eq!((outcome.code, started), (ExitCode::Unsaved, 3), "{}", outcome.cause);
+    assert!(
+        outcome.cause.contains("the last checkpoint is not written (exit code 74): the words of 0; so it ended 3 times"),
+        "{}",
+        outcome.cause
+    );
 }
 
 #[test]

@@ -99,6 +99,30 @@ fn sigterm_lets_a_worker_leave_in_order_and_the_others_go_on() -> Result<()> {
 }
 
 #[test]
+fn of_two_workers_of_a_name_the_later_one_trains_and_the_other_ends_alone() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (alone, run, hits) = (workbench.alone(40)?, workbench.begin("two-of-a-name")?, tempfile::tempdir()?);
+    let coordinator = Coordinator::start(2, 2)?;
+    let address = coordinator.address().to_string();
+    let log = workbench.path("termination-log");
+    fs::write(&log, "")?;
+    // All wait for this one, so that the job is not over before the second worker is there.
+    let held = worker_with_faults(&run, &address, "w-0", "data@step=5:hold", hits.path())?;
+    let older = worker(&run, &address, "w-1", &["--termination-log", &log.display().to_string()])?;
+    await_condition("a step that waits", || Ok(hits.path().join("0").exists().then_some(())))?;
+    let newer = worker(&run, &address, "w-1", &[])?;
+    older.wait()?.expect_code(ExitCode::Retryable.code())?;
+    let cause = fs::read_to_string(&log)?;
+    ensure!(cause.starts_with("w-1/0 ended: superseded (exit code 81): "), "{cause}");
+    ensure!(cause.contains("a newer process of member w-1/0 (ticket 1-3, start 1) has attached"), "{cause}");
+    fs::write(hits.path().join("0.go"), "")?;
+    for worker in [held, newer] {
+        worker.wait()?.expect_code(0)?;
+    }
+    run.expect_same_work(&alone)
+}
+
+#[test]
 fn what_would_fail_again_ends_the_worker_with_its_cause() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let run = workbench.begin("no-data")?;

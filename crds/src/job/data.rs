@@ -1,9 +1,10 @@
 //! `spec.data`: where samples come from and how one becomes a sequence.
 
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::patterns::ABSOLUTE_PATH;
+use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY};
 
 /// What the model is trained on.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,15 +49,51 @@ pub struct DataSpec {
     pub prefetch: i32,
 }
 
-/// Image-text pairs in tar shards: the files of one sample share the name up to the first dot, one image (`.jpg`, `.jpeg`, `.png`,
-/// `.webp`) and one `.txt`.
+/// Image-text pairs in tar shards. The files of one sample stand next to each other and share their name up to a dot; what follows the dot is
+/// the file's key. A sample has one image and one caption.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!self.captionKeys.exists(key, key in self.imageKeys)")
+        .message("must not share a key with imageKeys (the defaults are txt, and jpg, png, jpeg, webp)")
+        .field_path(".captionKeys"),
+    validation = Rule::new("self.keySeparator != 'lastDot' || !self.imageKeys.exists(key, key.contains('.'))")
+        .message("must hold no dot when keySeparator is lastDot")
+        .field_path(".imageKeys"),
+    validation = Rule::new("self.keySeparator != 'lastDot' || !self.captionKeys.exists(key, key.contains('.'))")
+        .message("must hold no dot when keySeparator is lastDot")
+        .field_path(".captionKeys"),
+)]
 pub struct WebdatasetSpec {
-    /// The shards in order: absolute paths in the worker's container. `{000..011}` stands for a range, as in
-    /// `/data/train-{000..011}.tar`.
+    /// The shards in order: absolute paths in the worker's container. `{000..011}` and `{a,b}` stand for several, as in
+    /// `/data/train-{000..011}.tar`; `*`, `?` and `[a-c]` for the files that fit, in the order of their names. An entry that ends in `.txt`
+    /// is a text file with one shard a line, taken as it is; a relative one starts at the text file's folder.
     #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
     pub shards: Vec<String>,
+    /// Keys of images, without the dot before them, in the order in which one is chosen when a sample has several.
+    /// Default: jpg, png, jpeg, webp.
+    #[serde(default = "default_image_keys")]
+    #[schemars(length(min = 1, max = 32), inner(regex(pattern = SAMPLE_KEY), length(max = 64)))]
+    pub image_keys: Vec<String>,
+    /// Keys of captions, in the same way. Default: txt.
+    #[serde(default = "default_caption_keys")]
+    #[schemars(length(min = 1, max = 32), inner(regex(pattern = SAMPLE_KEY), length(max = 64)))]
+    pub caption_keys: Vec<String>,
+    /// Which dot of a file's name ends the sample's name: `firstDot`, as the webdataset library has it (`a.b.jpg` is `b.jpg` of the sample
+    /// `a`), or `lastDot` (`jpg` of the sample `a.b`).
+    #[serde(default)]
+    pub key_separator: KeySeparatorSpec,
+}
+
+/// Which dot of a file's name ends the sample's name.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum KeySeparatorSpec {
+    /// The first.
+    #[default]
+    FirstDot,
+    /// The last.
+    LastDot,
 }
 
 /// `RandomResizedCrop` as torchvision defines it; images are never flipped.
@@ -99,4 +136,13 @@ fn default_image_first_probability() -> f64 {
 /// Two: one batch being copied to the device while the next is assembled.
 fn default_prefetch() -> i32 {
     2
+}
+
+/// Those of the reference's loader, as the caption's.
+fn default_image_keys() -> Vec<String> {
+    ["jpg", "png", "jpeg", "webp"].map(str::to_owned).into()
+}
+
+fn default_caption_keys() -> Vec<String> {
+    vec!["txt".to_owned()]
 }

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.schedule.cosine) || self.schedule.cosine.warmupSteps <= self.steps")
-        .message("must not exceed optimization.steps (the default is 2000)")
+    validation = Rule::new(COSINE_WARMUP_FITS)
+        .message("must not exceed optimization.steps")
         .field_path(".schedule.cosine.warmupSteps"),
-    validation = Rule::new("!has(self.schedule.constant) || self.schedule.constant.warmupSteps <= self.steps")
-        .message("must not exceed optimization.steps (the default is 2000)")
+    validation = Rule::new(CONSTANT_WARMUP_FITS)
+        .message("must not exceed optimization.steps")
         .field_path(".schedule.constant.warmupSteps"),
     validation = Rule::new("!has(self.microBatchSize) || self.microBatchSize <= self.globalBatchSize")
         .message("must not exceed optimization.globalBatchSize")
@@ -61,7 +61,7 @@ pub struct OptimizationSpec {
     #[schemars(range(min = 1e-16, max = 1.0))]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub epsilon: f64,
-    /// Learning rate over the steps. Default: `cosine` with 2,000 steps of warm-up (paper and released code).
+    /// Learning rate over the steps. Default: `cosine` (paper and released code).
     #[serde(default)]
     pub schedule: ScheduleSpec,
     /// Largest allowed L2 norm of all gradients together. Default: no clipping (released code).
@@ -94,6 +94,12 @@ pub struct OptimizationSpec {
     pub max_consecutive_skipped_steps: i32,
 }
 
+const COSINE_WARMUP_FITS: &str = "!has(self.schedule.cosine) || !has(self.schedule.cosine.warmupSteps) \
+    || self.schedule.cosine.warmupSteps <= self.steps";
+
+const CONSTANT_WARMUP_FITS: &str = "!has(self.schedule.constant) || !has(self.schedule.constant.warmupSteps) \
+    || self.schedule.constant.warmupSteps <= self.steps";
+
 /// Learning rate over the steps: exactly one member must be given. It may change while the job exists.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -114,18 +120,14 @@ impl Default for ScheduleSpec {
 }
 
 /// The linear part of a schedule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct WarmupSpec {
-    /// Steps of the linear part. Default: 2,000 (paper and released code).
+    /// Steps of the linear part. When left out: 2,000 (paper and released code), but at most a tenth of `steps`. What a run begins with it
+    /// keeps, also when `steps` changes later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
-    pub warmup_steps: i64,
-}
-
-impl Default for WarmupSpec {
-    fn default() -> Self {
-        Self { warmup_steps: 2000 }
-    }
+    pub warmup_steps: Option<i64>,
 }
 
 /// How losses are averaged over the members.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::api::resource::Quantity};
 use kube::KubeSchema;
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{names::MAX_WORKERS, pod_template::pod_template_schema};
+use crate::{names::MAX_WORKERS, patterns::QUANTITY, pod_template::pod_template_schema};
 
 /// The processes that train.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,7 +40,7 @@ pub struct WorkersSpec {
     /// What each worker asks of its node, such as `cpu: "8"`, `memory: 32Gi`, `nvidia.com/gpu: 1`. A short form for the resources of the
     /// container `worker` in the template; only one of both may be given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(schema_with = "requests_schema")]
     pub requests: Option<BTreeMap<String, Quantity>>,
     /// Pod of a worker. The trainer runs in the container named `worker`: give it volume mounts, environment or resources under this
     /// name; everything left out is filled in. Further containers, volumes, tolerations and so on are kept as they are.
@@ -53,6 +54,15 @@ pub struct WorkersSpec {
 /// A quantity may be written as a number or as a string. The same rule over the template's containers costs more than an API server allows.
 const A_GPU_FOR_EACH_MEMBER: &str = "!has(self.requests) || !('nvidia.com/gpu' in self.requests) \
     || string(self.requests['nvidia.com/gpu']) == string(self.membersPerWorker)";
+
+/// Names as Kubernetes has them, with amounts.
+fn requests_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 64,
+        "additionalProperties": { "x-kubernetes-int-or-string": true, "pattern": QUANTITY },
+    })
+}
 
 impl Default for WorkersSpec {
     fn default() -> Self {

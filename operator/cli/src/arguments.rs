@@ -319,6 +319,17 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    /// The trainer's messages name these for settings that no manifest has.
+    #[test]
+    fn options_that_the_trainer_names_are_those_of_a_run() {
+        let command = Arguments::command();
+        let run = command.find_subcommand("run").unwrap();
+        for field in ["runtime.device", "runtime.threads"] {
+            let lcl_trainer_config::UserField::Argument(option) = lcl_trainer_config::UserField::of(field) else { panic!("{field}") };
+            assert!(run.get_arguments().any(|argument| argument.get_long() == option.strip_prefix("--")), "{option}");
+        }
+    }
+
     #[test]
     fn a_volume_is_a_name_and_a_folder() {
         assert_eq!(parse_volume("data=/a=b"), Ok(("data".to_owned(), PathBuf::from("/a=b"))));

@@ -15,6 +15,7 @@ use anyhow::{Context, Error, anyhow, bail};
 use lcl_crds::KIND;
 use lcl_operator_core::{PathError, PathMapping, Surroundings, Timeouts, ValidatedJob, render_trainer_config};
 use lcl_trainer_config::TrainerConfig;
+use serde_json::Value;
 use url::Url;
 
 use crate::{
@@ -34,16 +35,29 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Error> {
     }
     let documents = manifest::read(file)?;
     let (position, document) = choose(&documents, file, arguments.name.as_deref())?;
-    let job = match lcl_operator_core::validate(&document.value) {
+    // With the steps that it will run: a rule that only they break is told here, by the manifest's own name for the field.
+    let job = match lcl_operator_core::validate(&with_steps(&document.value, arguments.steps)) {
         Ok(job) => job,
         Err(errors) => {
             report::print(&[Finding::of_job(file, (position, document), Some(&errors))], arguments.output)?;
+            if let Some(steps) = arguments.steps {
+                eprintln!("note: checked with the {steps} steps of --steps in place of spec.optimization.steps");
+            }
             return Ok(lcl_trainer_config::ExitCode::Permanent.into());
         }
     };
     let config = render(&job, arguments)?;
     let config_file = prepare(&config, arguments)?;
     trainer::become_trainer(trainer_arguments(&config_file, &job, arguments))
+}
+
+/// The manifest with other steps in place of its own, if it says how many.
+fn with_steps(manifest: &Value, steps: Option<u64>) -> Value {
+    let mut manifest = manifest.clone();
+    if let (Some(steps), Some(own)) = (steps, manifest.pointer_mut("/spec/optimization/steps")) {
+        *own = steps.into();
+    }
+    manifest
 }
 
 /// The one job of the manifest, or the one that was named, with its position among the jobs.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lcl_trainer_config::{DataSource, TrainerConfig};
+use lcl_trainer_config::{DataSource, Schedule, TrainerConfig};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -176,7 +176,7 @@ fn a_run_renders_the_configuration_into_its_folder_and_becomes_the_trainer() {
     assert_eq!([&arguments[..2], &arguments[3..]].concat(), ["train", "--config", "--steps", "5", "--output", "json"]);
     let config = place.config("runs/a/trainer-config.json");
     config.validate().unwrap();
-    let DataSource::Webdataset { shards } = &config.data.source;
+    let DataSource::Webdataset { shards, .. } = &config.data.source;
     assert_eq!(shards, &["/srv/data/a.tar"], "a hostPath volume keeps its own path");
     assert!(config.checkpoint.uri.ends_with("/runs/a"), "{}", config.checkpoint.uri);
     assert_eq!((config.runtime.threads, config.data.threads), (Some(3), 3));
@@ -231,6 +231,23 @@ fn a_manifest_that_breaks_a_rule_is_not_run() {
     assert_eq!(output.status.code(), Some(65));
     assert_eq!(text(&output.stdout), "job.yaml:13:5: spec.optimization.globalBatchSize is -8, but must be at least 1\n");
     assert!(!place.path("arguments").exists() && !place.path("runs").exists());
+}
+
+#[test]
+fn a_run_is_checked_with_the_steps_of_the_command_line_and_a_warm_up_that_nobody_gave_is_no_obstacle() {
+    let place = Workplace::new(&JOB.replace("{warmupSteps: 0}", "{warmupSteps: 90}"));
+    let output = place.run(&["--steps", "50"]);
+    assert_eq!(output.status.code(), Some(65));
+    assert_eq!(
+        text(&output.stdout),
+        "job.yaml:15:18: spec.optimization.schedule.constant.warmupSteps is 90, but must not exceed optimization.steps\n"
+    );
+    assert!(text(&output.stderr).contains("with the 50 steps of --steps"), "{}", text(&output.stderr));
+    assert!(!place.path("arguments").exists());
+    let without = Workplace::new(&JOB.replace("    schedule:\n      constant: {warmupSteps: 0}\n", ""));
+    assert_eq!(without.run(&["--steps", "5"]).status.code(), Some(0));
+    let config = without.config("runs/a/trainer-config.json");
+    assert_eq!(config.optimization.schedule, Schedule::Cosine { warmup_steps: None }, "the trainer derives it");
 }
 
 #[test]

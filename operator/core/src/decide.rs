@@ -17,7 +17,7 @@ use lcl_crds::LCLTrainingJobStatus;
 
 pub use progress::is_progress_only;
 
-use crate::observe::{MemberBounds, ObservedJob};
+use crate::observe::{MemberBounds, ObservedJob, Wait};
 use draft::Draft;
 
 /// Reasons of conditions and events.
@@ -85,8 +85,8 @@ pub struct Decision {
     pub actions: Vec<Action>,
     /// What to tell, after the status was written.
     pub events: Vec<JobEvent>,
-    /// Uids of pods beyond the job's size; the caller remembers since when.
-    pub surplus: Vec<String>,
+    /// What is waited for now; the caller remembers since when.
+    pub waits: Vec<Wait>,
     /// When to decide again at the latest, though nothing is seen.
     pub again_after: Option<Duration>,
 }

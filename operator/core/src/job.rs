@@ -2,10 +2,12 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use lcl_crds::{
-    LCLTrainingJob, LCLTrainingJobSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER,
+    KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName,
+    ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    ModelConfig, ModelShape, Objective, Precision, Preset, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+    KeySeparator, ModelConfig, ModelShape, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE,
+    VisionShape,
 };
 
 use crate::validate::FieldError;
@@ -17,6 +19,7 @@ pub struct ValidatedJob {
     model: ModelConfig,
     schedule: Schedule,
     shards: Vec<String>,
+    sample_keys: SampleKeys,
     job: LCLTrainingJob,
 }
 
@@ -38,8 +41,8 @@ impl ValidatedJob {
         let model = resolve_model(&job.spec.model)?;
         let schedule = resolve_schedule(&job.spec.optimization.schedule)?;
         let webdataset = job.spec.data.webdataset.as_ref().ok_or_else(|| FieldError::missing("spec.data.webdataset"))?;
-        let shards = webdataset.shards.clone();
-        Ok(Self { name, model, schedule, shards, job })
+        let (shards, sample_keys) = (webdataset.shards.clone(), to_sample_keys(webdataset));
+        Ok(Self { name, model, schedule, shards, sample_keys, job })
     }
 
     /// The job's name.
@@ -70,6 +73,12 @@ impl ValidatedJob {
     #[must_use]
     pub fn shards(&self) -> &[String] {
         &self.shards
+    }
+
+    /// Which files of a sample are its image and its caption.
+    #[must_use]
+    pub fn sample_keys(&self) -> &SampleKeys {
+        &self.sample_keys
     }
 
     /// Between how many workers the job runs. Without `elastic` all three are `workers.replicas`.
@@ -153,6 +162,17 @@ fn to_shape(shape: &ModelShapeSpec) -> ModelShape {
     }
 }
 
+fn to_sample_keys(webdataset: &WebdatasetSpec) -> SampleKeys {
+    SampleKeys {
+        image: webdataset.image_keys.clone(),
+        caption: webdataset.caption_keys.clone(),
+        separator: match webdataset.key_separator {
+            KeySeparatorSpec::FirstDot => KeySeparator::FirstDot,
+            KeySeparatorSpec::LastDot => KeySeparator::LastDot,
+        },
+    }
+}
+
 fn resolve_objective(objective: &ObjectiveSpec) -> Result<Objective, FieldError> {
     match (&objective.lcl, &objective.clip) {
         (Some(lcl), None) => Ok(Objective::Lcl { generation_weight: lcl.generation_weight, contrastive_weight: lcl.contrastive_weight }),
@@ -163,8 +183,8 @@ fn resolve_objective(objective: &ObjectiveSpec) -> Result<Objective, FieldError>
 
 fn resolve_schedule(schedule: &ScheduleSpec) -> Result<Schedule, FieldError> {
     match (&schedule.cosine, &schedule.constant) {
-        (Some(cosine), None) => Ok(Schedule::Cosine { warmup_steps: cosine.warmup_steps.unsigned_abs() }),
-        (None, Some(constant)) => Ok(Schedule::Constant { warmup_steps: constant.warmup_steps.unsigned_abs() }),
+        (Some(cosine), None) => Ok(Schedule::Cosine { warmup_steps: cosine.warmup_steps.map(i64::unsigned_abs) }),
+        (None, Some(constant)) => Ok(Schedule::Constant { warmup_steps: constant.warmup_steps.map(i64::unsigned_abs) }),
         _ => Err(FieldError::missing("spec.optimization.schedule.cosine")),
     }
 }

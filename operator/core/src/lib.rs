@@ -11,6 +11,7 @@ pub mod decide;
 mod job;
 pub mod observe;
 mod paths;
+mod quantity;
 mod render;
 mod timeouts;
 mod validate;

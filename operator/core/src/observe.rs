@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod},
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 use lcl_crds::{LCLTrainingJobStatus, WORKER_CONTAINER};
 
@@ -33,13 +33,26 @@ pub struct ObservedJob<'a> {
     pub link: &'a Link,
     /// An epoch that is written to the status, and of which it is certain that no coordinator has got it.
     pub unused_epoch: Option<i64>,
-    /// Since when pods have been beyond the job's size, by uid.
-    pub surplus_since: &'a BTreeMap<String, Timestamp>,
+    /// How long what was waited for at the look before has been: measured here, so that no other machine's clock, and no step of our own,
+    /// makes a wait too short or without end.
+    pub waited: &'a BTreeMap<Wait, SignedDuration>,
     /// Why the last attempt to apply something failed.
     pub problem: Option<&'a Problem>,
-    /// The time.
+    /// The time, for what people read.
     pub now: Timestamp,
 }
+
+/// Something whose time is limited, begun by what was seen of a pod (its uid).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// It is beyond the job's size.
+    Surplus(String),
+    /// It is being deleted.
+    Deletion(String),
+}
+
+/// Kubernetes' own time for a pod to end, where a pod that is being deleted does not say how long it was given.
+const GRACE: SignedDuration = SignedDuration::from_secs(30);
 
 /// Something in the way that does not solve itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,8 +169,8 @@ pub struct ObservedPod {
     pub running: bool,
     /// The condition Ready is true.
     pub ready: bool,
-    /// When it has to be gone, if it is being deleted.
-    pub deletion: Option<Timestamp>,
+    /// How long it was given to end, if it is being deleted. The time at which that is over is by the API server's clock.
+    pub deletion: Option<SignedDuration>,
     /// Reason and message of a true `DisruptionTarget` condition.
     pub disruption: Option<(String, String)>,
     /// How it ended.
@@ -200,7 +213,10 @@ impl ObservedPod {
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             running: status.and_then(|status| status.phase.as_deref()) == Some("Running"),
             ready: is_true("Ready").is_some(),
-            deletion: metadata.deletion_timestamp.as_ref().map(|time| time.0),
+            deletion: metadata
+                .deletion_timestamp
+                .as_ref()
+                .map(|_| metadata.deletion_grace_period_seconds.map_or(GRACE, SignedDuration::from_secs)),
             disruption: is_true("DisruptionTarget")
                 .map(|condition| (condition.reason.clone().unwrap_or_default(), condition.message.clone().unwrap_or_default())),
             end: read_end(pod, role),

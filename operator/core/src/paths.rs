@@ -10,6 +10,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Volume, VolumeMount};
+use lcl_trainer_config::{ShardEntry, ShardName, ShardPattern};
 use url::Url;
 
 use crate::job::ValidatedJob;
@@ -35,7 +36,32 @@ pub enum PathError {
         /// The volume's name.
         volume: String,
     },
+    /// The volume's local folder would be read as a part of the pattern.
+    #[error(
+        "the local folder {folder} of volume `{volume}` holds characters that {field} reads as a pattern: give the folder another name"
+    )]
+    FolderIsPattern {
+        /// Field of the manifest.
+        field: String,
+        /// The volume's name.
+        volume: String,
+        /// Its folder.
+        folder: String,
+    },
+    /// Braces choose between volumes.
+    #[error("{field} is {pattern}, whose braces lead into other volumes ({path}): write an entry for each volume")]
+    AcrossVolumes {
+        /// Field of the manifest.
+        field: String,
+        /// The entry.
+        pattern: String,
+        /// A path that it stands for, in another volume than the entry as a whole.
+        path: String,
+    },
 }
+
+/// Most paths of an entry that are looked at one by one; braces that choose between volumes have few.
+const LOOKED_AT: usize = 100_000;
 
 fn list(names: &[String]) -> String {
     if names.is_empty() { "no volume in its container `worker`".to_owned() } else { names.join(", ") }
@@ -86,6 +112,16 @@ impl PathMapping {
         }
     }
 
+    /// As [`Self::map`], for an entry of the list of shards: what is added to it is no pattern.
+    #[must_use]
+    pub fn map_shard(&self, entry: &str) -> String {
+        let Some((local, below)) = self.find(entry).and_then(|(mount, below)| Some((mount.local.as_deref()?, below))) else {
+            return entry.to_owned();
+        };
+        let local = ShardPattern::literally(local).unwrap_or_else(|| local.to_owned());
+        format!("{}/{}", local.trim_end_matches('/'), below.display())
+    }
+
     /// A URI in the container as a URI where the trainer runs: the path of a `file://` URI is mapped.
     #[must_use]
     pub fn map_uri(&self, uri: &str) -> String {
@@ -107,12 +143,38 @@ impl PathMapping {
         let shards = job.shards().iter().enumerate().map(|(index, path)| (format!("spec.data.webdataset.shards[{index}]"), path.clone()));
         let index = job.spec().data.index_path.iter().map(|path| ("spec.data.indexPath".to_owned(), path.clone()));
         let checkpoint = file_path(&job.spec().checkpoint.uri).map(|path| ("spec.checkpoint.uri".to_owned(), path));
+        for (field, entry) in shards.clone() {
+            errors.extend(self.find_patterned_folder(field, &entry));
+        }
+        for (field, pattern) in shards.clone() {
+            errors.extend(self.find_other_volume(&pattern).map(|path| PathError::AcrossVolumes { field, pattern, path }));
+        }
         for (field, path) in shards.chain(index).chain(checkpoint) {
             if let Some((mount, _)) = self.find(&path).filter(|(mount, _)| mount.local.is_none()) {
                 errors.push(PathError::NoLocalFolder { field, volume: mount.volume.clone(), path: path.clone() });
             }
         }
         errors
+    }
+
+    /// The local folder of an entry when it cannot be written before the entry: one with braces, or before a list with any such character.
+    fn find_patterned_folder(&self, field: String, entry: &str) -> Option<PathError> {
+        let mount = self.find(entry)?.0;
+        let folder = mount.local.as_deref()?;
+        let is_list = matches!(ShardEntry::parse(entry), Ok(ShardEntry::List(_)));
+        let literal = ShardPattern::literally(folder);
+        let is_fine = if is_list { literal.as_deref() == Some(folder) } else { literal.is_some() };
+        (!is_fine).then(|| PathError::FolderIsPattern { field, volume: mount.volume.clone(), folder: folder.to_owned() })
+    }
+
+    /// A path that a pattern stands for and that lies in another volume than the pattern as it is written, by which it is mapped.
+    fn find_other_volume(&self, pattern: &str) -> Option<String> {
+        let whole = self.find(pattern).map(|(mount, _)| mount);
+        let Ok(ShardEntry::Pattern(parsed)) = ShardEntry::parse(pattern) else { return None };
+        let is_few = parsed.count() <= LOOKED_AT;
+        let names = is_few.then(|| parsed.expand()).into_iter().flatten();
+        let paths = names.map(|(ShardName::Path(path) | ShardName::Glob(path))| path);
+        paths.into_iter().find(|path| self.find(path).map(|(mount, _)| mount) != whole)
     }
 }
 

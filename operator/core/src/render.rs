@@ -45,7 +45,10 @@ fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
     let data = &job.spec().data;
     let paths = &surroundings.paths;
     DataConfig {
-        source: DataSource::Webdataset { shards: job.shards().iter().map(|shard| paths.map(shard)).collect() },
+        source: DataSource::Webdataset {
+            shards: job.shards().iter().map(|shard| paths.map_shard(shard)).collect(),
+            keys: job.sample_keys().clone(),
+        },
         index_path: data.index_path.as_deref().map(|path| paths.map(path)),
         image_first_probability: data.image_first_probability,
         augmentation: AugmentationConfig { scale: data.augmentation.scale, ratio: data.augmentation.ratio },

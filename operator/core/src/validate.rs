@@ -1,17 +1,22 @@
 //! Checks a manifest against the custom resource's own schema and rules, without an API server.
 //!
 //! Comes in: the manifest as a JSON value. Goes out: a [`ValidatedJob`], or *every* rule that is broken, each with the field's path, its
-//! value and what it has to be. There is one source of truth, [`lcl_crds::custom_resource_definition`]: its structural part is checked by
-//! [`structure`], its CEL expressions are evaluated by [`rules`]. Nothing else is checked here, so what passes here passes in a cluster.
+//! value and what it has to be. What the API server checks of a job has one source of truth, [`lcl_crds::custom_resource_definition`]: its
+//! structural part is checked by [`structure`], its CEL expressions are evaluated by [`rules`]. What nobody checks of a job, but the API
+//! server of its pods and the trainer of its configuration, is checked by [`pod`] and by the trainer's own rules, among them those for the
+//! patterns of [`shards`]: what passes here passes in a cluster.
 
 mod error;
+mod pod;
 mod rules;
+mod shards;
 mod structure;
 
 use std::sync::LazyLock;
 
 use kube::core::cel::apply_defaults;
 use lcl_crds::{GROUP, KIND, LCLTrainingJob, VERSION};
+use lcl_trainer_config::check_run_uri;
 use serde_json::{Map, Value};
 
 use crate::job::ValidatedJob;
@@ -28,6 +33,25 @@ static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
 
 /// Fields of the object itself; `status` is the operator's and not looked at.
 const TOP_LEVEL_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+
+/// Fields of every object's metadata; an API server refuses others, as it does in the spec.
+const METADATA_FIELDS: [&str; 15] = [
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
 
 /// Checks a new job.
 pub fn validate(manifest: &Value) -> Result<ValidatedJob, FieldErrors> {
@@ -50,6 +74,15 @@ fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, Field
     let complete = complete(manifest);
     let stored = stored.map(self::complete);
     rules::check(&SCHEMA, &Subject { manifest, complete: &complete, stored: stored.as_ref() }, &mut errors);
+    if let Some(spec) = manifest.get("spec") {
+        let mut further = Vec::new();
+        pod::check(spec, &mut further);
+        check_checkpoint_uri(spec, &mut further);
+        shards::check(spec, &mut further);
+        // Of a field that is wrong as a whole it makes no sense to say what is wrong in it.
+        further.retain(|found| !errors.iter().any(|error| lies_in(&found.field, &error.field)));
+        errors.append(&mut further);
+    }
     if !errors.is_empty() {
         return Err(FieldErrors::from(errors));
     }
@@ -92,6 +125,19 @@ fn check_envelope(manifest: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// Whether a field is another one or a part of it.
+fn lies_in(field: &str, other: &str) -> bool {
+    field.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// By the trainer's own rule.
+fn check_checkpoint_uri(spec: &Value, errors: &mut Vec<FieldError>) {
+    let Some(uri) = spec.pointer("/checkpoint/uri") else { return };
+    if let Err(problem) = uri.as_str().map_or(Ok(()), check_run_uri) {
+        errors.push(FieldError::new("spec.checkpoint.uri", Some(uri), problem));
+    }
+}
+
 fn check_metadata(fields: &Map<String, Value>, errors: &mut Vec<FieldError>) {
     match fields.get("metadata").map(|metadata| (metadata, metadata.get("name"))) {
         None | Some((Value::Object(_), None)) => errors.push(FieldError::missing("metadata.name")),
@@ -99,5 +145,11 @@ fn check_metadata(fields: &Map<String, Value>, errors: &mut Vec<FieldError>) {
             structure::check(&SCHEMA["properties"]["metadata"]["properties"]["name"], name, "metadata.name", errors);
         }
         Some((metadata, _)) => errors.push(FieldError::new("metadata", Some(metadata), "must be an object")),
+    }
+    if let Some(Value::Object(metadata)) = fields.get("metadata") {
+        pod::check_metadata(metadata, errors);
+        for field in metadata.keys().filter(|field| !METADATA_FIELDS.contains(&field.as_str())) {
+            errors.push(FieldError::unknown(&format!("metadata.{field}"), METADATA_FIELDS.into_iter()));
+        }
     }
 }

@@ -3,10 +3,14 @@
 #[path = "support/jobs.rs"]
 mod support;
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use lcl_operator_core::{PathMapping, Surroundings, ValidatedJob, render_trainer_config, validate};
-use lcl_trainer_config::{Device, Objective, Preset, TrainerConfig};
+use lcl_trainer_config::{Device, Objective, Preset, TrainerConfig, UserField};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -53,7 +57,8 @@ fn left_out_fields_get_the_recipe_of_the_released_code() {
         ("epsilon", json!(1e-6)),
         ("learningRate", json!(5e-4)),
         ("weightDecay", json!(0.2)),
-        ("schedule", json!({ "kind": "cosine", "warmupSteps": 2000 })),
+        // The trainer derives it, once, when the run begins.
+        ("schedule", json!({ "kind": "cosine", "warmupSteps": null })),
         ("gradientClip", Value::Null),
     ] {
         assert_eq!(optimization[field], expected, "{field}");
@@ -93,7 +98,7 @@ fn with_volumes(mounts: &Value, volumes: &Value, assignments: &str) -> Validated
     assign(&mut job, assignments);
     job["spec"]["workers"] = json!({ "template": { "spec": {
         "containers": [
-            { "name": "sidecar", "volumeMounts": [{ "name": "other", "mountPath": "/data" }] },
+            { "name": "sidecar", "image": "sidecar", "volumeMounts": [{ "name": "lcl-tmp", "mountPath": "/data" }] },
             { "name": "worker", "volumeMounts": mounts },
         ],
         "volumes": volumes,
@@ -123,7 +128,7 @@ fn paths_below_a_mount_lie_in_the_volumes_local_folder_and_others_stay() {
     let job = with_volumes(&mounts, &volumes, PATHS);
     let paths = PathMapping::on_this_machine(&job, &folders(&[("deep", "/home/deep"), ("runs", "/home/my runs")])).unwrap();
     let config = render_trainer_config(&job, &Surroundings { paths, ..in_container() });
-    let lcl_trainer_config::DataSource::Webdataset { shards } = &config.data.source;
+    let lcl_trainer_config::DataSource::Webdataset { shards, .. } = &config.data.source;
     assert_eq!(shards, &["/srv/data/a-{000..003}.tar", "/home/deep/sub/dir/b.tar", "/database/c.tar"]);
     assert_eq!(config.data.index_path.as_deref(), Some("/srv/data/"));
     assert_eq!(config.checkpoint.uri, "file:///home/my%20runs/x%20y");
@@ -146,6 +151,81 @@ fn a_volume_without_a_local_folder_is_named_for_every_path_on_it() {
             "spec.data.indexPath is /data, but its volume `data` has no local folder: give one with --volume data=DIR",
             "spec.checkpoint.uri is /runs/x y, but its volume `runs` has no local folder: give one with --volume runs=DIR",
         ]
+    );
+}
+
+#[test]
+fn patterns_keep_to_one_volume_and_a_local_folder_is_no_pattern() {
+    let mounts = json!([{ "name": "a", "mountPath": "/a" }, { "name": "b", "mountPath": "/b" }]);
+    let volumes = json!([{ "name": "a", "hostPath": { "path": "/x" } }, { "name": "b", "hostPath": { "path": "/y" } }]);
+    let mapped = |shards: &str, folder: &str| {
+        let job = with_volumes(&mounts, &volumes, &format!("spec.data.webdataset.shards = {shards}"));
+        let given = folders(&[("a", folder)]);
+        let paths = PathMapping::on_this_machine(&job, &given).map_err(|errors| errors[0].to_string())?;
+        let config = render_trainer_config(&job, &Surroundings { paths, ..in_container() });
+        let lcl_trainer_config::DataSource::Webdataset { shards, .. } = config.data.source;
+        Ok::<_, String>(shards.join(" "))
+    };
+    assert_eq!(mapped("['/a/{0..1}/*.tar', '/b/l.txt', '/a/l.txt']", "/srv"), Ok("/srv/{0..1}/*.tar /y/l.txt /srv/l.txt".to_owned()));
+    assert_eq!(mapped("['/a/*.tar']", "/my [data]"), Ok("/my [[]data]/*.tar".to_owned()));
+    let refused = |shards: &str, folder: &str| mapped(shards, folder).unwrap_err();
+    assert_eq!(
+        refused("['/a/x.tar', '/{a,b}/{0..9}.tar']", "/srv"),
+        "spec.data.webdataset.shards[1] is /{a,b}/{0..9}.tar, whose braces lead into other volumes (/a/0.tar): write an entry for each volume"
+    );
+    let folder = "the local folder /{x} of volume `a` holds characters that spec.data.webdataset.shards[0] reads as a pattern";
+    assert!(refused("['/a/x.tar']", "/{x}").starts_with(folder), "{}", refused("['/a/x.tar']", "/{x}"));
+    assert!(refused("['/a/x.txt']", "/[x]").contains("the local folder /[x]"));
+}
+
+/// The paths of all values in a configuration, without the numbers of lists.
+fn leaves(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                leaves(value, &if path.is_empty() { name.clone() } else { format!("{path}.{name}") }, found);
+            }
+        }
+        _ => {
+            found.insert(path.to_owned());
+        }
+    }
+}
+
+/// Whether the custom resource has this field.
+fn has_field(path: &str) -> bool {
+    let definition = serde_json::to_value(lcl_crds::custom_resource_definition()).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    path == "metadata.name" || path.split('.').try_fold(schema, |schema, name| schema["properties"].get(name)).is_some()
+}
+
+/// The trainer's messages name fields by this table, and users know nothing but the manifest and the options of `lcl run`.
+#[test]
+fn every_field_of_the_trainers_configuration_has_a_name_that_its_user_knows() {
+    let mut fields = BTreeSet::from(["data.content".to_owned()]);
+    // Between them these have every field: one is left out as long as it has its default.
+    for assignments in [
+        "spec.data.webdataset.captionKeys = ['caption']; spec.optimization.exact = {}",
+        "spec.model.objective = {'clip': {}}; spec.optimization.schedule = {'cosine': {'warmupSteps': 1}}",
+    ] {
+        leaves(&serde_json::to_value(render(assignments)).unwrap(), "", &mut fields);
+    }
+    // A new field stands in the table or under the manifest's own name.
+    assert!(
+        fields.len() > 50 && fields.contains("data.source.keys.separator") && fields.contains("optimization.exact.threads"),
+        "{fields:#?}"
+    );
+    let (mut options, mut fixed) = (Vec::new(), Vec::new());
+    for field in &fields {
+        match UserField::of(field) {
+            UserField::Manifest(path) => assert!(has_field(&path), "{field} is called {path}, which no manifest has"),
+            UserField::Argument(option) => options.push(option),
+            UserField::Fixed => fixed.push(field.as_str()),
+        }
+    }
+    assert_eq!(options, ["--device", "--threads"], "tested in `lcl`'s own arguments");
+    assert!(
+        fixed.iter().all(|field| *field == "version" || field.starts_with("model.shape.specialTokens") || field.ends_with("vocabSize"))
     );
 }
 

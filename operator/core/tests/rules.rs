@@ -2,6 +2,8 @@
 
 #[path = "rules/cases.rs"]
 mod cases;
+#[path = "rules/pod_cases.rs"]
+mod pod_cases;
 #[path = "support/jobs.rs"]
 mod support;
 
@@ -52,6 +54,24 @@ fn values_at_the_boundary_of_a_rule_are_accepted() {
             panic!("{case} was refused:\n{errors}");
         }
     }
+}
+
+#[test]
+fn what_no_pod_could_be_created_or_started_with_is_found_in_the_job() {
+    let mut wrong = Vec::new();
+    for (case, field, rule, _) in pod_cases::BROKEN {
+        match validate(&changed(case)) {
+            Ok(_) => wrong.push(format!("{case}\n  was accepted")),
+            Err(errors) => {
+                let is_right = matches!(errors.as_slice(), [error] if error.field == *field && error.rule.contains(rule));
+                wrong.extend((!is_right).then(|| format!("{case}\n  expected {field}: {rule}\n  got {errors}")));
+            }
+        }
+    }
+    for case in pod_cases::KEPT {
+        wrong.extend(validate(&changed(case)).err().map(|errors| format!("{case}\n  was refused: {errors}")));
+    }
+    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
@@ -166,7 +186,7 @@ fn an_error_reads_as_a_sentence_with_field_value_and_rule() {
     assert_eq!(message("spec.optimization.steps = 0"), "spec.optimization.steps is 0, but must be at least 1");
     assert_eq!(
         message("spec.optimization.schedule = {'cosine': {'warmupSteps': 101}}"),
-        "spec.optimization.schedule.cosine.warmupSteps is 101, but must not exceed optimization.steps (the default is 2000)"
+        "spec.optimization.schedule.cosine.warmupSteps is 101, but must not exceed optimization.steps"
     );
     assert_eq!(message("spec.checkpoint.url = 'x'"), "spec.checkpoint.url: no such field; did you mean `uri`?");
     let long = format!("spec.model.precision = '{}'", "x".repeat(200));

@@ -50,14 +50,29 @@ pub mod to_coordinator {
         Store(super::StoreRequest),
     }
 }
+/// A place in the order of the runs of one name: given by a coordinator, compared by epoch, then n.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ticket {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "2")]
+    pub n: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attach {
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     #[prost(message, optional, tag = "2")]
     pub name: ::core::option::Option<MemberName>,
-    #[prost(uint64, tag = "3")]
-    pub incarnation: u64,
+    /// Drawn by its worker's process, the same for all that this one starts.
+    #[prost(fixed64, tag = "12")]
+    pub run: u64,
+    /// How often that worker has started this member, from 1.
+    #[prost(uint64, tag = "13")]
+    pub start: u64,
+    /// Absent: it has none, and is answered with one.
+    #[prost(message, optional, tag = "14")]
+    pub ticket: ::core::option::Option<Ticket>,
     #[prost(string, tag = "4")]
     pub node: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
@@ -230,7 +245,7 @@ pub struct ToMember {
     /// The generation that the message is about; else the coordinator's.
     #[prost(message, optional, tag = "1")]
     pub generation: ::core::option::Option<Generation>,
-    #[prost(oneof = "to_member::Message", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "to_member::Message", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub message: ::core::option::Option<to_member::Message>,
 }
 /// Nested message and enum types in `ToMember`.
@@ -257,10 +272,15 @@ pub mod to_member {
         End(super::End),
         #[prost(message, tag = "11")]
         WishCheckpoint(super::WishCheckpoint),
+        #[prost(message, tag = "12")]
+        Ticket(super::Ticket),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Attached {}
+pub struct Attached {
+    #[prost(message, optional, tag = "1")]
+    pub ticket: ::core::option::Option<Ticket>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
     #[prost(oneof = "refused::Reason", tags = "1, 2, 3, 4, 5")]
@@ -299,10 +319,18 @@ pub mod refused {
     pub struct Superseded {
         #[prost(string, tag = "1")]
         pub member: ::prost::alloc::string::String,
+        #[prost(message, optional, tag = "4")]
+        pub own: ::core::option::Option<Turn>,
+        #[prost(message, optional, tag = "5")]
+        pub newest: ::core::option::Option<Turn>,
+    }
+    /// Where a process stands among those of its name.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Turn {
+        #[prost(message, optional, tag = "1")]
+        pub ticket: ::core::option::Option<super::Ticket>,
         #[prost(uint64, tag = "2")]
-        pub incarnation: u64,
-        #[prost(uint64, tag = "3")]
-        pub newest: u64,
+        pub start: u64,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct StaleCoordinator {

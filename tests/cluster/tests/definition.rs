@@ -4,6 +4,8 @@
 mod cases;
 #[path = "../../../operator/core/tests/support/jobs.rs"]
 mod jobs;
+#[path = "../../../operator/core/tests/rules/pod_cases.rs"]
+mod pod_cases;
 
 use std::{
     io::Write,
@@ -21,6 +23,8 @@ use cases::{BROKEN, BROKEN_CHANGES, KEPT, KEPT_CHANGES};
 use jobs::{assign, minimal_job};
 
 const DEFINITION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/generated/lcltrainingjobs.yaml");
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const SERVICE_ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
 const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
 
 /// A definition is served about a second after it was stored.
@@ -83,12 +87,16 @@ fn names(answer: &Value, field: &str) -> bool {
     causes.into_iter().any(|cause| cause["field"] == field) || answer["message"].as_str().unwrap_or_default().contains(field)
 }
 
-/// What the API server sees in its own way: it judges the envelope before any schema, takes an explicit null for a field left out, and
-/// names the whole entry that stands twice.
-const ITS_OWN_WAY: [(&str, Option<&str>); 5] = [
+/// What the API server sees in its own way: it judges the envelope before any schema, names the labels as a whole, takes an explicit null
+/// for a field left out, and names the whole entry that stands twice.
+const ITS_OWN_WAY: [(&str, Option<&str>); 9] = [
     ("apiVersion = 'lcl.dev/v2'", Some("v2")),
     ("apiVersion = delete", Some("API version")),
     ("metadata.name = 7", Some("ObjectMeta.name")),
+    ("metadata.labels = {'a': 1}", Some("ObjectMeta.labels")),
+    ("metadata.annotations = {'a': true}", Some("ObjectMeta.annotations")),
+    ("metadata.labels = {'a': 'b c'}", Some("metadata.labels")),
+    ("metadata.labels = {'a b': 'c'}", Some("metadata.labels")),
     ("spec.checkpoint.everySteps = null", None),
     ("spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'worker'}]", Some("spec.workers.template.spec.containers[1]")),
 ];
@@ -126,6 +134,67 @@ fn the_api_server_accepts_what_the_offline_validation_accepts() -> Result<()> {
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), KEPT.len(), wrong.join("\n"));
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/emoji.yaml");
     server.cluster.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", example])?;
+    Ok(())
+}
+
+/// The pod that the operator makes of a job, as far as the job says what is in it.
+fn pod_of(job: &Value) -> Value {
+    let workers = &job["spec"]["workers"];
+    let template = &workers["template"];
+    let mut spec = template["spec"].clone();
+    if spec.is_null() {
+        spec = json!({ "containers": [{ "name": "worker" }] });
+    }
+    for container in spec["containers"].as_array_mut().into_iter().flatten() {
+        if container["name"] == "worker" {
+            container["image"] = json!("trainer");
+            if let Some(requests) = workers["requests"].as_object() {
+                let limits: serde_json::Map<_, _> = requests.clone().into_iter().filter(|(name, _)| name != "cpu").collect();
+                container["resources"] = json!({ "requests": requests, "limits": limits });
+            }
+        }
+    }
+    spec["restartPolicy"] = json!("Never");
+    if spec["serviceAccountName"].is_null() {
+        spec["serviceAccountName"] = json!("default");
+    }
+    let own = json!({ "name": "lcl-tmp", "emptyDir": {} });
+    match spec["volumes"].as_array_mut() {
+        Some(volumes) => volumes.push(own),
+        None => spec["volumes"] = json!([own]),
+    }
+    let metadata = json!({
+        "name": "job-w-0",
+        "labels": template["metadata"]["labels"].as_object().cloned().unwrap_or_default(),
+        "annotations": template["metadata"]["annotations"].as_object().cloned().unwrap_or_default(),
+    });
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+}
+
+/// A job whose pods would be refused is accepted itself: only the offline validation, which the operator uses too, can tell.
+#[test]
+fn the_api_server_refuses_the_pods_that_the_offline_validation_refuses_in_the_job() -> Result<()> {
+    let server = ApiServer::with_definition()?;
+    // No pod is admitted without one; that it may be there by now is no matter.
+    server.send(
+        "POST",
+        SERVICE_ACCOUNTS,
+        "",
+        &json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default" } }),
+    )?;
+    let broken = pod_cases::BROKEN.iter().map(|(case, _, _, judge)| (*case, *judge == pod_cases::Judge::Api));
+    let kept = pod_cases::KEPT.iter().map(|case| (*case, false));
+    let mut wrong = Vec::new();
+    for (case, is_the_servers) in broken.chain(kept) {
+        let job = changed(case);
+        let stored = server.try_create(&job)?;
+        ensure!(!is_refused(&stored), "the job is refused already: {case}\n{}", stored["message"]);
+        let answer = server.send("POST", PODS, "&dryRun=All", &pod_of(&job))?;
+        if is_refused(&answer) != is_the_servers {
+            wrong.push(format!("{case}\n  the API server says {}", answer["message"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use crate::{
 /// Lines of the record that are kept: enough for the last seconds of a run.
 const KEPT: usize = 400;
 
-/// A process of a worker, numbered in the order of their starts over all workers. Its incarnation, too.
+/// A process of a worker, numbered in the order of their starts over all workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ProcessId(pub(crate) u64);
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lcl_coordinator::{Commands, MemberClient};
-use lcl_protocol::{Activity, Flags, Generation, MemberCommand, MemberEvent, Plan, Role, StateLabel, slots_of};
+use lcl_protocol::{Activity, Flags, Generation, MemberCommand, MemberEvent, Plan, Refusal, Role, StateLabel, slots_of};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -47,6 +47,16 @@ pub(crate) struct Training {
 enum Then {
     GoOn,
     Exit,
+    GiveUp,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// There is nothing more to do.
+    Left,
+    /// There is a newer process of its name.
+    Superseded,
 }
 
 impl Training {
@@ -61,20 +71,21 @@ impl Training {
     }
 
     /// Waits for commands and obeys until there is nothing more to do.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self) -> Ended {
         loop {
             self.ask_to_leave_when_asked();
             if self.is_draining && self.group.is_none() && self.client.held().is_none() {
                 // Nobody needs anything of it, and a coordinator that would let it go may not be there.
-                return self.scene.judge().note(&format!("process {} leaves before its first step", self.process.0));
+                self.note("leaves before its first step");
+                return Ended::Left;
             }
             match self.commands.try_next() {
                 None => sleep(TICK).await,
-                Some(command) => {
-                    if self.obey(command).await == Then::Exit {
-                        return;
-                    }
-                }
+                Some(command) => match self.obey(command).await {
+                    Then::GoOn => {}
+                    Then::Exit => return Ended::Left,
+                    Then::GiveUp => return Ended::Superseded,
+                },
             }
         }
     }
@@ -113,6 +124,15 @@ impl Training {
             MemberCommand::Exit(reason) => {
                 self.scene.judge().exited(self.process, reason, self.state.map(|state| state.label.step));
                 return Then::Exit;
+            }
+            MemberCommand::GiveUp(Refusal::Superseded { own, newest, .. }) => {
+                // One process of a worker runs at a time. One that a replaced coordinator gave its ticket may come behind one before it
+                // that the successor has seen.
+                self.scene.expect(own.ticket.epoch < newest.ticket.epoch, || {
+                    format!("process {} is refused with {own}, the newest of its worker has {newest}", self.process.0)
+                });
+                self.note(&format!("has {own}, the newest of its worker {newest}"));
+                return Then::GiveUp;
             }
             MemberCommand::GiveUp(refusal) => {
                 self.scene.expect(false, || format!("process {} is refused for good: {refusal}", self.process.0));

@@ -16,6 +16,9 @@
 //!   that names file and reason, and never answers "nothing there" when there was something.
 //! * Removing a checkpoint removes its manifest first.
 //!
+//! On a file system all this needs neither hard links nor locks; what it does need is tried at the start ([`CheckpointStore::probe`]).
+//! A volume that does not answer is waited for about a minute.
+//!
 //! Cloud stores (`s3://`, `gs://`, `az://`) are compiled in and take their credentials from the environment; the tests of this crate
 //! run against the file system, `object_store`'s in-memory store and a real S3 server (versitygw).
 
@@ -28,6 +31,7 @@ mod safetensors_file;
 mod side_file;
 mod store;
 mod tensor;
+mod volume;
 mod write;
 mod writer;
 
@@ -40,5 +44,6 @@ pub use safetensors::Dtype;
 pub use safetensors_file::{SafetensorsContent, SafetensorsError, read_safetensors, write_safetensors};
 pub use store::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions};
 pub use tensor::{InvalidTensor, Snapshot, TensorData, TensorSpec, shared_bytes};
+pub use volume::{Volume, VolumeFault, sync, while_away};
 pub use write::{Meeting, MeetingError, Moment, Part, WriteError};
 pub use writer::{CheckpointWriter, Committed, SubmitError, WriterOptions};

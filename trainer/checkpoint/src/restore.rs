@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::{GetResultPayload, ObjectStoreExt};
+use object_store::{GetResultPayload, ObjectStoreExt, path::Path};
 
 use crate::{
     id::{CheckpointId, MANIFEST_FILE},
@@ -19,6 +19,7 @@ use crate::{
     safetensors_file::parse,
     store::{CheckpointStore, StoreError, blocking},
     tensor::{TensorData, TensorSpec},
+    volume::{VolumeFault, while_away_async},
     write::describe,
 };
 
@@ -58,6 +59,8 @@ pub struct Rejected {
     pub reason: String,
     /// It had a manifest. Without one it never was a checkpoint.
     pub complete: bool,
+    /// The store did not give it out: it may be sound.
+    pub unread: bool,
 }
 
 /// Nothing could be restored.
@@ -73,6 +76,17 @@ pub enum RestoreError {
     /// There are checkpoints and each is damaged.
     #[error("every checkpoint in `{uri}` is damaged: {}; repair or move them away, a run never starts over by itself", list(rejected))]
     NoneUsable {
+        /// The store.
+        uri: String,
+        /// What is wrong with each, the newest first.
+        rejected: Vec<Rejected>,
+    },
+    /// There are checkpoints, and the store does not give them out. They may be sound.
+    #[error(
+        "no checkpoint in `{uri}` can be read: {}; the store fails, and what it holds may be sound: try again when it answers",
+        list(rejected)
+    )]
+    Unread {
         /// The store.
         uri: String,
         /// What is wrong with each, the newest first.
@@ -131,13 +145,17 @@ pub fn restore(store: &CheckpointStore, id: CheckpointId, expected: Option<&[Ten
     let answer = store.block_on(async move { read_checkpoint(&reader, id, expected.as_deref()).await });
     answer.map_err(store_error)?.map_err(|problem| match problem {
         Problem::Gone => rejected_alone(store, id, MANIFEST_FILE, "is not there"),
+        Problem::Unread { file, reason } => RestoreError::Unread {
+            uri: store.uri().to_owned(),
+            rejected: vec![Rejected { id, file, reason, complete: true, unread: true }],
+        },
         Problem::Unusable { file, reason } => rejected_alone(store, id, &file, &reason),
         Problem::Mismatch { difference } => RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference },
     })
 }
 
 fn rejected_alone(store: &CheckpointStore, id: CheckpointId, file: &str, reason: &str) -> RestoreError {
-    let rejected = Rejected { id, file: file.to_owned(), reason: reason.to_owned(), complete: file != MANIFEST_FILE };
+    let rejected = Rejected { id, file: file.to_owned(), reason: reason.to_owned(), complete: file != MANIFEST_FILE, unread: false };
     RestoreError::Unusable { uri: store.uri().to_owned(), rejected: Box::new(rejected) }
 }
 
@@ -149,11 +167,14 @@ impl CheckpointStore {
 }
 
 /// Why a checkpoint cannot be taken.
+#[derive(Debug)]
 enum Problem {
     /// It is not there, or no longer.
     Gone,
-    /// It is damaged or unreadable.
+    /// It is damaged.
     Unusable { file: String, reason: String },
+    /// The store does not give it out.
+    Unread { file: String, reason: String },
     /// It is of something else.
     Mismatch { difference: String },
 }
@@ -175,26 +196,57 @@ async fn read_latest_listed(store: &CheckpointStore, expected: Option<&[TensorSp
     let ids = store.list_folders().await.map_err(store_error)?;
     let mut rejected: Vec<Rejected> = Vec::new();
     for &id in ids.iter().rev() {
-        let (file, reason, complete) = match read_checkpoint(store, id, expected).await {
-            Ok(restored) => {
-                warn(&rejected);
-                return Ok(Some(Some(Restored { rejected, ..restored })));
-            }
+        let (file, reason, complete, unread) = match read_checkpoint(store, id, expected).await {
+            Ok(restored) => return prefer_unread(store, expected, restored, rejected).await.map(|restored| Some(Some(restored))),
             Err(Problem::Mismatch { difference }) => {
                 return Err(RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference });
             }
             Err(Problem::Gone) if has_changed(store, &ids, &rejected).await? => return Ok(None),
-            Err(Problem::Gone) => (MANIFEST_FILE.to_owned(), "is missing: the write did not end".to_owned(), false),
-            Err(Problem::Unusable { file, reason }) => (file, reason, true),
+            Err(Problem::Gone) => (MANIFEST_FILE.to_owned(), "is missing: the write did not end".to_owned(), false, false),
+            Err(Problem::Unusable { file, reason }) => (file, reason, true, false),
+            Err(Problem::Unread { file, reason }) => (file, reason, true, true),
         };
-        rejected.push(Rejected { id, file, reason, complete });
+        rejected.push(Rejected { id, file, reason, complete, unread });
     }
     if has_changed(store, &ids, &rejected).await? {
         return Ok(None);
     }
     warn(&rejected);
     rejected.retain(|rejected| rejected.complete);
-    if rejected.is_empty() { Ok(Some(None)) } else { Err(RestoreError::NoneUsable { uri: store.uri().to_owned(), rejected }) }
+    let uri = store.uri().to_owned();
+    if rejected.is_empty() {
+        Ok(Some(None))
+    } else if rejected.iter().any(|rejected| rejected.unread) {
+        Err(RestoreError::Unread { uri, rejected })
+    } else {
+        Err(RestoreError::NoneUsable { uri, rejected })
+    }
+}
+
+/// The store gives out an older checkpoint. A newer one that it did not give out before is tried again: the store may have been away as a
+/// whole, and come back just now. When it is not given out again, its place on the medium is bad, and the older one counts.
+async fn prefer_unread(
+    store: &CheckpointStore,
+    expected: Option<&[TensorSpec]>,
+    older: Restored,
+    mut rejected: Vec<Rejected>,
+) -> Result<Restored, RestoreError> {
+    for index in 0..rejected.len() {
+        let Some(id) = rejected.get(index).filter(|rejected| rejected.unread).map(|rejected| rejected.id) else { continue };
+        match read_checkpoint(store, id, expected).await {
+            Ok(restored) => {
+                rejected.truncate(index);
+                warn(&rejected);
+                return Ok(Restored { rejected, ..restored });
+            }
+            Err(Problem::Mismatch { difference }) => {
+                return Err(RestoreError::Mismatch { uri: store.uri().to_owned(), id, difference });
+            }
+            Err(_) => {}
+        }
+    }
+    warn(&rejected);
+    Ok(Restored { rejected, ..older })
 }
 
 /// A folder has come or gone, or one that was passed over as unfinished is complete now.
@@ -224,12 +276,23 @@ fn unusable(file: &str, reason: impl Into<String>) -> Problem {
     Problem::Unusable { file: file.to_owned(), reason: reason.into() }
 }
 
+/// What an error of the store means for a file that it should give out. An error that says nothing of the store is one of the file: a folder in
+/// its place, for example. Clients of cloud stores have tried for a while before they say anything but "not found".
+fn refused(store: &CheckpointStore, file: &str, error: &(dyn std::error::Error + 'static)) -> Problem {
+    let (file, reason) = (file.to_owned(), describe(error));
+    if !store.is_local() || VolumeFault::of(error) == VolumeFault::Away {
+        Problem::Unread { file, reason }
+    } else {
+        Problem::Unusable { file, reason }
+    }
+}
+
 async fn read_checkpoint(store: &CheckpointStore, id: CheckpointId, expected: Option<&[TensorSpec]>) -> Result<Restored, Problem> {
-    let manifest = match store.fetch_manifest(id).await {
+    let manifest = match while_away_async(|| store.fetch_manifest(id)).await {
         Ok(manifest) => manifest,
         Err(StoreError::Read { source: object_store::Error::NotFound { .. }, .. }) => return Err(Problem::Gone),
         Err(StoreError::Manifest { source, .. }) => return Err(unusable(MANIFEST_FILE, describe(&source))),
-        Err(error) => return Err(unusable(MANIFEST_FILE, describe(&error))),
+        Err(error) => return Err(refused(store, MANIFEST_FILE, &error)),
     };
     if let Some(difference) = expected.and_then(|expected| find_difference(&manifest, expected)) {
         return Err(Problem::Mismatch { difference });
@@ -270,19 +333,38 @@ async fn read_shard(store: &CheckpointStore, manifest: &Manifest, index: usize) 
     let Some(record) = manifest.shards.get(index) else { return Ok(Vec::new()) };
     let (id, file) = (manifest.id(), record.file.as_str());
     let damaged = |reason: String| unusable(file, reason);
-    let answer = match store.objects().get(&store.path(id, file)).await {
-        Ok(answer) => answer,
+    let length = usize::try_from(record.bytes).map_err(|_| damaged("is too large for this machine's memory".to_owned()))?;
+    let (hash, bytes) = match while_away_async(|| fetch_shard(store, store.path(id, file), length)).await {
+        Ok(Fetched::Whole(hash, bytes)) => (hash, bytes),
+        Ok(Fetched::OtherLength(bytes)) => return Err(damaged(format!("has {bytes} bytes where {length} were written"))),
         Err(object_store::Error::NotFound { .. }) => {
             // Removed as a whole, or only this file lost?
             let removed = matches!(store.has_manifest(id).await, Ok(false));
             return Err(if removed { Problem::Gone } else { damaged("is missing".to_owned()) });
         }
-        Err(error) => return Err(damaged(describe(&error))),
+        Err(error) => return Err(refused(store, file, &error)),
     };
-    if answer.meta.size != record.bytes {
-        return Err(damaged(format!("has {} bytes where {} were written", answer.meta.size, record.bytes)));
+    if hash.to_hex().as_str() != record.blake3 {
+        return Err(damaged("its checksum does not match: its bytes are not those that were written".to_owned()));
     }
-    let length = usize::try_from(record.bytes).map_err(|_| damaged("is too large for this machine's memory".to_owned()))?;
+    let content = parse(&Bytes::from(bytes)).map_err(|error| damaged(describe(&error)))?;
+    check_against_manifest(manifest, index, &content.tensors).map_err(damaged)?;
+    Ok(content.tensors)
+}
+
+/// A shard as the store has it.
+enum Fetched {
+    Whole(blake3::Hash, Vec<u8>),
+    /// Not read: it cannot be what was written.
+    OtherLength(u64),
+}
+
+async fn fetch_shard(store: &CheckpointStore, path: Path, length: usize) -> Result<Fetched, object_store::Error> {
+    let failed = |source: std::io::Error| object_store::Error::Generic { store: "file", source: source.into() };
+    let answer = store.objects().get(&path).await?;
+    if answer.meta.size != length as u64 {
+        return Ok(Fetched::OtherLength(answer.meta.size));
+    }
     let read = match answer.payload {
         GetResultPayload::File(file, _) => blocking(move || read_and_hash(file, length)).await,
         GetResultPayload::Stream(chunks) => {
@@ -290,19 +372,11 @@ async fn read_shard(store: &CheckpointStore, manifest: &Manifest, index: usize) 
                 bytes.extend_from_slice(&chunk);
                 Ok(bytes)
             });
-            match collected.await {
-                Ok(bytes) => blocking(move || Ok((blake3::hash(&bytes), bytes))).await,
-                Err(error) => return Err(damaged(describe(&error))),
-            }
+            let bytes = collected.await?;
+            blocking(move || Ok((blake3::hash(&bytes), bytes))).await
         }
     };
-    let (hash, bytes) = read.map_err(|error| damaged(describe(&error)))?;
-    if hash.to_hex().as_str() != record.blake3 {
-        return Err(damaged("its checksum does not match: its bytes are not those that were written".to_owned()));
-    }
-    let content = parse(&Bytes::from(bytes)).map_err(|error| damaged(describe(&error)))?;
-    check_against_manifest(manifest, index, &content.tensors).map_err(damaged)?;
-    Ok(content.tensors)
+    read.map(|(hash, bytes)| Fetched::Whole(hash, bytes)).map_err(failed)
 }
 
 /// A file's bytes and their hash, in one walk.

@@ -15,7 +15,10 @@ use bytes::{Bytes, BytesMut};
 use safetensors::{SafeTensorError, SafeTensors, tensor::TensorInfo};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use crate::tensor::{InvalidTensor, TensorData, validate};
+use crate::{
+    tensor::{InvalidTensor, TensorData, validate},
+    volume::{sync, sync_folder},
+};
 
 /// Elements begin at a multiple of this, so that a page-aligned mapping of the file suits any element type and vector instruction.
 const ALIGNMENT: usize = 64;
@@ -153,7 +156,7 @@ pub fn write_safetensors(path: &Path, tensors: &[TensorData], metadata: &BTreeMa
         for piece in &pieces {
             temporary.write_all(piece)?;
         }
-        temporary.as_file().sync_all()?;
+        sync(temporary.as_file(), path)?;
         temporary.persist(path).map_err(|error| error.error)?;
         sync_folder(folder)
     };
@@ -179,15 +182,6 @@ fn temporary_file(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder)
-}
-
-/// Makes changes to a folder's entries durable. Only Unix can sync a folder.
-pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
 }
 
 #[cfg(test)]

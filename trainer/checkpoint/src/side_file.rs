@@ -15,6 +15,17 @@ impl CheckpointStore {
         written.map_err(|source| StoreError::Write { uri: self.uri().to_owned(), file: name.to_owned(), source })
     }
 
+    /// Names of the files in the store's folder that begin like this, in no order. Blocks.
+    pub fn file_names(&self, beginning: &str) -> Result<Vec<String>, StoreError> {
+        let (store, beginning) = (self.clone(), beginning.to_owned());
+        let found = self.block_on(async move {
+            let listing = store.objects().list_with_delimiter(Some(store.prefix())).await?;
+            let names = listing.objects.iter().filter_map(|object| object.location.filename().map(str::to_owned));
+            Ok(names.filter(|name| name.starts_with(&beginning)).collect())
+        })?;
+        found.map_err(|source| StoreError::List { uri: self.uri().to_owned(), source })
+    }
+
     /// Reads `name` from the store's folder; `None` when it is not there. Blocks.
     pub fn read_file(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
         let (store, path) = (self.clone(), self.file(name));
@@ -46,5 +57,7 @@ mod tests {
             assert_eq!(store.read_file("metrics.jsonl").unwrap().as_deref(), Some(text.as_bytes()));
         }
         assert!(store.list().unwrap().is_empty());
+        store.write_file("run.jsonl", Bytes::new()).unwrap();
+        assert_eq!(store.file_names("metrics.").unwrap(), ["metrics.jsonl"]);
     }
 }

@@ -4,23 +4,27 @@
 //! store's own small runtime.
 
 mod error;
+mod folder;
 mod folders;
+mod probe;
 
 use std::{
     fmt,
     future::Future,
-    path::{Path as FilePath, PathBuf},
+    path::PathBuf,
     sync::{Arc, mpsc},
 };
 
-use object_store::{
-    ObjectStore, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem, path::Path,
-};
+use object_store::{ObjectStore, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path};
 use tokio::runtime::Runtime;
 use url::Url;
 
+use self::folder::FolderObjects;
 pub use self::{error::StoreError, folders::CheckpointEntry};
-use crate::{id::CheckpointId, safetensors_file::sync_folder};
+use crate::{
+    id::CheckpointId,
+    volume::{create_folder, while_away},
+};
 
 /// Threads that drive requests, encryption of network traffic included. Reading, writing and hashing run on the blocking pool, as many
 /// at once as each operation allows itself.
@@ -117,17 +121,15 @@ impl CheckpointStore {
             problem: "a file URI has an absolute path and no host: write file:///folder".to_owned(),
         })?;
         let folder = |source| StoreError::Folder { uri: uri.to_owned(), folder: path.clone(), source };
-        if options.create && !path.exists() {
-            create_folder(&path, options.fsync).map_err(folder)?;
+        if options.create {
+            while_away(|| if path.try_exists()? { Ok(()) } else { create_folder(&path, options.fsync) }).map_err(folder)?;
         }
         // The real path, so that a symbolic link that is turned elsewhere later does not split a run.
-        let path = path.canonicalize().map_err(folder)?;
-        if !path.is_dir() {
+        let path = while_away(|| path.canonicalize()).map_err(folder)?;
+        if !while_away(|| path.metadata()).map_err(folder)?.is_dir() {
             return Err(StoreError::Folder { uri: uri.to_owned(), folder: path, source: std::io::ErrorKind::NotADirectory.into() });
         }
-        let objects = LocalFileSystem::new_with_prefix(&path)
-            .map_err(|source| StoreError::List { uri: uri.to_owned(), source })?
-            .with_fsync(options.fsync);
+        let objects = FolderObjects::new(&path, options.fsync).map_err(|source| StoreError::List { uri: uri.to_owned(), source })?;
         Self::new(Inner {
             uri: uri.to_owned(),
             objects: Arc::new(objects),
@@ -213,6 +215,10 @@ impl CheckpointStore {
         self.inner.local.is_some()
     }
 
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.inner.prefix
+    }
+
     /// Path of a file beside the checkpoints.
     pub(crate) fn file(&self, name: &str) -> Path {
         self.inner.prefix.clone().join(name)
@@ -239,18 +245,4 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::
         Ok(result) => result,
         Err(error) => Err(std::io::Error::other(error)),
     }
-}
-
-/// Creates a folder and all above it, each durable in the one above when `fsync` is asked for.
-fn create_folder(path: &FilePath, fsync: bool) -> std::io::Result<()> {
-    let missing: Vec<&FilePath> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
-    std::fs::create_dir_all(path)?;
-    if fsync {
-        for folder in missing.iter().rev() {
-            if let Some(above) = folder.parent() {
-                sync_folder(above)?;
-            }
-        }
-    }
-    Ok(())
 }

@@ -36,7 +36,7 @@ use crate::{
     manifest::{Manifest, ShardRecord, TensorRecord},
     plan::WritePlan,
     safetensors_file::pieces,
-    store::CheckpointStore,
+    store::{CheckpointStore, StoreError},
     tensor::{InvalidTensor, Snapshot, TensorData, validate},
 };
 
@@ -411,6 +411,10 @@ async fn put_manifest(store: &CheckpointStore, manifest: &Manifest, bytes: Bytes
         // A request that was answered too late is repeated by the client, and then meets its own manifest.
         Err(object_store::Error::AlreadyExists { .. }) => match store.fetch_manifest(id).await {
             Ok(found) if found == *manifest => Ok(()),
+            // The name is claimed: by somebody who is about to commit, or who died in it.
+            Err(StoreError::Read { source: object_store::Error::NotFound { .. }, .. }) => {
+                Err(WriteError::Contested { id, file: MANIFEST_FILE.to_owned() })
+            }
             _ => Err(WriteError::AlreadyCommitted { id }),
         },
         Err(source) => Err(WriteError::Put { id, file: MANIFEST_FILE.to_owned(), uri: store.uri().to_owned(), source: Box::new(source) }),

@@ -16,16 +16,23 @@ pub enum ExitCode {
     /// Starting again with the same input would fail again: bad configuration, missing data, a refused resume, a diverged loss.
     /// `EX_DATAERR`.
     Permanent = 65,
+    /// The last step is done, and its checkpoint cannot be written: said to a supervisor, which tries only a few times more, since
+    /// each may train the same steps again. `EX_IOERR`.
+    Unsaved = 74,
     /// It may go well the next time: storage not reachable, disk full, a peer lost, out of memory. `EX_TEMPFAIL`.
     /// Anything unknown, a death by signal included, is treated like this.
     Retryable = 75,
     /// Asked to stop (SIGTERM or SIGINT), finished its step and committed a checkpoint. Start again to continue; no failure is counted.
     Preempted = 80,
+    /// Of a member: a newer process bears its name, so that nothing its worker starts will be let in again. The worker ends; what started
+    /// the worker may start another.
+    Superseded = 81,
 }
 
 impl ExitCode {
     /// Every code.
-    pub const ALL: [Self; 5] = [Self::Success, Self::Usage, Self::Permanent, Self::Retryable, Self::Preempted];
+    pub const ALL: [Self; 7] =
+        [Self::Success, Self::Usage, Self::Permanent, Self::Unsaved, Self::Retryable, Self::Preempted, Self::Superseded];
 
     /// The number the process returns.
     #[must_use]
@@ -42,7 +49,7 @@ impl ExitCode {
     /// Whether starting again with the same input can lead further.
     #[must_use]
     pub const fn is_worth_another_try(self) -> bool {
-        matches!(self, Self::Retryable | Self::Preempted)
+        matches!(self, Self::Unsaved | Self::Retryable | Self::Preempted | Self::Superseded)
     }
 }
 
@@ -52,8 +59,10 @@ impl fmt::Display for ExitCode {
             Self::Success => "success",
             Self::Usage => "usage",
             Self::Permanent => "permanent failure",
+            Self::Unsaved => "the last checkpoint is not written",
             Self::Retryable => "retryable failure",
             Self::Preempted => "preempted",
+            Self::Superseded => "superseded",
         })
     }
 }

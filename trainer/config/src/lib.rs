@@ -2,21 +2,31 @@
 //!
 //! Comes in: a validated `LCLTrainingJob`, expanded by `lcl-operator-core` (presets resolved, paths mapped, defaults filled in).
 //! Goes out: [`TrainerConfig`], which says everything a training process must know that does not change while it runs.
+//! Beside it stands what both sides have to read alike: an entry of the list of shards ([`ShardEntry`]), the keys of a sample's files
+//! ([`SampleKeys`]), and what the user calls a field ([`UserField`]).
 //! It holds no policy, reads no file and depends on nothing but serde and thiserror.
 
 mod exit_code;
+mod fields;
+mod keys;
 mod model;
 mod presets;
+mod shards;
 mod training;
+mod uri;
 mod validate;
 
 pub use exit_code::ExitCode;
+pub use fields::{Field, UserField};
+pub use keys::{KEYS_LIMIT, KeyKind, KeySeparator, SampleKeys};
 pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, TextShape, VisionShape};
 pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
+pub use shards::{LIST_EXTENSION, PATHS_LIMIT, PatternError, ShardEntry, ShardName, ShardPattern};
 pub use training::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, GradientCompression, Normalization,
     OptimizationConfig, RuntimeConfig, Schedule, TrainerConfig,
 };
+pub use uri::check_run_uri;
 pub use validate::{ConfigError, Rule};
 
 /// Version of the JSON format. A reader refuses any other number.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::ModelConfig;
+use crate::{keys::SampleKeys, model::ModelConfig};
 
 /// Everything a training process must know that does not change while it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,11 +48,29 @@ pub struct DataConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, tag = "kind")]
 pub enum DataSource {
-    /// Image-text pairs in tar shards: members of one sample share the name up to the first dot; `.jpg/.jpeg/.png/.webp` and `.txt`.
+    /// Image-text pairs in tar shards: members of one sample share their name up to its dot.
     Webdataset {
-        /// Shard paths in order; `{000..011}` expands to a range.
+        /// The shards in order, as [`crate::ShardEntry`] reads each.
         shards: Vec<String>,
+        /// Which members are images and captions. What an earlier version wrote has the defaults.
+        #[serde(default, skip_serializing_if = "SampleKeys::is_default")]
+        keys: SampleKeys,
     },
+}
+
+impl DataSource {
+    /// Pairs in these shards, under the keys that are usual.
+    #[must_use]
+    pub fn webdataset(shards: Vec<String>) -> Self {
+        Self::Webdataset { shards, keys: SampleKeys::default() }
+    }
+
+    /// Which members of a sample are its image and its caption.
+    #[must_use]
+    pub fn keys(&self) -> &SampleKeys {
+        let Self::Webdataset { keys, .. } = self;
+        keys
+    }
 }
 
 /// `RandomResizedCrop` as torchvision defines it; no flip.
@@ -113,15 +131,48 @@ pub enum Schedule {
     /// Linear from 0 over `warmup_steps`, then half a cosine to 0 at the last step.
     #[serde(rename_all = "camelCase")]
     Cosine {
-        /// Steps of the linear part.
-        warmup_steps: u64,
+        /// Steps of the linear part; `None`: see [`OptimizationConfig::warmup_steps`].
+        warmup_steps: Option<u64>,
     },
     /// Linear from 0 over `warmup_steps`, then constant.
     #[serde(rename_all = "camelCase")]
     Constant {
-        /// Steps of the linear part.
-        warmup_steps: u64,
+        /// Steps of the linear part; `None`: see [`OptimizationConfig::warmup_steps`].
+        warmup_steps: Option<u64>,
     },
+}
+
+/// Steps of warm-up where nobody says how many: those of the paper and the released code.
+const WARMUP_STEPS: u64 = 2000;
+/// Of a shorter run its tenth part: more would be no warm-up but a good part of the training.
+const WARMUP_PART: u64 = 10;
+
+impl Schedule {
+    /// Steps of the linear part as they were given.
+    #[must_use]
+    pub const fn warmup_steps(self) -> Option<u64> {
+        let (Self::Cosine { warmup_steps } | Self::Constant { warmup_steps }) = self;
+        warmup_steps
+    }
+
+    /// The same schedule with this warm-up.
+    #[must_use]
+    pub const fn with_warmup(self, steps: u64) -> Self {
+        let warmup_steps = Some(steps);
+        match self {
+            Self::Cosine { .. } => Self::Cosine { warmup_steps },
+            Self::Constant { .. } => Self::Constant { warmup_steps },
+        }
+    }
+}
+
+impl OptimizationConfig {
+    /// Steps of the linear part of a run that begins with this configuration: those given, else 2,000 but at most a tenth of the steps.
+    /// A run that goes on keeps what it has begun with.
+    #[must_use]
+    pub fn warmup_steps(&self) -> u64 {
+        self.schedule.warmup_steps().unwrap_or_else(|| WARMUP_STEPS.min(self.steps / WARMUP_PART))
+    }
 }
 
 /// How losses are averaged over the members.

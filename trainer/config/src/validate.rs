@@ -1,28 +1,32 @@
 //! The rules every configuration keeps, whoever wrote it. The operator checks them before it renders, the trainer when it reads.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use crate::{
     FORMAT_VERSION,
+    fields::Field,
+    keys::KeyKind,
     model::ModelConfig,
+    shards::ShardEntry,
     training::{DataConfig, DataSource, GradientCompression, Normalization, Schedule, TrainerConfig},
+    uri::check_run_uri,
 };
 
 /// What a field has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule(pub &'static str);
+pub struct Rule(pub Cow<'static, str>);
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
+        f.write_str(&self.0)
     }
 }
 
 /// A field breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value}, but {rule}")]
+#[error("{} is {value}, but {rule}", Field(field))]
 pub struct ConfigError {
-    /// Path of the field in the trainer's configuration, in camel case.
+    /// Path of the field in the trainer's configuration, in camel case; the message has the manifest's.
     pub field: String,
     /// Its value.
     pub value: String,
@@ -31,7 +35,11 @@ pub struct ConfigError {
 }
 
 fn require(condition: bool, field: &str, value: impl fmt::Debug, rule: &'static str) -> Result<(), ConfigError> {
-    if condition { Ok(()) } else { Err(ConfigError { field: field.to_owned(), value: format!("{value:?}"), rule: Rule(rule) }) }
+    if condition { Ok(()) } else { Err(broken(field, value, rule)) }
+}
+
+fn broken(field: &str, value: impl fmt::Debug, rule: impl Into<Cow<'static, str>>) -> ConfigError {
+    ConfigError { field: field.to_owned(), value: format!("{value:?}"), rule: Rule(rule.into()) }
 }
 
 impl TrainerConfig {
@@ -47,12 +55,8 @@ impl TrainerConfig {
         self.data.validate()?;
         self.validate_optimization()?;
         let checkpoint = &self.checkpoint;
-        require(
-            checkpoint.uri.contains("://"),
-            "checkpoint.uri",
-            &checkpoint.uri,
-            "must be a URI such as file:///runs/a or s3://bucket/a",
-        )?;
+        let problem = check_run_uri(&checkpoint.uri).err();
+        require(problem.is_none(), "checkpoint.uri", &checkpoint.uri, problem.unwrap_or_default())?;
         require(checkpoint.every_steps >= 1, "checkpoint.everySteps", checkpoint.every_steps, "must be at least 1")?;
         require(checkpoint.keep_last >= 1, "checkpoint.keepLast", checkpoint.keep_last, "must be at least 1")?;
         require(
@@ -99,23 +103,28 @@ impl TrainerConfig {
                 o.global_batch_size.is_multiple_of(shards),
                 "optimization.globalBatchSize",
                 o.global_batch_size,
-                "must be a multiple of optimization.exact.virtualShards",
+                "must be a multiple of spec.optimization.exact.virtualShards",
             )?;
             require(
                 o.normalization == Normalization::Global,
                 "optimization.normalization",
                 o.normalization,
-                "must be global when optimization.exact is given",
+                "must be global when spec.optimization.exact is given",
             )?;
             require(
                 o.gradient_compression == GradientCompression::None,
                 "optimization.gradientCompression",
                 o.gradient_compression,
-                "must be none when optimization.exact is given",
+                "must be none when spec.optimization.exact is given",
             )?;
         }
-        let (Schedule::Cosine { warmup_steps } | Schedule::Constant { warmup_steps }) = o.schedule;
-        require(warmup_steps <= o.steps, "optimization.schedule.warmupSteps", warmup_steps, "must not exceed optimization.steps")
+        // Only what somebody wrote can be wrong, and it is called what the manifest calls it.
+        let warmup_field = match o.schedule {
+            Schedule::Cosine { .. } => "optimization.schedule.cosine.warmupSteps",
+            Schedule::Constant { .. } => "optimization.schedule.constant.warmupSteps",
+        };
+        let warmup_steps = o.schedule.warmup_steps().unwrap_or_default();
+        require(warmup_steps <= o.steps, warmup_field, warmup_steps, "must not exceed spec.optimization.steps")
     }
 }
 
@@ -168,8 +177,7 @@ impl ModelConfig {
 impl DataConfig {
     /// Checks ranges; the first broken rule is returned.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let DataSource::Webdataset { shards } = &self.source;
-        require(!shards.is_empty(), "data.source.shards", shards, "must name at least one shard")?;
+        self.source.validate()?;
         require(
             (0.0..=1.0).contains(&self.image_first_probability),
             "data.imageFirstProbability",
@@ -192,5 +200,20 @@ impl DataConfig {
         )?;
         require(self.threads >= 1, "data.threads", self.threads, "must be at least 1")?;
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be at least 1")
+    }
+}
+
+impl DataSource {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let Self::Webdataset { shards, keys } = self;
+        require(!shards.is_empty(), "data.source.shards", shards, "must name at least one shard")?;
+        for (index, shard) in shards.iter().enumerate() {
+            ShardEntry::parse(shard).map_err(|error| broken(&format!("data.source.shards[{index}]"), shard, error.to_string()))?;
+        }
+        match keys.find_fault() {
+            None => Ok(()),
+            Some((KeyKind::Image, rule)) => Err(broken("data.source.keys.image", &keys.image, rule)),
+            Some((KeyKind::Caption, rule)) => Err(broken("data.source.keys.caption", &keys.caption, rule)),
+        }
     }
 }

@@ -78,9 +78,16 @@ impl ClientOptions {
     }
 }
 
-/// From 0 to 1. Every `RandomState` has its own keys: entropy enough, without a crate for it.
+/// From 0 to 1.
 fn random() -> f64 {
-    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
+    draw_number() as f64 / u64::MAX as f64
+}
+
+/// A number at random, by which a worker's run is told from every other ([`lcl_protocol::Incarnation::run`]). The keys of a `RandomState`
+/// come from the system: entropy enough, without a crate for it.
+#[must_use]
+pub fn draw_number() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 impl fmt::Debug for ClientOptions {

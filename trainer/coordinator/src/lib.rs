@@ -15,7 +15,7 @@ mod metrics_page;
 mod overseer;
 mod server;
 
-pub use client::{ClientOptions, Commands, GroupStore, MemberClient, PendingAnswer, StartError, StoreError};
+pub use client::{ClientOptions, Commands, GroupStore, MemberClient, PendingAnswer, StartError, StoreError, draw_number};
 pub use convert::{WireError, status_from_proto};
 pub use lcl_security::{CertificateFiles, Credentials, CredentialsError, SERVER_NAME, Security, SecurityError, Transport};
 pub use metrics::Metrics;

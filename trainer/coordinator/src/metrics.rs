@@ -159,6 +159,7 @@ impl Metrics {
 
     pub(crate) fn sent(&self, message: &ToMember) {
         let kind = match message {
+            ToMember::Ticket { .. } => "ticket",
             ToMember::Attached { .. } => "attached",
             ToMember::Refused { reason, .. } => {
                 self.refused(refusal_category(reason));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lcl_coordinator::{ClientOptions, MemberClient, Security};
-use lcl_protocol::{Identity, MemberCommand, MemberEvent, MemberName, MemberSettings, StateLabel};
+use lcl_protocol::{Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, StateLabel};
 use serde_json::Value;
 
 /// The longest anything here may take on a busy machine.
@@ -71,7 +71,7 @@ impl Drop for Coordinator {
 fn member(coordinator: &Coordinator, worker: &str, digest: &str) -> (MemberClient, lcl_coordinator::Commands) {
     let identity = Identity {
         name: MemberName { worker: worker.to_owned(), index: 0 },
-        incarnation: 1,
+        incarnation: Incarnation { run: 1, start: 1 },
         node: "n".to_owned(),
         address: "127.0.0.1".to_owned(),
     };
@@ -117,7 +117,9 @@ fn metrics_and_health_are_served_over_http_and_follow_what_happens() {
         "lcl_coordinator_last_checkpoint_step 3",
         "lcl_coordinator_members{state=\"training\"} 1",
         "lcl_coordinator_store_bytes 8",
-        "lcl_coordinator_messages_total{direction=\"received\",kind=\"attach\"} 2",
+        // Who has no ticket attaches again with the one it is given.
+        "lcl_coordinator_messages_total{direction=\"received\",kind=\"attach\"} 3",
+        "lcl_coordinator_messages_total{direction=\"sent\",kind=\"ticket\"} 1",
         "lcl_coordinator_messages_total{direction=\"sent\",kind=\"form\"} 1",
         "lcl_coordinator_refused_peers_total{reason=\"configuration\"} 1",
     ]);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use lcl_coordinator::{CertificateFiles, ClientOptions, Commands, Credentials, MemberClient, Metrics, SERVER_NAME, Security, serve_with};
-use lcl_protocol::{CoordinatorSettings, Identity, MemberCommand, MemberName, MemberSettings, World};
+use lcl_protocol::{CoordinatorSettings, Identity, Incarnation, MemberCommand, MemberName, MemberSettings, World};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, runtime::Runtime};
@@ -138,7 +138,7 @@ impl Server {
 fn member(coordinator: SocketAddr, security: Security) -> (MemberClient, Commands) {
     let identity = Identity {
         name: MemberName { worker: "w-0".to_owned(), index: 0 },
-        incarnation: 1,
+        incarnation: Incarnation { run: 1, start: 1 },
         node: "n".to_owned(),
         address: "127.0.0.1".to_owned(),
     };

@@ -8,6 +8,8 @@ use std::{
     sync::{Mutex, PoisonError, Weak},
 };
 
+pub use crate::cause::{SkipCause, Tolerated};
+
 /// One member's part of the global batch of one step.
 #[derive(Debug, PartialEq)]
 pub struct Batch {
@@ -47,6 +49,8 @@ pub struct Row {
     pub sample: u64,
     /// Images of this row in the batch's `images`.
     pub images: u32,
+    /// A fault of its image that cost no pixel.
+    pub tolerated: Option<Tolerated>,
 }
 
 /// A slot without a sample.
@@ -60,62 +64,6 @@ pub struct Skipped {
     pub sample: u64,
     /// Why it could not be used.
     pub cause: SkipCause,
-}
-
-/// Why a record cannot be used. The record's slot stays empty; training goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SkipCause {
-    /// The sample has no `.txt` member.
-    NoCaption,
-    /// The sample has no `.jpg`, `.jpeg`, `.png` or `.webp` member.
-    NoImage,
-    /// The caption is not UTF-8.
-    CaptionNotUtf8,
-    /// The caption is larger than any text a model could read.
-    CaptionTooLarge,
-    /// The image's data ends early.
-    TruncatedImage,
-    /// The member is no image of a kind that can be decoded.
-    UnsupportedImage,
-    /// The image's data is damaged.
-    CorruptImage,
-    /// The image has more bytes or pixels than the limit.
-    ImageTooLarge,
-}
-
-impl SkipCause {
-    /// Every cause.
-    pub const ALL: [Self; 8] = [
-        Self::NoCaption,
-        Self::NoImage,
-        Self::CaptionNotUtf8,
-        Self::CaptionTooLarge,
-        Self::TruncatedImage,
-        Self::UnsupportedImage,
-        Self::CorruptImage,
-        Self::ImageTooLarge,
-    ];
-
-    /// The name in metrics and logs, in snake case.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NoCaption => "no_caption",
-            Self::NoImage => "no_image",
-            Self::CaptionNotUtf8 => "caption_not_utf8",
-            Self::CaptionTooLarge => "caption_too_large",
-            Self::TruncatedImage => "truncated_image",
-            Self::UnsupportedImage => "unsupported_image",
-            Self::CorruptImage => "corrupt_image",
-            Self::ImageTooLarge => "image_too_large",
-        }
-    }
-}
-
-impl fmt::Display for SkipCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// Where image buffers wait to be used again: a batch's images are the largest thing in the data path, and fresh memory of that size costs as

@@ -4,9 +4,10 @@
 //! caption ([`Dataset::read`]). It decodes no image and tokenizes no text.
 
 mod files;
+mod no_pair;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     io,
     num::NonZero,
     ops::Range,
@@ -15,18 +16,19 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer_config::{DataConfig, DataSource};
+use lcl_trainer_config::{DataConfig, DataSource, SampleKeys};
 
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, Storage};
+pub use no_pair::NoPair;
 
 use crate::{
-    batch::SkipCause,
+    cause::{SkipCause, Tolerated},
     index::{Extent, IndexError, Record, ShardIndex, built, over_all},
     permutation::Permutation,
     retry::with_retries,
-    shard::{self, BLOCK, ListError, ShardError},
+    shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_shards, is_header},
 };
 
 /// Most bytes of an encoded image. Photographs have up to some 50 MB, and what is decoded is bounded by pixels as well.
@@ -55,13 +57,8 @@ pub enum DatasetError {
     #[error(transparent)]
     Shard(#[from] ShardError),
     /// There is nothing to train on.
-    #[error("the data set is empty: its {shards} shards hold no sample (the first is {first}); check data.source.shards")]
-    Empty {
-        /// Number of shards.
-        shards: usize,
-        /// The first of them.
-        first: PathBuf,
-    },
+    #[error(transparent)]
+    NoPair(Box<NoPair>),
     /// A sample's number is not below the number of samples.
     #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
     OutOfRange {
@@ -86,10 +83,12 @@ impl DatasetError {
 #[derive(Debug)]
 pub struct Dataset {
     shards: Vec<ShardIndex>,
+    keys: SampleKeys,
     /// For every shard, the number of the sample after its last one.
     ends: Vec<u64>,
     storage: Box<dyn Storage>,
     logged: Mutex<HashSet<u64>>,
+    tolerated: Mutex<BTreeSet<Tolerated>>,
 }
 
 /// Which sample stands in a slot.
@@ -132,25 +131,31 @@ pub enum Reading {
 impl Dataset {
     /// Opens the shards of `config.source`, making the indexes that are missing or stale with `config.threads` threads.
     pub fn open(config: &DataConfig) -> Result<Self, DatasetError> {
-        Self::open_on(config, Box::new(files::OpenFiles::default()))
+        Self::open_from(config, ListOrigin::Manifest)
     }
 
-    /// As [`Dataset::open`], with samples and index records read through `storage`.
-    pub(crate) fn open_on(config: &DataConfig, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
-        let paths = shard_paths(&config.source)?;
-        let folder = config.index_path.as_deref().map(Path::new);
+    /// As [`Dataset::open`], for a list of shards that was given by `origin`.
+    pub fn open_from(config: &DataConfig, origin: ListOrigin) -> Result<Self, DatasetError> {
+        Self::open_on(config, origin, Box::new(files::OpenFiles::default()))
+    }
+
+    /// The same, with samples and index records read through `storage`.
+    pub(crate) fn open_on(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
+        let DataSource::Webdataset { shards, keys } = &config.source;
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
-        let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder)))?;
-        Self::of_indexes(shards, storage)
+        let paths = find_shards(shards, origin, threads)?;
+        let folder = config.index_path.as_deref().map(Path::new);
+        let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder, keys)))?;
+        Self::of_indexes(shards, keys, origin, storage)
     }
 
     /// A data set of one shard, without writing an index.
-    pub(crate) fn of_shard(path: &Path) -> Result<Self, DatasetError> {
-        let index = built(|| ShardIndex::in_memory(path))?;
-        Self::of_indexes(vec![index], Box::new(files::OpenFiles::default()))
+    pub(crate) fn of_shard(path: &Path, keys: &SampleKeys) -> Result<Self, DatasetError> {
+        let index = built(|| ShardIndex::in_memory(path, keys))?;
+        Self::of_indexes(vec![index], keys, ListOrigin::Arguments, Box::new(files::OpenFiles::default()))
     }
 
-    fn of_indexes(shards: Vec<ShardIndex>, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
+    fn of_indexes(shards: Vec<ShardIndex>, keys: &SampleKeys, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
         let ends: Vec<u64> = shards
             .iter()
             .scan(0_u64, |end, shard| {
@@ -158,11 +163,11 @@ impl Dataset {
                 Some(*end)
             })
             .collect();
-        if ends.last().is_none_or(|samples| *samples == 0) {
-            let first = shards.first().map(|shard| shard.shard().to_owned()).unwrap_or_default();
-            return Err(DatasetError::Empty { shards: shards.len(), first });
+        if shards.iter().all(|shard| shard.findings().usable == 0) {
+            let found = shards.iter().map(|shard| (shard.shard(), shard.findings()));
+            return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
         }
-        Ok(Self { shards, ends, storage, logged: Mutex::default() })
+        Ok(Self { shards, keys: keys.clone(), ends, storage, logged: Mutex::default(), tolerated: Mutex::default() })
     }
 
     /// Samples of one walk over the data set, unusable ones included. At least 1.
@@ -215,7 +220,8 @@ impl Dataset {
         let (shard, index, number) = self.find(sample)?;
         let record = self.record(shard, index, number)?;
         let name = shard::name_at(index.shard(), record.start)?;
-        let key = shard::split_name(name.as_bytes()).map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
+        let key = shard::split_name(name.as_bytes(), self.keys.separator)
+            .map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
         Ok((index.shard().to_owned(), key))
     }
 
@@ -234,9 +240,21 @@ impl Dataset {
         }
     }
 
+    /// Names the first image with a fault that cost no pixel in the log, once for each kind of fault.
+    pub(crate) fn log_tolerated(&self, sample: u64, fault: Tolerated) {
+        if !self.tolerated.lock().unwrap_or_else(PoisonError::into_inner).insert(fault) {
+            return;
+        }
+        let (shard, key) = self.key(sample).map_or((String::new(), String::new()), |(shard, key)| (shard.display().to_string(), key));
+        tracing::warn!(shard, key, sample, cause = %fault, "image with a fault that costs no pixel: it is used; further ones are only counted");
+    }
+
     fn read_once(&self, sample: u64) -> Result<Reading, DatasetError> {
         let (shard, index, number) = self.find(sample)?;
         let record = self.record(shard, index, number)?;
+        if record.doubled {
+            return Ok(Reading::Skipped(SkipCause::DoubledMember));
+        }
         let (Some((_, image)), caption) = (record.image, record.caption) else { return Ok(Reading::Skipped(SkipCause::NoImage)) };
         let Some(caption) = caption else { return Ok(Reading::Skipped(SkipCause::NoCaption)) };
         if image.length > IMAGE_BYTES_LIMIT {
@@ -304,24 +322,6 @@ impl Dataset {
     fn path(&self, shard: usize) -> &Path {
         self.shards.get(shard).map_or(Path::new(""), ShardIndex::shard)
     }
-}
-
-/// The shards of a source, with its patterns expanded, in order.
-pub fn shard_paths(source: &DataSource) -> Result<Vec<PathBuf>, ListError> {
-    let DataSource::Webdataset { shards } = source;
-    let mut paths = Vec::new();
-    for pattern in shards {
-        paths.extend(shard::expand(pattern)?.into_iter().map(PathBuf::from));
-    }
-    Ok(paths)
-}
-
-/// Whether a block is a tar header: its checksum is the sum of its bytes with the checksum's own field taken as spaces (POSIX pax).
-fn is_header(block: &[u8]) -> bool {
-    let Some(block) = block.first_chunk::<512>() else { return false };
-    let sum: u32 =
-        block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*byte) }).sum();
-    tar::Header::from_byte_slice(block).cksum().is_ok_and(|recorded| recorded == sum)
 }
 
 #[cfg(test)]

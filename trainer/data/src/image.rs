@@ -1,24 +1,29 @@
 //! Decoding and transforms of images: bytes in, normalised pixels out.
 //!
-//! Comes in: the bytes of a JPEG, PNG or WebP file and, for training, the box to keep. Goes out: `[3, S, S]` float32 pixels, normalised per channel,
+//! Comes in: the bytes of a JPEG, PNG, WebP, GIF or BMP file, told apart by content, and, for training, the box to keep. Goes out: `[3, S, S]` float32 pixels, normalised per channel,
 //! equal to what Pillow and torchvision make of the same file (`Image.open(..).convert("RGB")`, crop, bicubic resize with antialiasing, `ToTensor`,
 //! `Normalize`) up to rounding. Like there, an EXIF orientation and a colour profile are ignored, transparency is dropped rather than blended,
-//! and of an animation the first frame counts.
+//! and of an animation the first frame counts. A file with faults that cost no pixel is used, and says which ([`Tolerated`]); one that lacks pixels
+//! is refused, even where Pillow fills them up with gray.
 //! It reads no file, draws no random number of its own and keeps nothing between images but buffers ([`Scratch`]).
 
+mod bmp;
 mod crop;
 mod format;
+mod gif;
 mod jpeg;
+mod other;
 mod png;
 mod resample;
 mod webp;
 
 use std::fmt;
 
-use crate::batch::SkipCause;
+use crate::cause::{SkipCause, Tolerated};
 
 pub use crop::{CropBox, random_resized_crop};
 pub use format::{Format, MAX_PIXELS, Probe, probe};
+pub use other::OtherFormat;
 pub use png::to_png;
 use resample::{Resampler, Window};
 
@@ -36,7 +41,10 @@ pub enum ImageError {
         /// What the first bytes say it is.
         format: Format,
     },
-    /// The first bytes belong to no format that can be decoded, or the file uses a rare feature that neither Pillow nor this crate reads.
+    /// The file is of a known format that is not decoded.
+    #[error("{0} is not decoded: convert it to JPEG, PNG, WebP, GIF or BMP")]
+    OtherFormat(OtherFormat),
+    /// The first bytes belong to no format at all, or the file uses a rare feature that neither Pillow nor this crate reads.
     #[error("unsupported image: {reason}")]
     Unsupported {
         /// What is not supported.
@@ -77,6 +85,7 @@ impl ImageError {
         match self {
             Self::Truncated { .. } => SkipCause::TruncatedImage,
             Self::Unsupported { .. } => SkipCause::UnsupportedImage,
+            Self::OtherFormat(format) => SkipCause::OtherFormat(*format),
             Self::Corrupt { .. } | Self::CropOutside { .. } => SkipCause::CorruptImage,
             Self::TooLarge { .. } => SkipCause::ImageTooLarge,
         }
@@ -131,6 +140,8 @@ pub struct Pixels<'a> {
     pub height: u32,
     /// `height * width * 3` bytes.
     pub bytes: &'a [u8],
+    /// A fault of the file that cost no pixel.
+    pub tolerated: Option<Tolerated>,
 }
 
 /// Decodes a whole image as Pillow's `Image.open(..).convert("RGB")` does.
@@ -143,16 +154,19 @@ pub fn decode<'a>(bytes: &[u8], scratch: &'a mut Scratch) -> Result<Pixels<'a>, 
 /// Decodes at 1 / `reduction` of both sides (rounded up); only a JPEG has reductions other than 1.
 fn decode_reduced<'a>(bytes: &[u8], probe: &Probe, reduction: u32, scratch: &'a mut Scratch) -> Result<Pixels<'a>, ImageError> {
     let Scratch { jpeg, pixels, staging, .. } = scratch;
+    let mut tolerated = None;
     match probe.format {
-        Format::Jpeg => jpeg.decode(bytes, reduction, pixels, staging)?,
-        Format::Png => png::decode(bytes, pixels, staging)?,
-        Format::WebP => webp::decode(bytes, pixels, staging)?,
+        Format::Jpeg => tolerated = jpeg.decode(bytes, reduction, pixels, staging)?,
+        Format::Png => tolerated = png::decode(bytes, pixels, staging)?,
+        Format::WebP => tolerated = webp::decode(bytes, pixels, staging)?,
+        Format::Gif => gif::decode(bytes, pixels, staging)?,
+        Format::Bmp => bmp::decode(bytes, pixels)?,
     }
     let (width, height) = (probe.width.div_ceil(reduction), probe.height.div_ceil(reduction));
     if scratch.pixels.len() as u64 != u64::from(width) * u64::from(height) * 3 {
         return Err(ImageError::Corrupt { format: probe.format, reason: "its headers contradict each other about its size".to_owned() });
     }
-    Ok(Pixels { width, height, bytes: &scratch.pixels })
+    Ok(Pixels { width, height, bytes: &scratch.pixels, tolerated })
 }
 
 /// The transforms from a file's bytes to the model's input.
@@ -191,7 +205,7 @@ impl ImageTransform {
     }
 
     /// The training transform: `crop` gets the image's width and height and says which box is kept, usually through [`random_resized_crop`].
-    /// Writes `[3, S, S]` normalised values to `out`.
+    /// Writes `[3, S, S]` normalised values to `out` and says which fault of the file cost no pixel, as all transforms do.
     ///
     /// # Panics
     /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
@@ -201,7 +215,7 @@ impl ImageTransform {
         crop: impl FnOnce(u32, u32) -> CropBox,
         scratch: &mut Scratch,
         out: &mut [f32],
-    ) -> Result<(), ImageError> {
+    ) -> Result<Option<Tolerated>, ImageError> {
         let probe = probe(bytes)?;
         self.apply(bytes, &probe, crop(probe.width, probe.height), scratch, out)
     }
@@ -210,11 +224,18 @@ impl ImageTransform {
     ///
     /// # Panics
     /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
-    pub fn crop(&self, bytes: &[u8], crop: CropBox, scratch: &mut Scratch, out: &mut [f32]) -> Result<(), ImageError> {
+    pub fn crop(&self, bytes: &[u8], crop: CropBox, scratch: &mut Scratch, out: &mut [f32]) -> Result<Option<Tolerated>, ImageError> {
         self.apply(bytes, &probe(bytes)?, crop, scratch, out)
     }
 
-    fn apply(&self, bytes: &[u8], probe: &Probe, crop: CropBox, scratch: &mut Scratch, out: &mut [f32]) -> Result<(), ImageError> {
+    fn apply(
+        &self,
+        bytes: &[u8],
+        probe: &Probe,
+        crop: CropBox,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<Option<Tolerated>, ImageError> {
         if !crop.lies_within(probe.width, probe.height) {
             return Err(ImageError::CropOutside { crop, width: probe.width, height: probe.height });
         }
@@ -226,7 +247,7 @@ impl ImageTransform {
     ///
     /// # Panics
     /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
-    pub fn evaluate(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut [f32]) -> Result<(), ImageError> {
+    pub fn evaluate(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut [f32]) -> Result<Option<Tolerated>, ImageError> {
         let probe = probe(bytes)?;
         let window = Window::of_central_square(probe.width, probe.height, self.size);
         self.finish(bytes, (&probe, 1), window, scratch, out)

@@ -1,10 +1,12 @@
 //! Where every sample of a shard lies, kept in a small file, so that any sample is read without walking the archive.
 //!
-//! Comes in: a shard. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the index folder, or made anew when that
-//! file is missing, stale (the shard's size or time of change differs) or damaged. Files are written whole and then named, so any number of
+//! Comes in: a shard, and the keys of images and captions. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the
+//! index folder, or made anew when that file is missing, stale (the shard's size or time of change differs, or it was made with other keys) or
+//! damaged. Files are written whole and then named, so any number of
 //! processes may do this at once. It never writes to a shard.
 
 mod build;
+mod findings;
 mod record;
 
 use std::{
@@ -14,11 +16,14 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use build::Built;
 pub use build::{IndexReport, index_shards};
-pub(crate) use build::{built, over_all};
+pub(crate) use build::{built, for_each_group, over_all};
+pub use findings::Findings;
+use lcl_trainer_config::SampleKeys;
 use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp};
 
-use crate::shard::{self, ImageKind, ShardError};
+use crate::shard::{self, ShardError};
 
 /// Ending that is added to a shard's name.
 pub const EXTENSION: &str = "lclindex";
@@ -37,10 +42,12 @@ pub struct Extent {
 pub struct Record {
     /// Byte at which the first member's headers begin; its name is found there.
     pub start: u64,
-    /// The image's kind and contents.
-    pub image: Option<(ImageKind, Extent)>,
+    /// Number of the image's key among the image keys, and its contents.
+    pub image: Option<(u8, Extent)>,
     /// The caption's contents.
     pub caption: Option<Extent>,
+    /// Two members have the same name, so that neither image nor caption is surely the sample's.
+    pub doubled: bool,
 }
 
 /// An index cannot be made or used.
@@ -91,6 +98,7 @@ impl IndexError {
 pub struct ShardIndex {
     shard: PathBuf,
     header: Header,
+    findings: Findings,
     store: RwLock<Store>,
 }
 
@@ -110,38 +118,44 @@ enum Unusable {
 }
 
 impl ShardIndex {
-    /// Opens the index of `shard`, building it when there is no usable one. A built index that can be written neither under `index_folder`
-    /// nor beside the shard stays in memory, with a warning.
-    pub fn open(shard: &Path, index_folder: Option<&Path>) -> Result<Self, IndexError> {
+    /// Opens the index of `shard` for these keys, building it when there is no usable one. A built index that can be written neither under
+    /// `index_folder` nor beside the shard stays in memory, with a warning.
+    pub fn open(shard: &Path, index_folder: Option<&Path>, keys: &SampleKeys) -> Result<Self, IndexError> {
         let file = shard::open(shard)?;
-        let places = index_files(shard, index_folder);
-        if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?)? {
-            return Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::File(path.clone())) });
+        let places = index_files(shard, index_folder, keys);
+        if let Some(Usable { path, header, findings }) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
+            return Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::File(path.clone())) });
         }
-        let (header, bytes) = build::build(shard, &file)?;
+        let Built { header, findings, bytes } = build::build(shard, &file, keys)?;
         let store = match build::write_first(&places, &bytes) {
             Ok(path) => Store::File(path.clone()),
             Err((path, error)) => {
                 tracing::warn!(
                     shard = %shard.display(), index = %path.display(), %error,
-                    "index cannot be written and stays in memory: set data.indexPath to a folder that can be written to"
+                    "index cannot be written and stays in memory: set spec.data.indexPath to a folder that can be written to"
                 );
                 Store::Memory(bytes.into())
             }
         };
-        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(store) })
+        Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(store) })
     }
 
     /// The index of `shard`, built in memory; writes nothing.
-    pub(crate) fn in_memory(shard: &Path) -> Result<Self, IndexError> {
-        let (header, bytes) = build::build(shard, &shard::open(shard)?)?;
-        Ok(Self { shard: shard.to_owned(), header, store: RwLock::new(Store::Memory(bytes.into())) })
+    pub(crate) fn in_memory(shard: &Path, keys: &SampleKeys) -> Result<Self, IndexError> {
+        let Built { header, findings, bytes } = build::build(shard, &shard::open(shard)?, keys)?;
+        Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::Memory(bytes.into())) })
     }
 
     /// Number of samples, unusable ones included.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.header.count
+    }
+
+    /// What was found in the shard, and under which keys it was looked for.
+    #[must_use]
+    pub fn findings(&self) -> &Findings {
+        &self.findings
     }
 
     /// Bytes of the shard.
@@ -160,7 +174,7 @@ impl ShardIndex {
     /// built again.
     pub(crate) fn record(&self, number: u64, read: impl FnOnce(&Path, u64, &mut [u8]) -> io::Result<()>) -> Result<Record, IndexError> {
         let header = self.header.encode();
-        let at = HEADER_BYTES as u64 + number * RECORD_BYTES as u64;
+        let at = self.header.record_at(number);
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
         let found = match &store {
             Store::Memory(bytes) => in_memory(bytes, at),
@@ -183,12 +197,12 @@ impl ShardIndex {
     /// Builds the index again, for this process in memory and for others in the file.
     fn rebuilt_record(&self, number: u64, header: &[u8; HEADER_BYTES]) -> Result<Record, IndexError> {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        let at = HEADER_BYTES as u64 + number * RECORD_BYTES as u64;
+        let at = self.header.record_at(number);
         let changed = || IndexError::ShardChanged { shard: self.shard.clone() };
         if let Store::File(path) = &*store {
             tracing::warn!(index = %path.display(), record = number, "index is damaged: building it again");
             let file = shard::open(&self.shard)?;
-            let (built, bytes) = build::build(&self.shard, &file)?;
+            let Built { header: built, bytes, .. } = build::build(&self.shard, &file, &self.findings.keys)?;
             if built != self.header {
                 return Err(changed());
             }
@@ -207,10 +221,14 @@ fn in_memory(bytes: &[u8], at: u64) -> Option<[u8; RECORD_BYTES]> {
 }
 
 /// Where the index of `shard` may lie, in the order of preference: under `folder` by the shard's absolute path, so that shards of one name in
-/// different folders do not meet, then beside the shard.
+/// different folders do not meet, then beside the shard. One for other keys than the defaults has their digest in its name: jobs that read
+/// the same shards in different ways do not take each other's indexes away.
 #[must_use]
-pub fn index_files(shard: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
+pub fn index_files(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Vec<PathBuf> {
     let mut beside = shard.as_os_str().to_owned();
+    if !keys.is_default() {
+        beside.push(format!(".{:016x}", keys_digest(keys)));
+    }
     beside.push(".");
     beside.push(EXTENSION);
     let beside = PathBuf::from(beside);
@@ -222,16 +240,42 @@ pub fn index_files(shard: &Path, folder: Option<&Path>) -> Vec<PathBuf> {
     under.into_iter().chain([beside]).collect()
 }
 
+/// Tells keys apart in a name.
+fn keys_digest(keys: &SampleKeys) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("lcl-data 1: sample keys");
+    for list in [&keys.image, &keys.caption] {
+        hasher.update(&(list.len() as u64).to_le_bytes());
+        for key in list {
+            hasher.update(&(key.len() as u64).to_le_bytes());
+            hasher.update(key.as_bytes());
+        }
+    }
+    hasher.update(keys.separator.name().as_bytes());
+    let mut digest = [0; 8];
+    hasher.finalize_xof().fill(&mut digest);
+    u64::from_le_bytes(digest)
+}
+
 fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
     let metadata = file.metadata().map_err(|source| ShardError::Open { path: shard.to_owned(), source })?;
     Ok(Stamp::of(&metadata))
 }
 
-/// The first of these index files that is one of the shard with this stamp.
-fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<(&PathBuf, Header)>, IndexError> {
+/// An index file that is of use.
+struct Usable<'a> {
+    path: &'a PathBuf,
+    header: Header,
+    findings: Findings,
+}
+
+/// The first of these index files that is one of the shard with this stamp and these keys.
+fn find_usable<'a>(places: &'a [PathBuf], stamp: Stamp, keys: &SampleKeys) -> Result<Option<Usable<'a>>, IndexError> {
     for path in places {
         match read_header(path, stamp)? {
-            Ok(header) => return Ok(Some((path, header))),
+            Ok((_, findings)) if findings.keys != *keys => {
+                tracing::warn!(index = %path.display(), "index was made with other keys: building it again");
+            }
+            Ok((header, findings)) => return Ok(Some(Usable { path, header, findings })),
             Err(Unusable::Missing) => {}
             Err(reason) => tracing::warn!(index = %path.display(), ?reason, "index is of no use: building it again"),
         }
@@ -239,25 +283,27 @@ fn find_usable(places: &[PathBuf], stamp: Stamp) -> Result<Option<(&PathBuf, Hea
     Ok(None)
 }
 
-/// The header of the index file at `path` when that is an index of the shard with this stamp. Errors that may pass are errors; all others mean
-/// that the file is of no use.
-fn read_header(path: &Path, stamp: Stamp) -> Result<Result<Header, Unusable>, IndexError> {
-    let mut bytes = [0; HEADER_BYTES];
-    let read = File::open(path).and_then(|mut file| {
+/// Header and findings of the index file at `path` when that is an index of the shard with this stamp. Errors that may pass are errors; all others
+/// mean that the file is of no use.
+fn read_header(path: &Path, stamp: Stamp) -> Result<Result<(Header, Findings), Unusable>, IndexError> {
+    let read = || -> io::Result<_> {
+        let (mut file, mut bytes) = (File::open(path)?, [0; HEADER_BYTES]);
         file.read_exact(&mut bytes)?;
-        file.metadata()
-    });
-    let length = match read {
-        Ok(metadata) => metadata.len(),
-        Err(source) if crate::retry::is_transient(&source) => return Err(IndexError::Read { path: path.to_owned(), source }),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Err(Unusable::Missing)),
-        Err(_) => return Ok(Err(Unusable::Damaged)),
+        let Some(header) = Header::decode(&bytes) else { return Ok(Err(Unusable::Damaged)) };
+        if header.stamp != stamp {
+            return Ok(Err(Unusable::Stale));
+        }
+        let mut found = vec![0; header.findings_bytes as usize];
+        file.read_exact(&mut found)?;
+        let sound = header.file_bytes() == Some(file.metadata()?.len());
+        Ok(header.decode_findings(&found).filter(|_| sound).map(|findings| (header, findings)).ok_or(Unusable::Damaged))
     };
-    Ok(match Header::decode(&bytes) {
-        Some(header) if header.stamp != stamp => Err(Unusable::Stale),
-        Some(header) if header.file_bytes() == Some(length) => Ok(header),
-        _ => Err(Unusable::Damaged),
-    })
+    match read() {
+        Ok(outcome) => Ok(outcome),
+        Err(source) if crate::retry::is_transient(&source) => Err(IndexError::Read { path: path.to_owned(), source }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Err(Unusable::Missing)),
+        Err(_) => Ok(Err(Unusable::Damaged)),
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! It must not know tensors, devices, checkpoints or other members.
 
 pub mod batch;
+mod cause;
 pub mod dataset;
 mod draw;
 pub mod image;
@@ -18,6 +19,6 @@ pub mod shard;
 pub mod show;
 pub mod tokenizer;
 
-pub use batch::{Batch, Images, Row, SkipCause, Skipped};
-pub use dataset::{Dataset, DatasetError};
+pub use batch::{Batch, Images, Row, SkipCause, Skipped, Tolerated};
+pub use dataset::{Dataset, DatasetError, NoPair};
 pub use loader::{Loader, LoaderError, LoaderOptions};

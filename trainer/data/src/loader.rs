@@ -10,7 +10,7 @@ mod queue;
 
 use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle};
 
-use lcl_trainer_config::{DataConfig, ModelShape, Objective};
+use lcl_trainer_config::{DataConfig, Field, ModelShape, Objective};
 
 use crate::{
     batch::Batch,
@@ -58,6 +58,16 @@ pub enum LoaderError {
     #[error("loader option {field} is {value}, but {rule}")]
     Options {
         /// The option.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it has to be.
+        rule: &'static str,
+    },
+    /// A setting of the job cannot be used.
+    #[error("{} is {value}, but {rule}", Field(field))]
+    Setting {
+        /// Path of the field in the trainer's configuration.
         field: &'static str,
         /// Its value.
         value: String,
@@ -138,9 +148,12 @@ fn check(config: &DataConfig, options: &LoaderOptions) -> Result<(), LoaderError
     let require = |holds: bool, field, value: &dyn fmt::Debug, rule| {
         if holds { Ok(()) } else { Err(LoaderError::Options { field, value: format!("{value:?}"), rule }) }
     };
+    for (field, value) in [("data.threads", config.threads), ("data.prefetch", config.prefetch)] {
+        if value < 1 {
+            return Err(LoaderError::Setting { field, value: value.to_string(), rule: "must be at least 1" });
+        }
+    }
     let Range { start, end } = options.slots;
-    require(config.threads >= 1, "threads", &config.threads, "must be at least 1")?;
-    require(config.prefetch >= 1, "prefetch", &config.prefetch, "must be at least 1")?;
     require(start < end, "slots", &options.slots, "must not be empty")?;
     require(end <= options.global_batch_size, "slots", &options.slots, "must end within the global batch")?;
     require(options.first_step <= options.last_step, "first_step", &options.first_step, "must not exceed last_step")?;

@@ -4,7 +4,7 @@
 //! and how many tokens an image takes. Goes out: one sequence, not padded; padding to the right is the batch's matter.
 //! It must not know images, batches or randomness: which side the image stands on is decided by the caller.
 
-use lcl_trainer_config::{ModelShape, SpecialTokens};
+use lcl_trainer_config::{Field, ModelShape, SpecialTokens};
 
 /// Tokens of a pair beside caption and image that the caption's cut leaves room for. A pair has three; the reference cuts
 /// to context − N − 4, and the positions of its tokens depend on it.
@@ -17,8 +17,9 @@ const CAPTION_RESERVE: usize = 2;
 pub enum LayoutError {
     /// The image alone fills the context.
     #[error(
-        "model.shape.text.contextLength is {context_length}, but an image takes {image_tokens} tokens and a pair {PAIR_RESERVE} more: \
+        "{} is {context_length}, but an image takes {image_tokens} tokens and a pair {PAIR_RESERVE} more: \
          raise the context to at least {}, or make images smaller or patches larger",
+        Field("model.shape.text.contextLength"),
         image_tokens + PAIR_RESERVE
     )]
     ContextTooShort {
@@ -28,7 +29,7 @@ pub enum LayoutError {
         image_tokens: usize,
     },
     /// A size is negative, or not a size at all.
-    #[error("{field} is {value}, but must be at least {minimum}")]
+    #[error("{} is {value}, but must be at least {minimum}", Field(field))]
     Size {
         /// Path of the field in the trainer's configuration.
         field: &'static str,
@@ -173,7 +174,7 @@ mod tests {
         assert_eq!(error, LayoutError::ContextTooShort { context_length: 7, image_tokens: 4 });
         assert!(error.to_string().contains("model.shape.text.contextLength is 7") && error.to_string().contains("at least 8"), "{error}");
         let error = Layout::new(&shape(4, 0, 64)).expect_err("a patch has a size");
-        assert_eq!(error.to_string(), "model.shape.vision.patchSize is 0, but must be at least 1");
+        assert_eq!(error.to_string(), "spec.model.shape.vision.patchSize is 0, but must be at least 1");
         assert_eq!(layout(8).pair_caption_limit(), 0);
     }
 

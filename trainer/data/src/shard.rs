@@ -10,12 +10,13 @@ mod writer;
 use std::{
     fs::File,
     io::{self, Read, Seek},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-pub(crate) use group::split_name;
-pub use group::{Group, Grouper, ImageKind};
-pub use list::{ListError, expand};
+pub use group::{Group, Grouper, ImageKind, Keyed};
+pub(crate) use group::{Role, role, split_name};
+pub use list::{Entry, ListError, ListOrigin, Missing, find_shards};
 pub(crate) use writer::new_file_for;
 pub use writer::{ShardWriter, WriteError};
 
@@ -26,9 +27,20 @@ pub const BLOCK: u64 = 512;
 /// making us read on.
 const NAME_LIMIT: u64 = 64 * 1024;
 
-/// A regular file in a shard.
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberKind {
+    /// A regular file.
+    File,
+    /// A hard or symbolic link, or a sparse file: its contents are not where they would be read.
+    Elsewhere,
+}
+
+/// A file in a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
+    /// Whether its contents are there.
+    pub kind: MemberKind,
     /// Its name as the archive has it; not necessarily UTF-8.
     pub name: Vec<u8>,
     /// Byte at which its headers begin, those for long names included.
@@ -43,7 +55,7 @@ pub struct Member {
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// There is no such file.
-    #[error("shard {path} does not exist: check data.source.shards and that its volume is mounted")]
+    #[error("shard {path} does not exist: check its name, and that its volume is mounted")]
     Missing {
         /// The shard.
         path: PathBuf,
@@ -110,6 +122,19 @@ pub enum ShardError {
         /// Size of the file.
         length: u64,
     },
+    /// What follows the end of the archive is neither zeros nor another archive.
+    #[error(
+        "shard {path} is damaged at byte {offset}: the archive ends at byte {end}, and what follows its zeros is no further member: copy or \
+         download it again, or cut it there"
+    )]
+    AfterEnd {
+        /// The shard.
+        path: PathBuf,
+        /// The first byte that is not zero.
+        offset: u64,
+        /// Where the end mark begins.
+        end: u64,
+    },
     /// Offsets in the index are 32-bit block numbers.
     #[error("shard {path} is larger than 2 TiB: split it")]
     TooLarge {
@@ -146,44 +171,138 @@ pub fn open(path: &Path) -> Result<File, ShardError> {
     if file.metadata().map_err(named)?.is_file() { Ok(file) } else { Err(ShardError::NotAFile { path: path.to_owned() }) }
 }
 
-/// Calls `visit` for every regular file in the archive, in the archive's order. Only headers are read.
+/// Calls `visit` for every file in the shard, in its order, and gives the number of archives that lie in it one after the other. Only headers are
+/// read.
 ///
-/// Links, folders and sparse files are passed over. An archive that is cut short anywhere, even between two members, is an error: training on
-/// part of a shard without saying so is worse than stopping.
-pub fn walk(path: &Path, file: &File, mut visit: impl FnMut(Member)) -> Result<(), ShardError> {
+/// Of links and sparse files, whose contents are not where they would be read, only the name counts; folders are passed over. An archive that is cut
+/// short anywhere, even between two members, is an error: training on part of a shard without saying so is worse than stopping. For the same
+/// reason what follows an archive's end is read as well, as `tar --ignore-zeros` does: shards that were joined with `cat`, or one with a hole of
+/// zeros, lose no member; what is no member there is an error.
+pub fn walk(path: &Path, file: &File, mut visit: impl FnMut(Member)) -> Result<u64, ShardError> {
     let length = file.metadata().map_err(|source| ShardError::Open { path: path.to_owned(), source })?.len();
-    // Where the next header is expected.
-    let mut next = 0;
-    let named = |offset: u64, source: io::Error| match (source.raw_os_error(), offset) {
-        (Some(_), _) => ShardError::Read { path: path.to_owned(), offset, source },
-        (None, _) if length < offset + BLOCK => ShardError::Truncated { path: path.to_owned(), offset, length, needed: offset + BLOCK },
-        (None, 0) => ShardError::NotTar { path: path.to_owned() },
-        (None, _) => ShardError::Damaged { path: path.to_owned(), offset, source },
-    };
-    let mut archive = tar::Archive::new(file);
-    for entry in archive.entries_with_seek().map_err(|source| named(0, source))? {
-        let entry = entry.map_err(|source| named(next, source))?;
-        let start = next;
-        let (offset, size) = (entry.raw_file_position(), entry.size());
-        let sparse = entry.header().entry_type().is_gnu_sparse();
-        // A sparse file stores fewer bytes than its size; what it stores is in the header's own field.
-        let stored = if sparse { entry.header().entry_size().map_err(|source| named(start, source))? } else { size };
-        let end = offset.saturating_add(stored);
-        if end > length {
-            return Err(ShardError::Truncated { path: path.to_owned(), offset: start, length, needed: end });
-        }
-        next = end.next_multiple_of(BLOCK);
-        if entry.header().entry_type().is_file() {
-            visit(Member { name: entry.path_bytes().into_owned(), start, offset, length: size });
+    let (mut archives, mut begin) = (0, 0);
+    loop {
+        let shard = Shard { path, file, length };
+        let end = shard.walk_archive(begin, &mut visit)?;
+        archives += 1;
+        let Some(offset) = shard.first_byte_that_is_not_zero(end)? else { return Ok(archives) };
+        begin = offset - offset % BLOCK;
+        if !shard.is_header_at(begin)? {
+            return Err(ShardError::AfterEnd { path: path.to_owned(), offset, end });
         }
     }
-    if length == 0 {
-        return Err(ShardError::NotTar { path: path.to_owned() });
+}
+
+/// A shard that is walked.
+struct Shard<'a> {
+    path: &'a Path,
+    file: &'a File,
+    length: u64,
+}
+
+impl Shard<'_> {
+    /// Visits the members of the archive that begins at byte `begin`; gives the byte at which its end mark begins.
+    fn walk_archive(&self, begin: u64, visit: &mut impl FnMut(Member)) -> Result<u64, ShardError> {
+        let &Self { path, file, length } = self;
+        // Where the next header is expected.
+        let mut next = begin;
+        let named = |offset: u64, source: io::Error| match (source.raw_os_error(), offset) {
+            (Some(_), _) => ShardError::Read { path: path.to_owned(), offset, source },
+            (None, _) if length < offset + BLOCK => ShardError::Truncated { path: path.to_owned(), offset, length, needed: offset + BLOCK },
+            (None, 0) => ShardError::NotTar { path: path.to_owned() },
+            (None, _) => ShardError::Damaged { path: path.to_owned(), offset, source },
+        };
+        let mut tail = Tail { file, begin };
+        tail.seek(io::SeekFrom::Start(0)).map_err(|source| named(begin, source))?;
+        let mut archive = tar::Archive::new(tail);
+        for entry in archive.entries_with_seek().map_err(|source| named(begin, source))? {
+            let entry = entry.map_err(|source| named(next, source))?;
+            let start = next;
+            let (offset, size, kind) = (begin + entry.raw_file_position(), entry.size(), entry.header().entry_type());
+            // A sparse file stores fewer bytes than its size; what it stores is in the header's own field.
+            let sparse = kind.is_gnu_sparse();
+            let stored = if sparse { entry.header().entry_size().map_err(|source| named(start, source))? } else { size };
+            let end = offset.saturating_add(stored);
+            if end > length {
+                return Err(ShardError::Truncated { path: path.to_owned(), offset: start, length, needed: end });
+            }
+            next = end.next_multiple_of(BLOCK);
+            let elsewhere = sparse || kind.is_hard_link() || kind.is_symlink();
+            if kind.is_file() || elsewhere {
+                let kind = if elsewhere { MemberKind::Elsewhere } else { MemberKind::File };
+                visit(Member { kind, name: entry.path_bytes().into_owned(), start, offset, length: size });
+            }
+        }
+        if length == 0 {
+            return Err(ShardError::NotTar { path: path.to_owned() });
+        }
+        if next >= length {
+            return Err(ShardError::NoEndMark { path: path.to_owned(), length });
+        }
+        Ok(next)
     }
-    if next >= length {
-        return Err(ShardError::NoEndMark { path: path.to_owned(), length });
+
+    fn first_byte_that_is_not_zero(&self, begin: u64) -> Result<Option<u64>, ShardError> {
+        // Most ends are one to twenty blocks; a hole of any size is read in pieces.
+        let mut buffer = vec![0; 64 * 1024];
+        let mut at = begin;
+        loop {
+            let read = match self.file.read_at(&mut buffer, at) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(ShardError::Read { path: self.path.to_owned(), offset: at, source }),
+            };
+            let bytes = buffer.get(..read).unwrap_or_default();
+            if let Some(place) = bytes.iter().position(|byte| *byte != 0) {
+                return Ok(Some(at + place as u64));
+            }
+            if read == 0 {
+                return Ok(None);
+            }
+            at += read as u64;
+        }
     }
-    Ok(())
+
+    fn is_header_at(&self, begin: u64) -> Result<bool, ShardError> {
+        let mut block = [0; BLOCK as usize];
+        match self.file.read_exact_at(&mut block, begin) {
+            Ok(()) => Ok(is_header(&block)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(source) => Err(ShardError::Read { path: self.path.to_owned(), offset: begin, source }),
+        }
+    }
+}
+
+/// The bytes of a file from one on, which count from 0: the archive reader takes positions for those of its archive.
+struct Tail<'a> {
+    file: &'a File,
+    begin: u64,
+}
+
+impl Read for Tail<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut file = self.file;
+        file.read(buffer)
+    }
+}
+
+impl Seek for Tail<'_> {
+    fn seek(&mut self, position: io::SeekFrom) -> io::Result<u64> {
+        let position = match position {
+            io::SeekFrom::Start(offset) => io::SeekFrom::Start(self.begin.saturating_add(offset)),
+            relative => relative,
+        };
+        let mut file = self.file;
+        file.seek(position)?.checked_sub(self.begin).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// Whether a block is a tar header: its checksum is the sum of its bytes with the checksum's own field taken as spaces (POSIX pax).
+pub(crate) fn is_header(block: &[u8]) -> bool {
+    let Some(block) = block.first_chunk::<512>() else { return false };
+    let sum: u32 =
+        block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*byte) }).sum();
+    tar::Header::from_byte_slice(block).cksum().is_ok_and(|recorded| recorded == sum)
 }
 
 /// Name of the member whose headers begin at byte `start`; for messages.

@@ -5,14 +5,16 @@
 
 use std::path::Path;
 
-use lcl_trainer_config::{AugmentationConfig, ModelShape, Objective};
+use lcl_trainer_config::{AugmentationConfig, ModelShape, Objective, SampleKeys};
 
 use crate::{
     batch::SkipCause,
     dataset::{Dataset, DatasetError, Reading},
     draw::{self, Draw, IMAGE_SIZE_LIMIT},
     image::{CropBox, ImageError, ImageTransform, Scratch, probe, to_png},
+    index::for_each_group,
     sequence::{Layout, LayoutError},
+    shard,
     tokenizer::Tokenizer,
 };
 
@@ -32,6 +34,8 @@ pub enum ShowTransform {
 pub struct ShowOptions {
     /// Number of the sample in the shard, from 0.
     pub sample: u64,
+    /// Which files are images and captions.
+    pub keys: SampleKeys,
     /// Seed of the crop and of the image-first choice.
     pub seed: u64,
     /// Side of the transformed image in pixels; the token layout is that of `model`, whatever the size.
@@ -85,7 +89,10 @@ pub enum ShowError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// Training skips this record.
-    #[error("sample {sample} (`{key}`) is a bad record: {cause}; training leaves its slot empty")]
+    #[error(
+        "sample {sample} (`{key}`) is a bad record: {cause}; training leaves its slot empty (looked for {keys}; its files are {})",
+        .files.join(", ")
+    )]
     Skipped {
         /// Number of the sample in the shard.
         sample: u64,
@@ -93,6 +100,10 @@ pub enum ShowError {
         key: String,
         /// Why.
         cause: SkipCause,
+        /// What was looked for.
+        keys: SampleKeys,
+        /// The extensions of its files.
+        files: Vec<String>,
     },
     /// The image cannot be used, or not with this crop.
     #[error("image of sample {sample} (`{key}`)")]
@@ -120,11 +131,14 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
     if !(1..=IMAGE_SIZE_LIMIT).contains(&size) {
         return Err(ShowError::Size { size, limit: IMAGE_SIZE_LIMIT });
     }
-    let dataset = Dataset::of_shard(shard)?;
+    let dataset = Dataset::of_shard(shard, &options.keys)?;
     let (_, key) = dataset.key(sample)?;
     let read = match dataset.read(sample)? {
         Reading::Sample(read) => read,
-        Reading::Skipped(cause) => return Err(ShowError::Skipped { sample, key, cause }),
+        Reading::Skipped(cause) => {
+            let files = extensions(shard, &options.keys, sample)?;
+            return Err(ShowError::Skipped { sample, key, cause, keys: options.keys.clone(), files });
+        }
     };
     let draw = Draw { seed, step: 0, slot: sample };
     let image = image(read.image(), draw, options).map_err(|source| ShowError::Image { sample, key: key.clone(), source })?;
@@ -146,6 +160,18 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
         pixels,
         png,
     })
+}
+
+/// The extensions of the files of one sample.
+fn extensions(path: &Path, keys: &SampleKeys, sample: u64) -> Result<Vec<String>, DatasetError> {
+    let (mut number, mut found) = (0, Vec::new());
+    for_each_group(path, &shard::open(path)?, keys, |group| {
+        if number == sample {
+            found = group.extensions.iter().map(|extension| String::from_utf8_lossy(extension).into_owned()).collect();
+        }
+        number += 1;
+    })?;
+    Ok(found)
 }
 
 /// An image before and after the transform.
@@ -170,7 +196,7 @@ fn image(bytes: &[u8], draw: Draw, options: &ShowOptions) -> Result<Image, Image
     match crop {
         Some(crop) => transform.crop(bytes, crop, &mut scratch, &mut pixels)?,
         None => transform.evaluate(bytes, &mut scratch, &mut pixels)?,
-    }
+    };
     let png = to_png(&pixels, options.size);
     Ok(Image { width, height, crop, pixels, png })
 }

@@ -3,8 +3,9 @@
 use std::{fs, path::PathBuf, sync::LazyLock};
 
 use lcl_data::image::{
-    CropBox, Format, ImageError, ImageTransform, MAX_PIXELS, MEAN, STD, Scratch, decode, probe, random_resized_crop, to_png,
+    CropBox, Format, ImageError, ImageTransform, MAX_PIXELS, MEAN, OtherFormat, STD, Scratch, decode, probe, random_resized_crop, to_png,
 };
+use lcl_data::{SkipCause, Tolerated};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -91,6 +92,109 @@ fn every_kind_of_file_decodes_to_the_pixels_that_pillow_gives() {
         }
     }
     assert!(wrong.is_empty(), "pixels differ from Pillow's: {wrong:?}");
+}
+
+/// What `fixtures/record_found_images.py` recorded.
+static FOUND: LazyLock<Value> = LazyLock::new(|| serde_json::from_slice(&fs::read(found_folder().join("cases.json")).unwrap()).unwrap());
+
+fn found_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image_found")
+}
+
+/// Files as people have them, with what Pillow makes of each.
+fn found() -> Vec<Recorded> {
+    let files = FOUND["files"].as_object().unwrap().iter();
+    let files: Vec<Recorded> = files
+        .map(|(name, entry)| Recorded { name: name.clone(), bytes: fs::read(found_folder().join(name)).unwrap(), entry: entry.clone() })
+        .collect();
+    assert!(files.len() > 200);
+    files
+}
+
+/// Files that Pillow refuses although no pixel is missing, and one with the same pixels that it takes. It reads a PNG's chunks without pixels
+/// with great care, and all frames of an animation before the first.
+const MORE_THAN_PILLOW: [(&str, &str); 14] = [
+    ("png_animation_control_damaged.png", "png_trailing.png"),
+    ("png_animation_frame_damaged.png", "png_trailing.png"),
+    ("png_chromaticity_short.png", "png_trailing.png"),
+    ("png_gamma_checksum_wrong.png", "png_trailing.png"),
+    ("png_gamma_short.png", "png_trailing.png"),
+    ("png_physical_short.png", "png_trailing.png"),
+    ("png_profile_empty.png", "png_trailing.png"),
+    ("png_text_checksum_wrong.png", "png_trailing.png"),
+    ("png_transparency_empty.png", "png_trailing.png"),
+    ("png_transparency_short.png", "png_trailing.png"),
+    ("webp_animated_second_cut_size_mended.webp", "webp_animated.webp"),
+    ("webp_size_odd.webp", "webp_trailing.webp"),
+    ("webp_size_small.webp", "webp_trailing.webp"),
+    ("webp_size_zero.webp", "webp_trailing.webp"),
+];
+
+/// Which fault is counted, by the beginning of a file's name; of the others none.
+const FAULTS: [(&str, Tolerated); 24] = [
+    ("jpeg_scan_header", Tolerated::JpegScanHeader),
+    ("jpeg_arithmetic_scan_header_zero", Tolerated::JpegScanHeader),
+    ("jpeg_profile", Tolerated::JpegProfile),
+    ("jpeg_extra_before_table", Tolerated::JpegExtraBytes),
+    ("jpeg_extra_before_frame", Tolerated::JpegExtraBytes),
+    ("jpeg_extra_many", Tolerated::JpegExtraBytes),
+    ("jpeg_extra_between_scans", Tolerated::JpegExtraBytes),
+    ("jpeg_extra_arithmetic", Tolerated::JpegExtraBytes),
+    ("jpeg_restart_far", Tolerated::JpegRestartMarker),
+    ("jpeg_adobe_unknown", Tolerated::JpegHeader),
+    ("jpeg_jfif_of_another_major", Tolerated::JpegHeader),
+    ("jpeg_progression_repeated", Tolerated::JpegProgression),
+    ("jpeg_end_missing_then_text", Tolerated::JpegEnd),
+    ("png_animation_frame_damaged", Tolerated::PngChunk),
+    ("png_data_checksum_wrong", Tolerated::PngChunk),
+    ("png_end_checksum_wrong", Tolerated::PngChunk),
+    ("png_header_twice", Tolerated::PngChunk),
+    ("png_unknown_critical", Tolerated::PngChunk),
+    ("png_palette_odd_length", Tolerated::PngChunk),
+    ("png_end_missing", Tolerated::PngEnd),
+    ("png_end_cut", Tolerated::PngEnd),
+    ("png_data_cut_behind_pixels", Tolerated::PngEnd),
+    ("webp_extended_alpha_flag_without", Tolerated::WebpChunk),
+    ("webp_extended_exif_flag_without", Tolerated::WebpChunk),
+];
+
+#[test]
+fn files_as_people_have_them_give_pillows_pixels_and_those_that_lack_pixels_are_refused() {
+    let mut scratch = Scratch::new();
+    let mut wrong = Vec::new();
+    for Recorded { name, bytes, entry } in found() {
+        let same_as = MORE_THAN_PILLOW.iter().find(|(more, _)| *more == name).map(|(_, same_as)| *same_as);
+        let expected = same_as.map_or(&entry, |same_as| &FOUND["files"][same_as]);
+        let expected = if name.contains("_lost") { None } else { expected["rgb_sha256"].as_str() };
+        let decoded = decode(&bytes, &mut scratch);
+        let given = decoded.as_ref().ok().map(|pixels| (format!("{:x}", Sha256::digest(pixels.bytes)), pixels.tolerated));
+        let fault = FAULTS.iter().find(|(start, _)| name.starts_with(start)).map(|(_, fault)| *fault);
+        let right = match (&given, expected) {
+            (None, None) => true,
+            (Some((digest, tolerated)), Some(expected)) => digest == expected && *tolerated == fault,
+            _ => false,
+        };
+        if !right {
+            let decoded = decoded.map(|pixels| (pixels.width, pixels.height, pixels.tolerated));
+            wrong.push(format!("{name}: {decoded:?}, expected {fault:?}, Pillow {entry}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(Tolerated::ALL.iter().all(|fault| FAULTS.iter().any(|(_, other)| other == fault)), "a fault is not tested");
+}
+
+#[test]
+fn a_file_that_is_refused_leaves_the_decoder_as_good_as_new() {
+    // libjpeg goes on with the headers of a file at the next one unless it is told not to.
+    let mut scratch = Scratch::new();
+    for Recorded { name, bytes, entry } in found() {
+        if decode(&bytes, &mut scratch).is_err() {
+            for sound in files().iter().filter(|sound| ["jpeg_420", "png_gray_4bit", "webp_lossy"].contains(&sound.name.as_str())) {
+                let after = decode(&sound.bytes, &mut scratch).map(|pixels| format!("{:x}", Sha256::digest(pixels.bytes)));
+                assert_eq!(after.as_deref(), Ok(sound.entry["rgb_sha256"].as_str().unwrap()), "{} after {name}: {entry}", sound.name);
+            }
+        }
+    }
 }
 
 /// Mean and greatest difference of every recorded case.
@@ -237,7 +341,7 @@ fn strips_of_extreme_length_cost_little_and_keep_their_colour() {
 fn check_refused(bytes: &[u8], what: &str, scratch: &mut Scratch, expected: impl Fn(&ImageError) -> bool) {
     let transform = ImageTransform::new(8);
     let mut out = vec![0.0; transform.output_len()];
-    for error in [decode(bytes, scratch).map(drop), transform.evaluate(bytes, scratch, &mut out)] {
+    for error in [decode(bytes, scratch).map(drop), transform.evaluate(bytes, scratch, &mut out).map(drop)] {
         match error {
             Ok(()) => panic!("{what}: was decoded"),
             Err(error) => assert!(expected(&error), "{what}: {error}"),
@@ -246,23 +350,39 @@ fn check_refused(bytes: &[u8], what: &str, scratch: &mut Scratch, expected: impl
 }
 
 #[test]
-fn a_file_cut_at_any_length_is_an_error_that_says_truncated() {
+fn a_file_cut_at_any_length_is_an_error_that_says_truncated_unless_it_has_all_pixels() {
     let every_length =
         ["jpeg_420", "jpeg_progressive", "jpeg_cmyk", "png_gray_4bit", "png_palette_interlaced", "webp_lossy", "webp_lossless_palette"];
-    let mut scratch = Scratch::new();
-    let mut cut = 0;
-    for Recorded { name, bytes, .. } in files() {
-        // Bytes after the end are not part of the image.
-        let whole_length = if name == "jpeg_trailing_bytes" { bytes.len() - 15 } else { bytes.len() };
-        let step = if every_length.contains(&name.as_str()) { 1 } else { whole_length / 61 + 1 };
-        for length in (1..whole_length).step_by(step).chain([whole_length - 1]) {
-            check_refused(&bytes[..length], &format!("{length} bytes of {name}"), &mut scratch, |error| {
-                matches!(error, ImageError::Truncated { .. })
-            });
+    let (mut scratch, mut wrong, mut cut) = (Scratch::new(), Vec::new(), 0);
+    let others = ["gif_plain.gif", "gif_partial_interlaced.gif", "bmp_4bit.bmp", "bmp_8bit_runs.bmp", "bmp_16bit_masks_565.bmp"];
+    let found = found();
+    let found = found.iter().filter(|file| others.contains(&file.name.as_str())).map(|file| (file, file.name.as_str()));
+    for (Recorded { name, bytes, entry }, path) in files().iter().map(|file| (file, file.entry["path"].as_str().unwrap())).chain(found) {
+        // What may be missing: what stands behind a PNG's pixels, the mark of the end of a GIF or of runs, the padding of a BMP's last row.
+        let needed = FOUND["needed"][path].as_u64().unwrap() as usize;
+        let whole_length = match name.as_str() {
+            // Bytes after the end are not part of the image.
+            "jpeg_trailing_bytes" => bytes.len() - 15,
+            jpeg_or_webp if jpeg_or_webp.starts_with("jpeg") || jpeg_or_webp.starts_with("webp") => bytes.len(),
+            _ => needed,
+        };
+        let step = if every_length.contains(&name.as_str()) || others.contains(&path) { 1 } else { whole_length / 61 + 1 };
+        let near = whole_length.saturating_sub(9)..(whole_length + 30).min(bytes.len());
+        for length in (1..whole_length).step_by(step).chain(near).chain([bytes.len()]).filter(|length| *length > 0) {
+            let decoded = decode(&bytes[..length], &mut scratch).map(|pixels| format!("{:x}", Sha256::digest(pixels.bytes)));
+            // The last bits of a PNG's data may be in the byte at which Pillow has enough or in the one before, and one decoder sees it earlier.
+            let margin = usize::from(name.starts_with("png"));
+            let right = match &decoded {
+                Ok(digest) => length + margin >= whole_length && digest == entry["rgb_sha256"].as_str().unwrap(),
+                Err(error) => length < whole_length + margin && matches!(error, ImageError::Truncated { .. }),
+            };
+            if !right {
+                wrong.push(format!("{length} of {} bytes of {name}, of which {whole_length} are needed: {decoded:?}", bytes.len()));
+            }
             cut += 1;
         }
-        assert!(decode(bytes, &mut scratch).is_ok(), "{name} after its cut copies");
     }
+    assert!(wrong.is_empty(), "{} cases: {:#?}", wrong.len(), &wrong[..wrong.len().min(60)]);
     assert!(cut > 10_000);
 }
 
@@ -288,10 +408,24 @@ fn a_progressive_jpeg_with_thousands_of_scans_is_refused() {
 #[test]
 fn files_of_other_kinds_are_unsupported() {
     let mut scratch = Scratch::new();
-    let others: [&[u8]; 7] =
-        [b"", b"\0", b"GIF89a\x01\0\x01\0\0\0\0;", b"BM\x1e\0\0\0", b"<html>404</html>", b"RIFF\x04\0\0\0WAVE", &[0; 1000]];
+    let others: [&[u8]; 5] = [b"", b"\0", b"just text", b"RIFF\x04\0\0\0WAVE", &[0; 1000]];
     for other in others {
         check_refused(other, &format!("{other:?}"), &mut scratch, |error| matches!(error, ImageError::Unsupported { .. }));
+    }
+}
+
+#[test]
+fn known_formats_that_are_not_decoded_are_counted_by_their_names() {
+    let mut scratch = Scratch::new();
+    let others: [(&[u8], OtherFormat, &str); 4] = [
+        (b"II*\0\x08\0\0\0", OtherFormat::Tiff, "unsupported_image_tiff"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1miaf", OtherFormat::Avif, "unsupported_image_avif"),
+        (b"<html>404</html>", OtherFormat::Html, "unsupported_image_html"),
+        (b"<svg width='1'/>", OtherFormat::Svg, "unsupported_image_svg"),
+    ];
+    for (bytes, format, cause) in others {
+        check_refused(bytes, cause, &mut scratch, |error| *error == ImageError::OtherFormat(format) && error.cause().name() == cause);
+        assert_eq!(ImageError::OtherFormat(format).cause(), SkipCause::OtherFormat(format));
     }
 }
 
@@ -308,6 +442,8 @@ fn declared_sizes_beyond_the_limit_are_refused_before_anything_is_allocated() {
         patched("jpeg_420.jpeg", frame + 5, &[0xff; 4]),
         patched("png_rgb.png", 16, &[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]),
         patched("webp_lossy_alpha.webp", 24, &[0xff, 0x3f, 0, 0xff, 0x3f, 0]),
+        [b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\0".as_slice(), &[0; 9]].concat(),
+        [b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".as_slice(), &[0xff, 0xff, 0, 0].repeat(2), &[1, 0, 24, 0], &[0; 24]].concat(),
     ];
     for bytes in &huge {
         check_refused(
@@ -334,6 +470,10 @@ fn crops_beyond_the_image_are_refused_and_named() {
     }
 }
 
+/// Sound files and those as people have them.
+static ALL_FILES: LazyLock<Vec<Vec<u8>>> =
+    LazyLock::new(|| files().iter().map(|file| file.bytes.clone()).chain(found().into_iter().map(|file| file.bytes)).collect());
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
     #[test]
@@ -341,7 +481,7 @@ proptest! {
         file in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
     ) {
-        let mut bytes = file.get(files()).bytes.clone();
+        let mut bytes = file.get(&ALL_FILES).clone();
         for (index, value) in changes {
             let index = index.index(bytes.len());
             bytes[index] = value;

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, ops::Range, path::Path, sync::Arc};
 
 use lcl_data::{
-    Batch, Dataset, Loader, LoaderOptions, SkipCause,
-    image::{MEAN, STD, to_png},
+    Batch, Dataset, Loader, LoaderOptions, SkipCause, Tolerated,
+    image::{MEAN, OtherFormat, STD, to_png},
     shard::{ImageKind, ShardWriter},
     tokenizer::Tokenizer,
 };
@@ -58,9 +58,7 @@ fn write_data(folder: &Path, shards: &[u64], bad: &[u64]) {
 
 fn config(folder: &Path, shards: usize) -> DataConfig {
     DataConfig {
-        source: DataSource::Webdataset {
-            shards: (0..shards).map(|number| folder.join(format!("{number:02}.tar")).display().to_string()).collect(),
-        },
+        source: DataSource::webdataset((0..shards).map(|number| folder.join(format!("{number:02}.tar")).display().to_string()).collect()),
         index_path: None,
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),
@@ -242,11 +240,14 @@ fn every_kind_of_bad_record_leaves_its_slot_empty_and_is_counted() {
     writer.append_member("7", "txt", b"\xff\xfe").expect("written");
     writer.append("8", Some((ImageKind::Png, &png)), Some(&"x".repeat(1 << 21))).expect("written");
     writer.append("9", Some((ImageKind::Jpg, b"")), Some("empty")).expect("written");
+    writer.append("10", Some((ImageKind::Jpg, b"II*\0\x08\0\0\0")), Some("another format")).expect("written");
+    writer.append("11", Some((ImageKind::Png, &png)), Some("twice")).expect("written");
+    writer.append("11", Some((ImageKind::Png, &png)), Some("twice")).expect("written");
     writer.finish().expect("the shard is finished");
     let config = config(folder.path(), 1);
     let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
     let data = Data { _folder: folder, config, dataset };
-    let found = slots(&batches(&data, options(4, 0..5)));
+    let found = slots(&batches(&data, options(4, 0..6)));
     let expected = [
         None,
         Some(SkipCause::NoCaption),
@@ -258,15 +259,18 @@ fn every_kind_of_bad_record_leaves_its_slot_empty_and_is_counted() {
         Some(SkipCause::CaptionNotUtf8),
         Some(SkipCause::CaptionTooLarge),
         Some(SkipCause::UnsupportedImage),
+        Some(SkipCause::OtherFormat(OtherFormat::Tiff)),
+        Some(SkipCause::DoubledMember),
     ];
-    assert_eq!(found.len(), 20, "every slot is a row or is counted");
+    assert_eq!(found.len(), 24, "every slot is a row or is counted");
     for slot in found.into_values() {
         match slot {
             Slot::Row(_, sample, ..) => assert_eq!(sample, 0),
             Slot::Skipped(_, sample, cause) => assert_eq!(Some(cause), expected[sample as usize], "sample {sample}"),
         }
     }
-    assert!(SkipCause::ALL.iter().all(|cause| expected.contains(&Some(*cause))), "a cause is not tested");
+    let tested = |cause: &SkipCause| matches!(cause, SkipCause::OtherFormat(_)) || expected.contains(&Some(*cause));
+    assert!(SkipCause::ALL.iter().all(tested), "a cause is not tested");
 }
 
 /// A PNG whose header declares 60,000 by 60,000 pixels.
@@ -304,6 +308,37 @@ fn a_bad_record_is_named_once_in_the_log() {
     let own: Vec<_> = lines.iter().filter(|line| line.contains(shard.0.to_str().expect("UTF-8"))).collect();
     assert_eq!(own.len(), 1, "50 draws of the bad record: {text}");
     assert!(own[0].contains("key=\"0001\""), "{}", own[0]);
+    faults_are_counted_and_named_once(&log);
+}
+
+/// Part of the test above, because a program has one log.
+fn faults_are_counted_and_named_once(log: &Log) {
+    let file = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        std::fs::read(path).expect("the fixture is read")
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut writer = ShardWriter::create(&folder.path().join("00.tar")).expect("the shard is begun");
+    let faults = [Some(Tolerated::JpegScanHeader), Some(Tolerated::JpegScanHeader), Some(Tolerated::PngEnd), None];
+    let names = ["jpeg_scan_header_zero.jpeg", "jpeg_scan_header_odd.jpeg", "png_end_missing.png", "gif_plain.gif"];
+    for (key, name) in names.into_iter().enumerate() {
+        // Under any ending.
+        let image = file(&format!("image_found/{name}"));
+        writer.append(&key.to_string(), Some((ImageKind::Webp, &image)), Some("faulty")).expect("a sample is written");
+    }
+    writer.finish().expect("the shard is finished");
+    let config = config(folder.path(), 1);
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
+    let data = Data { _folder: folder, config, dataset };
+    let found = batches(&data, options(4, 0..10));
+    for batch in &found {
+        assert!(batch.skipped.is_empty());
+        assert!(batch.rows.iter().all(|row| row.tolerated == faults[row.sample as usize]), "{:?}", batch.rows);
+    }
+    let text = log.text();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("costs no pixel")).collect();
+    let of = |cause: &str| lines.iter().filter(|line| line.contains(cause)).count();
+    assert_eq!((lines.len(), of("cause=jpeg_scan_header"), of("cause=png_end")), (2, 1, 1), "{text}");
 }
 
 /// What was logged.

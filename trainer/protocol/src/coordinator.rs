@@ -15,6 +15,7 @@ mod forming;
 mod group;
 mod pace;
 mod roster;
+mod turns;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -23,10 +24,11 @@ use std::{
 
 use crate::{
     Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName, MemberStatus,
-    PROTOCOL_VERSION, Phase, Refusal, ReportCause, StateLabel, Status, ToCoordinator, ToMember, World,
+    PROTOCOL_VERSION, Phase, Refusal, ReportCause, StateLabel, Status, Ticket, ToCoordinator, ToMember, Turn, World,
 };
 use group::Group;
 use roster::Roster;
+use turns::{Standing, Turns};
 
 /// Entries of history that a status carries: a few recoveries of a large job, and still small.
 const HISTORY: usize = 64;
@@ -121,6 +123,7 @@ pub enum CoordinatorCommand {
 struct Peer {
     connection: ConnectionId,
     identity: Identity,
+    ticket: Ticket,
     machine: Option<String>,
     held: Option<StateLabel>,
     heard: Duration,
@@ -166,8 +169,8 @@ pub struct Coordinator {
     config_digest: Option<String>,
     links: BTreeMap<ConnectionId, Link>,
     peers: Roster,
-    /// Highest incarnation seen of each name.
-    incarnations: BTreeMap<MemberName, u64>,
+    /// Which process of each name is the newest.
+    turns: Turns,
     group: Option<Group>,
     /// The last generation that was closed here.
     given_up: Option<Generation>,
@@ -209,7 +212,7 @@ impl Coordinator {
             config_digest: None,
             links: BTreeMap::new(),
             peers: Roster::default(),
-            incarnations: BTreeMap::new(),
+            turns: Turns::new(settings.epoch),
             group: None,
             given_up: None,
             enough_since: None,
@@ -376,26 +379,27 @@ impl Coordinator {
     }
 
     fn attach(&mut self, connection: ConnectionId, attach: Attach) {
-        let Attach { identity, config_digest, machine, known, held, draining, group, saved, .. } = match self.accept(attach) {
-            Ok(attach) => attach,
+        let (attach, ticket) = match self.accept(attach) {
+            Ok((attach, Some(ticket))) => (attach, ticket),
+            Ok((_, None)) => {
+                let ticket = self.turns.give();
+                return self.send(connection, ToMember::Ticket { generation: self.generation, ticket });
+            }
             Err(reason) => {
                 self.send(connection, ToMember::Refused { generation: self.generation, reason });
                 return self.close(connection);
             }
         };
+        let Attach { identity, config_digest, machine, known, held, draining, group, saved, .. } = attach;
         let name = identity.name.clone();
         if (held.is_some() || group.is_some()) && !self.has_state() {
             self.refuse_other_machines(machine.as_deref());
         }
-        if let Some(old) = self.peers.get(&name).map(|peer| peer.connection) {
-            self.links.remove(&old);
-            self.lose(&name, LossCause::Replaced, "it attached anew");
-            self.out.push(CoordinatorCommand::Close { connection: old });
-        }
+        self.turns.admit(&identity, ticket);
+        self.replace(&identity, Turn { ticket, start: identity.incarnation.start });
         // A member may know a generation of this epoch that this process never formed: then another coordinator had the same epoch.
         // Going on above it keeps numbers from being used twice.
         self.generation = self.generation.max(known.unwrap_or(self.generation));
-        self.incarnations.insert(name.clone(), identity.incarnation);
         self.config_digest.get_or_insert(config_digest);
         if let Some(link) = self.links.get_mut(&connection) {
             link.member = Some(name.clone());
@@ -406,25 +410,45 @@ impl Coordinator {
             self.checkpoint_committed(saved);
         }
         let holds = group.map(|group| group.generation);
-        self.peers.insert(Peer { connection, identity, machine, held, heard: self.now, holds, told: None, draining });
-        self.send(connection, ToMember::Attached { generation: self.generation });
+        self.peers.insert(Peer { connection, identity, ticket, machine, held, heard: self.now, holds, told: None, draining });
+        self.send(connection, ToMember::Attached { generation: self.generation, ticket });
         if let Some(group) = group {
             self.attached_with(&name, group);
         }
     }
 
-    fn accept(&self, attach: Attach) -> Result<Attach, Refusal> {
+    /// The attached process of this name, if there is one, makes room. A process whose stream broke unnoticed has come back itself; one
+    /// that is older than the newcomer gets to know that it has no place any more.
+    fn replace(&mut self, identity: &Identity, newest: Turn) {
+        let Some(old) = self.peers.get(&identity.name) else { return };
+        let (connection, is_same) = (old.connection, old.identity.incarnation == identity.incarnation);
+        let own = Turn { ticket: old.ticket, start: old.identity.incarnation.start };
+        if !is_same {
+            let reason = Refusal::Superseded { member: identity.name.to_string(), own, newest };
+            self.send(connection, ToMember::Refused { generation: self.generation, reason });
+        }
+        self.links.remove(&connection);
+        let seen = if is_same { "it attached anew" } else { "a newer process of it attached" };
+        self.lose(&identity.name, LossCause::Replaced, seen);
+        self.out.push(CoordinatorCommand::Close { connection });
+    }
+
+    /// Whether a member can be attached; with its ticket, unless it has to be given one first.
+    fn accept(&self, attach: Attach) -> Result<(Attach, Option<Ticket>), Refusal> {
         let member = attach.identity.name.to_string();
         if attach.protocol_version != PROTOCOL_VERSION {
             return Err(Refusal::ProtocolVersion { member, version: attach.protocol_version, coordinator: PROTOCOL_VERSION });
         }
-        if let Some(known) = attach.known.filter(|known| known.epoch > self.settings.epoch) {
+        // Who has a ticket knows whoever gave it.
+        let given_by = attach.ticket.map(|ticket| Generation { epoch: ticket.epoch, n: 0 });
+        if let Some(known) = attach.known.max(given_by).filter(|known| known.epoch > self.settings.epoch) {
             return Err(Refusal::StaleCoordinator { member, epoch: self.settings.epoch, known });
         }
-        let newest = self.incarnations.get(&attach.identity.name).copied().unwrap_or(0);
-        if attach.identity.incarnation < newest {
-            return Err(Refusal::Superseded { member, incarnation: attach.identity.incarnation, newest });
-        }
+        let ticket = match self.turns.judge(&attach.identity, attach.ticket) {
+            Standing::Newest(ticket) => Some(ticket),
+            Standing::Unknown => None,
+            Standing::Superseded { own, newest } => return Err(Refusal::Superseded { member, own, newest }),
+        };
         match &self.config_digest {
             Some(expected) if *expected != attach.config_digest => {
                 return Err(Refusal::Configuration { member, digest: attach.config_digest, expected: expected.clone() });
@@ -437,7 +461,7 @@ impl Coordinator {
         {
             return Err(Refusal::Machine { member, machine: machine.clone(), expected: expected.to_owned() });
         }
-        Ok(attach)
+        Ok((attach, ticket))
     }
 
     /// Whether any attached member has the job's state.

@@ -19,13 +19,54 @@ impl fmt::Display for MemberName {
     }
 }
 
+/// Which process of a name it is. By this processes are told apart; which of two runs is the newer one a [`Ticket`] tells, and no clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation {
+    /// Drawn at random by the worker's process when it begins: the same for all members that it starts, and for no other worker's.
+    pub run: u64,
+    /// How often that worker has started this member, from 1. It starts another only when the one before has ended, so a higher number is a
+    /// newer process.
+    pub start: u64,
+}
+
+/// A place in the order of the runs that bear one name: a coordinator gives it to a run that it has not seen yet, and the run shows it to
+/// every coordinator from then on. Tickets of one coordinator grow, and those of a later coordinator are higher than all before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket {
+    /// The coordinator's epoch.
+    pub epoch: u64,
+    /// How many it had given by then, this one included.
+    pub n: u64,
+}
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.n)
+    }
+}
+
+/// Where a process stands among those of its name: the higher is the newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn {
+    /// Its run's ticket.
+    pub ticket: Ticket,
+    /// See [`Incarnation::start`].
+    pub start: u64,
+}
+
+impl fmt::Display for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ticket {}, start {}", self.ticket, self.start)
+    }
+}
+
 /// One process of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Its name.
     pub name: MemberName,
-    /// Grows with every process that bears the name (its start time will do): an older process is refused once a newer one was seen.
-    pub incarnation: u64,
+    /// Which process of that name it is.
+    pub incarnation: Incarnation,
     /// The node it runs on. Ranks are ordered by it, so that neighbours share one.
     pub node: String,
     /// The IP address (and port, where it has one) under which the others reach it for collectives.
@@ -39,6 +80,8 @@ pub struct Attach {
     pub protocol_version: u32,
     /// Who it is.
     pub identity: Identity,
+    /// The ticket that its run was given; `None` before: then it is answered with one, and says all of this again with it.
+    pub ticket: Option<Ticket>,
     /// Digest of everything that must be the same on all members: configuration and data.
     pub config_digest: String,
     /// What the bits of its results depend on besides (instruction set, libtorch, threads, kind of GPU), in words; `None` where members may

@@ -34,7 +34,7 @@ mod world;
 
 pub use coordinator::{ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings};
 pub use generation::{Generation, StateLabel};
-pub use identity::{Activity, Attach, HeldGroup, Identity, MemberName};
+pub use identity::{Activity, Attach, HeldGroup, Identity, Incarnation, MemberName, Ticket, Turn};
 pub use member::{Member, MemberCommand, MemberError, MemberEvent, MemberSettings};
 pub use message::{EndReason, Flags, Refusal, ReportCause, ToCoordinator, ToMember};
 pub use plan::{Loss, Plan, Role};
@@ -44,4 +44,4 @@ pub use store::{MAX_STORE_BYTES, StoreRequest, StoreResponse};
 pub use world::{InvalidWorld, World};
 
 /// Version of the messages and their meaning. A coordinator refuses a member with any other.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

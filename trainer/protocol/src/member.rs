@@ -16,7 +16,7 @@ mod vocabulary;
 use std::time::Duration;
 
 use crate::{Activity, Attach, EndReason, Flags, Generation, HeldGroup, PROTOCOL_VERSION, Plan, Refusal, ReportCause, Role, StateLabel};
-use crate::{StoreRequest, StoreResponse, ToCoordinator, ToMember};
+use crate::{StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember};
 
 pub use vocabulary::{MemberCommand, MemberError, MemberEvent, MemberSettings};
 
@@ -57,6 +57,8 @@ pub struct Member {
     now: Duration,
     link: Link,
     work: Work,
+    /// The ticket of this process's run, once a coordinator has given it one.
+    ticket: Option<Ticket>,
     /// The highest generation it has heard of.
     known: Option<Generation>,
     held: Option<StateLabel>,
@@ -72,8 +74,8 @@ pub struct Member {
     /// Step of the last checkpoint that was agreed on in this generation.
     agreed_checkpoint: Option<u64>,
     draining: bool,
-    /// To be done once the group is dropped.
-    end: Option<EndReason>,
+    /// What the process is told once its group is dropped: [`MemberCommand::Exit`] or [`MemberCommand::GiveUp`].
+    end: Option<MemberCommand>,
     last_sent: Duration,
     last_heard: Duration,
     out: Vec<MemberCommand>,
@@ -88,6 +90,7 @@ impl Member {
             now,
             link: Link::Down,
             work: Work::Idle,
+            ticket: None,
             known: None,
             held: None,
             recovering: None,
@@ -183,9 +186,14 @@ impl Member {
         }
         self.link = Link::Up;
         self.last_heard = self.now;
+        self.attach();
+    }
+
+    fn attach(&mut self) {
         let attach = Attach {
             protocol_version: PROTOCOL_VERSION,
             identity: self.settings.identity.clone(),
+            ticket: self.ticket,
             config_digest: self.settings.config_digest.clone(),
             machine: self.settings.machine.clone(),
             known: self.known,
@@ -217,8 +225,11 @@ impl Member {
         }
         self.last_heard = self.now;
         match message {
+            ToMember::Ticket { generation, ticket } => self.take_ticket(generation, ticket),
             // From now on an older coordinator is refused.
-            ToMember::Attached { generation } => self.known = self.known.max(Some(generation)),
+            ToMember::Attached { generation, ticket } => {
+                (self.known, self.ticket) = (self.known.max(Some(generation)), Some(ticket));
+            }
             ToMember::Alive { .. } => {}
             ToMember::Refused { reason, .. } => self.refused(reason),
             ToMember::Form(plan) => self.form(plan),
@@ -251,14 +262,21 @@ impl Member {
         }
     }
 
+    /// It attaches with its ticket; one that comes again or late changes nothing.
+    fn take_ticket(&mut self, generation: Generation, ticket: Ticket) {
+        if self.ticket.is_none() {
+            (self.known, self.ticket) = (self.known.max(Some(generation)), Some(ticket));
+            self.attach();
+        }
+    }
+
     fn refused(&mut self, reason: Refusal) {
         self.drop_link(&reason.to_string());
         if reason.is_worth_another_try() {
             self.disconnected(&reason.to_string());
         } else {
-            self.abort(&reason.to_string());
-            self.work = Work::Ended;
-            self.out.push(MemberCommand::GiveUp(reason));
+            let why = reason.to_string();
+            self.end_with(MemberCommand::GiveUp(reason), &why);
         }
     }
 
@@ -400,9 +418,9 @@ impl Member {
         self.flags = Flags::NONE;
         self.recovering = None;
         self.group = None;
-        if let Some(reason) = self.end {
+        if let Some(end) = self.end.take() {
             self.work = Work::Ended;
-            return self.out.push(MemberCommand::Exit(reason));
+            return self.out.push(end);
         }
         let cause = match (asked, failure) {
             (Some(cause), _) => cause,
@@ -436,12 +454,17 @@ impl Member {
 
     fn end(&mut self, reason: EndReason) {
         self.drop_link(&format!("the coordinator has ended this member: {reason}"));
-        self.end = Some(reason);
+        self.end_with(MemberCommand::Exit(reason), &format!("this member has ended: {reason}"));
+    }
+
+    /// Tells the process its end: at once, or when it has dropped its group. Until then an update may still be applied.
+    fn end_with(&mut self, end: MemberCommand, why: &str) {
         if self.work == Work::Idle {
             self.work = Work::Ended;
-            self.out.push(MemberCommand::Exit(reason));
+            self.out.push(end);
         } else {
-            self.abort(&format!("this member has ended: {reason}"));
+            self.end = Some(end);
+            self.abort(why);
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     ops::{BitOr, BitOrAssign},
 };
 
-use crate::{Activity, Attach, Generation, Plan, StateLabel, StoreRequest, StoreResponse};
+use crate::{Activity, Attach, Generation, Plan, StateLabel, StoreRequest, StoreResponse, Ticket, Turn};
 
 /// From a member. All but [`ToCoordinator::Attach`] are ignored before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,10 +63,20 @@ pub enum ToCoordinator {
 /// To a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToMember {
+    /// It has shown no ticket, and its run is not known: this is one. It attaches again with it, on the same stream. Until then it has no
+    /// place, so that what a process said before it died takes none from its successor.
+    Ticket {
+        /// The coordinator's generation.
+        generation: Generation,
+        /// The ticket, higher than all before.
+        ticket: Ticket,
+    },
     /// It is attached and waits for a plan.
     Attached {
         /// The coordinator's generation.
         generation: Generation,
+        /// The ticket of its run.
+        ticket: Ticket,
     },
     /// It cannot be attached; the stream is closed.
     Refused {
@@ -170,8 +180,8 @@ pub enum Refusal {
     },
     /// Its results would differ from the others' in their last bits, in a job that is to give the same bits everywhere.
     #[error(
-        "member {member} computes on \"{machine}\", the job's other members on \"{expected}\": with optimization.exact all need machines of one \
-         kind; select such nodes in workers.template"
+        "member {member} computes on \"{machine}\", the job's other members on \"{expected}\": with spec.optimization.exact all need machines of one \
+         kind; select such nodes in spec.workers.template"
     )]
     Machine {
         /// The member.
@@ -181,15 +191,15 @@ pub enum Refusal {
         /// What the others compute on.
         expected: String,
     },
-    /// A newer process of the same name was seen.
-    #[error("a newer process of member {member} (incarnation {newest}) has attached, this one is {incarnation}: stop this one")]
+    /// A newer process of the same name was seen. Final for the whole run: whatever its worker starts is older, too.
+    #[error("a newer process of member {member} ({newest}) has attached, this one ({own}) has no place any more: it ends")]
     Superseded {
         /// The member.
         member: String,
-        /// Its incarnation.
-        incarnation: u64,
-        /// The newest seen.
-        newest: u64,
+        /// Where it stands.
+        own: Turn,
+        /// Where the newest seen stands.
+        newest: Turn,
     },
     /// The member has heard of a later coordinator.
     #[error("this coordinator has epoch {epoch}, but member {member} knows {known}: it was replaced, or started with an old epoch")]

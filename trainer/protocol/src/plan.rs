@@ -102,7 +102,8 @@ pub(crate) fn digest_of<'a>(members: impl Iterator<Item = &'a Identity>) -> u64 
     for member in members {
         feed(member.name.worker.as_bytes());
         feed(&member.name.index.to_le_bytes());
-        feed(&member.incarnation.to_le_bytes());
+        feed(&member.incarnation.run.to_le_bytes());
+        feed(&member.incarnation.start.to_le_bytes());
     }
     digest
 }

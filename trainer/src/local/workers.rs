@@ -85,7 +85,7 @@ pub(super) enum ResizeError {
     },
     /// There is not work for so many.
     #[error(
-        "{members} members are more than {most}, the slots (optimization.globalBatchSize) or shards (optimization.exact.virtualShards) of a batch, \
+        "{members} members are more than {most}, the slots (spec.optimization.globalBatchSize) or shards (spec.optimization.exact.virtualShards) of a batch, \
          or the GPUs of this machine"
     )]
     TooMany {
@@ -95,7 +95,7 @@ pub(super) enum ResizeError {
         most: u64,
     },
     /// The result depends on the number of members.
-    #[error("optimization.normalization is perRank, so the result depends on the number of members: it stays as it is")]
+    #[error("spec.optimization.normalization is perRank, so the result depends on the number of members: it stays as it is")]
     Fixed,
     /// No worker is called that.
     #[error("no worker of this run is called {worker}: there are {known}")]

@@ -1,6 +1,8 @@
 //! What is written down about a step: its place in the data, what identifies its samples, and its curves. Pure.
 
-use lcl_data::Batch;
+use std::collections::BTreeMap;
+
+use lcl_data::{Batch, Tolerated};
 
 use crate::records::{Record, SlotRange};
 
@@ -52,6 +54,27 @@ pub(super) fn count_tokens(batch: &Batch) -> u64 {
     rows.map(|row| row.iter().rposition(|token| *token != 0).map_or(0, |last| last as u64 + 1)).sum()
 }
 
+/// Images that were used in spite of each fault of [`Tolerated::ALL`].
+pub(super) type FaultCounts = [u64; Tolerated::ALL.len()];
+
+/// Counts the batch's images by the fault that cost them no pixel.
+pub(super) fn count_tolerated(batch: &Batch) -> FaultCounts {
+    Tolerated::ALL.map(|fault| batch.rows.iter().filter(|row| row.tolerated == Some(fault)).count() as u64)
+}
+
+/// The faults that there are, by name.
+pub(super) fn tolerated_images(counts: FaultCounts) -> BTreeMap<String, u64> {
+    let found = Tolerated::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0);
+    found.map(|(fault, count)| (fault.to_string(), count)).collect()
+}
+
+/// Adds counts by name to others.
+pub(super) fn add_counts(totals: &mut BTreeMap<String, u64>, counts: &BTreeMap<String, u64>) {
+    for (name, count) in counts {
+        *totals.entry(name.clone()).or_default() += count;
+    }
+}
+
 /// The curves of a record in `TensorBoard`.
 pub(super) fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
     match record {
@@ -68,6 +91,7 @@ pub(super) fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
             ("speed/data_wait_seconds", step.data_wait_seconds),
             ("data/tokens", step.tokens as f64),
             ("data/skipped_samples", step.skipped_samples.len() as f64),
+            ("data/tolerated_images", step.tolerated_images.values().sum::<u64>() as f64),
         ],
         Record::CheckpointCommitted(checkpoint) => {
             vec![("checkpoint/stall_seconds", checkpoint.stall_seconds), ("checkpoint/write_seconds", checkpoint.write_seconds)]

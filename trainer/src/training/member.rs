@@ -19,20 +19,19 @@ use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use lcl_checkpoint::CheckpointStore;
+use lcl_checkpoint::{CheckpointStore, StoreOptions};
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
 use lcl_data::{Batch, Dataset, Loader, LoaderOptions};
 use lcl_protocol::{
-    EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, MemberCommand, MemberError, MemberEvent, MemberName,
-    MemberSettings, Plan, Refusal, Role,
+    EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, Incarnation, MemberCommand, MemberError, MemberEvent,
+    MemberName, MemberSettings, Plan, Refusal, Role,
 };
 use lcl_torch::{
     Device, Learner, MemberStep, StepReport, choose_device,
     collectives::{AbortHandle, Group, GroupError, GroupOptions, SelfTestError, Usage},
-    learning_rate,
     shim::ShimError,
 };
 use lcl_trainer_config::{ExitCode, TrainerConfig};
@@ -45,10 +44,10 @@ use self::{
     tally::{JoinError, Tally, Wanted},
 };
 use super::{
-    TrainError, TrainOptions,
+    TrainError, TrainOptions, nothing_trained,
     prepare::{Found, Progress, Restorer, restore},
-    saver::Saver,
-    share::{self, machine_of, prepare_process, warn_of_slow_precision},
+    saver::{FinalSaveError, Saver},
+    share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
 };
 use crate::{
     chain,
@@ -85,6 +84,8 @@ pub struct MemberOptions {
     pub worker: String,
     /// Its number within the worker.
     pub index: u32,
+    /// Which process of that name this one is.
+    pub incarnation: Incarnation,
     /// The node it runs on.
     pub node: String,
     /// Address of this host under which the other members reach it.
@@ -123,6 +124,9 @@ pub enum MemberRunError {
     /// Some sample would have been trained twice, or not at all.
     #[error("this is a fault of the program")]
     Parts(#[from] PartsError),
+    /// The last step is done, and this member's part of the checkpoint cannot be written.
+    #[error("the run is done without its last checkpoint")]
+    Unsaved(#[source] FinalSaveError),
     /// A mistake in the program.
     #[error("this is a fault of the program, please report it")]
     Machine(#[from] MemberError),
@@ -185,9 +189,13 @@ impl<'a> MemberRun<'a> {
         let device = choose_device(config.runtime.device, member.index as usize)?;
         warn_of_slow_precision(&config, device)?;
         collectives::check(member.host, device)?;
+        let store = CheckpointStore::open(&config.checkpoint.uri, StoreOptions::default())?;
+        // A volume that can never hold a checkpoint is refused before anything is trained for it.
+        store.probe()?;
         let dataset = Arc::new(Dataset::open(&config.data)?);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
+        store.check_room(checkpoint_bytes(&learner))?;
         transfer::touch_memory(&learner);
         let machine = machine_of(&config, device)?;
         let abortable = Abortable::default();
@@ -206,7 +214,7 @@ impl<'a> MemberRun<'a> {
         let settings = MemberSettings {
             identity: MemberIdentity {
                 name: MemberName { worker: member.worker.clone(), index: member.index },
-                incarnation: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64),
+                incarnation: member.incarnation,
                 node: member.node.clone(),
                 address: member.host.to_string(),
             },
@@ -335,16 +343,22 @@ impl<'a> MemberRun<'a> {
         let moved = match role {
             Role::Level => Ok(()),
             Role::Send { to } => transfer::send(&mut joined.group, &self.learner, self.progress, &self.tally, to),
-            Role::Receive { from } => transfer::receive(&mut joined.group, &mut self.learner, &mut self.tally, *from).map(|progress| {
-                self.progress = progress;
-                self.restored = None;
-                if let Some(saver) = self.saver.as_mut() {
-                    // What it knew to be in the store may be another state of the same step.
-                    saver.set_committed(None);
-                }
-            }),
+            Role::Receive { from } => {
+                transfer::receive(&mut joined.group, &mut self.learner, &mut self.tally, *from).map(|(progress, warmup)| {
+                    self.progress = progress;
+                    if self.config.optimization.schedule.warmup_steps().is_none() {
+                        // All members have to go along the same curve, whatever number of steps each was started with.
+                        self.learner.set_warmup_steps(warmup);
+                    }
+                    self.restored = None;
+                    if let Some(saver) = self.saver.as_mut() {
+                        // What it knew to be in the store may be another state of the same step.
+                        saver.set_committed(None);
+                    }
+                })
+            }
             Role::Restore { to } => {
-                let store = CheckpointStore::open(&self.config.checkpoint.uri, lcl_checkpoint::StoreOptions::default())?;
+                let store = CheckpointStore::open(&self.config.checkpoint.uri, StoreOptions::default())?;
                 let asked = Restorer {
                     generation: lcl_checkpoint::Generation { epoch: generation.epoch, n: generation.n },
                     job: self.member.job.as_deref(),
@@ -423,7 +437,7 @@ impl<'a> MemberRun<'a> {
             }
             let step = self.progress.completed_steps;
             if step >= steps {
-                return self.finish(generation);
+                return if self.learner.completed_updates() > 0 { self.finish(generation) } else { self.give_up_untrained() };
             }
             let (agreed, is_busy) = match self.step(step) {
                 Ok(agreed) => agreed,
@@ -453,6 +467,15 @@ impl<'a> MemberRun<'a> {
         Err(TrainError::Diverged { count: self.progress.consecutive_skips })
     }
 
+    /// The last step is done, and no update was possible in any: there is nothing to save. All members find this.
+    fn give_up_untrained(&mut self) -> Result<(), TrainError> {
+        if let Some(leader) = self.leader.as_mut() {
+            leader.end(EndReason::NothingTrained, &self.learner, self.progress)?;
+        }
+        let (rows, causes) = self.tally.read_and_skipped();
+        Err(nothing_trained(self.config.optimization.steps, rows, &causes))
+    }
+
     /// A command met while training: obeyed here, where an exit cannot be one of them (it follows the end of a group).
     fn pending(&mut self, command: MemberCommand) -> Result<(), TrainError> {
         match command {
@@ -480,7 +503,7 @@ impl<'a> MemberRun<'a> {
         let wish = i64::from(self.client.flags().bits()) | if is_busy { BUSY } else { 0 };
         let (report, wishes) = if shared.rows == 0 {
             let wishes = joined.group.exchange(&[wish], EXCHANGE_TIMEOUT)?.into_iter().flatten().collect();
-            (without_update(&self.config, step), wishes)
+            (without_update(self.learner.learning_rate(step)), wishes)
         } else {
             let member = MemberStep { group: &mut joined.group, wish, timeout: EXCHANGE_TIMEOUT };
             match share::train_step(&mut self.learner, &self.config, self.device, &batch, Some(member)) {
@@ -511,7 +534,7 @@ impl<'a> MemberRun<'a> {
             leader.set_generation(generation);
             return Ok(());
         }
-        let leader = Leader::begin(generation, &self.config, self.options, &self.dataset, self.device, self.progress, &self.tally)?;
+        let leader = Leader::begin(generation, &self.config, self.options, &self.dataset, &self.learner, self.progress, &self.tally)?;
         self.leader = Some(leader);
         Ok(())
     }
@@ -573,14 +596,14 @@ impl From<GroupError> for StepError {
 }
 
 /// Without a gradient there is nothing to update: not the moments either.
-fn without_update(config: &TrainerConfig, step: u64) -> StepReport {
+fn without_update(learning_rate: f64) -> StepReport {
     StepReport {
         total: f64::NAN,
         generation: f64::NAN,
         contrastive: f64::NAN,
         gradient_norm: f64::NAN,
         logit_scale: f64::NAN,
-        learning_rate: learning_rate(&config.optimization, step),
+        learning_rate,
         contrastive_images: 0,
         generation_positions: 0,
         skipped: true,

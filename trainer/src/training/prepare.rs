@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Begin, TrainError, TrainOptions,
-    share::{machine_of, prepare_process, warn_of_slow_precision},
+    share::{checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
 };
 use crate::{
     identity::Identity,
@@ -46,20 +46,23 @@ pub(super) struct Progress {
 }
 
 /// Names of the numbers in a checkpoint's metadata.
-const COMPLETED_UPDATES: &str = "completedUpdates";
+pub(crate) const COMPLETED_UPDATES: &str = "completedUpdates";
 const CONSECUTIVE_SKIPS: &str = "consecutiveSkippedUpdates";
+/// Name of the learning rate's linear part there. Older checkpoints lack it; their configuration always says it.
+const WARMUP_STEPS: &str = "warmupSteps";
 /// Name of the job in a checkpoint's metadata.
 const JOB: &str = "job";
 /// Name of what its writers computed on there.
 const MACHINE: &str = "machine";
 
-/// What a checkpoint says besides its tensors. `completed_updates`: updates the optimizer has applied.
+/// What a checkpoint says besides its tensors: what it is of, and how far `learner` is.
 #[must_use]
-pub fn metadata(config: &TrainerConfig, identity: &Identity, completed_updates: u64, consecutive_skips: u32) -> Value {
+pub fn metadata(config: &TrainerConfig, identity: &Identity, learner: &Learner, consecutive_skips: u32) -> Value {
     json!({
         "identity": identity.to_value(),
         "config": config,
-        COMPLETED_UPDATES: completed_updates,
+        WARMUP_STEPS: learner.warmup_steps(),
+        COMPLETED_UPDATES: learner.completed_updates(),
         CONSECUTIVE_SKIPS: consecutive_skips,
     })
 }
@@ -94,10 +97,11 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     let device = choose_device(config.runtime.device, 0)?;
     warn_of_slow_precision(&config, device)?;
     let folder = RunFolder::open(&config.checkpoint.uri)?;
+    let dataset = Arc::new(Dataset::open(&config.data)?);
+    // Nothing is deleted for a run that cannot be.
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;
     }
-    let dataset = Arc::new(Dataset::open(&config.data)?);
     let identity = Identity::new(&config, Some(&dataset.digest()));
     let restored = restore_latest(folder.store(), None)?;
     if restored.is_none() {
@@ -109,7 +113,10 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     let machine = machine_of(&config, device)?;
     let mut learner = Learner::new(&config, device)?;
     let is_saved = restored.is_some();
-    let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &restored, machine.as_deref()))?;
+    let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &config, &restored, machine.as_deref()))?;
+    if progress.completed_steps < config.optimization.steps {
+        folder.store().check_room(checkpoint_bytes(&learner))?;
+    }
     let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
     if opened.superseded > 0 {
         tracing::info!(lines = opened.superseded, step = progress.completed_steps, "metrics beyond the restored step taken out");
@@ -182,7 +189,7 @@ pub(super) fn restore(
     if let Some(later) = asked.overtaken_by(&restored.metadata, restored.id.generation) {
         return Ok(Found::Later(later));
     }
-    load(learner, &restored, asked.machine).map(Found::State)
+    load(learner, config, &restored, asked.machine).map(Found::State)
 }
 
 impl Restorer<'_> {
@@ -194,11 +201,24 @@ impl Restorer<'_> {
     }
 }
 
-fn load(learner: &mut Learner, restored: &Restored, machine: Option<&str>) -> Result<Progress, TrainError> {
+/// The warm-up that a run goes on with: what its user gives, else what it began with, which its checkpoints record. Where nothing was
+/// trained yet (imported weights), or nothing is recorded, `None`: it is derived from the steps that the run has now.
+fn kept_warmup(config: &TrainerConfig, metadata: &Value, completed_steps: u64) -> Option<u64> {
+    if config.optimization.schedule.warmup_steps().is_some() || completed_steps == 0 {
+        return None;
+    }
+    let recorded = metadata.get(WARMUP_STEPS).or_else(|| metadata.pointer("/config/optimization/schedule/warmupSteps"));
+    recorded.and_then(Value::as_u64)
+}
+
+fn load(learner: &mut Learner, config: &TrainerConfig, restored: &Restored, machine: Option<&str>) -> Result<Progress, TrainError> {
     let number = |field| restored.metadata.get(field).and_then(Value::as_u64).ok_or(TrainError::Metadata { field });
     let (updates, skips) = (number(COMPLETED_UPDATES)?, number(CONSECUTIVE_SKIPS)?);
     let tensors = restored.tensors.iter().map(|tensor| StateTensor { name: &tensor.name, shape: &tensor.shape, data: &tensor.data });
     learner.load_state(tensors, updates)?;
+    if let Some(steps) = kept_warmup(config, &restored.metadata, restored.id.step) {
+        learner.set_warmup_steps(steps);
+    }
     tracing::info!(checkpoint = %restored.id, "state restored");
     if let (Some(there), Some(here)) = (other_machine(&restored.metadata, machine), machine) {
         tracing::warn!(
@@ -235,6 +255,25 @@ mod tests {
         check(Some("a"), (3, 1), None, false);
         check(None, (3, 1), None, true);
         check(None, (3, 1), Some("b"), false);
+    }
+
+    #[test]
+    fn a_run_goes_on_with_the_warm_up_it_began_with_unless_its_user_gives_one() {
+        let config = |given: Option<u64>| {
+            let mut config = crate::test_support::tiny_config();
+            config.optimization.schedule = lcl_trainer_config::Schedule::Cosine { warmup_steps: given };
+            config
+        };
+        let recorded = json!({ "warmupSteps": 7, "config": config(None) });
+        // As checkpoints were written before they recorded it: the configuration always had a number.
+        let old = json!({ "config": config(Some(5)) });
+        assert_eq!(kept_warmup(&config(None), &recorded, 3), Some(7));
+        assert_eq!(kept_warmup(&config(None), &old, 3), Some(5));
+        for metadata in [&recorded, &old] {
+            assert_eq!(kept_warmup(&config(Some(2)), metadata, 3), None, "what the user gives goes before");
+            assert_eq!(kept_warmup(&config(None), metadata, 0), None, "nothing was trained yet");
+        }
+        assert_eq!(kept_warmup(&config(None), &json!({}), 3), None);
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl Saver {
                 tracing::warn!(
                     step = facts.completed_steps,
                     still_writing = self.under_way.map(|id| id.step),
-                    "checkpoint left out: the one before is still being written; consider a greater checkpoint.everySteps"
+                    "checkpoint left out: the one before is still being written; consider a greater spec.checkpoint.everySteps"
                 );
                 return Ok(records);
             }

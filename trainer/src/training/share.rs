@@ -42,10 +42,18 @@ pub(super) fn machine_of(config: &TrainerConfig, device: Device) -> Result<Optio
     Ok(config.optimization.exact.is_some().then(|| machine(device)).transpose()?)
 }
 
+/// Bytes of a checkpoint's tensors: weights and both moments.
+pub(super) fn checkpoint_bytes(learner: &Learner) -> u64 {
+    let elements = |sizes: Vec<i64>| sizes.iter().map(|size| *size as u64).product::<u64>();
+    learner.state().iter().map(|(_, tensor)| elements(tensor.size()) * size_of::<f32>() as u64).sum()
+}
+
 /// Says so when steps will take far longer than they have to.
 pub(super) fn warn_of_slow_precision(config: &TrainerConfig, device: Device) -> Result<(), TrainError> {
     if config.model.precision == Precision::Bfloat16 && emulates_bfloat16(device)? {
-        tracing::warn!("model.precision is bfloat16, which this machine can only emulate: steps take many times as long as with float32");
+        tracing::warn!(
+            "spec.model.precision is bfloat16, which this machine can only emulate: steps take many times as long as with float32"
+        );
     }
     Ok(())
 }

@@ -9,14 +9,16 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use lcl_checkpoint::while_away;
 use lcl_data::{Batch, Loader, LoaderOptions};
-use lcl_torch::{StepReport, learning_rate, parameter_count};
+use lcl_torch::{StepReport, parameter_count};
 use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions,
-    describe::{count_tokens, samples_digest, scalars, slot_ranges},
-    metadata,
+    describe::{add_counts, count_tokens, count_tolerated, samples_digest, slot_ranges, tolerated_images},
+    ledger::{Writing, write_record},
+    metadata, nothing_trained,
     prepare::{Prepared, Progress, Provenance, with_provenance},
     saver::{Facts, Saver},
     share::train_step,
@@ -39,8 +41,7 @@ pub(super) struct StepLoop {
     events: EventFile,
     stop: StopRequest,
     totals: Totals,
-    /// A failed write of metrics was reported and not yet followed by a good one.
-    metrics_are_failing: bool,
+    writing: Writing,
 }
 
 /// What this process did.
@@ -48,6 +49,7 @@ pub(super) struct StepLoop {
 struct Totals {
     rows: u64,
     skipped_samples: BTreeMap<String, u64>,
+    tolerated_images: BTreeMap<String, u64>,
     skipped_updates: u64,
     begin: Option<Instant>,
     last_end: Option<Instant>,
@@ -79,7 +81,8 @@ impl StepLoop {
         let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed, &run.learner);
         let unique = format!("{}.{}.{}", host_name(), process::id(), generation.epoch);
         // TensorBoard's points stand at completed steps; those after the restored one are dropped.
-        let events = EventFile::create(run.folder.path(), unix_time(), &unique, progress.completed_steps + 1)
+        let before = while_away(|| run.folder.event_files())?;
+        let events = EventFile::create(run.folder.path(), &before, unix_time(), &unique, progress.completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
         Ok(Self {
             loader,
@@ -88,7 +91,7 @@ impl StepLoop {
             display: Display::new(options.output, &options.multi),
             stop: options.stop.clone(),
             totals: Totals::default(),
-            metrics_are_failing: false,
+            writing: Writing::default(),
             run,
         })
     }
@@ -105,7 +108,8 @@ impl StepLoop {
                 break EndReason::Diverged;
             }
             if step >= steps {
-                break EndReason::Completed;
+                let is_trained = self.run.learner.completed_updates() > 0;
+                break if is_trained { EndReason::Completed } else { EndReason::NothingTrained };
             }
             if self.stop.is_asked() {
                 break EndReason::Preempted;
@@ -140,6 +144,7 @@ impl StepLoop {
         for skipped in &record.skipped_samples {
             *self.totals.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
         }
+        add_counts(&mut self.totals.tolerated_images, &record.tolerated_images);
         let Progress { completed_steps, consecutive_skips } = &mut self.run.progress;
         *completed_steps = step + 1;
         if record.update_skipped {
@@ -164,7 +169,7 @@ impl StepLoop {
                 contrastive: f64::NAN,
                 gradient_norm: f64::NAN,
                 logit_scale: f64::NAN,
-                learning_rate: learning_rate(&config.optimization, step),
+                learning_rate: learner.learning_rate(step),
                 contrastive_images: 0,
                 generation_positions: 0,
                 skipped: true,
@@ -197,6 +202,7 @@ impl StepLoop {
                     cause: skipped.cause.to_string(),
                 })
                 .collect(),
+            tolerated_images: tolerated_images(count_tolerated(batch)),
             update_skipped: report.skipped,
             loss: report.total,
             generation_loss: report.generation,
@@ -227,7 +233,7 @@ impl StepLoop {
     fn end(mut self, reason: EndReason) -> Result<ExitCode, TrainError> {
         let training_seconds = self.totals.begin.map_or(0.0, |begin| begin.elapsed().as_secs_f64());
         let mut saved = Ok(());
-        if reason != EndReason::Diverged {
+        if matches!(reason, EndReason::Completed | EndReason::Preempted) {
             let facts = self.facts();
             let (records, result) = self.saver.finish(&self.run.learner, facts);
             for record in records {
@@ -235,16 +241,18 @@ impl StepLoop {
             }
             saved = result;
         }
+        let rows = self.totals.rows;
         let ended = Ended {
             completed_steps: self.run.progress.completed_steps,
             generation: self.generation(),
             time: unix_time(),
             reason,
             parameter_hash: self.run.learner.parameter_hash()?,
-            skipped_samples: std::mem::take(&mut self.totals.skipped_samples),
+            skipped_samples: self.totals.skipped_samples.clone(),
+            tolerated_images: std::mem::take(&mut self.totals.tolerated_images),
             skipped_updates: self.totals.skipped_updates,
             training_seconds,
-            rows: self.totals.rows,
+            rows,
         };
         self.record(&Record::Ended(ended));
         let files = self.files();
@@ -256,35 +264,26 @@ impl StepLoop {
             EndReason::Completed => Ok(ExitCode::Success),
             EndReason::Preempted => Ok(ExitCode::Preempted),
             EndReason::Diverged => Err(TrainError::Diverged { count: self.run.progress.consecutive_skips }),
+            EndReason::NothingTrained => Err(nothing_trained(self.run.config.optimization.steps, rows, &self.totals.skipped_samples)),
         }
     }
 
     /// Writes a record everywhere. A disk that is full is reported once and does not stop training.
     fn record(&mut self, record: &Record) {
         self.display.show(record);
-        let scalars = scalars(record);
-        let mut written = self.run.journal.append(record);
-        if written.is_ok() && !scalars.is_empty() {
-            written = self.events.scalars(unix_time(), record.completed_steps(), &scalars);
-        }
-        match written {
-            Ok(()) => self.metrics_are_failing = false,
-            Err(_) if self.metrics_are_failing => {}
-            Err(error) => {
-                self.metrics_are_failing = true;
-                tracing::warn!(%error, folder = %self.run.folder.path().display(), "metrics wait in memory: the file takes none");
-            }
-        }
+        let written = write_record(record, &mut self.run.journal, &mut self.events);
+        self.writing.note(written, self.run.folder.path());
     }
 
     fn started(&self) -> Record {
-        let Prepared { config, dataset, device, progress, .. } = &self.run;
+        let Prepared { config, dataset, device, learner, progress, .. } = &self.run;
         Record::Started(Started {
             completed_steps: progress.completed_steps,
             generation: self.generation(),
             time: unix_time(),
             job: config.job.clone(),
             steps: config.optimization.steps,
+            warmup_steps: Some(learner.warmup_steps()),
             global_batch_size: config.optimization.global_batch_size,
             samples_per_pass: dataset.samples_per_pass(),
             parameters: parameter_count(&config.model),
@@ -298,7 +297,7 @@ impl StepLoop {
             completed_steps: progress.completed_steps,
             config_digest: identity.digest(),
             metadata: with_provenance(
-                metadata(config, identity, learner.completed_updates(), progress.consecutive_skips),
+                metadata(config, identity, learner, progress.consecutive_skips),
                 Provenance { job: None, machine: machine.as_deref() },
             ),
         }

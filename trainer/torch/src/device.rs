@@ -10,7 +10,7 @@ use crate::shim::{ShimError, cuda, runtime};
 pub enum DeviceError {
     /// A GPU is demanded where libtorch sees none.
     #[error(
-        "runtime.device is cuda, but libtorch finds no GPU here: check the driver and that LIBTORCH is a CUDA build, or use auto or cpu"
+        "--device cuda was asked for, but libtorch finds no GPU here: check the driver and that LIBTORCH is a CUDA build, or use auto or cpu"
     )]
     NoCuda,
     /// There are fewer GPUs than the index asks for.

@@ -236,6 +236,23 @@ impl Learner {
         &self.model
     }
 
+    /// Steps of the learning rate's linear part, as they were given, derived, or set by [`Learner::set_warmup_steps`].
+    #[must_use]
+    pub fn warmup_steps(&self) -> u64 {
+        self.optimization.warmup_steps()
+    }
+
+    /// Goes on with the linear part that a run began with: what is derived from the number of steps would be another after that changed.
+    pub fn set_warmup_steps(&mut self, steps: u64) {
+        self.optimization.schedule = self.optimization.schedule.with_warmup(steps);
+    }
+
+    /// Learning rate of step `step` (from 0).
+    #[must_use]
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        learning_rate(&self.optimization, step)
+    }
+
     /// Updates applied so far. Steps that were skipped are not among them.
     #[must_use]
     pub fn completed_updates(&self) -> u64 {
@@ -342,7 +359,7 @@ impl Learner {
     pub fn apply_gradients(&mut self, step: u64, losses: LossReport) -> Result<StepReport, LearnerError> {
         probe::reach(Phase::BeforeUpdate);
         let gradient_norm = self.optimizer.gradient_norm().map_err(LearnerError::Update)?;
-        let learning_rate = learning_rate(&self.optimization, step);
+        let learning_rate = self.learning_rate(step);
         let skipped = !(losses.total.is_finite() && gradient_norm.is_finite());
         if !skipped {
             let scale = self.optimization.gradient_clip.map_or(1.0, |clip| (clip / (gradient_norm + CLIP_EPSILON)).min(1.0));

@@ -21,11 +21,12 @@ use crate::{
 };
 
 /// Where the configuration is mounted.
-const CONFIG_FOLDER: &str = "/etc/lcl";
+pub(crate) const CONFIG_FOLDER: &str = "/etc/lcl";
 /// Volumes of the operator; their names are out of a user's way.
 const CONFIG_VOLUME: &str = "lcl-config";
 const SHARED_MEMORY_VOLUME: &str = "lcl-shm";
 const TEMPORARY_VOLUME: &str = "lcl-tmp";
+pub(crate) const OWN_VOLUMES: [&str; 3] = [CONFIG_VOLUME, SHARED_MEMORY_VOLUME, TEMPORARY_VOLUME];
 /// Room for what libtorch and NCCL share between a pod's processes. It counts as the pod's memory only as far as it is used.
 const SHARED_MEMORY: &str = "8Gi";
 /// Time to finish a step and commit a checkpoint after SIGTERM, when the template does not say.
@@ -113,12 +114,8 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
 /// share a node would each start a thread for every one.
 fn threads_of_member(job: &ValidatedJob) -> Option<u64> {
     let Quantity(asked) = job.spec().workers.requests.as_ref()?.get("cpu")?;
-    let milli = match asked.strip_suffix('m') {
-        Some(milli) => milli.parse::<f64>().ok()?,
-        None => asked.parse::<f64>().ok()? * 1000.0,
-    };
-    let of_each = milli / 1000.0 / f64::from(job.spec().workers.members_per_worker.max(1));
-    Some((of_each as u64).max(1))
+    let processors = crate::quantity::Quantity::parse(asked)?.whole();
+    Some((processors / u64::from(job.spec().workers.members_per_worker.max(1).unsigned_abs())).max(1))
 }
 
 /// Requests, and as limits those that cannot be shared: devices, and memory, of which more than asked for would be taken from neighbours.

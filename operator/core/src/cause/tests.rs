@@ -1,3 +1,5 @@
+use k8s_openapi::jiff::SignedDuration;
+
 use super::*;
 use crate::{
     Timeouts,
@@ -16,7 +18,7 @@ fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, 
         node: None,
         running: false,
         ready: false,
-        deletion: is_deleted.then(|| "2026-01-01T00:00:00Z".parse().unwrap()),
+        deletion: is_deleted.then_some(SignedDuration::ZERO),
         disruption: (!disruption.is_empty()).then(|| (disruption.to_owned(), "why".to_owned())),
         end: ended.then(|| ObservedEnd { exit_code, reason: end.to_owned(), message: String::new() }),
     };

@@ -12,7 +12,7 @@ use super::{Action, Decision, JobEvent, reason};
 use crate::{
     build::coordinator_name,
     cause::{Cause, PodEnd},
-    observe::{GroupStatus, Link, ObservedJob},
+    observe::{GroupStatus, Link, ObservedJob, Wait},
 };
 
 /// Pods that are on record as being replaced at the same time. It bounds the status; further ones follow as these come back.
@@ -27,14 +27,14 @@ pub(super) struct Draft<'a> {
     pub(super) status: LCLTrainingJobStatus,
     pub(super) actions: Vec<Action>,
     pub(super) events: Vec<JobEvent>,
-    pub(super) surplus: Vec<String>,
+    waits: Vec<Wait>,
     again_at: Option<Timestamp>,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(observed: &'a ObservedJob<'a>) -> Self {
         let status = observed.status.clone();
-        Self { observed, status, actions: Vec::new(), events: Vec::new(), surplus: Vec::new(), again_at: None }
+        Self { observed, status, actions: Vec::new(), events: Vec::new(), waits: Vec::new(), again_at: None }
     }
 
     pub(super) fn finish(self, is_final: bool) -> Decision {
@@ -44,7 +44,7 @@ impl<'a> Draft<'a> {
             is_final,
             actions: self.actions,
             events: self.events,
-            surplus: self.surplus,
+            waits: self.waits,
             again_after: wait.map(|wait| wait.max(Duration::from_millis(50))),
         }
     }
@@ -78,6 +78,17 @@ impl<'a> Draft<'a> {
 
     pub(super) fn wake_at(&mut self, at: Timestamp) {
         self.again_at = Some(self.again_at.map_or(at, |other| other.min(at)));
+    }
+
+    /// Whether this has been waited for so long; if not, the draft wakes when it has.
+    pub(super) fn has_waited(&mut self, wait: Wait, limit: SignedDuration) -> bool {
+        let waited = self.observed.waited.get(&wait).copied().unwrap_or_default();
+        self.waits.push(wait);
+        let rest = limit.saturating_sub(waited);
+        if rest > SignedDuration::ZERO {
+            self.wake_at(self.observed.now.checked_add(rest).unwrap_or(self.observed.now));
+        }
+        rest <= SignedDuration::ZERO
     }
 
     pub(super) fn is_on_record(&self, name: &str, uid: &str) -> bool {
@@ -141,11 +152,13 @@ impl<'a> Draft<'a> {
         self.status.failure_budget.as_ref().filter(|budget| self.step() <= budget.step).map_or(0, |budget| budget.failures)
     }
 
-    /// When a pod may be created that follows one that failed.
+    /// When a pod may be created that follows one that failed. Who put the failure on record may have had another clock: a time that is
+    /// still to come says nothing, and is not waited for.
     pub(super) fn may_replace_at(&self) -> Option<Timestamp> {
         let doublings = u32::try_from(self.failures().checked_sub(2)?).ok()?;
         let delay = FIRST_DELAY.checked_mul(1 << doublings.min(16)).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
-        self.status.last_failure.as_ref()?.time.0.checked_add(delay).ok()
+        let failed = self.status.last_failure.as_ref()?.time.0;
+        (failed <= self.observed.now).then(|| failed.checked_add(delay).ok())?
     }
 
     pub(super) fn set(&mut self, type_: &str, value: &str, reason: &str, message: &str) {

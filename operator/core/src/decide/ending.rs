@@ -87,8 +87,10 @@ pub(super) fn conclude(draft: &mut Draft, end: End) {
 pub(super) fn clean_up(draft: &mut Draft) {
     let observed = draft.observed;
     let completed = draft.status.state.as_deref() == Some(condition::COMPLETE);
-    let patience = if completed { END_BY_THEMSELVES } else { SignedDuration::ZERO };
     let ended = draft.status.completion_time.as_ref().map_or(observed.now, |time| time.0);
+    // Who put the end on record may have had another clock: a time that is still to come is not waited for.
+    let patience = if completed && ended <= observed.now { END_BY_THEMSELVES } else { SignedDuration::ZERO };
+    let ended = ended.min(observed.now);
     let deadline = ended.checked_add(patience).unwrap_or(ended);
     let ours = || observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid);
     let workers_end = completed && ours().any(|(_, pod)| matches!(pod.role, PodRole::Worker(_)) && pod.end.is_none() && pod.node.is_some());

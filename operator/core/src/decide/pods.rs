@@ -6,7 +6,7 @@ use super::{Action, JobEvent, draft::Draft, reason};
 use crate::{
     build::{coordinator_name, worker_pod_name},
     cause::judge_end,
-    observe::{Link, MemberBounds, ObservedPod, PodRole},
+    observe::{Link, MemberBounds, ObservedPod, PodRole, Wait},
     timeouts::Timeouts,
 };
 
@@ -124,16 +124,13 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
 /// Deletes a pod that has ended, and one whose node does not answer without asking the node: the coordinator has fenced its members.
 fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
     let delete = |force| Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force };
-    let Some(deadline) = pod.deletion else {
+    let Some(given) = pod.deletion else {
         draft.actions.push(delete(false));
         return;
     };
     let node_is_lost = pod.disruption.as_ref().is_some_and(|(reason, _)| reason == "DeletionByTaintManager");
-    let stuck_at = deadline.checked_add(DELETION_SLACK).unwrap_or(deadline);
-    if node_is_lost || draft.observed.now >= stuck_at {
+    if node_is_lost || draft.has_waited(Wait::Deletion(pod.uid.clone()), given.saturating_add(DELETION_SLACK)) {
         draft.actions.push(delete(true));
-    } else {
-        draft.wake_at(stuck_at);
     }
 }
 
@@ -156,23 +153,18 @@ pub(super) fn decide_surplus(draft: &mut Draft) {
         if pod.owner != observed.uid || !matches!(pod.role, PodRole::Worker(index) if index >= desired) {
             continue;
         }
-        if let Some(deadline) = pod.deletion {
-            let stuck_at = deadline.checked_add(DELETION_SLACK).unwrap_or(deadline);
-            if observed.now >= stuck_at {
+        if let Some(given) = pod.deletion {
+            if draft.has_waited(Wait::Deletion(pod.uid.clone()), given.saturating_add(DELETION_SLACK)) {
                 draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: true });
-            } else {
-                draft.wake_at(stuck_at);
             }
             continue;
         }
-        draft.surplus.push(pod.uid.clone());
-        let since = observed.surplus_since.get(&pod.uid).copied().unwrap_or(observed.now);
         let (attached, limit) = match observed.link {
             Link::Connected(group) => (group.members.iter().any(|member| member.worker == *name), DRAIN_LIMIT),
             Link::Unknown | Link::Unreachable => (true, DRAIN_LIMIT_UNASKED),
         };
         let has_left = pod.end.is_some() || !pod.running || !attached;
-        if has_left || observed.now.duration_since(since) >= limit {
+        if draft.has_waited(Wait::Surplus(pod.uid.clone()), limit) || has_left {
             draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: false });
             continue;
         }

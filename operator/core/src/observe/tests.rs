@@ -86,3 +86,21 @@ fn a_coordinators_time_outs_are_read_from_its_own_container() {
     let pod = serde_json::from_value(json!({ "metadata": {}, "spec": { "containers": containers } })).unwrap();
     assert_eq!(Timeouts::read(&pod), Timeouts { stall: Some(90), ..Timeouts::default() });
 }
+
+#[test]
+fn a_pod_that_is_being_deleted_is_known_by_the_time_it_was_given_and_not_by_the_api_servers_clock() {
+    let deleted = |given: Value| {
+        let pod = json!({
+            "metadata": {
+                "name": "job-w-3", "uid": "u", "labels": { "lcl.dev/role": "worker", "lcl.dev/worker-index": "3" },
+                "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "j", "controller": true }],
+                "deletionTimestamp": "2001-01-01T00:00:00Z", "deletionGracePeriodSeconds": given,
+            },
+            "spec": { "containers": [] },
+        });
+        ObservedPod::read(&serde_json::from_value(pod).unwrap()).unwrap().deletion
+    };
+    assert_eq!(deleted(json!(120)), Some(SignedDuration::from_secs(120)));
+    assert_eq!(deleted(json!(0)), Some(SignedDuration::ZERO));
+    assert_eq!(deleted(Value::Null), Some(GRACE));
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::{
     id::{CheckpointId, MANIFEST_FILE},
     manifest::ManifestError,
+    volume::{Volume, VolumeFault},
 };
 
 /// The store could not be opened or answered with an error.
@@ -28,6 +29,36 @@ pub enum StoreError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// The volume lacks something that a run needs.
+    #[error("the volume {volume} does not let this program {what} in {}: {advice}", folder.display())]
+    Volume {
+        /// The store's folder.
+        folder: PathBuf,
+        /// What it lies on.
+        volume: Volume,
+        /// What was tried.
+        what: &'static str,
+        /// What to do about it.
+        advice: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The volume has no room for a checkpoint.
+    #[error(
+        "the volume {volume} has {} MB free where a checkpoint in {} takes {} MB: make room, or have fewer checkpoints kept",
+        free / 1_000_000, folder.display(), bytes.div_ceil(1_000_000)
+    )]
+    NoRoom {
+        /// The store's folder.
+        folder: PathBuf,
+        /// What it lies on.
+        volume: Volume,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes of a checkpoint.
+        bytes: u64,
     },
     /// The store's settings, which come from the environment, do not suffice.
     #[error("cannot set up access to `{uri}` from the environment's {variables} variables")]
@@ -124,4 +155,17 @@ pub enum StoreError {
         #[source]
         source: object_store::Error,
     },
+}
+
+impl StoreError {
+    /// Whether starting again with the same store would fail again until somebody changes something.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Uri { .. } => true,
+            Self::Folder { source, .. } => source.kind() == std::io::ErrorKind::NotADirectory || VolumeFault::of(source).is_permanent(),
+            Self::Volume { source, .. } => VolumeFault::of(source).is_permanent() || source.kind() == std::io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use super::{CheckpointStore, LocalFolder, StoreError, blocking};
 use crate::{
     id::{CheckpointId, MANIFEST_FILE},
     manifest::{MANIFEST_BYTES_LIMIT, Manifest, ManifestError},
-    safetensors_file::sync_folder,
+    volume::{sync_folder, while_away_async},
 };
 
 /// Requests under way at once when many small ones are needed (is there a manifest?). Enough to hide a network's latency.
@@ -73,7 +73,10 @@ impl CheckpointStore {
         let ids: BTreeSet<CheckpointId> = if let Some(LocalFolder { path, .. }) = self.inner.local.clone() {
             // Names alone. The object store's listing also asks for each folder's metadata and leaves out one that is removed in
             // between: with retention at work it could miss the old checkpoint and not yet have seen the new one.
-            let names = blocking(move || std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>());
+            let names = while_away_async(|| {
+                let path = path.clone();
+                blocking(move || std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>())
+            });
             let names = names.await.map_err(|source| StoreError::ListFolder { uri: uri(), source })?;
             names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect()
         } else {

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     num::NonZeroU32,
+    path::Path,
     sync::{Once, mpsc},
     thread,
 };
@@ -70,13 +71,18 @@ fn a_writer_that_fails_leaves_what_another_has_committed_meanwhile() {
 
 #[test]
 fn two_writers_of_one_step_and_generation_never_make_a_mixture() {
-    let target = folder();
+    race(folder().folder.path());
+}
+
+/// Two writers of the same step and generation, again and again, in `folder`.
+pub(crate) fn race(folder: &Path) {
+    let target = open(folder, false);
     let mut committed = 0;
     for round in 0..20 {
         let results: Vec<_> = thread::scope(|scope| {
             let writers: Vec<_> = (0..2)
                 .map(|writer| {
-                    let store = open(target.folder.path(), false);
+                    let store = open(folder, false);
                     scope.spawn(move || write(&store, snapshot(round, 1, state(round * 10 + writer, 3, 64))).map(|_| writer))
                 })
                 .collect();
@@ -84,7 +90,7 @@ fn two_writers_of_one_step_and_generation_never_make_a_mixture() {
         });
         let winners: Vec<u64> = results.into_iter().filter_map(Result::ok).collect();
         assert!(winners.len() <= 1);
-        let visible = restore(&target.store, id(round, 1), None).map(|restored| restored.tensors).ok();
+        let visible = restore(&target, id(round, 1), None).map(|restored| restored.tensors).ok();
         assert_eq!(visible, winners.first().map(|winner| state(round * 10 + winner, 3, 64)));
         committed += winners.len();
     }

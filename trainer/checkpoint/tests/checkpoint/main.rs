@@ -12,4 +12,6 @@ mod round_trip;
 mod s3;
 mod support;
 mod together;
+mod uris;
+mod volumes;
 mod writer;

@@ -113,20 +113,22 @@ pub(crate) async fn run(shared: Arc<Shared>, number: usize) -> Result<()> {
     let mut stream = {
         let _permit = shared.opening.acquire().await?;
         let channel = Endpoint::from_shared(format!("http://{}", shared.address))?.tcp_nodelay(true).connect().await?;
-        outbox.send(attach(number)).await?;
+        outbox.send(attach(number, None)).await?;
         CoordinatorClient::new(channel).attach(ReceiverStream::new(messages)).await?.into_inner()
     };
     let member = Member { shared, outbox, group: None, held: first_state() };
     member.talk(&mut stream, number).await
 }
 
-fn attach(number: usize) -> wire::ToCoordinator {
+fn attach(number: usize, ticket: Option<wire::Ticket>) -> wire::ToCoordinator {
     // Eight members a node, as with eight GPUs.
     let name = wire::MemberName { worker: format!("job-w-{}", number / 8), index: (number % 8) as u32 };
     let attach = wire::Attach {
         protocol_version: lcl_protocol::PROTOCOL_VERSION,
         name: Some(name),
-        incarnation: 1,
+        run: number as u64,
+        start: 1,
+        ticket,
         node: format!("node-{}", number / 8),
         address: "10.0.0.1".to_owned(),
         config_digest: "digest".to_owned(),
@@ -161,6 +163,10 @@ impl Member {
                 message = stream.message() => {
                     self.stand_still(number).await;
                     let message = message?.context("the coordinator ended the stream")?;
+                    if let Some(FromCoordinator::Ticket(ticket)) = message.message {
+                        self.outbox.send(attach(number, Some(ticket))).await?;
+                        continue;
+                    }
                     self.hear(message).await?;
                 }
                 _ = heartbeat.tick() => {

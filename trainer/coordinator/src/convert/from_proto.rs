@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName,
-    MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
+    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss, LossCause,
+    MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, Ticket,
+    ToCoordinator, ToMember, Turn, World,
 };
 
 use super::{WireError, required, wire};
@@ -30,6 +31,15 @@ fn name(name: Option<wire::MemberName>) -> Result<MemberName, WireError> {
     Ok(MemberName { worker, index })
 }
 
+const fn ticket(ticket: wire::Ticket) -> Ticket {
+    Ticket { epoch: ticket.epoch, n: ticket.n }
+}
+
+fn turn(field: &'static str, turn: Option<wire::refused::Turn>) -> Result<Turn, WireError> {
+    let wire::refused::Turn { ticket: own, start } = required(field, turn)?;
+    Ok(Turn { ticket: required("ticket", own).map(ticket)?, start })
+}
+
 fn end_reason(reason: wire::EndReason) -> Result<EndReason, WireError> {
     match reason {
         wire::EndReason::Unspecified => Err(WireError::Field { field: "reason" }),
@@ -47,7 +57,13 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
     Ok(match required("message", message.message)? {
         Message::Attach(attach) => ToCoordinator::Attach(Box::new(Attach {
             protocol_version: attach.protocol_version,
-            identity: Identity { name: name(attach.name)?, incarnation: attach.incarnation, node: attach.node, address: attach.address },
+            identity: Identity {
+                name: name(attach.name)?,
+                incarnation: Incarnation { run: attach.run, start: attach.start },
+                node: attach.node,
+                address: attach.address,
+            },
+            ticket: attach.ticket.map(ticket),
             config_digest: attach.config_digest,
             machine: attach.machine,
             known,
@@ -108,7 +124,8 @@ pub(crate) fn to_member(message: wire::ToMember) -> Result<ToMember, WireError> 
     use wire::to_member::Message;
     let generation = required_generation(message.generation)?;
     Ok(match required("message", message.message)? {
-        Message::Attached(_) => ToMember::Attached { generation },
+        Message::Ticket(given) => ToMember::Ticket { generation, ticket: ticket(given) },
+        Message::Attached(attached) => ToMember::Attached { generation, ticket: required("ticket", attached.ticket).map(ticket)? },
         Message::Refused(refused) => ToMember::Refused { generation, reason: refusal(required("reason", refused.reason)?)? },
         Message::Form(form) => ToMember::Form(plan(generation, form)?),
         Message::Abort(abort) => ToMember::Abort { generation, reason: abort.reason },
@@ -139,7 +156,7 @@ fn refusal(reason: wire::refused::Reason) -> Result<Refusal, WireError> {
         Reason::ProtocolVersion(it) => Refusal::ProtocolVersion { member: it.member, version: it.version, coordinator: it.coordinator },
         Reason::Configuration(it) => Refusal::Configuration { member: it.member, digest: it.digest, expected: it.expected },
         Reason::Machine(it) => Refusal::Machine { member: it.member, machine: it.machine, expected: it.expected },
-        Reason::Superseded(it) => Refusal::Superseded { member: it.member, incarnation: it.incarnation, newest: it.newest },
+        Reason::Superseded(it) => Refusal::Superseded { member: it.member, own: turn("own", it.own)?, newest: turn("newest", it.newest)? },
         Reason::StaleCoordinator(it) => {
             Refusal::StaleCoordinator { member: it.member, epoch: it.epoch, known: required_generation(it.known)? }
         }

@@ -1,17 +1,23 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName,
-    MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
+    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss, LossCause,
+    MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, Ticket,
+    ToCoordinator, ToMember, Turn, World,
 };
 
 use super::*;
 
 const GENERATION: Generation = Generation { epoch: 3, n: 9 };
+const TICKET: Ticket = Ticket { epoch: 3, n: 4 };
 const HELD: Option<StateLabel> = Some(StateLabel { step: 7, generation: GENERATION });
 
 fn name() -> MemberName {
     MemberName { worker: "w-1".to_owned(), index: 2 }
+}
+
+const fn turn(start: u64) -> Turn {
+    Turn { ticket: TICKET, start }
 }
 
 fn text() -> String {
@@ -20,10 +26,12 @@ fn text() -> String {
 
 #[test]
 fn every_message_of_a_member_is_read_back() {
-    let identity = Identity { name: name(), incarnation: 5, node: "n".to_owned(), address: "10.0.0.1:7".to_owned() };
+    let incarnation = Incarnation { run: u64::MAX, start: 5 };
+    let identity = Identity { name: name(), incarnation, node: "n".to_owned(), address: "10.0.0.1:7".to_owned() };
     let attach = Attach {
         protocol_version: 1,
         identity,
+        ticket: Some(TICKET),
         config_digest: text(),
         machine: Some(text()),
         known: Some(GENERATION),
@@ -33,7 +41,15 @@ fn every_message_of_a_member_is_read_back() {
         saved: Some(6),
     };
     let mut messages = vec![
-        ToCoordinator::Attach(Box::new(Attach { machine: None, known: None, held: None, group: None, saved: None, ..attach.clone() })),
+        ToCoordinator::Attach(Box::new(Attach {
+            ticket: None,
+            machine: None,
+            known: None,
+            held: None,
+            group: None,
+            saved: None,
+            ..attach.clone()
+        })),
         ToCoordinator::Attach(Box::new(attach)),
         ToCoordinator::Heartbeat {
             generation: None,
@@ -70,7 +86,8 @@ fn every_message_of_a_member_is_read_back() {
 fn every_message_of_the_coordinator_is_read_back() {
     let generation = GENERATION;
     let mut messages = vec![
-        ToMember::Attached { generation },
+        ToMember::Ticket { generation, ticket: TICKET },
+        ToMember::Attached { generation, ticket: TICKET },
         ToMember::Abort { generation, reason: text() },
         ToMember::Wish { generation, flags: Flags::LEAVE | Flags::CHECKPOINT },
         ToMember::WishCheckpoint { generation, from: 5 },
@@ -84,7 +101,7 @@ fn every_message_of_the_coordinator_is_read_back() {
         Refusal::ProtocolVersion { member: text(), version: 2, coordinator: 1 },
         Refusal::Configuration { member: text(), digest: text(), expected: "other".to_owned() },
         Refusal::Machine { member: text(), machine: text(), expected: "other".to_owned() },
-        Refusal::Superseded { member: text(), incarnation: 1, newest: 2 },
+        Refusal::Superseded { member: text(), own: turn(1), newest: turn(2) },
         Refusal::StaleCoordinator { member: text(), epoch: 1, known: generation },
     ] {
         messages.push(ToMember::Refused { generation, reason });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lcl_protocol::{
     EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause, Role,
-    StateLabel, Status, StoreRequest, StoreResponse, ToCoordinator, ToMember, World,
+    StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
 };
 
 use super::wire;
@@ -19,6 +19,14 @@ fn label(label: StateLabel) -> wire::StateLabel {
 
 fn name(name: MemberName) -> wire::MemberName {
     wire::MemberName { worker: name.worker, index: name.index }
+}
+
+const fn ticket(ticket: Ticket) -> wire::Ticket {
+    wire::Ticket { epoch: ticket.epoch, n: ticket.n }
+}
+
+const fn turn(turn: Turn) -> wire::refused::Turn {
+    wire::refused::Turn { ticket: Some(ticket(turn.ticket)), start: turn.start }
 }
 
 fn milliseconds(time: Duration) -> u64 {
@@ -47,7 +55,9 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
             let message = wire::Attach {
                 protocol_version: attach.protocol_version,
                 name: Some(name(attach.identity.name)),
-                incarnation: attach.identity.incarnation,
+                run: attach.identity.incarnation.run,
+                start: attach.identity.incarnation.start,
+                ticket: attach.ticket.map(ticket),
                 node: attach.identity.node,
                 address: attach.identity.address,
                 config_digest: attach.config_digest,
@@ -108,7 +118,8 @@ fn store_request(id: u64, request: StoreRequest) -> wire::StoreRequest {
 pub(crate) fn to_member(message: ToMember) -> wire::ToMember {
     use wire::to_member::Message;
     let (about, message) = match message {
-        ToMember::Attached { generation } => (generation, Message::Attached(wire::Attached {})),
+        ToMember::Ticket { generation, ticket: given } => (generation, Message::Ticket(ticket(given))),
+        ToMember::Attached { generation, ticket: own } => (generation, Message::Attached(wire::Attached { ticket: Some(ticket(own)) })),
         ToMember::Refused { generation, reason } => (generation, Message::Refused(refusal(reason))),
         ToMember::Form(form) => (form.generation, Message::Form(plan(form))),
         ToMember::Abort { generation, reason } => (generation, Message::Abort(wire::Abort { reason })),
@@ -143,7 +154,9 @@ fn refusal(refusal: Refusal) -> wire::Refused {
         }
         Refusal::Configuration { member, digest, expected } => Reason::Configuration(Configuration { member, digest, expected }),
         Refusal::Machine { member, machine, expected } => Reason::Machine(Machine { member, machine, expected }),
-        Refusal::Superseded { member, incarnation, newest } => Reason::Superseded(Superseded { member, incarnation, newest }),
+        Refusal::Superseded { member, own, newest } => {
+            Reason::Superseded(Superseded { member, own: Some(turn(own)), newest: Some(turn(newest)) })
+        }
         Refusal::StaleCoordinator { member, epoch, known } => {
             Reason::StaleCoordinator(StaleCoordinator { member, epoch, known: Some(generation(known)) })
         }

@@ -138,6 +138,31 @@ async fn a_member_is_lost_another_joins_and_no_slot_is_left_out_or_trained_twice
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_two_processes_of_a_name_the_later_one_trains_and_the_other_is_told_for_good() {
+    let server = Server::start(1, world(1, 2, 2), 0).await;
+    let mut watch = server.watch().await;
+    let fabric = Arc::new(Fabric::default());
+    let start = |name: &str| Trainer::start(server.address, name, &fabric);
+    let (first, older) = (start("w-0"), start("w-1"));
+    watch.until("a generation of two", |status| status.phase == Phase::Running && status.step >= 5).await;
+    // Its number says that it began before.
+    let newer = start("w-1");
+    let ended = tokio::task::spawn_blocking(|| older.join());
+    assert_eq!(timeout(PATIENCE, ended).await.expect("it is told in bounded time").unwrap(), Outcome::Superseded);
+    let again = |status: &Status| status.phase == Phase::Running && status.generation.n == 2 && status.members.len() == 2;
+    let recovered = watch.until("a generation with the newer one", again).await;
+    watch.until("further steps", |status| status.step >= recovered.step + 5).await;
+
+    fabric.finish.store(true, Ordering::SeqCst);
+    for trainer in [first, newer] {
+        let joined = tokio::task::spawn_blocking(|| trainer.join());
+        assert_eq!(timeout(PATIENCE, joined).await.unwrap().unwrap(), Outcome::Ended(EndReason::Complete));
+    }
+    fabric.check_ledger();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn training_goes_on_without_a_coordinator_and_the_next_one_takes_the_group_over() {
     let server = Server::start(1, world(2, 2, 2), 0).await;
     let address = server.address;

@@ -13,15 +13,18 @@ use std::{
 };
 
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StoreError};
-use lcl_protocol::{EndReason, Flags, Generation, Identity, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Role, slots_of};
+use lcl_protocol::{
+    EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal, Role,
+    slots_of,
+};
 
 /// Samples per step; no multiple of 3.
 const GLOBAL_BATCH: u64 = 8;
 /// The longest any single wait may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Processes are numbered in the order in which they start.
-static INCARNATION: AtomicU64 = AtomicU64::new(1);
+/// Processes are numbered against the order in which they start, as by a clock that goes back: nothing may depend on it.
+static RUN: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// One step of one generation, as far as its collective has come.
 #[derive(Debug, Default)]
@@ -37,7 +40,7 @@ struct Shared {
     collectives: BTreeMap<(Generation, u64), Collective>,
     /// Groups that a member has to let go of.
     aborted: BTreeSet<(Generation, u64)>,
-    /// Who committed a step of a generation, by incarnation.
+    /// Who committed a step of a generation, by run.
     commits: BTreeMap<(u64, Generation), Vec<u64>>,
     restores: usize,
     last_checkpoint: Option<u64>,
@@ -54,7 +57,7 @@ pub(crate) struct Fabric {
 
 impl Fabric {
     /// Blocks until all ranks have arrived: what was agreed, and whether it is the last step. `None`: aborted.
-    fn all_reduce(&self, plan: &Plan, incarnation: u64, step: u64, state: u64, flags: Flags) -> Option<(Flags, bool)> {
+    fn all_reduce(&self, plan: &Plan, run: u64, step: u64, state: u64, flags: Flags) -> Option<(Flags, bool)> {
         let key = (plan.generation, step);
         let mut shared = self.shared.lock().unwrap();
         let collective = shared.collectives.entry(key).or_default();
@@ -65,7 +68,7 @@ impl Fabric {
         }
         let waiting = |shared: &mut Shared| {
             let complete = shared.collectives[&key].arrived.len() == plan.world as usize;
-            !complete && !shared.aborted.contains(&(plan.generation, incarnation))
+            !complete && !shared.aborted.contains(&(plan.generation, run))
         };
         let (shared, patience) = self.changed.wait_timeout_while(shared, PATIENCE, waiting).unwrap();
         assert!(!patience.timed_out(), "nobody aborted step {step} of {}", plan.generation);
@@ -78,8 +81,8 @@ impl Fabric {
         Some((collective.arrived.values().fold(Flags::NONE, |agreed, (_, flags)| agreed | *flags), collective.last))
     }
 
-    fn abort(&self, generation: Generation, incarnation: u64) {
-        self.shared.lock().unwrap().aborted.insert((generation, incarnation));
+    fn abort(&self, generation: Generation, run: u64) {
+        self.shared.lock().unwrap().aborted.insert((generation, run));
         self.changed.notify_all();
     }
 
@@ -101,8 +104,8 @@ impl Fabric {
         self.shared.lock().unwrap().last_checkpoint
     }
 
-    fn commit(&self, step: u64, generation: Generation, incarnation: u64) {
-        self.shared.lock().unwrap().commits.entry((step, generation)).or_default().push(incarnation);
+    fn commit(&self, step: u64, generation: Generation, run: u64) {
+        self.shared.lock().unwrap().commits.entry((step, generation)).or_default().push(run);
     }
 
     /// From the first step to the last, each was committed, at most once by a member, and in the last generation that committed it every
@@ -130,6 +133,7 @@ impl Fabric {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Ended(EndReason),
+    Superseded,
     Killed,
 }
 
@@ -141,10 +145,10 @@ pub(crate) struct Trainer {
 
 impl Trainer {
     pub(crate) fn start(coordinator: SocketAddr, worker: &str, fabric: &Arc<Fabric>) -> Self {
-        let incarnation = INCARNATION.fetch_add(1, Ordering::Relaxed);
+        let run = RUN.fetch_sub(1, Ordering::Relaxed);
         let identity = Identity {
             name: MemberName { worker: worker.to_owned(), index: 0 },
-            incarnation,
+            incarnation: Incarnation { run, start: 1 },
             node: "loopback".to_owned(),
             address: "127.0.0.1".to_owned(),
         };
@@ -157,13 +161,12 @@ impl Trainer {
         };
         let aborter = Arc::clone(fabric);
         let options = ClientOptions {
-            on_abort: Box::new(move |generation, _| aborter.abort(generation, incarnation)),
+            on_abort: Box::new(move |generation, _| aborter.abort(generation, run)),
             ..ClientOptions::new(coordinator.to_string(), Security::Insecure)
         };
         let killed = Arc::new(AtomicBool::new(false));
         let (client, commands) = MemberClient::start(options, settings).unwrap();
-        let process =
-            Process { client, commands, fabric: Arc::clone(fabric), incarnation, state: None, plan: None, killed: Arc::clone(&killed) };
+        let process = Process { client, commands, fabric: Arc::clone(fabric), run, state: None, plan: None, killed: Arc::clone(&killed) };
         Self { thread: thread::spawn(move || process.run()), killed }
     }
 
@@ -182,7 +185,7 @@ struct Process {
     client: MemberClient,
     commands: Commands,
     fabric: Arc<Fabric>,
-    incarnation: u64,
+    run: u64,
     /// Completed steps, and a number that depends on every one of them.
     state: Option<(u64, u64)>,
     plan: Option<Plan>,
@@ -233,6 +236,7 @@ impl Process {
             }
             MemberCommand::LeaveGroup { .. } | MemberCommand::AbortGroup { .. } => self.close(None),
             MemberCommand::Exit(reason) => return Some(Outcome::Ended(reason)),
+            MemberCommand::GiveUp(Refusal::Superseded { .. }) => return Some(Outcome::Superseded),
             other => panic!("not for the training thread: {other:?}"),
         }
         None
@@ -290,13 +294,13 @@ impl Process {
             }
             let (step, number) = self.state.unwrap();
             let step = step + 1;
-            let agreed = self.fabric.all_reduce(&plan, self.incarnation, step, number, self.client.flags());
+            let agreed = self.fabric.all_reduce(&plan, self.run, step, number, self.client.flags());
             let Some((agreed, last)) = agreed else {
                 self.close(Some("aborted".to_owned()));
                 return None;
             };
             self.state = Some((step, (number ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ generation.n));
-            self.fabric.commit(step, generation, self.incarnation);
+            self.fabric.commit(step, generation, self.run);
             self.tell(MemberEvent::Committed { generation, step, agreed });
             if last {
                 self.tell(MemberEvent::Finished { generation });

@@ -8,17 +8,17 @@ use std::{
     },
 };
 
-use lcl_trainer_config::AugmentationConfig;
+use lcl_trainer_config::{AugmentationConfig, KeySeparator};
 
 use super::*;
 use crate::{
-    batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, NoCaption, NoImage},
+    batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, DoubledMember, NoCaption, NoImage},
     shard::{ImageKind, ShardWriter},
 };
 
 fn config(shards: &[&Path]) -> DataConfig {
     DataConfig {
-        source: DataSource::Webdataset { shards: shards.iter().map(|path| path.display().to_string()).collect() },
+        source: DataSource::webdataset(shards.iter().map(|path| path.display().to_string()).collect()),
         index_path: None,
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),
@@ -74,11 +74,11 @@ fn what_cannot_be_opened_is_named() {
     write_shard(&empty, 0, 0);
     let message = |shards: &[&Path]| Dataset::open(&config(shards)).expect_err("it cannot be opened").to_string();
     let found = message(&[&there, &missing]);
-    assert!(found.starts_with(&format!("shard {} does not exist", missing.display())), "{found}");
+    assert!(found.contains(&format!("spec.data.webdataset.shards[1] (`{0}`): shard {0} does not exist", missing.display())), "{found}");
     let found = message(&[&empty, &empty]);
-    assert!(found.contains("empty") && found.contains("2 shards") && found.contains(empty.to_str().expect("UTF-8")), "{found}");
+    assert!(found.starts_with(&format!("there is no sample in {} and 1 more shards: looked for", empty.display())), "{found}");
     let found = message(&[Path::new("/data/{1,2.tar")]);
-    assert!(found.contains("/data/{1,2.tar"), "{found}");
+    assert!(found.starts_with("spec.data.webdataset.shards[0] (`/data/{1,2.tar`) cannot be used: the `{` at character 7"), "{found}");
     fs::write(&missing, &fs::read(&there).expect("the shard is read")[..700]).expect("a cut shard is written");
     let found = message(&[&there, &missing]);
     assert!(found.contains(missing.to_str().expect("UTF-8")) && found.contains("cut short") && found.contains("byte 0"), "{found}");
@@ -100,6 +100,8 @@ fn every_kind_of_bad_record_has_its_cause() {
     writer.append("long-caption", image, Some(&"x".repeat(CAPTION_BYTES_LIMIT as usize + 1))).expect("written");
     writer.append("sound", image, Some(&"x".repeat(CAPTION_BYTES_LIMIT as usize))).expect("written");
     writer.append("empty-caption", image, Some("")).expect("written");
+    writer.append("twice", image, Some("text")).expect("written");
+    writer.append("twice", image, Some("text")).expect("written");
     writer.finish().expect("the shard is finished");
     let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
     let causes: Vec<Option<SkipCause>> = (0..dataset.samples_per_pass())
@@ -109,7 +111,7 @@ fn every_kind_of_bad_record_has_its_cause() {
         })
         .collect();
     let expected = [NoCaption, NoImage, NoImage, NoImage, CaptionNotUtf8, CaptionTooLarge].map(Some);
-    assert_eq!(causes, [&expected[..], &[None, None]].concat());
+    assert_eq!(causes, [&expected[..], &[None, None, Some(DoubledMember)]].concat());
 }
 
 #[test]
@@ -244,7 +246,7 @@ fn reads_that_fail_for_a_while_are_tried_again_and_others_are_errors() {
     let check = |failures, error| {
         let reads = Arc::new(AtomicUsize::new(0));
         let storage = Flaky { failures, error, reads: Arc::clone(&reads), files: files::OpenFiles::default() };
-        let dataset = Dataset::open_on(&config(&[&path]), Box::new(storage)).expect("the data set is opened");
+        let dataset = Dataset::open_on(&config(&[&path]), ListOrigin::Manifest, Box::new(storage)).expect("the data set is opened");
         let mut waits = 0;
         let read = dataset.read_with(1, |_| {
             waits += 1;
@@ -278,4 +280,64 @@ fn many_threads_read_the_right_bytes() {
             scope.spawn(move || (0..400).for_each(|index| check_sample(dataset, dataset.locate(thread, index).sample)));
         }
     });
+}
+
+/// A shard with one member under each name.
+fn write_members(path: &Path, names: &[&str]) {
+    let mut archive = tar::Builder::new(fs::File::create(path).expect("the shard is created"));
+    for name in names {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(4);
+        archive.append_data(&mut header, name, &b"text"[..]).expect("written");
+    }
+    archive.finish().expect("the shard is finished");
+}
+
+#[test]
+fn data_without_a_single_pair_is_refused_with_what_was_looked_for_and_what_is_there() {
+    let folder = folder();
+    let (first, second) = (folder.path().join("0.tar"), folder.path().join("1.tar"));
+    let check = |members: [&[&str]; 2], keys: &SampleKeys, expected: &[&str]| {
+        write_members(&first, members[0]);
+        write_members(&second, members[1]);
+        let source = DataSource::Webdataset { shards: vec![folder.path().join("{0..1}.tar").display().to_string()], keys: keys.clone() };
+        let message = Dataset::open(&DataConfig { source, ..config(&[]) }).expect_err("there is no pair").to_string();
+        for part in expected {
+            assert!(message.contains(part), "{part} is not in: {message}");
+        }
+        message
+    };
+    let usual = SampleKeys::default();
+    let looked_for = "looked for images jpg, png, jpeg, webp and captions txt, with names split at their first dot \
+         (spec.data.webdataset.imageKeys, spec.data.webdataset.captionKeys, spec.data.webdataset.keySeparator)";
+    check([&["0.gif", "0.json", "1.gif"], &["2.gif"]], &usual, &["none of the 3 samples", "0.tar and 1 more shards", looked_for]);
+    let message = check([&["0.gif", "0.json", "1.gif"], &["2.gif"]], &usual, &["found gif 3, json 1"]);
+    assert!(message.ends_with("json 1"), "there is nothing to advise: {message}");
+    check([&["README"], &[]], &usual, &["there is no sample in", "found no file with a dot in its name"]);
+    check([&["0.jpg", "1.jpg"], &["0.txt", "1.txt"]], &usual, &["none of the 4 samples", "have to stand next to each other"]);
+    check([&["a.b.jpg", "a.b.txt"], &[]], &usual, &["found b.jpg 1, b.txt 1", "spec.data.webdataset.keySeparator to lastDot"]);
+    let others = SampleKeys { image: vec!["seg.png".to_owned()], ..usual };
+    check([&["0.png", "0.txt"], &["1.png"]], &others, &["looked for images seg.png and captions txt", "found png 2, txt 1"]);
+}
+
+#[test]
+fn samples_are_found_under_the_keys_that_are_configured() {
+    let folder = folder();
+    let path = folder.path().join("a.tar");
+    write_members(&path, &["x.1.caption", "x.1.webp", "x.2.caption", "x.2.seg", "y.txt", "y.jpg"]);
+    let open = |keys: SampleKeys| {
+        let source = DataSource::Webdataset { shards: vec![path.display().to_string()], keys };
+        let dataset = Dataset::open(&DataConfig { source, ..config(&[]) }).expect("the data set is opened");
+        let usable = |sample: &u64| matches!(dataset.read(*sample), Ok(Reading::Sample(_)));
+        let keys: Vec<String> =
+            (0..dataset.samples_per_pass()).filter(usable).map(|sample| dataset.key(sample).expect("the key is read").1).collect();
+        keys
+    };
+    let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    assert_eq!(open(SampleKeys::default()), ["y"]);
+    let last = SampleKeys { image: list(&["seg", "webp"]), caption: list(&["caption"]), separator: KeySeparator::LastDot };
+    assert_eq!(open(last.clone()), ["x.1", "x.2"]);
+    assert_eq!(open(SampleKeys { image: list(&["seg"]), ..last }), ["x.2"]);
+    let first = SampleKeys { image: list(&["1.webp"]), caption: list(&["1.caption"]), separator: KeySeparator::FirstDot };
+    assert_eq!(open(first), ["x"]);
 }

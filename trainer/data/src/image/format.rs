@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::{ImageError, jpeg, png, webp};
+use super::{ImageError, OtherFormat, bmp, gif, jpeg, png, webp};
 
 /// Most pixels that are decoded; above it Pillow warns of a decompression bomb, at twice as many it refuses.
 /// RGB of this size is 268 MB.
@@ -20,6 +20,10 @@ pub enum Format {
     Png,
     /// WebP, lossy and lossless.
     WebP,
+    /// GIF; the first frame counts.
+    Gif,
+    /// BMP of every depth that Pillow reads, plain and run-length encoded.
+    Bmp,
 }
 
 impl fmt::Display for Format {
@@ -28,6 +32,8 @@ impl fmt::Display for Format {
             Self::Jpeg => "JPEG",
             Self::Png => "PNG",
             Self::WebP => "WebP",
+            Self::Gif => "GIF",
+            Self::Bmp => "BMP",
         })
     }
 }
@@ -50,6 +56,8 @@ pub fn probe(bytes: &[u8]) -> Result<Probe, ImageError> {
         Format::Jpeg => jpeg::dimensions(bytes)?,
         Format::Png => png::dimensions(bytes)?,
         Format::WebP => webp::dimensions(bytes)?,
+        Format::Gif => gif::dimensions(bytes)?,
+        Format::Bmp => bmp::dimensions(bytes)?,
     };
     if width == 0 || height == 0 {
         return Err(ImageError::Corrupt { format, reason: format!("it declares {width} x {height} pixels") });
@@ -60,24 +68,33 @@ pub fn probe(bytes: &[u8]) -> Result<Probe, ImageError> {
     Ok(Probe { width, height, format })
 }
 
+/// What a file of each format begins with.
+const SIGNATURES: [(&[u8], Format); 5] = [
+    (&[0xff, 0xd8, 0xff], Format::Jpeg),
+    (b"\x89PNG\r\n\x1a\n", Format::Png),
+    (b"GIF87a", Format::Gif),
+    (b"GIF89a", Format::Gif),
+    (b"BM", Format::Bmp),
+];
+
 fn detect(bytes: &[u8]) -> Result<Format, ImageError> {
-    const JPEG: &[u8] = &[0xff, 0xd8, 0xff];
-    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
-    if bytes.starts_with(JPEG) {
-        Ok(Format::Jpeg)
-    } else if bytes.starts_with(PNG) {
-        Ok(Format::Png)
-    } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
-        Ok(Format::WebP)
-    } else if bytes.is_empty() {
-        Err(ImageError::Unsupported { reason: "the file is empty".to_owned() })
-    } else if JPEG.starts_with(bytes) {
-        Err(ImageError::Truncated { format: Format::Jpeg })
-    } else if PNG.starts_with(bytes) {
-        Err(ImageError::Truncated { format: Format::Png })
-    } else if bytes.len() < 12 && (b"RIFF".starts_with(bytes) || bytes.starts_with(b"RIFF")) {
-        Err(ImageError::Truncated { format: Format::WebP })
-    } else {
-        Err(ImageError::Unsupported { reason: format!("the file begins with {:02x?}", &bytes[..bytes.len().min(8)]) })
+    if bytes.is_empty() {
+        return Err(ImageError::Unsupported { reason: "the file is empty".to_owned() });
     }
+    if let Some((_, format)) = SIGNATURES.into_iter().find(|(signature, _)| bytes.starts_with(signature)) {
+        return Ok(format);
+    }
+    if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
+        return Ok(Format::WebP);
+    }
+    if let Some((_, format)) = SIGNATURES.into_iter().find(|(signature, _)| signature.starts_with(bytes)) {
+        return Err(ImageError::Truncated { format });
+    }
+    if bytes.len() < 12 && (b"RIFF".starts_with(bytes) || bytes.starts_with(b"RIFF")) {
+        return Err(ImageError::Truncated { format: Format::WebP });
+    }
+    Err(match OtherFormat::of(bytes) {
+        Some(format) => ImageError::OtherFormat(format),
+        None => ImageError::Unsupported { reason: format!("the file begins with {:02x?}", bytes.get(..8).unwrap_or(bytes)) },
+    })
 }

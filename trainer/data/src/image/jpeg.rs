@@ -1,19 +1,22 @@
 //! JPEG, through libjpeg-turbo: the decoder that Pillow uses, with the same inverse DCT and chroma upsampling, so that pixels are equal.
 //!
-//! Comes in: a file's bytes and a reduction. Goes out: RGB. The markers are walked here first, because libjpeg fills up what a truncated file
-//! lacks with gray and only warns.
+//! Comes in: a file's bytes and a reduction. Goes out: RGB. libjpeg complains of what costs no pixel, and fills up with gray what is missing, in
+//! the same way. So whatever it complains of is read here once more, for whether all data are there, and then decoded from a clean copy.
+
+mod huffman;
+mod mend;
+mod scan;
 
 use memchr::memchr;
-use turbojpeg::{Colorspace, Decompressor, Error, Image, PixelFormat, ScalingFactor};
+use turbojpeg::{Decompressor, Error, Image, PixelFormat, ScalingFactor};
 
 use super::{Format, ImageError};
+use crate::cause::Tolerated;
+use mend::Mended;
 
 /// Most scans of a progressive file. Encoders write about ten; each costs a walk over the whole image, so a file of a few kilobytes with
 /// thousands of empty ones would stop a thread for minutes.
 const MAX_SCANS: u32 = 500;
-
-/// How libjpeg's only harmless warning about image data ends: stuffing between segments, which every decoder steps over.
-const HARMLESS_WARNING: &str = "extraneous bytes before marker";
 
 /// A libjpeg-turbo instance, made at the first use.
 #[derive(Default)]
@@ -22,35 +25,69 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Decodes to RGB at 1 / `reduction` (1, 2, 4 or 8) of both sides, rounded up. `staging` holds CMYK on the way.
-    pub(super) fn decode(&mut self, bytes: &[u8], reduction: u32, pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<(), ImageError> {
-        check_complete(bytes)?;
+    /// Decodes to RGB at 1 / `reduction` (1, 2, 4 or 8) of both sides, rounded up. `staging` holds CMYK on the way. Says which fault the file
+    /// has that costs no pixel.
+    pub(super) fn decode(
+        &mut self,
+        bytes: &[u8],
+        reduction: u32,
+        pixels: &mut Vec<u8>,
+        staging: &mut Vec<u8>,
+    ) -> Result<Option<Tolerated>, ImageError> {
+        let refused = match check_complete(bytes).and_then(|()| self.decode_clean(bytes, reduction, pixels, staging)) {
+            Ok(()) => return Ok(None),
+            Err(refused) => refused,
+        };
+        let Some(Mended { bytes, cause, has_profile, progressive }) = mend::mend(bytes) else { return Err(refused) };
+        if self.decode_clean(&bytes, reduction, pixels, staging).is_ok() {
+            return Ok(Some(cause.unwrap_or(if has_profile { Tolerated::JpegProfile } else { Tolerated::JpegHeader })));
+        }
+        // What libjpeg still complains of, although all data are there, is the order of a progressive file's scans. It writes no row before it
+        // has read all of these; a row that it does not write keeps what was there before.
+        let first = self.written(&bytes, reduction, 0x00, (&mut *pixels, &mut *staging));
+        let second = self.written(&bytes, reduction, 0xff, (&mut *pixels, &mut *staging));
+        if progressive && first.is_some() && first == second { Ok(Some(Tolerated::JpegProgression)) } else { Err(refused) }
+    }
+
+    /// What is in `pixels` after decoding over bytes of this value, whatever libjpeg says.
+    fn written(&mut self, bytes: &[u8], reduction: u32, value: u8, (pixels, staging): (&mut Vec<u8>, &mut Vec<u8>)) -> Option<Vec<u8>> {
+        for buffer in [&mut *pixels, &mut *staging] {
+            buffer.clear();
+        }
+        let (width, height) = dimensions(bytes).ok()?;
+        let length = width.div_ceil(reduction) as usize * height.div_ceil(reduction) as usize;
+        pixels.resize(3 * length, value);
+        staging.resize(4 * length, value);
+        // The complaint is known; what counts is what was written.
+        drop(self.decode_clean(bytes, reduction, pixels, staging));
+        Some(pixels.clone())
+    }
+
+    /// Decodes a file that libjpeg does not complain of.
+    fn decode_clean(&mut self, bytes: &[u8], reduction: u32, pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<(), ImageError> {
         let instance = match &mut self.instance {
             Some(instance) => instance,
             empty => empty.insert(new_instance().map_err(|error| corrupt(&error))?),
         };
-        let header = instance.read_header(bytes).map_err(|error| corrupt(&error))?;
-        let (columns, rows) = dimensions(bytes)?;
-        if (header.width, header.height) != (columns as usize, rows as usize) {
-            return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "it has two frame headers".to_owned() });
-        }
+        let frame = frame(bytes)?;
         let scale = ScalingFactor::new(1, reduction as usize);
         instance.set_scaling_factor(scale).map_err(|error| corrupt(&error))?;
-        let (width, height) = (scale.scale(header.width), scale.scale(header.height));
-        let cmyk = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
+        let (width, height) = (scale.scale(frame.columns as usize), scale.scale(frame.rows as usize));
+        let cmyk = frame.components == 4;
         let (format, target) = if cmyk { (PixelFormat::CMYK, &mut *staging) } else { (PixelFormat::RGB, &mut *pixels) };
         let pitch = width * format.size();
         target.resize(pitch * height, 0);
-        match instance.decompress(bytes, Image { pixels: target.as_mut_slice(), width, pitch, height, format }) {
-            // The header was read without a complaint above, so this one is about the data, which was decoded to its end all the same.
-            Err(Error::TurboJpegError(message)) if message.contains(HARMLESS_WARNING) => {}
-            result => result.map_err(|error| corrupt(&error))?,
-        }
+        // A file with two frame headers is refused by libjpeg, so that its size is the one read here.
+        let decoded = instance.decompress(bytes, Image { pixels: target.as_mut_slice(), width, pitch, height, format });
         if cmyk {
             pixels.resize(width * height * 3, 0);
             cmyk_to_rgb(staging, pixels);
         }
-        Ok(())
+        decoded.map_err(|error| {
+            // After an error within the headers an instance goes on with them at the next file, and refuses every one from there on.
+            self.instance = None;
+            corrupt(&error)
+        })
     }
 }
 
@@ -123,6 +160,9 @@ impl<'a> Segments<'a> {
 const END_OF_IMAGE: u8 = 0xd9;
 const START_OF_SCAN: u8 = 0xda;
 
+/// How the scan headers of a sequential file end: first and last coefficient, and their approximation.
+const ALL_COEFFICIENTS: [u8; 3] = [0, 63, 0];
+
 fn is_start_of_frame(marker: u8) -> bool {
     // c4, c8 and cc define tables.
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
@@ -130,6 +170,17 @@ fn is_start_of_frame(marker: u8) -> bool {
 
 /// Columns and rows from the frame header.
 pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
+    frame(bytes).map(|frame| (frame.columns, frame.rows))
+}
+
+/// What the frame header says.
+struct FrameSize {
+    columns: u32,
+    rows: u32,
+    components: u8,
+}
+
+fn frame(bytes: &[u8]) -> Result<FrameSize, ImageError> {
     let mut segments = Segments::new(bytes);
     loop {
         let segment = segments.next()?;
@@ -144,7 +195,8 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
             if precision != 8 || !matches!(components, 1 | 3 | 4) {
                 return Err(ImageError::Unsupported { reason: format!("JPEG of {components} components with {precision} bits") });
             }
-            return Ok((u16::from_be_bytes([high_columns, low_columns]).into(), u16::from_be_bytes([high_rows, low_rows]).into()));
+            let number = |high, low| u16::from_be_bytes([high, low]).into();
+            return Ok(FrameSize { columns: number(high_columns, low_columns), rows: number(high_rows, low_rows), components });
         }
         if matches!(segment.marker, END_OF_IMAGE | START_OF_SCAN) {
             return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "there is no frame header".to_owned() });
@@ -152,16 +204,28 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
     }
 }
 
-/// An error unless the image ends with its end marker after at least one scan. Like Pillow, which refuses a file without the marker.
+/// An error unless the image ends with its end marker after at least one scan, like Pillow, which refuses a file without the marker; and unless
+/// its scan headers say what libjpeg does not complain of, so that it need not decode the image to its end before it does.
 fn check_complete(bytes: &[u8]) -> Result<(), ImageError> {
+    let corrupt = |reason: &str| Err(ImageError::Corrupt { format: Format::Jpeg, reason: reason.to_owned() });
     let mut segments = Segments::new(bytes);
-    let mut scans = 0_usize;
+    let (mut scans, mut sequential, mut odd) = (0_usize, false, false);
     loop {
-        match segments.next()?.marker {
-            START_OF_SCAN => scans += 1,
+        let segment = segments.next()?;
+        match segment.marker {
+            // Baseline, extended, and extended with arithmetic coding.
+            0xc0 | 0xc1 | 0xc9 => sequential = true,
+            START_OF_SCAN => {
+                scans += 1;
+                odd |= sequential && !segment.payload.ends_with(&ALL_COEFFICIENTS);
+            }
+            END_OF_IMAGE if odd => return corrupt("a scan header contradicts the frame header"),
             END_OF_IMAGE if scans > 0 => return Ok(()),
-            END_OF_IMAGE => return Err(ImageError::Corrupt { format: Format::Jpeg, reason: "there is no image data".to_owned() }),
+            END_OF_IMAGE => return corrupt("there is no image data"),
             _ => {}
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

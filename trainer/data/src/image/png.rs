@@ -5,15 +5,18 @@
 
 use std::io::{Cursor, ErrorKind};
 
-use png::{ColorType, Decoder, DecodingError, Transformations};
+use png::{ColorType, DecodeOptions, Decoder, DecodingError, Transformations};
 
 use super::{Format, ImageError, MEAN, STD};
+use crate::cause::Tolerated;
 
 fn reader(bytes: &[u8]) -> Decoder<Cursor<&[u8]>> {
-    let mut decoder = Decoder::new(Cursor::new(bytes));
-    decoder.set_ignore_text_chunk(true);
-    decoder.set_ignore_iccp_chunk(true);
-    decoder
+    let mut options = DecodeOptions::default();
+    options.set_ignore_text_chunk(true);
+    options.set_ignore_iccp_chunk(true);
+    // Pillow checks this one, too, and no other sum of the pixels.
+    options.set_ignore_adler32(false);
+    Decoder::new_with_options(Cursor::new(bytes), options)
 }
 
 /// Columns and rows from the first chunk.
@@ -30,8 +33,36 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
     }
 }
 
-/// Decodes to RGB. `staging` holds the file's own channels on the way.
-pub(super) fn decode(bytes: &[u8], pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<(), ImageError> {
+/// Decodes to RGB. `staging` holds the file's own channels on the way. Says which fault the file has that costs no pixel.
+pub(super) fn decode(bytes: &[u8], pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<Option<Tolerated>, ImageError> {
+    let decoded = if has_half_a_colour(bytes) {
+        Err(corrupt("its palette ends within a colour".to_owned()))
+    } else {
+        decode_clean(bytes, pixels, staging)
+    };
+    let Err(refused) = decoded else { return Ok(None) };
+    let Some((copy, fault)) = mend(bytes) else { return Err(refused) };
+    match decode_clean(&copy, pixels, staging) {
+        Ok(()) => Ok(Some(fault)),
+        Err(_) => Err(refused),
+    }
+}
+
+/// Whether the palette's length is no multiple of a colour's, at which the crate panics.
+fn has_half_a_colour(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    while let Some(([l0, l1, l2, l3, kind @ ..], behind)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_be_bytes([*l0, *l1, *l2, *l3]) as usize;
+        match kind {
+            b"PLTE" if length % 3 != 0 => return true,
+            b"IDAT" => return false,
+            _ => rest = behind.get(length.saturating_add(4)..).unwrap_or_default(),
+        }
+    }
+    false
+}
+
+fn decode_clean(bytes: &[u8], pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<(), ImageError> {
     let mut decoder = reader(bytes);
     let header = decoder.read_header_info().map_err(failed)?;
     // Pillow cuts 16-bit samples to their high byte in every mode but gray without alpha, which it clips at 255.
@@ -50,6 +81,58 @@ pub(super) fn decode(bytes: &[u8], pixels: &mut Vec<u8>, staging: &mut Vec<u8>) 
         to_rgb(staging, channels, clipped, pixels);
     }
     Ok(())
+}
+
+/// A copy with nothing but what pixels are made of, and what was wrong with the file; nothing when its headers do not hold.
+fn mend(bytes: &[u8]) -> Option<(Vec<u8>, Tolerated)> {
+    let (signature, mut rest) = bytes.split_at_checked(8)?;
+    let (mut header, mut palette, mut data) = (None, None, Vec::new());
+    let (mut in_data, mut cause) = (false, Tolerated::PngEnd);
+    while let Some((head, behind)) = rest.split_first_chunk::<8>() {
+        let &[l0, l1, l2, l3, k0, k1, k2, k3] = head;
+        let (length, kind) = (u32::from_be_bytes([l0, l1, l2, l3]) as usize, &[k0, k1, k2, k3]);
+        let body = behind.get(..length).unwrap_or(behind);
+        let sum = behind.get(length..).and_then(|tail| tail.first_chunk()).map(|&sum| u32::from_be_bytes(sum));
+        // Headers count only when they are as they were written. What holds pixels has a check sum of its own, over all of it.
+        let sound = sum == Some(sum_of(kind, body));
+        match kind {
+            b"IHDR" if header.is_none() => header = Some(body).filter(|_| sound),
+            b"PLTE" if palette.is_none() && data.is_empty() => {
+                palette = body.get(..body.len() / 3 * 3).filter(|colours| sound && !colours.is_empty());
+            }
+            b"IDAT" if in_data || data.is_empty() => {
+                in_data = true;
+                data.extend_from_slice(body);
+            }
+            _ => in_data = false,
+        }
+        if kind == b"IEND" {
+            cause = Tolerated::PngChunk;
+            break;
+        }
+        rest = behind.get(length.saturating_add(4)..).unwrap_or_default();
+    }
+    let mut copy = signature.to_vec();
+    let mut put = |kind: &[u8; 4], body: &[u8]| {
+        copy.extend((body.len() as u32).to_be_bytes());
+        copy.extend_from_slice(kind);
+        copy.extend_from_slice(body);
+        copy.extend(sum_of(kind, body).to_be_bytes());
+    };
+    put(b"IHDR", header?);
+    if let Some(palette) = palette {
+        put(b"PLTE", palette);
+    }
+    put(b"IDAT", &data);
+    put(b"IEND", &[]);
+    Some((copy, cause))
+}
+
+fn sum_of(kind: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(kind);
+    hasher.update(body);
+    hasher.finalize()
 }
 
 fn to_rgb(source: &[u8], channels: usize, clipped: bool, pixels: &mut [u8]) {

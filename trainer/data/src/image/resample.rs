@@ -10,6 +10,7 @@ use fast_image_resize::{
 };
 
 use super::{CropBox, ImageError, ImageTransform, Pixels, Probe, Scratch, decode_reduced};
+use crate::cause::Tolerated;
 
 /// Which part of an image becomes the output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -132,18 +133,18 @@ impl ImageTransform {
         window: Window,
         scratch: &mut Scratch,
         out: &mut [f32],
-    ) -> Result<(), ImageError> {
+    ) -> Result<Option<Tolerated>, ImageError> {
         assert_eq!(out.len(), self.output_len(), "the output of side {} has three planes", self.size);
         scratch.release_large_buffers();
-        let Pixels { width, height, .. } = decode_reduced(bytes, probe, reduction, scratch)?;
+        let Pixels { width, height, tolerated, .. } = decode_reduced(bytes, probe, reduction, scratch)?;
         scratch.resized.resize(self.output_len(), 0);
-        let source = Pixels { width, height, bytes: &scratch.pixels };
+        let source = Pixels { width, height, bytes: &scratch.pixels, tolerated };
         scratch
             .resampler
             .resize(source, window, self.size, &mut scratch.resized)
             .map_err(|reason| ImageError::Corrupt { format: probe.format, reason })?;
         normalise(&scratch.resized, self.mean, self.std, out);
-        Ok(())
+        Ok(tolerated)
     }
 }
 
@@ -174,7 +175,7 @@ mod tests {
         let mut resampler = Resampler::default();
         let mut out = vec![0; size as usize * size as usize * 3];
         let window = Window::of_crop(CropBox { top: 0, left: 0, height, width }, 1);
-        resampler.resize(Pixels { width, height, bytes: &strip }, window, size, &mut out).unwrap();
+        resampler.resize(Pixels { width, height, bytes: &strip, tolerated: None }, window, size, &mut out).unwrap();
         assert!(out.iter().all(|&value| value == 77));
         assert!(resampler.narrowed.capacity() <= Resampler::MOST_NARROWED * 3);
     }

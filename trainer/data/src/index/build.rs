@@ -13,10 +13,12 @@ use std::{
     },
 };
 
+use lcl_trainer_config::SampleKeys;
+
 use crate::{
-    index::{IndexError, Record, find_usable, index_files, record::Header, stamp_of},
+    index::{Findings, IndexError, Record, Usable, find_usable, findings::Collector, index_files, record::Header, stamp_of},
     retry::with_retries,
-    shard::{self, Grouper, ShardError},
+    shard::{self, Group, Grouper, ShardError},
 };
 
 /// What [`index_shards`] did for one shard.
@@ -26,8 +28,8 @@ pub struct IndexReport {
     pub shard: PathBuf,
     /// Its index file.
     pub index: PathBuf,
-    /// Samples in it, unusable ones included.
-    pub samples: u64,
+    /// What is in it.
+    pub findings: Findings,
     /// Whether the file was written now; otherwise it was there and up to date.
     pub written: bool,
 }
@@ -36,20 +38,25 @@ pub struct IndexReport {
 ///
 /// Unlike opening a data set, a file that cannot be written is an error. All shards are tried; the first error in the order of shards is
 /// returned.
-pub fn index_shards(shards: &[PathBuf], folder: Option<&Path>, threads: NonZero<usize>) -> Result<Vec<IndexReport>, IndexError> {
-    over_all(threads, shards, |shard| built(|| index_one(shard, folder)))
+pub fn index_shards(
+    shards: &[PathBuf],
+    folder: Option<&Path>,
+    keys: &SampleKeys,
+    threads: NonZero<usize>,
+) -> Result<Vec<IndexReport>, IndexError> {
+    over_all(threads, shards, |shard| built(|| index_one(shard, folder, keys)))
 }
 
-fn index_one(shard: &Path, folder: Option<&Path>) -> Result<IndexReport, IndexError> {
-    let report = |index: &Path, samples, written| IndexReport { shard: shard.to_owned(), index: index.to_owned(), samples, written };
+fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<IndexReport, IndexError> {
+    let report = |index: &Path, findings, written| IndexReport { shard: shard.to_owned(), index: index.to_owned(), findings, written };
     let file = shard::open(shard)?;
-    let places = index_files(shard, folder);
-    if let Some((path, header)) = find_usable(&places, stamp_of(shard, &file)?)? {
-        return Ok(report(path, header.count, false));
+    let places = index_files(shard, folder, keys);
+    if let Some(Usable { path, findings, .. }) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
+        return Ok(report(path, findings, false));
     }
-    let (header, bytes) = build(shard, &file)?;
+    let Built { findings, bytes, .. } = build(shard, &file, keys)?;
     match write_first(&places, &bytes) {
-        Ok(path) => Ok(report(path, header.count, true)),
+        Ok(path) => Ok(report(path, findings, true)),
         Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.clone(), source }),
     }
 }
@@ -63,37 +70,57 @@ pub(crate) fn built<T>(operation: impl FnMut() -> Result<T, IndexError>) -> Resu
     with_retries(0, wait, IndexError::io, operation)
 }
 
-/// Header and whole contents of the index of `shard`.
-pub(crate) fn build(shard: &Path, file: &File) -> Result<(Header, Vec<u8>), IndexError> {
+/// An index that was made.
+pub(crate) struct Built {
+    pub(crate) header: Header,
+    pub(crate) findings: Findings,
+    /// The whole contents of its file.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Makes the index of `shard`.
+pub(crate) fn build(shard: &Path, file: &File, keys: &SampleKeys) -> Result<Built, IndexError> {
     let stamp = stamp_of(shard, file)?;
-    let mut records = Vec::new();
+    let (mut records, mut collector) = (Vec::new(), Collector::new(keys));
     let mut too_large = false;
-    let mut add = |group| match Record::of(&group) {
-        Some(record) => records.push(record),
-        None => too_large = true,
-    };
-    let mut grouper = Grouper::default();
-    shard::walk(shard, file, |member| {
-        if let Some(group) = grouper.push(member) {
-            add(group);
+    let archives = for_each_group(shard, file, keys, |group| {
+        collector.take(&group);
+        match Record::of(&group) {
+            Some(record) => records.push(record),
+            None => too_large = true,
         }
     })?;
-    if let Some(group) = grouper.finish() {
-        add(group);
-    }
     if too_large {
         return Err(ShardError::TooLarge { path: shard.to_owned() }.into());
     }
     if stamp_of(shard, file)? != stamp {
         return Err(IndexError::ShardChanged { shard: shard.to_owned() });
     }
-    let header = Header { stamp, count: records.len() as u64 };
+    let findings = collector.finish(archives);
+    if archives > 1 {
+        tracing::info!(shard = %shard.display(), archives, "shard is several archives one after the other: all are read");
+    }
+    // Plain data with string keys: turning them into JSON cannot fail.
+    let found = serde_json::to_vec(&findings).unwrap_or_default();
+    let header = Header { stamp, count: records.len() as u64, findings_bytes: found.len() as u32, findings_check: crc32fast::hash(&found) };
     let header_bytes = header.encode();
-    let mut bytes = header_bytes.to_vec();
+    let mut bytes = [header_bytes.as_slice(), &found].concat();
     for (number, record) in records.into_iter().enumerate() {
         bytes.extend(record.encode(&header_bytes, number as u64));
     }
-    Ok((header, bytes))
+    Ok(Built { header, findings, bytes })
+}
+
+/// Calls `visit` for every sample of a shard, in order, and gives the number of archives in it.
+pub(crate) fn for_each_group(shard: &Path, file: &File, keys: &SampleKeys, mut visit: impl FnMut(Group)) -> Result<u64, ShardError> {
+    let mut grouper = Grouper::new(keys);
+    let archives = shard::walk(shard, file, |member| {
+        if let Some(group) = grouper.push(member) {
+            visit(group);
+        }
+    })?;
+    grouper.finish().into_iter().for_each(visit);
+    Ok(archives)
 }
 
 /// Writes an index to the first place that takes it; else the error of the first.

@@ -1,23 +1,23 @@
 //! The bytes of an index file.
 //!
-//! A header and one record per sample, all numbers little-endian, each with a CRC-32 of its own: a damaged record is found when it is read, so
-//! that opening a data set of any size reads one header per shard. Comes in and goes out: plain values. It touches no file.
+//! A header, what was found in the shard as JSON, and one record per sample, all numbers little-endian, each with a CRC-32 of its own: a damaged
+//! record is found when it is read, so that opening a data set of any size reads one header with its findings per shard. Comes in and goes out: plain values. It touches no file.
 
 use std::{fs::Metadata, os::unix::fs::MetadataExt};
 
 use crate::{
-    index::{Extent, Record},
-    shard::{BLOCK, Group, ImageKind, Member},
+    index::{Extent, Findings, Record},
+    shard::{BLOCK, Group, Keyed},
 };
 
 /// First bytes of every index file.
 const MAGIC: [u8; 8] = *b"LCLINDEX";
 
 /// Number of this layout; a file of any other is built again.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of the header.
-pub(crate) const HEADER_BYTES: usize = 48;
+pub(crate) const HEADER_BYTES: usize = 56;
 
 /// Bytes of a record.
 pub(crate) const RECORD_BYTES: usize = 28;
@@ -46,7 +46,14 @@ pub(crate) struct Header {
     pub(crate) stamp: Stamp,
     /// Number of records.
     pub(crate) count: u64,
+    /// Bytes of the findings.
+    pub(crate) findings_bytes: u32,
+    /// Their CRC-32.
+    pub(crate) findings_check: u32,
 }
+
+/// Most bytes of findings: some times what their longest lists take.
+const FINDINGS_LIMIT: u32 = 1 << 20;
 
 impl Header {
     pub(crate) fn encode(self) -> [u8; HEADER_BYTES] {
@@ -59,6 +66,8 @@ impl Header {
         writer.put(&self.stamp.seconds.to_le_bytes());
         writer.put(&self.stamp.nanoseconds.to_le_bytes());
         writer.put(&self.count.to_le_bytes());
+        writer.put(&self.findings_bytes.to_le_bytes());
+        writer.put(&self.findings_check.to_le_bytes());
         let check = crc32fast::hash(&bytes[..HEADER_BYTES - 4]);
         bytes[HEADER_BYTES - 4..].copy_from_slice(&check.to_le_bytes());
         bytes
@@ -76,37 +85,54 @@ impl Header {
             nanoseconds: u32::from_le_bytes(reader.take()?),
         };
         let count = u64::from_le_bytes(reader.take()?);
+        let (findings_bytes, findings_check) = (u32::from_le_bytes(reader.take()?), u32::from_le_bytes(reader.take()?));
         let check = u32::from_le_bytes(reader.take()?);
-        (known && check == crc32fast::hash(&bytes[..HEADER_BYTES - 4])).then_some(Self { stamp, count })
+        let sound = known && check == crc32fast::hash(&bytes[..HEADER_BYTES - 4]) && findings_bytes <= FINDINGS_LIMIT;
+        sound.then_some(Self { stamp, count, findings_bytes, findings_check })
+    }
+
+    /// The findings that these bytes behind the header are; `None` when they are damaged.
+    pub(crate) fn decode_findings(self, bytes: &[u8]) -> Option<Findings> {
+        let sound = bytes.len() as u64 == u64::from(self.findings_bytes) && crc32fast::hash(bytes) == self.findings_check;
+        if sound { serde_json::from_slice(bytes).ok() } else { None }
+    }
+
+    /// Byte at which record `number` begins.
+    pub(crate) fn record_at(self, number: u64) -> u64 {
+        HEADER_BYTES as u64 + u64::from(self.findings_bytes) + number * RECORD_BYTES as u64
     }
 
     /// Bytes of the whole index file.
     pub(crate) fn file_bytes(self) -> Option<u64> {
-        self.count.checked_mul(RECORD_BYTES as u64)?.checked_add(HEADER_BYTES as u64)
+        self.count.checked_mul(RECORD_BYTES as u64)?.checked_add(self.record_at(0))
     }
 }
 
-/// Which bit of a record's kind says that there is a caption; the bits below number the image's kind, 0 for none.
+/// Which bit of a record's kind says that there is a caption; the bits below number the image's key from 1, 0 for no image. There are fewer
+/// keys than they can count ([`lcl_trainer_config::KEYS_LIMIT`]).
 const CAPTION_BIT: u32 = 1 << 8;
+
+/// Which bit says that two members have the same name.
+const DOUBLED_BIT: u32 = 1 << 9;
 
 impl Record {
     /// What the index says of a sample, or `None` when it lies beyond the 2^32 blocks that a record can name.
     pub(crate) fn of(group: &Group) -> Option<Self> {
         u32::try_from(group.start / BLOCK).ok()?;
-        let extent = |member: &Member| {
+        let extent = |Keyed { member, .. }: &Keyed| {
             u32::try_from(member.offset / BLOCK).ok()?;
             // A member of 4 GiB or more is beyond every limit of the reader; that is all that has to be known of it.
             Some(Extent { offset: member.offset, length: u32::try_from(member.length).unwrap_or(u32::MAX) })
         };
         let image = match &group.image {
-            Some((kind, member)) => Some((*kind, extent(member)?)),
+            Some(image) => Some((image.key, extent(image)?)),
             None => None,
         };
         let caption = match &group.caption {
-            Some(member) => Some(extent(member)?),
+            Some(caption) => Some(extent(caption)?),
             None => None,
         };
-        Some(Self { start: group.start, image, caption })
+        Some(Self { start: group.start, image, caption, doubled: group.doubled })
     }
 
     /// Bytes of record `number` of the index with this header.
@@ -114,9 +140,9 @@ impl Record {
         let block = |offset: u64| ((offset / BLOCK) as u32).to_le_bytes();
         let nothing = Extent { offset: 0, length: 0 };
         let (image, caption) = (self.image.map_or(nothing, |(_, extent)| extent), self.caption.unwrap_or(nothing));
-        let image_kind =
-            self.image.and_then(|(kind, _)| ImageKind::ALL.into_iter().position(|other| other == kind)).map_or(0, |at| at as u32 + 1);
-        let kind = image_kind | if self.caption.is_some() { CAPTION_BIT } else { 0 };
+        let image_key = self.image.map_or(0, |(key, _)| u32::from(key) + 1);
+        let bit = |holds: bool, bit: u32| if holds { bit } else { 0 };
+        let kind = image_key | bit(self.caption.is_some(), CAPTION_BIT) | bit(self.doubled, DOUBLED_BIT);
         let mut bytes = [0; RECORD_BYTES];
         let mut writer = Fields(&mut bytes);
         writer.put(&block(self.start));
@@ -144,9 +170,10 @@ impl Record {
         }
         let image = match kind & (CAPTION_BIT - 1) {
             0 => None,
-            position => Some((*ImageKind::ALL.get(position as usize - 1)?, image)),
+            number => Some((u8::try_from(number - 1).ok()?, image)),
         };
-        Some(Self { start, image, caption: (kind & CAPTION_BIT != 0).then_some(caption) })
+        let caption = (kind & CAPTION_BIT != 0).then_some(caption);
+        Some(Self { start, image, caption, doubled: kind & DOUBLED_BIT != 0 })
     }
 }
 
@@ -196,22 +223,23 @@ mod tests {
         #[test]
         fn records_and_headers_come_back_and_every_changed_bit_is_noticed(
             start in any::<u32>(),
-            image in proptest::option::of((0_usize..4, extents())),
+            image in proptest::option::of((0..lcl_trainer_config::KEYS_LIMIT as u8, extents())),
             caption in proptest::option::of(extents()),
             number in any::<u64>(),
+            doubled in any::<bool>(),
             count in any::<u64>(),
             damage in 0..RECORD_BYTES * 8,
             header_damage in 0..HEADER_BYTES * 8,
         ) {
             let stamp = Stamp { length: 77, seconds: -3, nanoseconds: 5 };
-            let header = Header { stamp, count };
+            let header = Header { stamp, count, findings_bytes: 9, findings_check: 8 };
             let header_bytes = header.encode();
             prop_assert_eq!(Header::decode(&header_bytes), Some(header));
             let mut damaged = header_bytes;
             damaged[header_damage / 8] ^= 1 << (header_damage % 8);
             prop_assert_eq!(Header::decode(&damaged), None);
 
-            let record = Record { start: u64::from(start) * BLOCK, image: image.map(|(kind, extent)| (ImageKind::ALL[kind], extent)), caption };
+            let record = Record { start: u64::from(start) * BLOCK, image, caption, doubled };
             let bytes = record.encode(&header_bytes, number);
             prop_assert_eq!(Record::decode(&bytes, &header_bytes, number), Some(record));
             prop_assert_eq!(Record::decode(&bytes, &header_bytes, number ^ 1), None);

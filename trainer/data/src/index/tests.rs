@@ -3,7 +3,7 @@
 use std::{fs, num::NonZero, os::unix::fs::FileExt, time::Duration};
 
 use super::*;
-use crate::shard::ShardWriter;
+use crate::shard::{ImageKind, ShardWriter};
 
 fn write_shard(path: &Path, samples: usize) {
     let mut writer = ShardWriter::create(path).expect("the shard is begun");
@@ -17,6 +17,11 @@ fn write_shard(path: &Path, samples: usize) {
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
+}
+
+/// The index for the usual keys.
+fn open(shard: &Path, folder: Option<&Path>) -> Result<ShardIndex, IndexError> {
+    ShardIndex::open(shard, folder, &SampleKeys::default())
 }
 
 /// All records, read as the data set does.
@@ -40,14 +45,14 @@ fn the_index_names_every_member_of_every_sample() {
     let shard = folder.path().join("a.tar");
     write_shard(&shard, 20);
     let bytes = fs::read(&shard).expect("the shard is read");
-    let index = ShardIndex::open(&shard, None).expect("the index is built");
+    let index = open(&shard, None).expect("the index is built");
     assert!(!in_memory(&index) && folder.path().join("a.tar.lclindex").is_file());
     assert_eq!((index.count(), index.shard_length()), (20, bytes.len() as u64));
     for (number, record) in records(&index).expect("the records are read").into_iter().enumerate() {
-        let (kind, image) = record.image.expect("there is an image");
+        let (key, image) = record.image.expect("there is an image");
         let caption = record.caption.expect("there is a caption");
         let contents = |extent: Extent| &bytes[extent.offset as usize..][..extent.length as usize];
-        assert_eq!((kind, contents(image)), (ImageKind::Jpg, vec![number as u8; 900 + number].as_slice()));
+        assert_eq!((key, contents(image)), (0, vec![number as u8; 900 + number].as_slice()));
         assert_eq!(contents(caption), b"text");
         assert_eq!(shard::name_at(&shard, record.start).expect("the name is read"), format!("{number:05}.jpg"));
     }
@@ -58,10 +63,10 @@ fn a_usable_index_is_taken_as_it_is() {
     let folder = folder();
     let shard = folder.path().join("a.tar");
     write_shard(&shard, 3);
-    ShardIndex::open(&shard, None).expect("the index is built");
+    open(&shard, None).expect("the index is built");
     let file = folder.path().join("a.tar.lclindex");
     touch(&file, 1000);
-    ShardIndex::open(&shard, None).expect("the index is opened");
+    open(&shard, None).expect("the index is opened");
     let changed = fs::metadata(&file).and_then(|metadata| metadata.modified()).expect("the index has a time");
     assert_eq!(changed, std::time::UNIX_EPOCH + Duration::from_secs(1000), "it was written again");
 }
@@ -72,11 +77,11 @@ fn a_shard_of_another_size_or_time_is_indexed_again() {
     let shard = folder.path().join("a.tar");
     write_shard(&shard, 3);
     touch(&shard, 1000);
-    assert_eq!(ShardIndex::open(&shard, None).expect("the index is built").count(), 3);
+    assert_eq!(open(&shard, None).expect("the index is built").count(), 3);
     // Another size at the same time.
     write_shard(&shard, 5);
     touch(&shard, 1000);
-    assert_eq!(ShardIndex::open(&shard, None).expect("the index is built").count(), 5);
+    assert_eq!(open(&shard, None).expect("the index is built").count(), 5);
     // The same size at another time: two files change places.
     let bytes = fs::read(&shard).expect("the shard is read");
     let mut swapped = ShardWriter::create(&shard).expect("the shard is begun");
@@ -85,7 +90,7 @@ fn a_shard_of_another_size_or_time_is_indexed_again() {
     let length = fs::metadata(&shard).expect("the shard is there").len();
     assert_eq!(length, bytes.len() as u64, "the test needs equal sizes");
     touch(&shard, 2000);
-    let index = ShardIndex::open(&shard, None).expect("the index is built");
+    let index = open(&shard, None).expect("the index is built");
     assert_eq!((index.count(), records(&index).expect("the records are read").len()), (1, 1));
 }
 
@@ -94,7 +99,7 @@ fn an_index_that_is_damaged_anywhere_is_built_again() {
     let folder = folder();
     let shard = folder.path().join("a.tar");
     write_shard(&shard, 4);
-    let expected = records(&ShardIndex::open(&shard, None).expect("the index is built")).expect("the records are read");
+    let expected = records(&open(&shard, None).expect("the index is built")).expect("the records are read");
     let file = folder.path().join("a.tar.lclindex");
     let sound = fs::read(&file).expect("the index is read");
     let mut cases: Vec<Vec<u8>> =
@@ -102,7 +107,7 @@ fn an_index_that_is_damaged_anywhere_is_built_again() {
     cases.extend([Vec::new(), sound[..30].to_vec(), sound[..sound.len() - 1].to_vec(), [sound.clone(), vec![0]].concat(), vec![b'x'; 500]]);
     for damaged in cases {
         fs::write(&file, &damaged).expect("the index is damaged");
-        let index = ShardIndex::open(&shard, None).expect("the index is opened or built");
+        let index = open(&shard, None).expect("the index is opened or built");
         assert_eq!(records(&index).expect("the records are read"), expected);
         assert_eq!(fs::read(&file).expect("the index is read"), sound, "the file was mended");
     }
@@ -114,7 +119,7 @@ fn an_index_that_vanishes_or_shrinks_during_the_run_is_built_again() {
         let folder = folder();
         let shard = folder.path().join("a.tar");
         write_shard(&shard, 4);
-        let index = ShardIndex::open(&shard, None).expect("the index is built");
+        let index = open(&shard, None).expect("the index is built");
         let expected = records(&index).expect("the records are read");
         damage(&folder.path().join("a.tar.lclindex"));
         assert_eq!(records(&index).expect("the records are read"), expected);
@@ -126,11 +131,11 @@ fn a_shard_replaced_during_the_run_is_an_error_when_its_index_has_to_be_built_ag
     let folder = folder();
     let shard = folder.path().join("a.tar");
     write_shard(&shard, 4);
-    let index = ShardIndex::open(&shard, None).expect("the index is built");
+    let index = open(&shard, None).expect("the index is built");
     write_shard(&shard, 6);
     // Another process has indexed the new shard; its records do not pass for the old one's.
     fs::remove_file(folder.path().join("a.tar.lclindex")).expect("the index is removed");
-    ShardIndex::open(&shard, None).expect("the index is built");
+    open(&shard, None).expect("the index is built");
     let error = records(&index).expect_err("the shard is another one");
     assert!(matches!(&error, IndexError::ShardChanged { shard: named } if *named == shard), "{error:?}");
 }
@@ -145,12 +150,12 @@ fn the_index_goes_to_the_index_folder_when_there_is_one() {
     }
     for _ in 0..2 {
         // Shards of the same name do not meet.
-        assert_eq!(ShardIndex::open(&first, Some(indexes.path())).expect("the index is opened").count(), 2);
-        assert_eq!(ShardIndex::open(&second, Some(indexes.path())).expect("the index is opened").count(), 3);
+        assert_eq!(open(&first, Some(indexes.path())).expect("the index is opened").count(), 2);
+        assert_eq!(open(&second, Some(indexes.path())).expect("the index is opened").count(), 3);
     }
     let beside = fs::read_dir(data.path().join("x")).expect("the folder is listed").count();
     assert_eq!(beside, 1, "nothing was written beside the shard");
-    assert!(index_files(&first, Some(indexes.path()))[0].starts_with(indexes.path()));
+    assert!(index_files(&first, Some(indexes.path()), &SampleKeys::default())[0].starts_with(indexes.path()));
 }
 
 #[test]
@@ -158,8 +163,8 @@ fn an_index_beside_the_shard_serves_even_with_an_index_folder() {
     let (data, indexes) = (folder(), folder());
     let shard = data.path().join("a.tar");
     write_shard(&shard, 2);
-    ShardIndex::open(&shard, None).expect("the index is built");
-    ShardIndex::open(&shard, Some(indexes.path())).expect("the index is opened");
+    open(&shard, None).expect("the index is built");
+    open(&shard, Some(indexes.path())).expect("the index is opened");
     assert_eq!(fs::read_dir(indexes.path()).expect("the folder is listed").count(), 0);
 }
 
@@ -177,13 +182,14 @@ fn without_a_place_to_write_the_index_stays_in_memory() {
     let shard = data.path().join("a.tar");
     write_shard(&shard, 7);
     let (_open, unwritable) = in_unwritable_folder(&shard);
-    let index = ShardIndex::open(&unwritable, None).expect("the index is built");
+    let index = open(&unwritable, None).expect("the index is built");
     assert!(in_memory(&index));
     assert_eq!(records(&index).expect("the records are in memory").len(), 7);
     // An index folder below a file cannot be made either.
-    let index = ShardIndex::open(&unwritable, Some(&shard)).expect("the index is built");
+    let index = open(&unwritable, Some(&shard)).expect("the index is built");
     assert!(in_memory(&index));
-    let error = index_shards(std::slice::from_ref(&unwritable), None, NonZero::<usize>::MIN).expect_err("the command says so");
+    let error = index_shards(std::slice::from_ref(&unwritable), None, &SampleKeys::default(), NonZero::<usize>::MIN)
+        .expect_err("the command says so");
     assert!(matches!(error, IndexError::Write { .. }), "{error:?}");
 }
 
@@ -193,7 +199,7 @@ fn a_read_only_data_folder_with_an_index_folder_needs_no_memory() {
     let shard = data.path().join("a.tar");
     write_shard(&shard, 7);
     let (_open, unwritable) = in_unwritable_folder(&shard);
-    let index = ShardIndex::open(&unwritable, Some(indexes.path())).expect("the index is built");
+    let index = open(&unwritable, Some(indexes.path())).expect("the index is built");
     assert!(!in_memory(&index));
     assert_eq!(records(&index).expect("the records are read").len(), 7);
 }
@@ -204,7 +210,7 @@ fn an_index_can_be_read_by_everyone_who_can_read_the_shard() {
     let data = folder();
     let shard = data.path().join("a.tar");
     write_shard(&shard, 1);
-    ShardIndex::open(&shard, None).expect("the index is built");
+    open(&shard, None).expect("the index is built");
     let mode = |name: &str| fs::metadata(data.path().join(name)).expect("the file is there").permissions().mode() & 0o777;
     assert_eq!(mode("a.tar.lclindex"), mode("a.tar"));
     fs::write(data.path().join("ordinary"), "").expect("a file is written");
@@ -219,14 +225,14 @@ fn the_index_command_writes_what_is_missing_and_names_the_shard_that_fails() {
         write_shard(shard, number + 1);
     }
     let threads = NonZero::new(3).expect("three is not zero");
-    ShardIndex::open(&shards[2], None).expect("the index is built");
-    let reports = index_shards(&shards, None, threads).expect("the indexes are built");
-    assert_eq!(reports.iter().map(|report| report.samples).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    open(&shards[2], None).expect("the index is built");
+    let reports = index_shards(&shards, None, &SampleKeys::default(), threads).expect("the indexes are built");
+    assert_eq!(reports.iter().map(|report| report.findings.samples).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     assert_eq!(reports.iter().map(|report| report.written).collect::<Vec<_>>(), [true, true, false, true, true, true]);
     assert!(reports.iter().all(|report| report.index.is_file()));
     fs::write(&shards[4], "not a tar").expect("the shard is damaged");
     fs::remove_file(&shards[5]).expect("the shard is removed");
-    let error = index_shards(&shards, None, threads).expect_err("two shards are bad");
+    let error = index_shards(&shards, None, &SampleKeys::default(), threads).expect_err("two shards are bad");
     assert!(matches!(&error, IndexError::Shard(ShardError::Truncated { path, .. }) if *path == shards[4]), "{error:?}");
 }
 
@@ -235,7 +241,7 @@ fn many_at_once_build_one_sound_index() {
     let data = folder();
     let shard = data.path().join("a.tar");
     write_shard(&shard, 50);
-    let expected = records(&ShardIndex::open(&shard, None).expect("the index is built")).expect("the records are read");
+    let expected = records(&open(&shard, None).expect("the index is built")).expect("the records are read");
     for _ in 0..20 {
         fs::remove_file(data.path().join("a.tar.lclindex")).expect("the index is removed");
         let barrier = std::sync::Barrier::new(8);
@@ -243,7 +249,7 @@ fn many_at_once_build_one_sound_index() {
             for _ in 0..8 {
                 scope.spawn(|| {
                     barrier.wait();
-                    let index = ShardIndex::open(&shard, None).expect("the index is opened or built");
+                    let index = open(&shard, None).expect("the index is opened or built");
                     assert!(!in_memory(&index));
                     assert_eq!(records(&index).expect("the records are read"), expected);
                 });
@@ -251,4 +257,70 @@ fn many_at_once_build_one_sound_index() {
         });
     }
     assert_eq!(fs::read_dir(data.path()).expect("the folder is listed").count(), 2, "temporary files are left");
+}
+
+#[test]
+fn what_was_found_is_kept_in_the_index_and_read_back() {
+    let data = folder();
+    let shard = data.path().join("a.tar");
+    let mut writer = ShardWriter::create(&shard).expect("the shard is begun");
+    let image = Some((ImageKind::Jpg, b"pixels".as_slice()));
+    for (key, image, caption) in [("0", image, Some("text")), ("1", image, None), ("1", image, Some("again")), ("2", None, Some("half"))] {
+        writer.append(key, image, caption).expect("a sample is written");
+    }
+    writer.append_member("3", "json", b"{}").expect("a member is written");
+    writer.finish().expect("the shard is finished");
+    for written in [true, false] {
+        let reports =
+            index_shards(std::slice::from_ref(&shard), None, &SampleKeys::default(), NonZero::<usize>::MIN).expect("the index is there");
+        let [IndexReport { findings, written: now, .. }] = reports.as_slice() else { panic!("{reports:?}") };
+        assert_eq!(*now, written);
+        assert_eq!((findings.samples, findings.with_image, findings.with_caption, findings.usable), (4, 2, 3, 1));
+        assert_eq!((findings.doubled, findings.doubled_keys.as_slice()), (1, ["1".to_owned()].as_slice()));
+        assert_eq!((findings.extensions_listed().as_str(), findings.archives), ("txt 3, jpg 2, json 1", 1));
+        let index = open(&shard, None).expect("the index is opened");
+        assert_eq!(index.findings(), findings);
+        let doubled: Vec<bool> = records(&index).expect("the records are read").iter().map(|record| record.doubled).collect();
+        assert_eq!(doubled, [false, true, false, false]);
+    }
+}
+
+#[test]
+fn an_index_made_with_other_keys_is_not_taken_and_not_taken_away() {
+    let data = folder();
+    let shard = data.path().join("a.tar");
+    let mut writer = ShardWriter::create(&shard).expect("the shard is begun");
+    for (extension, contents) in [("jpg", "image"), ("txt", "short"), ("caption", "much longer")] {
+        writer.append_member("0", extension, contents.as_bytes()).expect("written");
+    }
+    writer.finish().expect("the shard is finished");
+    let others = SampleKeys { caption: vec!["caption".to_owned()], ..SampleKeys::default() };
+    let length = |index: &ShardIndex| records(index).expect("the records are read")[0].caption.expect("there is a caption").length;
+    let usual = open(&shard, None).expect("the index is built");
+    let written = fs::read(data.path().join("a.tar.lclindex")).expect("the index is read");
+    let other = ShardIndex::open(&shard, None, &others).expect("the index is built");
+    assert_eq!((length(&usual), length(&other)), (5, 11));
+    assert!(!in_memory(&other));
+    assert_eq!(fs::read(data.path().join("a.tar.lclindex")).expect("the index is read"), written, "it was written over");
+    // Under the name of the other, as after a change of the program: what is in the file counts.
+    let [place] = &index_files(&shard, None, &others)[..] else { panic!("one place without an index folder") };
+    fs::write(place, &written).expect("the index is replaced");
+    assert_eq!(length(&ShardIndex::open(&shard, None, &others).expect("the index is built")), 11);
+}
+
+#[test]
+fn the_index_knows_how_many_samples_are_whole() {
+    let data = folder();
+    let shard = data.path().join("a.tar");
+    let mut writer = ShardWriter::create(&shard).expect("the shard is begun");
+    let image = Some((ImageKind::Webp, b"image".as_slice()));
+    for (key, image, caption) in [("0", image, None), ("1", None, Some("text")), ("2", image, Some("text"))] {
+        writer.append(key, image, caption).expect("written");
+    }
+    writer.append_member("3", "gif", b"GIF89a").expect("written");
+    writer.finish().expect("the shard is finished");
+    for _ in 0..2 {
+        let index = open(&shard, None).expect("the index is built or opened");
+        assert_eq!((index.count(), index.findings().usable), (4, 1));
+    }
 }

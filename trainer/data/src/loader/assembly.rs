@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn skipped_slots_leave_no_gap_and_short_rows_are_padded() {
-        let row = |slot| Row { slot, pass: 0, sample: slot + 10, images: 1 };
+        let row = |slot| Row { slot, pass: 0, sample: slot + 10, images: 1, tolerated: None };
         let skipped = |slot| Skipped { slot, pass: 0, sample: slot + 10, cause: SkipCause::NoImage };
         let slots = vec![
             Prepared::Skipped(skipped(4)),

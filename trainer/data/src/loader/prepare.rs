@@ -43,8 +43,8 @@ impl Buffers {
 impl Preparer {
     pub(super) fn new(dataset: Arc<Dataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self, LoaderError> {
         let size = options.model.vision.image_size;
-        let size = u32::try_from(size).ok().filter(|size| (1..=IMAGE_SIZE_LIMIT).contains(size)).ok_or_else(|| LoaderError::Options {
-            field: "model.vision.image_size",
+        let size = u32::try_from(size).ok().filter(|size| (1..=IMAGE_SIZE_LIMIT).contains(size)).ok_or_else(|| LoaderError::Setting {
+            field: "model.shape.vision.imageSize",
             value: size.to_string(),
             rule: "must lie in 1..=16384",
         })?;
@@ -80,12 +80,16 @@ impl Preparer {
         };
         let draw = Draw { seed: self.options.seed, step, slot };
         let crop = |width, height| draw.crop(self.config.augmentation, width, height);
-        if let Err(error) = self.transform.train(record.image(), crop, &mut buffers.scratch, &mut buffers.pixels) {
-            return skipped(error.cause(), &error.to_string());
+        let tolerated = match self.transform.train(record.image(), crop, &mut buffers.scratch, &mut buffers.pixels) {
+            Ok(tolerated) => tolerated,
+            Err(error) => return skipped(error.cause(), &error.to_string()),
+        };
+        if let Some(fault) = tolerated {
+            self.dataset.log_tolerated(sample, fault);
         }
         let image_first = draw.image_first(self.config.image_first_probability);
         let caption = self.tokenizer.encode(&record.caption);
         let tokens = draw::tokens(&caption, image_first, &self.layout, self.options.objective);
-        Ok(Prepared::Row(Row { slot, pass, sample, images: 1 }, tokens))
+        Ok(Prepared::Row(Row { slot, pass, sample, images: 1, tolerated }, tokens))
     }
 }

@@ -57,7 +57,7 @@ fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync 
         writer.finish().expect("the shard is finished");
     }
     let config = DataConfig {
-        source: DataSource::Webdataset { shards: vec![folder.path().join("{0..3}.tar").display().to_string()] },
+        source: DataSource::webdataset(vec![folder.path().join("{0..3}.tar").display().to_string()]),
         index_path: None,
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),
@@ -65,7 +65,8 @@ fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync 
         threads: 3,
         prefetch,
     };
-    let dataset = Dataset::open_on(&config, Box::new(Hooked { files: OpenFiles::default(), hook })).expect("the data set is opened");
+    let dataset = Dataset::open_on(&config, crate::shard::ListOrigin::Manifest, Box::new(Hooked { files: OpenFiles::default(), hook }))
+        .expect("the data set is opened");
     let options = LoaderOptions {
         model,
         objective: Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 },
@@ -172,7 +173,7 @@ fn options_that_contradict_each_other_are_named() {
     drop(sound);
     let (folder, _loader) = loader(1, |_| Ok(()));
     let config = DataConfig {
-        source: DataSource::Webdataset { shards: vec![folder.path().join("0.tar").display().to_string()] },
+        source: DataSource::webdataset(vec![folder.path().join("0.tar").display().to_string()]),
         index_path: None,
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),
@@ -197,14 +198,21 @@ fn options_that_contradict_each_other_are_named() {
         (LoaderOptions { slots: 2..5, ..sound.clone() }, "slots"),
         (LoaderOptions { first_step: 2, ..sound.clone() }, "first_step"),
         (LoaderOptions { last_step: u64::MAX, ..sound.clone() }, "last_step"),
-        (LoaderOptions { model: wrong_size, ..sound.clone() }, "model.vision.image_size"),
     ] {
         let error = Loader::start(Arc::clone(&dataset), &config, options).expect_err(field);
         assert!(matches!(error, LoaderError::Options { field: named, .. } if named == field), "{field}: {error:?}");
     }
-    for (threads, prefetch, field) in [(0, 1, "threads"), (1, 0, "prefetch")] {
-        let error =
-            Loader::start(Arc::clone(&dataset), &DataConfig { threads, prefetch, ..config.clone() }, sound.clone()).expect_err(field);
-        assert!(matches!(error, LoaderError::Options { field: named, .. } if named == field), "{field}: {error:?}");
-    }
+    let check = |threads, prefetch, options, expected: &str| {
+        let config = DataConfig { threads, prefetch, ..config.clone() };
+        let error = Loader::start(Arc::clone(&dataset), &config, options).expect_err(expected);
+        assert!(error.to_string().starts_with(expected), "{error}");
+    };
+    check(0, 1, sound.clone(), "spec.data.threads is 0, but must be at least 1");
+    check(1, 0, sound.clone(), "spec.data.prefetch is 0, but must be at least 1");
+    check(
+        1,
+        1,
+        LoaderOptions { model: wrong_size, ..sound },
+        "spec.model.shape.vision.imageSize is 1099511627776, but must lie in 1..=16384",
+    );
 }

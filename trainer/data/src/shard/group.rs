@@ -1,11 +1,15 @@
 //! Which members of a shard form a sample, by the rules of webdataset's `group_by_keys` and `base_plus_ext`.
 //!
-//! Comes in: members in the archive's order. Goes out: one [`Group`] per sample. It reads no contents.
+//! Comes in: members in the archive's order, and the keys of images and captions. Goes out: one [`Group`] per sample. It reads no contents.
 
-use crate::shard::Member;
+use std::collections::BTreeSet;
 
-/// Kind of an image file, by the extension of its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+use lcl_trainer_config::{KeySeparator, SampleKeys};
+
+use crate::shard::{Member, MemberKind};
+
+/// Kind of an image file that is written, by the extension of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageKind {
     /// `.jpg`
     Jpg,
@@ -18,9 +22,6 @@ pub enum ImageKind {
 }
 
 impl ImageKind {
-    /// In the order in which one is chosen when a sample has several: that of the reference's loader (`jpg;png;jpeg;webp`).
-    pub const ALL: [Self; 4] = [Self::Jpg, Self::Png, Self::Jpeg, Self::Webp];
-
     /// The extension of such files, without the dot.
     #[must_use]
     pub const fn extension(self) -> &'static str {
@@ -33,40 +34,96 @@ impl ImageKind {
     }
 }
 
-/// A sample: consecutive members whose names agree up to the first dot of the file name.
+/// What a member is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It may be the sample's image; number of its key among the image keys.
+    Image(u8),
+    /// It may be the sample's caption; number of its key among the caption keys.
+    Caption(u8),
+}
+
+/// What a member with this extension (lower case) is for; the one place where that is decided.
+pub(crate) fn role(extension: &[u8], keys: &SampleKeys) -> Option<Role> {
+    let number_in = |keys: &[String]| keys.iter().position(|key| key.as_bytes() == extension).and_then(|number| u8::try_from(number).ok());
+    number_in(&keys.image).map(Role::Image).or_else(|| number_in(&keys.caption).map(Role::Caption))
+}
+
+/// A member under one of the keys that are looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyed {
+    /// Number of its key among those of its kind.
+    pub key: u8,
+    /// The file.
+    pub member: Member,
+}
+
+/// A sample: consecutive members whose names agree up to the dot that ends the sample's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// What the names have in common, folder included.
     pub key: Vec<u8>,
     /// Byte at which the first member's headers begin.
     pub start: u64,
-    /// The image; the first in [`ImageKind::ALL`]'s order when there are several.
-    pub image: Option<(ImageKind, Member)>,
-    /// The caption: the first `.txt` member.
-    pub caption: Option<Member>,
+    /// The image; that of the first key when there are several.
+    pub image: Option<Keyed>,
+    /// The caption, in the same way.
+    pub caption: Option<Keyed>,
+    /// What follows the dot in the names of its members, in lower case.
+    pub extensions: BTreeSet<Vec<u8>>,
+    /// Two of its members have the same name: which of them belong together is not known.
+    pub doubled: bool,
+    /// An image or a caption stands in it as a link or a sparse file, which cannot be read.
+    pub elsewhere: bool,
+}
+
+impl Group {
+    fn new(key: &[u8], start: u64) -> Self {
+        Self { key: key.to_vec(), start, image: None, caption: None, extensions: BTreeSet::new(), doubled: false, elsewhere: false }
+    }
 }
 
 /// Collects members into samples.
-#[derive(Debug, Default)]
-pub struct Grouper {
+#[derive(Debug)]
+pub struct Grouper<'a> {
+    keys: &'a SampleKeys,
     current: Option<Group>,
+    /// Key of the last link or sparse file that stands in for an image or a caption.
+    elsewhere: Option<Vec<u8>>,
 }
 
-impl Grouper {
+impl<'a> Grouper<'a> {
+    /// One that looks for these keys.
+    #[must_use]
+    pub fn new(keys: &'a SampleKeys) -> Self {
+        Self { keys, current: None, elsewhere: None }
+    }
+
     /// Takes the next member; returns the sample before it when it begins a new one.
     pub fn push(&mut self, member: Member) -> Option<Group> {
-        let (key, extension) = split_name(&member.name)?;
+        let (key, extension) = split_name(&member.name, self.keys.separator)?;
+        let role = role(&extension, self.keys);
+        if member.kind == MemberKind::Elsewhere {
+            // It belongs to the sample around it, and neither begins nor ends one.
+            if role.is_some() {
+                match &mut self.current {
+                    Some(group) if group.key == key => group.elsewhere = true,
+                    _ => self.elsewhere = Some(key.to_vec()),
+                }
+            }
+            return None;
+        }
         let finished = match &self.current {
             Some(group) if group.key == key => None,
-            _ => self.current.replace(Group { key: key.to_vec(), start: member.start, image: None, caption: None }),
+            _ => self.current.replace(Group::new(key, member.start)),
         };
         let group = self.current.as_mut()?;
-        if extension == b"txt" {
-            group.caption.get_or_insert(member);
-        } else if let Some(kind) = ImageKind::ALL.into_iter().find(|kind| kind.extension().as_bytes() == extension)
-            && group.image.as_ref().is_none_or(|(present, _)| kind < *present)
-        {
-            group.image = Some((kind, member));
+        group.elsewhere |= self.elsewhere.as_ref() == Some(&group.key);
+        group.doubled |= !group.extensions.insert(extension);
+        match role {
+            Some(Role::Image(key)) => take(&mut group.image, Keyed { key, member }),
+            Some(Role::Caption(key)) => take(&mut group.caption, Keyed { key, member }),
+            None => {}
         }
         finished
     }
@@ -78,18 +135,32 @@ impl Grouper {
     }
 }
 
-/// Splits a name into key and lower-case extension at the first dot of the file name, or `None` for names that belong to no sample: those without
+/// Keeps the file with the key that is named first; of two with the same key the first file.
+fn take(place: &mut Option<Keyed>, found: Keyed) {
+    if place.as_ref().is_none_or(|present| found.key < present.key) {
+        *place = Some(found);
+    }
+}
+
+/// Splits a name into key and lower-case extension at a dot of the file name, or `None` for names that belong to no sample: those without
 /// a dot, hidden ones, and webdataset's `__name__` entries.
-pub(crate) fn split_name(name: &[u8]) -> Option<(&[u8], Vec<u8>)> {
+pub(crate) fn split_name(name: &[u8], separator: KeySeparator) -> Option<(&[u8], Vec<u8>)> {
     let first_part = name.split(|byte| *byte == b'/').next()?;
     if first_part.len() > 4 && first_part.starts_with(b"__") && first_part.ends_with(b"__") {
         return None;
     }
     let file = name.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-    let dot = file + name.get(file..)?.iter().position(|byte| *byte == b'.')?;
-    if dot == file {
+    let file_name = name.get(file..)?;
+    let is_dot = |byte: &u8| *byte == b'.';
+    // A hidden file belongs to no sample, wherever its other dots are.
+    if file_name.first().is_some_and(is_dot) {
         return None;
     }
+    let dot = file
+        + match separator {
+            KeySeparator::FirstDot => file_name.iter().position(is_dot)?,
+            KeySeparator::LastDot => file_name.iter().rposition(is_dot)?,
+        };
     Some((name.get(..dot)?, name.get(dot + 1..)?.to_ascii_lowercase()))
 }
 
@@ -98,20 +169,24 @@ mod tests {
     use super::*;
 
     fn member(name: &str) -> Member {
-        Member { name: name.as_bytes().to_vec(), start: 0, offset: 512, length: 1 }
+        Member { kind: MemberKind::File, name: name.as_bytes().to_vec(), start: 0, offset: 512, length: 1 }
     }
 
     /// Groups as `key: image member, caption member`.
     fn check(names: &[&str], expected: &[&str]) {
-        let mut grouper = Grouper::default();
+        check_with(&SampleKeys::default(), names, expected);
+    }
+
+    fn check_with(keys: &SampleKeys, names: &[&str], expected: &[&str]) {
+        let mut grouper = Grouper::new(keys);
         let mut groups: Vec<Group> = names.iter().filter_map(|name| grouper.push(member(name))).collect();
         groups.extend(grouper.finish());
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let found: Vec<String> = groups
             .iter()
             .map(|group| {
-                let image = group.image.as_ref().map_or("-".to_owned(), |(_, member)| text(&member.name));
-                let caption = group.caption.as_ref().map_or("-".to_owned(), |member| text(&member.name));
+                let image = group.image.as_ref().map_or("-".to_owned(), |image| text(&image.member.name));
+                let caption = group.caption.as_ref().map_or("-".to_owned(), |caption| text(&caption.member.name));
                 format!("{}: {image}, {caption}", text(&group.key))
             })
             .collect();
@@ -148,6 +223,44 @@ mod tests {
     fn jpg_goes_before_png_before_jpeg_before_webp() {
         check(&["0.webp", "0.jpeg", "0.png", "0.jpg", "0.txt"], &["0: 0.jpg, 0.txt"]);
         check(&["0.jpeg", "0.png", "0.webp"], &["0: 0.png, -"]);
+    }
+
+    fn keys(image: &[&str], caption: &[&str], separator: KeySeparator) -> SampleKeys {
+        let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
+        SampleKeys { image: list(image), caption: list(caption), separator }
+    }
+
+    #[test]
+    fn other_keys_are_looked_for_in_their_own_order() {
+        let keys = keys(&["seg.png", "png"], &["long.txt", "txt", "caption"], KeySeparator::FirstDot);
+        check_with(
+            &keys,
+            &["0.png", "0.txt", "0.seg.png", "0.Long.TXT", "1.jpg", "1.png", "1.caption"],
+            &["0: 0.seg.png, 0.Long.TXT", "1: 1.png, 1.caption"],
+        );
+    }
+
+    #[test]
+    fn names_split_at_the_last_dot_keep_the_dots_of_their_stem() {
+        let keys = keys(&["jpg"], &["txt"], KeySeparator::LastDot);
+        check_with(
+            &keys,
+            &["v1.0/a.b.jpg", "v1.0/a.b.txt", "a.c.jpg", ".hidden.jpg", "a.c.txt", "a.txt"],
+            &["v1.0/a.b: v1.0/a.b.jpg, v1.0/a.b.txt", "a.c: a.c.jpg, a.c.txt", "a: -, a.txt"],
+        );
+    }
+
+    #[test]
+    fn a_group_tells_the_extensions_of_all_its_members() {
+        let keys = SampleKeys::default();
+        let mut grouper = Grouper::new(&keys);
+        for name in ["0.GIF", "0.json", "0.txt"] {
+            assert_eq!(grouper.push(member(name)), None);
+        }
+        assert_eq!(
+            grouper.finish().map(|group| group.extensions),
+            Some(["gif", "json", "txt"].map(|name| name.as_bytes().to_vec()).into())
+        );
     }
 
     #[test]

@@ -1,161 +1,328 @@
-//! Shell-like lists of shard paths: `{000..011}` and `{a,b}`.
+//! From a list of shards as it was written to the paths of files that are there.
 //!
-//! Comes in: patterns. Goes out: paths, in order. It looks at no file.
+//! Comes in: entries ([`ShardEntry`]): paths, patterns, names of lists. Goes out: paths, in order, each of which was there a moment ago. How an
+//! entry is read is `lcl-trainer-config`'s; the folders are looked into here.
 
-/// A pattern cannot be expanded.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+use std::{
+    fmt, fs, io,
+    num::NonZero,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use lcl_trainer_config::{Field, PATHS_LIMIT, PatternError, ShardEntry, ShardName};
+
+use crate::{index, retry::with_retries};
+
+/// Missing shards that a message names; the others are counted.
+const NAMED_LIMIT: usize = 10;
+
+/// Who gave a list of shards, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListOrigin {
+    /// The job's manifest.
+    Manifest,
+    /// The command line.
+    Arguments,
+}
+
+/// An entry of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    origin: ListOrigin,
+    index: usize,
+    text: String,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { origin, index, text } = self;
+        match origin {
+            ListOrigin::Manifest => write!(f, "{} (`{text}`)", Field(&format!("data.source.shards[{index}]"))),
+            ListOrigin::Arguments => write!(f, "`{text}`"),
+        }
+    }
+}
+
+/// Shards of one entry that are not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    entry: Entry,
+    /// The first of them.
+    named: Vec<PathBuf>,
+    /// How many there are.
+    count: usize,
+    /// Of how many.
+    total: usize,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { entry, named, count, total } = self;
+        let names: Vec<_> = named.iter().map(|path| path.display().to_string()).collect();
+        let names = names.join(", ");
+        match (*total, *count - named.len()) {
+            (1, _) => write!(f, "{entry}: shard {names} does not exist"),
+            (_, 0) => write!(f, "{entry}: {count} of its {total} shards do not exist: {names}"),
+            (_, more) => write!(f, "{entry}: {count} of its {total} shards do not exist: {names} and {more} more"),
+        }
+    }
+}
+
+/// The shards of a list cannot be found.
+#[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// `{` without `}`.
-    #[error("data.source.shards: `{pattern}` has a `{{` without its `}}`")]
-    Unbalanced {
-        /// The whole pattern.
+    /// An entry is malformed.
+    #[error("{entry} cannot be used: {source}")]
+    Pattern {
+        /// The entry.
+        entry: Entry,
+        /// What is wrong with it.
+        source: PatternError,
+    },
+    /// Files of a list, or of a range, are not there.
+    #[error("{} (check the names, and that their volume is mounted)", .0.iter().map(Missing::to_string).collect::<Vec<_>>().join("; "))]
+    Missing(Vec<Missing>),
+    /// No file fits a glob.
+    #[error("{entry}: no file fits {pattern} (check the name, and that its volume is mounted)")]
+    NoMatch {
+        /// The entry.
+        entry: Entry,
+        /// The pattern, with its braces expanded.
         pattern: String,
     },
-    /// More paths than any data set has.
-    #[error("data.source.shards: `{pattern}` stands for more than {limit} paths")]
-    TooMany {
-        /// The whole pattern.
-        pattern: String,
-        /// The limit.
-        limit: usize,
+    /// A folder cannot be looked into.
+    #[error("{entry}: reading the folder {}", path.display())]
+    Folder {
+        /// The entry.
+        entry: Entry,
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
     },
+    /// A text file of shards cannot be read.
+    #[error("{entry}: reading this list of shards")]
+    List {
+        /// The entry.
+        entry: Entry,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A text file of shards names none.
+    #[error("{entry}: this list names no shard (it takes one a line; what begins with # is left out)")]
+    EmptyList {
+        /// The entry.
+        entry: Entry,
+    },
+    /// All entries together stand for more paths than any data set has.
+    #[error("the list stands for more than {PATHS_LIMIT} shards")]
+    TooMany,
 }
 
-/// Most paths of one pattern. The largest public data sets have some 10^5 shards; a hundred times that is a slip of the finger.
-const LIMIT: usize = 10_000_000;
-
-/// Expands a pattern as bash does: `{a,b}` gives both, `{000..011}` twelve numbers of three digits, `{0..8..4}` every fourth, descending ranges
-/// count down; braces nest and multiply. A brace that holds neither a comma nor a range is part of the name.
-pub fn expand(pattern: &str) -> Result<Vec<String>, ListError> {
-    let too_many = || ListError::TooMany { pattern: pattern.to_owned(), limit: LIMIT };
-    let mut finished = Vec::new();
-    // Texts whose first `clean` bytes need no further expansion; the last one is expanded first, which keeps the order.
-    let mut open = vec![(pattern.to_owned(), 0_usize)];
-    while let Some((text, clean)) = open.pop() {
-        let Some(brace) = text.get(clean..).and_then(|rest| rest.find('{')).map(|at| at + clean) else {
-            finished.push(text);
-            if finished.len() > LIMIT {
-                return Err(too_many());
-            }
-            continue;
-        };
-        let close = matching(&text, brace).ok_or_else(|| ListError::Unbalanced { pattern: pattern.to_owned() })?;
-        let (head, body, tail) = (&text[..brace], &text[brace + 1..close], &text[close + 1..]);
-        match alternatives(body).ok_or_else(too_many)? {
-            Some(choices) => {
-                if open.len() + choices.len() > LIMIT {
-                    return Err(too_many());
-                }
-                open.extend(choices.into_iter().rev().map(|choice| (format!("{head}{choice}{tail}"), brace)));
-            }
-            None => open.push((text.clone(), brace + 1)),
+impl ListError {
+    /// The system's error underneath, for deciding whether another attempt can help.
+    pub(crate) fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Folder { source, .. } | Self::List { source, .. } => Some(source),
+            _ => None,
         }
     }
-    Ok(finished)
 }
 
-/// Byte of the `}` that closes the `{` at byte `brace`.
-fn matching(text: &str, brace: usize) -> Option<usize> {
-    let mut depth = 0_usize;
-    for (at, byte) in text.bytes().enumerate().skip(brace) {
-        match byte {
-            b'{' => depth += 1,
-            b'}' if depth == 1 => return Some(at),
-            b'}' => depth -= 1,
-            _ => {}
-        }
-    }
-    None
-}
-
-/// What a brace stands for: `Some(None)` when it is literal, `None` when it is more than [`LIMIT`] things.
-#[allow(clippy::option_option, reason = "the outer one is the overflow, turned into an error at the only call")]
-fn alternatives(body: &str) -> Option<Option<Vec<String>>> {
-    let mut parts = Vec::new();
-    let (mut depth, mut begin) = (0_usize, 0);
-    for (at, byte) in body.bytes().enumerate() {
-        match byte {
-            b'{' => depth += 1,
-            b'}' => depth = depth.saturating_sub(1),
-            b',' if depth == 0 => {
-                parts.push(body[begin..at].to_owned());
-                begin = at + 1;
-            }
-            _ => {}
-        }
-    }
-    if !parts.is_empty() {
-        parts.push(body[begin..].to_owned());
-        return Some(Some(parts));
-    }
-    range(body)
-}
-
-/// `from..to` or `from..to..step` in whole numbers; results as in [`alternatives`].
-#[allow(clippy::option_option, reason = "as in `alternatives`")]
-fn range(body: &str) -> Option<Option<Vec<String>>> {
-    let bounds: Vec<&str> = body.split("..").collect();
-    let number = |text: &str| text.parse::<i64>().ok().filter(|_| !text.starts_with('+'));
-    let (from_text, to_text, step) = match bounds.as_slice() {
-        [from, to] => (*from, *to, Some(1)),
-        [from, to, step] => (*from, *to, number(step)),
-        _ => return Some(None),
+/// The shards that a list stands for, in order; all of them are looked for, with `threads` threads, before any is opened.
+pub fn find_shards(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> Result<Vec<PathBuf>, ListError> {
+    let wait = |delay: Duration| {
+        std::thread::sleep(delay);
+        false
     };
-    let (Some(from), Some(to), Some(step)) = (number(from_text), number(to_text), step) else { return Some(None) };
-    // As bash: a leading zero on either bound pads all to the longer one.
-    let padded =
-        [from_text, to_text].iter().any(|text| text.trim_start_matches('-').len() > 1 && text.trim_start_matches('-').starts_with('0'));
-    let width = if padded { from_text.len().max(to_text.len()) } else { 0 };
-    let step = usize::try_from(step.unsigned_abs().max(1)).ok()?;
-    if from.abs_diff(to) / step as u64 >= LIMIT as u64 {
-        return None;
+    let (mut shards, mut missing) = (Vec::new(), Vec::new());
+    for (index, text) in entries.iter().enumerate() {
+        let entry = Entry { origin, index, text: text.clone() };
+        let paths = with_retries(index as u64, wait, ListError::io, || resolve(&entry))?;
+        missing.extend(find_missing(entry, &paths, threads));
+        shards.extend(paths);
+        if shards.len() > PATHS_LIMIT {
+            return Err(ListError::TooMany);
+        }
     }
-    let format = |value: i64| format!("{value:0width$}");
-    Some(Some(if from <= to {
-        (from..=to).step_by(step).map(format).collect()
-    } else {
-        (to..=from).rev().step_by(step).map(format).collect()
-    }))
+    if missing.is_empty() { Ok(shards) } else { Err(ListError::Missing(missing)) }
+}
+
+/// The paths that an entry stands for, whether they are there or not.
+fn resolve(entry: &Entry) -> Result<Vec<PathBuf>, ListError> {
+    // A shell has expanded what was to be expanded: a file's name is that file's, whatever characters are in it.
+    if entry.origin == ListOrigin::Arguments && !entry.text.to_ascii_lowercase().ends_with(lcl_trainer_config::LIST_EXTENSION) {
+        let path = PathBuf::from(&entry.text);
+        if path.exists() {
+            return Ok(vec![path]);
+        }
+    }
+    let parsed = ShardEntry::parse(&entry.text).map_err(|source| ListError::Pattern { entry: entry.clone(), source })?;
+    let pattern = match parsed {
+        ShardEntry::List(path) => return read_list(entry, Path::new(&path)),
+        ShardEntry::Pattern(pattern) => pattern,
+    };
+    let mut paths = Vec::new();
+    for name in pattern.expand() {
+        match name {
+            ShardName::Path(path) => paths.push(PathBuf::from(path)),
+            ShardName::Glob(glob) => paths.extend(fitting(entry, &glob)?),
+        }
+    }
+    Ok(paths)
+}
+
+/// The files that fit, by name. Indexes lie beside their shards and are none.
+fn fitting(entry: &Entry, pattern: &str) -> Result<Vec<PathBuf>, ListError> {
+    let no_match = || ListError::NoMatch { entry: entry.clone(), pattern: pattern.to_owned() };
+    // As a shell: neither `/` nor a leading dot fits a star.
+    let options = glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+    // What `ShardPattern` lets through, `glob` takes; a test holds them together.
+    let found = glob::glob_with(pattern, options).map_err(|_| no_match())?;
+    let mut paths = Vec::new();
+    for path in found {
+        let path = path.map_err(|error| ListError::Folder { entry: entry.clone(), path: error.path().to_owned(), source: error.into() })?;
+        let is_index = path.extension().is_some_and(|extension| extension == index::EXTENSION);
+        if !is_index && !path.is_dir() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    if paths.is_empty() { Err(no_match()) } else { Ok(paths) }
+}
+
+/// A text file's lines, as they are; relative ones start at its folder.
+fn read_list(entry: &Entry, path: &Path) -> Result<Vec<PathBuf>, ListError> {
+    let text = fs::read_to_string(path).map_err(|source| ListError::List { entry: entry.clone(), source })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
+    let shards: Vec<PathBuf> = lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| folder.join(line)).collect();
+    if shards.is_empty() { Err(ListError::EmptyList { entry: entry.clone() }) } else { Ok(shards) }
+}
+
+fn find_missing(entry: Entry, paths: &[PathBuf], threads: NonZero<usize>) -> Option<Missing> {
+    let is_missing = |path: &PathBuf| -> Result<bool, std::convert::Infallible> {
+        // Any other error may pass, and opening the shard tries again.
+        let is_absent = |error: io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        Ok(fs::metadata(path).err().is_some_and(is_absent))
+    };
+    let Ok(missing) = index::over_all(threads, paths, is_missing);
+    let all: Vec<&PathBuf> = paths.iter().zip(missing).filter_map(|(path, missing)| missing.then_some(path)).collect();
+    let named = all.iter().take(NAMED_LIMIT).map(|path| (*path).clone()).collect();
+    (!all.is_empty()).then(|| Missing { entry, named, count: all.len(), total: paths.len() })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn check(pattern: &str, expected: &[&str]) {
-        assert_eq!(expand(pattern).as_deref(), Ok(expected.iter().map(ToString::to_string).collect::<Vec<_>>().as_slice()), "{pattern}");
+    /// A folder with empty files of these names, and the search for entries below it.
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new(files: &[&str]) -> Self {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            for file in files {
+                let path = folder.path().join(file);
+                fs::create_dir_all(path.parent().expect("it lies in the folder")).expect("the folder is made");
+                fs::write(path, "").expect("the file is made");
+            }
+            Self(folder)
+        }
+
+        fn path(&self, name: &str) -> String {
+            self.0.path().join(name).display().to_string()
+        }
+
+        fn find(&self, entries: &[&str], origin: ListOrigin) -> Result<Vec<String>, String> {
+            let entries: Vec<String> = entries.iter().map(|entry| self.path(entry)).collect();
+            let found = find_shards(&entries, origin, NonZero::<usize>::MIN).map_err(|error| error.to_string())?;
+            let below = |path: &PathBuf| path.strip_prefix(self.0.path()).map(|path| path.display().to_string());
+            Ok(found.iter().map(|path| below(path).expect("it lies in the folder")).collect())
+        }
+
+        fn check(&self, entries: &[&str], expected: &[&str]) {
+            assert_eq!(self.find(entries, ListOrigin::Manifest), Ok(expected.iter().map(ToString::to_string).collect()), "{entries:?}");
+        }
+
+        fn refused(&self, entries: &[&str]) -> String {
+            self.find(entries, ListOrigin::Manifest).expect_err("it cannot be found").replace(&self.path(""), "D/")
+        }
     }
 
     #[test]
-    fn braces_expand_as_in_bash() {
-        check("a.tar", &["a.tar"]);
-        check("/d/{008..011}.tar", &["/d/008.tar", "/d/009.tar", "/d/010.tar", "/d/011.tar"]);
-        check("{8..11}", &["8", "9", "10", "11"]);
-        check("{3..1}", &["3", "2", "1"]);
-        check("{0..9..4}", &["0", "4", "8"]);
-        check("{9..0..4}", &["9", "5", "1"]);
-        check("{-01..1}", &["-01", "000", "001"]);
-        check("{train,test}-{0..1}.tar", &["train-0.tar", "train-1.tar", "test-0.tar", "test-1.tar"]);
-        check("{a,b{1..2}}.tar", &["a.tar", "b1.tar", "b2.tar"]);
-        check("{,x}.tar", &[".tar", "x.tar"]);
-        check("bild-ä{1,2}.tar", &["bild-ä1.tar", "bild-ä2.tar"]);
+    fn globs_stand_for_files_in_the_order_of_their_names() {
+        let place = Place::new(&["b-2.tar", "a-1.tar", "b-1.tar", "b-10.tar", ".b-3.tar", "b-1.tar.lclindex", "x/b-7.tar", "x/y/b-8.tar"]);
+        fs::create_dir(place.path("b-dir.tar")).expect("a folder is made");
+        place.check(&["b-*.tar"], &["b-1.tar", "b-10.tar", "b-2.tar"]);
+        // Neither the index, nor the hidden file, nor a folder.
+        place.check(&["b*"], &["b-1.tar", "b-10.tar", "b-2.tar"]);
+        place.check(&["{b,a}-?.tar"], &["b-1.tar", "b-2.tar", "a-1.tar"]);
+        place.check(&["*/b-[0-9].tar", "[!b]-1.tar"], &["x/b-7.tar", "a-1.tar"]);
+        place.check(&["**/b-[78].tar"], &["x/b-7.tar", "x/y/b-8.tar"]);
     }
 
     #[test]
-    fn braces_without_comma_or_range_stay() {
-        check("{a}.tar", &["{a}.tar"]);
-        check("{}", &["{}"]);
-        check("{a..b}.tar", &["{a..b}.tar"]);
-        check("x}y{1,2}", &["x}y1", "x}y2"]);
-        check("{{1..2}}", &["{1}", "{2}"]);
+    fn a_glob_that_nothing_fits_is_an_error_that_names_its_field() {
+        let place = Place::new(&["a.tar"]);
+        assert_eq!(
+            place.refused(&["a.tar", "{b,c}*.tar"]),
+            "spec.data.webdataset.shards[1] (`D/{b,c}*.tar`): no file fits D/b*.tar (check the name, and that its volume is mounted)"
+        );
     }
 
     #[test]
-    fn slips_are_errors_that_show_the_pattern() {
-        let message = expand("/d/{000..011.tar").expect_err("the brace is open").to_string();
-        assert_eq!(message, "data.source.shards: `/d/{000..011.tar` has a `{` without its `}`");
-        for pattern in ["{0..99999999}", "{0..9999}{0..9999}", "{-9223372036854775808..9223372036854775807}"] {
-            assert_eq!(expand(pattern), Err(ListError::TooMany { pattern: pattern.to_owned(), limit: LIMIT }));
+    fn missing_files_of_a_range_are_all_named_before_any_is_opened() {
+        let place = Place::new(&["000.tar", "002.tar"]);
+        place.check(&["{000..002..2}.tar"], &["000.tar", "002.tar"]);
+        assert_eq!(
+            place.refused(&["{000..003}.tar", "000.tar", "x/{00..40}.tar", "9.tar"]),
+            "spec.data.webdataset.shards[0] (`D/{000..003}.tar`): 2 of its 4 shards do not exist: D/001.tar, D/003.tar; \
+             spec.data.webdataset.shards[2] (`D/x/{00..40}.tar`): 41 of its 41 shards do not exist: D/x/00.tar, D/x/01.tar, D/x/02.tar, \
+             D/x/03.tar, D/x/04.tar, D/x/05.tar, D/x/06.tar, D/x/07.tar, D/x/08.tar, D/x/09.tar and 31 more; \
+             spec.data.webdataset.shards[3] (`D/9.tar`): shard D/9.tar does not exist (check the names, and that their volume is mounted)"
+        );
+    }
+
+    #[test]
+    fn a_text_file_lists_shards_as_they_are_from_its_own_folder() {
+        let place = Place::new(&["lists/a.tar", "b.tar", "lists/c{1}[2]*.tar"]);
+        let absolute = place.path("b.tar");
+        let text = format!("\u{feff}# training\r\na.tar\r\n\r\n  c{{1}}[2]*.tar \n../b.tar\n{absolute}");
+        fs::write(place.path("lists/train.txt"), text).expect("the list is written");
+        place.check(&["b.tar", "lists/train.txt"], &["b.tar", "lists/a.tar", "lists/c{1}[2]*.tar", "lists/../b.tar", "b.tar"]);
+        fs::write(place.path("lists/train.txt"), "a.tar\ngone.tar").expect("the list is written");
+        let refused = place.refused(&["lists/train.txt"]);
+        assert!(refused.contains("shards[0] (`D/lists/train.txt`): 1 of its 2 shards do not exist: D/lists/gone.tar"), "{refused}");
+        fs::write(place.path("lists/train.txt"), "# nothing\n\n").expect("the list is written");
+        assert!(place.refused(&["lists/train.txt"]).contains("this list names no shard"));
+        assert!(place.refused(&["lists/other.txt"]).contains("shards[0] (`D/lists/other.txt`): reading this list of shards"));
+    }
+
+    #[test]
+    fn what_a_command_is_given_is_a_file_s_name_first_and_a_pattern_then() {
+        let place = Place::new(&["a[1].tar", "a1.tar"]);
+        let find = |entry: &str| place.find(&[entry], ListOrigin::Arguments);
+        assert_eq!(find("a[1].tar"), Ok(vec!["a[1].tar".to_owned()]));
+        assert_eq!(find("a?.tar"), Ok(vec!["a1.tar".to_owned()]));
+        place.check(&["a[1].tar"], &["a1.tar"]);
+        place.check(&["a[[]1].tar"], &["a[1].tar"]);
+        let refused = find("{a.tar").expect_err("the brace is open");
+        assert!(refused.starts_with('`') && refused.contains("cannot be used: the `{`"), "{refused}");
+    }
+
+    proptest! {
+        #[test]
+        fn every_glob_that_the_operator_lets_through_can_be_looked_for(pattern in "/?[ab*?!\\[\\]{},./-]{0,12}") {
+            let Ok(ShardEntry::Pattern(pattern)) = ShardEntry::parse(&pattern) else { return Ok(()) };
+            for name in pattern.expand() {
+                if let ShardName::Glob(glob) = name {
+                    prop_assert!(glob::Pattern::new(&glob).is_ok(), "{glob}");
+                }
+            }
         }
     }
 }

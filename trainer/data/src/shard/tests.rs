@@ -48,6 +48,7 @@ fn check(archive: &[u8], expected: &[(&str, &[u8])]) {
     let found = members(&path).expect("the archive is sound");
     let found: Vec<(String, &[u8])> = found
         .iter()
+        .filter(|member| member.kind == MemberKind::File)
         .map(|member| {
             assert_eq!(name_at(&path, member.start).expect("the name is found again").as_bytes(), member.name);
             let contents = &archive[member.offset as usize..][..member.length as usize];
@@ -139,6 +140,64 @@ fn what_is_no_archive_says_so() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     assert!(matches!(open(folder.path()), Err(ShardError::NotAFile { .. })));
     assert!(matches!(open(&folder.path().join("none.tar")), Err(ShardError::Missing { .. })));
+}
+
+/// Names of the files in a shard, and how many archives it is.
+fn walked(bytes: &[u8]) -> Result<(Vec<String>, u64), ShardError> {
+    let (_folder, path) = file(bytes);
+    let mut names = Vec::new();
+    let archives = walk(&path, &open(&path)?, |member| names.push(String::from_utf8_lossy(&member.name).into_owned()))?;
+    Ok((names, archives))
+}
+
+#[test]
+fn archives_that_were_joined_are_all_read_however_many_zeros_lie_between_them() {
+    let first = [regular("1.jpg", &[1; 700]), regular("1.txt", b"one")].concat();
+    let second = ended(&[regular("2.jpg", &[2; 300]), regular("2.txt", b"two")]);
+    let names = |count: usize| ["1.jpg", "1.txt", "2.jpg", "2.txt"].map(str::to_owned)[..count].to_vec();
+    // One block of zeros is a hole, two are an end mark, tar writes up to twenty, and more than are read at once may be there.
+    for zeros in [1, 2, 3, 20, 129, 500] {
+        let joined = [first.clone(), vec![0; zeros * 512], second.clone()].concat();
+        assert_eq!(walked(&joined).expect("both are sound"), (names(4), 2), "{zeros} blocks of zeros");
+        // Where its members lie is right, too.
+        check(&joined, &[("1.jpg", &[1; 700]), ("1.txt", b"one"), ("2.jpg", &[2; 300]), ("2.txt", b"two")]);
+    }
+    let three = [ended(&[]), second.clone(), second.clone()].concat();
+    assert_eq!(walked(&three).expect("all are sound").1, 3);
+    for zeros in [0, 1, 511, 512, 100_000] {
+        let padded = [ended(std::slice::from_ref(&first)), vec![0; zeros]].concat();
+        assert_eq!(walked(&padded).expect("zeros are no data"), (names(2), 1), "{zeros} further zeros");
+    }
+}
+
+#[test]
+fn what_follows_the_end_and_is_no_archive_is_an_error_that_names_the_byte() {
+    let archive = ended(&[regular("1.jpg", &[1; 700]), regular("1.txt", b"one")]);
+    let end = archive.len() as u64 - 2 * BLOCK;
+    // Text, one byte, the middle of a member, a header that lost its first block.
+    let tails: [&[u8]; 4] = [b"a signature", b"\x01", &[7; 2000], &archive[512..]];
+    for (tail, zeros) in tails.into_iter().flat_map(|tail| [0, 1, 512, 70_000].map(|zeros| (tail, zeros))) {
+        let error = walked(&[archive.clone(), vec![0; zeros], tail.to_vec()].concat()).expect_err("data follow the end");
+        let first = archive.len() as u64 + zeros as u64;
+        assert!(matches!(error, ShardError::AfterEnd { offset, end: at, .. } if (offset, at) == (first, end)), "{zeros}: {error:?}");
+        assert!(error.to_string().contains(&format!("byte {first}")), "{error}");
+    }
+    // A second archive that is cut short is an error as the first is.
+    let cut = [archive.clone(), archive[..1300].to_vec()].concat();
+    assert!(matches!(walked(&cut), Err(ShardError::NoEndMark { .. } | ShardError::Truncated { .. })));
+    let offset = archive.len() as u64;
+    let cut = [archive.clone(), archive[..900].to_vec()].concat();
+    assert!(matches!(walked(&cut), Err(ShardError::Truncated { offset: at, .. }) if at == offset));
+}
+
+#[test]
+fn links_and_sparse_files_are_seen_but_marked() {
+    let link = |kind| entry(&header(b"1.jpg", 0, kind), b"");
+    for kind in [tar::EntryType::Link, tar::EntryType::Symlink] {
+        let (_folder, path) = file(&ended(&[link(kind), regular("1.txt", b"one")]));
+        let kinds: Vec<MemberKind> = members(&path).expect("the archive is sound").iter().map(|member| member.kind).collect();
+        assert_eq!(kinds, [MemberKind::Elsewhere, MemberKind::File]);
+    }
 }
 
 #[test]

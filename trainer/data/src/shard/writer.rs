@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lcl_trainer_config::KeySeparator;
 use tempfile::NamedTempFile;
 
 use crate::shard::{ImageKind, group::split_name};
@@ -64,7 +65,7 @@ impl ShardWriter {
     /// Adds one file of a sample under any extension.
     pub fn append_member(&mut self, key: &str, extension: &str, contents: &[u8]) -> Result<(), WriteError> {
         let name = format!("{key}.{extension}");
-        let comes_back = split_name(name.as_bytes()).is_some_and(|(found, _)| found == key.as_bytes());
+        let comes_back = split_name(name.as_bytes(), KeySeparator::FirstDot).is_some_and(|(found, _)| found == key.as_bytes());
         if !comes_back || key.split('/').any(|part| part.is_empty() || part == "..") || key.contains('\0') {
             return Err(WriteError::Key { key: key.to_owned() });
         }

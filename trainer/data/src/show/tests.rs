@@ -27,6 +27,7 @@ fn shard(folder: &Path) -> std::path::PathBuf {
 fn options() -> ShowOptions {
     ShowOptions {
         sample: 0,
+        keys: SampleKeys::default(),
         seed: 9,
         size: 16,
         transform: ShowTransform::Train(AugmentationConfig { scale: [0.2, 0.9], ..AugmentationConfig::default() }),
@@ -60,7 +61,7 @@ fn what_is_shown_is_what_the_loader_delivers_for_the_same_seed_step_and_slot() {
     let options = options();
     let ShowTransform::Train(augmentation) = options.transform else { panic!("the options train") };
     let config = DataConfig {
-        source: DataSource::Webdataset { shards: vec![path.display().to_string()] },
+        source: DataSource::webdataset(vec![path.display().to_string()]),
         index_path: None,
         image_first_probability: 0.5,
         augmentation,
@@ -118,6 +119,11 @@ fn what_cannot_be_shown_says_why() {
     assert!(
         matches!(error(ShowOptions { sample: 2, ..options() }), ShowError::Skipped { key, cause: SkipCause::NoCaption, .. } if key == "third")
     );
+    let message = error(ShowOptions { sample: 2, ..options() }).to_string();
+    assert!(message.contains("looked for images jpg, png, jpeg, webp and captions txt") && message.ends_with("are png)"), "{message}");
+    let none = SampleKeys { caption: vec!["caption".to_owned()], ..SampleKeys::default() };
+    let message = error(ShowOptions { keys: none, ..options() }).to_string();
+    assert!(message.contains("captions caption") && message.contains("--caption-keys") && message.contains("txt 2"), "{message}");
     assert!(matches!(
         error(ShowOptions { sample: 3, ..options() }),
         ShowError::Dataset(DatasetError::OutOfRange { sample: 3, samples: 3 })

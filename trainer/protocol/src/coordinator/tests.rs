@@ -1,9 +1,10 @@
+mod newest;
 mod takeover;
 
 use takeover::{EARLIER, trains_in};
 
 use super::*;
-use crate::{Activity, HeldGroup, Plan, Role, StoreRequest, StoreResponse};
+use crate::{Activity, HeldGroup, Incarnation, Plan, Role, StoreRequest, StoreResponse};
 
 const WAIT: Duration = Duration::from_secs(3);
 const STALL: Duration = Duration::from_secs(8);
@@ -19,6 +20,10 @@ fn label(step: u64, n: u64) -> StateLabel {
 fn generation(n: u64) -> Generation {
     Generation { epoch: 7, n }
 }
+
+/// Of every member, unless a test says otherwise: given by the coordinator before.
+const TICKET: Ticket = Ticket { epoch: 6, n: 1 };
+const INCARNATION: Incarnation = Incarnation { run: 1, start: 1 };
 
 /// A coordinator and what it has sent on each stream.
 struct Bench {
@@ -67,10 +72,11 @@ impl Bench {
     /// Opens stream `connection` for worker `w-<worker>`.
     fn attach(&mut self, connection: u64, worker: u32, change: impl FnOnce(&mut Attach)) {
         let name = MemberName { worker: format!("w-{worker}"), index: 0 };
-        let identity = Identity { name, incarnation: 1, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
+        let identity = Identity { name, incarnation: INCARNATION, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
         let mut attach = Attach {
             protocol_version: PROTOCOL_VERSION,
             identity,
+            ticket: Some(TICKET),
             config_digest: "d".to_owned(),
             machine: None,
             known: None,
@@ -143,7 +149,7 @@ fn ranks_follow_nodes_so_that_neighbours_share_one() {
 #[test]
 fn a_member_that_does_not_fit_is_refused_with_the_reason() {
     let mut bench = Bench::new(1, 2, 2);
-    bench.attach(1, 1, |attach| attach.identity.incarnation = 4);
+    bench.attach(1, 1, |attach| attach.identity.incarnation.start = 4);
     let mut check = |stream: u64, worker: u32, change: fn(&mut Attach), expected: Refusal| {
         bench.attach(stream, worker, change);
         assert_eq!(bench.taken(stream), [ToMember::Refused { generation: generation(0), reason: expected }]);
@@ -161,8 +167,12 @@ fn a_member_that_does_not_fit_is_refused_with_the_reason() {
     let known = Generation { epoch: 8, n: 1 };
     let change = |attach: &mut Attach| attach.known = Some(Generation { epoch: 8, n: 1 });
     check(4, 2, change, Refusal::StaleCoordinator { member: member(), epoch: 7, known });
-    let superseded = Refusal::Superseded { member: "w-1/0".to_owned(), incarnation: 3, newest: 4 };
-    check(5, 1, |attach| attach.identity.incarnation = 3, superseded);
+    let change = |attach: &mut Attach| attach.ticket = Some(Ticket { epoch: 8, n: 1 });
+    let known = Generation { epoch: 8, n: 0 };
+    check(5, 2, change, Refusal::StaleCoordinator { member: member(), epoch: 7, known });
+    let [own, newest] = [3, 4].map(|start| Turn { ticket: TICKET, start });
+    let superseded = Refusal::Superseded { member: "w-1/0".to_owned(), own, newest };
+    check(6, 1, |attach| attach.identity.incarnation.start = 3, superseded);
 }
 
 #[test]
@@ -187,7 +197,7 @@ fn a_member_on_another_kind_of_machine_is_refused_by_those_that_have_the_state()
         attach.held = Some(label(5, 0));
     });
     assert_eq!((bench.taken(1), bench.taken(3)), (vec![refusal(1, "a", "b")], vec![refusal(3, "a", "b")]));
-    assert_eq!(bench.taken(4), [ToMember::Attached { generation: generation(0) }]);
+    assert_eq!(bench.taken(4), [ToMember::Attached { generation: generation(0), ticket: TICKET }]);
     bench.attach(5, 1, on("a"));
     assert_eq!(bench.taken(5), [refusal(1, "a", "b")]);
     bench.attach(6, 2, on("b"));
@@ -293,7 +303,7 @@ fn a_plan_names_a_few_of_many_losses_and_counts_the_others() {
     let named: Vec<_> = plan.lost.iter().map(|loss| loss.member.worker.as_str()).collect();
     assert_eq!((named, plan.further_losses), (vec!["w-2", "w-3", "w-4", "w-5", "w-6", "w-7", "w-8", "w-9"], 3));
 
-    bench.attach(13, 2, |attach| attach.identity.incarnation = 2);
+    bench.attach(13, 2, |attach| attach.identity.incarnation.start = 2);
     assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(2), flags: Flags::LEAVE }]);
     bench.report(1, 2, Some(label(6, 2)), ReportCause::Agreed);
     let plan = bench.plan(1).unwrap();
@@ -498,11 +508,8 @@ fn a_number_that_a_member_already_knows_is_not_used_again() {
 #[test]
 fn a_process_that_attaches_anew_replaces_its_old_stream() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
-    bench.attach(3, 1, |attach| {
-        attach.identity.incarnation = 2;
-        attach.known = Some(generation(1));
-    });
-    assert_eq!(bench.closed, [1]);
+    bench.attach(3, 1, |attach| attach.known = Some(generation(1)));
+    assert_eq!((bench.taken(1), bench.closed.clone()), (Vec::new(), vec![1]), "it is there still: nothing is final");
     assert!(matches!(bench.taken(2).first(), Some(ToMember::Abort { .. })));
     bench.close(1);
     bench.say(1, ToCoordinator::Drain { generation: None });
@@ -663,7 +670,7 @@ fn counts_are_those_of_the_members_after_every_kind_of_change() {
     check(&bench, [2, 2, 2, 1]);
     bench.report(1, 1, Some(label(6, 1)), ReportCause::Aborted);
     check(&bench, [1, 2, 1, 1]);
-    bench.attach(5, 1, |attach| attach.identity.incarnation = 2);
+    bench.attach(5, 1, |attach| attach.identity.incarnation.start = 2);
     check(&bench, [1, 1, 1, 2]);
     bench.event(CoordinatorEvent::Stop);
     check(&bench, [1, 3, 1, 0]);

@@ -1,5 +1,7 @@
 use super::*;
-use crate::{Activity, HeldGroup, Identity, MemberName, Role};
+use crate::{Activity, HeldGroup, Identity, Incarnation, MemberName, Role, Turn};
+
+const TICKET: Ticket = Ticket { epoch: 1, n: 4 };
 
 fn generation(n: u64) -> Generation {
     Generation { epoch: 1, n }
@@ -22,7 +24,8 @@ impl Bench {
     /// Attached.
     fn new() -> Self {
         let name = MemberName { worker: "w-0".to_owned(), index: 0 };
-        let identity = Identity { name, incarnation: 1, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
+        let identity =
+            Identity { name, incarnation: Incarnation { run: 1, start: 1 }, node: "n".to_owned(), address: "10.0.0.1".to_owned() };
         let settings = MemberSettings {
             identity,
             config_digest: "d".to_owned(),
@@ -186,7 +189,7 @@ fn a_broken_stream_does_not_end_a_group_that_trains() {
     let group = HeldGroup { generation: generation(1), rank: 0, world: 2, list_digest: 0, finished: false };
     assert_eq!(attach.group, Some(group));
     // The new coordinator has another epoch; what the member says is about its group.
-    bench.hear(ToMember::Attached { generation: Generation { epoch: 2, n: 0 } });
+    bench.hear(ToMember::Attached { generation: Generation { epoch: 2, n: 0 }, ticket: TICKET });
     bench.now = Duration::from_secs(1);
     let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)) };
     bench.member.set_activity(activity);
@@ -262,13 +265,50 @@ fn a_member_that_is_told_to_end_exits_after_its_group_is_dropped() {
 #[test]
 fn a_refusal_that_nothing_can_change_ends_it_and_a_stale_coordinator_does_not() {
     let mut bench = Bench::new();
-    let reason = Refusal::Superseded { member: "w-0/0".to_owned(), incarnation: 1, newest: 2 };
+    let turn = |start| Turn { ticket: TICKET, start };
+    let reason = Refusal::Superseded { member: "w-0/0".to_owned(), own: turn(1), newest: turn(2) };
     let commands = bench.hear(ToMember::Refused { generation: generation(0), reason: reason.clone() });
-    assert_eq!(commands.last(), Some(&MemberCommand::GiveUp(reason)));
+    assert_eq!(commands.last(), Some(&MemberCommand::GiveUp(reason.clone())));
+
+    // Not before its group is dropped: an update may be on the way, all of whose collectives had completed.
+    let mut bench = Bench::training();
+    let commands = bench.hear(ToMember::Refused { generation: generation(1), reason: reason.clone() });
+    assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::AbortGroup { .. }]), "{commands:?}");
+    assert_eq!(bench.commit(4, Flags::NONE), []);
+    assert_eq!(bench.closed(None), [MemberCommand::GiveUp(reason)]);
 
     let mut bench = Bench::new();
     let reason = Refusal::StaleCoordinator { member: "w-0/0".to_owned(), epoch: 1, known: Generation { epoch: 2, n: 1 } };
     assert_eq!(bench.hear(ToMember::Refused { generation: generation(0), reason }).last(), Some(&MemberCommand::Connect));
+}
+
+/// The ticket with which the member attaches.
+fn shown(commands: &[MemberCommand]) -> Option<Ticket> {
+    match commands {
+        [MemberCommand::Send(ToCoordinator::Attach(attach))] => attach.ticket,
+        _ => panic!("{commands:?}"),
+    }
+}
+
+#[test]
+fn a_ticket_is_shown_at_once_and_to_every_coordinator_from_then_on() {
+    let mut bench = Bench::new();
+    bench.event(MemberEvent::Drain);
+    let given = ToMember::Ticket { generation: generation(0), ticket: TICKET };
+    let commands = bench.hear(given.clone());
+    assert_eq!(shown(&commands), Some(TICKET));
+    let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &commands[..] else { panic!("{commands:?}") };
+    assert!(attach.draining && attach.known == Some(generation(0)), "{attach:?}");
+    // What comes doubled, or late, leaves it with the one it has.
+    assert_eq!(bench.hear(given), []);
+    assert_eq!(bench.hear(ToMember::Ticket { generation: generation(0), ticket: Ticket { epoch: 1, n: 9 } }), []);
+    bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
+    assert_eq!(shown(&bench.event(MemberEvent::Connected)), Some(TICKET));
+    // The one of its run, which a process before it was given.
+    let own = Ticket { epoch: 1, n: 2 };
+    bench.hear(ToMember::Attached { generation: generation(0), ticket: own });
+    bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
+    assert_eq!(shown(&bench.event(MemberEvent::Connected)), Some(own));
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Random histories of joins, leaves, crashes, hangs, broken streams, late and doubled messages, failed collectives, resizes and drains
-//! against both machines, with every invariant checked at every event; then the faults stop, and training must come to its end.
+//! Random histories of joins, leaves, crashes, hangs, several processes of one name, broken streams, late and doubled messages, failed
+//! collectives, resizes and drains against both machines, with every invariant checked at every event; then the faults stop, and training
+//! must come to its end.
 //!
 //! `PROPTEST_CASES` sets the number of histories; a failing one is shrunk and printed, and its seed is kept beside this file.
 
@@ -8,6 +9,7 @@ mod simulation;
 
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
+use lcl_protocol::Phase;
 use simulation::{Action, Simulation};
 
 /// Histories in one run of the test: a few seconds.
@@ -34,6 +36,8 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (1_u16..900).prop_map(Action::Advance),
         1 => Just(Action::RestartCoordinator),
         1 => Just(Action::LoseCoordinator),
+        1 => any::<u8>().prop_map(Action::Double),
+        1 => any::<u8>().prop_map(Action::Restart),
     ]
 }
 
@@ -57,6 +61,79 @@ proptest! {
         }
         simulation.finish();
     }
+}
+
+/// Found by random histories of former kinds.
+#[test]
+fn histories_that_once_failed_keep_the_invariants() {
+    use Action::{Advance, Break, Crash, DeliverUp, Drain, DrainWorker, FailCollective, Hang, Join, Rounds, SetWorld};
+    let histories = [
+        vec![
+            Join(0),
+            Join(103),
+            Hang(0),
+            Join(0),
+            Join(0),
+            DeliverUp(0),
+            DeliverUp(0),
+            DeliverUp(0),
+            Rounds(5),
+            Break(16),
+            FailCollective(1),
+            Rounds(6),
+            Rounds(8),
+            DrainWorker(7),
+            Crash(178),
+            Advance(580),
+            Join(0),
+        ],
+        vec![
+            Join(4),
+            Join(51),
+            Drain(50),
+            Join(0),
+            Rounds(1),
+            SetWorld { desired: 1, more: 0 },
+            Rounds(11),
+            Break(157),
+            Rounds(1),
+            Drain(66),
+        ],
+    ];
+    for history in histories {
+        let mut simulation = Simulation::new();
+        history.iter().for_each(|action| simulation.apply(action));
+        simulation.finish();
+    }
+}
+
+#[test]
+fn of_two_live_processes_of_a_name_the_one_that_came_later_trains_and_the_other_ends() {
+    let mut simulation = Simulation::new();
+    for action in [Action::Join(0), Action::Join(1), Action::Rounds(11), Action::Double(0), Action::Rounds(11), Action::Rounds(11)] {
+        simulation.apply(&action);
+    }
+    assert_eq!((simulation.alive(), simulation.status().phase), (vec![1, 2], Phase::Running));
+    // So it stays under the next coordinator, which has seen neither; and what the worker starts again needs no other ticket.
+    for action in [Action::RestartCoordinator, Action::Rounds(11), Action::Restart(1), Action::Rounds(11)] {
+        simulation.apply(&action);
+    }
+    assert_eq!((simulation.alive(), simulation.status().phase), (vec![1, 3], Phase::Running));
+    simulation.finish();
+}
+
+#[test]
+fn an_older_process_that_nobody_could_reach_ends_when_it_comes_back() {
+    let mut simulation = Simulation::new();
+    for action in [Action::Join(0), Action::Join(1), Action::Rounds(11), Action::Hang(0), Action::Double(0), Action::Rounds(11)] {
+        simulation.apply(&action);
+    }
+    assert_eq!(simulation.alive(), [0, 1, 2]);
+    for action in [Action::RestartCoordinator, Action::Rounds(11), Action::Resume(0), Action::Rounds(11), Action::Rounds(11)] {
+        simulation.apply(&action);
+    }
+    assert_eq!((simulation.alive(), simulation.status().phase), (vec![1, 2], Phase::Running));
+    simulation.finish();
 }
 
 /// The generated histories are worth something only if they reach the interesting places.

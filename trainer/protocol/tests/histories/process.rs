@@ -6,8 +6,8 @@ use std::{
 };
 
 use lcl_protocol::{
-    ConnectionId, Flags, Generation, Identity, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Role, StateLabel,
-    StoreRequest, StoreResponse, ToCoordinator,
+    ConnectionId, Flags, Generation, Identity, Incarnation, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal,
+    Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator,
 };
 
 /// Number of the store operation that has to succeed before a checkpoint is made visible.
@@ -65,6 +65,7 @@ pub(crate) struct Process {
     pub(crate) alive: bool,
     pub(crate) draining: bool,
     pub(crate) name: MemberName,
+    pub(crate) incarnation: Incarnation,
     pub(crate) line: Option<Line>,
     /// What the member's machine asked of the driver and of the training thread.
     pub(crate) outbox: Vec<ToCoordinator>,
@@ -77,10 +78,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(id: usize, slot: u8, now: Duration) -> Self {
+    /// `before`: the process that its worker has started before it; without one its worker is new, too.
+    pub(crate) fn new(id: usize, slot: u8, before: Option<Incarnation>, now: Duration) -> Self {
         let name = MemberName { worker: format!("w-{slot}"), index: 0 };
-        let identity =
-            Identity { name: name.clone(), incarnation: id as u64 + 1, node: format!("n-{}", slot / 2), address: format!("10.0.0.{id}") };
+        // The numbers of runs fall, as the times of their starts do on a clock that goes back: the order must not depend on them.
+        let new = Incarnation { run: u64::MAX - id as u64, start: 1 };
+        let incarnation = before.map_or(new, |before| Incarnation { start: before.start + 1, ..before });
+        let identity = Identity { name: name.clone(), incarnation, node: format!("n-{}", slot / 2), address: format!("10.0.0.{id}") };
         let settings = MemberSettings {
             identity,
             config_digest: "digest".to_owned(),
@@ -97,6 +101,7 @@ impl Process {
             alive: true,
             draining: false,
             name,
+            incarnation,
             line: None,
             outbox: Vec::new(),
             disconnect: false,
@@ -290,6 +295,8 @@ impl Process {
                 self.disconnect = true;
                 self.die(fabric);
             }
+            // Whether rightly so, the simulation has checked.
+            MemberCommand::GiveUp(Refusal::Superseded { .. }) => self.die(fabric),
             MemberCommand::GiveUp(refusal) => panic!("process {} of {} was refused: {refusal}", self.id, self.name),
             MemberCommand::Connect | MemberCommand::Disconnect { .. } | MemberCommand::Send(_) => unreachable!("not for this thread"),
         }

@@ -7,7 +7,7 @@ use std::{
 
 use lcl_protocol::{
     ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings, EndReason, Generation, HistoryEvent, MemberEvent,
-    Phase, Plan, Role, StateLabel, Status, ToCoordinator, ToMember, World, slots_of,
+    Phase, Plan, Refusal, Role, StateLabel, Status, Ticket, ToCoordinator, ToMember, World, slots_of,
 };
 
 use crate::process::{Fabric, Process};
@@ -34,7 +34,11 @@ pub(crate) enum Action {
     /// All that can happen without a fault, several times.
     Rounds(u8),
     Join(u8),
+    /// A worker of a name that a live process bears: it was given up, on a node that is cut off, and lives on.
+    Double(u8),
     Crash(u8),
+    /// The process crashes, and its worker starts another.
+    Restart(u8),
     /// A stream breaks for both sides; what was on its way up still arrives.
     Break(u8),
     FailCollective(u8),
@@ -78,6 +82,9 @@ pub(crate) struct Simulation {
     epoch: u64,
     streams: BTreeMap<ConnectionId, Stream>,
     processes: Vec<Process>,
+    /// Who has had the place of each name under this coordinator: runs with their tickets, the newest last.
+    places: BTreeMap<String, Vec<(u64, Ticket)>>,
+    refused: BTreeSet<usize>,
     fabric: Fabric,
     next_connection: u64,
     last_step: u64,
@@ -116,6 +123,8 @@ impl Simulation {
             epoch: 1,
             streams: BTreeMap::new(),
             processes: Vec::new(),
+            places: BTreeMap::new(),
+            refused: BTreeSet::new(),
             fabric: Fabric::default(),
             next_connection: 0,
             last_step: u64::MAX,
@@ -166,10 +175,20 @@ impl Simulation {
             }
             Action::Rounds(count) => (0..count).for_each(|_| self.round()),
             Action::Join(name) => self.join(name),
+            Action::Double(index) => {
+                if let Some(process) = pick(index, &self.alive()).copied() {
+                    self.start(self.slot(process), None);
+                }
+            }
             Action::Crash(index) => {
                 if let Some(process) = pick(index, &self.alive()).copied() {
-                    self.processes[process].die(&mut self.fabric);
-                    self.hang_up(process);
+                    self.crash(process);
+                }
+            }
+            Action::Restart(index) => {
+                if let Some(process) = pick(index, &self.alive()).copied() {
+                    self.crash(process);
+                    self.start(self.slot(process), Some(process));
                 }
             }
             Action::Break(index) => {
@@ -242,7 +261,7 @@ impl Simulation {
         self.processes.iter().filter(|process| process.alive).collect()
     }
 
-    fn alive(&self) -> Vec<usize> {
+    pub(crate) fn alive(&self) -> Vec<usize> {
         self.alive_processes().iter().map(|process| process.id).collect()
     }
 
@@ -254,14 +273,82 @@ impl Simulation {
         let taken: BTreeSet<String> = self.alive_processes().iter().map(|process| process.name.worker.clone()).collect();
         let free = (0..NAMES).map(|offset| (name.wrapping_add(offset)) % NAMES).find(|name| !taken.contains(&format!("w-{name}")));
         if let Some(name) = free {
-            self.processes.push(Process::new(self.processes.len(), name, self.now));
+            self.start(name, None);
         }
+    }
+
+    fn start(&mut self, slot: u8, before: Option<usize>) {
+        let before = before.map(|before| self.processes[before].incarnation);
+        self.processes.push(Process::new(self.processes.len(), slot, before, self.now));
+    }
+
+    fn slot(&self, process: usize) -> u8 {
+        let worker = &self.processes[process].name.worker;
+        (0..NAMES).find(|slot| *worker == format!("w-{slot}")).expect("a name of the simulation")
+    }
+
+    fn crash(&mut self, process: usize) {
+        self.processes[process].die(&mut self.fabric);
+        self.hang_up(process);
+    }
+
+    fn check_places(&mut self, commands: &[CoordinatorCommand]) {
+        let sent = commands.iter().filter_map(|command| match command {
+            CoordinatorCommand::Send { connection, message } => Some((self.streams.get(connection)?.process, message.clone())),
+            _ => None,
+        });
+        let sent: Vec<(usize, ToMember)> = sent.collect();
+        for (process, message) in &sent {
+            if let ToMember::Attached { ticket, .. } = message {
+                self.check_place(*process, *ticket);
+            }
+        }
+        for (process, message) in &sent {
+            if let ToMember::Refused { reason, .. } = message {
+                self.check_refusal(*process, reason);
+            }
+        }
+    }
+
+    /// The place of a name goes to newer runs only; who has lost it once to another run does not get it back from the same coordinator.
+    fn check_place(&mut self, process: usize, ticket: Ticket) {
+        let Process { name, incarnation, .. } = &self.processes[process];
+        assert!(!self.refused.contains(&process), "process {process} of {name} is attached after it was refused for good");
+        let line = self.places.entry(name.worker.clone()).or_default();
+        match line.last() {
+            Some((run, own)) if *run == incarnation.run => assert_eq!(ticket, *own, "a run has one ticket"),
+            before => {
+                assert!(before.is_none_or(|(_, before)| *before < ticket), "process {process} takes the place of a newer one: {line:?}");
+                assert!(line.iter().all(|(run, _)| *run != incarnation.run), "a run takes its place back: {line:?}");
+                line.push((incarnation.run, ticket));
+            }
+        }
+    }
+
+    /// Only a newer process that has the place, or had it, is a reason to refuse one for good.
+    fn check_refusal(&mut self, process: usize, reason: &Refusal) {
+        let Refusal::Superseded { own, newest, .. } = reason else { panic!("process {process} is refused: {reason}") };
+        let Process { name, incarnation, .. } = &self.processes[process];
+        let (run, ticket) = *self.places[&name.worker].last().expect("somebody has the place");
+        assert_eq!(newest.ticket, ticket);
+        if run == incarnation.run {
+            let by = self
+                .processes
+                .iter()
+                .find(|other| other.name == *name && other.incarnation.run == run && other.incarnation.start > own.start);
+            assert!(by.is_some(), "nothing newer than process {process} was started by its worker");
+        } else {
+            assert!(own.ticket < ticket, "process {process} of {name} with {own} is no older than {newest}");
+        }
+        self.refused.insert(process);
     }
 
     fn restart_coordinator(&mut self) {
         self.epoch += 1;
         self.coordinator_is_away = false;
         self.coordinator = coordinator(self.epoch, self.world, self.now);
+        self.places.clear();
+        self.refused.clear();
         self.seen = 0;
         // Every stream breaks for the members; the new coordinator never hears of them.
         for (connection, stream) in std::mem::take(&mut self.streams) {
@@ -415,6 +502,7 @@ impl Simulation {
 
     fn coordinate(&mut self, event: CoordinatorEvent) {
         let commands = self.coordinator.handle(self.now, event);
+        self.check_places(&commands);
         self.check_plans(&commands);
         for command in commands {
             match command {

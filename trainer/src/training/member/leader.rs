@@ -1,10 +1,11 @@
 //! What the member of rank 0 does for all: `metrics.jsonl`, event files, the terminal.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
+use lcl_checkpoint::while_away;
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
-use lcl_torch::{Device, Learner};
+use lcl_torch::Learner;
 use lcl_trainer_config::TrainerConfig;
 
 use super::tally::{KEPT, Tally};
@@ -16,7 +17,8 @@ use crate::{
     tensorboard::EventFile,
     training::{
         TrainError, TrainOptions,
-        describe::scalars,
+        describe::add_counts,
+        ledger::{Writing, write_record},
         prepare::Progress,
         step_loop::{device_name, host_name, unix_time},
     },
@@ -35,10 +37,12 @@ pub(super) struct Leader {
     generation: Generation,
     rows: u64,
     skipped_samples: BTreeMap<String, u64>,
+    tolerated_images: BTreeMap<String, u64>,
     skipped_updates: u64,
-    begin: f64,
+    begin: Instant,
     /// Step lines since the last upload began.
     unsent: usize,
+    writing: Writing,
 }
 
 impl Leader {
@@ -48,17 +52,19 @@ impl Leader {
         config: &TrainerConfig,
         options: &TrainOptions,
         dataset: &Dataset,
-        device: Device,
+        learner: &Learner,
         progress: Progress,
         tally: &Tally,
     ) -> Result<Self, TrainError> {
         // Not locked: who leads is the coordinator's decision, and a leader that was evicted may still exist for a while. Its journal is
         // another file by then, and its checkpoints carry its generation.
         let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
-        let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
+        // A volume that is away for a moment must not cost the state that this member holds.
+        let (journal, opened) = while_away(|| Journal::open(folder.path(), progress.completed_steps))?;
         let unique = format!("{}.{}.{}-{}", host_name(), std::process::id(), generation.epoch, generation.n);
-        let events = EventFile::create(folder.path(), unix_time(), &unique, progress.completed_steps + 1)
-            .map_err(|source| TrainError::Events { source })?;
+        let before = while_away(|| folder.event_files())?;
+        let events = while_away(|| EventFile::create(folder.path(), &before, unix_time(), &unique, progress.completed_steps + 1));
+        let events = events.map_err(|source| TrainError::Events { source })?;
         let mut leader = Self {
             folder,
             journal,
@@ -67,9 +73,11 @@ impl Leader {
             generation,
             rows: 0,
             skipped_samples: BTreeMap::new(),
+            tolerated_images: BTreeMap::new(),
             skipped_updates: 0,
-            begin: unix_time(),
+            begin: Instant::now(),
             unsent: 0,
+            writing: Writing::default(),
         };
         for record in tally.since(opened.end, progress.completed_steps) {
             leader.record(&Record::Step(Box::new(record)));
@@ -80,10 +88,11 @@ impl Leader {
             time: unix_time(),
             job: config.job.clone(),
             steps: config.optimization.steps,
+            warmup_steps: Some(learner.warmup_steps()),
             global_batch_size: config.optimization.global_batch_size,
             samples_per_pass: dataset.samples_per_pass(),
             parameters: lcl_torch::parameter_count(&config.model),
-            device: device_name(device),
+            device: device_name(learner.model().device()),
         }));
         leader.upload();
         Ok(leader)
@@ -124,6 +133,7 @@ impl Leader {
         for skipped in &record.skipped_samples {
             *self.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
         }
+        add_counts(&mut self.tolerated_images, &record.tolerated_images);
         self.record(&Record::Step(Box::new(record)));
         self.unsent += 1;
         if self.unsent >= MOST_UNSENT {
@@ -140,8 +150,9 @@ impl Leader {
             reason,
             parameter_hash: learner.parameter_hash()?,
             skipped_samples: self.skipped_samples.clone(),
+            tolerated_images: self.tolerated_images.clone(),
             skipped_updates: self.skipped_updates,
-            training_seconds: unix_time() - self.begin,
+            training_seconds: self.begin.elapsed().as_secs_f64(),
             rows: self.rows,
         };
         self.record(&Record::Ended(ended));
@@ -154,14 +165,8 @@ impl Leader {
 
     pub(super) fn record(&mut self, record: &Record) {
         self.display.show(record);
-        let scalars = scalars(record);
-        let mut written = self.journal.append(record);
-        if written.is_ok() && !scalars.is_empty() {
-            written = self.events.scalars(unix_time(), record.completed_steps(), &scalars);
-        }
-        if let Err(error) = written {
-            tracing::warn!(%error, folder = %self.folder.path().display(), "metrics wait in memory: the file takes none");
-        }
+        let written = write_record(record, &mut self.journal, &mut self.events);
+        self.writing.note(written, self.folder.path());
     }
 
     fn generation_record(&self) -> GenerationRecord {

@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 use lcl_checkpoint::{CheckpointStore, Generation as CheckpointGeneration, StoreOptions};
 use lcl_protocol::{Generation, MemberEvent};
 
-use super::{MemberRun, PoisonError, meeting::Writers};
+use super::{MemberRun, MemberRunError, PoisonError, meeting::Writers};
 use crate::{
     chain,
     records::Record,
@@ -69,7 +69,7 @@ impl MemberRun<'_> {
             Ok(()) => self.report(MemberEvent::Finished { generation }),
             // Not this member's fault: the next group tries again.
             Err(error @ FinalSaveError::Disbanded { .. }) => self.close(generation, Some(chain(&error))),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(MemberRunError::Unsaved(error).into()),
         }
     }
 
@@ -146,7 +146,7 @@ impl MemberRun<'_> {
             completed_steps: self.progress.completed_steps,
             config_digest: self.identity.digest(),
             metadata: with_provenance(
-                metadata(&self.config, &self.identity, self.learner.completed_updates(), self.progress.consecutive_skips),
+                metadata(&self.config, &self.identity, &self.learner, self.progress.consecutive_skips),
                 Provenance { job: self.member.job.as_deref(), machine: self.machine.as_deref() },
             ),
         }

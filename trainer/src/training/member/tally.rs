@@ -1,7 +1,7 @@
 //! What all members know about a step's samples, and the line of `metrics.jsonl` that every one of them could write.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,7 +15,7 @@ use lcl_trainer_config::TrainerConfig;
 
 use crate::{
     records::{GenerationRecord, SkippedSample, StepRecord},
-    training::describe::{count_tokens, digest_of_samples, slot_ranges, sum_of_samples},
+    training::describe::{FaultCounts, count_tokens, count_tolerated, digest_of_samples, slot_ranges, sum_of_samples, tolerated_images},
 };
 
 /// Lines kept by every member: a new leader writes those that the one before it could not write any more.
@@ -32,6 +32,8 @@ pub(super) struct Shared {
     digest: String,
     /// Slot and cause of every sample that could not, by ascending slot.
     skipped: Vec<(u64, SkipCause)>,
+    /// Images used in spite of each fault.
+    tolerated: FaultCounts,
 }
 
 /// The members' parts of a batch could not be joined.
@@ -111,7 +113,8 @@ impl Tally {
     pub(super) fn exchange(group: &mut Group, batch: &Batch, wanted: &Wanted<'_>, timeout: Duration) -> Result<Shared, JoinError> {
         let read = sum_of_samples(batch.rows.iter().map(|row| [row.slot, row.pass, row.sample]));
         let own = [batch.rows.len() as i64, batch.image_count as i64, count_tokens(batch) as i64, batch.skipped.len() as i64];
-        let all = group.exchange(&[own[0], own[1], own[2], own[3], read.cast_signed()], timeout).map_err(JoinError::Group)?;
+        let own = own.into_iter().chain([read.cast_signed()]).chain(count_tolerated(batch).map(u64::cast_signed));
+        let all = group.exchange(&own.collect::<Vec<i64>>(), timeout).map_err(JoinError::Group)?;
         let sum = |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).sum::<i64>().unsigned_abs();
         let read = all.iter().filter_map(|numbers| numbers.get(4)).fold(0_u64, |sum, part| sum.wrapping_add(part.cast_unsigned()));
         let most = all.iter().filter_map(|numbers| numbers.get(3)).max().copied().unwrap_or_default();
@@ -133,7 +136,8 @@ impl Tally {
             skipped.sort_by_key(|(slot, _)| *slot);
         }
         let samples = wanted.read(sum(0), read, &skipped).map_err(JoinError::Parts)?;
-        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest: digest_of_samples(samples.into_iter()), skipped })
+        let tolerated = std::array::from_fn(|fault| sum(5 + fault));
+        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest: digest_of_samples(samples.into_iter()), skipped, tolerated })
     }
 
     /// The line of a step that was just committed, the same on all members but for its times.
@@ -164,6 +168,7 @@ impl Tally {
                     SkippedSample { slot, pass, sample, cause: cause.to_string() }
                 })
                 .collect(),
+            tolerated_images: tolerated_images(shared.tolerated),
             update_skipped: report.skipped,
             loss: report.total,
             generation_loss: report.generation,
@@ -180,6 +185,15 @@ impl Tally {
         }
         self.records.push_back(record.clone());
         record
+    }
+
+    /// Rows that the members read in the steps of these lines, and samples that they left out, by cause.
+    pub(super) fn read_and_skipped(&self) -> (u64, BTreeMap<String, u64>) {
+        let mut causes = BTreeMap::new();
+        for skipped in self.records.iter().flat_map(|record| &record.skipped_samples) {
+            *causes.entry(skipped.cause.clone()).or_default() += 1;
+        }
+        (self.records.iter().map(|record| record.rows).sum(), causes)
     }
 
     /// The lines for a member that has none: whoever leads next may be new.
@@ -269,6 +283,11 @@ mod tests {
         for found in join([0..5, 5..8], &broken) {
             let found = found.unwrap();
             assert!(found.rows < 8 && found.rows + found.skipped.len() as u64 == 8, "{found:?}");
+        }
+        // Both know of the faults that cost no pixel in the other's part, too.
+        let faulty: Vec<_> = (0..lcl_tests::run::SAMPLES).map(|sample| (sample, Fault::NoEndMark)).collect();
+        for found in join([0..5, 5..8], &faulty) {
+            assert_eq!(tolerated_images(found.unwrap().tolerated), [("png_end".to_owned(), 8)].into());
         }
     }
 

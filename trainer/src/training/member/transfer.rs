@@ -49,8 +49,8 @@ pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, tal
         return Ok(());
     }
     let lines = tally.to_bytes();
-    let numbers = [progress.completed_steps, learner.completed_updates(), u64::from(progress.consecutive_skips), lines.len() as u64]
-        .map(|number| number as i64);
+    let (skips, warmup) = (u64::from(progress.consecutive_skips), learner.warmup_steps());
+    let numbers = [progress.completed_steps, learner.completed_updates(), skips, lines.len() as u64, warmup].map(|number| number as i64);
     let lines = Tensor::from_slice(&lines);
     let hash = learner.state_hash().map_err(|error| (error,))?;
     let bytes = Tensor::from_slice(hash.as_bytes());
@@ -76,11 +76,11 @@ pub(super) fn touch_memory(learner: &Learner) {
     drop(learner.state().into_iter().map(zeros).collect::<Vec<_>>());
 }
 
-/// Receives the state and the ledger's lines from rank `from`. What the learner has is replaced only when all of the other has come and
+/// Receives the state and the ledger's lines from rank `from`; gives how far the run is, and the warm-up that it goes on with. What the learner has is replaced only when all of the other has come and
 /// its hash is right.
-pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tally, from: u32) -> Result<Progress, TransferError> {
+pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tally, from: u32) -> Result<(Progress, u64), TransferError> {
     let from = from as usize;
-    let mut numbers = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
+    let mut numbers = Tensor::zeros([5], (Kind::Int64, Device::Cpu));
     group.receive(&mut numbers, from, NUMBERS_TAG, TIMEOUT)?;
     let mut received = Vec::new();
     for (index, (name, tensor)) in learner.state().into_iter().enumerate() {
@@ -91,7 +91,7 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tall
     }
     let mut hash = Tensor::zeros([HASH_LENGTH], (Kind::Uint8, Device::Cpu));
     group.receive(&mut hash, from, HASH_TAG, TIMEOUT)?;
-    let [step, updates, skips, length] = [0, 1, 2, 3].map(|index| numbers.int64_value(&[index]).unsigned_abs());
+    let [step, updates, skips, length, warmup] = [0, 1, 2, 3, 4].map(|index| numbers.int64_value(&[index]).unsigned_abs());
     let mut lines = Tensor::zeros([length as i64], (Kind::Uint8, Device::Cpu));
     group.receive(&mut lines, from, LINES_TAG, TIMEOUT)?;
     let expected: String = (0..HASH_LENGTH).map(|index| char::from(hash.int64_value(&[index]) as u8)).collect();
@@ -102,5 +102,5 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tall
         tracing::warn!(from, error, "the ledger's newest lines cannot be read: should this member lead, they may be missing");
     }
     tracing::info!(from, step, hash = expected, "state received");
-    Ok(Progress { completed_steps: step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) })
+    Ok((Progress { completed_steps: step, consecutive_skips: u32::try_from(skips).unwrap_or(u32::MAX) }, warmup))
 }

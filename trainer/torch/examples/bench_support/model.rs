@@ -63,7 +63,7 @@ pub(crate) fn config(shape: ModelShape, precision: &str, rows: usize, threads: u
             precision,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["unused.tar".to_owned()] },
+            source: DataSource::webdataset(vec!["unused.tar".to_owned()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
@@ -79,7 +79,7 @@ pub(crate) fn config(shape: ModelShape, precision: &str, rows: usize, threads: u
             weight_decay: 0.1,
             betas: [0.9, 0.98],
             epsilon: 1e-6,
-            schedule: Schedule::Constant { warmup_steps: 0 },
+            schedule: Schedule::Constant { warmup_steps: Some(0) },
             gradient_clip: None,
             normalization: Normalization::Global,
             gradient_compression: GradientCompression::None,

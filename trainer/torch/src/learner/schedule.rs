@@ -8,7 +8,7 @@ use lcl_trainer_config::{OptimizationConfig, Schedule};
 /// cosine that reaches 0 at `steps`, one after the last step.
 #[must_use]
 pub fn learning_rate(config: &OptimizationConfig, step: u64) -> f64 {
-    let (Schedule::Cosine { warmup_steps } | Schedule::Constant { warmup_steps }) = config.schedule;
+    let warmup_steps = config.warmup_steps();
     if step < warmup_steps {
         return config.learning_rate * (step + 1) as f64 / warmup_steps as f64;
     }
@@ -56,17 +56,22 @@ mod tests {
 
     #[test]
     fn warm_up_rises_linearly_and_the_cosine_falls_to_zero() {
-        check(Schedule::Cosine { warmup_steps: 20 }, &[(0, 0.1), (9, 1.0), (19, 2.0), (20, 2.0), (60, 1.0), (100, 0.0), (500, 0.0)]);
+        check(Schedule::Cosine { warmup_steps: Some(20) }, &[(0, 0.1), (9, 1.0), (19, 2.0), (20, 2.0), (60, 1.0), (100, 0.0), (500, 0.0)]);
     }
 
     #[test]
     fn a_constant_schedule_stays_at_the_peak() {
-        check(Schedule::Constant { warmup_steps: 4 }, &[(0, 0.5), (3, 2.0), (4, 2.0), (99, 2.0)]);
-        check(Schedule::Constant { warmup_steps: 0 }, &[(0, 2.0)]);
+        check(Schedule::Constant { warmup_steps: Some(4) }, &[(0, 0.5), (3, 2.0), (4, 2.0), (99, 2.0)]);
+        check(Schedule::Constant { warmup_steps: Some(0) }, &[(0, 2.0)]);
+    }
+
+    #[test]
+    fn without_a_warm_up_that_is_given_a_short_run_has_a_tenth_of_its_steps() {
+        check(Schedule::Constant { warmup_steps: None }, &[(0, 0.2), (9, 2.0), (10, 2.0)]);
     }
 
     #[test]
     fn a_schedule_that_is_all_warm_up_divides_by_nothing() {
-        check(Schedule::Cosine { warmup_steps: 100 }, &[(99, 2.0), (100, 2.0)]);
+        check(Schedule::Cosine { warmup_steps: Some(100) }, &[(99, 2.0), (100, 2.0)]);
     }
 }

@@ -171,7 +171,7 @@ impl Reference {
                 precision: Precision::Float32,
             },
             data: DataConfig {
-                source: DataSource::Webdataset { shards: vec!["none.tar".to_owned()] },
+                source: DataSource::webdataset(vec!["none.tar".to_owned()]),
                 index_path: None,
                 image_first_probability: 0.5,
                 augmentation: AugmentationConfig::default(),
@@ -187,7 +187,7 @@ impl Reference {
                 weight_decay: number("weight_decay", self.weight_decay_of_groups().unwrap_or(0.1)),
                 betas: BETAS,
                 epsilon: number("eps", EPSILON),
-                schedule: Schedule::Constant { warmup_steps: 0 },
+                schedule: Schedule::Constant { warmup_steps: Some(0) },
                 gradient_clip: clip,
                 normalization: Normalization::PerRank,
                 gradient_compression: GradientCompression::None,

@@ -28,7 +28,7 @@ pub(crate) fn config() -> TrainerConfig {
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::Webdataset { shards: vec!["none.tar".to_owned()] },
+            source: DataSource::webdataset(vec!["none.tar".to_owned()]),
             index_path: None,
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
@@ -44,7 +44,7 @@ pub(crate) fn config() -> TrainerConfig {
             weight_decay: 0.1,
             betas: [0.9, 0.98],
             epsilon: 1e-6,
-            schedule: Schedule::Constant { warmup_steps: 0 },
+            schedule: Schedule::Constant { warmup_steps: Some(0) },
             gradient_clip: Some(1.0),
             normalization: Normalization::Global,
             gradient_compression: GradientCompression::None,

@@ -69,6 +69,16 @@ fn finished_pods_stay_and_others_get_time_to_finish() {
 }
 
 #[test]
+fn what_is_left_of_a_complete_job_goes_though_the_clock_is_set_back() {
+    let mut scene = Scene::training("");
+    scene.exit("job-w-0", 0);
+    scene.round();
+    scene.after(-3600);
+    let deletion = |name: &str| Action::DeletePod { name: name.to_owned(), uid: scene.uid_of(name), force: false };
+    assert_eq!(scene.decide().actions, [deletion(COORDINATOR), deletion("job-w-1")]);
+}
+
+#[test]
 fn a_permanent_failure_ends_the_job_with_the_pods_words() {
     for name in ["job-w-1", COORDINATOR] {
         let mut scene = Scene::training("");

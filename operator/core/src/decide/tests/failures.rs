@@ -104,6 +104,25 @@ fn a_pod_that_does_not_go_is_forced_once_its_time_is_over() {
 }
 
 #[test]
+fn a_replacement_does_not_wait_for_a_time_that_another_clock_put_on_record() {
+    let mut scene = Scene::training("spec.backoffLimit = 100");
+    for _ in 0..6 {
+        scene.exit("job-w-0", 1);
+        scene.round();
+        scene.after(60);
+        scene.settle();
+    }
+    scene.exit("job-w-0", 1);
+    scene.round();
+    assert_eq!(scene.decide().again_after, Some(Duration::from_secs(32)));
+    // Another operator takes over, or the clock is set right.
+    scene.after(-3600);
+    assert_eq!(scene.decide().actions, [Action::CreateWorker { index: 0 }]);
+    scene.after(7200);
+    assert_eq!(scene.decide().actions, [Action::CreateWorker { index: 0 }]);
+}
+
+#[test]
 fn a_pod_on_a_lost_node_is_forced_at_once() {
     let mut scene = Scene::training("");
     scene.disrupt("job-w-0", "DeletionByTaintManager");

@@ -89,7 +89,7 @@ impl History {
 
     fn forget(&mut self) {
         self.scene.unused_epoch = None;
-        self.scene.surplus_since.clear();
+        self.scene.waiting_since.clear();
         self.scene.problem = None;
         self.scene.link = Link::Unknown;
     }

@@ -11,7 +11,7 @@ use crate::{
     Timeouts, ValidatedJob,
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
-    observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem},
+    observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem, Wait},
 };
 
 pub(super) const UID: &str = "job-uid";
@@ -46,7 +46,7 @@ pub(super) struct Scene {
     pub(super) pods: BTreeMap<String, Arc<ObservedPod>>,
     pub(super) link: Link,
     pub(super) unused_epoch: Option<i64>,
-    pub(super) surplus_since: BTreeMap<String, Timestamp>,
+    pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
     pub(super) problem: Option<Problem>,
     pub(super) now: Timestamp,
     uids: u32,
@@ -66,7 +66,7 @@ impl Scene {
             pods: BTreeMap::new(),
             link: Link::Unknown,
             unused_epoch: None,
-            surplus_since: BTreeMap::new(),
+            waiting_since: BTreeMap::new(),
             problem: None,
             now: Timestamp::from_second(1_800_000_000).unwrap(),
             uids: 0,
@@ -83,6 +83,7 @@ impl Scene {
     }
 
     pub(super) fn decide(&self) -> Decision {
+        let waited = self.waiting_since.iter().map(|(wait, since)| (wait.clone(), self.now.duration_since(*since))).collect();
         decide(&ObservedJob {
             job: &self.job,
             uid: UID,
@@ -92,7 +93,7 @@ impl Scene {
             pods: &self.pods,
             link: &self.link,
             unused_epoch: self.unused_epoch,
-            surplus_since: &self.surplus_since,
+            waited: &waited,
             problem: self.problem.as_ref(),
             now: self.now,
         })
@@ -127,8 +128,8 @@ impl Scene {
             self.unused_epoch = decision.status.coordinator_epoch;
         }
         self.status = decision.status.clone();
-        let since = |uid: &String| (uid.clone(), self.surplus_since.get(uid).copied().unwrap_or(self.now));
-        self.surplus_since = decision.surplus.iter().map(since).collect();
+        let since = |wait: &Wait| (wait.clone(), self.waiting_since.get(wait).copied().unwrap_or(self.now));
+        self.waiting_since = decision.waits.iter().map(since).collect();
     }
 
     fn act(&mut self, action: &Action) {
@@ -190,8 +191,7 @@ impl Scene {
 
     /// Its deletion begins.
     pub(super) fn delete(&mut self, name: &str) {
-        let deadline = self.now.checked_add(SignedDuration::from_secs(GRACE)).unwrap();
-        self.change(name, |pod| pod.deletion = pod.deletion.or(Some(deadline)));
+        self.change(name, |pod| pod.deletion = pod.deletion.or(Some(SignedDuration::from_secs(GRACE))));
     }
 
     pub(super) fn disrupt(&mut self, name: &str, reason: &str) {

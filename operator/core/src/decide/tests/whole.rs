@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     ValidatedJob,
-    observe::{GroupPhase, GroupStatus, Link, MemberSeen, ObservedEnd, ObservedPod, PodRole},
+    observe::{GroupPhase, GroupStatus, Link, MemberSeen, ObservedEnd, ObservedPod, PodRole, Wait},
     validate,
 };
 
@@ -21,7 +21,7 @@ struct Scene {
     pods: BTreeMap<String, Arc<ObservedPod>>,
     link: Link,
     unused_epoch: Option<i64>,
-    surplus_since: BTreeMap<String, Timestamp>,
+    waiting_since: BTreeMap<Wait, Timestamp>,
     now: Timestamp,
     made: u32,
 }
@@ -47,7 +47,7 @@ impl Scene {
             pods: BTreeMap::new(),
             link: Link::Unknown,
             unused_epoch: None,
-            surplus_since: BTreeMap::new(),
+            waiting_since: BTreeMap::new(),
             now: "2026-01-01T00:00:00Z".parse().expect("a time"),
             made: 0,
         }
@@ -77,6 +77,7 @@ impl Scene {
     }
 
     fn decide(&self) -> Decision {
+        let waited = self.waiting_since.iter().map(|(wait, since)| (wait.clone(), self.now.duration_since(*since))).collect();
         decide(&ObservedJob {
             job: &self.job,
             uid: UID,
@@ -86,7 +87,7 @@ impl Scene {
             pods: &self.pods,
             link: &self.link,
             unused_epoch: self.unused_epoch,
-            surplus_since: &self.surplus_since,
+            waited: &waited,
             problem: None,
             now: self.now,
         })
@@ -95,8 +96,8 @@ impl Scene {
     /// Decides, and does it.
     fn play(&mut self) -> Decision {
         let decision = self.decide();
-        let since = |uid: &String| (uid.clone(), self.surplus_since.get(uid).copied().unwrap_or(self.now));
-        self.surplus_since = decision.surplus.iter().map(since).collect();
+        let since = |wait: &Wait| (wait.clone(), self.waiting_since.get(wait).copied().unwrap_or(self.now));
+        self.waiting_since = decision.waits.iter().map(since).collect();
         self.status = decision.status.clone();
         for action in &decision.actions {
             match action {
@@ -339,9 +340,8 @@ fn a_worker_that_does_not_leave_is_deleted_in_the_end() {
 #[test]
 fn a_pod_on_a_lost_node_is_taken_away_by_force() {
     let mut scene = Scene::training(2);
-    let deadline = scene.now;
     scene.change("job-w-1", |pod| {
-        pod.deletion = Some(deadline);
+        pod.deletion = Some(SignedDuration::from_secs(30));
         pod.disruption = Some(("DeletionByTaintManager".to_owned(), "the node does not answer".to_owned()));
     });
     let first = scene.decide();

@@ -11,7 +11,7 @@ pub(super) fn trains_in(bench: &mut Bench, connection: u64, rank: u32, step: u64
 fn claims(bench: &mut Bench, connection: u64, worker: u32, rank: u32, step: u64) {
     let members = [1, 2].map(|worker| Identity {
         name: MemberName { worker: format!("w-{worker}"), index: 0 },
-        incarnation: 1,
+        incarnation: INCARNATION,
         node: "n".to_owned(),
         address: "10.0.0.1".to_owned(),
     });
@@ -138,7 +138,7 @@ fn of_two_groups_of_coordinators_before_the_later_one_counts() {
     trains_in(&mut bench, 2, 1, 8);
     assert_eq!(bench.coordinator.status().generation, EARLIER);
     // It takes part once it has let go of its own.
-    assert_eq!(bench.taken(1).last(), Some(&ToMember::Attached { generation: generation(0) }));
+    assert_eq!(bench.taken(1).last(), Some(&ToMember::Attached { generation: generation(0), ticket: TICKET }));
     bench.event(CoordinatorEvent::SetWorld(World::new(1, 3, 3).unwrap()));
     assert_eq!(bench.taken(1), []);
     bench.say(5, ToCoordinator::Report { generation: older, held: None, cause: ReportCause::Aborted });

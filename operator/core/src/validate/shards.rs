@@ -1,0 +1,16 @@
+//! The patterns of shards, read as the trainer reads them: no schema can say which braces are whole.
+
+use lcl_trainer_config::ShardEntry;
+use serde_json::Value;
+
+use super::FieldError;
+
+/// Appends an error for every entry that the trainer could not understand.
+pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
+    let list = spec.pointer("/data/webdataset/shards").and_then(Value::as_array);
+    for (index, entry) in list.into_iter().flatten().enumerate() {
+        if let Some(Err(error)) = entry.as_str().map(ShardEntry::parse) {
+            errors.push(FieldError::new(format!("spec.data.webdataset.shards[{index}]"), Some(entry), error.to_string()));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Why there is nothing to train on: what was looked for in the shards, and what is there in its place.
+//!
+//! Comes in: what the indexes of shards found. Goes out: [`NoPair`], whose words a run that cannot begin and `lcl data index` have in common.
+
+use std::{fmt, path::Path};
+
+use lcl_trainer_config::{Field, SampleKeys};
+
+use crate::{index::Findings, shard::ListOrigin};
+
+/// No sample of some shards has both an image and a caption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoPair {
+    /// Number of shards.
+    pub shards: usize,
+    /// The first of them, as a path.
+    pub first: String,
+    /// Who said what to look for.
+    pub origin: ListOrigin,
+    /// What the shards hold, and what was looked for.
+    pub found: Findings,
+}
+
+impl std::error::Error for NoPair {}
+
+impl NoPair {
+    /// What is to be said of these shards, none of which has a usable sample.
+    #[must_use]
+    pub fn of<'a>(shards: impl IntoIterator<Item = (&'a Path, &'a Findings)>, origin: ListOrigin) -> Self {
+        let mut shards = shards.into_iter();
+        let (mut count, mut first, mut found) = (0, String::new(), Findings::none(&SampleKeys::default()));
+        if let Some((path, findings)) = shards.next() {
+            (count, first, found) = (1, path.display().to_string(), findings.clone());
+        }
+        for (_, findings) in shards {
+            count += 1;
+            found.add(findings);
+        }
+        Self { shards: count, first, origin, found }
+    }
+}
+
+impl fmt::Display for NoPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shards, first, origin, found } = self;
+        let more = match shards {
+            0 | 1 => String::new(),
+            shards => format!(" and {} more shards", shards - 1),
+        };
+        match found.samples {
+            0 => write!(f, "there is no sample in {first}{more}")?,
+            samples => write!(f, "none of the {samples} samples in {first}{more} is usable")?,
+        }
+        write!(f, ": looked for {} (", found.keys)?;
+        match origin {
+            ListOrigin::Manifest => {
+                let [image, caption, separator] = ["image", "caption", "separator"].map(|name| format!("data.source.keys.{name}"));
+                write!(f, "{}, {}, {}", Field(&image), Field(&caption), Field(&separator))?;
+            }
+            ListOrigin::Arguments => f.write_str("--image-keys, --caption-keys, --key-separator")?,
+        }
+        write!(f, "), found {}", found.extensions_listed())?;
+        found.reasons().iter().try_for_each(|reason| write!(f, "; {reason}"))
+    }
+}
