@@ -51,12 +51,36 @@ impl VolumeFault {
     pub fn of(error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-                return Self::of_number(number);
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                let fault = error.raw_os_error().map_or_else(|| Self::of_kind(error.kind()), Self::of_number);
+                if fault != Self::Other {
+                    return fault;
+                }
             }
             cause = error.source();
         }
         Self::Other
+    }
+
+    /// Who wraps an error of the system often keeps its kind alone.
+    fn of_kind(kind: io::ErrorKind) -> Self {
+        use io::ErrorKind as Kind;
+        match kind {
+            Kind::StaleNetworkFileHandle
+            | Kind::TimedOut
+            | Kind::NotConnected
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown
+            | Kind::ConnectionAborted
+            | Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::WouldBlock => Self::Away,
+            Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => Self::Full,
+            Kind::ReadOnlyFilesystem | Kind::PermissionDenied => Self::Forbidden,
+            Kind::Unsupported => Self::Unsupported,
+            _ => Self::Other,
+        }
     }
 
     fn of_number(number: i32) -> Self {
@@ -269,11 +293,8 @@ mod tests {
         check(libc::ENOENT, VolumeFault::Other);
         let inner = object_store::Error::Generic { store: "test", source: Box::new(io::Error::from_raw_os_error(libc::ESTALE)) };
         assert_eq!(VolumeFault::of(&inner), VolumeFault::Away);
-        // As the makers of temporary files put it: an error of their own around the system's.
-        let outer = tempfile::tempdir_in("/proc/self/status").unwrap_err();
-        assert!(outer.raw_os_error().is_none() && outer.source().is_some(), "{outer:?}");
-        let own =
-            io::Error::other(object_store::Error::Generic { store: "test", source: io::Error::from_raw_os_error(libc::EROFS).into() });
+        // As the makers of temporary files put it: an error of their own, of the system's kind.
+        let own = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "at path /a");
         assert_eq!(VolumeFault::of(&own), VolumeFault::Forbidden);
         assert_eq!(VolumeFault::of(&fmt::Error), VolumeFault::Other);
     }

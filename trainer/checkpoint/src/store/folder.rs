@@ -68,7 +68,7 @@ impl FolderObjects {
             creation.give_up();
             return Err(object_error(&creation.path, source));
         }
-        Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
+        Ok(PutResult { e_tag: None, version: None, extensions: object_store::Extensions::default() })
     }
 }
 

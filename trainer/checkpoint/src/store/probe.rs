@@ -6,7 +6,8 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
+    process,
 };
 
 use nix::sys::statvfs::statvfs;
@@ -53,19 +54,37 @@ struct Refused {
 }
 
 fn probe(folder: &Path) -> Result<(), Refused> {
+    let place = make_place(folder).map_err(|source| Refused { what: "make a folder", source })?;
+    let tried = try_in(&place);
+    let removed = fs::remove_dir_all(&place).map_err(|source| Refused { what: "remove a folder", source });
+    tried.and(removed)
+}
+
+/// A folder that nobody else has: processes of one number may try the same volume at once, in containers of their own.
+fn make_place(folder: &Path) -> io::Result<PathBuf> {
+    let mut number = 0_u32;
+    loop {
+        let place = folder.join(format!(".probe-{}-{number}", process::id()));
+        match fs::create_dir(&place) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < u32::MAX => number += 1,
+            made => return made.map(|()| place),
+        }
+    }
+}
+
+fn try_in(place: &Path) -> Result<(), Refused> {
     let refused = |what| move |source| Refused { what, source };
-    let place = tempfile::Builder::new().prefix(".probe-").tempdir_in(folder).map_err(refused("make a folder"))?;
-    let path = place.path().join("file");
+    let path = place.join("file");
     let write = |path: &Path| -> io::Result<()> {
         let mut file = File::create_new(path)?;
         file.write_all(&PAGE)?;
         sync(&file, path)
     };
     for name in ["first", "second"] {
-        write(&place.path().join(name)).map_err(refused("write a file"))?;
+        write(&place.join(name)).map_err(refused("write a file"))?;
     }
-    publish(&place.path().join("first"), &path).map_err(refused("rename a file"))?;
-    fs::rename(place.path().join("second"), &path).map_err(refused("replace a file by another"))?;
+    publish(&place.join("first"), &path).map_err(refused("rename a file"))?;
+    fs::rename(place.join("second"), &path).map_err(refused("replace a file by another"))?;
     let append = || -> io::Result<()> {
         let mut file = File::options().append(true).open(&path)?;
         file.write_all(&PAGE)?;
@@ -76,6 +95,5 @@ fn probe(folder: &Path) -> Result<(), Refused> {
     if found.len() != 2 * PAGE.len() || found.iter().any(|byte| *byte != PAGE[0]) {
         return Err(refused("read what was written")(io::ErrorKind::InvalidData.into()));
     }
-    fs::remove_file(&path).map_err(refused("remove a file"))?;
-    place.close().map_err(refused("remove a folder"))
+    fs::remove_file(&path).map_err(refused("remove a file"))
 }

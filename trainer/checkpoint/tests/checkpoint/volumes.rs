@@ -242,7 +242,7 @@ fn a_volume_that_cannot_hold_a_run_is_refused_with_its_name_and_the_reason() {
     check(&[Call::Write], Errno::NOSPC, &["permanent: false", "write a file", "make room", "No space left on device"]);
     // A bucket that is mounted without renaming.
     check(&[Call::Link, Call::RenameNew, Call::Rename], Errno::NOSYS, &["permanent: true", "rename a file", "s3://"]);
-    check(&[Call::Any], Errno::IO, &["permanent: false", "does not answer", "Input/output error"]);
+    check(&[Call::MakeFolder], Errno::IO, &["permanent: false", "does not answer", "Input/output error"]);
     assert_eq!(fs::read_dir(target.folder.path()).unwrap().count(), 0);
 }
 
