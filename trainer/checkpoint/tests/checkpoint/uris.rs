@@ -18,7 +18,8 @@ fn uris_are_judged_as_lcl_validate_does() {
             "stricter" => check_run_uri(uri).is_err() && is_understood,
             other => panic!("{other} is no verdict"),
         };
-        wrong.extend((!expected).then(|| format!("{line}: the rule says {:?}, the store understands: {is_understood}", check_run_uri(uri))));
+        wrong
+            .extend((!expected).then(|| format!("{line}: the rule says {:?}, the store understands: {is_understood}", check_run_uri(uri))));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
