@@ -129,7 +129,7 @@ impl Place {
             write_shard(&place.workbench.path(shard), 8, &[])?;
         }
         let mut run = place.workbench.begin(RUN)?;
-        run.config.optimization.steps = 2;
+        run.config.optimization.steps = 4;
         run.complete(&[])?;
         Ok(place)
     }
