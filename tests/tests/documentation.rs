@@ -81,7 +81,7 @@ fn pages() -> Result<Vec<PathBuf>> {
             };
             if path.is_dir() && !name.starts_with('.') && name != "target" && !path.join("CACHEDIR.TAG").exists() {
                 folders.push(path);
-            } else if name.ends_with(".md") {
+            } else if path.extension().is_some_and(|extension| extension == "md") {
                 found.push(path.strip_prefix(&root)?.to_owned());
             }
         }
