@@ -81,7 +81,7 @@ fn pages() -> Result<Vec<PathBuf>> {
             };
             if path.is_dir() && !name.starts_with('.') && name != "target" && !path.join("CACHEDIR.TAG").exists() {
                 folders.push(path);
-            } else if name.ends_with(".md") {
+            } else if path.extension().is_some_and(|extension| extension == "md") {
                 found.push(path.strip_prefix(&root)?.to_owned());
             }
         }
@@ -129,7 +129,7 @@ impl Place {
             write_shard(&place.workbench.path(shard), 8, &[])?;
         }
         let mut run = place.workbench.begin(RUN)?;
-        run.config.optimization.steps = 2;
+        run.config.optimization.steps = 4;
         run.complete(&[])?;
         Ok(place)
     }

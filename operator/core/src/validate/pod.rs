@@ -195,7 +195,7 @@ fn check_pod(path: &str, spec: &PodSpec, members: u64, findings: &mut Findings<'
     ] {
         findings.check_optional_name(&syntax, &field(name), value.as_deref());
     }
-    // The operator fills in the other name of the same field.
+    // The operator fills in the other name of the same field, which goes before this one: the wish would be lost.
     if let Some(account) = spec.service_account.as_deref().filter(|account| Some(*account) != spec.service_account_name.as_deref()) {
         findings.add(&field("serviceAccount"), account, "must not be given: it is called serviceAccountName now");
     }

@@ -6,7 +6,7 @@
 pub(crate) enum Judge {
     /// The API server.
     Api,
-    /// Nobody until it runs: the node, the trainer, or an amount that means something else than was meant.
+    /// Nobody until it runs: the node, the trainer, or nobody at all, where something else is done than was meant.
     Later,
 }
 
@@ -329,7 +329,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str, Judge)] = &[
     (pod!("'dnsPolicy': 'None'"), "spec.workers.template.spec.dnsConfig.nameservers", "at least one server", Api),
     (pod!("'hostAliases': [{'ip': 'here'}]"), "spec.workers.template.spec.hostAliases[0].ip", "must be an IP address", Api),
     (pod!("'securityContext': {'fsGroup': -1}"), "spec.workers.template.spec.securityContext.fsGroup", "at least 0", Api),
-    (pod!("'serviceAccount': 'a'"), "spec.workers.template.spec.serviceAccount", "it is called serviceAccountName", Api),
+    (pod!("'serviceAccount': 'a'"), "spec.workers.template.spec.serviceAccount", "it is called serviceAccountName", Later),
     (
         pod!("'shareProcessNamespace': true, 'hostPID': true"),
         "spec.workers.template.spec.shareProcessNamespace",

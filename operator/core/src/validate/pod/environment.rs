@@ -107,7 +107,7 @@ pub(super) fn check_resource(path: &str, resource: &str, divisor: Option<&Text>,
         findings.add(&format!("{path}.resource"), resource, format!("must be one of {}", RESOURCES.join(", ")));
     }
     let Some(Text(divisor)) = divisor.filter(|Text(divisor)| divisor != "0") else { return };
-    let allowed: &[&str] = if resource.ends_with(".cpu") { &["1m", "1"] } else { &BYTES };
+    let allowed: &[&str] = if matches!(resource, "limits.cpu" | "requests.cpu") { &["1m", "1"] } else { &BYTES };
     findings.check_one_of(&format!("{path}.divisor"), Some(divisor), allowed);
 }
 

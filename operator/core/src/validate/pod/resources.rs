@@ -82,14 +82,15 @@ pub(super) fn check_amounts(path: &str, amounts: &Amounts, findings: &mut Findin
 }
 
 /// Huge pages are part of no limit by themselves.
-fn lack_processor_and_memory<'a>(names: impl Iterator<Item = &'a String> + Clone) -> bool {
-    names.clone().any(|name| name.starts_with(HUGE_PAGES)) && !names.clone().any(|name| matches!(name.as_str(), CPU | MEMORY))
+fn lack_processor_and_memory(amounts: &[&Amounts]) -> bool {
+    let names = || amounts.iter().flat_map(|amounts| amounts.keys());
+    names().any(|name| name.starts_with(HUGE_PAGES)) && !names().any(|name| matches!(name.as_str(), CPU | MEMORY))
 }
 
 /// `spec.workers.requests`, of which the operator makes requests and, of all but the processor, limits.
 pub(super) fn check_requests(path: &str, requests: &Amounts, findings: &mut Findings<'_>) {
     check_amounts(path, requests, findings);
-    if lack_processor_and_memory(requests.keys()) {
+    if lack_processor_and_memory(&[requests]) {
         findings.add_rule(path, "must ask for cpu or memory beside hugepages");
     }
 }
@@ -117,7 +118,7 @@ pub(super) fn check(path: &str, resources: &ResourceRequirements, findings: &mut
             }
         }
     }
-    if lack_processor_and_memory(limits.keys().chain(requests.keys())) {
+    if lack_processor_and_memory(&[limits, requests]) {
         findings.add_rule(path, "must ask for cpu or memory beside hugepages");
     }
 }
