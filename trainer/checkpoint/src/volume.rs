@@ -120,9 +120,9 @@ impl VolumeFault {
         match self {
             Self::Away => "it does not answer, try again when it does",
             Self::Full => "make room, or have fewer checkpoints kept",
-            Self::Forbidden => "mount it writable for this user, or name another checkpoint.uri",
+            Self::Forbidden => "mount it writable for this user, or name another spec.checkpoint.uri",
             Self::Unsupported => {
-                "use a volume that can, or the bucket itself (checkpoint.uri of s3://, gs:// or az://) where it is one mounted as a folder"
+                "use a volume that can, or the bucket itself (spec.checkpoint.uri of s3://, gs:// or az://) where it is one mounted as a folder"
             }
             Self::Other => "a run needs it",
         }

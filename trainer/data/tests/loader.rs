@@ -41,15 +41,17 @@ fn caption(sample: u64) -> String {
     format!("{sample}{}", " cat".repeat(sample as usize % 4))
 }
 
-/// `shards` lists the samples of each shard; the samples in `bad` have no caption.
+/// `shards` lists the samples of each shard; the captions of the samples in `bad` are not UTF-8, which only who reads them finds.
 fn write_data(folder: &Path, shards: &[u64], bad: &[u64]) {
     let mut sample = 0;
     for (number, count) in shards.iter().enumerate() {
         let mut writer = ShardWriter::create(&folder.join(format!("{number:02}.tar"))).expect("the shard is begun");
         for _ in 0..*count {
             let text = caption(sample);
-            let text = (!bad.contains(&sample)).then_some(text.as_str());
-            writer.append(&format!("{sample:04}"), Some((ImageKind::Png, &image(sample))), text).expect("a sample is written");
+            let text = if bad.contains(&sample) { b"\xff" } else { text.as_bytes() };
+            let key = format!("{sample:04}");
+            writer.append(&key, Some((ImageKind::Png, &image(sample))), None).expect("an image is written");
+            writer.append_member(&key, "txt", text).expect("a caption is written");
             sample += 1;
         }
         writer.finish().expect("the shard is finished");
@@ -303,7 +305,7 @@ fn a_bad_record_is_named_once_in_the_log() {
     tracing::subscriber::set_global_default(subscriber).expect("no other test sets one");
     drop(batches(&data, options(4, 0..25)));
     let text = log.text();
-    let lines: Vec<&str> = text.lines().filter(|line| line.contains("bad record") && line.contains("no_caption")).collect();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("bad record") && line.contains("caption_not_utf8")).collect();
     let shard = data.config.index_path.is_none().then(|| data.dataset.key(1).expect("the key is read")).expect("no index folder");
     let own: Vec<_> = lines.iter().filter(|line| line.contains(shard.0.to_str().expect("UTF-8"))).collect();
     assert_eq!(own.len(), 1, "50 draws of the bad record: {text}");
