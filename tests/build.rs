@@ -14,6 +14,6 @@ fn main() {
         .arg(source)
         .args(["-ldl"])
         .status();
-    assert!(built.as_ref().is_ok_and(|status| status.success()), "{} does not build {source}: {built:?}", compiler.display());
+    assert!(built.as_ref().is_ok_and(std::process::ExitStatus::success), "{} does not build {source}: {built:?}", compiler.display());
     println!("cargo:rustc-env=LCL_VOLUME_LIBRARY={}", library.display());
 }

@@ -300,7 +300,7 @@ fn a_warm_up_that_nobody_gave_stays_when_steps_are_raised_and_one_that_is_given_
         let step = line["step"].as_f64().context("no step")?;
         let steps = if step < 20.0 { 20.0 } else { 40.0 };
         let factor =
-            if step < 2.0 { (step + 1.0) / 2.0 } else { 0.5 * (1.0 + (std::f64::consts::PI * (step - 2.0) / (steps - 2.0)).cos()) };
+            if step < 2.0 { f64::midpoint(step, 1.0) } else { 0.5 * (1.0 + (std::f64::consts::PI * (step - 2.0) / (steps - 2.0)).cos()) };
         let (expected, rate) = (run.config.optimization.learning_rate * factor, line["learning_rate"].as_f64().context("no rate")?);
         ensure!((rate - expected).abs() < 1e-12, "step {step}: {rate} instead of {expected}");
     }

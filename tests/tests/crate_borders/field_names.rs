@@ -74,7 +74,9 @@ fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() && !["tests", "benches", "examples", "assets"].contains(&name.as_str()) {
             sources(&path, found)?;
-        } else if name.ends_with(".rs") && !["tests.rs", "test_support.rs", "build.rs"].contains(&name.as_str()) {
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !["tests.rs", "test_support.rs", "build.rs"].contains(&name.as_str())
+        {
             found.push(path);
         }
     }

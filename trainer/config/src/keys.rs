@@ -111,12 +111,12 @@ mod tests {
 
     #[test]
     fn keys_that_cannot_be_met_are_named() {
+        use KeySeparator::{FirstDot, LastDot};
         let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
         let check = |image: &[&str], caption: &[&str], separator, expected: Option<KeyKind>| {
             let keys = SampleKeys { image: list(image), caption: list(caption), separator };
             assert_eq!(keys.find_fault().map(|(kind, _)| kind), expected, "{keys}");
         };
-        use KeySeparator::{FirstDot, LastDot};
         check(&["jpg", "seg.png"], &["txt", "en_long-1.txt"], FirstDot, None);
         check(&["jpg"], &["txt"], LastDot, None);
         check(&[], &["txt"], FirstDot, Some(KeyKind::Image));

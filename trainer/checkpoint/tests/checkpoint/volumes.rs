@@ -20,8 +20,10 @@ use crate::{
 const SCENE: &str = "LCL_CHECKPOINT_SCENE";
 const FOLDER: &str = "LCL_CHECKPOINT_VOLUME";
 
+type Scene = fn(&Path);
+
 /// What the process of its own does; named by its variable.
-const SCENES: [(&str, fn(&Path)); 7] = [
+const SCENES: [(&str, Scene); 7] = [
     ("everything", everything),
     ("write", write_second),
     ("newest", newest_is_second),

@@ -335,9 +335,9 @@ fn samples_are_found_under_the_keys_that_are_configured() {
     };
     let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
     assert_eq!(open(SampleKeys::default()), ["y"]);
-    let last = SampleKeys { image: list(&["seg", "webp"]), caption: list(&["caption"]), separator: KeySeparator::LastDot };
-    assert_eq!(open(last.clone()), ["x.1", "x.2"]);
-    assert_eq!(open(SampleKeys { image: list(&["seg"]), ..last }), ["x.2"]);
+    let behind_the_last_dot = SampleKeys { image: list(&["seg", "webp"]), caption: list(&["caption"]), separator: KeySeparator::LastDot };
+    assert_eq!(open(behind_the_last_dot.clone()), ["x.1", "x.2"]);
+    assert_eq!(open(SampleKeys { image: list(&["seg"]), ..behind_the_last_dot }), ["x.2"]);
     let first = SampleKeys { image: list(&["1.webp"]), caption: list(&["1.caption"]), separator: KeySeparator::FirstDot };
     assert_eq!(open(first), ["x"]);
 }

@@ -130,9 +130,9 @@ fn expand_runs(bytes: &[u8], header: &Header<'_>, bits: u32) -> Result<Vec<u8>, 
                 let stored = take(&mut at, if bits == 4 { count.div_ceil(2) } else { count })?;
                 let both = stored.iter().flat_map(|byte| [byte >> 4, byte & 15]);
                 if bits == 4 {
-                    indices.extend(both.take(count))
+                    indices.extend(both.take(count));
                 } else {
-                    indices.extend_from_slice(stored)
+                    indices.extend_from_slice(stored);
                 }
                 column += count;
                 at += at % 2;

@@ -68,7 +68,7 @@ fn rows_in_order(rows: u32, interlaced: bool) -> impl Iterator<Item = u32> {
 /// Fills `indices` with those of the whole frame.
 fn decompress(frame: &Frame<'_>, indices: &mut Vec<u8>) -> Result<(), ImageError> {
     indices.resize(frame.columns as usize * frame.rows as usize, 0);
-    let mut decoder = Decoder::new(BitOrder::Lsb, frame.bits);
+    let mut lzw = Decoder::new(BitOrder::Lsb, frame.bits);
     let (mut target, mut rest) = (indices.as_mut_slice(), frame.data);
     while !target.is_empty() {
         let (length, behind) = rest.split_first().ok_or(TRUNCATED)?;
@@ -78,7 +78,7 @@ fn decompress(frame: &Frame<'_>, indices: &mut Vec<u8>) -> Result<(), ImageError
             return Err(corrupt("its data end before the last pixel"));
         }
         while !target.is_empty() && !block.is_empty() {
-            let decoded = decoder.decode_bytes(block, target);
+            let decoded = lzw.decode_bytes(block, target);
             block = block.get(decoded.consumed_in..).unwrap_or_default();
             target = target.get_mut(decoded.consumed_out..).unwrap_or_default();
             match decoded.status {
@@ -92,7 +92,7 @@ fn decompress(frame: &Frame<'_>, indices: &mut Vec<u8>) -> Result<(), ImageError
         }
         // What the decoder holds back because the last block filled its target.
         if !target.is_empty() {
-            let decoded = decoder.decode_bytes(&[], target);
+            let decoded = lzw.decode_bytes(&[], target);
             target = target.get_mut(decoded.consumed_out..).unwrap_or_default();
         }
     }
@@ -103,6 +103,17 @@ const TRUNCATED: ImageError = ImageError::Truncated { format: Format::Gif };
 
 fn corrupt(reason: &str) -> ImageError {
     ImageError::Corrupt { format: Format::Gif, reason: reason.to_owned() }
+}
+
+/// What an extension says.
+enum Extension {
+    /// Of the frame that follows.
+    Control {
+        /// The index that is transparent in it.
+        transparent: Option<u8>,
+    },
+    /// Nothing that pixels depend on.
+    Other,
 }
 
 /// Takes bytes from the front.
@@ -126,20 +137,20 @@ impl<'a> Blocks<'a> {
         if flags & 0x80 == 0 { Ok(&[]) } else { self.bytes(3 << ((flags & 7) + 1)) }
     }
 
-    /// An extension after its mark; the transparent index when it says one.
-    fn extension(&mut self) -> Result<Option<Option<u8>>, ImageError> {
+    /// An extension after its mark.
+    fn extension(&mut self) -> Result<Extension, ImageError> {
         const CONTROL: u8 = 0xf9;
         let [label, length] = self.take()?;
         let mut block = self.bytes(length.into())?;
-        let control = match *block {
-            [flags, _, _, transparent, ..] if label == CONTROL => Some((flags & 1 == 1).then_some(transparent)),
-            _ => None,
+        let extension = match *block {
+            [flags, _, _, index, ..] if label == CONTROL => Extension::Control { transparent: (flags & 1 == 1).then_some(index) },
+            _ => Extension::Other,
         };
         while !block.is_empty() {
             let [length] = self.take()?;
             block = self.bytes(length.into())?;
         }
-        Ok(control)
+        Ok(extension)
     }
 }
 
@@ -154,8 +165,8 @@ fn first_frame(bytes: &[u8]) -> Result<Frame<'_>, ImageError> {
         match blocks.take()? {
             [b';'] => return Err(corrupt("there is no image in it")),
             [b'!'] => {
-                if let Some(control) = blocks.extension()? {
-                    transparent = control.or(transparent);
+                if let Extension::Control { transparent: Some(index) } = blocks.extension()? {
+                    transparent = Some(index);
                 }
             }
             [b','] => break,

@@ -54,7 +54,7 @@ fn has_half_a_colour(bytes: &[u8]) -> bool {
     while let Some(([l0, l1, l2, l3, kind @ ..], behind)) = rest.split_first_chunk::<8>() {
         let length = u32::from_be_bytes([*l0, *l1, *l2, *l3]) as usize;
         match kind {
-            b"PLTE" if length % 3 != 0 => return true,
+            b"PLTE" if !length.is_multiple_of(3) => return true,
             b"IDAT" => return false,
             _ => rest = behind.get(length.saturating_add(4)..).unwrap_or_default(),
         }

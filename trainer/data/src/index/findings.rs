@@ -312,8 +312,8 @@ mod tests {
         assert_eq!([others.samples, others.with_image, others.usable, others.dotted], [2, 1, 1, 1]);
         assert_eq!(others.keys, keys);
         let keys = SampleKeys { image: list(&["seg"]), caption: list(&["caption"]), separator: KeySeparator::LastDot };
-        let last = found_under(&keys, &names);
-        assert_eq!([last.with_image, last.with_caption, last.usable, last.dotted], [2, 2, 1, 0]);
+        let by_last_dot = found_under(&keys, &names);
+        assert_eq!([by_last_dot.with_image, by_last_dot.with_caption, by_last_dot.usable, by_last_dot.dotted], [2, 2, 1, 0]);
     }
 
     #[test]

@@ -210,7 +210,7 @@ fn find_missing(entry: Entry, paths: &[PathBuf], threads: NonZero<usize>) -> Opt
     let Ok(missing) = index::over_all(threads, paths, is_missing);
     let all: Vec<&PathBuf> = paths.iter().zip(missing).filter_map(|(path, missing)| missing.then_some(path)).collect();
     let named = all.iter().take(NAMED_LIMIT).map(|path| (*path).clone()).collect();
-    (!all.is_empty()).then(|| Missing { entry, named, count: all.len(), total: paths.len() })
+    (!all.is_empty()).then_some(Missing { entry, named, count: all.len(), total: paths.len() })
 }
 
 #[cfg(test)]

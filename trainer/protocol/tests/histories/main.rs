@@ -102,7 +102,9 @@ fn histories_that_once_failed_keep_the_invariants() {
     ];
     for history in histories {
         let mut simulation = Simulation::new();
-        history.iter().for_each(|action| simulation.apply(action));
+        for action in &history {
+            simulation.apply(action);
+        }
         simulation.finish();
     }
 }
