@@ -30,8 +30,9 @@ demo: deps emoji ## train on 7,226 emoji for five minutes and show what the mode
 	cargo build --release --quiet -p lcl -p lcl-trainer -p lcl-coordinator -p lcl-data --bins --example pack_emoji
 	@scripts/demo.sh
 
+# ONLY=word runs the integration tests whose name has it.
 test: deps test-deps ## run every test
-	@scripts/test.sh
+	@scripts/test.sh $(ONLY)
 
 # What the tests use besides what a build does.
 test-deps: cluster-deps helm s3 emoji images-deps test-py

@@ -40,7 +40,8 @@ fn members(worker: &Running) -> Result<Vec<u32>> {
 fn a_worker_keeps_its_members_alive_waits_for_orphans_and_tells_how_it_ended() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let (alone, run) = (workbench.alone(40)?, workbench.begin("worker")?);
-    let coordinator = Coordinator::start(1, 2)?;
+    // Never one alone: it could complete the run before the other is back.
+    let coordinator = Coordinator::start(2, 2)?;
     let termination_log = workbench.path("termination-log");
     fs::write(&termination_log, "")?;
     // All by the environment, as in a pod; and with a child that it has not started, as process 1 of a container gets them.

@@ -91,11 +91,11 @@ impl Reference {
         let mut names = Vec::new();
         for name in self.manifest["scenarios"].as_object().context("`scenarios` of the manifest")?.keys() {
             if name == "ddp2" {
-                println!("skipped: scenario ddp2 needs two members");
+                println!("left to the tests of collectives: scenario ddp2, which needs two members");
             } else if self.has(&format!("{name}/io.safetensors")) {
                 names.push(name.clone());
             } else {
-                println!("skipped: scenario {name} has no io.safetensors here");
+                println!("left out: scenario {name} has no io.safetensors here");
             }
         }
         ensure!(!names.is_empty(), "no scenario can be compared in {}", self.folder.display());
