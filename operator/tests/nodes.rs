@@ -29,7 +29,7 @@ const TRAINER_USER: u32 = 65532;
 /// Longest time for a job; a hundred steps take a minute on two cores.
 const TRAINING: std::time::Duration = std::time::Duration::from_mins(12);
 /// Samples of a batch.
-const BATCH: u64 = 64;
+const BATCH: u64 = 32;
 
 /// A cluster with the charts, the demo's data, and a place for checkpoints.
 struct Stage {
