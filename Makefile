@@ -38,7 +38,6 @@ test: deps test-deps ## run every test
 test-deps: cluster-deps helm s3 emoji images-deps test-py
 	@scripts/nextest.sh > /dev/null
 
-
 # What clusters for tests are made of; the first time it may take ten minutes.
 cluster-deps:
 	@scripts/debian.sh cluster

@@ -74,7 +74,7 @@ echo "checkpoints:  $HOME_DIR/runs/emoji"
 ls -d $HOME_DIR/runs/emoji/step-* | sed 's/^/  /'
 echo "curves:       $HOME_DIR/report.html"
 if command -v chromium > /dev/null; then
-  # docs/images/demo.png is one of these.
+  # For a page that shows it.
   scripts/picture.sh "$HOME_DIR/report.html" "$HOME_DIR/report.png"
   echo "as a picture: $HOME_DIR/report.png"
 fi

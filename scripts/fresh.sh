@@ -38,7 +38,8 @@ if [ "${1:-}" = --inside ]; then
   for step in "${STEPS[@]}"; do
     printf '\n=== make %s\n' "$step"
     begin=$(date +%s)
-    chroot "$root" bash -c "cd $PROJECT && exec make $step" || code=$?
+    # Not what ONLY means here: to `make test` it is a part of a name.
+    chroot "$root" env -u ONLY bash -c "cd $PROJECT && exec make $step" || code=$?
     echo "make $step: $(($(date +%s) - begin)) s, exit code $code" >> "$root/times"
     [ $code -eq 0 ] || break
   done

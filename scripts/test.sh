@@ -32,8 +32,11 @@ if [ $# -eq 0 ]; then
   unit doc.log --doc
 fi
 tested=$SECONDS
+REPORT=target/nextest/default/junit.xml
+rm -f $REPORT
 "$NEXTEST" nextest run --workspace --cargo-quiet "$@" || failed=1
-mv target/nextest/default/junit.xml "$RESULTS/junit.xml"
+[ -e $REPORT ] || { echo "no integration test was run: none that is built fits '$*', or the build failed above" >&2; exit 1; }
+mv $REPORT "$RESULTS/junit.xml"
 # Why those that are left out unless asked for are left out, as their programs say it.
 "$NEXTEST" nextest list --workspace --cargo-quiet --run-ignored only --message-format json "$@" > "$RESULTS/ignored.json"
 ended=$SECONDS
