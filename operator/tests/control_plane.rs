@@ -12,7 +12,7 @@ use lcl_cluster::ClusterOptions;
 use serde_json::{Value, json};
 
 use jobs::{assign, minimal_job};
-use support::{Installed, condition, name_of, project, wait_for};
+use support::{Installed, condition, name_of, objects, project, wait_for};
 
 fn install() -> Result<Installed> {
     Installed::start(&ClusterOptions::default(), &[])
@@ -96,8 +96,10 @@ fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
 
     installed.kubectl(&["delete", "lcltrainingjob", "emoji"])?;
     wait_for("an empty namespace", || {
-        let left = installed.get(&["pods,services,configmaps,serviceaccounts", "-l", "lcl.dev/job-name=emoji"])?;
-        ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "{left}");
+        for kind in ["pods", "services", "configmaps", "serviceaccounts"] {
+            let left = installed.look(&objects(&format!("{kind}?labelSelector=lcl.dev/job-name=emoji")))?;
+            ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "{left}");
+        }
         Ok(())
     })?;
     operator.terminate()
@@ -130,9 +132,9 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
 
     installed.kubectl(&["delete", "service", "still-coordinator"])?;
     installed.kubectl(&["patch", "configmap", "still-config", "--type=merge", "-p", r#"{"data":{"trainer-config.json":"changed"}}"#])?;
-    wait_for("the Service", || installed.get(&["service", "still-coordinator"]))?;
+    wait_for("the Service", || installed.look(&objects("services/still-coordinator")))?;
     wait_for("the configuration", || {
-        let config = installed.get(&["configmap", "still-config"])?;
+        let config = installed.look(&objects("configmaps/still-config"))?;
         ensure!(!config["data"].to_string().contains("changed"), "{}", config["data"]);
         Ok(())
     })?;

@@ -121,7 +121,7 @@ impl Run<'_> {
     }
 
     fn log(&self, pod: &str) -> Result<String> {
-        self.kubectl(&["logs", &format!("{}-{pod}", self.name)])
+        self.stage.installed.log(&format!("{}-{pod}", self.name))
     }
 
     fn wait_for_steps(&self, count: u64) -> Result<Vec<Committed>> {

@@ -8,7 +8,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
-    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
+    TrainerConfig, VisionShape,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -247,6 +248,7 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             image_first_probability: 0.5,
             augmentation: AugmentationConfig { scale: [0.5, 1.0], ..AugmentationConfig::default() },
             reduced_scale_decoding: false,
+            shuffle: ShuffleConfig::default(),
             threads: 1,
             prefetch: 2,
         },

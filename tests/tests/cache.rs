@@ -150,8 +150,10 @@ fn a_fill_that_fails_or_is_interrupted_leaves_nothing() -> Result<()> {
 
     let interrupted = place.start("one", &fill_and_link())?;
     await_condition("the fill", || Ok((place.fills() == 1).then_some(())))?;
+    // Before the first of them has ended: those below it would no longer be found as its own.
+    let below = lcl_tests::process::descendants(interrupted.id())?;
     interrupted.signal(Signal::TERM)?;
-    for (process, _) in lcl_tests::process::descendants(interrupted.id())? {
+    for (process, _) in below {
         rustix::process::kill_process(rustix::process::Pid::from_raw(i32::try_from(process)?).context("no process")?, Signal::TERM)?;
     }
     ensure!(interrupted.wait()?.status.code() != Some(0));

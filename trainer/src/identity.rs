@@ -13,6 +13,9 @@ pub(crate) const DATA_CONTENT: &str = "data.content";
 /// What the fields of the keys of images and captions begin with.
 const SAMPLE_KEYS: &str = "data.source.keys";
 
+/// The greatest window that a manifest can give.
+const WHOLE_SET: u64 = 1_000_000_000;
+
 /// The settings of a run that must not change, by the path of their field.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity(Map<String, Value>);
@@ -61,6 +64,10 @@ impl Identity {
                 "imageFirstProbability": data.image_first_probability,
                 "augmentation": data.augmentation,
                 "reducedScaleDecoding": data.reduced_scale_decoding,
+                "shuffle": {
+                    "lanes": data.shuffle.lanes_of(optimization.global_batch_size),
+                    "window": data.shuffle.window,
+                },
             },
             "optimization": {
                 "globalBatchSize": optimization.global_batch_size,
@@ -108,10 +115,12 @@ impl Identity {
         let none = Value::Null;
         let mut usual = Map::new();
         flatten(SAMPLE_KEYS, json!(SampleKeys::default()), &mut usual);
+        // Before there were windows the whole data set was one; how many lanes there would have been did not matter.
+        flatten("data.shuffle.window", json!(WHOLE_SET), &mut usual);
         let of = |identity: &Self, field: &String| identity.0.get(field).or_else(|| usual.get(field)).unwrap_or(&none).clone();
         let fields = self.0.keys().chain(before.0.keys().filter(|field| !self.0.contains_key(*field)));
         for field in fields {
-            if field == DATA_CONTENT && !before.0.contains_key(field) {
+            if [DATA_CONTENT, "data.shuffle.lanes"].contains(&field.as_str()) && !before.0.contains_key(field) {
                 continue;
             }
             let (now, before) = (of(self, field), of(before, field));
@@ -141,7 +150,7 @@ fn flatten(path: &str, value: Value, flat: &mut Map<String, Value>) {
 mod tests {
     use super::*;
     use crate::test_support::tiny_config;
-    use lcl_trainer_config::{KeySeparator, Precision, Schedule};
+    use lcl_trainer_config::{KeySeparator, Precision, Schedule, ShuffleConfig};
 
     fn check(change: impl FnOnce(&mut TrainerConfig), expected: Option<&str>) {
         let config = tiny_config();
@@ -167,6 +176,8 @@ mod tests {
         check(|config| config.optimization.epsilon = 1e-8, Some("optimization.epsilon"));
         check(|config| config.data.augmentation.scale = [0.5, 1.0], Some("data.augmentation.scale"));
         check(|config| config.data.image_first_probability = 0.4, Some("data.imageFirstProbability"));
+        check(|config| config.data.shuffle.window = 9, Some("data.shuffle.window"));
+        check(|config| config.data.shuffle.lanes = Some(7), Some("data.shuffle.lanes"));
         let with_keys = |config: &mut TrainerConfig, change: fn(&mut SampleKeys)| {
             let lcl_trainer_config::DataSource::Webdataset { keys, .. } = &mut config.data.source;
             change(keys);
@@ -192,6 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_from_before_there_were_windows_was_trained_in_the_order_of_the_largest() {
+        let config = tiny_config();
+        let before = Identity::new(&config, Some("data")).to_value();
+        let fields = before.as_object().unwrap().iter().filter(|(field, _)| !field.starts_with("data.shuffle"));
+        let before = Identity(fields.map(|(field, value)| (field.clone(), value.clone())).collect());
+        let refused = Identity::new(&config, Some("data")).compare(&before).unwrap_err();
+        assert_eq!((refused.field.as_str(), refused.before.as_str()), ("data.shuffle.window", "1000000000"));
+        let mut changed = config;
+        changed.data.shuffle = ShuffleConfig { lanes: Some(3), window: 1_000_000_000 };
+        assert_eq!(Identity::new(&changed, Some("data")).compare(&before), Ok(()));
+    }
+
+    #[test]
     fn schedule_policy_and_surroundings_may_change() {
         check(|config| config.optimization.learning_rate = 1e-5, None);
         check(|config| config.optimization.steps = 1_000_000, None);
@@ -202,6 +226,11 @@ mod tests {
         check(|config| config.model.activation_checkpointing = true, None);
         check(|config| config.runtime.threads = Some(9), None);
         check(|config| config.data.threads = 9, None);
+        // What nobody wrote and what comes to the same.
+        check(
+            |config| config.data.shuffle.lanes = Some(config.optimization.global_batch_size / 32).filter(|lanes| *lanes > 0).or(Some(1)),
+            None,
+        );
     }
 
     #[test]

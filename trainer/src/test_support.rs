@@ -2,7 +2,8 @@
 
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
-    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
+    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
+    TrainerConfig, VisionShape,
 };
 
 /// A model of some thousand numbers beside its vocabulary.
@@ -30,6 +31,7 @@ pub(crate) fn tiny_config() -> TrainerConfig {
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
+            shuffle: ShuffleConfig::default(),
             threads: 1,
             prefetch: 1,
         },

@@ -16,8 +16,8 @@ use lcl_trainer::{
 };
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig,
-    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig,
-    VisionShape,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
+    TrainerConfig, VisionShape,
 };
 use tempfile::TempDir;
 
@@ -85,6 +85,7 @@ fn config(folder: &Path, shape: ModelShape, layer_scale: Option<f64>) -> Result<
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
+            shuffle: ShuffleConfig::default(),
             threads: 1,
             prefetch: 1,
         },

@@ -39,6 +39,10 @@ pub struct DataSpec {
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub reduced_scale_decoding: bool,
+    /// In which order the samples of a pass come.
+    #[serde(default)]
+    #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
+    pub shuffle: ShuffleSpec,
     /// Threads of each member that read and decode. Default: one per processor core the member has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
@@ -96,6 +100,28 @@ pub enum KeySeparatorSpec {
     LastDot,
 }
 
+/// How the samples of a pass are mixed. The slots of the global batch are divided into lanes; each walks a part of the shards, which are in
+/// another order in every pass, and mixes the samples of a window. So a batch comes from as many places as there are lanes, and each lane
+/// reads long stretches.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShuffleSpec {
+    /// Places of the data set that are read side by side. Default: the global batch divided by 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub lanes: Option<i64>,
+    /// Most samples among which a lane mixes. A data set with no more is shuffled as a whole. Default: 8192.
+    #[serde(default = "default_window")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub window: i64,
+}
+
+impl Default for ShuffleSpec {
+    fn default() -> Self {
+        Self { lanes: None, window: default_window() }
+    }
+}
+
 /// `RandomResizedCrop` as torchvision defines it; images are never flipped.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -136,6 +162,11 @@ fn default_image_first_probability() -> f64 {
 /// Two: one batch being copied to the device while the next is assembled.
 fn default_prefetch() -> i32 {
     2
+}
+
+/// 200 MB of images of 256 pixels: most of a shard as img2dataset writes them.
+fn default_window() -> i64 {
+    8192
 }
 
 /// Those of the reference's loader, as the caption's.

@@ -3,7 +3,7 @@
 use lcl_crds::{GradientCompressionSpec, NormalizationSpec};
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, FORMAT_VERSION, GradientCompression, Normalization,
-    OptimizationConfig, RuntimeConfig, TrainerConfig,
+    OptimizationConfig, RuntimeConfig, ShuffleConfig, TrainerConfig,
 };
 
 use crate::{job::ValidatedJob, paths::PathMapping};
@@ -53,6 +53,7 @@ fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
         image_first_probability: data.image_first_probability,
         augmentation: AugmentationConfig { scale: data.augmentation.scale, ratio: data.augmentation.ratio },
         reduced_scale_decoding: data.reduced_scale_decoding,
+        shuffle: ShuffleConfig { lanes: data.shuffle.lanes.map(i64::unsigned_abs), window: data.shuffle.window.unsigned_abs() },
         threads: data.threads.map_or(surroundings.data_threads.max(1), |threads| threads.unsigned_abs() as usize),
         prefetch: data.prefetch.unsigned_abs() as usize,
     }

@@ -19,11 +19,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use lcl_cluster::{Cluster, ClusterOptions};
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 /// The longest anything may take on a busy machine before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(50);
+/// Path of the jobs.
+const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
 /// Where the charts install the operator.
 pub(crate) const SYSTEM: &str = "lcl-system";
 
@@ -67,12 +70,18 @@ pub(crate) fn wait_within<T>(patience: Duration, what: &str, mut look: impl FnMu
 /// A cluster with both charts.
 pub(crate) struct Installed {
     pub(crate) cluster: Cluster,
+    /// For looks that are repeated: a kubectl for each would take a processor from what is waited for.
+    client: kube::Client,
+    runtime: Runtime,
 }
 
 impl Installed {
     /// Starts a cluster and installs the charts; `values` are further arguments of `helm install` for the operator's.
     pub(crate) fn start(options: &ClusterOptions, values: &[&str]) -> Result<Self> {
-        let installed = Self { cluster: Cluster::start(&program("lcl-cluster")?, options)? };
+        let cluster = Cluster::start(&program("lcl-cluster")?, options)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let client = runtime.block_on(administrator(&cluster))?;
+        let installed = Self { cluster, client, runtime };
         let charts = project().join("charts");
         installed.helm(&[
             "install",
@@ -84,7 +93,7 @@ impl Installed {
         ])?;
         let operator = charts.join("lcl-operator").to_string_lossy().into_owned();
         installed.helm(&[&["install", "lcl-operator", &operator, "--namespace", SYSTEM, "--set", "insecure=true"], values].concat())?;
-        wait_for("the definition", || installed.get(&["lcltrainingjobs"]))?;
+        wait_for("the definition", || installed.look(JOBS))?;
         Ok(installed)
     }
 
@@ -121,14 +130,26 @@ impl Installed {
         Ok(serde_json::from_str(&self.kubectl(&[&["get", "-o", "json"], what].concat())?)?)
     }
 
+    /// What the API server answers for a path.
+    pub(crate) fn look(&self, path: &str) -> Result<Value> {
+        let request = http::Request::get(path).body(Vec::new())?;
+        Ok(self.runtime.block_on(self.client.request(request))?)
+    }
+
+    /// What the container of a pod has written so far.
+    pub(crate) fn log(&self, pod: &str) -> Result<String> {
+        let request = http::Request::get(objects(&format!("pods/{pod}/log"))).body(Vec::new())?;
+        Ok(self.runtime.block_on(self.client.request_text(request))?)
+    }
+
     /// A job's status.
     pub(crate) fn status(&self, job: &str) -> Result<Value> {
-        Ok(self.get(&["lcltrainingjob", job])?["status"].take())
+        Ok(self.look(&format!("{JOBS}/{job}"))?["status"].take())
     }
 
     /// The job's pods that are not being deleted, by name.
     pub(crate) fn pods(&self, job: &str) -> Result<Vec<Value>> {
-        let Value::Array(mut pods) = self.get(&["pods", "-l", &format!("lcl.dev/job-name={job}")])?["items"].take() else {
+        let Value::Array(mut pods) = self.look(&objects(&format!("pods?labelSelector=lcl.dev/job-name={job}")))?["items"].take() else {
             bail!("no list of pods");
         };
         pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
@@ -138,7 +159,7 @@ impl Installed {
 
     /// Reasons of a job's Events so far.
     pub(crate) fn event_reasons(&self, job: &str) -> Result<Vec<String>> {
-        let events = self.get(&["events.events.k8s.io"])?;
+        let events = self.look("/apis/events.k8s.io/v1/namespaces/default/events")?;
         let items = events["items"].as_array().into_iter().flatten();
         let ours = items.filter(|event| event["regarding"]["kind"] == "LCLTrainingJob" && event["regarding"]["name"] == job);
         Ok(ours.filter_map(|event| event["reason"].as_str().map(str::to_owned)).collect())
@@ -177,6 +198,16 @@ impl Installed {
     pub(crate) fn start_operator(&self, arguments: &[&str]) -> Result<Operator> {
         Operator::start(self, arguments)
     }
+}
+
+/// Path of what Kubernetes itself has in the jobs' namespace.
+pub(crate) fn objects(what: &str) -> String {
+    format!("/api/v1/namespaces/default/{what}")
+}
+
+async fn administrator(cluster: &Cluster) -> Result<kube::Client> {
+    let config = kube::config::Kubeconfig::read_from(&cluster.ready().kubeconfig)?;
+    Ok(kube::Client::try_from(kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await?)?)
 }
 
 /// Name of an object.

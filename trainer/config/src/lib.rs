@@ -24,7 +24,7 @@ pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
 pub use shards::{LIST_EXTENSION, PATHS_LIMIT, PatternError, ShardEntry, ShardName, ShardPattern};
 pub use training::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, GradientCompression, Normalization,
-    OptimizationConfig, RuntimeConfig, Schedule, TrainerConfig,
+    OptimizationConfig, RuntimeConfig, Schedule, ShuffleConfig, TrainerConfig,
 };
 pub use uri::check_run_uri;
 pub use validate::{ConfigError, Rule};

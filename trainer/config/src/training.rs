@@ -38,6 +38,9 @@ pub struct DataConfig {
     pub augmentation: AugmentationConfig,
     /// Decode JPEGs at a reduced scale where the crop allows it.
     pub reduced_scale_decoding: bool,
+    /// In which order the samples of a pass come. What an earlier version wrote has the default.
+    #[serde(default)]
+    pub shuffle: ShuffleConfig,
     /// Threads that read and decode.
     pub threads: usize,
     /// Batches prepared ahead of the step that uses them.
@@ -70,6 +73,35 @@ impl DataSource {
     pub fn keys(&self) -> &SampleKeys {
         let Self::Webdataset { keys, .. } = self;
         keys
+    }
+}
+
+/// How the samples of a pass are mixed: lanes walk the data set side by side, each window by window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ShuffleConfig {
+    /// Places of the data set that are read side by side; `None`: one for every [`SLOTS_OF_A_LANE`] slots of the global batch.
+    pub lanes: Option<u64>,
+    /// Most samples among which a lane mixes. A data set with no more is permuted as a whole.
+    pub window: u64,
+}
+
+/// Slots of a lane when the job does not say how many lanes there are. With 64 nodes a batch of 32,768 has 16 lanes a node, so that few of them
+/// are read by two nodes when the nodes' shares are no whole lanes.
+const SLOTS_OF_A_LANE: u64 = 32;
+
+impl ShuffleConfig {
+    /// Lanes of a global batch of this size, between 1 and its slots.
+    #[must_use]
+    pub fn lanes_of(&self, global_batch_size: u64) -> u64 {
+        self.lanes.unwrap_or(global_batch_size / SLOTS_OF_A_LANE).clamp(1, global_batch_size.max(1))
+    }
+}
+
+impl Default for ShuffleConfig {
+    fn default() -> Self {
+        // 200 MB of images of 256 pixels: most of a shard as img2dataset writes them.
+        Self { lanes: None, window: 8192 }
     }
 }
 

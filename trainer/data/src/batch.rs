@@ -1,11 +1,11 @@
 //! One step's samples as plain buffers: what the loader hands to the training loop.
 //!
-//! Comes in: prepared samples. Goes out: [`Batch`]. It does no reading and no decoding.
+//! Comes in: prepared samples. Goes out: [`Batch`]: rows of any length, one behind the other. It does no reading and no decoding.
 
 use std::{
     fmt,
-    ops::Deref,
-    sync::{Mutex, PoisonError, Weak},
+    ops::{Deref, DerefMut, Range},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 pub use crate::cause::{SkipCause, Tolerated};
@@ -19,27 +19,30 @@ pub struct Batch {
     pub rows: Vec<Row>,
     /// Slots without a sample, by ascending slot.
     pub skipped: Vec<Skipped>,
-    /// Columns of `tokens`: the longest row of this batch; 0 when there is no row.
-    pub length: usize,
-    /// Token ids, `[rows, length]` row by row, padded on the right with 0.
+    /// Token ids of all rows, one row behind the other, without padding.
     pub tokens: Vec<i64>,
-    /// Pixels, `[image_count, 3, S, S]`, normalised, in row order and document order within a row.
-    pub images: Images,
-    /// Images in `images`.
-    pub image_count: usize,
+    /// Pixels, `[images, S, S, 3]` bytes (red, green, blue), in row order and document order within a row; not normalised yet.
+    pub pixels: Buffer,
+    /// Images in `pixels`.
+    pub images: usize,
 }
 
 impl Batch {
     /// The part of a member without slots.
     #[must_use]
     pub fn empty(step: u64) -> Self {
-        let images = Images::new(Vec::new(), Weak::new());
-        Self { step, rows: Vec::new(), skipped: Vec::new(), length: 0, tokens: Vec::new(), images, image_count: 0 }
+        Self { step, rows: Vec::new(), skipped: Vec::new(), tokens: Vec::new(), pixels: Buffer::default(), images: 0 }
+    }
+
+    /// The tokens of one of its rows.
+    #[must_use]
+    pub fn tokens_of(&self, row: &Row) -> &[i64] {
+        self.tokens.get(row.tokens.clone()).unwrap_or_default()
     }
 }
 
 /// A sample of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Position in the global batch.
     pub slot: u64,
@@ -47,10 +50,12 @@ pub struct Row {
     pub pass: u64,
     /// Number of the sample in the data set.
     pub sample: u64,
-    /// Images of this row in the batch's `images`.
-    pub images: u32,
-    /// A fault of its image that cost no pixel.
-    pub tolerated: Option<Tolerated>,
+    /// Where its tokens lie in the batch's.
+    pub tokens: Range<usize>,
+    /// Numbers of its images in the batch.
+    pub images: Range<usize>,
+    /// Faults of its images that cost no pixel.
+    pub tolerated: Vec<Tolerated>,
 }
 
 /// A slot without a sample.
@@ -66,33 +71,28 @@ pub struct Skipped {
     pub cause: SkipCause,
 }
 
-/// Where image buffers wait to be used again: a batch's images are the largest thing in the data path, and fresh memory of that size costs as
-/// much time in the kernel as copying it.
+/// Where buffers of pixels wait to be used again: they are the largest thing in the data path, and fresh memory of that size costs as much
+/// time in the kernel as copying it.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    buffers: Mutex<Vec<Vec<f32>>>,
+    buffers: Mutex<Vec<Vec<u8>>>,
     limit: usize,
 }
 
 impl Pool {
     /// Keeps at most `limit` buffers; what comes back beyond that is freed.
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { buffers: Mutex::default(), limit }
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { buffers: Mutex::default(), limit })
     }
 
-    /// A buffer of `length` values, of any content.
-    pub(crate) fn take(&self, length: usize) -> Vec<f32> {
-        let used = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        match used {
-            Some(mut buffer) => {
-                buffer.resize(length, 0.0);
-                buffer
-            }
-            None => vec![0.0; length],
-        }
+    /// An empty buffer, with the memory of one that was used before if there is one.
+    pub(crate) fn take(self: &Arc<Self>) -> Buffer {
+        let bytes = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        Buffer { bytes, pool: Arc::downgrade(self) }
     }
 
-    fn give_back(&self, buffer: Vec<f32>) {
+    fn give_back(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         if buffers.len() < self.limit {
             buffers.push(buffer);
@@ -100,43 +100,65 @@ impl Pool {
     }
 }
 
-/// Pixels of a batch. Derefs to `[f32]`; its memory goes back to the loader when it is dropped.
-pub struct Images {
-    values: Vec<f32>,
+/// Bytes whose memory goes back to the loader when they are dropped.
+#[derive(Default)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    /// Gone when the loader is.
     pool: Weak<Pool>,
 }
 
-impl Images {
-    /// Wraps `values`; on drop they go back to `pool` if that still exists.
-    pub(crate) fn new(values: Vec<f32>, pool: Weak<Pool>) -> Self {
-        Self { values, pool }
+impl Deref for Buffer {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
     }
 }
 
-impl Deref for Images {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.values
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
     }
 }
 
-impl PartialEq for Images {
+impl PartialEq for Buffer {
     fn eq(&self, other: &Self) -> bool {
-        self.values == other.values
+        self.bytes == other.bytes
     }
 }
 
-impl fmt::Debug for Images {
+impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Images({} values)", self.values.len())
+        write!(f, "Buffer({} bytes)", self.bytes.len())
     }
 }
 
-impl Drop for Images {
+impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.give_back(std::mem::take(&mut self.values));
+            pool.give_back(std::mem::take(&mut self.bytes));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_dropped_buffers_is_used_again_up_to_the_limit() {
+        let pool = Pool::new(1);
+        let (mut first, mut second) = (pool.take(), pool.take());
+        first.reserve_exact(1000);
+        second.reserve_exact(2000);
+        first.push(7);
+        drop(first);
+        drop(second);
+        let again = pool.take();
+        assert_eq!((again.capacity(), again.len()), (1000, 0));
+        assert_eq!(pool.take().capacity(), 0);
+        drop(pool);
+        drop(again);
     }
 }

@@ -1,6 +1,6 @@
 //! All samples of a data set under one numbering, and how to read any of them directly.
 //!
-//! Comes in: a [`DataConfig`]. Goes out: how many samples there are, which one stands in a slot ([`Dataset::locate`]) and its encoded image and
+//! Comes in: a [`DataConfig`]. Goes out: how many samples there are, in which order they come ([`Dataset::order`]) and its encoded image and
 //! caption ([`Dataset::read`]). It decodes no image and tokenizes no text.
 
 mod files;
@@ -12,11 +12,11 @@ use std::{
     num::NonZero,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use lcl_trainer_config::{DataConfig, DataSource, SampleKeys};
+use lcl_trainer_config::{DataConfig, DataSource, SampleKeys, ShuffleConfig};
 
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
@@ -26,7 +26,7 @@ pub use no_pair::NoPair;
 use crate::{
     cause::{SkipCause, Tolerated},
     index::{Extent, IndexError, Record, ShardIndex, built, over_all},
-    permutation::Permutation,
+    order::{Order, Pace},
     retry::with_retries,
     shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_shards, is_header},
 };
@@ -85,21 +85,11 @@ pub struct Dataset {
     shards: Vec<ShardIndex>,
     keys: SampleKeys,
     /// For every shard, the number of the sample after its last one.
-    ends: Vec<u64>,
+    ends: Arc<[u64]>,
+    shuffle: ShuffleConfig,
     storage: Box<dyn Storage>,
     logged: Mutex<HashSet<u64>>,
     tolerated: Mutex<BTreeSet<Tolerated>>,
-}
-
-/// Which sample stands in a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// Walk over the data set, from 0.
-    pub pass: u64,
-    /// Place in that walk.
-    pub position: u64,
-    /// Number of the sample in the data set.
-    pub sample: u64,
 }
 
 /// An image and its caption as they lie in the shard.
@@ -146,17 +136,23 @@ impl Dataset {
         let paths = find_shards(shards, origin, threads)?;
         let folder = config.index_path.as_deref().map(Path::new);
         let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder, keys)))?;
-        Self::of_indexes(shards, keys, origin, storage)
+        Self::of_indexes(shards, keys, config.shuffle, origin, storage)
     }
 
     /// A data set of one shard, without writing an index.
     pub(crate) fn of_shard(path: &Path, keys: &SampleKeys) -> Result<Self, DatasetError> {
         let index = built(|| ShardIndex::in_memory(path, keys))?;
-        Self::of_indexes(vec![index], keys, ListOrigin::Arguments, Box::new(files::OpenFiles::default()))
+        Self::of_indexes(vec![index], keys, ShuffleConfig::default(), ListOrigin::Arguments, Box::new(files::OpenFiles::default()))
     }
 
-    fn of_indexes(shards: Vec<ShardIndex>, keys: &SampleKeys, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
-        let ends: Vec<u64> = shards
+    fn of_indexes(
+        shards: Vec<ShardIndex>,
+        keys: &SampleKeys,
+        shuffle: ShuffleConfig,
+        origin: ListOrigin,
+        storage: Box<dyn Storage>,
+    ) -> Result<Self, DatasetError> {
+        let ends: Arc<[u64]> = shards
             .iter()
             .scan(0_u64, |end, shard| {
                 *end += shard.count();
@@ -167,7 +163,7 @@ impl Dataset {
             let found = shards.iter().map(|shard| (shard.shard(), shard.findings()));
             return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
         }
-        Ok(Self { shards, keys: keys.clone(), ends, storage, logged: Mutex::default(), tolerated: Mutex::default() })
+        Ok(Self { shards, keys: keys.clone(), ends, shuffle, storage, logged: Mutex::default(), tolerated: Mutex::default() })
     }
 
     /// Samples of one walk over the data set, unusable ones included. At least 1.
@@ -191,14 +187,11 @@ impl Dataset {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// The sample at `index` of the endless sequence of passes; `index` is step · global batch + slot.
+    /// The order of the samples in a run with this seed and global batch; an index of it is step · global batch + slot.
     #[must_use]
-    pub fn locate(&self, seed: u64, index: u64) -> Location {
-        let samples = self.samples_per_pass();
-        let (pass, position) = (index / samples, index % samples);
-        // The position is below the number of samples, so the permutation has it.
-        let sample = Permutation::new(seed, pass, samples).at(position).unwrap_or_default();
-        Location { pass, position, sample }
+    pub fn order(&self, seed: u64, global_batch_size: u64) -> Order {
+        let lanes = self.shuffle.lanes_of(global_batch_size);
+        Order::new(seed, 0, Arc::clone(&self.ends), Pace::whole(global_batch_size), lanes, self.shuffle.window)
     }
 
     /// Reads a sample. Errors that may pass are retried for about a minute.

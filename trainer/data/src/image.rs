@@ -1,4 +1,4 @@
-//! Decoding and transforms of images: bytes in, normalised pixels out.
+//! Decoding and transforms of images: bytes in, pixels of the model's size out.
 //!
 //! Comes in: the bytes of a JPEG, PNG, WebP, GIF or BMP file, told apart by content, and, for training, the box to keep. Goes out: `[3, S, S]` float32 pixels, normalised per channel,
 //! equal to what Pillow and torchvision make of the same file (`Image.open(..).convert("RGB")`, crop, bicubic resize with antialiasing, `ToTensor`,
@@ -220,6 +220,23 @@ impl ImageTransform {
         self.apply(bytes, &probe, crop(probe.width, probe.height), scratch, out)
     }
 
+    /// The training transform before it is normalised: writes `[S, S, 3]` bytes, red, green, blue, to `out`. They become the model's input by
+    /// `(value / 255 - mean) / std` and a permutation, wherever the model is.
+    ///
+    /// # Panics
+    /// When `out` does not hold exactly [`ImageTransform::output_len`] bytes.
+    pub fn train_bytes(
+        &self,
+        bytes: &[u8],
+        crop: impl FnOnce(u32, u32) -> CropBox,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) -> Result<Option<Tolerated>, ImageError> {
+        let probe = probe(bytes)?;
+        let (reduction, window) = self.window(&probe, crop(probe.width, probe.height))?;
+        self.resize(bytes, (&probe, reduction), window, scratch, out)
+    }
+
     /// The training transform with a given box.
     ///
     /// # Panics
@@ -236,11 +253,17 @@ impl ImageTransform {
         scratch: &mut Scratch,
         out: &mut [f32],
     ) -> Result<Option<Tolerated>, ImageError> {
+        let (reduction, window) = self.window(probe, crop)?;
+        self.finish(bytes, (probe, reduction), window, scratch, out)
+    }
+
+    /// At which scale an image is decoded of which `crop` is wanted, and where that lies then.
+    fn window(&self, probe: &Probe, crop: CropBox) -> Result<(u32, Window), ImageError> {
         if !crop.lies_within(probe.width, probe.height) {
             return Err(ImageError::CropOutside { crop, width: probe.width, height: probe.height });
         }
         let reduction = if self.reduced_scale_decoding && probe.format == Format::Jpeg { self.reduction(crop) } else { 1 };
-        self.finish(bytes, (probe, reduction), Window::of_crop(crop, reduction), scratch, out)
+        Ok((reduction, Window::of_crop(crop, reduction)))
     }
 
     /// The evaluation transform: the shortest side to S, then the central S x S pixels.

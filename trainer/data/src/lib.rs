@@ -1,7 +1,7 @@
 //! Shards, tokenizer, image pipeline and batches, as plain buffers.
 //!
 //! Comes in: a [`lcl_trainer_config::DataConfig`] and, per run, which steps and slots are wanted ([`LoaderOptions`]).
-//! Goes out: [`Batch`]es of token ids and normalised pixels, in step order, whose content is a pure function of (seed, step, slots).
+//! Goes out: [`Batch`]es of token ids and pixels, in step order, whose content is a pure function of (seed, step, slots).
 //! It must not know tensors, devices, checkpoints or other members.
 
 pub mod batch;
@@ -11,6 +11,8 @@ mod draw;
 pub mod image;
 pub mod index;
 pub mod loader;
+pub mod mixture;
+pub mod order;
 pub mod permutation;
 pub mod random;
 mod retry;
@@ -19,6 +21,7 @@ pub mod shard;
 pub mod show;
 pub mod tokenizer;
 
-pub use batch::{Batch, Images, Row, SkipCause, Skipped, Tolerated};
+pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use dataset::{Dataset, DatasetError, NoPair};
 pub use loader::{Loader, LoaderError, LoaderOptions};
+pub use order::{Location, Order, Pace};

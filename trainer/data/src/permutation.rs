@@ -26,10 +26,14 @@ impl Permutation {
     /// The order of `pass` over `count` samples.
     #[must_use]
     pub fn new(seed: u64, pass: u64, count: u64) -> Self {
+        Self::from_random(SlotRandom::new(seed, pass, 0, Stream::Order), count)
+    }
+
+    /// The order of `count` things whose keys are the next numbers of `random`.
+    pub(crate) fn from_random(mut random: SlotRandom, count: u64) -> Self {
         // The smallest square that holds all; at least 1 so that an empty set divides by nothing.
         let root = count.isqrt();
         let rows = (if root * root < count { root + 1 } else { root }).max(1);
-        let mut random = SlotRandom::new(seed, pass, 0, Stream::Order);
         Self { count, rows, columns: count.div_ceil(rows).max(1), keys: std::array::from_fn(|_| random.bits()) }
     }
 

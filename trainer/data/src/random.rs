@@ -21,6 +21,8 @@ pub enum Stream {
     Crop = 3,
     /// Spread of the waiting times between attempts to read; has no effect on any result.
     Backoff = 4,
+    /// Order within a window of a lane; keyed by (seed, pass, first place of the window in the pass).
+    Window = 5,
 }
 
 /// The sequence of one (seed, step, slot, stream).
@@ -36,8 +38,14 @@ impl SlotRandom {
     /// The sequence from its beginning. Costs about as much as drawing the first number.
     #[must_use]
     pub fn new(seed: u64, step: u64, slot: u64, stream: Stream) -> Self {
+        Self::of_source(seed, step, slot, stream, 0)
+    }
+
+    /// The sequence of a source of a mixture; that of source 0 is [`SlotRandom::new`]'s.
+    #[must_use]
+    pub fn of_source(seed: u64, step: u64, slot: u64, stream: Stream, source: u32) -> Self {
         let mut key = [0; 32];
-        for (part, number) in key.chunks_exact_mut(8).zip([seed, step, slot, stream as u64]) {
+        for (part, number) in key.chunks_exact_mut(8).zip([seed, step, slot, stream as u64 | u64::from(source) << 32]) {
             part.copy_from_slice(&number.to_le_bytes());
         }
         Self { generator: ChaCha8Rng::from_seed(key) }
@@ -89,8 +97,9 @@ mod tests {
         for seed in 0..8 {
             for step in 0..8 {
                 for slot in 0..8 {
-                    for stream in [Stream::Order, Stream::ImageFirst, Stream::Crop, Stream::Backoff] {
+                    for stream in [Stream::Order, Stream::ImageFirst, Stream::Crop, Stream::Backoff, Stream::Window] {
                         assert!(seen.insert(first(seed, step, slot, stream)));
+                        assert!(seen.insert(SlotRandom::of_source(seed, step, slot, stream, 1).bits()));
                     }
                 }
             }

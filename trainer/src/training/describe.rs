@@ -48,18 +48,12 @@ pub(super) fn sum_of_samples(samples: impl Iterator<Item = [u64; 3]>) -> u64 {
     bits.fold(0, u64::wrapping_add)
 }
 
-/// Tokens up to the last that is not padding, over all rows.
-pub(super) fn count_tokens(batch: &Batch) -> u64 {
-    let rows = batch.tokens.chunks(batch.length.max(1));
-    rows.map(|row| row.iter().rposition(|token| *token != 0).map_or(0, |last| last as u64 + 1)).sum()
-}
-
 /// Images that were used in spite of each fault of [`Tolerated::ALL`].
 pub(super) type FaultCounts = [u64; Tolerated::ALL.len()];
 
 /// Counts the batch's images by the fault that cost them no pixel.
 pub(super) fn count_tolerated(batch: &Batch) -> FaultCounts {
-    Tolerated::ALL.map(|fault| batch.rows.iter().filter(|row| row.tolerated == Some(fault)).count() as u64)
+    Tolerated::ALL.map(|fault| batch.rows.iter().flat_map(|row| &row.tolerated).filter(|found| **found == fault).count() as u64)
 }
 
 /// The faults that there are, by name.

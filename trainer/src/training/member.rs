@@ -24,7 +24,7 @@ use std::{
 
 use lcl_checkpoint::{CheckpointStore, StoreOptions};
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
-use lcl_data::{Batch, Dataset, Loader, LoaderOptions};
+use lcl_data::{Batch, Dataset, Loader, LoaderOptions, Order};
 use lcl_protocol::{
     EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, Incarnation, MemberCommand, MemberError, MemberEvent,
     MemberName, MemberSettings, Plan, Refusal, Role,
@@ -158,6 +158,7 @@ struct MemberRun<'a> {
     /// See [`machine_of`].
     machine: Option<String>,
     dataset: Arc<Dataset>,
+    order: Order,
     device: Device,
     learner: Learner,
     progress: Progress,
@@ -193,6 +194,7 @@ impl<'a> MemberRun<'a> {
         // A volume that can never hold a checkpoint is refused before anything is trained for it.
         store.probe()?;
         let dataset = Arc::new(Dataset::open(&config.data)?);
+        let order = dataset.order(config.optimization.seed, config.optimization.global_batch_size);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
         store.check_room(checkpoint_bytes(&learner))?;
@@ -231,6 +233,7 @@ impl<'a> MemberRun<'a> {
             identity,
             machine,
             dataset,
+            order,
             device,
             learner,
             progress: Progress::default(),
@@ -497,7 +500,7 @@ impl<'a> MemberRun<'a> {
             None => Batch::empty(step),
         };
         let begin = Instant::now();
-        let wanted = Wanted::new(&self.config, &self.dataset, step);
+        let wanted = Wanted::new(&self.config, &self.order, step);
         let shared = Tally::exchange(&mut joined.group, &batch, &wanted, EXCHANGE_TIMEOUT)?;
         let is_busy = self.saver.as_mut().is_some_and(Saver::is_busy);
         let wish = i64::from(self.client.flags().bits()) | if is_busy { BUSY } else { 0 };

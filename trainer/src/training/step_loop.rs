@@ -16,7 +16,7 @@ use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions,
-    describe::{add_counts, count_tokens, count_tolerated, samples_digest, slot_ranges, tolerated_images},
+    describe::{add_counts, count_tolerated, samples_digest, slot_ranges, tolerated_images},
     ledger::{Writing, write_record},
     metadata, nothing_trained,
     prepare::{Prepared, Progress, Provenance, with_provenance},
@@ -190,8 +190,8 @@ impl StepLoop {
             slots: slot_ranges(batch.step, optimization.global_batch_size, self.run.dataset.samples_per_pass()),
             samples_digest: samples_digest(batch),
             rows,
-            images: batch.image_count as u64,
-            tokens: count_tokens(batch),
+            images: batch.images as u64,
+            tokens: batch.tokens.len() as u64,
             skipped_samples: batch
                 .skipped
                 .iter()

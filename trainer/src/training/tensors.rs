@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
-use lcl_data::Batch;
-use lcl_torch::{Device, MicroBatch, TchError, Tensor, shim::cuda::pin_memory};
+use lcl_data::{
+    Batch, Row,
+    image::{MEAN, STD},
+};
+use lcl_torch::{Device, Kind, MicroBatch, TchError, Tensor, shim::cuda::pin_memory};
 
 use crate::micro_batch::split;
 
@@ -11,14 +14,14 @@ use crate::micro_batch::split;
 #[derive(Debug, thiserror::Error)]
 pub enum TensorsError {
     /// Rows, tokens and images of the batch do not fit each other.
-    #[error("the batch of step {step} is inconsistent: {rows} rows of {length} tokens, {images} images")]
+    #[error("the batch of step {step} is inconsistent: {rows} rows, {tokens} tokens, {images} images")]
     Inconsistent {
         /// The step.
         step: u64,
         /// Its rows.
         rows: usize,
-        /// Tokens a row.
-        length: usize,
+        /// Its tokens.
+        tokens: usize,
         /// Its images.
         images: usize,
     },
@@ -45,54 +48,49 @@ pub(super) fn micro_batches(
 ) -> Result<Vec<MicroBatch>, TensorsError> {
     let place = |slot: u64| batch.rows.partition_point(|row| row.slot < slot);
     let (first, end) = (place(slots.start), place(slots.end));
-    let images = |rows: Range<usize>| batch.rows.get(rows).unwrap_or_default().iter().map(|row| row.images as usize).sum::<usize>();
-    let mut image = images(0..first);
-    let mut parts = Vec::new();
-    for rows in split(end - first, cap) {
-        let rows = first + rows.start..first + rows.end;
-        let next = image + images(rows.clone());
-        parts.push(Part { rows, images: image..next, image_size }.tensors(batch, device)?);
-        image = next;
+    let parts = split(end - first, cap).into_iter().map(|rows| {
+        let rows = batch.rows.get(first + rows.start..first + rows.end).unwrap_or_default();
+        tensors(batch, rows, image_size, device)
+    });
+    parts.collect()
+}
+
+/// The tensors of some rows of the batch.
+fn tensors(batch: &Batch, rows: &[Row], image_size: i64, device: Device) -> Result<MicroBatch, TensorsError> {
+    let inconsistent =
+        || TensorsError::Inconsistent { step: batch.step, rows: batch.rows.len(), tokens: batch.tokens.len(), images: batch.images };
+    let copy = |source| TensorsError::Copy { step: batch.step, device, source };
+    let length = rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
+    let mut tokens = vec![PADDING; rows.len() * length];
+    for (row, place) in rows.iter().zip(tokens.chunks_mut(length.max(1))) {
+        let tokens = batch.tokens.get(row.tokens.clone()).ok_or_else(inconsistent)?;
+        place.get_mut(..tokens.len()).ok_or_else(inconsistent)?.copy_from_slice(tokens);
     }
-    Ok(parts)
+    let tokens = Tensor::f_from_slice(&tokens).and_then(|tokens| tokens.f_view([rows.len() as i64, length as i64]));
+    let images = rows.first().map_or(0, |row| row.images.start)..rows.last().map_or(0, |row| row.images.end);
+    let bytes = 3 * (image_size * image_size) as usize;
+    let pixels = batch.pixels.get(images.start * bytes..images.end * bytes).ok_or_else(inconsistent)?;
+    let images = Tensor::f_from_slice(pixels)
+        .and_then(|pixels| pixels.f_view([images.len() as i64, image_size, image_size, 3]))
+        .and_then(|pixels| to_device(pixels, device))
+        .and_then(|pixels| normalise(&pixels));
+    Ok(MicroBatch {
+        // Token ids are read on the host, where the layout of the sequences is worked out.
+        tokens: tokens.map_err(copy)?,
+        images: images.map_err(copy)?,
+        slots: rows.iter().map(|row| row.slot).collect(),
+        image_rows: Some((0..).zip(rows).flat_map(|(index, row)| row.images.clone().map(move |_| index)).collect()),
+    })
 }
 
-struct Part {
-    rows: Range<usize>,
-    images: Range<usize>,
-    image_size: i64,
-}
+/// Id of padding.
+const PADDING: i64 = 0;
 
-impl Part {
-    fn tensors(&self, batch: &Batch, device: Device) -> Result<MicroBatch, TensorsError> {
-        let inconsistent =
-            || TensorsError::Inconsistent { step: batch.step, rows: batch.rows.len(), length: batch.length, images: batch.image_count };
-        let copy = |source| TensorsError::Copy { step: batch.step, device, source };
-        let pixels = 3 * (self.image_size * self.image_size) as usize;
-        let rows = batch.rows.get(self.rows.clone()).ok_or_else(inconsistent)?;
-        let tokens = batch.tokens.get(self.rows.start * batch.length..self.rows.end * batch.length).ok_or_else(inconsistent)?;
-        let images = batch.images.get(self.images.start * pixels..self.images.end * pixels).ok_or_else(inconsistent)?;
-        let length = tokens.chunks(batch.length.max(1)).map(used).max().unwrap_or(0);
-        let tokens = Tensor::f_from_slice(tokens)
-            .and_then(|tokens| tokens.f_view([rows.len() as i64, batch.length as i64]))
-            .and_then(|tokens| tokens.f_narrow(1, 0, length as i64))
-            .and_then(|tokens| tokens.f_contiguous());
-        let images = Tensor::f_from_slice(images)
-            .and_then(|images| images.f_view([self.images.len() as i64, 3, self.image_size, self.image_size]))
-            .and_then(|images| to_device(images, device));
-        Ok(MicroBatch {
-            // Token ids are read on the host, where the layout of the sequences is worked out.
-            tokens: tokens.map_err(copy)?,
-            images: images.map_err(copy)?,
-            slots: rows.iter().map(|row| row.slot).collect(),
-            image_rows: Some((0..).zip(rows).flat_map(|(index, row)| (0..row.images).map(move |_| index)).collect()),
-        })
-    }
-}
-
-/// Tokens of a row before its padding.
-fn used(row: &[i64]) -> usize {
-    row.iter().rposition(|token| *token != 0).map_or(0, |last| last + 1)
+/// `[n, S, S, 3]` bytes to `[n, 3, S, S]` float32 of `(value / 255 - mean) / std`, rounded as the transform of single images rounds.
+fn normalise(pixels: &Tensor) -> Result<Tensor, TchError> {
+    let channels = |values: &[f32]| Tensor::f_from_slice(values)?.f_view([1, 3, 1, 1])?.f_to_device(pixels.device());
+    let mut values = pixels.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    values.f_div_scalar_(255.0)?.f_sub_(&channels(&MEAN)?)?.f_div_(&channels(&STD)?)
 }
 
 /// To a GPU through pinned memory, so that the copy runs beside what the GPU is doing.
@@ -103,4 +101,37 @@ fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
     let kind = tensor.kind();
     let pinned = pin_memory(&tensor).map_err(|error| TchError::Torch(error.to_string()))?;
     pinned.f_to_device_(device, kind, true, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_are_normalised_with_the_rounding_of_the_transform_of_single_images() {
+        // Every value in every channel, and two images whose planes must not mix.
+        let bytes: Vec<u8> = (0..2 * 16 * 16 * 3_u32).map(|at| (at / 3 * 7 + at % 3 * 85 + at / 768) as u8).collect();
+        let pixels = Tensor::f_from_slice(&bytes).unwrap().view([2, 16, 16, 3]);
+        let values = Vec::<f32>::try_from(normalise(&pixels).unwrap().view([-1])).unwrap();
+        for (at, byte) in bytes.iter().enumerate() {
+            let (image, pixel, channel) = (at / 768, at % 768 / 3, at % 3);
+            let expected = (f32::from(*byte) / 255.0 - MEAN[channel]) / STD[channel];
+            assert_eq!(values[(image * 3 + channel) * 256 + pixel].to_bits(), expected.to_bits(), "{byte} in channel {channel}");
+        }
+    }
+
+    #[test]
+    fn rows_of_different_lengths_become_a_rectangle_as_long_as_the_longest_of_them() {
+        let row = |slot, tokens, images| Row { slot, pass: 0, sample: slot, tokens, images, tolerated: Vec::new() };
+        let mut batch = Batch { tokens: vec![1, 2, 3, 4, 5, 6], images: 3, ..Batch::empty(0) };
+        batch.rows = vec![row(2, 0..1, 0..0), row(4, 1..4, 0..2), row(5, 4..6, 2..3)];
+        batch.pixels.extend((0..3).flat_map(|image| [image; 3]));
+        let found = micro_batches(&batch, 0..8, 1, Some(2), Device::Cpu).unwrap();
+        let tokens = |part: &MicroBatch| (part.tokens.size(), Vec::<i64>::try_from(part.tokens.view([-1])).unwrap());
+        // Three rows at most two at a time: one, then two.
+        assert_eq!(tokens(&found[0]), (vec![1, 1], vec![1]));
+        assert_eq!(tokens(&found[1]), (vec![2, 3], vec![2, 3, 4, 5, 6, 0]));
+        assert_eq!((found[0].images.size(), found[1].images.size()), (vec![0, 3, 1, 1], vec![3, 3, 1, 1]));
+        assert_eq!((found[1].slots.as_slice(), found[1].image_rows.as_deref()), (&[4, 5][..], Some(&[0, 0, 1][..])));
+    }
 }

@@ -8,11 +8,13 @@ use std::{
     },
 };
 
-use lcl_trainer_config::{AugmentationConfig, KeySeparator};
+use lcl_trainer_config::{AugmentationConfig, KeySeparator, ShuffleConfig};
 
 use super::*;
 use crate::{
     batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, DoubledMember, NoCaption, NoImage},
+    order::Location,
+    permutation::Permutation,
     shard::{ImageKind, ShardWriter},
 };
 
@@ -23,6 +25,7 @@ fn config(shards: &[&Path]) -> DataConfig {
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),
         reduced_scale_decoding: false,
+        shuffle: ShuffleConfig::default(),
         threads: 2,
         prefetch: 1,
     }
@@ -191,8 +194,9 @@ fn a_slot_s_sample_follows_from_seed_and_index_alone() {
     let path = folder.path().join("a.tar");
     write_shard(&path, 0, 10);
     let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
+    let order = dataset.order(7, 4);
     for index in 0..50 {
-        let Location { pass, position, sample } = dataset.locate(7, index);
+        let Location { pass, position, sample } = order.locate(index);
         assert_eq!((pass, position), (index / 10, index % 10));
         assert_eq!(Some(sample), Permutation::new(7, pass, 10).at(position));
     }
@@ -277,7 +281,8 @@ fn many_threads_read_the_right_bytes() {
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let dataset = &dataset;
-            scope.spawn(move || (0..400).for_each(|index| check_sample(dataset, dataset.locate(thread, index).sample)));
+            let order = dataset.order(thread, 8);
+            scope.spawn(move || (0..400).for_each(|index| check_sample(dataset, order.locate(index).sample)));
         }
     });
 }

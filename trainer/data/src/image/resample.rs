@@ -135,15 +135,28 @@ impl ImageTransform {
         out: &mut [f32],
     ) -> Result<Option<Tolerated>, ImageError> {
         assert_eq!(out.len(), self.output_len(), "the output of side {} has three planes", self.size);
+        let mut resized = std::mem::take(&mut scratch.resized);
+        resized.resize(self.output_len(), 0);
+        let tolerated = self.resize(bytes, (probe, reduction), window, scratch, &mut resized);
+        normalise(&resized, self.mean, self.std, out);
+        scratch.resized = resized;
+        tolerated
+    }
+
+    /// Decodes and resizes what `window` says to `[S, S, 3]` bytes.
+    pub(super) fn resize(
+        &self,
+        bytes: &[u8],
+        (probe, reduction): (&Probe, u32),
+        window: Window,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) -> Result<Option<Tolerated>, ImageError> {
+        assert_eq!(out.len(), self.output_len(), "the output of side {} has three channels", self.size);
         scratch.release_large_buffers();
         let Pixels { width, height, tolerated, .. } = decode_reduced(bytes, probe, reduction, scratch)?;
-        scratch.resized.resize(self.output_len(), 0);
         let source = Pixels { width, height, bytes: &scratch.pixels, tolerated };
-        scratch
-            .resampler
-            .resize(source, window, self.size, &mut scratch.resized)
-            .map_err(|reason| ImageError::Corrupt { format: probe.format, reason })?;
-        normalise(&scratch.resized, self.mean, self.std, out);
+        scratch.resampler.resize(source, window, self.size, out).map_err(|reason| ImageError::Corrupt { format: probe.format, reason })?;
         Ok(tolerated)
     }
 }

@@ -7,11 +7,15 @@ use std::sync::Arc;
 use lcl_trainer_config::DataConfig;
 
 use crate::{
-    batch::{Row, SkipCause, Skipped},
-    dataset::{Dataset, DatasetError, Location, Reading},
+    batch::{Buffer, SkipCause, Skipped},
+    dataset::{Dataset, DatasetError, Reading},
     draw::{self, Draw, IMAGE_SIZE_LIMIT},
     image::{ImageTransform, Scratch},
-    loader::{LoaderError, LoaderOptions, assembly::Prepared},
+    loader::{
+        LoaderError, LoaderOptions,
+        assembly::{Content, Prepared},
+    },
+    order::{Location, Order},
     retry::Stop,
     sequence::Layout,
     tokenizer::Tokenizer,
@@ -20,6 +24,7 @@ use crate::{
 /// Turns slots into rows.
 pub(super) struct Preparer {
     dataset: Arc<Dataset>,
+    order: Order,
     tokenizer: Tokenizer,
     layout: Layout,
     transform: ImageTransform,
@@ -30,14 +35,6 @@ pub(super) struct Preparer {
 /// What one thread keeps from slot to slot.
 pub(super) struct Buffers {
     scratch: Scratch,
-    pixels: Vec<f32>,
-}
-
-impl Buffers {
-    /// The image of the row prepared last, `[3, S, S]`.
-    pub(super) fn pixels(&self) -> &[f32] {
-        &self.pixels
-    }
 }
 
 impl Preparer {
@@ -50,7 +47,8 @@ impl Preparer {
         })?;
         let transform = ImageTransform { reduced_scale_decoding: config.reduced_scale_decoding, ..ImageTransform::new(size) };
         let layout = Layout::new(&options.model)?;
-        Ok(Self { dataset, tokenizer: Tokenizer::clip(), layout, transform, config: config.clone(), options })
+        let order = dataset.order(options.seed, options.global_batch_size);
+        Ok(Self { dataset, order, tokenizer: Tokenizer::clip(), layout, transform, config: config.clone(), options })
     }
 
     pub(super) fn options(&self) -> &LoaderOptions {
@@ -58,17 +56,24 @@ impl Preparer {
     }
 
     pub(super) fn buffers(&self) -> Buffers {
-        Buffers { scratch: Scratch::new(), pixels: vec![0.0; self.transform.output_len()] }
+        Buffers { scratch: Scratch::new() }
     }
 
     /// Which sample stands in the slot.
     pub(super) fn locate(&self, step: u64, slot: u64) -> Location {
         // The options were checked: no index reaches 2^64.
-        self.dataset.locate(self.options.seed, step * self.options.global_batch_size + slot)
+        self.order.locate(step * self.options.global_batch_size + slot)
     }
 
-    /// Prepares the slot; a row's image is left in `buffers`. Stopping `waits` ends those between attempts to read.
-    pub(super) fn prepare(&self, step: u64, slot: u64, buffers: &mut Buffers, waits: &Stop) -> Result<Prepared, DatasetError> {
+    /// Prepares the slot; `pixels`, an empty buffer, takes a row's image. Stopping `waits` ends those between attempts to read.
+    pub(super) fn prepare(
+        &self,
+        step: u64,
+        slot: u64,
+        buffers: &mut Buffers,
+        mut pixels: Buffer,
+        waits: &Stop,
+    ) -> Result<Prepared, DatasetError> {
         let Location { pass, sample, .. } = self.locate(step, slot);
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
@@ -80,7 +85,8 @@ impl Preparer {
         };
         let draw = Draw { seed: self.options.seed, step, slot };
         let crop = |width, height| draw.crop(self.config.augmentation, width, height);
-        let tolerated = match self.transform.train(record.image(), crop, &mut buffers.scratch, &mut buffers.pixels) {
+        pixels.resize(self.transform.output_len(), 0);
+        let tolerated = match self.transform.train_bytes(record.image(), crop, &mut buffers.scratch, &mut pixels) {
             Ok(tolerated) => tolerated,
             Err(error) => return skipped(error.cause(), &error.to_string()),
         };
@@ -90,6 +96,6 @@ impl Preparer {
         let image_first = draw.image_first(self.config.image_first_probability);
         let caption = self.tokenizer.encode(&record.caption);
         let tokens = draw::tokens(&caption, image_first, &self.layout, self.options.objective);
-        Ok(Prepared::Row(Row { slot, pass, sample, images: 1, tolerated }, tokens))
+        Ok(Prepared::Row(Content { slot, pass, sample, tokens, pixels, images: 1, tolerated: tolerated.into_iter().collect() }))
     }
 }

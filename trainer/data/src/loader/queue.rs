@@ -26,10 +26,11 @@ pub(super) struct Queue {
     slots: Range<u64>,
     last_step: u64,
     prefetch: u64,
-    image_values: usize,
     /// Heard by threads that wait before another attempt to read.
     pub(super) waits: Stop,
-    pool: Arc<Pool>,
+    /// For the pixels of a slot, and of a batch.
+    slot_pool: Arc<Pool>,
+    batch_pool: Arc<Pool>,
     state: Mutex<State>,
     /// There may be work: a batch was taken, or all is over.
     work: Condvar,
@@ -53,8 +54,6 @@ struct State {
 struct Begun {
     slots: Vec<Option<Prepared>>,
     missing: usize,
-    /// Locked for the time of a copy only; the pixels of every slot have a place of their own.
-    pixels: Arc<Mutex<Vec<f32>>>,
     outcome: Option<Result<Batch, LoaderError>>,
 }
 
@@ -62,20 +61,20 @@ struct Begun {
 struct Work {
     step: u64,
     place: usize,
-    pixels: Arc<Mutex<Vec<f32>>>,
 }
 
 impl Queue {
     pub(super) fn new(options: &LoaderOptions, prefetch: usize) -> Self {
-        let side = usize::try_from(options.model.vision.image_size).unwrap_or(0);
+        // Those being made, one in use by the training loop and one just handed back.
+        let batches = prefetch + 2;
+        let slots = (options.slots.end - options.slots.start) as usize;
         Self {
             slots: options.slots.clone(),
             last_step: options.last_step,
             prefetch: prefetch as u64,
-            image_values: 3 * side * side,
             waits: Stop::default(),
-            // Those being made, one in use by the training loop and one just handed back.
-            pool: Arc::new(Pool::new(prefetch + 2)),
+            slot_pool: Pool::new(batches.saturating_mul(slots)),
+            batch_pool: Pool::new(batches),
             state: Mutex::new(State {
                 deliver: options.first_step,
                 next: (options.first_step, 0),
@@ -125,12 +124,10 @@ impl Queue {
             if step - state.deliver < self.prefetch {
                 let count = (self.slots.end - self.slots.start) as usize;
                 if place == 0 {
-                    let pixels = Arc::new(Mutex::new(self.pool.take(count * self.image_values)));
-                    state.begun.push_back(Begun { slots: (0..count).map(|_| None).collect(), missing: count, pixels, outcome: None });
+                    state.begun.push_back(Begun { slots: (0..count).map(|_| None).collect(), missing: count, outcome: None });
                 }
                 state.next = if place + 1 == count { (step + 1, 0) } else { (step, place + 1) };
-                let pixels = state.begun.back().map(|begun| Arc::clone(&begun.pixels))?;
-                return Some(Work { step, place, pixels });
+                return Some(Work { step, place });
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -138,8 +135,7 @@ impl Queue {
 
     /// Takes what a slot gave; the last one of a batch puts it together, outside the lock.
     fn complete(&self, work: Work, prepared: Prepared) {
-        let Work { step, place, pixels } = work;
-        drop(pixels);
+        let Work { step, place } = work;
         let mut state = self.lock();
         let Some(begun) = state.begun_at(step) else { return };
         if let Some(slot) = begun.slots.get_mut(place) {
@@ -150,9 +146,8 @@ impl Queue {
             return;
         }
         let slots = std::mem::take(&mut begun.slots).into_iter().flatten().collect();
-        let pixels = std::mem::take(&mut *begun.pixels.lock().unwrap_or_else(PoisonError::into_inner));
         drop(state);
-        let batch = build_batch(step, slots, pixels, self.image_values, &self.pool);
+        let batch = build_batch(step, slots, self.batch_pool.take());
         let mut state = self.lock();
         if let Some(begun) = state.begun_at(step) {
             begun.outcome = Some(Ok(batch));
@@ -190,15 +185,12 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
         let (step, slot) = (work.step, queue.slots.start + work.place as u64);
         // Buffers that a panic leaves half-written are overwritten by the next image.
         let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LoaderError> {
-            let content =
-                preparer.prepare(step, slot, &mut buffers, &queue.waits).map_err(|source| LoaderError::Read { step, slot, source })?;
-            if let Prepared::Row(..) = content {
-                let begin = work.place * queue.image_values;
-                let mut pixels = work.pixels.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(place) = pixels.get_mut(begin..begin + queue.image_values) {
-                    place.copy_from_slice(buffers.pixels());
-                }
-            }
+            let pixels = queue.slot_pool.take();
+            let content = preparer.prepare(step, slot, &mut buffers, pixels, &queue.waits).map_err(|source| LoaderError::Read {
+                step,
+                slot,
+                source,
+            })?;
             queue.complete(work, content);
             Ok(())
         }));

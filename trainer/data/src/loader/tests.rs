@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use lcl_trainer_config::{AugmentationConfig, DataSource, Preset};
+use lcl_trainer_config::{AugmentationConfig, DataSource, Preset, ShuffleConfig};
 
 use super::*;
 use crate::{
@@ -62,6 +62,7 @@ fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync 
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),
         reduced_scale_decoding: false,
+        shuffle: ShuffleConfig::default(),
         threads: 3,
         prefetch,
     };
@@ -178,6 +179,7 @@ fn options_that_contradict_each_other_are_named() {
         image_first_probability: 0.5,
         augmentation: AugmentationConfig::default(),
         reduced_scale_decoding: false,
+        shuffle: ShuffleConfig::default(),
         threads: 1,
         prefetch: 1,
     };

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lcl_data::{Batch, Dataset, SkipCause};
+use lcl_data::{Batch, Order, SkipCause};
 use lcl_protocol::Generation;
 use lcl_torch::{
     StepReport,
@@ -15,7 +15,7 @@ use lcl_trainer_config::TrainerConfig;
 
 use crate::{
     records::{GenerationRecord, SkippedSample, StepRecord},
-    training::describe::{FaultCounts, count_tokens, count_tolerated, digest_of_samples, slot_ranges, sum_of_samples, tolerated_images},
+    training::describe::{FaultCounts, count_tolerated, digest_of_samples, slot_ranges, sum_of_samples, tolerated_images},
 };
 
 /// Lines kept by every member: a new leader writes those that the one before it could not write any more.
@@ -65,18 +65,17 @@ pub struct PartsError {
 /// The samples that belong into a step: [slot, pass, sample] of each slot.
 pub(super) struct Wanted<'a> {
     config: &'a TrainerConfig,
-    dataset: &'a Dataset,
+    order: &'a Order,
     step: u64,
 }
 
 impl<'a> Wanted<'a> {
-    pub(super) fn new(config: &'a TrainerConfig, dataset: &'a Dataset, step: u64) -> Self {
-        Self { config, dataset, step }
+    pub(super) fn new(config: &'a TrainerConfig, order: &'a Order, step: u64) -> Self {
+        Self { config, order, step }
     }
 
     fn sample(&self, slot: u64) -> [u64; 3] {
-        let optimization = &self.config.optimization;
-        let location = self.dataset.locate(optimization.seed, self.step * optimization.global_batch_size + slot);
+        let location = self.order.locate(self.step * self.config.optimization.global_batch_size + slot);
         [slot, location.pass, location.sample]
     }
 
@@ -112,7 +111,7 @@ impl Tally {
     /// Every member learns of all samples of the step before anything is computed from them, and that each is there once.
     pub(super) fn exchange(group: &mut Group, batch: &Batch, wanted: &Wanted<'_>, timeout: Duration) -> Result<Shared, JoinError> {
         let read = sum_of_samples(batch.rows.iter().map(|row| [row.slot, row.pass, row.sample]));
-        let own = [batch.rows.len() as i64, batch.image_count as i64, count_tokens(batch) as i64, batch.skipped.len() as i64];
+        let own = [batch.rows.len() as i64, batch.images as i64, batch.tokens.len() as i64, batch.skipped.len() as i64];
         let own = own.into_iter().chain([read.cast_signed()]).chain(count_tolerated(batch).map(u64::cast_signed));
         let all = group.exchange(&own.collect::<Vec<i64>>(), timeout).map_err(JoinError::Group)?;
         let sum = |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).sum::<i64>().unsigned_abs();
@@ -155,7 +154,7 @@ impl Tally {
             step: wanted.step,
             generation: GenerationRecord { epoch: generation.epoch, n: generation.n },
             time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
-            slots: slot_ranges(wanted.step, wanted.config.optimization.global_batch_size, wanted.dataset.samples_per_pass()),
+            slots: slot_ranges(wanted.step, wanted.config.optimization.global_batch_size, wanted.order.samples_per_pass()),
             samples_digest: shared.digest.clone(),
             rows: shared.rows,
             images: shared.images,
@@ -218,7 +217,7 @@ impl Tally {
 mod tests {
     use std::{ops::Range, sync::Arc, thread};
 
-    use lcl_data::{Loader, LoaderOptions};
+    use lcl_data::{Dataset, Loader, LoaderOptions};
     use lcl_tests::{data::Fault, run::Workbench};
     use lcl_torch::{
         Device,
@@ -242,7 +241,8 @@ mod tests {
             first_step: STEP,
             last_step: STEP + 1,
         };
-        let batch = Loader::start(Arc::clone(&dataset), &config.data, options).unwrap().next().unwrap().unwrap();
+        let order = dataset.order(config.optimization.seed, config.optimization.global_batch_size);
+        let batch = Loader::start(dataset, &config.data, options).unwrap().next().unwrap().unwrap();
         let options = GroupOptions {
             store: Arc::new(store.session()),
             prefix: "parts".to_owned(),
@@ -253,7 +253,7 @@ mod tests {
             timeout: TIMEOUT,
         };
         let mut group = Group::form(options, &AbortHandle::new()).unwrap();
-        Tally::exchange(&mut group, &batch, &Wanted::new(config, &dataset, STEP), TIMEOUT)
+        Tally::exchange(&mut group, &batch, &Wanted::new(config, &order, STEP), TIMEOUT)
     }
 
     fn join(slots: [Range<u64>; 2], faults: &[(usize, Fault)]) -> [Result<Shared, JoinError>; 2] {

@@ -7,8 +7,8 @@ use clap::ValueEnum;
 use lcl_torch::{Device, Kind, Learner, MicroBatch, StateTensor, Tensor};
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig,
-    ModelShape, Normalization, Objective, OptimizationConfig, Precision, Preset, RuntimeConfig, Schedule, SpecialTokens, TextShape,
-    TrainerConfig, VisionShape,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, Preset, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens,
+    TextShape, TrainerConfig, VisionShape,
 };
 use safetensors::SafeTensors;
 
@@ -68,6 +68,7 @@ pub(crate) fn config(shape: ModelShape, precision: &str, rows: usize, threads: u
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
+            shuffle: ShuffleConfig::default(),
             threads: 1,
             prefetch: 1,
         },

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use lcl_torch::{Device, Kind, StateTensor, Tensor};
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, GradientCompression, ModelConfig,
-    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig,
-    VisionShape,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
+    TrainerConfig, VisionShape,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -176,6 +176,7 @@ impl Reference {
                 image_first_probability: 0.5,
                 augmentation: AugmentationConfig::default(),
                 reduced_scale_decoding: false,
+                shuffle: ShuffleConfig::default(),
                 threads: 1,
                 prefetch: 1,
             },

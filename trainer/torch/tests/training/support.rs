@@ -3,8 +3,8 @@
 use lcl_torch::{Device, Kind, Learner, LearnerOptions, MicroBatch, Tensor, set_threads};
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, GradientCompression, ModelConfig,
-    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig,
-    VisionShape,
+    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
+    TrainerConfig, VisionShape,
 };
 
 const SPECIAL: SpecialTokens =
@@ -33,6 +33,7 @@ pub(crate) fn config() -> TrainerConfig {
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
+            shuffle: ShuffleConfig::default(),
             threads: 1,
             prefetch: 1,
         },

@@ -1,0 +1,160 @@
+//! Which sample of a source stands at a position of a pass.
+//!
+//! Comes in: how many samples each shard has, a seed, and at which pace steps take samples ([`Pace`]). Goes out: for any (pass, position) a
+//! sample, each once a pass. A pure function: nothing is stored for a sample, no state goes from step to step, and the number of members does
+//! not come in. It must not read data.
+//!
+//! A permutation over all samples would read each of them from another place. Here whoever follows a few slots reads long stretches:
+//!
+//! 1. The shards of a pass are permuted and put one behind the other: the *tape*.
+//! 2. The slots of a step are divided into *lanes*, each a run of neighbouring slots. Each lane has a stretch of the tape of its own, as long
+//!    as the number of positions that its slots have in the pass ([`lanes`]).
+//! 3. A lane walks its stretch window by window, and each window is permuted.
+//!
+//! So a batch mixes as many places of the data set as there are lanes, and a lane reads one window after the other, each of which lies in
+//! one or two shards. A source that has no more samples than a window is permuted as a whole.
+
+mod lanes;
+mod tape;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use lanes::Lanes;
+pub use lanes::Pace;
+use tape::Tape;
+
+use crate::{
+    permutation::Permutation,
+    random::{SlotRandom, Stream},
+};
+
+/// Tapes that are kept: lanes come to the end of a pass at about the same time, and a loader that reads ahead is in the next one.
+const KEPT_TAPES: usize = 3;
+
+/// The order of all passes over one source.
+#[derive(Debug)]
+pub struct Order {
+    seed: u64,
+    source: u32,
+    window: u64,
+    /// For every shard, the number of the sample after its last one.
+    ends: Arc<[u64]>,
+    lanes: Lanes,
+    tapes: Mutex<VecDeque<Arc<Tape>>>,
+}
+
+/// Which sample stands in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Walk over the data set, from 0.
+    pub pass: u64,
+    /// Place in that walk.
+    pub position: u64,
+    /// Number of the sample in the data set.
+    pub sample: u64,
+}
+
+/// Samples among which one position's sample is drawn: what has to be at hand when it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Places on the tape of the pass.
+    places: Range<u64>,
+    /// Stretches of neighbouring samples, in the order of the tape.
+    pub stretches: Vec<Range<u64>>,
+}
+
+impl Order {
+    /// The order of source number `source`, whose shards end at the samples of `ends`, when steps take samples at this pace, in so many lanes
+    /// (no more than samples of a step) that mix so many samples at most.
+    #[must_use]
+    pub fn new(seed: u64, source: u32, ends: Arc<[u64]>, pace: Pace, lanes: u64, window: u64) -> Self {
+        Self { seed, source, window: window.max(1), ends, lanes: Lanes::new(pace, lanes), tapes: Mutex::default() }
+    }
+
+    /// Samples of a pass.
+    #[must_use]
+    pub fn samples_per_pass(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The sample at `index` of the endless sequence of passes.
+    #[must_use]
+    pub fn locate(&self, index: u64) -> Location {
+        let samples = self.samples_per_pass().max(1);
+        let (pass, position) = (index / samples, index % samples);
+        // The position is below the number of samples, so there is one.
+        Location { pass, position, sample: self.at(pass, position).unwrap_or_default() }
+    }
+
+    /// The sample at a position of a pass, or `None` when the position is not below the number of samples.
+    #[must_use]
+    pub fn at(&self, pass: u64, position: u64) -> Option<u64> {
+        let count = self.samples_per_pass();
+        if position >= count {
+            return None;
+        }
+        if count <= self.window {
+            return self.permutation(pass, 0, Stream::Order, count).at(position);
+        }
+        let (window, place) = self.place(pass, position);
+        let begin = window.start;
+        let place = begin + self.permutation(pass, begin, Stream::Window, window.end - begin).at(place - begin)?;
+        self.tape(pass).sample(place, &self.ends)
+    }
+
+    /// The samples among which that of a position is drawn. Positions of a lane that lie near each other have the same.
+    #[must_use]
+    pub fn window(&self, pass: u64, position: u64) -> Option<Window> {
+        let count = self.samples_per_pass();
+        if position >= count {
+            return None;
+        }
+        if count <= self.window {
+            return Some(Window { places: 0..count, stretches: vec![0..count] });
+        }
+        let (places, _) = self.place(pass, position);
+        Some(Window { stretches: self.tape(pass).stretches(places.clone(), &self.ends), places })
+    }
+
+    /// The window of a position, as places on the tape, and the position's own place before the window is permuted.
+    fn place(&self, pass: u64, position: u64) -> (Range<u64>, u64) {
+        let stretch = self.lanes.stretch(pass, self.samples_per_pass(), position);
+        let length = stretch.end - stretch.begin;
+        // As many windows as are needed, of equal length: a last one of a few samples would hardly be mixed.
+        let windows = length.div_ceil(self.window).max(1);
+        let border = |number: u64| stretch.begin + scale(length, number, windows);
+        // The greatest number whose border is not behind the place.
+        let number = (u128::from(stretch.place + 1) * u128::from(windows) - 1) / u128::from(length.max(1));
+        let number = number as u64;
+        (border(number)..border(number + 1), stretch.begin + stretch.place)
+    }
+
+    fn permutation(&self, pass: u64, place: u64, stream: Stream, count: u64) -> Permutation {
+        Permutation::from_random(SlotRandom::of_source(self.seed, pass, place, stream, self.source), count)
+    }
+
+    fn tape(&self, pass: u64) -> Arc<Tape> {
+        let mut tapes = self.tapes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tape) = tapes.iter().find(|tape| tape.pass == pass) {
+            return Arc::clone(tape);
+        }
+        let shards = self.permutation(pass, 0, Stream::Order, self.ends.len() as u64);
+        let tape = Arc::new(Tape::new(pass, &shards, &self.ends));
+        tapes.push_back(Arc::clone(&tape));
+        if tapes.len() > KEPT_TAPES {
+            tapes.pop_front();
+        }
+        tape
+    }
+}
+
+/// `length · number / parts`, rounded down.
+fn scale(length: u64, number: u64, parts: u64) -> u64 {
+    (u128::from(length) * u128::from(number) / u128::from(parts)) as u64
+}
