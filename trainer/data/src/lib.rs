@@ -7,11 +7,13 @@
 pub mod batch;
 mod cause;
 pub mod dataset;
+pub mod document;
 mod draw;
 pub mod image;
 pub mod index;
 pub mod loader;
 pub mod mixture;
+pub mod mmc4;
 pub mod order;
 pub mod permutation;
 pub mod random;
@@ -22,6 +24,7 @@ pub mod show;
 pub mod tokenizer;
 
 pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
+pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
 pub use loader::{Loader, LoaderError, LoaderOptions};
 pub use order::{Location, Order, Pace};

@@ -41,7 +41,7 @@ const KEPT_TAPES: usize = 3;
 #[derive(Debug)]
 pub struct Order {
     seed: u64,
-    source: u32,
+    source: u16,
     window: u64,
     /// For every shard, the number of the sample after its last one.
     ends: Arc<[u64]>,
@@ -73,7 +73,7 @@ impl Order {
     /// The order of source number `source`, whose shards end at the samples of `ends`, when steps take samples at this pace, in so many lanes
     /// (no more than samples of a step) that mix so many samples at most.
     #[must_use]
-    pub fn new(seed: u64, source: u32, ends: Arc<[u64]>, pace: Pace, lanes: u64, window: u64) -> Self {
+    pub fn new(seed: u64, source: u16, ends: Arc<[u64]>, pace: Pace, lanes: u64, window: u64) -> Self {
         Self { seed, source, window: window.max(1), ends, lanes: Lanes::new(pace, lanes), tapes: Mutex::default() }
     }
 
