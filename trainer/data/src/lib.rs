@@ -11,12 +11,14 @@ mod draw;
 pub mod image;
 pub mod index;
 pub mod loader;
+pub mod obelics;
 pub mod permutation;
 pub mod random;
 mod retry;
 pub mod sequence;
 pub mod shard;
 pub mod show;
+pub mod store;
 pub mod tokenizer;
 
 pub use batch::{Batch, Images, Row, SkipCause, Skipped, Tolerated};
