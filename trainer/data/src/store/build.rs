@@ -121,12 +121,12 @@ pub(crate) fn build_with(
         let first = shards.first().cloned().unwrap_or_default();
         return Err(StoreError::NoImage { shards: shards.len(), first, report: Box::new(report) });
     }
-    let sorted = sorter.finish().map_err(|source| sort_failed(folder, source))?;
+    let in_order = sorter.finish().map_err(|source| sort_failed(folder, source))?;
     let write_failed = |source| StoreError::Write { table: table.to_owned(), source };
     let mut writer = TableWriter::create(table, &entries).map_err(write_failed)?;
     let mut written = |addresses| progress(Progress::Written { addresses, of: scanned.images });
     let mut last: Option<Record> = None;
-    for record in sorted {
+    for record in in_order {
         let record = record.map_err(|source| sort_failed(folder, source))?;
         match last.replace(record) {
             // From a shard that was read again after an error.
