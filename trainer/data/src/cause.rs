@@ -80,6 +80,38 @@ impl fmt::Display for SkipCause {
     }
 }
 
+/// Why a document gives no sequence. Another document is drawn in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RedrawCause {
+    /// No image matches its sentence well enough.
+    NoImageAboveThreshold,
+    /// None of the images that were chosen can be read.
+    NoImageReadable,
+    /// The cut at the context leaves no image.
+    NoImageFits,
+}
+
+impl RedrawCause {
+    /// Every cause.
+    pub const ALL: [Self; 3] = [Self::NoImageAboveThreshold, Self::NoImageReadable, Self::NoImageFits];
+
+    /// The name in metrics and logs, in snake case.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoImageAboveThreshold => "no_image_above_threshold",
+            Self::NoImageReadable => "no_image_readable",
+            Self::NoImageFits => "no_image_fits",
+        }
+    }
+}
+
+impl fmt::Display for RedrawCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A fault of an image file that costs no pixel: the image is used. Of several the first that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tolerated {
@@ -156,6 +188,8 @@ mod tests {
         assert_eq!(causes.len(), SkipCause::ALL.len());
         let faults: BTreeSet<&str> = Tolerated::ALL.iter().map(|fault| fault.name()).collect();
         assert_eq!(faults.len(), Tolerated::ALL.len());
-        assert!(causes.is_disjoint(&faults));
+        let redraws: BTreeSet<&str> = RedrawCause::ALL.iter().map(|cause| cause.name()).collect();
+        assert_eq!(redraws.len(), RedrawCause::ALL.len());
+        assert!(causes.is_disjoint(&faults) && causes.is_disjoint(&redraws) && faults.is_disjoint(&redraws));
     }
 }

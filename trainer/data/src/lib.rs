@@ -7,6 +7,7 @@
 pub mod batch;
 mod cause;
 pub mod dataset;
+pub mod document;
 mod draw;
 pub mod image;
 pub mod index;
@@ -22,5 +23,6 @@ pub mod store;
 pub mod tokenizer;
 
 pub use batch::{Batch, Images, Row, SkipCause, Skipped, Tolerated};
+pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
 pub use loader::{Loader, LoaderError, LoaderOptions};

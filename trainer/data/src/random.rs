@@ -21,6 +21,12 @@ pub enum Stream {
     Crop = 3,
     /// Spread of the waiting times between attempts to read; has no effect on any result.
     Backoff = 4,
+    /// Whether an image of a document stands before or after its sentence; the draws count by the image's number in the document.
+    Placement = 6,
+    /// Which of a sentence's images is kept; the draws count by the sentence's number in the document.
+    KeptImage = 7,
+    /// Which document takes the place of one that gives no sequence; keyed by the attempt as well.
+    Redraw = 8,
 }
 
 /// The sequence of one (seed, step, slot, stream).
@@ -36,11 +42,27 @@ impl SlotRandom {
     /// The sequence from its beginning. Costs about as much as drawing the first number.
     #[must_use]
     pub fn new(seed: u64, step: u64, slot: u64, stream: Stream) -> Self {
+        Self::of_attempt(seed, step, slot, stream, 0)
+    }
+
+    /// The sequence of one of several attempts to fill a slot, from its beginning; that of attempt 0 is [`SlotRandom::new`]'s.
+    #[must_use]
+    pub fn of_attempt(seed: u64, step: u64, slot: u64, stream: Stream, attempt: u32) -> Self {
+        // A stream's number takes a byte at most, so the attempt has the upper half of its part of the key to itself.
+        let stream = stream as u64 | u64::from(attempt) << 32;
         let mut key = [0; 32];
-        for (part, number) in key.chunks_exact_mut(8).zip([seed, step, slot, stream as u64]) {
+        for (part, number) in key.chunks_exact_mut(8).zip([seed, step, slot, stream]) {
             part.copy_from_slice(&number.to_le_bytes());
         }
         Self { generator: ChaCha8Rng::from_seed(key) }
+    }
+
+    /// Goes to the number at `index`, from 0: the next one drawn is that one, whatever was drawn before.
+    #[must_use]
+    pub fn at(mut self, index: u64) -> Self {
+        // A number is two words of the key stream.
+        self.generator.set_word_pos(2 * u128::from(index));
+        self
     }
 
     /// The next 64 random bits.
@@ -52,6 +74,14 @@ impl SlotRandom {
     pub fn uniform(&mut self) -> f64 {
         // A float64 has 53 significant bits; more would round up to 1.
         (self.bits() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
+    }
+
+    /// Uniform in 0..`count`, from one draw; 0 when `count` is 0.
+    ///
+    /// The upper half of the draw times `count`. Chances differ by less than `count` / 2^64, which no run can notice, and in return a draw is
+    /// always one number of the sequence.
+    pub fn below(&mut self, count: u64) -> u64 {
+        (u128::from(self.bits()) * u128::from(count) >> 64) as u64
     }
 }
 
@@ -82,6 +112,47 @@ mod tests {
     /// Recorded when the generator was written: a change of these numbers changes every trained model.
     const RECORDED: [u64; 3] = [153_503_955_074_568_316, 9_139_330_118_539_918_927, 8_866_752_622_158_590_693];
 
+    const STREAMS: [Stream; 7] =
+        [Stream::Order, Stream::ImageFirst, Stream::Crop, Stream::Backoff, Stream::Placement, Stream::KeptImage, Stream::Redraw];
+
+    #[test]
+    fn the_numbers_of_the_streams_never_change() {
+        assert_eq!(STREAMS.map(|stream| stream as u64), [1, 2, 3, 4, 6, 7, 8]);
+    }
+
+    #[test]
+    fn the_first_attempt_draws_as_if_there_were_no_others() {
+        assert_eq!(SlotRandom::of_attempt(1, 2, 3, Stream::Crop, 0).bits(), RECORDED[0]);
+    }
+
+    #[test]
+    fn a_number_is_the_same_whether_it_is_gone_to_or_reached() {
+        let begin = SlotRandom::new(1, 2, 3, Stream::Placement);
+        let mut walked = begin.clone();
+        for index in 0..200 {
+            assert_eq!(begin.clone().at(index).bits(), walked.bits(), "{index}");
+        }
+        assert_eq!(walked.at(0).bits(), begin.clone().bits());
+        let _ = begin.at(u64::MAX).bits();
+    }
+
+    #[test]
+    fn numbers_below_a_count_are_spread_evenly_and_stay_below_it() {
+        for count in [1_u64, 2, 3, 7, 10] {
+            let mut counts = vec![0_f64; count as usize];
+            let draws = 20_000;
+            for slot in 0..draws {
+                counts[SlotRandom::new(11, 5, slot, Stream::Redraw).below(count) as usize] += 1.0;
+            }
+            let expected = draws as f64 / count as f64;
+            // Five standard deviations of a binomial; the seed is fixed, so this is no matter of luck.
+            assert!(counts.iter().all(|found| (found - expected).abs() <= 5.0 * expected.sqrt()), "{count}: {counts:?}");
+        }
+        let mut random = SlotRandom::new(0, 0, 0, Stream::Redraw);
+        assert_eq!(random.below(0), 0);
+        assert!((0..100).all(|_| random.below(u64::MAX) < u64::MAX));
+    }
+
     #[test]
     fn every_part_of_the_key_matters() {
         let first = |seed, step, slot, stream| SlotRandom::new(seed, step, slot, stream).bits();
@@ -89,8 +160,11 @@ mod tests {
         for seed in 0..8 {
             for step in 0..8 {
                 for slot in 0..8 {
-                    for stream in [Stream::Order, Stream::ImageFirst, Stream::Crop, Stream::Backoff] {
+                    for stream in STREAMS {
                         assert!(seen.insert(first(seed, step, slot, stream)));
+                        for attempt in 1..4 {
+                            assert!(seen.insert(SlotRandom::of_attempt(seed, step, slot, stream, attempt).bits()));
+                        }
                     }
                 }
             }

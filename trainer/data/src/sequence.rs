@@ -74,6 +74,12 @@ impl Layout {
         self.image_tokens
     }
 
+    /// Ids of the tokens that mark start, end and images.
+    #[must_use]
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
     /// Most tokens of a caption beside an image.
     #[must_use]
     pub fn pair_caption_limit(&self) -> usize {

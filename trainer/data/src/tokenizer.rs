@@ -47,14 +47,22 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Vec<u32> {
         // Captions have about four bytes a token.
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        for piece in split::pieces(&clean(text)) {
+        self.append_cleaned(&clean(text), usize::MAX, &mut ids);
+        ids
+    }
+
+    /// Appends the ids of a text that is [`clean`] already to `ids`, until these are `enough`; the last piece may bring more than that.
+    pub(crate) fn append_cleaned(&self, cleaned: &str, enough: usize, ids: &mut Vec<u32>) {
+        for piece in split::pieces(cleaned) {
+            if ids.len() >= enough {
+                return;
+            }
             match piece {
                 "<start_of_text>" => ids.push(vocabulary::START_OF_TEXT),
                 "<end_of_text>" => ids.push(vocabulary::END_OF_TEXT),
-                _ => merge::merge_word(self.vocabulary, piece.as_bytes(), &mut ids),
+                _ => merge::merge_word(self.vocabulary, piece.as_bytes(), ids),
             }
         }
-        ids
     }
 
     /// The text of some ids, a space after every word (and every other piece), as the reference's `decode` gives it.
