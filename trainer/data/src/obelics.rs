@@ -13,6 +13,7 @@ mod documents;
 mod file;
 mod index;
 mod row;
+mod select;
 
 use std::{io, path::PathBuf};
 
@@ -20,6 +21,7 @@ pub use documents::{Documents, StretchAt};
 pub use file::DocumentFile;
 pub use index::{FaultyRows, FileFindings, SampleAt, index_file};
 pub use row::{END_MARK, Part, RowFault};
+pub use select::{IMAGES_KEPT, select_images};
 
 use crate::store::StoreError;
 

@@ -7,7 +7,7 @@ use std::fmt;
 
 use parquet::data_type::ByteArray;
 
-use crate::obelics::column::{Entry, List};
+use crate::obelics::column::List;
 
 /// What the texts of the published set have where a page changes its topic.
 pub const END_MARK: &str = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED";
@@ -129,13 +129,16 @@ impl Row {
         if images.len() != texts.len() {
             return Err(RowFault::Lengths { images: images.len(), texts: texts.len() });
         }
-        let part = |(at, (image, text)): (usize, (&Entry, &Entry))| match (image, text) {
-            (Some(image), None) => Ok(Part::Image(utf8(image, "images", at)?)),
-            (None, Some(text)) => Ok(Part::Text(utf8(text, "texts", at)?)),
-            (Some(_), Some(_)) => Err(RowFault::Both { at }),
-            (None, None) => Err(RowFault::Neither { at }),
-        };
-        images.iter().zip(texts).enumerate().map(part).collect()
+        let mut parts = Vec::with_capacity(images.len());
+        for (at, pair) in images.iter().zip(texts).enumerate() {
+            parts.push(match pair {
+                (Some(image), None) => Part::Image(utf8(image, "images", at)?),
+                (None, Some(text)) => Part::Text(utf8(text, "texts", at)?),
+                (Some(_), Some(_)) => return Err(RowFault::Both { at }),
+                (None, None) => return Err(RowFault::Neither { at }),
+            });
+        }
+        Ok(parts)
     }
 }
 
