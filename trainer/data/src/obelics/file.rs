@@ -171,8 +171,8 @@ fn read(path: &Path, file: &File, offset: u64, length: u64) -> Result<Vec<u8>, O
     Ok(bytes)
 }
 
-/// The result of decoding bytes that are in memory. Whatever goes wrong there is the bytes' fault, a panic of the decoder too; the state it leaves is
-/// never used again.
+/// The result of decoding bytes that are in memory. Whatever goes wrong there is the bytes' fault. So is a panic: the decoder has some for
+/// damaged pages (a dictionary that is missing, a width that is none; `tests/obelics` meets them). The state it leaves is never used again.
 fn decoded<T>(path: &Path, decode: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ObelicsError> {
     let reason = match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(Ok(value)) => return Ok(value),
