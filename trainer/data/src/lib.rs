@@ -12,6 +12,7 @@ mod draw;
 pub mod image;
 pub mod index;
 pub mod loader;
+pub mod mmc4;
 pub mod obelics;
 pub mod permutation;
 pub mod random;

@@ -49,7 +49,7 @@ impl SlotRandom {
     #[must_use]
     pub fn of_attempt(seed: u64, step: u64, slot: u64, stream: Stream, attempt: u32) -> Self {
         // A stream's number takes a byte at most, so the attempt has the upper half of its part of the key to itself.
-        let stream = stream as u64 | u64::from(attempt) << 32;
+        let stream = stream as u64 | (u64::from(attempt) << 32);
         let mut key = [0; 32];
         for (part, number) in key.chunks_exact_mut(8).zip([seed, step, slot, stream]) {
             part.copy_from_slice(&number.to_le_bytes());
@@ -81,7 +81,7 @@ impl SlotRandom {
     /// The upper half of the draw times `count`. Chances differ by less than `count` / 2^64, which no run can notice, and in return a draw is
     /// always one number of the sequence.
     pub fn below(&mut self, count: u64) -> u64 {
-        (u128::from(self.bits()) * u128::from(count) >> 64) as u64
+        ((u128::from(self.bits()) * u128::from(count)) >> 64) as u64
     }
 }
 

@@ -52,7 +52,7 @@ impl Tokenizer {
     }
 
     /// Appends the ids of a text that is [`clean`] already to `ids`, until these are `enough`; the last piece may bring more than that.
-    pub(crate) fn append_cleaned(&self, cleaned: &str, enough: usize, ids: &mut Vec<u32>) {
+    pub(crate) fn append_cleaned(self, cleaned: &str, enough: usize, ids: &mut Vec<u32>) {
         for piece in split::pieces(cleaned) {
             if ids.len() >= enough {
                 return;

@@ -152,8 +152,8 @@ fn free_mark(cleaned: &str) -> String {
         rest[..rest.bytes().take_while(u8::is_ascii_digit).count()].parse::<usize>().ok()
     };
     let taken: HashSet<usize> = cleaned.match_indices(BEGIN).filter_map(number).collect();
-    // A text has fewer marks than there are numbers.
-    let free = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
+    // Of one number more than are taken, one is free.
+    let free = (0..=taken.len()).find(|number| !taken.contains(number)).unwrap_or_default();
     format!("{BEGIN}{free}>")
 }
 
