@@ -158,7 +158,8 @@ impl StoreError {
 }
 
 fn found(report: &BuildReport) -> String {
-    report.left_out.iter().map(|(cause, left)| format!("; {cause}: {}, first {}", left.count, left.first)).collect()
+    let left_out = report.left_out.iter().map(|(cause, left)| format!("{cause}: {}, first {}", left.count, left.first));
+    left_out.fold(String::new(), |found, left| found + "; " + &left)
 }
 
 /// Folder of a file that is to be written.

@@ -32,13 +32,16 @@ pub struct StretchAt {
 /// What is decoded once: the lock is held meanwhile, so that others who want it wait instead of doing the same.
 type Once<T> = Arc<Mutex<Option<Arc<T>>>>;
 
+/// What was used last.
+type Cache<K, T> = Mutex<LruCache<K, Once<T>>>;
+
 /// The documents of some files. All threads can read at once.
 #[derive(Debug)]
 pub struct Documents {
     files: Vec<PathBuf>,
     split: bool,
-    open: Mutex<LruCache<usize, Once<DocumentFile>>>,
-    groups: Mutex<LruCache<(usize, usize), Once<Vec<Row>>>>,
+    open: Cache<usize, DocumentFile>,
+    groups: Cache<(usize, usize), Vec<Row>>,
 }
 
 impl Documents {
@@ -74,7 +77,7 @@ impl Documents {
 
 /// The value of a key, made when it is not there. Only who wants the same one waits for it.
 fn once<K: std::hash::Hash + Eq, T>(
-    cache: &Mutex<LruCache<K, Once<T>>>,
+    cache: &Cache<K, T>,
     key: K,
     make: impl FnOnce() -> Result<T, ObelicsError>,
 ) -> Result<Arc<T>, ObelicsError> {

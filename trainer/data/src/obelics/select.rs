@@ -5,7 +5,7 @@
 
 use crate::{document::Document, obelics::Part};
 
-/// Images of a stretch that are kept unless a setting says otherwise: as many as LCL's reader of MMC4 keeps of a document, and OmniCorpus's
+/// Images of a stretch that are kept unless a setting says otherwise: as many as LCL's reader of MMC4 keeps of a document, and `OmniCorpus`'s
 /// readers of OBELICS.
 pub const IMAGES_KEPT: usize = 6;
 

@@ -107,7 +107,7 @@ impl AddressTable {
                 return Ok(());
             }
             let recorded = format!("{} of {} bytes", recorded.name, recorded.bytes);
-            Err(StoreError::Stale { table: self.path.clone(), shard: path.to_path_buf(), recorded, found: found.bytes })
+            Err(StoreError::Stale { table: self.path.clone(), shard: (*path).clone(), recorded, found: found.bytes })
         })?;
         Ok(())
     }

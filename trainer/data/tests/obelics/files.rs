@@ -151,12 +151,12 @@ fn expected_parts((images, texts): &Row) -> Result<Vec<&'static str>, &'static s
     if images.len() != texts.len() {
         return Err("lengths_differ");
     }
-    let part = |pair: (&Option<&'static str>, &Option<&'static str>)| match pair {
-        (Some(part), None) | (None, Some(part)) => Ok(*part),
+    let part = |(image, text): (Option<&'static str>, Option<&'static str>)| match (image, text) {
+        (Some(part), None) | (None, Some(part)) => Ok(part),
         (Some(_), Some(_)) => Err("image_and_text"),
         (None, None) => Err("neither_image_nor_text"),
     };
-    images.iter().zip(texts).map(part).collect()
+    images.iter().copied().zip(texts.iter().copied()).map(part).collect()
 }
 
 proptest! {
@@ -184,8 +184,7 @@ proptest! {
                     }
                 };
                 // Only a whole text is a mark here, so that what is around it is nothing.
-                let is_end = |part: &&str| *part == END_MARK;
-                let stretches: Vec<Vec<&str>> = parts.split(|part| is_end(&part)).map(<[&str]>::to_vec).collect();
+                let stretches: Vec<Vec<&str>> = parts.split(|part| *part == END_MARK).map(<[&str]>::to_vec).collect();
                 prop_assert_eq!(&found, &stretches);
                 for (stretch, parts) in (0..).zip(stretches) {
                     let images = parts.iter().filter(|part| part.starts_with('@') && !part.contains('x')).count() as u32;

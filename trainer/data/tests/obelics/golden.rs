@@ -77,21 +77,21 @@ impl Golden {
         Documents::new(self.files.clone(), true, NonZero::new(2).expect("two row groups"))
     }
 
-    /// Where the first stretch of a recorded document is.
-    fn locate(&self, document: &Value, opened: &[DocumentFile]) -> StretchAt {
-        let (file, mut row) = (number(&document["file"]), number(&document["row"]) as u32);
-        let mut row_group = 0;
-        while row >= opened[file].rows(row_group) {
-            row -= opened[file].rows(row_group);
-            row_group += 1;
-            assert!(row_group < opened[file].row_groups(), "{} is beyond its file", name(document));
-        }
-        StretchAt { file, row_group, row, stretch: 0 }
-    }
-
     fn open(&self) -> Vec<DocumentFile> {
         self.files.iter().map(|path| DocumentFile::open(path).expect("the file is opened")).collect()
     }
+}
+
+/// Where the first stretch of a recorded document is.
+fn locate(document: &Value, opened: &[DocumentFile]) -> StretchAt {
+    let (file, mut row) = (number(&document["file"]), number(&document["row"]) as u32);
+    let mut row_group = 0;
+    while row >= opened[file].rows(row_group) {
+        row -= opened[file].rows(row_group);
+        row_group += 1;
+        assert!(row_group < opened[file].row_groups(), "{} is beyond its file", name(document));
+    }
+    StretchAt { file, row_group, row, stretch: 0 }
 }
 
 fn number(value: &Value) -> usize {
@@ -122,7 +122,7 @@ fn every_document_has_the_recorded_parts() {
             part.as_object().expect("an object").iter().map(of).collect::<Vec<_>>()
         });
         let mut found = Vec::new();
-        let at = golden.locate(document, &opened);
+        let at = locate(document, &opened);
         let stretches = ends(document) as u32 + 1;
         for stretch in 0..stretches {
             if stretch > 0 {
@@ -199,7 +199,7 @@ fn the_stretches_with_a_stored_image_are_the_samples() {
     let opened = golden.open();
     let mut expected: BTreeMap<(usize, usize), Vec<SampleAt>> = BTreeMap::new();
     for document in &golden.documents {
-        let at = golden.locate(document, &opened);
+        let at = locate(document, &opened);
         let group = expected.entry((at.file, at.row_group)).or_default();
         let samples = (0..).zip(stored_images(document)).filter(|(_, images)| *images > 0);
         group.extend(samples.map(|(stretch, images)| SampleAt { row: at.row, stretch, images }));
@@ -242,7 +242,7 @@ fn every_stretch_gives_the_recorded_sequence() {
     let (mut composer, mut scratch, mut interleaved) = (Composer::new(Tokenizer::clip()), Scratch::new(), Document::new());
     let mut compared = 0;
     for document in &golden.documents {
-        let at = golden.locate(document, &opened);
+        let at = locate(document, &opened);
         for recorded in document["samples"].as_array().expect("a list") {
             let layout = layout(recorded);
             let stretches = recorded["of_each_part"].as_array().expect("a list");
