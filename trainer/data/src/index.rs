@@ -7,7 +7,7 @@
 
 mod build;
 mod findings;
-mod record;
+pub(crate) mod record;
 
 use std::{
     fs::File,
@@ -256,7 +256,7 @@ fn keys_digest(keys: &SampleKeys) -> u64 {
     u64::from_le_bytes(digest)
 }
 
-fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
+pub(crate) fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
     let metadata = file.metadata().map_err(|source| ShardError::Open { path: shard.to_owned(), source })?;
     Ok(Stamp::of(&metadata))
 }

@@ -14,6 +14,7 @@ pub mod index;
 pub mod loader;
 pub mod mixture;
 pub mod mmc4;
+pub mod obelics;
 pub mod order;
 pub mod permutation;
 pub mod random;
@@ -21,6 +22,7 @@ mod retry;
 pub mod sequence;
 pub mod shard;
 pub mod show;
+pub mod store;
 pub mod tokenizer;
 
 pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};

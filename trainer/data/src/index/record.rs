@@ -188,10 +188,10 @@ fn record_check(bytes: &[u8; RECORD_BYTES], header: &[u8; HEADER_BYTES], number:
 }
 
 /// Writes fields one after the other into an array that is known to be long enough.
-struct Fields<'a>(&'a mut [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a mut [u8]);
 
 impl Fields<'_> {
-    fn put(&mut self, field: &[u8]) {
+    pub(crate) fn put(&mut self, field: &[u8]) {
         let (head, tail) = std::mem::take(&mut self.0).split_at_mut(field.len());
         head.copy_from_slice(field);
         self.0 = tail;
@@ -199,10 +199,10 @@ impl Fields<'_> {
 }
 
 /// Reads fields one after the other.
-struct Parts<'a>(&'a [u8]);
+pub(crate) struct Parts<'a>(pub(crate) &'a [u8]);
 
 impl Parts<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, tail) = self.0.split_first_chunk()?;
         self.0 = tail;
         Some(*head)
