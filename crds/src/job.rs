@@ -64,6 +64,9 @@ use workers::{ElasticSpec, WorkersSpec};
     validation = Rule::new(PER_RANK_DIVIDES)
         .message("must be a multiple of workers times membersPerWorker when normalization is perRank")
         .field_path(".optimization.globalBatchSize"),
+    validation = Rule::new("has(self.data.webdataset) || !has(self.model.objective.clip)")
+        .message("must be lcl when the data are documents: their images have no caption of their own")
+        .field_path(".model.objective"),
     validation = Rule::new(WORLD_FITS_SHARDS)
         .message("must be at least the number of members at the job's largest size (workers times membersPerWorker)")
         .field_path(".optimization.exact.virtualShards"),

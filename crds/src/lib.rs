@@ -18,7 +18,9 @@ pub use definition::custom_resource_definition;
 pub use job::{
     LCLTrainingJob, LCLTrainingJobSpec,
     checkpoint::CheckpointSpec,
-    data::{AugmentationSpec, DataSpec, KeySeparatorSpec, WebdatasetSpec},
+    data::{
+        AugmentationSpec, DataSpec, KeySeparatorSpec, Mmc4ImagesSpec, Mmc4LayoutSpec, Mmc4Spec, ObelicsSpec, ShuffleSpec, WebdatasetSpec,
+    },
     model::{
         ClipObjectiveSpec, LclObjectiveSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, TextShapeSpec,
         VisionShapeSpec,

@@ -1,9 +1,10 @@
 //! Small shards of drawn images with captions that describe them.
 
-use std::{io::Cursor, path::Path};
+use std::{fs, io::Cursor, path::Path};
 
 use anyhow::{Context, Result};
 use lcl_data::shard::{ImageKind, ShardWriter};
+use lcl_trainer_config::{DataSource, Mmc4Config, Mmc4Images, ObelicsConfig};
 
 const COLOURS: [(&str, [u8; 3]); 6] = [
     ("red", [220, 40, 40]),
@@ -50,6 +51,40 @@ pub fn write_shard(path: &Path, count: usize, faults: &[(usize, Fault)]) -> Resu
         append(&mut shard, index, &image, caption.as_deref())?;
     }
     shard.finish().context("finishing the shard")
+}
+
+/// A few documents of MMC4 in their published form, copied to `folder`.
+pub fn mmc4(folder: &Path) -> Result<DataSource> {
+    copy_fixtures("mmc4", folder)?;
+    Ok(DataSource::Mmc4 {
+        mmc4: Mmc4Config {
+            shards: vec![folder.join("data/docs_shard_{0..2}_v2.jsonl.zip").display().to_string()],
+            images: Mmc4Images::Flat { folder: folder.join("images").display().to_string() },
+            min_similarity: 0.24,
+            max_images: 6,
+        },
+    })
+}
+
+/// A few documents of OBELICS in their published form with a store of their images, copied to `folder`.
+pub fn obelics(folder: &Path) -> Result<DataSource> {
+    copy_fixtures("obelics", folder)?;
+    let entry = |path: &str| vec![folder.join(path).display().to_string()];
+    let obelics = ObelicsConfig { shards: entry("data/*.parquet"), images: entry("images/*.tar"), split: true, max_images: 6 };
+    Ok(DataSource::Obelics { obelics })
+}
+
+/// Indexes are written beside the shards, so nobody reads those of the project itself.
+fn copy_fixtures(name: &str, to: &Path) -> Result<()> {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/data/tests/fixtures").join(name);
+    for part in ["data", "images"] {
+        fs::create_dir_all(to.join(part))?;
+        for entry in fs::read_dir(from.join(part))? {
+            let entry = entry?;
+            fs::copy(entry.path(), to.join(part).join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 fn append(shard: &mut ShardWriter, index: usize, image: &[u8], caption: Option<&str>) -> Result<()> {

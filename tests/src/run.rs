@@ -136,6 +136,11 @@ impl Run {
     pub fn ledger(&self) -> Result<Vec<String>> {
         let mut work = Vec::new();
         let batch = self.config.optimization.global_batch_size;
+        let events = self.events()?;
+        let samples = match self.config.data.source {
+            DataSource::Webdataset { .. } => SAMPLES as u64,
+            _ => events.iter().find_map(|event| event["samples_per_pass"].as_u64()).context("no start is recorded")?,
+        };
         for (index, line) in self.steps()?.iter().enumerate() {
             ensure!(line["step"] == index, "line {index} is step {}", line["step"]);
             let mut next = 0;
@@ -143,7 +148,7 @@ impl Run {
                 ensure!(range["first"] == next, "step {index}: a slot is missing or twice in {}", line["slots"]);
                 next = range["end"].as_u64().context("no end")?;
                 let total = index as u64 * batch + range["first"].as_u64().context("no first slot")?;
-                ensure!(range["pass"] == total / SAMPLES as u64, "step {index}: wrong pass in {}", line["slots"]);
+                ensure!(range["pass"] == total / samples, "step {index}: wrong pass in {}", line["slots"]);
             }
             ensure!(next == batch, "step {index} has {next} slots");
             work.push(format!("{} {} {}", line["slots"], line["samples_digest"], line["loss"]));
@@ -162,7 +167,7 @@ impl Run {
         let steps = self.ledger()?.len();
         ensure!(steps == alone.ledger()?.len(), "{steps} steps");
         for (line, expected) in self.steps()?.iter().zip(alone.steps()?) {
-            for field in ["slots", "samples_digest", "rows", "images", "tokens", "skipped_samples", "learning_rate"] {
+            for field in ["slots", "samples_digest", "rows", "images", "tokens", "skipped_samples", "redrawn_samples", "learning_rate"] {
                 ensure!(line[field] == expected[field], "step {}: {field} is {}, alone {}", line["step"], line[field], expected[field]);
             }
             let (loss, expected) = (line["loss"].as_f64().context("no loss")?, expected["loss"].as_f64().context("no loss")?);

@@ -14,7 +14,7 @@ use lcl_data::{
     tokenizer::Tokenizer,
 };
 use lcl_torch::{Kind, Learner, LearnerError, TchError, Tensor};
-use lcl_trainer_config::{DataConfig, DataSource, Device, Field};
+use lcl_trainer_config::{DataConfig, DataSource, Device, Field, SampleKeys};
 
 use crate::{
     cli::KeyArgs,
@@ -106,7 +106,10 @@ struct Encoded {
 pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError> {
     let trained = Trained::read(&options.source)?;
     let learner = trained.learner(options.device, options.threads)?;
-    let keys = options.keys.or(trained.config.data.source.keys()).map_err(|(option, rule)| EvaluateError::Keys { option, rule })?;
+    let keys = options
+        .keys
+        .or(trained.config.data.source.keys().unwrap_or(&SampleKeys::default()))
+        .map_err(|(option, rule)| EvaluateError::Keys { option, rule })?;
     let data = DataConfig {
         source: DataSource::Webdataset { shards: options.shards.clone(), keys },
         index_path: options.index_path.clone(),

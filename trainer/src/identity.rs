@@ -4,7 +4,7 @@
 //! Model, batch, seed and data are in it. Learning rate, schedule, steps, clipping, decay, checkpoint policy, micro-batch, threads and device
 //! are not: they may change.
 
-use lcl_trainer_config::{Field, ModelConfig, SampleKeys, TrainerConfig};
+use lcl_trainer_config::{DataSource, Field, Mmc4Config, ModelConfig, ObelicsConfig, SampleKeys, TrainerConfig};
 use serde_json::{Map, Value, json};
 
 /// The field that stands for the shards' names, sizes and counts.
@@ -83,8 +83,19 @@ impl Identity {
         let mut flat = Map::new();
         flatten("", fields, &mut flat);
         // Left out as long as they are what they were before anybody could say otherwise: older checkpoints go on.
-        if !data.source.keys().is_default() {
-            flatten(SAMPLE_KEYS, json!(data.source.keys()), &mut flat);
+        if let Some(keys) = data.source.keys().filter(|keys| !keys.is_default()) {
+            flatten(SAMPLE_KEYS, json!(keys), &mut flat);
+        }
+        // What decides which documents are samples, and what becomes of them; where they lie may change.
+        match &data.source {
+            DataSource::Webdataset { .. } => {}
+            DataSource::Mmc4 { mmc4: Mmc4Config { min_similarity, max_images, .. } } => {
+                let settings = json!({ "minSimilarity": min_similarity, "maxImages": max_images });
+                flatten("data.source.mmc4", settings, &mut flat);
+            }
+            DataSource::Obelics { obelics: ObelicsConfig { split, max_images, .. } } => {
+                flatten("data.source.obelics", json!({ "split": split, "maxImages": max_images }), &mut flat);
+            }
         }
         if let Some(digest) = data_digest {
             flat.insert(DATA_CONTENT.to_owned(), digest.into());
@@ -179,7 +190,7 @@ mod tests {
         check(|config| config.data.shuffle.window = 9, Some("data.shuffle.window"));
         check(|config| config.data.shuffle.lanes = Some(7), Some("data.shuffle.lanes"));
         let with_keys = |config: &mut TrainerConfig, change: fn(&mut SampleKeys)| {
-            let lcl_trainer_config::DataSource::Webdataset { keys, .. } = &mut config.data.source;
+            let DataSource::Webdataset { keys, .. } = &mut config.data.source else { panic!("pairs") };
             change(keys);
         };
         check(|config| with_keys(config, |keys| keys.image.reverse()), Some("data.source.keys.image"));
@@ -193,7 +204,7 @@ mod tests {
         let before = Identity::new(&config, Some("data"));
         assert!(!before.to_value().to_string().contains("keys"), "older programs would refuse it");
         let mut changed = config;
-        let lcl_trainer_config::DataSource::Webdataset { keys, .. } = &mut changed.data.source;
+        let DataSource::Webdataset { keys, .. } = &mut changed.data.source else { panic!("pairs") };
         keys.caption = vec!["caption".to_owned()];
         let now = Identity::new(&changed, Some("data"));
         let refused = now.compare(&before).unwrap_err();

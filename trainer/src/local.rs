@@ -18,15 +18,15 @@ use std::{
     env,
     ffi::OsString,
     io,
-    num::{NonZero, NonZeroU32},
+    num::NonZeroU32,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
 
 use indicatif::MultiProgress;
-use lcl_data::shard::{ListError, ListOrigin, find_shards};
+use lcl_data::{Dataset, shard::ListError};
 use lcl_protocol::InvalidWorld;
-use lcl_trainer_config::{DataSource, ExitCode, TrainerConfig};
+use lcl_trainer_config::{ExitCode, TrainerConfig};
 
 pub(crate) use self::gpus::count as count_gpus;
 use self::{
@@ -159,8 +159,7 @@ pub fn run(config: &TrainerConfig, options: &LocalOptions) -> Result<ExitCode, L
         return Err(LocalError::NoCoordinator { path: program });
     }
     // Every member would find this out; here nothing is started for it.
-    let DataSource::Webdataset { shards, .. } = &config.data.source;
-    find_shards(shards, ListOrigin::Manifest, NonZero::new(config.data.threads).unwrap_or(NonZero::<usize>::MIN))?;
+    Dataset::look_for_shards(&config.data)?;
     // Nothing is deleted for a run that cannot be.
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;

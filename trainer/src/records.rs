@@ -94,6 +94,9 @@ pub struct StepRecord {
     /// Samples whose slot stayed empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped_samples: Vec<SkippedSample>,
+    /// Documents that gave no sequence, and which took their place: each of these is an extra use of a sample, beside its own turn in the pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redrawn_samples: Vec<RedrawnSample>,
     /// Images that were used although their files have faults that cost no pixel, by fault.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tolerated_images: BTreeMap<String, u64>,
@@ -147,6 +150,23 @@ pub struct SkippedSample {
     pub sample: u64,
     /// Why it was left out.
     pub cause: String,
+}
+
+/// A sample in whose place another one was used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedrawnSample {
+    /// Its slot in the global batch.
+    pub slot: u64,
+    /// Its pass.
+    pub pass: u64,
+    /// Its number in the data set.
+    pub sample: u64,
+    /// Why it gave no sequence.
+    pub cause: String,
+    /// How many were drawn in its place until one gave a sequence.
+    pub attempts: u32,
+    /// The number of that one.
+    pub used: u64,
 }
 
 /// A checkpoint is complete in the store.
@@ -262,6 +282,7 @@ pub(crate) mod tests {
             images: 8,
             tokens: 100,
             skipped_samples: Vec::new(),
+            redrawn_samples: Vec::new(),
             tolerated_images: BTreeMap::new(),
             update_skipped: false,
             loss: 10.0 / (step + 1) as f64,

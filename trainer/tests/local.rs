@@ -8,7 +8,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::{ExactConfig, ExitCode, Schedule};
+use lcl_trainer_config::{DataSource, ExactConfig, ExitCode, Schedule};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -90,6 +90,39 @@ fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> R
         ensure!(*got == wanted, "step {step} is {got}, and undisturbed {wanted}; by {:?}", run.steps()?[step]);
     }
     ensure!(run.hash()? == expected, "{} instead of {expected}", run.hash()?);
+    Ok(())
+}
+
+/// The same with documents, of which some give no sequence and are replaced: each has its turn once, and what is used beside that is in the
+/// ledger.
+#[test]
+fn a_disturbed_run_on_documents_trains_each_once_and_ends_with_the_bits_of_an_undisturbed_one() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    for source in [lcl_tests::data::mmc4(&workbench.path("mmc4"))?, lcl_tests::data::obelics(&workbench.path("obelics"))?] {
+        let begin = |name: &str| -> Result<Run> {
+            let mut run =
+                workbench.begin(&format!("{name}-{}", if matches!(source, DataSource::Mmc4 { .. }) { "mmc4" } else { "obelics" }))?;
+            run.config.data.source = source.clone();
+            run.config.model.shape.text.context_length = 64;
+            run.config.optimization.steps = 24;
+            run.config.optimization.exact = Some(ExactConfig { virtual_shards: 4, threads: 1 });
+            Ok(run)
+        };
+        let (alone, run) = (begin("alone")?, begin("local")?);
+        let expected = alone.complete(&[])?;
+        let local = start(&run, &["--workers", "2"])?;
+        await_condition("some steps", || run.has_steps(4))?;
+        kill(*named(&local, " member ")?.last().context("no member")?)?;
+        local.wait()?.expect_code(0)?;
+        ensure!(run.ledger()? == alone.ledger()?, "another ledger than that of the undisturbed run");
+        ensure!(run.hash()? == expected, "{} instead of {expected}", run.hash()?);
+        let redrawn = |run: &Run| -> Result<Vec<Value>> { Ok(run.steps()?.iter().map(|line| line["redrawn_samples"].clone()).collect()) };
+        ensure!(redrawn(&run)? == redrawn(&alone)?);
+        // All images in the store can be read.
+        let expected = matches!(source, DataSource::Mmc4 { .. });
+        ensure!(redrawn(&run)?.iter().any(|samples| !samples.is_null()) == expected, "{:?}", redrawn(&run)?);
+        ensure!(run.steps()?.iter().any(|line| line["images"].as_u64() > line["rows"].as_u64()), "no document has two images");
+    }
     Ok(())
 }
 

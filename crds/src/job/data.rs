@@ -10,23 +10,39 @@ use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY};
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("has(self.webdataset)", "exactly one data source must be given: webdataset"),
+    validation = (
+        "[has(self.webdataset), has(self.mmc4), has(self.obelics)].filter(given, given).size() == 1",
+        "exactly one data source must be given: webdataset, mmc4 or obelics"
+    ),
     validation = Rule::new(
         "has(self.webdataset) == has(oldSelf.webdataset) && (!has(self.webdataset) || self.webdataset == oldSelf.webdataset)"
     )
     .message("must not change after the job was created")
     .field_path(".webdataset"),
+    validation = Rule::new("has(self.mmc4) == has(oldSelf.mmc4) && (!has(self.mmc4) || self.mmc4 == oldSelf.mmc4)")
+        .message("must not change after the job was created")
+        .field_path(".mmc4"),
+    validation = Rule::new("has(self.obelics) == has(oldSelf.obelics) && (!has(self.obelics) || self.obelics == oldSelf.obelics)")
+        .message("must not change after the job was created")
+        .field_path(".obelics"),
 )]
 pub struct DataSpec {
     /// Image-text pairs in tar shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webdataset: Option<WebdatasetSpec>,
+    /// Interleaved documents of MMC4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmc4: Option<Mmc4Spec>,
+    /// Interleaved documents of OBELICS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obelics: Option<ObelicsSpec>,
     /// Folder for the shards' indexes when they cannot be written beside the shards (a read-only volume): an absolute path in the
     /// worker's container. Default: beside the shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = ABSOLUTE_PATH), length(max = 4096))]
     pub index_path: Option<String>,
-    /// Probability that the image precedes its caption. Default: 0.5, as in the paper.
+    /// Probability that an image precedes its caption, or its sentence in a document of MMC4. OBELICS has an order of its own. Default: 0.5,
+    /// as in the paper.
     #[serde(default = "default_image_first_probability")]
     #[schemars(range(min = 0.0, max = 1.0))]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
@@ -87,6 +103,84 @@ pub struct WebdatasetSpec {
     /// `a`), or `lastDot` (`jpg` of the sample `a.b`).
     #[serde(default)]
     pub key_separator: KeySeparatorSpec,
+}
+
+/// MMC4 as it is published. Of every sentence's images one is taken at random, the first `maxImages` by sentence are kept, and what cannot be
+/// read is left out, as the released code does. A document without an image is replaced by another one.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mmc4Spec {
+    /// The shards in order, `docs_shard_{0..23098}_v2.jsonl.zip` or unpacked ones: absolute paths in the worker's container, with the same
+    /// patterns as those of `webdataset`. Shards that are not there are left out, since some are missing in what was published.
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
+    pub shards: Vec<String>,
+    /// Where the images are.
+    pub images: Mmc4ImagesSpec,
+    /// Least similarity of an image and its sentence. Default: 0.24, as in the released code.
+    #[serde(default = "default_min_similarity")]
+    #[schemars(range(min = -1.0, max = 1.0))]
+    pub min_similarity: f64,
+    /// Most images of a document. Default: 6, as in the released code.
+    #[serde(default = "default_max_images")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_images: i32,
+}
+
+/// Where the images of MMC4 are.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mmc4ImagesSpec {
+    /// Their folder: an absolute path in the worker's container.
+    #[schemars(regex(pattern = ABSOLUTE_PATH), length(max = 4096))]
+    pub folder: String,
+    /// How they lie there. Default: flat.
+    #[serde(default)]
+    pub layout: Mmc4LayoutSpec,
+}
+
+/// How the images of MMC4 lie in their folder.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mmc4LayoutSpec {
+    /// `FOLDER/NAME`, as the released code reads them.
+    #[default]
+    Flat,
+    /// `FOLDER/SHARD/NAME` with the number of the shard, as the publisher's script saves them.
+    ByShard,
+}
+
+/// OBELICS as it is published, with its images in shards as img2dataset leaves them. A document ends where the page changes its topic; images
+/// that are not there or cannot be read are left out, and the first `maxImages` of the others are kept.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObelicsSpec {
+    /// The parquet files in order: absolute paths in the worker's container, with the same patterns as those of `webdataset`.
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
+    pub shards: Vec<String>,
+    /// The tar shards of the images, each with its address in the sample's json, in the same way.
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
+    pub images: Vec<String>,
+    /// Whether a document ends where the page changes its topic. Default: true.
+    #[serde(default = "default_split")]
+    pub split: bool,
+    /// Most images of a document. Default: 6, as with MMC4.
+    #[serde(default = "default_max_images")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_images: i32,
+}
+
+/// That of the released code.
+fn default_min_similarity() -> f64 {
+    0.24
+}
+
+/// That of the released code.
+fn default_max_images() -> i32 {
+    6
+}
+
+fn default_split() -> bool {
+    true
 }
 
 /// Which dot of a file's name ends the sample's name.

@@ -176,7 +176,7 @@ fn a_run_renders_the_configuration_into_its_folder_and_becomes_the_trainer() {
     assert_eq!([&arguments[..2], &arguments[3..]].concat(), ["train", "--config", "--steps", "5", "--output", "json"]);
     let config = place.config("runs/a/trainer-config.json");
     config.validate().unwrap();
-    let DataSource::Webdataset { shards, .. } = &config.data.source;
+    let DataSource::Webdataset { shards, .. } = &config.data.source else { panic!("pairs") };
     assert_eq!(shards, &["/srv/data/a.tar"], "a hostPath volume keeps its own path");
     assert!(config.checkpoint.uri.ends_with("/runs/a"), "{}", config.checkpoint.uri);
     assert_eq!((config.runtime.threads, config.data.threads), (Some(3), 3));

@@ -2,12 +2,12 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use lcl_crds::{
-    KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName,
-    ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
+    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, Mmc4LayoutSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec,
+    PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    KeySeparator, ModelConfig, ModelShape, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE,
-    VisionShape,
+    DataSource, KeySeparator, Mmc4Config, Mmc4Images, ModelConfig, ModelShape, ObelicsConfig, Objective, Precision, Preset, SampleKeys,
+    Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
 };
 
 use crate::validate::FieldError;
@@ -18,8 +18,7 @@ pub struct ValidatedJob {
     name: String,
     model: ModelConfig,
     schedule: Schedule,
-    shards: Vec<String>,
-    sample_keys: SampleKeys,
+    source: DataSource,
     job: LCLTrainingJob,
 }
 
@@ -40,9 +39,8 @@ impl ValidatedJob {
         let name = job.metadata.name.clone().ok_or_else(|| FieldError::missing("metadata.name"))?;
         let model = resolve_model(&job.spec.model)?;
         let schedule = resolve_schedule(&job.spec.optimization.schedule)?;
-        let webdataset = job.spec.data.webdataset.as_ref().ok_or_else(|| FieldError::missing("spec.data.webdataset"))?;
-        let (shards, sample_keys) = (webdataset.shards.clone(), to_sample_keys(webdataset));
-        Ok(Self { name, model, schedule, shards, sample_keys, job })
+        let source = resolve_source(&job.spec.data)?;
+        Ok(Self { name, model, schedule, source, job })
     }
 
     /// The job's name.
@@ -69,16 +67,10 @@ impl ValidatedJob {
         self.schedule
     }
 
-    /// The data set's shards as paths in the worker's container.
+    /// The data set, with paths in the worker's container.
     #[must_use]
-    pub fn shards(&self) -> &[String] {
-        &self.shards
-    }
-
-    /// Which files of a sample are its image and its caption.
-    #[must_use]
-    pub fn sample_keys(&self) -> &SampleKeys {
-        &self.sample_keys
+    pub fn source(&self) -> &DataSource {
+        &self.source
     }
 
     /// Between how many workers the job runs. Without `elastic` all three are `workers.replicas`.
@@ -160,6 +152,26 @@ fn to_shape(shape: &ModelShapeSpec) -> ModelShape {
         pool_heads: shape.pool_heads.into(),
         special_tokens: SpecialTokens::CLIP,
     }
+}
+
+fn resolve_source(data: &DataSpec) -> Result<DataSource, FieldError> {
+    if let Some(webdataset) = &data.webdataset {
+        return Ok(DataSource::Webdataset { shards: webdataset.shards.clone(), keys: to_sample_keys(webdataset) });
+    }
+    if let Some(mmc4) = &data.mmc4 {
+        let folder = mmc4.images.folder.clone();
+        let images = match mmc4.images.layout {
+            Mmc4LayoutSpec::Flat => Mmc4Images::Flat { folder },
+            Mmc4LayoutSpec::ByShard => Mmc4Images::ByShard { folder },
+        };
+        let (min_similarity, max_images) = (mmc4.min_similarity, mmc4.max_images.unsigned_abs());
+        return Ok(DataSource::Mmc4 { mmc4: Mmc4Config { shards: mmc4.shards.clone(), images, min_similarity, max_images } });
+    }
+    let obelics = data.obelics.as_ref().ok_or_else(|| FieldError::missing("spec.data.webdataset"))?;
+    let (shards, images) = (obelics.shards.clone(), obelics.images.clone());
+    Ok(DataSource::Obelics {
+        obelics: ObelicsConfig { shards, images, split: obelics.split, max_images: obelics.max_images.unsigned_abs() },
+    })
 }
 
 fn to_sample_keys(webdataset: &WebdatasetSpec) -> SampleKeys {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Volume, VolumeMount};
-use lcl_trainer_config::{ShardEntry, ShardName, ShardPattern};
+use lcl_trainer_config::{Field, ShardEntry, ShardName, ShardPattern};
 use url::Url;
 
 use crate::job::ValidatedJob;
@@ -140,7 +140,13 @@ impl PathMapping {
         known.dedup();
         let unknown = folders.keys().filter(|name| !known.contains(name));
         let mut errors: Vec<_> = unknown.map(|name| PathError::UnknownVolume { name: name.clone(), known: known.clone() }).collect();
-        let shards = job.shards().iter().enumerate().map(|(index, path)| (format!("spec.data.webdataset.shards[{index}]"), path.clone()));
+        let lists = job.source().lists();
+        let shards = lists.into_iter().flat_map(|(field, list)| {
+            let field = Field(field).to_string();
+            list.iter().enumerate().map(move |(index, entry)| (format!("{field}[{index}]"), entry.clone()))
+        });
+        let shards: Vec<(String, String)> = shards.collect();
+        let folder = job.source().folder().map(|(field, folder)| (Field(field).to_string(), folder.to_owned()));
         let index = job.spec().data.index_path.iter().map(|path| ("spec.data.indexPath".to_owned(), path.clone()));
         let checkpoint = file_path(&job.spec().checkpoint.uri).map(|path| ("spec.checkpoint.uri".to_owned(), path));
         for (field, entry) in shards.clone() {
@@ -149,7 +155,7 @@ impl PathMapping {
         for (field, pattern) in shards.clone() {
             errors.extend(self.find_other_volume(&pattern).map(|path| PathError::AcrossVolumes { field, pattern, path }));
         }
-        for (field, path) in shards.chain(index).chain(checkpoint) {
+        for (field, path) in shards.into_iter().chain(folder).chain(index).chain(checkpoint) {
             if let Some((mount, _)) = self.find(&path).filter(|(mount, _)| mount.local.is_none()) {
                 errors.push(PathError::NoLocalFolder { field, volume: mount.volume.clone(), path: path.clone() });
             }

@@ -2,7 +2,7 @@
 
 use lcl_crds::{GradientCompressionSpec, NormalizationSpec};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, FORMAT_VERSION, GradientCompression, Normalization,
+    AugmentationConfig, CheckpointConfig, DataConfig, Device, ExactConfig, FORMAT_VERSION, GradientCompression, Normalization,
     OptimizationConfig, RuntimeConfig, ShuffleConfig, TrainerConfig,
 };
 
@@ -45,10 +45,7 @@ fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
     let data = &job.spec().data;
     let paths = &surroundings.paths;
     DataConfig {
-        source: DataSource::Webdataset {
-            shards: job.shards().iter().map(|shard| paths.map_shard(shard)).collect(),
-            keys: job.sample_keys().clone(),
-        },
+        source: job.source().clone().map(|shard| paths.map_shard(shard), |folder| paths.map(folder)),
         index_path: data.index_path.as_deref().map(|path| paths.map(path)),
         image_first_probability: data.image_first_probability,
         augmentation: AugmentationConfig { scale: data.augmentation.scale, ratio: data.augmentation.ratio },

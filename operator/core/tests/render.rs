@@ -128,7 +128,7 @@ fn paths_below_a_mount_lie_in_the_volumes_local_folder_and_others_stay() {
     let job = with_volumes(&mounts, &volumes, PATHS);
     let paths = PathMapping::on_this_machine(&job, &folders(&[("deep", "/home/deep"), ("runs", "/home/my runs")])).unwrap();
     let config = render_trainer_config(&job, &Surroundings { paths, ..in_container() });
-    let lcl_trainer_config::DataSource::Webdataset { shards, .. } = &config.data.source;
+    let lcl_trainer_config::DataSource::Webdataset { shards, .. } = &config.data.source else { panic!("pairs") };
     assert_eq!(shards, &["/srv/data/a-{000..003}.tar", "/home/deep/sub/dir/b.tar", "/database/c.tar"]);
     assert_eq!(config.data.index_path.as_deref(), Some("/srv/data/"));
     assert_eq!(config.checkpoint.uri, "file:///home/my%20runs/x%20y");
@@ -163,7 +163,7 @@ fn patterns_keep_to_one_volume_and_a_local_folder_is_no_pattern() {
         let given = folders(&[("a", folder)]);
         let paths = PathMapping::on_this_machine(&job, &given).map_err(|errors| errors[0].to_string())?;
         let config = render_trainer_config(&job, &Surroundings { paths, ..in_container() });
-        let lcl_trainer_config::DataSource::Webdataset { shards, .. } = config.data.source;
+        let lcl_trainer_config::DataSource::Webdataset { shards, .. } = config.data.source else { panic!("pairs") };
         Ok::<_, String>(shards.join(" "))
     };
     assert_eq!(mapped("['/a/{0..1}/*.tar', '/b/l.txt', '/a/l.txt']", "/srv"), Ok("/srv/{0..1}/*.tar /y/l.txt /srv/l.txt".to_owned()));
@@ -207,12 +207,17 @@ fn every_field_of_the_trainers_configuration_has_a_name_that_its_user_knows() {
     for assignments in [
         "spec.data.webdataset.captionKeys = ['caption']; spec.optimization.exact = {}",
         "spec.model.objective = {'clip': {}}; spec.optimization.schedule = {'cosine': {'warmupSteps': 1}}",
+        "spec.data = {'mmc4': {'shards': ['/m.jsonl'], 'images': {'folder': '/i'}}}",
+        "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar']}}",
     ] {
         leaves(&serde_json::to_value(render(assignments)).unwrap(), "", &mut fields);
     }
     // A new field stands in the table or under the manifest's own name.
     assert!(
-        fields.len() > 50 && fields.contains("data.source.keys.separator") && fields.contains("optimization.exact.threads"),
+        fields.len() > 60
+            && fields.contains("data.source.keys.separator")
+            && fields.contains("data.source.mmc4.images.layout")
+            && fields.contains("optimization.exact.threads"),
         "{fields:#?}"
     );
     let (mut options, mut fixed) = (Vec::new(), Vec::new());
@@ -301,13 +306,22 @@ fn optimization() -> impl Strategy<Value = Value> {
 
 fn data() -> impl Strategy<Value = Value> {
     let shards = prop::collection::vec("(/[a-z.]{1,4}|/x-\\{00\\.\\.03\\}){1,3}", 1..3);
+    let source = (shards, 0..3, real(-1.0, 1.0), whole(1, 64)).prop_map(|(shards, kind, similarity, images)| match kind {
+        0 => ("webdataset", json!({ "shards": shards })),
+        1 => ("mmc4", json!({ "shards": shards, "images": { "folder": "/i" }, "minSimilarity": similarity, "maxImages": images })),
+        _ => ("obelics", json!({ "shards": shards, "images": shards, "maxImages": images })),
+    });
     let crop = (real(1e-6, 1.0), real(1e-6, 1.0), real(1e-3, 1e3), real(1e-3, 1e3));
-    (shards, real(0.0, 1.0), crop, whole(1, 1024), whole(1, 1024)).prop_map(|(shards, probability, crop, threads, prefetch)| {
-        json!({
-            "webdataset": { "shards": shards }, "imageFirstProbability": probability, "threads": threads, "prefetch": prefetch,
-            "augmentation": { "scale": [crop.0, crop.1], "ratio": [crop.2, crop.3] },
-        })
-    })
+    let shuffle = (whole(1, 1_000_000), whole(1, 1_000_000_000));
+    (source, real(0.0, 1.0), crop, shuffle, whole(1, 1024), whole(1, 1024)).prop_map(
+        |((source, value), probability, crop, (lanes, window), threads, prefetch)| {
+            json!({
+                source: value, "imageFirstProbability": probability, "threads": threads, "prefetch": prefetch,
+                "augmentation": { "scale": [crop.0, crop.1], "ratio": [crop.2, crop.3] },
+                "shuffle": { "lanes": lanes, "window": window },
+            })
+        },
+    )
 }
 
 fn job() -> impl Strategy<Value = Value> {

@@ -40,6 +40,8 @@ const OTHERWISE: &[(&str, Target)] = &[
     ("data.source.keys.image", Target::Manifest("spec.data.webdataset.imageKeys")),
     ("data.source.keys.caption", Target::Manifest("spec.data.webdataset.captionKeys")),
     ("data.source.keys.separator", Target::Manifest("spec.data.webdataset.keySeparator")),
+    ("data.source.mmc4", Target::Manifest("spec.data.mmc4")),
+    ("data.source.obelics", Target::Manifest("spec.data.obelics")),
     ("data.source", Target::Manifest("spec.data.webdataset")),
     // What a run's identity calls the names, sizes and counts of the shards.
     ("data.content", Target::Manifest("spec.data.webdataset.shards")),

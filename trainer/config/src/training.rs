@@ -59,6 +59,69 @@ pub enum DataSource {
         #[serde(default, skip_serializing_if = "SampleKeys::is_default")]
         keys: SampleKeys,
     },
+    /// MMC4, as it is published.
+    Mmc4 {
+        /// Its settings.
+        mmc4: Mmc4Config,
+    },
+    /// OBELICS, as it is published.
+    Obelics {
+        /// Its settings.
+        obelics: ObelicsConfig,
+    },
+}
+
+/// Documents of MMC4.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mmc4Config {
+    /// Shards of JSON lines, zipped or not, as [`crate::ShardEntry`] reads each. Those that are not there are left out.
+    pub shards: Vec<String>,
+    /// Where the images are.
+    pub images: Mmc4Images,
+    /// Least similarity of an image and its sentence.
+    pub min_similarity: f64,
+    /// Most images of a document.
+    pub max_images: u32,
+}
+
+/// Where the images of MMC4 are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, tag = "layout")]
+pub enum Mmc4Images {
+    /// All in one folder.
+    Flat {
+        /// The folder.
+        folder: String,
+    },
+    /// In a folder for each shard, called by its number.
+    ByShard {
+        /// The folder of these.
+        folder: String,
+    },
+}
+
+impl Mmc4Images {
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &str {
+        let (Self::Flat { folder } | Self::ByShard { folder }) = self;
+        folder
+    }
+}
+
+/// Documents of OBELICS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObelicsConfig {
+    /// Parquet files, as [`crate::ShardEntry`] reads each.
+    pub shards: Vec<String>,
+    /// Tar shards of the images, as img2dataset leaves them.
+    pub images: Vec<String>,
+    /// Whether a document ends where the page changes its topic.
+    pub split: bool,
+    /// Most images of a document.
+    pub max_images: u32,
 }
 
 impl DataSource {
@@ -68,11 +131,53 @@ impl DataSource {
         Self::Webdataset { shards, keys: SampleKeys::default() }
     }
 
-    /// Which members of a sample are its image and its caption.
+    /// The lists of shards, each with the path of its field.
     #[must_use]
-    pub fn keys(&self) -> &SampleKeys {
-        let Self::Webdataset { keys, .. } = self;
-        keys
+    pub fn lists(&self) -> Vec<(&'static str, &[String])> {
+        match self {
+            Self::Webdataset { shards, .. } => vec![("data.source.shards", shards)],
+            Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.shards", &mmc4.shards)],
+            Self::Obelics { obelics } => {
+                vec![("data.source.obelics.shards", &obelics.shards), ("data.source.obelics.images", &obelics.images)]
+            }
+        }
+    }
+
+    /// The folder of images, if there is one, with the path of its field.
+    #[must_use]
+    pub fn folder(&self) -> Option<(&'static str, &str)> {
+        match self {
+            Self::Mmc4 { mmc4 } => Some(("data.source.mmc4.images.folder", mmc4.images.folder())),
+            Self::Webdataset { .. } | Self::Obelics { .. } => None,
+        }
+    }
+
+    /// The same with other paths: `shard` maps entries of lists, `folder` folders.
+    #[must_use]
+    pub fn map(mut self, shard: impl Fn(&str) -> String, folder: impl Fn(&str) -> String) -> Self {
+        let all = |list: &mut Vec<String>| list.iter_mut().for_each(|entry| *entry = shard(entry));
+        match &mut self {
+            Self::Webdataset { shards, .. } => all(shards),
+            Self::Mmc4 { mmc4 } => {
+                all(&mut mmc4.shards);
+                let (Mmc4Images::Flat { folder: place } | Mmc4Images::ByShard { folder: place }) = &mut mmc4.images;
+                *place = folder(place);
+            }
+            Self::Obelics { obelics } => {
+                all(&mut obelics.shards);
+                all(&mut obelics.images);
+            }
+        }
+        self
+    }
+
+    /// Which members of a sample are its image and its caption, where these are members of an archive.
+    #[must_use]
+    pub fn keys(&self) -> Option<&SampleKeys> {
+        match self {
+            Self::Webdataset { keys, .. } => Some(keys),
+            Self::Mmc4 { .. } | Self::Obelics { .. } => None,
+        }
     }
 }
 

@@ -205,17 +205,41 @@ impl DataConfig {
     }
 }
 
+fn validate_shards(field: &str, shards: &[String]) -> Result<(), ConfigError> {
+    require(!shards.is_empty(), field, shards, "must name at least one shard")?;
+    for (index, shard) in shards.iter().enumerate() {
+        ShardEntry::parse(shard).map_err(|error| broken(&format!("{field}[{index}]"), shard, error.to_string()))?;
+    }
+    Ok(())
+}
+
 impl DataSource {
     fn validate(&self) -> Result<(), ConfigError> {
-        let Self::Webdataset { shards, keys } = self;
-        require(!shards.is_empty(), "data.source.shards", shards, "must name at least one shard")?;
-        for (index, shard) in shards.iter().enumerate() {
-            ShardEntry::parse(shard).map_err(|error| broken(&format!("data.source.shards[{index}]"), shard, error.to_string()))?;
-        }
-        match keys.find_fault() {
-            None => Ok(()),
-            Some((KeyKind::Image, rule)) => Err(broken("data.source.keys.image", &keys.image, rule)),
-            Some((KeyKind::Caption, rule)) => Err(broken("data.source.keys.caption", &keys.caption, rule)),
+        match self {
+            Self::Webdataset { shards, keys } => {
+                validate_shards("data.source.shards", shards)?;
+                match keys.find_fault() {
+                    None => Ok(()),
+                    Some((KeyKind::Image, rule)) => Err(broken("data.source.keys.image", &keys.image, rule)),
+                    Some((KeyKind::Caption, rule)) => Err(broken("data.source.keys.caption", &keys.caption, rule)),
+                }
+            }
+            Self::Mmc4 { mmc4 } => {
+                validate_shards("data.source.mmc4.shards", &mmc4.shards)?;
+                let similarity = mmc4.min_similarity;
+                require(
+                    (-1.0..=1.0).contains(&similarity),
+                    "data.source.mmc4.minSimilarity",
+                    similarity,
+                    "must be a cosine: a number in [-1, 1]",
+                )?;
+                require(mmc4.max_images >= 1, "data.source.mmc4.maxImages", mmc4.max_images, "must be at least 1")
+            }
+            Self::Obelics { obelics } => {
+                validate_shards("data.source.obelics.shards", &obelics.shards)?;
+                validate_shards("data.source.obelics.images", &obelics.images)?;
+                require(obelics.max_images >= 1, "data.source.obelics.maxImages", obelics.max_images, "must be at least 1")
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-pub use crate::cause::{SkipCause, Tolerated};
+pub use crate::cause::{RedrawCause, SkipCause, Tolerated};
 
 /// One member's part of the global batch of one step.
 #[derive(Debug, PartialEq)]
@@ -48,8 +48,12 @@ pub struct Row {
     pub slot: u64,
     /// Walk over the data set that it belongs to, from 0.
     pub pass: u64,
-    /// Number of the sample in the data set.
+    /// Number of the sample in the data set that stands in the slot.
     pub sample: u64,
+    /// The sample that is used: another one when that gave no sequence.
+    pub used: u64,
+    /// Why the slot's own sample gave none, and which of the samples that were drawn in its place is used, counted from 1.
+    pub redrawn: Option<(RedrawCause, u32)>,
     /// Where its tokens lie in the batch's.
     pub tokens: Range<usize>,
     /// Numbers of its images in the batch.

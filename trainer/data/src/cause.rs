@@ -29,11 +29,13 @@ pub enum SkipCause {
     CorruptImage,
     /// The image has more bytes or pixels than the limit.
     ImageTooLarge,
+    /// Neither the document nor any of those that were drawn in its place gives a sequence.
+    NoDocument,
 }
 
 impl SkipCause {
     /// Causes without a format.
-    const PLAIN: [Self; 9] = [
+    const PLAIN: [Self; 10] = [
         Self::NoCaption,
         Self::NoImage,
         Self::DoubledMember,
@@ -43,6 +45,7 @@ impl SkipCause {
         Self::UnsupportedImage,
         Self::CorruptImage,
         Self::ImageTooLarge,
+        Self::NoDocument,
     ];
 
     /// Every cause.
@@ -70,6 +73,7 @@ impl SkipCause {
             Self::OtherFormat(format) => format.cause(),
             Self::CorruptImage => "corrupt_image",
             Self::ImageTooLarge => "image_too_large",
+            Self::NoDocument => "no_document",
         }
     }
 }

@@ -24,11 +24,12 @@ pub(crate) use files::{FileId, Storage};
 pub use no_pair::NoPair;
 
 use crate::{
-    cause::{SkipCause, Tolerated},
+    cause::{RedrawCause, SkipCause, Tolerated},
+    documents::{self, DocumentIndexError},
     index::{Extent, IndexError, Record, ShardIndex, built, over_all},
     order::{Order, Pace},
     retry::with_retries,
-    shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_shards, is_header},
+    shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_present_shards, find_shards, is_header},
 };
 
 /// Most bytes of an encoded image. Photographs have up to some 50 MB, and what is decoded is bounded by pixels as well.
@@ -59,6 +60,36 @@ pub enum DatasetError {
     /// There is nothing to train on.
     #[error(transparent)]
     NoPair(Box<NoPair>),
+    /// A shard of MMC4 cannot be read.
+    #[error(transparent)]
+    Mmc4(#[from] crate::mmc4::ShardError),
+    /// A file of OBELICS cannot be read.
+    #[error(transparent)]
+    Obelics(#[from] crate::obelics::ObelicsError),
+    /// The table of addresses of images cannot be made or read.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// An index of documents cannot be made or read.
+    #[error(transparent)]
+    Documents(#[from] DocumentIndexError),
+    /// An image's file is there and cannot be read.
+    #[error("reading image {path}")]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// There is no document to train on.
+    #[error("none of the {documents} documents in {shards} shards has an image that may be used: {causes}")]
+    NoDocument {
+        /// Number of shards.
+        shards: usize,
+        /// Documents in them.
+        documents: u64,
+        /// How many were left out for which cause, and the first of each.
+        causes: String,
+    },
     /// A sample's number is not below the number of samples.
     #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
     OutOfRange {
@@ -74,6 +105,11 @@ impl DatasetError {
         match self {
             Self::Index(error) => error.io(),
             Self::Shard(error) => error.io(),
+            Self::Mmc4(error) => error.io(),
+            Self::Obelics(error) => error.io(),
+            Self::Store(error) => error.io(),
+            Self::Documents(error) => error.io(),
+            Self::Image { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -82,14 +118,27 @@ impl DatasetError {
 /// The shards of a data set with their indexes. Cheap in memory: what it holds grows with the number of shards, not of samples.
 #[derive(Debug)]
 pub struct Dataset {
-    shards: Vec<ShardIndex>,
-    keys: SampleKeys,
+    content: Content,
     /// For every shard, the number of the sample after its last one.
     ends: Arc<[u64]>,
     shuffle: ShuffleConfig,
-    storage: Box<dyn Storage>,
     logged: Mutex<HashSet<u64>>,
     tolerated: Mutex<BTreeSet<Tolerated>>,
+}
+
+/// What the samples are.
+#[derive(Debug)]
+enum Content {
+    Pairs(Pairs),
+    Documents(Box<dyn documents::Source>),
+}
+
+/// Image-text pairs in tar shards.
+#[derive(Debug)]
+struct Pairs {
+    shards: Vec<ShardIndex>,
+    keys: SampleKeys,
+    storage: Box<dyn Storage>,
 }
 
 /// An image and its caption as they lie in the shard.
@@ -124,6 +173,19 @@ impl Dataset {
         Self::open_from(config, ListOrigin::Manifest)
     }
 
+    /// Looks whether the shards of `config.source` are there, and opens none.
+    pub fn look_for_shards(config: &DataConfig) -> Result<(), ListError> {
+        let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+        for (field, shards) in config.source.lists() {
+            let origin = if field == "data.source.shards" { ListOrigin::Manifest } else { ListOrigin::Field(field) };
+            match &config.source {
+                DataSource::Mmc4 { .. } => drop(find_present_shards(shards, origin, threads)?),
+                DataSource::Webdataset { .. } | DataSource::Obelics { .. } => drop(find_shards(shards, origin, threads)?),
+            }
+        }
+        Ok(())
+    }
+
     /// As [`Dataset::open`], for a list of shards that was given by `origin`.
     pub fn open_from(config: &DataConfig, origin: ListOrigin) -> Result<Self, DatasetError> {
         Self::open_on(config, origin, Box::new(files::OpenFiles::default()))
@@ -131,8 +193,30 @@ impl Dataset {
 
     /// The same, with samples and index records read through `storage`.
     pub(crate) fn open_on(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
-        let DataSource::Webdataset { shards, keys } = &config.source;
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+        let index_path = config.index_path.as_deref().map(Path::new);
+        let documents: Box<dyn documents::Source> = match &config.source {
+            DataSource::Webdataset { shards, keys } => return Self::open_pairs(config, (shards, keys), origin, threads, storage),
+            DataSource::Mmc4 { mmc4 } => Box::new(documents::Mmc4::open(mmc4, index_path, threads, storage)?),
+            DataSource::Obelics { obelics } => Box::new(documents::Obelics::open(obelics, index_path, threads, storage)?),
+        };
+        let ends = documents.ends();
+        Ok(Self {
+            content: Content::Documents(documents),
+            ends,
+            shuffle: config.shuffle,
+            logged: Mutex::default(),
+            tolerated: Mutex::default(),
+        })
+    }
+
+    fn open_pairs(
+        config: &DataConfig,
+        (shards, keys): (&[String], &SampleKeys),
+        origin: ListOrigin,
+        threads: NonZero<usize>,
+        storage: Box<dyn Storage>,
+    ) -> Result<Self, DatasetError> {
         let paths = find_shards(shards, origin, threads)?;
         let folder = config.index_path.as_deref().map(Path::new);
         let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder, keys)))?;
@@ -163,7 +247,8 @@ impl Dataset {
             let found = shards.iter().map(|shard| (shard.shard(), shard.findings()));
             return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
         }
-        Ok(Self { shards, keys: keys.clone(), ends, shuffle, storage, logged: Mutex::default(), tolerated: Mutex::default() })
+        let content = Content::Pairs(Pairs { shards, keys: keys.clone(), storage });
+        Ok(Self { content, ends, shuffle, logged: Mutex::default(), tolerated: Mutex::default() })
     }
 
     /// Samples of one walk over the data set, unusable ones included. At least 1.
@@ -177,12 +262,20 @@ impl Dataset {
     #[must_use]
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("lcl-data 1: data set");
-        for shard in &self.shards {
-            let name = shard.shard().file_name().unwrap_or_default().as_encoded_bytes();
-            for number in [name.len() as u64, shard.shard_length(), shard.count()] {
+        let mut add = |shard: &Path, length: u64, count: u64| {
+            let name = shard.file_name().unwrap_or_default().as_encoded_bytes();
+            for number in [name.len() as u64, length, count] {
                 hasher.update(&number.to_le_bytes());
             }
             hasher.update(name);
+        };
+        match &self.content {
+            Content::Pairs(pairs) => pairs.shards.iter().for_each(|shard| add(shard.shard(), shard.shard_length(), shard.count())),
+            Content::Documents(documents) => {
+                let (shards, settings) = documents.describe();
+                shards.iter().for_each(|(shard, length, count)| add(shard, *length, *count));
+                hasher.update(settings.as_bytes());
+            }
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -210,12 +303,30 @@ impl Dataset {
 
     /// Name of the shard that holds `sample` and the sample's key in it.
     pub fn key(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
-        let (shard, index, number) = self.find(sample)?;
-        let record = self.record(shard, index, number)?;
-        let name = shard::name_at(index.shard(), record.start)?;
-        let key = shard::split_name(name.as_bytes(), self.keys.separator)
-            .map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
-        Ok((index.shard().to_owned(), key))
+        match &self.content {
+            Content::Pairs(pairs) => pairs.key(self.place(sample)?),
+            Content::Documents(documents) => documents.name(sample),
+        }
+    }
+
+    /// The documents, when the samples are documents.
+    pub(crate) fn documents(&self) -> Option<&dyn documents::Source> {
+        match &self.content {
+            Content::Pairs(_) => None,
+            Content::Documents(documents) => Some(&**documents),
+        }
+    }
+
+    /// Reads a document, as [`Dataset::read_with`] a pair. An attempt begins from the start: what the images
+    /// of the one before have left is the caller's to undo.
+    pub(crate) fn read_document(
+        &self,
+        sample: u64,
+        wait: impl FnMut(Duration) -> bool,
+        mut attempt: impl FnMut(&dyn documents::Source) -> Result<Result<(), RedrawCause>, DatasetError>,
+    ) -> Result<Result<(), RedrawCause>, DatasetError> {
+        let Some(documents) = self.documents() else { return Err(DatasetError::OutOfRange { sample, samples: 0 }) };
+        with_retries(sample, wait, DatasetError::io, || attempt(documents))
     }
 
     /// Names a bad record in the log, once.
@@ -233,6 +344,15 @@ impl Dataset {
         }
     }
 
+    /// Names a document that gives no sequence in the log, once.
+    pub(crate) fn log_redrawn(&self, sample: u64, cause: RedrawCause) {
+        if !self.logged.lock().unwrap_or_else(PoisonError::into_inner).insert(sample) {
+            return;
+        }
+        let (shard, key) = self.key(sample).map_or((String::new(), String::new()), |(shard, key)| (shard.display().to_string(), key));
+        tracing::debug!(shard, key, sample, %cause, "document gives no sequence: another one takes its place");
+    }
+
     /// Names the first image with a fault that cost no pixel in the log, once for each kind of fault.
     pub(crate) fn log_tolerated(&self, sample: u64, fault: Tolerated) {
         if !self.tolerated.lock().unwrap_or_else(PoisonError::into_inner).insert(fault) {
@@ -243,8 +363,36 @@ impl Dataset {
     }
 
     fn read_once(&self, sample: u64) -> Result<Reading, DatasetError> {
-        let (shard, index, number) = self.find(sample)?;
-        let record = self.record(shard, index, number)?;
+        match &self.content {
+            Content::Pairs(pairs) => pairs.read(self.place(sample)?),
+            // Whoever reads documents has asked for them.
+            Content::Documents(_) => Ok(Reading::Skipped(SkipCause::NoCaption)),
+        }
+    }
+
+    /// The shard of a sample, and its number there.
+    fn place(&self, sample: u64) -> Result<(usize, u64), DatasetError> {
+        let shard = self.ends.partition_point(|end| *end <= sample);
+        if shard >= self.ends.len() {
+            return Err(DatasetError::OutOfRange { sample, samples: self.samples_per_pass() });
+        }
+        let begin = shard.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        Ok((shard, sample - begin))
+    }
+}
+
+impl Pairs {
+    /// Name of the shard of a sample and the sample's key in it.
+    fn key(&self, (shard, number): (usize, u64)) -> Result<(PathBuf, String), DatasetError> {
+        let (path, record) = (self.path(shard), self.record(shard, number)?);
+        let name = shard::name_at(path, record.start)?;
+        let key = shard::split_name(name.as_bytes(), self.keys.separator)
+            .map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
+        Ok((path.to_owned(), key))
+    }
+
+    fn read(&self, (shard, number): (usize, u64)) -> Result<Reading, DatasetError> {
+        let record = self.record(shard, number)?;
         if record.doubled {
             return Ok(Reading::Skipped(SkipCause::DoubledMember));
         }
@@ -280,16 +428,9 @@ impl Dataset {
         })
     }
 
-    /// The shard of a sample with its index, and the sample's number within it.
-    fn find(&self, sample: u64) -> Result<(usize, &ShardIndex, u64), DatasetError> {
-        let shard = self.ends.partition_point(|end| *end <= sample);
-        let index = self.shards.get(shard).ok_or(DatasetError::OutOfRange { sample, samples: self.samples_per_pass() })?;
-        let begin = shard.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        Ok((shard, index, sample - begin))
-    }
-
-    fn record(&self, shard: usize, index: &ShardIndex, number: u64) -> Result<Record, IndexError> {
-        index.record(number, |path, offset, buffer| self.storage.read(FileId::Index(shard), path, offset, buffer))
+    fn record(&self, shard: usize, number: u64) -> Result<Record, DatasetError> {
+        let index = self.shards.get(shard).ok_or(DatasetError::OutOfRange { sample: number, samples: 0 })?;
+        Ok(index.record(number, |path, offset, buffer| self.storage.read(FileId::Index(shard), path, offset, buffer))?)
     }
 
     fn read_bytes(&self, shard: usize, begin: u64, end: u64) -> Result<Vec<u8>, ShardError> {

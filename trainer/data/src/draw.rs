@@ -13,6 +13,9 @@ use crate::{
 /// Largest side of the model's input in pixels; a slip of the finger beyond that would take all memory.
 pub(crate) const IMAGE_SIZE_LIMIT: u32 = 16_384;
 
+/// Numbers of the sequence that a crop has for itself; it draws 22 at most.
+const DRAWS_OF_A_CROP: u64 = 64;
+
 /// What the random choices of a slot depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Draw {
@@ -25,6 +28,19 @@ impl Draw {
     /// The crop of an image of this size.
     pub(crate) fn crop(self, augmentation: AugmentationConfig, width: u32, height: u32) -> CropBox {
         let mut random = SlotRandom::new(self.seed, self.step, self.slot, Stream::Crop);
+        random_resized_crop(width, height, augmentation.scale, augmentation.ratio, &mut || random.uniform())
+    }
+
+    /// The crop of an image of a document: the image has this number there, and the document was drawn at this attempt.
+    pub(crate) fn crop_in_document(
+        self,
+        augmentation: AugmentationConfig,
+        (attempt, image): (u32, u32),
+        width: u32,
+        height: u32,
+    ) -> CropBox {
+        let random = SlotRandom::of_attempt(self.seed, self.step, self.slot, Stream::Crop, attempt);
+        let mut random = random.at(u64::from(image) * DRAWS_OF_A_CROP);
         random_resized_crop(width, height, augmentation.scale, augmentation.ratio, &mut || random.uniform())
     }
 

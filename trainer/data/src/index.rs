@@ -18,7 +18,7 @@ use std::{
 
 use build::Built;
 pub use build::{IndexReport, index_shards};
-pub(crate) use build::{built, for_each_group, over_all};
+pub(crate) use build::{built, for_each_group, over_all, write_first};
 pub use findings::Findings;
 use lcl_trainer_config::SampleKeys;
 use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp};
@@ -225,12 +225,14 @@ fn in_memory(bytes: &[u8], at: u64) -> Option<[u8; RECORD_BYTES]> {
 /// the same shards in different ways do not take each other's indexes away.
 #[must_use]
 pub fn index_files(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Vec<PathBuf> {
+    let digest = if keys.is_default() { String::new() } else { format!(".{:016x}", keys_digest(keys)) };
+    places(shard, folder, &format!("{digest}.{EXTENSION}"))
+}
+
+/// Where a file about `shard` may lie whose name is the shard's and `ending`, in the order of preference.
+pub(crate) fn places(shard: &Path, folder: Option<&Path>, ending: &str) -> Vec<PathBuf> {
     let mut beside = shard.as_os_str().to_owned();
-    if !keys.is_default() {
-        beside.push(format!(".{:016x}", keys_digest(keys)));
-    }
-    beside.push(".");
-    beside.push(EXTENSION);
+    beside.push(ending);
     let beside = PathBuf::from(beside);
     let under = folder.map(|folder| {
         let absolute = std::path::absolute(&beside).unwrap_or_else(|_| beside.clone());

@@ -8,6 +8,7 @@ pub mod batch;
 mod cause;
 pub mod dataset;
 pub mod document;
+mod documents;
 mod draw;
 pub mod image;
 pub mod index;

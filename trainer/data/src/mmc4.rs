@@ -18,4 +18,5 @@ pub use choose::{Choices, Rules, SlotChoices, choose, place};
 pub use images::{BadImageName, ImageFolders, image_path, shard_number};
 pub use line::{BadLine, Field, LineFault};
 pub use record::{ImageInfo, Record, TEXT_BYTES_LIMIT};
+pub(crate) use shard::is_packed;
 pub use shard::{Extent, LINE_BYTES_LIMIT, Line, ShardError, Walked, read_lines, walk};

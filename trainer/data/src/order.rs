@@ -92,6 +92,12 @@ impl Order {
         Location { pass, position, sample: self.at(pass, position).unwrap_or_default() }
     }
 
+    /// The sample that is drawn at an attempt, from 1, to fill a slot whose own sample gives nothing. Uniform over all samples.
+    #[must_use]
+    pub fn redraw(&self, step: u64, slot: u64, attempt: u32) -> u64 {
+        SlotRandom::of_attempt(self.seed, step, slot, Stream::Redraw, attempt).below(self.samples_per_pass())
+    }
+
     /// The sample at a position of a pass, or `None` when the position is not below the number of samples.
     #[must_use]
     pub fn at(&self, pass: u64, position: u64) -> Option<u64> {

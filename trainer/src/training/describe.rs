@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use lcl_data::{Batch, Tolerated};
+use lcl_data::{Batch, Row, Tolerated};
 
-use crate::records::{Record, SlotRange};
+use crate::records::{Record, RedrawnSample, SlotRange};
 
 /// The global batch of a step, cut where a pass ends.
 pub(super) fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<SlotRange> {
@@ -48,6 +48,12 @@ pub(super) fn sum_of_samples(samples: impl Iterator<Item = [u64; 3]>) -> u64 {
     bits.fold(0, u64::wrapping_add)
 }
 
+/// What is written down about a row whose slot's own sample gave no sequence.
+pub(super) fn redrawn_sample(row: &Row) -> Option<RedrawnSample> {
+    let (cause, attempts) = row.redrawn?;
+    Some(RedrawnSample { slot: row.slot, pass: row.pass, sample: row.sample, cause: cause.to_string(), attempts, used: row.used })
+}
+
 /// Images that were used in spite of each fault of [`Tolerated::ALL`].
 pub(super) type FaultCounts = [u64; Tolerated::ALL.len()];
 
@@ -85,6 +91,8 @@ pub(super) fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
             ("speed/data_wait_seconds", step.data_wait_seconds),
             ("data/tokens", step.tokens as f64),
             ("data/skipped_samples", step.skipped_samples.len() as f64),
+            ("data/images", step.images as f64),
+            ("data/redrawn_samples", step.redrawn_samples.len() as f64),
             ("data/tolerated_images", step.tolerated_images.values().sum::<u64>() as f64),
         ],
         Record::CheckpointCommitted(checkpoint) => {

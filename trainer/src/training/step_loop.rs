@@ -16,7 +16,7 @@ use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions,
-    describe::{add_counts, count_tolerated, samples_digest, slot_ranges, tolerated_images},
+    describe::{add_counts, count_tolerated, redrawn_sample, samples_digest, slot_ranges, tolerated_images},
     ledger::{Writing, write_record},
     metadata, nothing_trained,
     prepare::{Prepared, Progress, Provenance, with_provenance},
@@ -202,6 +202,7 @@ impl StepLoop {
                     cause: skipped.cause.to_string(),
                 })
                 .collect(),
+            redrawn_samples: batch.rows.iter().filter_map(redrawn_sample).collect(),
             tolerated_images: tolerated_images(count_tolerated(batch)),
             update_skipped: report.skipped,
             loss: report.total,

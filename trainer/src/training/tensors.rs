@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn rows_of_different_lengths_become_a_rectangle_as_long_as_the_longest_of_them() {
-        let row = |slot, tokens, images| Row { slot, pass: 0, sample: slot, tokens, images, tolerated: Vec::new() };
+        let row =
+            |slot, tokens, images| Row { slot, pass: 0, sample: slot, used: slot, redrawn: None, tokens, images, tolerated: Vec::new() };
         let mut batch = Batch { tokens: vec![1, 2, 3, 4, 5, 6], images: 3, ..Batch::empty(0) };
         batch.rows = vec![row(2, 0..1, 0..0), row(4, 1..4, 0..2), row(5, 4..6, 2..3)];
         batch.pixels.extend((0..3).flat_map(|image| [image; 3]));

@@ -7,10 +7,12 @@ use super::FieldError;
 
 /// Appends an error for every entry that the trainer could not understand.
 pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
-    let list = spec.pointer("/data/webdataset/shards").and_then(Value::as_array);
-    for (index, entry) in list.into_iter().flatten().enumerate() {
-        if let Some(Err(error)) = entry.as_str().map(ShardEntry::parse) {
-            errors.push(FieldError::new(format!("spec.data.webdataset.shards[{index}]"), Some(entry), error.to_string()));
+    for field in ["webdataset.shards", "mmc4.shards", "obelics.shards", "obelics.images"] {
+        let list = spec.pointer(&format!("/data/{}", field.replace('.', "/"))).and_then(Value::as_array);
+        for (index, entry) in list.into_iter().flatten().enumerate() {
+            if let Some(Err(error)) = entry.as_str().map(ShardEntry::parse) {
+                errors.push(FieldError::new(format!("spec.data.{field}[{index}]"), Some(entry), error.to_string()));
+            }
         }
     }
 }

@@ -1,5 +1,15 @@
 //! The cases: what is changed in the minimal job (`support::assign`), and what is expected.
 
+/// Assigns documents of MMC4 with these fields as the data, and further fields of `spec.data`.
+macro_rules! mmc4 {
+    ($fields:expr) => {
+        concat!("spec.data = {'mmc4': {", $fields, "}}")
+    };
+    ($fields:expr, $more:expr) => {
+        concat!("spec.data = {'mmc4': {", $fields, "}, ", $more, "}")
+    };
+}
+
 /// A valid shape in which later fields of `vision` replace earlier ones.
 macro_rules! shape {
     ($vision:literal) => {
@@ -97,6 +107,40 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     // Data.
     ("spec.data = {}", "spec.data", "exactly one data source must be given"),
     ("spec.data.webdataset = {}", "spec.data.webdataset.shards", "must be given"),
+    ("spec.data = {}", "spec.data", "exactly one data source must be given"),
+    (
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}", "'webdataset': {'shards': ['/a.tar']}"),
+        "spec.data",
+        "exactly one data source",
+    ),
+    (mmc4!("'shards': ['/m.jsonl']"), "spec.data.mmc4.images", "must be given"),
+    (mmc4!("'shards': ['m.jsonl'], 'images': {'folder': '/i'}"), "spec.data.mmc4.shards[0]", "must be an absolute path"),
+    (mmc4!("'shards': ['/m_{0..3.jsonl'], 'images': {'folder': '/i'}"), "spec.data.mmc4.shards[0]", "has no `}`"),
+    (mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': 'i'}"), "spec.data.mmc4.images.folder", "must be an absolute path"),
+    (
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i', 'layout': 'tree'}"),
+        "spec.data.mmc4.images.layout",
+        "must be one of flat, byShard",
+    ),
+    (
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}, 'minSimilarity': 1.5"),
+        "spec.data.mmc4.minSimilarity",
+        "must be at most 1",
+    ),
+    (mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}, 'maxImages': 0"), "spec.data.mmc4.maxImages", "must be at least 1"),
+    (
+        concat!(mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}"), "; spec.model.objective = {'clip': {}}"),
+        "spec.model.objective",
+        "must be lcl when the data are documents",
+    ),
+    ("spec.data = {'obelics': {'shards': ['/o.parquet']}}", "spec.data.obelics.images", "must be given"),
+    ("spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i-[0.tar']}}", "spec.data.obelics.images[0]", "has no `]`"),
+    ("spec.data = {'obelics': {'shards': [], 'images': ['/i.tar']}}", "spec.data.obelics.shards", "at least 1 entries"),
+    (
+        "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar'], 'maxImages': 65}}",
+        "spec.data.obelics.maxImages",
+        "must be at most 64",
+    ),
     ("spec.data.webdataset.shards = []", "spec.data.webdataset.shards", "at least 1 entries"),
     ("spec.data.webdataset.shards = ['a.tar']", "spec.data.webdataset.shards[0]", "must be an absolute path"),
     ("spec.data.webdataset.shards = ['/a.tar', '/../b.tar']", "spec.data.webdataset.shards[1]", "without a `..` component"),
@@ -308,6 +352,10 @@ pub(crate) const KEPT: &[&str] = &[
     shape!("'heads': 2"),
     // A 16-pixel image in patches of 8 is 4 tokens: 9 are enough, 8 are not.
     text_shape!("'contextLength': 9"),
+    mmc4!(
+        "'shards': ['/m/docs_no_face_shard_{0..23098}_v2.jsonl.zip'], 'images': {'folder': '/i', 'layout': 'byShard'}, 'minSimilarity': -1"
+    ),
+    "spec.data = {'obelics': {'shards': ['/o/*.parquet'], 'images': ['/i/{00000..00099}.tar'], 'split': false, 'maxImages': 64}}",
     "spec.data.webdataset.shards = ['/a/..b/.c/...tar', '/train-{000..007}.tar', '//x/./y']",
     "spec.data.webdataset.shards = ['/{a..c}/{3..1}.tar', '/d/*-[0-9]?.tar', '/d/**/x.tar', '/lists/train.txt']",
     "spec.data.webdataset.imageKeys = ['seg.png', '0']; spec.data.webdataset.captionKeys = ['en.txt']",
@@ -357,6 +405,16 @@ pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
     ("spec.model.layerScale = 0.1", "", "spec.model.layerScale"),
     ("", "spec.model.precision = 'bfloat16'", "spec.model.precision"),
     ("", "spec.data.webdataset.shards = ['/data/b.tar']", "spec.data.webdataset"),
+    (
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}"),
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}, 'maxImages': 5"),
+        "spec.data.mmc4",
+    ),
+    (
+        "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar']}}",
+        "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar'], 'split': false}}",
+        "spec.data.obelics",
+    ),
     ("", "spec.data.webdataset.captionKeys = ['caption']", "spec.data.webdataset"),
     ("", "spec.data.imageFirstProbability = 0.4", "spec.data.imageFirstProbability"),
     ("", "spec.data.shuffle = {'window': 100}", "spec.data.shuffle"),

@@ -24,6 +24,8 @@ pub(crate) enum FileId {
     Shard(usize),
     /// Its index.
     Index(usize),
+    /// The shard of this number in a store of images.
+    Image(usize),
 }
 
 /// Where bytes come from. The one implementation outside tests is [`OpenFiles`].

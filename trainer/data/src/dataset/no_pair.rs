@@ -57,7 +57,7 @@ impl fmt::Display for NoPair {
                 let [image, caption, separator] = ["image", "caption", "separator"].map(|name| format!("data.source.keys.{name}"));
                 write!(f, "{}, {}, {}", Field(&image), Field(&caption), Field(&separator))?;
             }
-            ListOrigin::Arguments => f.write_str("--image-keys, --caption-keys, --key-separator")?,
+            ListOrigin::Field(_) | ListOrigin::Arguments => f.write_str("--image-keys, --caption-keys, --key-separator")?,
         }
         write!(f, "), found {}", found.extensions_listed())?;
         found.reasons().iter().try_for_each(|reason| write!(f, "; {reason}"))

@@ -2,7 +2,7 @@
 //!
 //! Comes in: what every slot of a step gave. Goes out: the [`Batch`]. A pure function.
 
-use crate::batch::{Batch, Buffer, Row, Skipped, Tolerated};
+use crate::batch::{Batch, Buffer, RedrawCause, Row, Skipped, Tolerated};
 
 /// What one slot gives.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub(super) struct Content {
     pub(super) slot: u64,
     pub(super) pass: u64,
     pub(super) sample: u64,
+    pub(super) used: u64,
+    pub(super) redrawn: Option<(RedrawCause, u32)>,
     pub(super) tokens: Vec<i64>,
     /// `[images, S, S, 3]` bytes.
     pub(super) pixels: Buffer,
@@ -48,6 +50,8 @@ pub(super) fn build_batch(step: u64, slots: Vec<Prepared>, pixels: Buffer) -> Ba
                     slot: content.slot,
                     pass: content.pass,
                     sample: content.sample,
+                    used: content.used,
+                    redrawn: content.redrawn,
                     tokens: first_token..batch.tokens.len(),
                     images: first_image..batch.images,
                     tolerated: content.tolerated,
@@ -70,7 +74,17 @@ mod tests {
         let row = |slot, tokens: &[i64], bytes: &[u8], images| {
             let mut pixels = pool.take();
             pixels.extend_from_slice(bytes);
-            Prepared::Row(Content { slot, pass: 0, sample: slot + 10, tokens: tokens.to_vec(), pixels, images, tolerated: Vec::new() })
+            Prepared::Row(Content {
+                slot,
+                pass: 0,
+                sample: slot + 10,
+                used: slot + 10,
+                redrawn: None,
+                tokens: tokens.to_vec(),
+                pixels,
+                images,
+                tolerated: Vec::new(),
+            })
         };
         let skipped = |slot| Skipped { slot, pass: 0, sample: slot + 10, cause: SkipCause::NoImage };
         let slots = vec![

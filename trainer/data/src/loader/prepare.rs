@@ -4,22 +4,28 @@
 
 use std::sync::Arc;
 
-use lcl_trainer_config::DataConfig;
+use lcl_trainer_config::{DataConfig, Objective};
 
 use crate::{
-    batch::{Buffer, SkipCause, Skipped},
+    batch::{Buffer, RedrawCause, SkipCause, Skipped, Tolerated},
     dataset::{Dataset, DatasetError, Reading},
+    document::{Composer, Document},
+    documents::Asked,
     draw::{self, Draw, IMAGE_SIZE_LIMIT},
     image::{ImageTransform, Scratch},
     loader::{
         LoaderError, LoaderOptions,
         assembly::{Content, Prepared},
     },
+    mmc4::SlotChoices,
     order::{Location, Order},
     retry::Stop,
     sequence::Layout,
     tokenizer::Tokenizer,
 };
+
+/// Documents that are tried for a slot. Where fewer than one in fifty is of use, the data are wrong, and the slot stays empty.
+const ATTEMPTS: u32 = 50;
 
 /// Turns slots into rows.
 pub(super) struct Preparer {
@@ -35,6 +41,11 @@ pub(super) struct Preparer {
 /// What one thread keeps from slot to slot.
 pub(super) struct Buffers {
     scratch: Scratch,
+    composer: Composer,
+    document: Document,
+    /// Numbers of the images of a document whose pixels are there, in their order.
+    decoded: Vec<u32>,
+    tolerated: Vec<Tolerated>,
 }
 
 impl Preparer {
@@ -47,6 +58,10 @@ impl Preparer {
         })?;
         let transform = ImageTransform { reduced_scale_decoding: config.reduced_scale_decoding, ..ImageTransform::new(size) };
         let layout = Layout::new(&options.model)?;
+        if dataset.documents().is_some() && options.objective == Objective::Clip {
+            let rule = "must be lcl for documents: their images have no caption of their own";
+            return Err(LoaderError::Setting { field: "model.objective.kind", value: "clip".to_owned(), rule });
+        }
         let order = dataset.order(options.seed, options.global_batch_size);
         Ok(Self { dataset, order, tokenizer: Tokenizer::clip(), layout, transform, config: config.clone(), options })
     }
@@ -56,7 +71,8 @@ impl Preparer {
     }
 
     pub(super) fn buffers(&self) -> Buffers {
-        Buffers { scratch: Scratch::new() }
+        let composer = Composer::new(self.tokenizer);
+        Buffers { scratch: Scratch::new(), composer, document: Document::new(), decoded: Vec::new(), tolerated: Vec::new() }
     }
 
     /// Which sample stands in the slot.
@@ -74,6 +90,9 @@ impl Preparer {
         mut pixels: Buffer,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
+        if self.dataset.documents().is_some() {
+            return self.prepare_document(step, slot, buffers, pixels, waits);
+        }
         let Location { pass, sample, .. } = self.locate(step, slot);
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
@@ -96,6 +115,98 @@ impl Preparer {
         let image_first = draw.image_first(self.config.image_first_probability);
         let caption = self.tokenizer.encode(&record.caption);
         let tokens = draw::tokens(&caption, image_first, &self.layout, self.options.objective);
-        Ok(Prepared::Row(Content { slot, pass, sample, tokens, pixels, images: 1, tolerated: tolerated.into_iter().collect() }))
+        let tolerated = tolerated.into_iter().collect();
+        Ok(Prepared::Row(Content { slot, pass, sample, used: sample, redrawn: None, tokens, pixels, images: 1, tolerated }))
     }
+
+    /// As [`Preparer::prepare`], for documents: one that gives no sequence is replaced by another.
+    fn prepare_document(
+        &self,
+        step: u64,
+        slot: u64,
+        buffers: &mut Buffers,
+        mut pixels: Buffer,
+        waits: &Stop,
+    ) -> Result<Prepared, DatasetError> {
+        let Location { pass, sample, .. } = self.locate(step, slot);
+        let mut first = None;
+        for attempt in 0..ATTEMPTS {
+            let used = if attempt == 0 { sample } else { self.order.redraw(step, slot, attempt) };
+            let draw = Draw { seed: self.options.seed, step, slot };
+            match self.try_document(used, (draw, attempt), buffers, &mut pixels, waits)? {
+                Ok((tokens, images)) => {
+                    for fault in &buffers.tolerated {
+                        self.dataset.log_tolerated(used, *fault);
+                    }
+                    let (redrawn, tolerated) = (first.map(|cause| (cause, attempt)), buffers.tolerated.clone());
+                    return Ok(Prepared::Row(Content { slot, pass, sample, used, redrawn, tokens, pixels, images, tolerated }));
+                }
+                Err(cause) => {
+                    self.dataset.log_redrawn(used, cause);
+                    first.get_or_insert(cause);
+                }
+            }
+        }
+        self.dataset.log_skipped(sample, SkipCause::NoDocument, "");
+        Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause: SkipCause::NoDocument }))
+    }
+
+    /// The sequence of a document and its number of images, whose pixels are left in `pixels`; or why there is none.
+    fn try_document(
+        &self,
+        sample: u64,
+        (draw, attempt): (Draw, u32),
+        buffers: &mut Buffers,
+        pixels: &mut Buffer,
+        waits: &Stop,
+    ) -> Result<Result<(Vec<i64>, usize), RedrawCause>, DatasetError> {
+        let Buffers { scratch, composer, document, decoded, tolerated } = buffers;
+        let bytes = self.transform.output_len();
+        let wait = |delay| waits.wait(delay);
+        let found = self.dataset.read_document(sample, wait, |source| {
+            pixels.clear();
+            decoded.clear();
+            tolerated.clear();
+            let mut decode = |image: u32, encoded: &[u8]| {
+                let begin = pixels.len();
+                pixels.resize(begin + bytes, 0);
+                let crop = |width, height| draw.crop_in_document(self.config.augmentation, (attempt, image), width, height);
+                let Some(place) = pixels.get_mut(begin..) else { return false };
+                match self.transform.train_bytes(encoded, crop, scratch, place) {
+                    Ok(fault) => {
+                        tolerated.extend(fault);
+                        decoded.push(image);
+                        true
+                    }
+                    Err(_) => {
+                        pixels.truncate(begin);
+                        false
+                    }
+                }
+            };
+            let choices = SlotChoices::new(draw.seed, draw.step, draw.slot, attempt);
+            let before_probability = self.config.image_first_probability;
+            source.read(sample, &mut Asked { choices, before_probability, decode: &mut decode, document })
+        })?;
+        if let Err(cause) = found {
+            return Ok(Err(cause));
+        }
+        let sequence = match composer.compose(document, &self.layout) {
+            Ok(sequence) => sequence,
+            Err(cause) => return Ok(Err(cause)),
+        };
+        keep(sequence.images, decoded, pixels, bytes);
+        Ok(Ok((sequence.tokens.to_vec(), sequence.images.len())))
+    }
+}
+
+/// Leaves of the images in `pixels`, `bytes` each and numbered by `decoded`, those of `kept` in this order.
+fn keep(kept: &[u32], decoded: &[u32], pixels: &mut Buffer, bytes: usize) {
+    // As long as nothing but the end of a document is cut off, they lie in this order already.
+    if !decoded.starts_with(kept) {
+        let places = kept.iter().filter_map(|image| decoded.iter().position(|other| other == image));
+        let all = places.flat_map(|place| pixels.get(place * bytes..(place + 1) * bytes).unwrap_or_default().to_vec()).collect();
+        **pixels = all;
+    }
+    pixels.truncate(kept.len() * bytes);
 }

@@ -67,6 +67,11 @@ pub struct Walked {
     pub bytes: u64,
 }
 
+/// Whether the shard is an archive, whose text cannot be read at any place.
+pub(crate) fn is_packed(path: &Path) -> Result<bool, ShardError> {
+    member::is_zip(path, &open(path)?)
+}
+
 /// Calls `visit` for every line of the shard in its order. A line break at the very end begins no further line.
 ///
 /// All of the shard is read, so an archive that is damaged anywhere is an error, if only at the end of the walk.

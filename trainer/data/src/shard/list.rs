@@ -22,6 +22,8 @@ const NAMED_LIMIT: usize = 10;
 pub enum ListOrigin {
     /// The job's manifest.
     Manifest,
+    /// Another field of the job's manifest than that of tar shards, by its path in the trainer's configuration.
+    Field(&'static str),
     /// The command line.
     Arguments,
 }
@@ -39,6 +41,7 @@ impl fmt::Display for Entry {
         let Self { origin, index, text } = self;
         match origin {
             ListOrigin::Manifest => write!(f, "{} (`{text}`)", Field(&format!("data.source.shards[{index}]"))),
+            ListOrigin::Field(field) => write!(f, "{} (`{text}`)", Field(&format!("{field}[{index}]"))),
             ListOrigin::Arguments => write!(f, "`{text}`"),
         }
     }
@@ -132,6 +135,29 @@ impl ListError {
 
 /// The shards that a list stands for, in order; all of them are looked for, with `threads` threads, before any is opened.
 pub fn find_shards(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> Result<Vec<PathBuf>, ListError> {
+    let (shards, missing) = look_for(entries, origin, threads)?;
+    if missing.is_empty() { Ok(shards) } else { Err(ListError::Missing(missing)) }
+}
+
+/// The shards of a list that are there, in order, and how many are not; an error when none is.
+pub(crate) fn find_present_shards(
+    entries: &[String],
+    origin: ListOrigin,
+    threads: NonZero<usize>,
+) -> Result<(Vec<PathBuf>, usize), ListError> {
+    let (mut shards, missing) = look_for(entries, origin, threads)?;
+    let absent = missing.iter().map(|missing| missing.count).sum();
+    if absent == shards.len() && absent > 0 {
+        return Err(ListError::Missing(missing));
+    }
+    if absent > 0 {
+        shards.retain(|path| path.exists());
+    }
+    Ok((shards, absent))
+}
+
+/// The shards that a list stands for, and those of them that are not there.
+fn look_for(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> Result<(Vec<PathBuf>, Vec<Missing>), ListError> {
     let wait = |delay: Duration| {
         std::thread::sleep(delay);
         false
@@ -146,7 +172,7 @@ pub fn find_shards(entries: &[String], origin: ListOrigin, threads: NonZero<usiz
             return Err(ListError::TooMany);
         }
     }
-    if missing.is_empty() { Ok(shards) } else { Err(ListError::Missing(missing)) }
+    Ok((shards, missing))
 }
 
 /// The paths that an entry stands for, whether they are there or not.

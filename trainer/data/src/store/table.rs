@@ -88,6 +88,12 @@ impl AddressTable {
         self.header.records
     }
 
+    /// Tells tables of different shards apart: by their names, sizes and times of the last change.
+    #[must_use]
+    pub fn identity(&self) -> u64 {
+        self.header.identity
+    }
+
     /// Number of shards that the table was made of.
     #[must_use]
     pub fn shards(&self) -> usize {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lcl_data::{Batch, Order, SkipCause};
+use lcl_data::{Batch, Order, RedrawCause, SkipCause};
 use lcl_protocol::Generation;
 use lcl_torch::{
     StepReport,
@@ -14,7 +14,7 @@ use lcl_torch::{
 use lcl_trainer_config::TrainerConfig;
 
 use crate::{
-    records::{GenerationRecord, SkippedSample, StepRecord},
+    records::{GenerationRecord, RedrawnSample, SkippedSample, StepRecord},
     training::describe::{FaultCounts, count_tolerated, digest_of_samples, slot_ranges, sum_of_samples, tolerated_images},
 };
 
@@ -32,6 +32,8 @@ pub(super) struct Shared {
     digest: String,
     /// Slot and cause of every sample that could not, by ascending slot.
     skipped: Vec<(u64, SkipCause)>,
+    /// Slot, cause and number of attempts of every sample in whose place another one is used, by ascending slot.
+    redrawn: Vec<(u64, RedrawCause, u32)>,
     /// Images used in spite of each fault.
     tolerated: FaultCounts,
 }
@@ -93,6 +95,36 @@ impl<'a> Wanted<'a> {
     }
 }
 
+fn describe_redrawn((slot, (cause, attempts)): (u64, (RedrawCause, u32))) -> [i64; 3] {
+    let cause = RedrawCause::ALL.iter().position(|other| *other == cause).unwrap_or_default();
+    [slot as i64, cause as i64, i64::from(attempts)]
+}
+
+/// The entry of a list that a member has named by its number.
+fn entry<T: Copy>(list: &[T], number: i64) -> Option<T> {
+    list.get(usize::try_from(number).ok()?).copied()
+}
+
+/// What the members list together, by the first number of each entry, a slot. `most` is the length of the longest list; with 0 nothing is asked.
+fn exchange_lists<const N: usize>(
+    group: &mut Group,
+    list: &[[i64; N]],
+    most: usize,
+    timeout: Duration,
+) -> Result<Vec<[i64; N]>, JoinError> {
+    if most == 0 {
+        return Ok(Vec::new());
+    }
+    // Everyone's list has the length of the longest; a negative slot is none.
+    let mut numbers = list.concat();
+    numbers.resize(N * most, -1);
+    let all = group.exchange(&numbers, timeout).map_err(JoinError::Group)?;
+    let entries = all.iter().flat_map(|numbers| numbers.as_chunks::<N>().0).filter(|entry| entry.first().is_some_and(|slot| *slot >= 0));
+    let mut entries: Vec<[i64; N]> = entries.copied().collect();
+    entries.sort_unstable();
+    Ok(entries)
+}
+
 /// Times of a step.
 pub(super) struct Seconds {
     pub(super) data_wait: f64,
@@ -111,32 +143,28 @@ impl Tally {
     /// Every member learns of all samples of the step before anything is computed from them, and that each is there once.
     pub(super) fn exchange(group: &mut Group, batch: &Batch, wanted: &Wanted<'_>, timeout: Duration) -> Result<Shared, JoinError> {
         let read = sum_of_samples(batch.rows.iter().map(|row| [row.slot, row.pass, row.sample]));
-        let own = [batch.rows.len() as i64, batch.images as i64, batch.tokens.len() as i64, batch.skipped.len() as i64];
-        let own = own.into_iter().chain([read.cast_signed()]).chain(count_tolerated(batch).map(u64::cast_signed));
+        let redrawn: Vec<[i64; 3]> = batch.rows.iter().filter_map(|row| Some((row.slot, row.redrawn?))).map(describe_redrawn).collect();
+        let counts = [batch.rows.len(), batch.images, batch.tokens.len(), batch.skipped.len(), redrawn.len()].map(|count| count as i64);
+        let own = counts.into_iter().chain([read.cast_signed()]).chain(count_tolerated(batch).map(u64::cast_signed));
         let all = group.exchange(&own.collect::<Vec<i64>>(), timeout).map_err(JoinError::Group)?;
         let sum = |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).sum::<i64>().unsigned_abs();
-        let read = all.iter().filter_map(|numbers| numbers.get(4)).fold(0_u64, |sum, part| sum.wrapping_add(part.cast_unsigned()));
-        let most = all.iter().filter_map(|numbers| numbers.get(3)).max().copied().unwrap_or_default();
-        let mut skipped = Vec::new();
-        if most > 0 {
-            let causes = |cause: SkipCause| SkipCause::ALL.iter().position(|other| *other == cause).unwrap_or_default() as i64;
-            let mut list: Vec<i64> = batch.skipped.iter().flat_map(|skipped| [skipped.slot as i64, causes(skipped.cause)]).collect();
-            // Everyone's list has the length of the longest; a negative slot is none.
-            list.resize(2 * most.unsigned_abs() as usize, -1);
-            for numbers in group.exchange(&list, timeout).map_err(JoinError::Group)? {
-                for pair in numbers.chunks_exact(2) {
-                    if let ([slot, cause], true) = (pair, pair.first().is_some_and(|slot| *slot >= 0))
-                        && let Some(cause) = usize::try_from(*cause).ok().and_then(|cause| SkipCause::ALL.get(cause))
-                    {
-                        skipped.push((slot.unsigned_abs(), *cause));
-                    }
-                }
-            }
-            skipped.sort_by_key(|(slot, _)| *slot);
-        }
+        let read = all.iter().filter_map(|numbers| numbers.get(5)).fold(0_u64, |sum, part| sum.wrapping_add(part.cast_unsigned()));
+        let most =
+            |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).max().copied().unwrap_or_default().unsigned_abs() as usize;
+        let causes = |cause: SkipCause| SkipCause::ALL.iter().position(|other| *other == cause).unwrap_or_default() as i64;
+        let skipped: Vec<[i64; 2]> = batch.skipped.iter().map(|skipped| [skipped.slot as i64, causes(skipped.cause)]).collect();
+        let skipped = exchange_lists(group, &skipped, most(3), timeout)?;
+        let skipped: Vec<(u64, SkipCause)> =
+            skipped.into_iter().filter_map(|[slot, cause]| Some((slot.unsigned_abs(), entry(&SkipCause::ALL, cause)?))).collect();
+        let redrawn = exchange_lists(group, &redrawn, most(4), timeout)?;
+        let redrawn = redrawn.into_iter().filter_map(|[slot, cause, attempts]| {
+            Some((slot.unsigned_abs(), entry(&RedrawCause::ALL, cause)?, u32::try_from(attempts).ok()?))
+        });
+        let redrawn: Vec<_> = redrawn.collect();
         let samples = wanted.read(sum(0), read, &skipped).map_err(JoinError::Parts)?;
-        let tolerated = std::array::from_fn(|fault| sum(5 + fault));
-        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest: digest_of_samples(samples.into_iter()), skipped, tolerated })
+        let tolerated = std::array::from_fn(|fault| sum(6 + fault));
+        let digest = digest_of_samples(samples.into_iter());
+        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest, skipped, redrawn, tolerated })
     }
 
     /// The line of a step that was just committed, the same on all members but for its times.
@@ -165,6 +193,15 @@ impl Tally {
                 .map(|(slot, cause)| {
                     let [slot, pass, sample] = wanted.sample(*slot);
                     SkippedSample { slot, pass, sample, cause: cause.to_string() }
+                })
+                .collect(),
+            redrawn_samples: shared
+                .redrawn
+                .iter()
+                .map(|(slot, cause, attempts)| {
+                    let [slot, pass, sample] = wanted.sample(*slot);
+                    let used = wanted.order.redraw(wanted.step, slot, *attempts);
+                    RedrawnSample { slot, pass, sample, cause: cause.to_string(), attempts: *attempts, used }
                 })
                 .collect(),
             tolerated_images: tolerated_images(shared.tolerated),

@@ -37,6 +37,16 @@ pub enum ShardError {
         /// The system's error.
         source: io::Error,
     },
+    /// There is no room to unpack the shard.
+    #[error("unpacking shard {path} into {folder}: make room there, or set spec.data.indexPath to a folder with more")]
+    Unpack {
+        /// The shard.
+        path: PathBuf,
+        /// Where to.
+        folder: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// The archive's directory, which is at its end, is not there or damaged.
     #[error(
         "shard {path} is no whole zip archive, most likely cut short: copy or download it again (if it is plain text, its name must not end in .zip)"

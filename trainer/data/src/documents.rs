@@ -1,0 +1,48 @@
+//! Interleaved documents as a data set: which samples a source has, and how one becomes a [`Document`].
+//!
+//! Comes in: shards of a source and its settings. Goes out: samples under one numbering, and for any of them its parts, with the images given
+//! to whoever decodes them. A new source is one file that implements [`Source`], and one line where a data set is opened.
+//! It must not tokenize, and knows of images only whether they can be read.
+
+mod index;
+mod mmc4;
+mod obelics;
+mod unpacked;
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use crate::{cause::RedrawCause, dataset::DatasetError, document::Document, mmc4::SlotChoices};
+
+pub(crate) use index::{DocumentIndexError, Findings};
+pub(crate) use mmc4::Mmc4;
+pub(crate) use obelics::Obelics;
+
+/// Takes an encoded image, given its number in the document; false when it cannot be read.
+pub(crate) type Decode<'a> = dyn FnMut(u32, &[u8]) -> bool + 'a;
+
+/// What reading a sample needs besides its number.
+pub(crate) struct Asked<'a> {
+    /// Makes the random choices of the document.
+    pub(crate) choices: SlotChoices,
+    /// Chance of an image to stand before its text, where the source leaves that open.
+    pub(crate) before_probability: f64,
+    /// Gets every image that the document takes, in order.
+    pub(crate) decode: &'a mut Decode<'a>,
+    /// Is filled with the parts. Its images have the numbers under which `decode` got them.
+    pub(crate) document: &'a mut Document,
+}
+
+/// A data set of documents. All threads read at once.
+pub(crate) trait Source: fmt::Debug + Send + Sync {
+    /// For every shard, the number of the sample after its last one.
+    fn ends(&self) -> Arc<[u64]>;
+
+    /// Name without folders, size and number of samples of every shard, and how samples were made of them.
+    fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String);
+
+    /// Reads a sample once: an error that may pass is tried again by the caller.
+    fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError>;
+
+    /// The shard of a sample, and what it is called there.
+    fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError>;
+}

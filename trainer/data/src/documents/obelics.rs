@@ -1,0 +1,184 @@
+//! OBELICS as a source: its parquet files, their indexes, and the store of its images.
+//!
+//! Comes in: [`ObelicsConfig`]. Goes out: documents, each a stretch of a row between two changes of topic of which at least one image is in the
+//! store. Nothing about them is random.
+
+use std::{
+    num::NonZero,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lcl_trainer_config::ObelicsConfig;
+
+use super::{
+    Asked, Findings, Source,
+    index::{DocumentIndex, Made, Place},
+    mmc4::{describe, ends_of, find, stamp_of},
+};
+use crate::{
+    cause::RedrawCause,
+    dataset::{DatasetError, FileId, IMAGE_BYTES_LIMIT, Storage},
+    index::over_all,
+    obelics::{DocumentFile, Documents, StretchAt, index_file, select_images},
+    shard::{BLOCK, ListOrigin, ShardError, find_shards, is_header},
+    store::{AddressTable, BuildOptions, EXTENSION, StoreError, build_table},
+};
+
+/// Row groups that are kept unpacked, 10 MB each: a lane is in two of them at most.
+const ROW_GROUPS: NonZero<usize> = NonZero::new(64).expect("64 is not zero");
+
+/// The documents of OBELICS.
+#[derive(Debug)]
+pub(crate) struct Obelics {
+    config: ObelicsConfig,
+    indexes: Vec<DocumentIndex>,
+    ends: Arc<[u64]>,
+    documents: Documents,
+    table: AddressTable,
+    images: Vec<PathBuf>,
+    storage: Box<dyn Storage>,
+}
+
+impl Obelics {
+    /// Opens the files, making the table of addresses and the indexes that are missing with so many threads.
+    pub(crate) fn open(
+        config: &ObelicsConfig,
+        index_path: Option<&Path>,
+        threads: NonZero<usize>,
+        storage: Box<dyn Storage>,
+    ) -> Result<Self, DatasetError> {
+        let files = find_shards(&config.shards, ListOrigin::Field("data.source.obelics.shards"), threads)?;
+        let images = find_shards(&config.images, ListOrigin::Field("data.source.obelics.images"), threads)?;
+        let table = open_table(&images, index_path, threads)?;
+        let settings = format!("obelics 1: split {}, store of {} addresses, {:016x}", config.split, table.addresses(), table.identity());
+        let numbered: Vec<(usize, PathBuf)> = files.iter().cloned().enumerate().collect();
+        let indexes = over_all(threads, &numbered, |(number, path)| {
+            DocumentIndex::open(path, *number, || stamp_of(path), index_path, &settings, || index_shard(path, config.split, &table))
+        })?;
+        let ends = ends_of(&indexes)?;
+        let documents = Documents::new(files, config.split, ROW_GROUPS);
+        Ok(Self { config: config.clone(), indexes, ends, documents, table, images, storage })
+    }
+
+    /// The encoded image of an address; `None` when it cannot be one.
+    fn image(&self, address: &str) -> Result<Option<Vec<u8>>, DatasetError> {
+        let Some(found) = self.table.find(address)? else { return Ok(None) };
+        if found.extent.length > IMAGE_BYTES_LIMIT {
+            return Ok(None);
+        }
+        let path = self.images.get(found.shard).ok_or(StoreError::OtherShards {
+            table: PathBuf::new(),
+            recorded: self.table.shards(),
+            found: self.images.len(),
+        })?;
+        let changed = || ShardError::Changed { path: path.clone(), offset: found.extent.offset };
+        let begin = found.extent.offset.checked_sub(BLOCK).ok_or_else(changed)?;
+        let mut bytes = vec![0; BLOCK as usize + found.extent.length as usize];
+        self.storage.read(FileId::Image(found.shard), path, begin, &mut bytes).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ShardError::Missing { path: path.clone() },
+            std::io::ErrorKind::UnexpectedEof => changed(),
+            _ => ShardError::Read { path: path.clone(), offset: begin, source },
+        })?;
+        if !bytes.get(..BLOCK as usize).is_some_and(is_header) {
+            return Err(changed().into());
+        }
+        bytes.drain(..BLOCK as usize);
+        Ok(Some(bytes))
+    }
+}
+
+/// The table of a store's addresses, made when it is missing or of other shards.
+fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<usize>) -> Result<AddressTable, DatasetError> {
+    let Some(first) = images.first() else { return Err(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }) };
+    let files = crate::index::places(first, index_path, &format!(".{EXTENSION}"));
+    for path in &files {
+        let opened = AddressTable::open(path).and_then(|table| table.check_shards(images, threads).map(|()| table));
+        match opened {
+            Ok(table) => return Ok(table),
+            Err(error) if error.io().is_some_and(crate::retry::is_transient) => return Err(error.into()),
+            Err(StoreError::Missing { .. }) => {}
+            Err(error) => tracing::warn!(table = %path.display(), %error, "table of addresses is of no use: making it again"),
+        }
+    }
+    let options = BuildOptions { threads, ..BuildOptions::default() };
+    let mut first_error = None;
+    for path in &files {
+        if let Some(folder) = path.parent() {
+            // What comes of it is told by the building.
+            drop(std::fs::create_dir_all(folder));
+        }
+        match build_table(images, path, &options, |_| {}) {
+            Ok(report) => {
+                tracing::info!(table = %path.display(), addresses = report.addresses, repeated = report.repeated, "made the table of addresses");
+                return Ok(AddressTable::open(path)?);
+            }
+            Err(error) => drop(first_error.get_or_insert(error)),
+        }
+    }
+    Err(first_error.map_or(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }, DatasetError::Store))
+}
+
+impl Source for Obelics {
+    fn ends(&self) -> Arc<[u64]> {
+        Arc::clone(&self.ends)
+    }
+
+    fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
+        let ObelicsConfig { split, max_images, .. } = self.config;
+        let settings = format!("obelics 1: split {split}, images {max_images}, store of {} addresses", self.table.addresses());
+        (describe(&self.indexes), settings)
+    }
+
+    fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError> {
+        let (file, _, place) = find(&self.indexes, &self.ends, sample, &*self.storage)?;
+        let parts = self.documents.read(stretch_at(file, place))?;
+        let decode = &mut asked.decode;
+        let mut number = 0;
+        let fetch = |address: &str| -> Result<Option<()>, DatasetError> {
+            let Some(bytes) = self.image(address)? else { return Ok(None) };
+            let is_readable = decode(number, &bytes);
+            number += u32::from(is_readable);
+            Ok(is_readable.then_some(()))
+        };
+        let images = select_images(&parts, Some(self.config.max_images as usize), fetch, asked.document)?;
+        Ok(if images.is_empty() { Err(RedrawCause::NoImageReadable) } else { Ok(()) })
+    }
+
+    fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
+        let (file, index, place) = find(&self.indexes, &self.ends, sample, &*self.storage)?;
+        let StretchAt { row_group, row, stretch, .. } = stretch_at(file, place);
+        Ok((index.shard().to_owned(), format!("row {row} of row group {row_group}, stretch {stretch}")))
+    }
+}
+
+fn stretch_at(file: usize, [row_group, row]: Place) -> StretchAt {
+    StretchAt { file, row_group: row_group as usize, row: (row >> 32) as u32, stretch: row as u32 }
+}
+
+/// Finds the samples of a file.
+fn index_shard(path: &Path, split: bool, table: &AddressTable) -> Result<Made, DatasetError> {
+    let file = DocumentFile::open(path)?;
+    let (mut samples, mut images) = (Vec::new(), 0);
+    let found = index_file(
+        &file,
+        split,
+        |address| Ok(table.find(address)?.is_some()),
+        |row_group, found| {
+            for sample in found {
+                images += u64::from(sample.images);
+                samples.push([row_group as u64, u64::from(sample.row) << 32 | u64::from(sample.stretch)]);
+            }
+        },
+    )?;
+    let mut findings = Findings { documents: found.stretches, samples: found.samples, images, ..Findings::default() };
+    for (name, faulty) in found.faults {
+        findings.documents += faulty.count;
+        findings.left_out.insert(name.to_owned(), super::index::LeftOut { count: faulty.count, first: faulty.first });
+    }
+    if found.stretches > found.samples {
+        let first = "their addresses are not in the store".to_owned();
+        findings.left_out.insert("no_image_stored".to_owned(), super::index::LeftOut { count: found.stretches - found.samples, first });
+    }
+    Ok((samples, findings))
+}

@@ -1,0 +1,349 @@
+//! Documents from their published form to a batch: MMC4 and OBELICS through the data set and the loader.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    num::NonZero,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lcl_data::{
+    Batch, Dataset, DatasetError, Loader, LoaderError, LoaderOptions, RedrawCause, SkipCause,
+    document::{Composer, Document},
+    image::{Scratch, decode},
+    mmc4::{ImageFolders, Record, Rules, SlotChoices, choose, image_path, place, walk},
+    sequence::Layout,
+    tokenizer::Tokenizer,
+};
+use lcl_trainer_config::{
+    AugmentationConfig, DataConfig, DataSource, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig, Objective, Preset, ShuffleConfig,
+};
+
+const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
+const SEED: u64 = 5;
+const SIZE: i64 = 32;
+const START_OF_IMAGE: i64 = 49_409;
+const PLACEHOLDER: i64 = 49_408;
+
+fn fixtures(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A copy, since indexes are written beside the shards.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder is made");
+    for entry in fs::read_dir(from).expect("the fixtures are there") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("a file is copied");
+        }
+    }
+}
+
+fn model(context_length: i64) -> ModelShape {
+    let mut model = Preset::Tiny.shape();
+    (model.vision.image_size, model.vision.patch_size, model.text.context_length) = (SIZE, 16, context_length);
+    model
+}
+
+fn config(source: DataSource) -> DataConfig {
+    DataConfig {
+        source,
+        index_path: None,
+        image_first_probability: 0.5,
+        augmentation: AugmentationConfig::default(),
+        reduced_scale_decoding: false,
+        shuffle: ShuffleConfig::default(),
+        threads: 2,
+        prefetch: 2,
+    }
+}
+
+fn mmc4(folder: &Path) -> Mmc4Config {
+    Mmc4Config {
+        shards: vec![folder.join("data/docs_shard_{0..3}_v2.jsonl.zip").display().to_string()],
+        images: Mmc4Images::Flat { folder: folder.join("images").display().to_string() },
+        min_similarity: 0.24,
+        max_images: 6,
+    }
+}
+
+fn obelics(folder: &Path) -> ObelicsConfig {
+    let entry = |path: &str| vec![folder.join(path).display().to_string()];
+    ObelicsConfig { shards: entry("data/train-*.parquet"), images: entry("images/{00000..00002}.tar"), split: true, max_images: 6 }
+}
+
+fn load(config: &DataConfig, batch: u64, steps: Range<u64>, context_length: i64) -> Vec<Batch> {
+    let dataset = Arc::new(Dataset::open(config).expect("the data set opens"));
+    let options = LoaderOptions {
+        model: model(context_length),
+        objective: LCL,
+        seed: SEED,
+        global_batch_size: batch,
+        slots: 0..batch,
+        first_step: steps.start,
+        last_step: steps.end,
+    };
+    Loader::start(dataset, config, options).expect("the loader starts").collect::<Result<_, _>>().expect("the data are sound")
+}
+
+/// What holds for every batch: rows one behind the other, as many images as marks, with all their placeholders.
+fn check_batches(batches: &[Batch], slots: u64) {
+    for batch in batches {
+        assert_eq!(batch.rows.len() as u64 + batch.skipped.len() as u64, slots);
+        assert_eq!(batch.pixels.len(), batch.images * (3 * SIZE * SIZE) as usize);
+        for row in &batch.rows {
+            let tokens = batch.tokens_of(row);
+            let count = |wanted: i64| tokens.iter().filter(|token| **token == wanted).count();
+            assert!((1..=6).contains(&row.images.len()));
+            assert_eq!((count(START_OF_IMAGE), count(PLACEHOLDER)), (row.images.len(), 4 * row.images.len()));
+            assert!(row.redrawn.is_some_and(|(_, attempts)| attempts > 0) || row.used == row.sample);
+        }
+    }
+}
+
+/// All documents of MMC4 that are samples, in the order of their numbers.
+fn documents_of(config: &Mmc4Config, shards: &[PathBuf]) -> Vec<Vec<u8>> {
+    let mut lines = Vec::new();
+    for shard in shards {
+        let mut record = Record::new();
+        walk(shard, |line| {
+            if line.parse(&mut record).is_ok() && record.images().iter().any(|image| image.matched_sim >= config.min_similarity) {
+                lines.push(line.bytes().expect("no line is too long").to_vec());
+            }
+        })
+        .expect("the shard is sound");
+    }
+    lines
+}
+
+#[test]
+fn a_row_of_mmc4_is_what_the_rules_make_of_its_document() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    let source = mmc4(folder.path());
+    let shards = [0, 1].map(|shard| folder.path().join(format!("data/docs_shard_{shard}_v2.jsonl.zip")));
+    let documents = documents_of(&source, &shards);
+    let batches = load(&config(DataSource::Mmc4 { mmc4: source }), 8, 0..20, 96);
+    check_batches(&batches, 8);
+    let layout = Layout::new(&model(96)).expect("a layout");
+    let (mut composer, mut document, mut record, mut redrawn) = (Composer::new(Tokenizer::clip()), Document::new(), Record::new(), 0);
+    for batch in &batches {
+        assert!(batch.skipped.is_empty());
+        for row in &batch.rows {
+            redrawn += usize::from(row.redrawn.is_some());
+            record.fill(&documents[row.used as usize]).expect("a sound line");
+            let attempt = row.redrawn.map_or(0, |(_, attempts)| attempts);
+            let (rules, mut choices, mut chosen) = (Rules::default(), SlotChoices::new(SEED, batch.step, row.slot, attempt), Vec::new());
+            choose(&record, &rules, &mut choices, &mut chosen).expect("the row has images");
+            chosen.retain(|image| {
+                let name = record.image_name(&record.images()[*image as usize]);
+                let path = image_path(&folder.path().join("images"), ImageFolders::One, 0, name).expect("a sound name");
+                fs::read(path).is_ok_and(|bytes| decode(&bytes, &mut Scratch::new()).is_ok())
+            });
+            place(&record, &chosen, &rules, &mut choices, &mut document).expect("an image is readable");
+            let expected = composer.compose(&document, &layout).expect("an image fits");
+            assert_eq!((batch.tokens_of(row), row.images.len()), (expected.tokens, expected.images.len()));
+        }
+    }
+    assert!(redrawn > 3, "only {redrawn} of 160 documents were replaced, though several have no readable image");
+}
+
+#[test]
+fn each_document_has_its_turn_once_a_pass_and_replacements_come_on_top() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    let config = config(DataSource::Mmc4 { mmc4: mmc4(folder.path()) });
+    let samples = Dataset::open(&config).expect("the data set opens").samples_per_pass();
+    let batches = load(&config, samples, 0..3, 96);
+    let mut causes = BTreeMap::new();
+    for batch in &batches {
+        let turns: BTreeSet<u64> = batch.rows.iter().map(|row| row.sample).collect();
+        assert_eq!(turns.len() as u64, samples);
+        for row in &batch.rows {
+            if let Some((cause, attempts)) = row.redrawn {
+                *causes.entry(cause).or_insert(0) += 1;
+                assert!(attempts > 0);
+            } else {
+                assert_eq!(row.used, row.sample);
+            }
+        }
+    }
+    assert!(causes.contains_key(&RedrawCause::NoImageReadable) && causes.contains_key(&RedrawCause::NoImageFits), "{causes:?}");
+    assert!(!causes.contains_key(&RedrawCause::NoImageAboveThreshold), "the index leaves these out: {causes:?}");
+    // The same whatever threads and prefetch are, and from whichever step it begins.
+    let other = DataConfig { threads: 5, prefetch: 1, ..config };
+    assert!(load(&other, samples, 1..3, 96) == batches[1..]);
+}
+
+#[test]
+fn plain_shards_and_folders_by_shard_give_the_same_rows_as_zipped_ones_and_one_folder() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    let zipped = mmc4(folder.path());
+    for shard in [0, 1] {
+        let name = |ending: &str| folder.path().join(format!("data/docs_shard_{shard}_v2.jsonl{ending}"));
+        let mut lines = Vec::new();
+        walk(&name(".zip"), |line| lines.push(line.bytes().expect("a line").to_vec())).expect("a sound shard");
+        fs::write(name(""), lines.join(&b'\n')).expect("the plain shard is written");
+        copy(&folder.path().join("images"), &folder.path().join(format!("by_shard/{shard}")));
+    }
+    let plain = Mmc4Config {
+        shards: vec![folder.path().join("data/docs_shard_{0,1}_v2.jsonl").display().to_string()],
+        images: Mmc4Images::ByShard { folder: folder.path().join("by_shard").display().to_string() },
+        ..zipped.clone()
+    };
+    let [zipped, plain] = [zipped, plain].map(|mmc4| load(&config(DataSource::Mmc4 { mmc4 }), 8, 0..6, 96));
+    assert!(zipped == plain);
+}
+
+#[test]
+fn obelics_gives_every_stretch_with_a_stored_image_once_a_pass() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("obelics"), folder.path());
+    let config = config(DataSource::Obelics { obelics: obelics(folder.path()) });
+    let samples = Dataset::open(&config).expect("the data set opens").samples_per_pass();
+    let batches = load(&config, samples, 0..2, 128);
+    check_batches(&batches, samples);
+    for batch in &batches {
+        assert_eq!(batch.rows.iter().map(|row| row.sample).collect::<BTreeSet<_>>().len() as u64, samples);
+        // Nothing about these documents is random.
+        for row in batch.rows.iter().filter(|row| row.redrawn.is_none()) {
+            let again = batches[0].rows.iter().find(|other| other.used == row.used).expect("a row of it");
+            assert_eq!(batches[0].tokens_of(again), batch.tokens_of(row));
+        }
+    }
+    let made = |ending: &str| {
+        fs::read_dir(folder.path().join("images"))
+            .expect("a folder")
+            .filter(|entry| entry.as_ref().expect("an entry").file_name().to_string_lossy().ends_with(ending))
+            .count()
+    };
+    assert_eq!(made("lcladdresses"), 1, "the table of addresses is made once, beside the first shard");
+}
+
+#[test]
+fn other_settings_are_other_data() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    copy(&fixtures("obelics"), folder.path());
+    let digest = |source| Dataset::open(&config(source)).expect("the data set opens").digest();
+    let (mmc4, obelics) = (mmc4(folder.path()), obelics(folder.path()));
+    let of_mmc4 = |change: fn(&mut Mmc4Config)| {
+        let mut mmc4 = mmc4.clone();
+        change(&mut mmc4);
+        digest(DataSource::Mmc4 { mmc4 })
+    };
+    let of_obelics = |change: fn(&mut ObelicsConfig)| {
+        let mut obelics = obelics.clone();
+        change(&mut obelics);
+        digest(DataSource::Obelics { obelics })
+    };
+    let all = [
+        of_mmc4(|_| {}),
+        of_mmc4(|mmc4| mmc4.min_similarity = 0.25),
+        of_mmc4(|mmc4| mmc4.max_images = 5),
+        of_obelics(|_| {}),
+        of_obelics(|obelics| obelics.split = false),
+        of_obelics(|obelics| obelics.max_images = 7),
+    ];
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "{all:?}");
+    assert_eq!(all[0], of_mmc4(|_| {}));
+}
+
+#[test]
+fn what_cannot_be_trained_on_is_said_at_the_start() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    let open = |change: fn(&mut Mmc4Config)| {
+        let mut mmc4 = mmc4(folder.path());
+        change(&mut mmc4);
+        Dataset::open(&config(DataSource::Mmc4 { mmc4 })).expect_err("nothing to train on").to_string()
+    };
+    let message = open(|mmc4| mmc4.min_similarity = 1.01);
+    assert!(message.contains("no_image_above_threshold"), "{message}");
+    let message = open(|mmc4| mmc4.shards = vec!["/nowhere/docs_shard_{0..2}_v2.jsonl".to_owned()]);
+    assert!(message.contains("spec.data.mmc4.shards[0]"), "{message}");
+    // Documents without captions cannot be trained by the baseline's objective.
+    let config = config(DataSource::Mmc4 { mmc4: mmc4(folder.path()) });
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set opens"));
+    let options = LoaderOptions {
+        model: model(96),
+        objective: Objective::Clip,
+        seed: 0,
+        global_batch_size: 1,
+        slots: 0..1,
+        first_step: 0,
+        last_step: 1,
+    };
+    let error = Loader::start(dataset, &config, options).expect_err("no caption");
+    assert!(matches!(error, LoaderError::Setting { field: "model.objective.kind", .. }), "{error}");
+}
+
+#[test]
+fn a_slot_for_which_no_document_is_of_use_stays_empty() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    fs::remove_dir_all(folder.path().join("images")).expect("the images are removed");
+    let config = config(DataSource::Mmc4 { mmc4: mmc4(folder.path()) });
+    for batch in load(&config, 3, 0..2, 96) {
+        assert!(batch.rows.is_empty() && batch.skipped.iter().all(|skipped| skipped.cause == SkipCause::NoDocument), "{batch:?}");
+        assert_eq!(batch.skipped.len(), 3);
+    }
+}
+
+#[test]
+fn a_shard_that_changes_after_it_was_indexed_is_named_and_gives_no_row() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    let path = folder.path().join("data/docs_shard_0_v2.jsonl");
+    let mut lines = Vec::new();
+    walk(&folder.path().join("data/docs_shard_0_v2.jsonl.zip"), |line| lines.push(line.bytes().expect("a line").to_vec())).expect("sound");
+    fs::write(&path, lines.join(&b'\n')).expect("the shard is written");
+    let source = Mmc4Config { shards: vec![path.display().to_string()], ..mmc4(folder.path()) };
+    let config = config(DataSource::Mmc4 { mmc4: source });
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set opens"));
+    lines.reverse();
+    lines.truncate(3);
+    fs::write(&path, lines.join(&b'\n')).expect("another shard is written");
+    let options = LoaderOptions {
+        model: model(96),
+        objective: LCL,
+        seed: 0,
+        global_batch_size: dataset.samples_per_pass(),
+        slots: 0..dataset.samples_per_pass(),
+        first_step: 0,
+        last_step: 1,
+    };
+    let outcome = Loader::start(dataset, &config, options).expect("the loader starts").next().expect("an outcome");
+    let error = outcome.expect_err("the shard is another one");
+    let LoaderError::Read { source: DatasetError::Documents(source), .. } = error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("docs_shard_0_v2.jsonl changed"), "{source}");
+}
+
+#[test]
+fn indexes_lie_in_their_folder_when_there_is_one() {
+    let (folder, indexes) = (tempfile::tempdir().expect("a temporary folder"), tempfile::tempdir().expect("another"));
+    copy(&fixtures("obelics"), folder.path());
+    let before = count_files(folder.path());
+    let config = DataConfig {
+        index_path: Some(indexes.path().display().to_string()),
+        threads: NonZero::<usize>::MIN.get(),
+        ..config(DataSource::Obelics { obelics: obelics(folder.path()) })
+    };
+    let digest = Dataset::open(&config).expect("the data set opens").digest();
+    assert_eq!(count_files(folder.path()), before, "something was written beside the shards");
+    // Two files and the table.
+    assert_eq!(count_files(indexes.path()), 3);
+    assert_eq!(Dataset::open(&config).expect("it opens again").digest(), digest);
+}
+
+fn count_files(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.map(|path| if path.is_dir() { count_files(&path) } else { 1 }).sum()
+}
