@@ -274,6 +274,10 @@ fn complete(part: &Map<String, Value>) -> Value {
         "optimization": { "steps": 100, "globalBatchSize": 64 },
         "checkpoint": { "uri": "file:///runs/a" },
     });
+    // A part that names documents has them in the place of the shards.
+    if part.get("data").is_some_and(|data| data.get("mmc4").is_some() || data.get("obelics").is_some()) {
+        spec["data"] = json!({});
+    }
     overlay(&mut spec, &Value::Object(part.clone()));
     json!({ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "metadata": { "name": "a" }, "spec": spec })
 }

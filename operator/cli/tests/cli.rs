@@ -113,10 +113,14 @@ fn a_valid_manifest_is_said_to_be_valid() {
 }
 
 #[test]
-fn the_example_is_valid() {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
-    let output = Workplace::new(JOB).lcl(&["validate", example.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+fn every_example_is_valid() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let paths: Vec<_> = std::fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(paths.len() >= 3, "{paths:?}");
+    for path in paths {
+        let output = Workplace::new(JOB).lcl(&["validate", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    }
 }
 
 #[test]

@@ -273,7 +273,9 @@ impl Dataset {
             Content::Pairs(pairs) => pairs.shards.iter().for_each(|shard| add(shard.shard(), shard.shard_length(), shard.count())),
             Content::Documents(documents) => {
                 let (shards, settings) = documents.describe();
-                shards.iter().for_each(|(shard, length, count)| add(shard, *length, *count));
+                for (shard, length, count) in &shards {
+                    add(shard, *length, *count);
+                }
                 hasher.update(settings.as_bytes());
             }
         }

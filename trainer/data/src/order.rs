@@ -122,7 +122,7 @@ impl Order {
             return None;
         }
         if count <= self.window {
-            return Some(Window { places: 0..count, stretches: vec![0..count] });
+            return Some(Window { places: 0..count, stretches: std::iter::once(0..count).collect() });
         }
         let (places, _) = self.place(pass, position);
         Some(Window { stretches: self.tape(pass).stretches(places.clone(), &self.ends), places })

@@ -280,14 +280,10 @@ mod tests {
     use super::*;
     use crate::dataset::OpenFiles;
 
-    fn made() -> Result<Made, DocumentIndexError> {
+    fn made() -> Made {
         let mut findings = Findings { documents: 4, samples: 3, images: 5, ..Findings::default() };
         findings.leave_out("broken", || "line 2: no text".to_owned());
-        Ok((vec![[1, 2], [u64::MAX, 0], [7, 9]], findings))
-    }
-
-    fn never() -> Result<Made, DocumentIndexError> {
-        panic!("the index was there")
+        (vec![[1, 2], [u64::MAX, 0], [7, 9]], findings)
     }
 
     #[test]
@@ -296,10 +292,14 @@ mod tests {
         let shard = folder.path().join("a.jsonl");
         let stamp = |length| move || Ok(Stamp { length, seconds: 1, nanoseconds: 2 });
         let storage = OpenFiles::default();
-        for make in [made as fn() -> _, never] {
+        for is_there in [false, true] {
+            let make = || {
+                assert!(!is_there, "the index was there");
+                Ok(made())
+            };
             let index = DocumentIndex::open(&shard, 0, stamp(10), None, "a", make).expect("the index opens");
             let places: Vec<Place> = (0..3).map(|number| index.place(number, &storage).expect("the record is sound")).collect();
-            assert_eq!((places, index.findings()), (vec![[1, 2], [u64::MAX, 0], [7, 9]], &made().expect("it is made").1));
+            assert_eq!((places, index.findings()), (vec![[1, 2], [u64::MAX, 0], [7, 9]], &made().1));
         }
         let empty = || Ok((Vec::new(), Findings::default()));
         let other = DocumentIndex::open(&shard, 1, stamp(10), None, "b", empty).expect("other settings");
@@ -320,7 +320,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let shard = folder.path().join("a.jsonl");
         let stamp = || Ok::<_, DocumentIndexError>(Stamp { length: 10, seconds: 1, nanoseconds: 2 });
-        let index = DocumentIndex::open(&shard, 0, stamp, None, "a", made).expect("the index is made");
+        let index = DocumentIndex::open(&shard, 0, stamp, None, "a", || Ok(made())).expect("the index is made");
         let whole = std::fs::read(&index.path).expect("the index is read");
         for at in 0..whole.len() {
             let mut damaged = whole.clone();

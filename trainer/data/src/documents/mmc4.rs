@@ -76,7 +76,7 @@ impl Mmc4 {
             Mmc4Images::Flat { folder } | Mmc4Images::ByShard { folder } => folder,
         };
         let Ok(path) = image_path(Path::new(folder), self.folders, number, name) else { return Ok(None) };
-        match std::fs::metadata(&path).and_then(|found| Ok(found.is_file() && found.len() <= IMAGE_BYTES_LIMIT)) {
+        match std::fs::metadata(&path).map(|found| found.is_file() && found.len() <= IMAGE_BYTES_LIMIT) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
             Err(error) => return absent_or_error(path, error),
@@ -179,7 +179,9 @@ pub(super) fn ends_of(indexes: &[DocumentIndex]) -> Result<Arc<[u64]>, DatasetEr
     let ends: Arc<[u64]> = ends.collect();
     if ends.last().is_none_or(|samples| *samples == 0) {
         let mut found = Findings::default();
-        indexes.iter().for_each(|index| found.add(index.findings()));
+        for index in indexes {
+            found.add(index.findings());
+        }
         let causes = found.left_out.iter().map(|(cause, left_out)| format!("{} {cause} (the first: {})", left_out.count, left_out.first));
         return Err(DatasetError::NoDocument {
             shards: indexes.len(),

@@ -172,17 +172,13 @@ impl Preparer {
                 pixels.resize(begin + bytes, 0);
                 let crop = |width, height| draw.crop_in_document(self.config.augmentation, (attempt, image), width, height);
                 let Some(place) = pixels.get_mut(begin..) else { return false };
-                match self.transform.train_bytes(encoded, crop, scratch, place) {
-                    Ok(fault) => {
-                        tolerated.extend(fault);
-                        decoded.push(image);
-                        true
-                    }
-                    Err(_) => {
-                        pixels.truncate(begin);
-                        false
-                    }
-                }
+                let Ok(fault) = self.transform.train_bytes(encoded, crop, scratch, place) else {
+                    pixels.truncate(begin);
+                    return false;
+                };
+                tolerated.extend(fault);
+                decoded.push(image);
+                true
             };
             let choices = SlotChoices::new(draw.seed, draw.step, draw.slot, attempt);
             let before_probability = self.config.image_first_probability;

@@ -58,6 +58,7 @@ struct Begun {
 }
 
 /// A slot to prepare.
+#[derive(Clone, Copy)]
 struct Work {
     step: u64,
     place: usize,

@@ -81,7 +81,7 @@ fn sources_passes_and_seeds_have_orders_of_their_own() {
 fn the_recorded_order_never_changes() {
     let small = order(&[10, 7, 13, 9, 11], Pace::whole(6), 3, 8);
     assert_eq!(pass_of(&small, 1)[..16], RECORDED);
-    let large = order(&[10_000; 41_000], Pace::new(32_768 * 2, 3), 512, 8192);
+    let large = order(&vec![10_000; 41_000], Pace::new(32_768 * 2, 3), 512, 8192);
     assert_eq!([0, 1, 300_000_000, 409_999_999].map(|position| large.at(9, position).expect("below the count")), RECORDED_LARGE);
 }
 
@@ -167,7 +167,7 @@ fn fetched(order: &Order, batch: u64, nodes_at: impl Fn(f64) -> u64) -> f64 {
 fn all_nodes_together_fetch_little_more_than_a_pass() {
     // 64 nodes as the reference deployment has them, with an eighth of the slots and of the window: 16 lanes a node, a window for 256 steps.
     let batch = 64 * 64;
-    let order = order(&[1250; 8192], Pace::whole(batch), batch / 4, 1024);
+    let order = order(&vec![1250; 8192], Pace::whole(batch), batch / 4, 1024);
     let settled = fetched(&order, batch, |_| 64);
     assert!((0.99..1.001).contains(&settled), "{settled} passes");
     // 63 nodes share 63 lanes with a neighbour.
