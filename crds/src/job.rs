@@ -64,7 +64,7 @@ use workers::{ElasticSpec, WorkersSpec};
     validation = Rule::new(PER_RANK_DIVIDES)
         .message("must be a multiple of workers times membersPerWorker when normalization is perRank")
         .field_path(".optimization.globalBatchSize"),
-    validation = Rule::new("has(self.data.webdataset) || !has(self.model.objective.clip)")
+    validation = Rule::new(CLIP_HAS_CAPTIONS)
         .message("must be lcl when the data are documents: their images have no caption of their own")
         .field_path(".model.objective"),
     validation = Rule::new(WORLD_FITS_SHARDS)
@@ -101,6 +101,9 @@ pub struct LCLTrainingJobSpec {
 fn default_backoff_limit() -> i32 {
     6
 }
+
+const CLIP_HAS_CAPTIONS: &str = "!has(self.model.objective.clip) || has(self.data.webdataset) \
+    || (has(self.data.mixture) && self.data.mixture.sources.all(source, has(source.webdataset)))";
 
 /// Work is assigned in slots of the global batch, so every member needs at least one.
 const WORLD_FITS_BATCH: &str = "self.optimization.globalBatchSize >= \

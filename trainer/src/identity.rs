@@ -96,6 +96,16 @@ impl Identity {
             DataSource::Obelics { obelics: ObelicsConfig { split, max_images, .. } } => {
                 flatten("data.source.obelics", json!({ "split": split, "maxImages": max_images }), &mut flat);
             }
+            DataSource::Mixture { mixture } => {
+                // Weights and settings of all sources; where they lie may change.
+                let nowhere = |_: &str| String::new();
+                let sources = mixture.sources.iter().map(|mixed| {
+                    let source = mixed.source.clone().map(&nowhere, &nowhere);
+                    json!({ "name": mixed.name, "weight": mixed.weight, "source": source })
+                });
+                let settings = json!({ "by": mixture.by, "sources": sources.collect::<Vec<_>>() });
+                flatten("data.source.mixture", settings, &mut flat);
+            }
         }
         if let Some(digest) = data_digest {
             flat.insert(DATA_CONTENT.to_owned(), digest.into());

@@ -91,6 +91,9 @@ pub struct StepRecord {
     pub images: u64,
     /// Tokens in the batch, padding not counted.
     pub tokens: u64,
+    /// The sources of a mixture, in its order. Their passes are their own; `slots` then has one entry, of pass 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceRecord>,
     /// Samples whose slot stayed empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped_samples: Vec<SkippedSample>,
@@ -150,6 +153,23 @@ pub struct SkippedSample {
     pub sample: u64,
     /// Why it was left out.
     pub cause: String,
+}
+
+/// What a step took of a source of a mixture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Its name.
+    pub name: String,
+    /// First position of its own sequence of passes that belongs to this step.
+    pub first: u64,
+    /// Position after the last one: where the next step begins.
+    pub end: u64,
+    /// Sequences of it in the batch, left-out samples not counted.
+    pub rows: u64,
+    /// Images in these.
+    pub images: u64,
+    /// Tokens in these.
+    pub tokens: u64,
 }
 
 /// A sample in whose place another one was used.
@@ -281,6 +301,7 @@ pub(crate) mod tests {
             rows: 8,
             images: 8,
             tokens: 100,
+            sources: Vec::new(),
             skipped_samples: Vec::new(),
             redrawn_samples: Vec::new(),
             tolerated_images: BTreeMap::new(),

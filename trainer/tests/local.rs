@@ -8,7 +8,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::{DataSource, ExactConfig, ExitCode, Schedule};
+use lcl_trainer_config::{DataSource, ExactConfig, ExitCode, MixedSource, MixtureConfig, MixtureUnit, Schedule};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -98,10 +98,14 @@ fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> R
 #[test]
 fn a_disturbed_run_on_documents_trains_each_once_and_ends_with_the_bits_of_an_undisturbed_one() -> Result<()> {
     let workbench = Workbench::new(&[])?;
-    for source in [lcl_tests::data::mmc4(&workbench.path("mmc4"))?, lcl_tests::data::obelics(&workbench.path("obelics"))?] {
+    let (mmc4, obelics) = (lcl_tests::data::mmc4(&workbench.path("mmc4"))?, lcl_tests::data::obelics(&workbench.path("obelics"))?);
+    let pairs = DataSource::webdataset(vec![workbench.shard().display().to_string()]);
+    let mixed = [("pairs", 2, pairs), ("mmc4", 1, mmc4.clone()), ("obelics", 1, obelics.clone())];
+    let sources = mixed.into_iter().map(|(name, weight, source)| MixedSource { name: name.to_owned(), weight, source }).collect();
+    let mixture = DataSource::Mixture { mixture: MixtureConfig { by: MixtureUnit::Images, sources } };
+    for (kind, source) in [("mmc4", mmc4), ("obelics", obelics), ("mixture", mixture)] {
         let begin = |name: &str| -> Result<Run> {
-            let mut run =
-                workbench.begin(&format!("{name}-{}", if matches!(source, DataSource::Mmc4 { .. }) { "mmc4" } else { "obelics" }))?;
+            let mut run = workbench.begin(&format!("{name}-{kind}"))?;
             run.config.data.source = source.clone();
             run.config.model.shape.text.context_length = 64;
             run.config.optimization.steps = 24;
@@ -119,9 +123,22 @@ fn a_disturbed_run_on_documents_trains_each_once_and_ends_with_the_bits_of_an_un
         let redrawn = |run: &Run| -> Result<Vec<Value>> { Ok(run.steps()?.iter().map(|line| line["redrawn_samples"].clone()).collect()) };
         ensure!(redrawn(&run)? == redrawn(&alone)?);
         // All images in the store can be read.
-        let expected = matches!(source, DataSource::Mmc4 { .. });
+        let expected = kind != "obelics";
         ensure!(redrawn(&run)?.iter().any(|samples| !samples.is_null()) == expected, "{:?}", redrawn(&run)?);
         ensure!(run.steps()?.iter().any(|line| line["images"].as_u64() > line["rows"].as_u64()), "no document has two images");
+        // Of a mixture: each source's own sequence without a gap, and the same counts whoever counted them.
+        let sources = |run: &Run| -> Result<Vec<Value>> { Ok(run.steps()?.iter().map(|line| line["sources"].clone()).collect()) };
+        ensure!(sources(&run)? == sources(&alone)?);
+        let mut ends = [0; 3];
+        for (line, step) in sources(&run)?.iter().zip(run.steps()?) {
+            let counted: u64 = line.as_array().into_iter().flatten().filter_map(|source| source["rows"].as_u64()).sum();
+            ensure!(kind != "mixture" || Some(counted) == step["rows"].as_u64(), "{step}");
+            for (end, source) in ends.iter_mut().zip(line.as_array().into_iter().flatten()) {
+                ensure!(source["first"] == *end, "a gap or a repetition in {line}");
+                *end = source["end"].as_u64().context("no end")?;
+            }
+        }
+        ensure!((kind == "mixture") == ends.iter().all(|end| *end > 0), "{ends:?}");
     }
     Ok(())
 }

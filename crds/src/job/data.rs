@@ -4,15 +4,15 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY};
+use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY, SOURCE_NAME};
 
 /// What the model is trained on.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = (
-        "[has(self.webdataset), has(self.mmc4), has(self.obelics)].filter(given, given).size() == 1",
-        "exactly one data source must be given: webdataset, mmc4 or obelics"
+        "[has(self.webdataset), has(self.mmc4), has(self.obelics), has(self.mixture)].filter(given, given).size() == 1",
+        "exactly one data source must be given: webdataset, mmc4, obelics or mixture"
     ),
     validation = Rule::new(
         "has(self.webdataset) == has(oldSelf.webdataset) && (!has(self.webdataset) || self.webdataset == oldSelf.webdataset)"
@@ -25,6 +25,9 @@ use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY};
     validation = Rule::new("has(self.obelics) == has(oldSelf.obelics) && (!has(self.obelics) || self.obelics == oldSelf.obelics)")
         .message("must not change after the job was created")
         .field_path(".obelics"),
+    validation = Rule::new("has(self.mixture) == has(oldSelf.mixture) && (!has(self.mixture) || self.mixture == oldSelf.mixture)")
+        .message("must not change after the job was created")
+        .field_path(".mixture"),
 )]
 pub struct DataSpec {
     /// Image-text pairs in tar shards.
@@ -36,6 +39,9 @@ pub struct DataSpec {
     /// Interleaved documents of OBELICS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub obelics: Option<ObelicsSpec>,
+    /// Several of these at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixture: Option<MixtureSpec>,
     /// Folder for the shards' indexes when they cannot be written beside the shards (a read-only volume): an absolute path in the
     /// worker's container. Default: beside the shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,6 +109,61 @@ pub struct WebdatasetSpec {
     /// `a`), or `lastDot` (`jpg` of the sample `a.b`).
     #[serde(default)]
     pub key_separator: KeySeparatorSpec,
+}
+
+/// Several sources of which every step takes samples in proportion to their weights, exactly in every prefix of the run. Each source has passes
+/// of its own.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MixtureSpec {
+    /// What the weights count: `images`, so that a source of documents gives fewer samples the more images these have, or `samples`.
+    /// Default: images, as in the paper.
+    #[serde(default)]
+    pub by: MixtureUnitSpec,
+    /// The sources.
+    #[schemars(length(min = 2, max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub sources: Vec<MixedSourceSpec>,
+}
+
+/// What the weights of a mixture count.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MixtureUnitSpec {
+    /// Images.
+    #[default]
+    Images,
+    /// Samples.
+    Samples,
+}
+
+/// A source of a mixture.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "[has(self.webdataset), has(self.mmc4), has(self.obelics)].filter(given, given).size() == 1",
+    "exactly one data source must be given: webdataset, mmc4 or obelics"
+))]
+pub struct MixedSourceSpec {
+    /// What it is called in metrics.
+    #[schemars(regex(pattern = SOURCE_NAME), length(max = 63))]
+    pub name: String,
+    /// Its part, beside those of the others. Default: 1.
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub weight: i64,
+    /// Image-text pairs in tar shards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webdataset: Option<WebdatasetSpec>,
+    /// Interleaved documents of MMC4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmc4: Option<Mmc4Spec>,
+    /// Interleaved documents of OBELICS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obelics: Option<ObelicsSpec>,
+}
+
+fn default_weight() -> i64 {
+    1
 }
 
 /// MMC4 as it is published. Of every sentence's images one is taken at random, the first `maxImages` by sentence are kept, and what cannot be

@@ -2,12 +2,12 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use lcl_crds::{
-    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, Mmc4LayoutSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec,
-    PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
+    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec, ModelShapeSpec, ModelSpec,
+    ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    DataSource, KeySeparator, Mmc4Config, Mmc4Images, ModelConfig, ModelShape, ObelicsConfig, Objective, Precision, Preset, SampleKeys,
-    Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+    DataSource, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig, ModelShape, ObelicsConfig,
+    Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
 };
 
 use crate::validate::FieldError;
@@ -155,10 +155,29 @@ fn to_shape(shape: &ModelShapeSpec) -> ModelShape {
 }
 
 fn resolve_source(data: &DataSpec) -> Result<DataSource, FieldError> {
-    if let Some(webdataset) = &data.webdataset {
+    let Some(mixture) = &data.mixture else {
+        return resolve_single(data.webdataset.as_ref(), data.mmc4.as_ref(), data.obelics.as_ref());
+    };
+    let sources = mixture.sources.iter().map(|mixed| {
+        let source = resolve_single(mixed.webdataset.as_ref(), mixed.mmc4.as_ref(), mixed.obelics.as_ref())?;
+        Ok(MixedSource { name: mixed.name.clone(), weight: mixed.weight.unsigned_abs(), source })
+    });
+    let by = match mixture.by {
+        MixtureUnitSpec::Images => MixtureUnit::Images,
+        MixtureUnitSpec::Samples => MixtureUnit::Samples,
+    };
+    Ok(DataSource::Mixture { mixture: MixtureConfig { by, sources: sources.collect::<Result<_, FieldError>>()? } })
+}
+
+fn resolve_single(
+    webdataset: Option<&WebdatasetSpec>,
+    mmc4: Option<&Mmc4Spec>,
+    obelics: Option<&ObelicsSpec>,
+) -> Result<DataSource, FieldError> {
+    if let Some(webdataset) = webdataset {
         return Ok(DataSource::Webdataset { shards: webdataset.shards.clone(), keys: to_sample_keys(webdataset) });
     }
-    if let Some(mmc4) = &data.mmc4 {
+    if let Some(mmc4) = mmc4 {
         let folder = mmc4.images.folder.clone();
         let images = match mmc4.images.layout {
             Mmc4LayoutSpec::Flat => Mmc4Images::Flat { folder },
@@ -167,7 +186,7 @@ fn resolve_source(data: &DataSpec) -> Result<DataSource, FieldError> {
         let (min_similarity, max_images) = (mmc4.min_similarity, mmc4.max_images.unsigned_abs());
         return Ok(DataSource::Mmc4 { mmc4: Mmc4Config { shards: mmc4.shards.clone(), images, min_similarity, max_images } });
     }
-    let obelics = data.obelics.as_ref().ok_or_else(|| FieldError::missing("spec.data.webdataset"))?;
+    let obelics = obelics.ok_or_else(|| FieldError::missing("spec.data.webdataset"))?;
     let (shards, images) = (obelics.shards.clone(), obelics.images.clone());
     Ok(DataSource::Obelics {
         obelics: ObelicsConfig { shards, images, split: obelics.split, max_images: obelics.max_images.unsigned_abs() },

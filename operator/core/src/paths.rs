@@ -142,11 +142,11 @@ impl PathMapping {
         let mut errors: Vec<_> = unknown.map(|name| PathError::UnknownVolume { name: name.clone(), known: known.clone() }).collect();
         let lists = job.source().lists();
         let shards = lists.into_iter().flat_map(|(field, list)| {
-            let field = Field(field).to_string();
+            let field = Field(&field).to_string();
             list.iter().enumerate().map(move |(index, entry)| (format!("{field}[{index}]"), entry.clone()))
         });
         let shards: Vec<(String, String)> = shards.collect();
-        let folder = job.source().folder().map(|(field, folder)| (Field(field).to_string(), folder.to_owned()));
+        let folders_of_images = job.source().folders().into_iter().map(|(field, folder)| (Field(&field).to_string(), folder.to_owned()));
         let index = job.spec().data.index_path.iter().map(|path| ("spec.data.indexPath".to_owned(), path.clone()));
         let checkpoint = file_path(&job.spec().checkpoint.uri).map(|path| ("spec.checkpoint.uri".to_owned(), path));
         for (field, entry) in shards.clone() {
@@ -155,7 +155,7 @@ impl PathMapping {
         for (field, pattern) in shards.clone() {
             errors.extend(self.find_other_volume(&pattern).map(|path| PathError::AcrossVolumes { field, pattern, path }));
         }
-        for (field, path) in shards.into_iter().chain(folder).chain(index).chain(checkpoint) {
+        for (field, path) in shards.into_iter().chain(folders_of_images).chain(index).chain(checkpoint) {
             if let Some((mount, _)) = self.find(&path).filter(|(mount, _)| mount.local.is_none()) {
                 errors.push(PathError::NoLocalFolder { field, volume: mount.volume.clone(), path: path.clone() });
             }

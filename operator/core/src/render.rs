@@ -45,7 +45,7 @@ fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
     let data = &job.spec().data;
     let paths = &surroundings.paths;
     DataConfig {
-        source: job.source().clone().map(|shard| paths.map_shard(shard), |folder| paths.map(folder)),
+        source: job.source().clone().map(&|shard| paths.map_shard(shard), &|folder| paths.map(folder)),
         index_path: data.index_path.as_deref().map(|path| paths.map(path)),
         image_first_probability: data.image_first_probability,
         augmentation: AugmentationConfig { scale: data.augmentation.scale, ratio: data.augmentation.ratio },

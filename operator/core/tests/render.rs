@@ -209,6 +209,8 @@ fn every_field_of_the_trainers_configuration_has_a_name_that_its_user_knows() {
         "spec.model.objective = {'clip': {}}; spec.optimization.schedule = {'cosine': {'warmupSteps': 1}}",
         "spec.data = {'mmc4': {'shards': ['/m.jsonl'], 'images': {'folder': '/i'}}}",
         "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar']}}",
+        "spec.data = {'mixture': {'sources': [{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, \
+            {'name': 'b', 'obelics': {'shards': ['/b'], 'images': ['/c']}}]}}",
     ] {
         leaves(&serde_json::to_value(render(assignments)).unwrap(), "", &mut fields);
     }

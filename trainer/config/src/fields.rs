@@ -42,6 +42,7 @@ const OTHERWISE: &[(&str, Target)] = &[
     ("data.source.keys.separator", Target::Manifest("spec.data.webdataset.keySeparator")),
     ("data.source.mmc4", Target::Manifest("spec.data.mmc4")),
     ("data.source.obelics", Target::Manifest("spec.data.obelics")),
+    ("data.source.mixture", Target::Manifest("spec.data.mixture")),
     ("data.source", Target::Manifest("spec.data.webdataset")),
     // What a run's identity calls the names, sizes and counts of the shards.
     ("data.content", Target::Manifest("spec.data.webdataset.shards")),
@@ -52,6 +53,13 @@ const OTHERWISE: &[(&str, Target)] = &[
 ];
 
 impl UserField {
+    /// A field of a source of a mixture: what it is called without the mixture, behind the place of the source.
+    fn in_mixture(field: &str) -> Option<Self> {
+        let (index, below) = field.strip_prefix("data.source.mixture.sources[")?.split_once(']')?;
+        let Self::Manifest(path) = Self::of(&format!("data.source{}", below.strip_prefix(".source")?)) else { return None };
+        Some(Self::Manifest(format!("spec.data.mixture.sources[{index}]{}", path.strip_prefix("spec.data")?)))
+    }
+
     /// What the user calls `field`, a path in the trainer's configuration.
     #[must_use]
     pub fn of(field: &str) -> Self {
@@ -59,6 +67,9 @@ impl UserField {
             let rest = field.strip_prefix(path)?;
             (rest.is_empty() || rest.starts_with(['.', '['])).then_some((rest.to_owned(), *target))
         };
+        if let Some(found) = Self::in_mixture(field) {
+            return found;
+        }
         match OTHERWISE.iter().find_map(below) {
             None => Self::Manifest(format!("spec.{field}")),
             Some((rest, Target::Manifest(path))) => Self::Manifest(format!("{path}{rest}")),
@@ -94,6 +105,9 @@ mod tests {
         check("data.source.shards[12]", "spec.data.webdataset.shards[12]");
         check("data.source.keys.image[0]", "spec.data.webdataset.imageKeys[0]");
         check("data.source", "spec.data.webdataset");
+        check("data.source.mixture.sources[1].weight", "spec.data.mixture.sources[1].weight");
+        check("data.source.mixture.sources[1].source.shards[0]", "spec.data.mixture.sources[1].webdataset.shards[0]");
+        check("data.source.mixture.sources[0].source.mmc4.images.folder", "spec.data.mixture.sources[0].mmc4.images.folder");
         check("data.sources", "spec.data.sources");
         check("model.objective.kind", "spec.model.objective");
         check("runtime.device", "--device");

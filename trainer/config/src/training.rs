@@ -69,6 +69,44 @@ pub enum DataSource {
         /// Its settings.
         obelics: ObelicsConfig,
     },
+    /// Several of these at once.
+    Mixture {
+        /// Which, and in what proportion.
+        mixture: MixtureConfig,
+    },
+}
+
+/// Several sources of which every step takes samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MixtureConfig {
+    /// What the weights count.
+    pub by: MixtureUnit,
+    /// The sources, two or more.
+    pub sources: Vec<MixedSource>,
+}
+
+/// What the weights of a mixture count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MixtureUnit {
+    /// Images: a source whose samples have more of them gives fewer samples.
+    #[default]
+    Images,
+    /// Samples.
+    Samples,
+}
+
+/// A source of a mixture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MixedSource {
+    /// What it is called in metrics.
+    pub name: String,
+    /// Its part, beside those of the others.
+    pub weight: u64,
+    /// What it is; no mixture.
+    pub source: DataSource,
 }
 
 /// Documents of MMC4.
@@ -124,6 +162,22 @@ pub struct ObelicsConfig {
     pub max_images: u32,
 }
 
+impl MixtureConfig {
+    /// What each source has, with the path of the source in front of that of the field.
+    fn each<'a, T>(&'a self, of: impl Fn(&'a DataSource) -> Vec<(String, T)>) -> Vec<(String, T)> {
+        let sources = self.sources.iter().enumerate();
+        let fields =
+            sources.flat_map(|(index, mixed)| of(&mixed.source).into_iter().map(move |(field, value)| (in_mixture(index, &field), value)));
+        fields.collect()
+    }
+}
+
+/// The path of a source's field, such as `data.source.shards`, when the source is one of a mixture.
+#[must_use]
+pub fn in_mixture(index: usize, field: &str) -> String {
+    format!("data.source.mixture.sources[{index}].source{}", field.strip_prefix("data.source").unwrap_or(field))
+}
+
 impl DataSource {
     /// Pairs in these shards, under the keys that are usual.
     #[must_use]
@@ -133,28 +187,30 @@ impl DataSource {
 
     /// The lists of shards, each with the path of its field.
     #[must_use]
-    pub fn lists(&self) -> Vec<(&'static str, &[String])> {
+    pub fn lists(&self) -> Vec<(String, &[String])> {
         match self {
-            Self::Webdataset { shards, .. } => vec![("data.source.shards", shards)],
-            Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.shards", &mmc4.shards)],
+            Self::Webdataset { shards, .. } => vec![("data.source.shards".to_owned(), shards)],
+            Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.shards".to_owned(), &mmc4.shards)],
             Self::Obelics { obelics } => {
-                vec![("data.source.obelics.shards", &obelics.shards), ("data.source.obelics.images", &obelics.images)]
+                vec![("data.source.obelics.shards".to_owned(), &obelics.shards), ("data.source.obelics.images".to_owned(), &obelics.images)]
             }
+            Self::Mixture { mixture } => mixture.each(Self::lists),
         }
     }
 
-    /// The folder of images, if there is one, with the path of its field.
+    /// The folders of images, each with the path of its field.
     #[must_use]
-    pub fn folder(&self) -> Option<(&'static str, &str)> {
+    pub fn folders(&self) -> Vec<(String, &str)> {
         match self {
-            Self::Mmc4 { mmc4 } => Some(("data.source.mmc4.images.folder", mmc4.images.folder())),
-            Self::Webdataset { .. } | Self::Obelics { .. } => None,
+            Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.images.folder".to_owned(), mmc4.images.folder())],
+            Self::Webdataset { .. } | Self::Obelics { .. } => Vec::new(),
+            Self::Mixture { mixture } => mixture.each(Self::folders),
         }
     }
 
     /// The same with other paths: `shard` maps entries of lists, `folder` folders.
     #[must_use]
-    pub fn map(mut self, shard: impl Fn(&str) -> String, folder: impl Fn(&str) -> String) -> Self {
+    pub fn map(mut self, shard: &impl Fn(&str) -> String, folder: &impl Fn(&str) -> String) -> Self {
         let all = |list: &mut Vec<String>| list.iter_mut().for_each(|entry| *entry = shard(entry));
         match &mut self {
             Self::Webdataset { shards, .. } => all(shards),
@@ -167,8 +223,23 @@ impl DataSource {
                 all(&mut obelics.shards);
                 all(&mut obelics.images);
             }
+            Self::Mixture { mixture } => {
+                for mixed in &mut mixture.sources {
+                    mixed.source = mixed.source.clone().map(shard, folder);
+                }
+            }
         }
         self
+    }
+
+    /// Whether some samples are documents.
+    #[must_use]
+    pub fn has_documents(&self) -> bool {
+        match self {
+            Self::Webdataset { .. } => false,
+            Self::Mmc4 { .. } | Self::Obelics { .. } => true,
+            Self::Mixture { mixture } => mixture.sources.iter().any(|mixed| mixed.source.has_documents()),
+        }
     }
 
     /// Which members of a sample are its image and its caption, where these are members of an archive.
@@ -176,7 +247,7 @@ impl DataSource {
     pub fn keys(&self) -> Option<&SampleKeys> {
         match self {
             Self::Webdataset { keys, .. } => Some(keys),
-            Self::Mmc4 { .. } | Self::Obelics { .. } => None,
+            Self::Mmc4 { .. } | Self::Obelics { .. } | Self::Mixture { .. } => None,
         }
     }
 }

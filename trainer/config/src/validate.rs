@@ -8,7 +8,7 @@ use crate::{
     keys::KeyKind,
     model::ModelConfig,
     shards::ShardEntry,
-    training::{DataConfig, DataSource, GradientCompression, Normalization, Schedule, TrainerConfig},
+    training::{DataConfig, DataSource, GradientCompression, MixtureConfig, Normalization, Schedule, TrainerConfig, in_mixture},
     uri::check_run_uri,
 };
 
@@ -215,30 +215,48 @@ fn validate_shards(field: &str, shards: &[String]) -> Result<(), ConfigError> {
 
 impl DataSource {
     fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_at(&|field| field.to_owned())
+    }
+
+    /// Checks a source whose fields have the paths that `name` makes of those that they have by themselves.
+    fn validate_at(&self, name: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
         match self {
             Self::Webdataset { shards, keys } => {
-                validate_shards("data.source.shards", shards)?;
+                validate_shards(&name("data.source.shards"), shards)?;
                 match keys.find_fault() {
                     None => Ok(()),
-                    Some((KeyKind::Image, rule)) => Err(broken("data.source.keys.image", &keys.image, rule)),
-                    Some((KeyKind::Caption, rule)) => Err(broken("data.source.keys.caption", &keys.caption, rule)),
+                    Some((KeyKind::Image, rule)) => Err(broken(&name("data.source.keys.image"), &keys.image, rule)),
+                    Some((KeyKind::Caption, rule)) => Err(broken(&name("data.source.keys.caption"), &keys.caption, rule)),
                 }
             }
             Self::Mmc4 { mmc4 } => {
-                validate_shards("data.source.mmc4.shards", &mmc4.shards)?;
+                validate_shards(&name("data.source.mmc4.shards"), &mmc4.shards)?;
                 let similarity = mmc4.min_similarity;
-                require(
-                    (-1.0..=1.0).contains(&similarity),
-                    "data.source.mmc4.minSimilarity",
-                    similarity,
-                    "must be a cosine: a number in [-1, 1]",
-                )?;
-                require(mmc4.max_images >= 1, "data.source.mmc4.maxImages", mmc4.max_images, "must be at least 1")
+                let field = name("data.source.mmc4.minSimilarity");
+                require((-1.0..=1.0).contains(&similarity), &field, similarity, "must be a cosine: a number in [-1, 1]")?;
+                require(mmc4.max_images >= 1, &name("data.source.mmc4.maxImages"), mmc4.max_images, "must be at least 1")
             }
             Self::Obelics { obelics } => {
-                validate_shards("data.source.obelics.shards", &obelics.shards)?;
-                validate_shards("data.source.obelics.images", &obelics.images)?;
-                require(obelics.max_images >= 1, "data.source.obelics.maxImages", obelics.max_images, "must be at least 1")
+                validate_shards(&name("data.source.obelics.shards"), &obelics.shards)?;
+                validate_shards(&name("data.source.obelics.images"), &obelics.images)?;
+                require(obelics.max_images >= 1, &name("data.source.obelics.maxImages"), obelics.max_images, "must be at least 1")
+            }
+            Self::Mixture { mixture: MixtureConfig { sources, .. } } => {
+                require(sources.len() >= 2, &name("data.source.mixture.sources"), sources.len(), "must be two or more")?;
+                for (index, mixed) in sources.iter().enumerate() {
+                    let field = |last: &str| name(&format!("data.source.mixture.sources[{index}].{last}"));
+                    require(mixed.weight >= 1, &field("weight"), mixed.weight, "must be at least 1")?;
+                    let others = sources.iter().take(index);
+                    require(
+                        others.clone().all(|other| other.name != mixed.name),
+                        &field("name"),
+                        &mixed.name,
+                        "must differ from the others",
+                    )?;
+                    require(!matches!(mixed.source, Self::Mixture { .. }), &field("source"), "a mixture", "must be no mixture")?;
+                    mixed.source.validate_at(&|field| in_mixture(index, field))?;
+                }
+                Ok(())
             }
         }
     }

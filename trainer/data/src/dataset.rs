@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer_config::{DataConfig, DataSource, SampleKeys, ShuffleConfig};
+use lcl_trainer_config::{DataConfig, DataSource, MixtureUnit, SampleKeys, ShuffleConfig};
 
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
@@ -27,7 +27,8 @@ use crate::{
     cause::{RedrawCause, SkipCause, Tolerated},
     documents::{self, DocumentIndexError},
     index::{Extent, IndexError, Record, ShardIndex, built, over_all},
-    order::{Order, Pace},
+    mixture::{Counted, Mixture},
+    order::{Order, Orders},
     retry::with_retries,
     shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_present_shards, find_shards, is_header},
 };
@@ -118,12 +119,22 @@ impl DatasetError {
 /// The shards of a data set with their indexes. Cheap in memory: what it holds grows with the number of shards, not of samples.
 #[derive(Debug)]
 pub struct Dataset {
-    content: Content,
-    /// For every shard, the number of the sample after its last one.
-    ends: Arc<[u64]>,
+    sources: Vec<Source>,
+    mixture: Mixture,
     shuffle: ShuffleConfig,
     logged: Mutex<HashSet<u64>>,
     tolerated: Mutex<BTreeSet<Tolerated>>,
+}
+
+/// One of the sources, or the only one.
+#[derive(Debug)]
+struct Source {
+    name: String,
+    content: Content,
+    /// Number of its first sample among those of all sources.
+    first: u64,
+    /// For every shard, the number of the source's own sample after its last one.
+    ends: Arc<[u64]>,
 }
 
 /// What the samples are.
@@ -176,14 +187,12 @@ impl Dataset {
     /// Looks whether the shards of `config.source` are there, and opens none.
     pub fn look_for_shards(config: &DataConfig) -> Result<(), ListError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
-        for (field, shards) in config.source.lists() {
-            let origin = if field == "data.source.shards" { ListOrigin::Manifest } else { ListOrigin::Field(field) };
-            match &config.source {
-                DataSource::Mmc4 { .. } => drop(find_present_shards(shards, origin, threads)?),
-                DataSource::Webdataset { .. } | DataSource::Obelics { .. } => drop(find_shards(shards, origin, threads)?),
+        match &config.source {
+            DataSource::Mixture { mixture } => {
+                mixture.sources.iter().enumerate().try_for_each(|(number, mixed)| look_for(&mixed.source, Some(number), threads))
             }
+            source => look_for(source, None, threads),
         }
-        Ok(())
     }
 
     /// As [`Dataset::open`], for a list of shards that was given by `origin`.
@@ -194,67 +203,71 @@ impl Dataset {
     /// The same, with samples and index records read through `storage`.
     pub(crate) fn open_on(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
-        let index_path = config.index_path.as_deref().map(Path::new);
-        let documents: Box<dyn documents::Source> = match &config.source {
-            DataSource::Webdataset { shards, keys } => return Self::open_pairs(config, (shards, keys), origin, threads, storage),
-            DataSource::Mmc4 { mmc4 } => Box::new(documents::Mmc4::open(mmc4, index_path, threads, storage)?),
-            DataSource::Obelics { obelics } => Box::new(documents::Obelics::open(obelics, index_path, threads, storage)?),
+        let open = |source: &DataSource, origin, mixed, storage| -> Result<(Content, Arc<[u64]>), DatasetError> {
+            let index_path = config.index_path.as_deref().map(Path::new);
+            let documents: Box<dyn documents::Source> = match source {
+                DataSource::Webdataset { shards, keys } => {
+                    let paths = find_shards(shards, origin, threads)?;
+                    let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, index_path, keys)))?;
+                    return pairs_of(shards, keys, origin, storage);
+                }
+                DataSource::Mmc4 { mmc4 } => Box::new(documents::Mmc4::open(mmc4, mixed, index_path, threads, storage)?),
+                DataSource::Obelics { obelics } => Box::new(documents::Obelics::open(obelics, mixed, index_path, threads, storage)?),
+                // No valid configuration has one within another.
+                DataSource::Mixture { .. } => return Err(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }),
+            };
+            let ends = documents.ends();
+            Ok((Content::Documents(documents), ends))
         };
-        let ends = documents.ends();
-        Ok(Self {
-            content: Content::Documents(documents),
-            ends,
-            shuffle: config.shuffle,
-            logged: Mutex::default(),
-            tolerated: Mutex::default(),
-        })
+        let DataSource::Mixture { mixture } = &config.source else {
+            let (content, ends) = open(&config.source, origin, None, storage)?;
+            let source = Source { name: "data".to_owned(), content, first: 0, ends };
+            return Ok(Self::of_sources(vec![source], Mixture::by_samples(&[1]), config.shuffle));
+        };
+        let (mut sources, mut first) = (Vec::new(), 0);
+        for (number, mixed) in mixture.sources.iter().enumerate() {
+            let origin = ListOrigin::of("data.source.shards", Some(number));
+            let (content, ends) = open(&mixed.source, origin, Some(number), Box::<files::OpenFiles>::default())?;
+            let source = Source { name: mixed.name.clone(), content, first, ends };
+            first += source.samples();
+            sources.push(source);
+        }
+        let counted = sources.iter().zip(&mixture.sources);
+        let counted = counted.map(|(source, mixed)| Counted { weight: mixed.weight, samples: source.samples(), images: source.images() });
+        let divided = match mixture.by {
+            MixtureUnit::Images => Mixture::by_images(&counted.collect::<Vec<_>>()),
+            MixtureUnit::Samples => Mixture::by_samples(&counted.map(|counted| counted.weight).collect::<Vec<_>>()),
+        };
+        Ok(Self::of_sources(sources, divided, config.shuffle))
     }
 
-    fn open_pairs(
-        config: &DataConfig,
-        (shards, keys): (&[String], &SampleKeys),
-        origin: ListOrigin,
-        threads: NonZero<usize>,
-        storage: Box<dyn Storage>,
-    ) -> Result<Self, DatasetError> {
-        let paths = find_shards(shards, origin, threads)?;
-        let folder = config.index_path.as_deref().map(Path::new);
-        let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, folder, keys)))?;
-        Self::of_indexes(shards, keys, config.shuffle, origin, storage)
+    fn of_sources(sources: Vec<Source>, mixture: Mixture, shuffle: ShuffleConfig) -> Self {
+        Self { sources, mixture, shuffle, logged: Mutex::default(), tolerated: Mutex::default() }
     }
 
     /// A data set of one shard, without writing an index.
     pub(crate) fn of_shard(path: &Path, keys: &SampleKeys) -> Result<Self, DatasetError> {
         let index = built(|| ShardIndex::in_memory(path, keys))?;
-        Self::of_indexes(vec![index], keys, ShuffleConfig::default(), ListOrigin::Arguments, Box::new(files::OpenFiles::default()))
+        let (content, ends) = pairs_of(vec![index], keys, ListOrigin::Arguments, Box::new(files::OpenFiles::default()))?;
+        let source = Source { name: "data".to_owned(), content, first: 0, ends };
+        Ok(Self::of_sources(vec![source], Mixture::by_samples(&[1]), ShuffleConfig::default()))
     }
 
-    fn of_indexes(
-        shards: Vec<ShardIndex>,
-        keys: &SampleKeys,
-        shuffle: ShuffleConfig,
-        origin: ListOrigin,
-        storage: Box<dyn Storage>,
-    ) -> Result<Self, DatasetError> {
-        let ends: Arc<[u64]> = shards
-            .iter()
-            .scan(0_u64, |end, shard| {
-                *end += shard.count();
-                Some(*end)
-            })
-            .collect();
-        if shards.iter().all(|shard| shard.findings().usable == 0) {
-            let found = shards.iter().map(|shard| (shard.shard(), shard.findings()));
-            return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
-        }
-        let content = Content::Pairs(Pairs { shards, keys: keys.clone(), storage });
-        Ok(Self { content, ends, shuffle, logged: Mutex::default(), tolerated: Mutex::default() })
-    }
-
-    /// Samples of one walk over the data set, unusable ones included. At least 1.
+    /// Samples of one walk over the data set, all sources and unusable ones included. At least 1.
     #[must_use]
     pub fn samples_per_pass(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+        self.sources.iter().map(Source::samples).sum()
+    }
+
+    /// Names of the sources of a mixture; none when there is but one source.
+    fn mixed_sources(&self) -> Vec<String> {
+        let names = self.sources.iter().map(|source| source.name.clone());
+        if self.sources.len() > 1 { names.collect() } else { Vec::new() }
+    }
+
+    /// The number of the source that a sample belongs to.
+    fn source_of(&self, sample: u64) -> usize {
+        self.sources.partition_point(|source| source.first <= sample).saturating_sub(1)
     }
 
     /// Identity of the data as a hexadecimal BLAKE3 hash: base names, sizes and sample counts of the shards in their order. Folders and times
@@ -262,21 +275,14 @@ impl Dataset {
     #[must_use]
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("lcl-data 1: data set");
-        let mut add = |shard: &Path, length: u64, count: u64| {
-            let name = shard.file_name().unwrap_or_default().as_encoded_bytes();
-            for number in [name.len() as u64, length, count] {
-                hasher.update(&number.to_le_bytes());
-            }
-            hasher.update(name);
-        };
-        match &self.content {
-            Content::Pairs(pairs) => pairs.shards.iter().for_each(|shard| add(shard.shard(), shard.shard_length(), shard.count())),
-            Content::Documents(documents) => {
-                let (shards, settings) = documents.describe();
-                for (shard, length, count) in &shards {
-                    add(shard, *length, *count);
-                }
-                hasher.update(settings.as_bytes());
+        for source in &self.sources {
+            source.identify(&mut hasher);
+        }
+        if self.sources.len() > 1 {
+            // How positions are divided follows from the shares.
+            hasher.update(format!("{:?}", self.mixture).as_bytes());
+            for source in &self.sources {
+                hasher.update(&source.first.to_le_bytes());
             }
         }
         hasher.finalize().to_hex().to_string()
@@ -284,9 +290,13 @@ impl Dataset {
 
     /// The order of the samples in a run with this seed and global batch; an index of it is step · global batch + slot.
     #[must_use]
-    pub fn order(&self, seed: u64, global_batch_size: u64) -> Order {
+    pub fn order(&self, seed: u64, global_batch_size: u64) -> Orders {
         let lanes = self.shuffle.lanes_of(global_batch_size);
-        Order::new(seed, 0, Arc::clone(&self.ends), Pace::whole(global_batch_size), lanes, self.shuffle.window)
+        let order = |(number, source): (usize, &Source)| {
+            let pace = self.mixture.pace(number, global_batch_size);
+            (source.first, Order::new(seed, number as u16, Arc::clone(&source.ends), pace, lanes, self.shuffle.window))
+        };
+        Orders::new(self.mixture.clone(), self.mixed_sources(), self.sources.iter().enumerate().map(order).collect())
     }
 
     /// Reads a sample. Errors that may pass are retried for about a minute.
@@ -305,30 +315,34 @@ impl Dataset {
 
     /// Name of the shard that holds `sample` and the sample's key in it.
     pub fn key(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
-        match &self.content {
-            Content::Pairs(pairs) => pairs.key(self.place(sample)?),
-            Content::Documents(documents) => documents.name(sample),
+        let (source, own) = self.find(sample)?;
+        match &source.content {
+            Content::Pairs(pairs) => pairs.key(source.place(own)?),
+            Content::Documents(documents) => documents.name(own),
         }
     }
 
-    /// The documents, when the samples are documents.
-    pub(crate) fn documents(&self) -> Option<&dyn documents::Source> {
-        match &self.content {
-            Content::Pairs(_) => None,
-            Content::Documents(documents) => Some(&**documents),
-        }
+    /// Whether a sample is a document.
+    pub(crate) fn is_document(&self, sample: u64) -> bool {
+        self.find(sample).is_ok_and(|(source, _)| matches!(source.content, Content::Documents(_)))
+    }
+
+    /// Whether any sample is a document.
+    pub(crate) fn has_documents(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source.content, Content::Documents(_)))
     }
 
     /// Reads a document, as [`Dataset::read_with`] a pair. An attempt begins from the start: what the images
-    /// of the one before have left is the caller's to undo.
+    /// of the one before have left is the caller's to undo. It gets the number that the sample has in its source.
     pub(crate) fn read_document(
         &self,
         sample: u64,
         wait: impl FnMut(Duration) -> bool,
-        mut attempt: impl FnMut(&dyn documents::Source) -> Result<Result<(), RedrawCause>, DatasetError>,
+        mut attempt: impl FnMut(&dyn documents::Source, u64) -> Result<Result<(), RedrawCause>, DatasetError>,
     ) -> Result<Result<(), RedrawCause>, DatasetError> {
-        let Some(documents) = self.documents() else { return Err(DatasetError::OutOfRange { sample, samples: 0 }) };
-        with_retries(sample, wait, DatasetError::io, || attempt(documents))
+        let (source, own) = self.find(sample)?;
+        let Content::Documents(documents) = &source.content else { return Err(DatasetError::OutOfRange { sample, samples: 0 }) };
+        with_retries(sample, wait, DatasetError::io, || attempt(&**documents, own))
     }
 
     /// Names a bad record in the log, once.
@@ -365,22 +379,101 @@ impl Dataset {
     }
 
     fn read_once(&self, sample: u64) -> Result<Reading, DatasetError> {
-        match &self.content {
-            Content::Pairs(pairs) => pairs.read(self.place(sample)?),
+        let (source, own) = self.find(sample)?;
+        match &source.content {
+            Content::Pairs(pairs) => pairs.read(source.place(own)?),
             // Whoever reads documents has asked for them.
             Content::Documents(_) => Ok(Reading::Skipped(SkipCause::NoCaption)),
         }
     }
 
-    /// The shard of a sample, and its number there.
+    /// The source of a sample, and the sample's number there.
+    fn find(&self, sample: u64) -> Result<(&Source, u64), DatasetError> {
+        let samples = self.samples_per_pass();
+        let source = self.sources.get(self.source_of(sample)).filter(|_| sample < samples);
+        source.map(|source| (source, sample - source.first)).ok_or(DatasetError::OutOfRange { sample, samples })
+    }
+}
+
+impl Source {
+    fn samples(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Images of a pass.
+    fn images(&self) -> u64 {
+        match &self.content {
+            Content::Pairs(_) => self.samples(),
+            Content::Documents(documents) => documents.images(),
+        }
+    }
+
+    /// The shard of one of its samples, and the sample's number there.
     fn place(&self, sample: u64) -> Result<(usize, u64), DatasetError> {
         let shard = self.ends.partition_point(|end| *end <= sample);
         if shard >= self.ends.len() {
-            return Err(DatasetError::OutOfRange { sample, samples: self.samples_per_pass() });
+            return Err(DatasetError::OutOfRange { sample, samples: self.samples() });
         }
         let begin = shard.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
         Ok((shard, sample - begin))
     }
+
+    /// Adds what tells it from other data.
+    fn identify(&self, hasher: &mut blake3::Hasher) {
+        let mut add = |shard: &Path, length: u64, count: u64| {
+            let name = shard.file_name().unwrap_or_default().as_encoded_bytes();
+            for number in [name.len() as u64, length, count] {
+                hasher.update(&number.to_le_bytes());
+            }
+            hasher.update(name);
+        };
+        match &self.content {
+            Content::Pairs(pairs) => pairs.shards.iter().for_each(|shard| add(shard.shard(), shard.shard_length(), shard.count())),
+            Content::Documents(documents) => {
+                let (shards, settings) = documents.describe();
+                for (shard, length, count) in &shards {
+                    add(shard, *length, *count);
+                }
+                hasher.update(settings.as_bytes());
+            }
+        }
+    }
+}
+
+/// Looks whether the shards of a source are there.
+fn look_for(source: &DataSource, mixed: Option<usize>, threads: NonZero<usize>) -> Result<(), ListError> {
+    let find = |shards: &[String], field, may_lack| {
+        let origin = if mixed.is_none() && field == "data.source.shards" { ListOrigin::Manifest } else { ListOrigin::of(field, mixed) };
+        if may_lack { find_present_shards(shards, origin, threads).map(drop) } else { find_shards(shards, origin, threads).map(drop) }
+    };
+    match source {
+        DataSource::Webdataset { shards, .. } => find(shards, "data.source.shards", false),
+        DataSource::Mmc4 { mmc4 } => find(&mmc4.shards, "data.source.mmc4.shards", true),
+        DataSource::Obelics { obelics } => {
+            find(&obelics.shards, "data.source.obelics.shards", false)?;
+            find(&obelics.images, "data.source.obelics.images", false)
+        }
+        DataSource::Mixture { .. } => Ok(()),
+    }
+}
+
+/// Pairs in these shards; an error when none is usable.
+fn pairs_of(
+    shards: Vec<ShardIndex>,
+    keys: &SampleKeys,
+    origin: ListOrigin,
+    storage: Box<dyn Storage>,
+) -> Result<(Content, Arc<[u64]>), DatasetError> {
+    let ends = shards.iter().scan(0_u64, |end, shard| {
+        *end += shard.count();
+        Some(*end)
+    });
+    let ends = ends.collect();
+    if shards.iter().all(|shard| shard.findings().usable == 0) {
+        let found = shards.iter().map(|shard| (shard.shard(), shard.findings()));
+        return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
+    }
+    Ok((Content::Pairs(Pairs { shards, keys: keys.clone(), storage }), ends))
 }
 
 impl Pairs {

@@ -37,6 +37,9 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// For every shard, the number of the sample after its last one.
     fn ends(&self) -> Arc<[u64]>;
 
+    /// Images that a pass uses, as far as the index can know it.
+    fn images(&self) -> u64;
+
     /// Name without folders, size and number of samples of every shard, and how samples were made of them.
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String);
 

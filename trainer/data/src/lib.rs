@@ -30,4 +30,4 @@ pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
 pub use loader::{Loader, LoaderError, LoaderOptions};
-pub use order::{Location, Order, Pace};
+pub use order::{Location, Order, Orders, Pace};

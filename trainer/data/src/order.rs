@@ -15,6 +15,7 @@
 //! one or two shards. A source that has no more samples than a window is permuted as a whole.
 
 mod lanes;
+mod mixed;
 mod tape;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use std::{
 
 use lanes::Lanes;
 pub use lanes::Pace;
+pub use mixed::{Location, Orders};
 use tape::Tape;
 
 use crate::{
@@ -47,17 +49,6 @@ pub struct Order {
     ends: Arc<[u64]>,
     lanes: Lanes,
     tapes: Mutex<VecDeque<Arc<Tape>>>,
-}
-
-/// Which sample stands in a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// Walk over the data set, from 0.
-    pub pass: u64,
-    /// Place in that walk.
-    pub position: u64,
-    /// Number of the sample in the data set.
-    pub sample: u64,
 }
 
 /// Samples among which one position's sample is drawn: what has to be at hand when it is read.
@@ -81,15 +72,6 @@ impl Order {
     #[must_use]
     pub fn samples_per_pass(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
-    }
-
-    /// The sample at `index` of the endless sequence of passes.
-    #[must_use]
-    pub fn locate(&self, index: u64) -> Location {
-        let samples = self.samples_per_pass().max(1);
-        let (pass, position) = (index / samples, index % samples);
-        // The position is below the number of samples, so there is one.
-        Location { pass, position, sample: self.at(pass, position).unwrap_or_default() }
     }
 
     /// The sample that is drawn at an attempt, from 1, to fill a slot whose own sample gives nothing. Uniform over all samples.

@@ -15,10 +15,12 @@ use lcl_data::{
     image::{Scratch, decode},
     mmc4::{ImageFolders, Record, Rules, SlotChoices, choose, image_path, place, walk},
     sequence::Layout,
+    shard::{ImageKind, ShardWriter},
     tokenizer::Tokenizer,
 };
 use lcl_trainer_config::{
-    AugmentationConfig, DataConfig, DataSource, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig, Objective, Preset, ShuffleConfig,
+    AugmentationConfig, DataConfig, DataSource, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig,
+    Objective, Preset, ShuffleConfig,
 };
 
 const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
@@ -346,4 +348,96 @@ fn indexes_lie_in_their_folder_when_there_is_one() {
 fn count_files(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
     entries.map(|path| if path.is_dir() { count_files(&path) } else { 1 }).sum()
+}
+
+/// Pairs, documents of MMC4 and of OBELICS, mixed.
+fn mixture(folder: &Path, by: MixtureUnit, weights: [u64; 3]) -> DataSource {
+    copy(&fixtures("mmc4"), &folder.join("mmc4"));
+    copy(&fixtures("obelics"), &folder.join("obelics"));
+    let shard = folder.join("pairs.tar");
+    let image = fs::read_dir(fixtures("mmc4/images")).expect("the fixtures are there").map(|entry| entry.expect("an entry").path());
+    let image = image.filter(|path| path.extension().is_some_and(|ending| ending == "png")).min().expect("a picture");
+    let image = fs::read(image).expect("the picture is read");
+    let mut writer = ShardWriter::create(&shard).expect("the shard is begun");
+    for number in 0..31 {
+        writer.append(&format!("{number:03}"), Some((ImageKind::Png, &image)), Some("a picture")).expect("a pair is written");
+    }
+    writer.finish().expect("the shard is finished");
+    let sources = [
+        ("pairs", DataSource::webdataset(vec![shard.display().to_string()])),
+        ("mmc4", DataSource::Mmc4 { mmc4: mmc4(&folder.join("mmc4")) }),
+        ("obelics", DataSource::Obelics { obelics: obelics(&folder.join("obelics")) }),
+    ];
+    let sources = sources.into_iter().zip(weights).map(|((name, source), weight)| MixedSource { name: name.to_owned(), weight, source });
+    DataSource::Mixture { mixture: MixtureConfig { by, sources: sources.collect() } }
+}
+
+#[test]
+fn a_mixture_takes_each_source_by_its_weight_and_each_of_its_samples_once_in_its_own_passes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = config(mixture(folder.path(), MixtureUnit::Samples, [3, 2, 1]));
+    let dataset = Dataset::open(&config).expect("the data set opens");
+    let order = dataset.order(SEED, 12);
+    assert_eq!(order.names(), ["pairs", "mmc4", "obelics"]);
+    let batches = load(&config, 12, 0..40, 96);
+    let mut turns: BTreeMap<(usize, u64), Vec<u64>> = BTreeMap::new();
+    for batch in &batches {
+        assert_eq!(batch.rows.len() + batch.skipped.len(), 12);
+        let mut of_source = [0; 3];
+        for row in &batch.rows {
+            let location = order.locate(batch.step * 12 + row.slot);
+            assert_eq!((location.pass, location.sample), (row.pass, row.sample));
+            assert_eq!(order.source_of(row.sample), location.source);
+            // What takes a document's place is one of the same source.
+            assert_eq!(order.source_of(row.used), location.source);
+            of_source[location.source] += 1;
+            turns.entry((location.source, location.pass)).or_default().push(row.sample);
+        }
+        // 3 : 2 : 1, to within one in every prefix.
+        assert!(of_source.into_iter().zip([6_i64, 4, 2]).all(|(found, wanted)| (found - wanted).abs() <= 1), "{of_source:?}");
+    }
+    for ((source, pass), mut samples) in turns {
+        let count = samples.len();
+        samples.sort_unstable();
+        samples.dedup();
+        assert_eq!(samples.len(), count, "a sample of source {source} comes twice in pass {pass}");
+    }
+    // The positions that the ledger names lie one behind the other.
+    let mut ends = [0; 3];
+    for step in 0..40 {
+        for (end, positions) in ends.iter_mut().zip(order.positions(step * 12..(step + 1) * 12)) {
+            assert_eq!(positions.start, *end);
+            *end = positions.end;
+        }
+    }
+    assert_eq!(ends.iter().sum::<u64>(), 480);
+}
+
+#[test]
+fn weights_in_images_make_equal_numbers_of_images() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = config(mixture(folder.path(), MixtureUnit::Images, [1, 1, 1]));
+    let order = Dataset::open(&config).expect("the data set opens").order(SEED, 12);
+    let mut images = [0; 3];
+    for batch in load(&config, 12, 0..60, 2000) {
+        batch.rows.iter().for_each(|row| images[order.source_of(row.sample)] += row.images.len());
+    }
+    // Some images of MMC4 cannot be read, which no index knows.
+    assert!(images.iter().all(|count| count.abs_diff(images[0]) < images[0] / 4), "{images:?}");
+}
+
+#[test]
+fn a_source_of_a_mixture_that_is_not_there_is_named_by_its_place() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut source = mixture(folder.path(), MixtureUnit::Samples, [1, 1, 1]);
+    let DataSource::Mixture { mixture } = &mut source else { panic!("a mixture") };
+    for (mixed, list) in mixture.sources.iter_mut().zip(["/nowhere/a.tar", "/nowhere/docs_shard_0_v2.jsonl", "/nowhere/a.parquet"]) {
+        let before = mixed.source.clone();
+        mixed.source = mixed.source.clone().map(&|_| list.to_owned(), &str::to_owned);
+        assert_ne!(mixed.source, before);
+    }
+    let config = config(source);
+    let message = Dataset::open(&config).expect_err("nothing is there").to_string();
+    assert!(message.contains("spec.data.mixture.sources[0].webdataset.shards[0]"), "{message}");
+    assert_eq!(Dataset::look_for_shards(&config).expect_err("nothing is there").to_string(), message);
 }

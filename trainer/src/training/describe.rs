@@ -2,12 +2,48 @@
 
 use std::collections::BTreeMap;
 
-use lcl_data::{Batch, Row, Tolerated};
+use lcl_data::{Batch, Orders, Row, Tolerated};
 
-use crate::records::{Record, RedrawnSample, SlotRange};
+use crate::records::{Record, RedrawnSample, SlotRange, SourceRecord};
+
+/// The slots of a step: cut where a pass ends, unless there are several sources, whose passes are their own.
+pub(super) fn slots_of(step: u64, batch: u64, order: &Orders) -> Vec<SlotRange> {
+    if order.names().is_empty() {
+        slot_ranges(step, batch, order.samples_per_pass())
+    } else {
+        vec![SlotRange { pass: 0, first: 0, end: batch }]
+    }
+}
+
+/// Rows, images and tokens of each source of a mixture; nothing when there is but one source.
+pub(super) fn count_sources(batch: &Batch, order: &Orders) -> Vec<[u64; 3]> {
+    let mut counts = vec![[0; 3]; order.names().len()];
+    for row in &batch.rows {
+        if let Some(counts) = counts.get_mut(order.source_of(row.sample)) {
+            let own = [1, row.images.len() as u64, row.tokens.len() as u64];
+            counts.iter_mut().zip(own).for_each(|(count, own)| *count += own);
+        }
+    }
+    counts
+}
+
+/// What a step took of each source of a mixture.
+pub(super) fn source_records(step: u64, batch: u64, order: &Orders, counts: &[[u64; 3]]) -> Vec<SourceRecord> {
+    let positions = order.positions(step * batch..(step + 1) * batch);
+    let sources = order.names().iter().zip(positions).zip(counts);
+    let record = |((name, positions), [rows, images, tokens]): ((&String, std::ops::Range<u64>), &[u64; 3])| SourceRecord {
+        name: name.clone(),
+        first: positions.start,
+        end: positions.end,
+        rows: *rows,
+        images: *images,
+        tokens: *tokens,
+    };
+    sources.map(record).collect()
+}
 
 /// The global batch of a step, cut where a pass ends.
-pub(super) fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<SlotRange> {
+fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<SlotRange> {
     let mut ranges = Vec::new();
     let mut slot = 0;
     while slot < batch {

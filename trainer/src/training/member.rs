@@ -24,7 +24,7 @@ use std::{
 
 use lcl_checkpoint::{CheckpointStore, StoreOptions};
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
-use lcl_data::{Batch, Dataset, Loader, LoaderOptions, Order};
+use lcl_data::{Batch, Dataset, Loader, LoaderOptions, Orders};
 use lcl_protocol::{
     EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, Incarnation, MemberCommand, MemberError, MemberEvent,
     MemberName, MemberSettings, Plan, Refusal, Role,
@@ -158,7 +158,7 @@ struct MemberRun<'a> {
     /// See [`machine_of`].
     machine: Option<String>,
     dataset: Arc<Dataset>,
-    order: Order,
+    order: Orders,
     device: Device,
     learner: Learner,
     progress: Progress,

@@ -16,7 +16,7 @@ use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions,
-    describe::{add_counts, count_tolerated, redrawn_sample, samples_digest, slot_ranges, tolerated_images},
+    describe::{add_counts, count_sources, count_tolerated, redrawn_sample, samples_digest, slots_of, source_records, tolerated_images},
     ledger::{Writing, write_record},
     metadata, nothing_trained,
     prepare::{Prepared, Progress, Provenance, with_provenance},
@@ -183,11 +183,14 @@ impl StepLoop {
         let Measured { batch, report, .. } = measured;
         let optimization = &self.run.config.optimization;
         let rows = batch.rows.len() as u64;
+        let slots = optimization.global_batch_size;
+        let order = self.run.dataset.order(optimization.seed, slots);
         StepRecord {
             step: batch.step,
             generation: self.generation(),
             time: unix_time(),
-            slots: slot_ranges(batch.step, optimization.global_batch_size, self.run.dataset.samples_per_pass()),
+            slots: slots_of(batch.step, slots, &order),
+            sources: source_records(batch.step, slots, &order, &count_sources(batch, &order)),
             samples_digest: samples_digest(batch),
             rows,
             images: batch.images as u64,

@@ -7,11 +7,19 @@ use super::FieldError;
 
 /// Appends an error for every entry that the trainer could not understand.
 pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
+    check_source(spec.pointer("/data"), "spec.data", errors);
+    let mixed = spec.pointer("/data/mixture/sources").and_then(Value::as_array);
+    for (index, source) in mixed.into_iter().flatten().enumerate() {
+        check_source(Some(source), &format!("spec.data.mixture.sources[{index}]"), errors);
+    }
+}
+
+fn check_source(source: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
     for field in ["webdataset.shards", "mmc4.shards", "obelics.shards", "obelics.images"] {
-        let list = spec.pointer(&format!("/data/{}", field.replace('.', "/"))).and_then(Value::as_array);
+        let list = source.and_then(|source| source.pointer(&format!("/{}", field.replace('.', "/")))).and_then(Value::as_array);
         for (index, entry) in list.into_iter().flatten().enumerate() {
             if let Some(Err(error)) = entry.as_str().map(ShardEntry::parse) {
-                errors.push(FieldError::new(format!("spec.data.{field}[{index}]"), Some(entry), error.to_string()));
+                errors.push(FieldError::new(format!("{path}.{field}[{index}]"), Some(entry), error.to_string()));
             }
         }
     }

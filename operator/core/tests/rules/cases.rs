@@ -1,5 +1,12 @@
 //! The cases: what is changed in the minimal job (`support::assign`), and what is expected.
 
+/// Assigns a mixture of these sources as the data.
+macro_rules! mixture {
+    ($sources:expr) => {
+        concat!("spec.data = {'mixture': {'sources': [", $sources, "]}}")
+    };
+}
+
 /// Assigns documents of MMC4 with these fields as the data, and further fields of `spec.data`.
 macro_rules! mmc4 {
     ($fields:expr) => {
@@ -130,6 +137,65 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     (mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}, 'maxImages': 0"), "spec.data.mmc4.maxImages", "must be at least 1"),
     (
         concat!(mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}"), "; spec.model.objective = {'clip': {}}"),
+        "spec.model.objective",
+        "must be lcl when the data are documents",
+    ),
+    (mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}"), "spec.data.mixture.sources", "at least 2 entries"),
+    (
+        mixture!("{'name': 'b'}, {'name': 'a', 'webdataset': {'shards': ['/a.tar']}}"),
+        "spec.data.mixture.sources[0]",
+        "exactly one data source must be given: webdataset, mmc4 or obelics",
+    ),
+    (
+        mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'a', 'webdataset': {'shards': ['/b.tar']}}"),
+        "spec.data.mixture.sources[1].name",
+        "must differ from",
+    ),
+    (
+        mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'B c', 'webdataset': {'shards': ['/b.tar']}}"),
+        "spec.data.mixture.sources[1].name",
+        "must hold only lower-case letters",
+    ),
+    (
+        mixture!("{'name': 'a', 'weight': 0, 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"),
+        "spec.data.mixture.sources[0].weight",
+        "must be at least 1",
+    ),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'obelics': {'shards': ['/b'], 'images': ['/{0.tar']}}"
+        ),
+        "spec.data.mixture.sources[1].obelics.images[0]",
+        "has no `}`",
+    ),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'captionKeys': ['png']}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ),
+        "spec.data.mixture.sources[0].webdataset.captionKeys",
+        "must not share a key with imageKeys",
+    ),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'captionKeys': ['en.txt'], 'keySeparator': 'lastDot'}}, \
+             {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ),
+        "spec.data.mixture.sources[0].webdataset.captionKeys",
+        "must hold no dot when keySeparator is lastDot",
+    ),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'imageKeys': ['seg.png'], 'keySeparator': 'lastDot'}}, \
+             {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ),
+        "spec.data.mixture.sources[0].webdataset.imageKeys",
+        "must hold no dot when keySeparator is lastDot",
+    ),
+    (
+        concat!(
+            mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'obelics': {'shards': ['/b'], 'images': ['/c']}}"),
+            "; spec.model.objective = {'clip': {}}"
+        ),
         "spec.model.objective",
         "must be lcl when the data are documents",
     ),
@@ -355,6 +421,14 @@ pub(crate) const KEPT: &[&str] = &[
     mmc4!(
         "'shards': ['/m/docs_no_face_shard_{0..23098}_v2.jsonl.zip'], 'images': {'folder': '/i', 'layout': 'byShard'}, 'minSimilarity': -1"
     ),
+    mixture!(
+        "{'name': 'laion', 'webdataset': {'shards': ['/a.tar']}}, \
+         {'name': 'mmc4-0', 'weight': 1000000, 'mmc4': {'shards': ['/m.jsonl'], 'images': {'folder': '/i'}}}"
+    ),
+    concat!(
+        mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"),
+        "; spec.data.mixture.by = 'samples'; spec.model.objective = {'clip': {}}"
+    ),
     "spec.data = {'obelics': {'shards': ['/o/*.parquet'], 'images': ['/i/{00000..00099}.tar'], 'split': false, 'maxImages': 64}}",
     "spec.data.webdataset.shards = ['/a/..b/.c/...tar', '/train-{000..007}.tar', '//x/./y']",
     "spec.data.webdataset.shards = ['/{a..c}/{3..1}.tar', '/d/*-[0-9]?.tar', '/d/**/x.tar', '/lists/train.txt']",
@@ -409,6 +483,11 @@ pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
         mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}"),
         mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}, 'maxImages': 5"),
         "spec.data.mmc4",
+    ),
+    (
+        mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"),
+        mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'weight': 2, 'webdataset': {'shards': ['/b.tar']}}"),
+        "spec.data.mixture",
     ),
     (
         "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar']}}",

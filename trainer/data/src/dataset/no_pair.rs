@@ -4,7 +4,7 @@
 
 use std::{fmt, path::Path};
 
-use lcl_trainer_config::{Field, SampleKeys};
+use lcl_trainer_config::{Field, SampleKeys, in_mixture};
 
 use crate::{index::Findings, shard::ListOrigin};
 
@@ -52,12 +52,15 @@ impl fmt::Display for NoPair {
             samples => write!(f, "none of the {samples} samples in {first}{more} is usable")?,
         }
         write!(f, ": looked for {} (", found.keys)?;
-        match origin {
-            ListOrigin::Manifest => {
-                let [image, caption, separator] = ["image", "caption", "separator"].map(|name| format!("data.source.keys.{name}"));
-                write!(f, "{}, {}, {}", Field(&image), Field(&caption), Field(&separator))?;
-            }
-            ListOrigin::Field(_) | ListOrigin::Arguments => f.write_str("--image-keys, --caption-keys, --key-separator")?,
+        let keys = ["image", "caption", "separator"].map(|name| format!("data.source.keys.{name}"));
+        let keys = match origin {
+            ListOrigin::Manifest | ListOrigin::Field(_) => Some(keys),
+            ListOrigin::Mixed(source, _) => Some(keys.map(|key| in_mixture(*source, &key))),
+            ListOrigin::Arguments => None,
+        };
+        match keys {
+            Some([image, caption, separator]) => write!(f, "{}, {}, {}", Field(&image), Field(&caption), Field(&separator))?,
+            None => f.write_str("--image-keys, --caption-keys, --key-separator")?,
         }
         write!(f, "), found {}", found.extensions_listed())?;
         found.reasons().iter().try_for_each(|reason| write!(f, "; {reason}"))

@@ -196,7 +196,7 @@ fn a_slot_s_sample_follows_from_seed_and_index_alone() {
     let dataset = Dataset::open(&config(&[&path])).expect("the data set is opened");
     let order = dataset.order(7, 4);
     for index in 0..50 {
-        let Location { pass, position, sample } = order.locate(index);
+        let Location { pass, position, sample, .. } = order.locate(index);
         assert_eq!((pass, position), (index / 10, index % 10));
         assert_eq!(Some(sample), Permutation::new(7, pass, 10).at(position));
     }

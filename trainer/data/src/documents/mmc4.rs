@@ -40,22 +40,24 @@ pub(crate) struct Mmc4 {
 }
 
 impl Mmc4 {
-    /// Opens the shards that are there, making indexes that are missing with so many threads.
+    /// Opens the shards that are there, making indexes that are missing with so many threads. `mixed` is its number in a mixture.
     pub(crate) fn open(
         config: &Mmc4Config,
+        mixed: Option<usize>,
         index_path: Option<&Path>,
         threads: NonZero<usize>,
         storage: Box<dyn Storage>,
     ) -> Result<Self, DatasetError> {
-        let (paths, missing) = find_present_shards(&config.shards, ListOrigin::Field("data.source.mmc4.shards"), threads)?;
+        let origin = ListOrigin::of("data.source.mmc4.shards", mixed);
+        let (paths, missing) = find_present_shards(&config.shards, origin, threads)?;
         if missing > 0 {
             tracing::warn!(missing, found = paths.len(), "shards of the list are not there and are left out");
         }
-        let settings = format!("mmc4 1: similarity {:e}", config.min_similarity);
+        let settings = settings(config);
         let numbered: Vec<(usize, PathBuf)> = paths.into_iter().enumerate().collect();
         let indexes = over_all(threads, &numbered, |(number, path)| {
             let stamp = || stamp_of(path);
-            DocumentIndex::open(path, *number, stamp, index_path, &settings, || index_shard(path, config.min_similarity))
+            DocumentIndex::open(path, *number, stamp, index_path, &settings, || index_shard(path, config))
         })?;
         let folders = match config.images {
             Mmc4Images::Flat { .. } => ImageFolders::One,
@@ -101,9 +103,12 @@ impl Source for Mmc4 {
         Arc::clone(&self.ends)
     }
 
+    fn images(&self) -> u64 {
+        self.indexes.iter().map(|index| index.findings().images).sum()
+    }
+
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
-        let Mmc4Config { min_similarity, max_images, .. } = self.config;
-        (describe(&self.indexes), format!("mmc4 1: similarity {min_similarity:e}, images {max_images}"))
+        (describe(&self.indexes), settings(&self.config))
     }
 
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError> {
@@ -142,9 +147,15 @@ impl Source for Mmc4 {
     }
 }
 
+/// What decides which documents are samples, and how many images each has.
+fn settings(config: &Mmc4Config) -> String {
+    format!("mmc4 1: similarity {:e}, images {}", config.min_similarity, config.max_images)
+}
+
 /// Finds the samples of a shard.
-fn index_shard(path: &Path, min_similarity: f64) -> Result<Made, DatasetError> {
+fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
     let (mut samples, mut findings, mut record) = (Vec::new(), Findings::default(), Record::new());
+    let mut sentences = Vec::new();
     walk(path, |line| {
         findings.documents += 1;
         let number = line.extent.number;
@@ -152,13 +163,19 @@ fn index_shard(path: &Path, min_similarity: f64) -> Result<Made, DatasetError> {
             findings.leave_out(bad.fault.name(), || format!("line {}: {bad}", number + 1));
             return;
         }
-        let images = record.images().iter().filter(|image| image.matched_sim >= min_similarity).count() as u64;
-        if images == 0 {
+        // One image a sentence, up to the limit.
+        sentences.clear();
+        sentences.extend(
+            record.images().iter().filter(|image| image.matched_sim >= config.min_similarity).map(|image| image.matched_text_index),
+        );
+        sentences.sort_unstable();
+        sentences.dedup();
+        if sentences.is_empty() {
             findings.leave_out(RedrawCause::NoImageAboveThreshold.name(), || format!("line {}", number + 1));
             return;
         }
         findings.samples += 1;
-        findings.images += images;
+        findings.images += sentences.len().min(config.max_images as usize) as u64;
         samples.push([line.extent.offset, line.extent.length]);
     })?;
     Ok((samples, findings))

@@ -41,20 +41,28 @@ pub(crate) struct Obelics {
 }
 
 impl Obelics {
-    /// Opens the files, making the table of addresses and the indexes that are missing with so many threads.
+    /// Opens the files, making the table of addresses and the indexes that are missing with so many threads. `mixed` is its number in
+    /// a mixture.
     pub(crate) fn open(
         config: &ObelicsConfig,
+        mixed: Option<usize>,
         index_path: Option<&Path>,
         threads: NonZero<usize>,
         storage: Box<dyn Storage>,
     ) -> Result<Self, DatasetError> {
-        let files = find_shards(&config.shards, ListOrigin::Field("data.source.obelics.shards"), threads)?;
-        let images = find_shards(&config.images, ListOrigin::Field("data.source.obelics.images"), threads)?;
+        let files = find_shards(&config.shards, ListOrigin::of("data.source.obelics.shards", mixed), threads)?;
+        let images = find_shards(&config.images, ListOrigin::of("data.source.obelics.images", mixed), threads)?;
         let table = open_table(&images, index_path, threads)?;
-        let settings = format!("obelics 1: split {}, store of {} addresses, {:016x}", config.split, table.addresses(), table.identity());
+        let settings = format!(
+            "obelics 1: split {}, images {}, store of {} addresses, {:016x}",
+            config.split,
+            config.max_images,
+            table.addresses(),
+            table.identity()
+        );
         let numbered: Vec<(usize, PathBuf)> = files.iter().cloned().enumerate().collect();
         let indexes = over_all(threads, &numbered, |(number, path)| {
-            DocumentIndex::open(path, *number, || stamp_of(path), index_path, &settings, || index_shard(path, config.split, &table))
+            DocumentIndex::open(path, *number, || stamp_of(path), index_path, &settings, || index_shard(path, config, &table))
         })?;
         let ends = ends_of(&indexes)?;
         let documents = Documents::new(files, config.split, ROW_GROUPS);
@@ -124,6 +132,10 @@ impl Source for Obelics {
         Arc::clone(&self.ends)
     }
 
+    fn images(&self) -> u64 {
+        self.indexes.iter().map(|index| index.findings().images).sum()
+    }
+
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
         let ObelicsConfig { split, max_images, .. } = self.config;
         let settings = format!("obelics 1: split {split}, images {max_images}, store of {} addresses", self.table.addresses());
@@ -157,16 +169,16 @@ fn stretch_at(file: usize, [row_group, row]: Place) -> StretchAt {
 }
 
 /// Finds the samples of a file.
-fn index_shard(path: &Path, split: bool, table: &AddressTable) -> Result<Made, DatasetError> {
+fn index_shard(path: &Path, config: &ObelicsConfig, table: &AddressTable) -> Result<Made, DatasetError> {
     let file = DocumentFile::open(path)?;
     let (mut samples, mut images) = (Vec::new(), 0);
     let found = index_file(
         &file,
-        split,
+        config.split,
         |address| Ok(table.find(address)?.is_some()),
         |row_group, found| {
             for sample in found {
-                images += u64::from(sample.images);
+                images += u64::from(sample.images.min(config.max_images));
                 samples.push([row_group as u64, u64::from(sample.row) << 32 | u64::from(sample.stretch)]);
             }
         },

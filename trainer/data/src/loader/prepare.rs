@@ -18,7 +18,7 @@ use crate::{
         assembly::{Content, Prepared},
     },
     mmc4::SlotChoices,
-    order::{Location, Order},
+    order::{Location, Orders},
     retry::Stop,
     sequence::Layout,
     tokenizer::Tokenizer,
@@ -30,7 +30,7 @@ const ATTEMPTS: u32 = 50;
 /// Turns slots into rows.
 pub(super) struct Preparer {
     dataset: Arc<Dataset>,
-    order: Order,
+    order: Orders,
     tokenizer: Tokenizer,
     layout: Layout,
     transform: ImageTransform,
@@ -58,7 +58,7 @@ impl Preparer {
         })?;
         let transform = ImageTransform { reduced_scale_decoding: config.reduced_scale_decoding, ..ImageTransform::new(size) };
         let layout = Layout::new(&options.model)?;
-        if dataset.documents().is_some() && options.objective == Objective::Clip {
+        if dataset.has_documents() && options.objective == Objective::Clip {
             let rule = "must be lcl for documents: their images have no caption of their own";
             return Err(LoaderError::Setting { field: "model.objective.kind", value: "clip".to_owned(), rule });
         }
@@ -90,10 +90,10 @@ impl Preparer {
         mut pixels: Buffer,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
-        if self.dataset.documents().is_some() {
+        let Location { pass, sample, .. } = self.locate(step, slot);
+        if self.dataset.is_document(sample) {
             return self.prepare_document(step, slot, buffers, pixels, waits);
         }
-        let Location { pass, sample, .. } = self.locate(step, slot);
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
             Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
@@ -128,10 +128,10 @@ impl Preparer {
         mut pixels: Buffer,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
-        let Location { pass, sample, .. } = self.locate(step, slot);
+        let Location { source, pass, sample, .. } = self.locate(step, slot);
         let mut first = None;
         for attempt in 0..ATTEMPTS {
-            let used = if attempt == 0 { sample } else { self.order.redraw(step, slot, attempt) };
+            let used = if attempt == 0 { sample } else { self.order.redraw(source, step, slot, attempt) };
             let draw = Draw { seed: self.options.seed, step, slot };
             match self.try_document(used, (draw, attempt), buffers, &mut pixels, waits)? {
                 Ok((tokens, images)) => {
@@ -163,7 +163,7 @@ impl Preparer {
         let Buffers { scratch, composer, document, decoded, tolerated } = buffers;
         let bytes = self.transform.output_len();
         let wait = |delay| waits.wait(delay);
-        let found = self.dataset.read_document(sample, wait, |source| {
+        let found = self.dataset.read_document(sample, wait, |source, own| {
             pixels.clear();
             decoded.clear();
             tolerated.clear();
@@ -182,7 +182,7 @@ impl Preparer {
             };
             let choices = SlotChoices::new(draw.seed, draw.step, draw.slot, attempt);
             let before_probability = self.config.image_first_probability;
-            source.read(sample, &mut Asked { choices, before_probability, decode: &mut decode, document })
+            source.read(own, &mut Asked { choices, before_probability, decode: &mut decode, document })
         })?;
         if let Err(cause) = found {
             return Ok(Err(cause));

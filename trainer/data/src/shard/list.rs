@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer_config::{Field, PATHS_LIMIT, PatternError, ShardEntry, ShardName};
+use lcl_trainer_config::{Field, PATHS_LIMIT, PatternError, ShardEntry, ShardName, in_mixture};
 
 use crate::{index, retry::with_retries};
 
@@ -24,6 +24,8 @@ pub enum ListOrigin {
     Manifest,
     /// Another field of the job's manifest than that of tar shards, by its path in the trainer's configuration.
     Field(&'static str),
+    /// A field of a source of a mixture: the number of the source, and the field's path without the mixture.
+    Mixed(usize, &'static str),
     /// The command line.
     Arguments,
 }
@@ -36,11 +38,22 @@ pub struct Entry {
     text: String,
 }
 
+impl ListOrigin {
+    /// The origin of a list of a source, which may be one of a mixture.
+    pub(crate) const fn of(field: &'static str, mixed: Option<usize>) -> Self {
+        match mixed {
+            Some(source) => Self::Mixed(source, field),
+            None => Self::Field(field),
+        }
+    }
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, index, text } = self;
         match origin {
             ListOrigin::Manifest => write!(f, "{} (`{text}`)", Field(&format!("data.source.shards[{index}]"))),
+            ListOrigin::Mixed(source, field) => write!(f, "{} (`{text}`)", Field(&format!("{}[{index}]", in_mixture(*source, field)))),
             ListOrigin::Field(field) => write!(f, "{} (`{text}`)", Field(&format!("{field}[{index}]"))),
             ListOrigin::Arguments => write!(f, "`{text}`"),
         }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lcl_data::{Batch, Order, RedrawCause, SkipCause};
+use lcl_data::{Batch, Location, Orders, RedrawCause, SkipCause};
 use lcl_protocol::Generation;
 use lcl_torch::{
     StepReport,
@@ -15,7 +15,9 @@ use lcl_trainer_config::TrainerConfig;
 
 use crate::{
     records::{GenerationRecord, RedrawnSample, SkippedSample, StepRecord},
-    training::describe::{FaultCounts, count_tolerated, digest_of_samples, slot_ranges, sum_of_samples, tolerated_images},
+    training::describe::{
+        FaultCounts, count_sources, count_tolerated, digest_of_samples, slots_of, source_records, sum_of_samples, tolerated_images,
+    },
 };
 
 /// Lines kept by every member: a new leader writes those that the one before it could not write any more.
@@ -36,6 +38,8 @@ pub(super) struct Shared {
     redrawn: Vec<(u64, RedrawCause, u32)>,
     /// Images used in spite of each fault.
     tolerated: FaultCounts,
+    /// Rows, images and tokens of each source of a mixture.
+    sources: Vec<[u64; 3]>,
 }
 
 /// The members' parts of a batch could not be joined.
@@ -67,17 +71,21 @@ pub struct PartsError {
 /// The samples that belong into a step: [slot, pass, sample] of each slot.
 pub(super) struct Wanted<'a> {
     config: &'a TrainerConfig,
-    order: &'a Order,
+    order: &'a Orders,
     step: u64,
 }
 
 impl<'a> Wanted<'a> {
-    pub(super) fn new(config: &'a TrainerConfig, order: &'a Order, step: u64) -> Self {
+    pub(super) fn new(config: &'a TrainerConfig, order: &'a Orders, step: u64) -> Self {
         Self { config, order, step }
     }
 
+    fn locate(&self, slot: u64) -> Location {
+        self.order.locate(self.step * self.config.optimization.global_batch_size + slot)
+    }
+
     fn sample(&self, slot: u64) -> [u64; 3] {
-        let location = self.order.locate(self.step * self.config.optimization.global_batch_size + slot);
+        let location = self.locate(slot);
         [slot, location.pass, location.sample]
     }
 
@@ -146,6 +154,8 @@ impl Tally {
         let redrawn: Vec<[i64; 3]> = batch.rows.iter().filter_map(|row| Some((row.slot, row.redrawn?))).map(describe_redrawn).collect();
         let counts = [batch.rows.len(), batch.images, batch.tokens.len(), batch.skipped.len(), redrawn.len()].map(|count| count as i64);
         let own = counts.into_iter().chain([read.cast_signed()]).chain(count_tolerated(batch).map(u64::cast_signed));
+        let sources = count_sources(batch, wanted.order);
+        let own = own.chain(sources.iter().flatten().map(|count| count.cast_signed()));
         let all = group.exchange(&own.collect::<Vec<i64>>(), timeout).map_err(JoinError::Group)?;
         let sum = |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).sum::<i64>().unsigned_abs();
         let read = all.iter().filter_map(|numbers| numbers.get(5)).fold(0_u64, |sum, part| sum.wrapping_add(part.cast_unsigned()));
@@ -162,9 +172,11 @@ impl Tally {
         });
         let redrawn: Vec<_> = redrawn.collect();
         let samples = wanted.read(sum(0), read, &skipped).map_err(JoinError::Parts)?;
-        let tolerated = std::array::from_fn(|fault| sum(6 + fault));
+        let tolerated: FaultCounts = std::array::from_fn(|fault| sum(6 + fault));
+        let begin = 6 + tolerated.len();
+        let sources = (0..sources.len()).map(|source| std::array::from_fn(|part| sum(begin + 3 * source + part))).collect();
         let digest = digest_of_samples(samples.into_iter());
-        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest, skipped, redrawn, tolerated })
+        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest, skipped, redrawn, tolerated, sources })
     }
 
     /// The line of a step that was just committed, the same on all members but for its times.
@@ -178,11 +190,13 @@ impl Tally {
     ) -> StepRecord {
         let since = self.last_end.map_or(seconds.data_wait + seconds.step, |last| (seconds.end - last).as_secs_f64());
         self.last_end = Some(seconds.end);
+        let batch = wanted.config.optimization.global_batch_size;
         let record = StepRecord {
             step: wanted.step,
             generation: GenerationRecord { epoch: generation.epoch, n: generation.n },
             time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
-            slots: slot_ranges(wanted.step, wanted.config.optimization.global_batch_size, wanted.order.samples_per_pass()),
+            slots: slots_of(wanted.step, batch, wanted.order),
+            sources: source_records(wanted.step, batch, wanted.order, &shared.sources),
             samples_digest: shared.digest.clone(),
             rows: shared.rows,
             images: shared.images,
@@ -199,8 +213,8 @@ impl Tally {
                 .redrawn
                 .iter()
                 .map(|(slot, cause, attempts)| {
-                    let [slot, pass, sample] = wanted.sample(*slot);
-                    let used = wanted.order.redraw(wanted.step, slot, *attempts);
+                    let Location { source, pass, sample, .. } = wanted.locate(*slot);
+                    let (slot, used) = (*slot, wanted.order.redraw(source, wanted.step, *slot, *attempts));
                     RedrawnSample { slot, pass, sample, cause: cause.to_string(), attempts: *attempts, used }
                 })
                 .collect(),
