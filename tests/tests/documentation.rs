@@ -275,7 +275,7 @@ fn complete(part: &Map<String, Value>) -> Value {
         "checkpoint": { "uri": "file:///runs/a" },
     });
     // A part that names documents has them in the place of the shards.
-    if part.get("data").is_some_and(|data| data.get("mmc4").is_some() || data.get("obelics").is_some()) {
+    if part.get("data").is_some_and(|data| ["mmc4", "obelics", "mixture"].iter().any(|source| data.get(source).is_some())) {
         spec["data"] = json!({});
     }
     overlay(&mut spec, &Value::Object(part.clone()));
