@@ -255,6 +255,7 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             augmentation: AugmentationConfig { scale: [0.5, 1.0], ..AugmentationConfig::default() },
             reduced_scale_decoding: false,
             shuffle: ShuffleConfig::default(),
+            max_bad_fraction: 1.0,
             threads: 1,
             prefetch: 2,
         },

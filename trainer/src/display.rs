@@ -166,6 +166,7 @@ fn ended_line(ended: &Ended) -> String {
         EndReason::Completed => "completed",
         EndReason::Preempted => "stopped as asked",
         EndReason::Diverged => "stopped, since no update was possible,",
+        EndReason::BadData => "failed, since too many records cannot be used,",
         EndReason::NothingTrained => "failed, since no step had an update,",
     };
     let speed = ended.rows as f64 / ended.training_seconds.max(f64::MIN_POSITIVE);

@@ -254,6 +254,8 @@ pub enum EndReason {
     Preempted,
     /// Too many steps in a row without an update: a loss or gradient was not finite, or no sample was usable.
     Diverged,
+    /// Too many records could not be used.
+    BadData,
     /// The last step is done, and none of the whole run had an update.
     NothingTrained,
 }

@@ -32,6 +32,7 @@ pub(crate) fn tiny_config() -> TrainerConfig {
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
             shuffle: ShuffleConfig::default(),
+            max_bad_fraction: 1.0,
             threads: 1,
             prefetch: 1,
         },

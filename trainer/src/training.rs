@@ -21,6 +21,7 @@ use crate::{
     stop::StopRequest,
 };
 
+mod bad_records;
 mod describe;
 mod ledger;
 mod member;
@@ -153,6 +154,19 @@ pub enum TrainError {
         /// Steps in a row.
         count: u32,
     },
+    /// Too many records could not be used.
+    #[error(
+        "{bad} of the last {of} records could not be used, more than spec.data.maxBadFraction allows ({causes}): the log names the first of them; \
+         mend the data, or raise the limit, and the run goes on from its last checkpoint"
+    )]
+    BadData {
+        /// How many.
+        bad: u64,
+        /// Of how many.
+        of: u64,
+        /// How many by cause.
+        causes: String,
+    },
     /// All steps are done, and none of them had an update: there is no trained model.
     #[error("nothing was trained in all of {steps} steps: {why}")]
     NothingTrained {
@@ -219,6 +233,12 @@ fn nothing_trained(steps: u64, rows: u64, causes: &BTreeMap<String, u64>) -> Tra
         _ => "losses or gradients were not finite: lower spec.optimization.learningRate or set spec.optimization.gradientClip".to_owned(),
     };
     TrainError::NothingTrained { steps, why }
+}
+
+/// The error of a run too many of whose last records could not be used.
+fn bad_data(found: Option<bad_records::TooManyBad>) -> TrainError {
+    let bad_records::TooManyBad { bad, of, causes } = found.unwrap_or_default();
+    TrainError::BadData { bad, of, causes: counted(&causes) }
 }
 
 /// Trains to the last step, or until asked to stop.

@@ -151,6 +151,40 @@ fn a_diverged_run_stops_with_the_permanent_code_after_the_configured_steps() -> 
     expect_diverged(&together, &process::run(together.arguments_of("worker", &place)?)?.expect_code(PERMANENT)?)
 }
 
+#[test]
+fn too_many_records_of_no_use_fail_a_run_alone_and_in_a_group_which_goes_on_when_the_limit_is_raised() -> Result<()> {
+    let faults: Vec<(usize, Fault)> = (0..SAMPLES).step_by(2).map(|sample| (sample, Fault::TruncatedImage)).collect();
+    let workbench = Workbench::new(&faults)?;
+    let begin = |name: &str| -> Result<Run> {
+        let mut training = workbench.begin(name)?;
+        training.config.optimization.global_batch_size = 20;
+        training.config.data.max_bad_fraction = 0.4;
+        Ok(training)
+    };
+    let (mut alone, mut together) = (begin("alone")?, begin("together")?);
+    let worker = |training: &Run, coordinator: &Coordinator| -> Result<Finished> {
+        let address = coordinator.address().to_string();
+        let place = ["--insecure", "--coordinator", &address, "--worker", "w-0", "--node", "n", "--members-per-worker", "2"];
+        process::run(training.arguments_of("worker", &place)?)
+    };
+    for (training, finished) in [(&alone, alone.run(&[])?), (&together, worker(&together, &Coordinator::start(2, 2)?)?)] {
+        let finished = finished.expect_code(PERMANENT)?;
+        let steps = training.steps()?;
+        let bad: usize = steps.iter().filter_map(|step| step["skipped_samples"].as_array()).map(Vec::len).sum();
+        // Every other record: at the tenth or eleventh step of twenty there are a hundred.
+        ensure!((100..120).contains(&bad) && steps.len() < 13, "{bad} in {} steps", steps.len());
+        let expected = format!("{bad} of the last {} records could not be used, more than spec.data.maxBadFraction", 20 * steps.len());
+        ensure!(finished.stderr.contains(&expected) && finished.stderr.contains(&format!("truncated_image: {bad}")), "{}", finished.stderr);
+        ensure!(training.events()?.last().context("no record")?["reason"] == "bad_data");
+    }
+    for training in [&mut alone, &mut together] {
+        training.config.data.max_bad_fraction = 0.6;
+        training.complete(&["--steps", "14"])?;
+        ensure!(training.ledger()?.len() == 14);
+    }
+    Ok(())
+}
+
 fn expect_diverged(training: &Run, finished: &Finished) -> Result<()> {
     ensure!(finished.stderr.contains("optimization.maxConsecutiveSkippedSteps"), "{}", finished.stderr);
     let steps = training.steps()?;

@@ -86,6 +86,7 @@ fn config(folder: &Path, shape: ModelShape, layer_scale: Option<f64>) -> Result<
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
             shuffle: ShuffleConfig::default(),
+            max_bad_fraction: 1.0,
             threads: 1,
             prefetch: 1,
         },

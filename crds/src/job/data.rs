@@ -65,6 +65,11 @@ pub struct DataSpec {
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub shuffle: ShuffleSpec,
+    /// Most of the last 10,000 records that may be of no use, as a part of them: more, and at least 100, fail the job with their causes. Records
+    /// that a filter leaves out do not count. Default: 0.1.
+    #[serde(default = "default_max_bad_fraction")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub max_bad_fraction: f64,
     /// Threads of each member that read and decode. Default: one per processor core the member has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
@@ -308,6 +313,11 @@ fn default_scale() -> [f64; 2] {
 
 fn default_ratio() -> [f64; 2] {
     [3.0 / 4.0, 4.0 / 3.0]
+}
+
+/// One in ten: a hundred times what published sets have that were fetched with care.
+fn default_max_bad_fraction() -> f64 {
+    0.1
 }
 
 fn default_image_first_probability() -> f64 {

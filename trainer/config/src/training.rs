@@ -41,10 +41,18 @@ pub struct DataConfig {
     /// In which order the samples of a pass come. What an earlier version wrote has the default.
     #[serde(default)]
     pub shuffle: ShuffleConfig,
+    /// Most of the last records that may be of no use, as a part of them; more are an error.
+    #[serde(default = "default_max_bad_fraction")]
+    pub max_bad_fraction: f64,
     /// Threads that read and decode.
     pub threads: usize,
     /// Batches prepared ahead of the step that uses them.
     pub prefetch: usize,
+}
+
+/// One in ten: a hundred times what published sets have that were fetched with care.
+const fn default_max_bad_fraction() -> f64 {
+    0.1
 }
 
 /// A data set.

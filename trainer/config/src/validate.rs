@@ -200,6 +200,8 @@ impl DataConfig {
         )?;
         require(self.shuffle.lanes != Some(0), "data.shuffle.lanes", 0, "must be at least 1")?;
         require(self.shuffle.window >= 1, "data.shuffle.window", self.shuffle.window, "must be at least 1")?;
+        let fraction = self.max_bad_fraction;
+        require((0.0..=1.0).contains(&fraction), "data.maxBadFraction", fraction, "must lie in [0, 1]")?;
         require(self.threads >= 1, "data.threads", self.threads, "must be at least 1")?;
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be at least 1")
     }

@@ -61,6 +61,7 @@ fn config(source: DataSource) -> DataConfig {
         augmentation: AugmentationConfig::default(),
         reduced_scale_decoding: false,
         shuffle: ShuffleConfig::default(),
+        max_bad_fraction: 1.0,
         threads: 2,
         prefetch: 2,
     }

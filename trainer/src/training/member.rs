@@ -44,7 +44,7 @@ use self::{
     tally::{JoinError, Tally, Wanted},
 };
 use super::{
-    TrainError, TrainOptions, nothing_trained,
+    TrainError, TrainOptions, bad_data, nothing_trained,
     prepare::{Found, Progress, Restorer, restore},
     saver::{FinalSaveError, Saver},
     share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
@@ -437,6 +437,13 @@ impl<'a> MemberRun<'a> {
             self.ask_to_leave_when_stopped()?;
             if self.progress.consecutive_skips >= self.config.optimization.max_consecutive_skipped_steps {
                 return self.give_up();
+            }
+            if let Some(bad) = self.tally.too_many_bad(self.config.data.max_bad_fraction) {
+                // All members know the same lines, and find this at the same step.
+                if let Some(leader) = self.leader.as_mut() {
+                    leader.end(EndReason::BadData, &self.learner, self.progress)?;
+                }
+                return Err(bad_data(Some(bad)));
             }
             let step = self.progress.completed_steps;
             if step >= steps {

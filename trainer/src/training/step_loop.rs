@@ -1,7 +1,7 @@
 //! The steps of one process: batch, update, record, checkpoint when due, until the last step or a stop.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs,
     path::PathBuf,
     process,
@@ -15,7 +15,8 @@ use lcl_torch::{StepReport, parameter_count};
 use lcl_trainer_config::ExitCode;
 
 use super::{
-    TrainError, TrainOptions,
+    TrainError, TrainOptions, bad_data,
+    bad_records::{KEPT_LINES, TooManyBad, too_many_bad},
     describe::{add_counts, count_sources, count_tolerated, redrawn_sample, samples_digest, slots_of, source_records, tolerated_images},
     ledger::{Writing, write_record},
     metadata, nothing_trained,
@@ -48,6 +49,9 @@ pub(super) struct StepLoop {
 #[derive(Debug, Default)]
 struct Totals {
     rows: u64,
+    /// The last steps' lines.
+    lines: VecDeque<StepRecord>,
+    bad: Option<TooManyBad>,
     skipped_samples: BTreeMap<String, u64>,
     tolerated_images: BTreeMap<String, u64>,
     skipped_updates: u64,
@@ -107,6 +111,10 @@ impl StepLoop {
             if self.run.progress.consecutive_skips >= most_skips {
                 break EndReason::Diverged;
             }
+            self.totals.bad = too_many_bad(self.totals.lines.iter().rev(), self.run.config.data.max_bad_fraction);
+            if self.totals.bad.is_some() {
+                break EndReason::BadData;
+            }
             if step >= steps {
                 let is_trained = self.run.learner.completed_updates() > 0;
                 break if is_trained { EndReason::Completed } else { EndReason::NothingTrained };
@@ -155,6 +163,10 @@ impl StepLoop {
         if record.update_skipped {
             tracing::warn!(step, rows = batch.rows.len(), loss = report.total, gradient = report.gradient_norm, "update left out");
         }
+        if self.totals.lines.len() == KEPT_LINES {
+            self.totals.lines.pop_front();
+        }
+        self.totals.lines.push_back(record.clone());
         self.record(&Record::Step(Box::new(record)));
         Ok(())
     }
@@ -237,7 +249,7 @@ impl StepLoop {
     fn end(mut self, reason: EndReason) -> Result<ExitCode, TrainError> {
         let training_seconds = self.totals.begin.map_or(0.0, |begin| begin.elapsed().as_secs_f64());
         let mut saved = Ok(());
-        if matches!(reason, EndReason::Completed | EndReason::Preempted) {
+        if matches!(reason, EndReason::Completed | EndReason::Preempted | EndReason::BadData) {
             let facts = self.facts();
             let (records, result) = self.saver.finish(&self.run.learner, facts);
             for record in records {
@@ -268,6 +280,7 @@ impl StepLoop {
             EndReason::Completed => Ok(ExitCode::Success),
             EndReason::Preempted => Ok(ExitCode::Preempted),
             EndReason::Diverged => Err(TrainError::Diverged { count: self.run.progress.consecutive_skips }),
+            EndReason::BadData => Err(bad_data(self.totals.bad)),
             EndReason::NothingTrained => Err(nothing_trained(self.run.config.optimization.steps, rows, &self.totals.skipped_samples)),
         }
     }

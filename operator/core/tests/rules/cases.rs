@@ -235,6 +235,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.data.webdataset.keySeparator = 'middle'", "spec.data.webdataset.keySeparator", "must be one of firstDot, lastDot"),
     ("spec.data.indexPath = 'index'", "spec.data.indexPath", "must be an absolute path"),
     ("spec.data.imageFirstProbability = 1.1", "spec.data.imageFirstProbability", "must be at most 1"),
+    ("spec.data.maxBadFraction = 1.1", "spec.data.maxBadFraction", "must be at most 1"),
     ("spec.data.shuffle = {'lanes': 0}", "spec.data.shuffle.lanes", "must be at least 1"),
     ("spec.data.shuffle = {'window': 0}", "spec.data.shuffle.window", "must be at least 1"),
     ("spec.data.augmentation.scale = [0.9]", "spec.data.augmentation.scale", "at least 2 entries"),

@@ -63,6 +63,7 @@ fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync 
         augmentation: AugmentationConfig::default(),
         reduced_scale_decoding: false,
         shuffle: ShuffleConfig::default(),
+        max_bad_fraction: 1.0,
         threads: 3,
         prefetch,
     };
@@ -180,6 +181,7 @@ fn options_that_contradict_each_other_are_named() {
         augmentation: AugmentationConfig::default(),
         reduced_scale_decoding: false,
         shuffle: ShuffleConfig::default(),
+        max_bad_fraction: 1.0,
         threads: 1,
         prefetch: 1,
     };

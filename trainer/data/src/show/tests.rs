@@ -68,6 +68,7 @@ fn what_is_shown_is_what_the_loader_delivers_for_the_same_seed_step_and_slot() {
         augmentation,
         reduced_scale_decoding: false,
         shuffle: ShuffleConfig::default(),
+        max_bad_fraction: 1.0,
         threads: 1,
         prefetch: 1,
     };

@@ -15,13 +15,14 @@ use lcl_trainer_config::TrainerConfig;
 
 use crate::{
     records::{GenerationRecord, RedrawnSample, SkippedSample, StepRecord},
+    training::bad_records::{KEPT_LINES, TooManyBad, too_many_bad},
     training::describe::{
         FaultCounts, count_sources, count_tolerated, digest_of_samples, slots_of, source_records, sum_of_samples, tolerated_images,
     },
 };
 
 /// Lines kept by every member: a new leader writes those that the one before it could not write any more.
-pub(super) const KEPT: usize = 256;
+pub(super) const KEPT: usize = KEPT_LINES;
 
 /// What the members' parts of a step's batch are together.
 #[derive(Debug)]
@@ -235,6 +236,11 @@ impl Tally {
         }
         self.records.push_back(record.clone());
         record
+    }
+
+    /// Whether too many of the last records could not be used.
+    pub(super) fn too_many_bad(&self, most: f64) -> Option<TooManyBad> {
+        too_many_bad(self.records.iter().rev(), most)
     }
 
     /// Rows that the members read in the steps of these lines, and samples that they left out, by cause.

@@ -69,6 +69,7 @@ pub(crate) fn config(shape: ModelShape, precision: &str, rows: usize, threads: u
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
             shuffle: ShuffleConfig::default(),
+            max_bad_fraction: 1.0,
             threads: 1,
             prefetch: 1,
         },

@@ -177,6 +177,7 @@ impl Reference {
                 augmentation: AugmentationConfig::default(),
                 reduced_scale_decoding: false,
                 shuffle: ShuffleConfig::default(),
+                max_bad_fraction: 1.0,
                 threads: 1,
                 prefetch: 1,
             },
