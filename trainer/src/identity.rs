@@ -42,7 +42,8 @@ pub struct ChangedField {
 pub struct NoIdentity;
 
 fn name(field: &str) -> String {
-    let what = if field == DATA_CONTENT { " (the digest of their names, sizes and counts)" } else { "" };
+    let is_content = field == DATA_CONTENT || field.ends_with(".shards") || field == "data.source.mixture.sources";
+    let what = if is_content { " (the digest of their names, sizes and counts)" } else { "" };
     format!("{}{what}", Field(field))
 }
 
@@ -98,10 +99,14 @@ impl Identity {
             }
             DataSource::Mixture { mixture } => {
                 // Weights and settings of all sources; where they lie may change.
-                let nowhere = |_: &str| String::new();
                 let sources = mixture.sources.iter().map(|mixed| {
-                    let source = mixed.source.clone().map(&nowhere, &nowhere);
-                    json!({ "name": mixed.name, "weight": mixed.weight, "source": source })
+                    let settings = match &mixed.source {
+                        DataSource::Webdataset { keys, .. } => json!({ "keys": keys }),
+                        DataSource::Mmc4 { mmc4 } => json!({ "minSimilarity": mmc4.min_similarity, "maxImages": mmc4.max_images }),
+                        DataSource::Obelics { obelics } => json!({ "split": obelics.split, "maxImages": obelics.max_images }),
+                        DataSource::Mixture { .. } => Value::Null,
+                    };
+                    json!({ "name": mixed.name, "weight": mixed.weight, "settings": settings })
                 });
                 let settings = json!({ "by": mixture.by, "sources": sources.collect::<Vec<_>>() });
                 flatten("data.source.mixture", settings, &mut flat);
@@ -131,6 +136,14 @@ impl Identity {
         blake3::hash(self.to_value().to_string().as_bytes()).to_hex().to_string()
     }
 
+    /// The field that says where the data lie.
+    fn content_field(&self) -> String {
+        let kinds = [("mmc4", ".shards"), ("obelics", ".shards"), ("mixture", ".sources")];
+        let has = |kind: &str| self.0.keys().any(|field| field.starts_with(&format!("data.source.{kind}.")));
+        let found = kinds.into_iter().find(|(kind, _)| has(kind));
+        found.map_or(DATA_CONTENT.to_owned(), |(kind, list)| format!("data.source.{kind}{list}"))
+    }
+
     /// The first field that differs from what a checkpoint was trained with.
     pub fn compare(&self, before: &Self) -> Result<(), ChangedField> {
         let none = Value::Null;
@@ -140,13 +153,16 @@ impl Identity {
         flatten("data.shuffle.window", json!(WHOLE_SET), &mut usual);
         let of = |identity: &Self, field: &String| identity.0.get(field).or_else(|| usual.get(field)).unwrap_or(&none).clone();
         let fields = self.0.keys().chain(before.0.keys().filter(|field| !self.0.contains_key(*field)));
-        for field in fields {
+        // The digest of the data depends on settings that have fields of their own: these say more.
+        let (content, settings): (Vec<_>, Vec<_>) = fields.partition(|field| *field == DATA_CONTENT);
+        for field in settings.into_iter().chain(content) {
             if [DATA_CONTENT, "data.shuffle.lanes"].contains(&field.as_str()) && !before.0.contains_key(field) {
                 continue;
             }
             let (now, before) = (of(self, field), of(before, field));
             if now != before {
-                return Err(ChangedField { field: field.clone(), before: before.to_string(), now: now.to_string() });
+                let field = if field == DATA_CONTENT { self.content_field() } else { field.clone() };
+                return Err(ChangedField { field, before: before.to_string(), now: now.to_string() });
             }
         }
         Ok(())
@@ -234,6 +250,27 @@ mod tests {
         let mut changed = config;
         changed.data.shuffle = ShuffleConfig { lanes: Some(3), window: 1_000_000_000 };
         assert_eq!(Identity::new(&changed, Some("data")).compare(&before), Ok(()));
+    }
+
+    #[test]
+    fn a_changed_setting_of_documents_is_named_before_the_digest_that_depends_on_it() {
+        let mut config = tiny_config();
+        let mmc4 = Mmc4Config {
+            shards: vec!["/a.jsonl".to_owned()],
+            images: lcl_trainer_config::Mmc4Images::Flat { folder: "/images".to_owned() },
+            min_similarity: 0.24,
+            max_images: 6,
+        };
+        config.data.source = DataSource::Mmc4 { mmc4: mmc4.clone() };
+        let before = Identity::new(&config, Some("one"));
+        let other = Identity::new(&config, Some("other")).compare(&before).unwrap_err();
+        assert!(other.to_string().starts_with("spec.data.mmc4.shards (the digest of their names, sizes and counts) is"), "{other}");
+        config.data.source = DataSource::Mmc4 { mmc4: Mmc4Config { min_similarity: 0.25, ..mmc4.clone() } };
+        let changed = Identity::new(&config, Some("other")).compare(&before).unwrap_err();
+        assert_eq!(changed.field, "data.source.mmc4.minSimilarity");
+        let moved = DataSource::Mmc4 { mmc4: Mmc4Config { shards: vec!["/b/{0,1}.jsonl".to_owned()], ..mmc4 } };
+        config.data.source = moved;
+        assert_eq!(Identity::new(&config, Some("one")).compare(&before), Ok(()));
     }
 
     #[test]

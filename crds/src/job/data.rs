@@ -28,6 +28,9 @@ use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY, SOURCE_NAME};
     validation = Rule::new("has(self.mixture) == has(oldSelf.mixture) && (!has(self.mixture) || self.mixture == oldSelf.mixture)")
         .message("must not change after the job was created")
         .field_path(".mixture"),
+    validation = Rule::new("!has(oldSelf.shuffle) || (has(self.shuffle) && self.shuffle == oldSelf.shuffle)")
+        .message("must not change after it was given")
+        .field_path(".shuffle"),
 )]
 pub struct DataSpec {
     /// Image-text pairs in tar shards.
@@ -61,10 +64,10 @@ pub struct DataSpec {
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub reduced_scale_decoding: bool,
-    /// In which order the samples of a pass come.
-    #[serde(default)]
-    #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
-    pub shuffle: ShuffleSpec,
+    /// In which order the samples of a pass come. A job that was created without it may be given it, since versions without lanes shuffled the
+    /// whole data set: `window: 1000000000` goes on with that order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shuffle: Option<ShuffleSpec>,
     /// Most of the last 10,000 records that may be of no use, as a part of them: more, and at least 100, fail the job with their causes. Records
     /// that a filter leaves out do not count. Default: 0.1.
     #[serde(default = "default_max_bad_fraction")]
@@ -274,12 +277,6 @@ pub struct ShuffleSpec {
     #[serde(default = "default_window")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub window: i64,
-}
-
-impl Default for ShuffleSpec {
-    fn default() -> Self {
-        Self { lanes: None, window: default_window() }
-    }
 }
 
 /// `RandomResizedCrop` as torchvision defines it; images are never flipped.

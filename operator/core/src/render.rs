@@ -50,7 +50,10 @@ fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
         image_first_probability: data.image_first_probability,
         augmentation: AugmentationConfig { scale: data.augmentation.scale, ratio: data.augmentation.ratio },
         reduced_scale_decoding: data.reduced_scale_decoding,
-        shuffle: ShuffleConfig { lanes: data.shuffle.lanes.map(i64::unsigned_abs), window: data.shuffle.window.unsigned_abs() },
+        shuffle: data.shuffle.as_ref().map_or_else(ShuffleConfig::default, |shuffle| ShuffleConfig {
+            lanes: shuffle.lanes.map(i64::unsigned_abs),
+            window: shuffle.window.unsigned_abs(),
+        }),
         max_bad_fraction: data.max_bad_fraction,
         threads: data.threads.map_or(surroundings.data_threads.max(1), |threads| threads.unsigned_abs() as usize),
         prefetch: data.prefetch.unsigned_abs() as usize,

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer_config::{DataConfig, DataSource, MixtureUnit, SampleKeys, ShuffleConfig};
+use lcl_trainer_config::{DataConfig, DataSource, Field, MixtureUnit, SampleKeys, ShuffleConfig};
 
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
@@ -81,6 +81,24 @@ pub enum DatasetError {
         /// The system's error.
         source: io::Error,
     },
+    /// The folder of images is not there.
+    #[error("{} is {path}, which is no folder here: check the name, and that its volume is mounted", Field(field))]
+    Folder {
+        /// The field that names it, as a path in the trainer's configuration.
+        field: String,
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// Images lie in folders by the number of their shard, and a shard has none.
+    #[error("{} is byShard, but the name of {path} has no number (as in docs_shard_17_v2.jsonl)", Field(field))]
+    NoShardNumber {
+        /// The field, as a path in the trainer's configuration.
+        field: String,
+        /// The shard.
+        path: PathBuf,
+    },
     /// There is no document to train on.
     #[error("none of the {documents} documents in {shards} shards has an image that may be used: {causes}")]
     NoDocument {
@@ -102,7 +120,7 @@ pub enum DatasetError {
 }
 
 impl DatasetError {
-    fn io(&self) -> Option<&io::Error> {
+    pub(crate) fn io(&self) -> Option<&io::Error> {
         match self {
             Self::Index(error) => error.io(),
             Self::Shard(error) => error.io(),
@@ -110,7 +128,7 @@ impl DatasetError {
             Self::Obelics(error) => error.io(),
             Self::Store(error) => error.io(),
             Self::Documents(error) => error.io(),
-            Self::Image { source, .. } => Some(source),
+            Self::Image { source, .. } | Self::Folder { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -123,6 +141,8 @@ pub struct Dataset {
     mixture: Mixture,
     shuffle: ShuffleConfig,
     logged: Mutex<HashSet<u64>>,
+    /// Documents that were named because they give no sequence.
+    redrawn: Mutex<HashSet<u64>>,
     tolerated: Mutex<BTreeSet<Tolerated>>,
 }
 
@@ -242,7 +262,7 @@ impl Dataset {
     }
 
     fn of_sources(sources: Vec<Source>, mixture: Mixture, shuffle: ShuffleConfig) -> Self {
-        Self { sources, mixture, shuffle, logged: Mutex::default(), tolerated: Mutex::default() }
+        Self { sources, mixture, shuffle, logged: Mutex::default(), redrawn: Mutex::default(), tolerated: Mutex::default() }
     }
 
     /// A data set of one shard, without writing an index.
@@ -280,7 +300,9 @@ impl Dataset {
         }
         if self.sources.len() > 1 {
             // How positions are divided follows from the shares.
-            hasher.update(format!("{:?}", self.mixture).as_bytes());
+            for share in self.mixture.shares() {
+                hasher.update(&share.to_le_bytes());
+            }
             for source in &self.sources {
                 hasher.update(&source.first.to_le_bytes());
             }
@@ -362,9 +384,11 @@ impl Dataset {
 
     /// Names a document that gives no sequence in the log, once.
     pub(crate) fn log_redrawn(&self, sample: u64, cause: RedrawCause) {
-        if !self.logged.lock().unwrap_or_else(PoisonError::into_inner).insert(sample) {
+        let mut logged = self.redrawn.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() >= LOGGED_LIMIT || !logged.insert(sample) {
             return;
         }
+        drop(logged);
         let (shard, key) = self.key(sample).map_or((String::new(), String::new()), |(shard, key)| (shard.display().to_string(), key));
         tracing::debug!(shard, key, sample, %cause, "document gives no sequence: another one takes its place");
     }

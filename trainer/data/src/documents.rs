@@ -13,7 +13,7 @@ use std::{fmt, path::PathBuf, sync::Arc};
 
 use crate::{cause::RedrawCause, dataset::DatasetError, document::Document, mmc4::SlotChoices};
 
-pub(crate) use index::{DocumentIndexError, Findings};
+pub(crate) use index::{DocumentIndexError, EXTENSION, Findings};
 pub(crate) use mmc4::Mmc4;
 pub(crate) use obelics::Obelics;
 

@@ -73,6 +73,11 @@ impl Mixture {
         Self { sums: sums.collect() }
     }
 
+    /// The share of each source and all before it.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = u64> + '_ {
+        self.sums.iter().copied()
+    }
+
     /// Number of sources.
     #[must_use]
     pub fn sources(&self) -> usize {

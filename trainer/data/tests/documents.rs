@@ -272,6 +272,8 @@ fn what_cannot_be_trained_on_is_said_at_the_start() {
     assert!(message.contains("no_image_above_threshold"), "{message}");
     let message = open(|mmc4| mmc4.shards = vec!["/nowhere/docs_shard_{0..2}_v2.jsonl".to_owned()]);
     assert!(message.contains("spec.data.mmc4.shards[0]"), "{message}");
+    let message = open(|mmc4| mmc4.images = Mmc4Images::Flat { folder: "/nowhere/images".to_owned() });
+    assert!(message.contains("spec.data.mmc4.images.folder is /nowhere/images"), "{message}");
     // Documents without captions cannot be trained by the baseline's objective.
     let config = config(DataSource::Mmc4 { mmc4: mmc4(folder.path()) });
     let dataset = Arc::new(Dataset::open(&config).expect("the data set opens"));
@@ -293,6 +295,7 @@ fn a_slot_for_which_no_document_is_of_use_stays_empty() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     copy(&fixtures("mmc4"), folder.path());
     fs::remove_dir_all(folder.path().join("images")).expect("the images are removed");
+    fs::create_dir(folder.path().join("images")).expect("an empty folder");
     let config = config(DataSource::Mmc4 { mmc4: mmc4(folder.path()) });
     for batch in load(&config, 3, 0..2, 96) {
         assert!(batch.rows.is_empty() && batch.skipped.iter().all(|skipped| skipped.cause == SkipCause::NoDocument), "{batch:?}");
@@ -327,6 +330,41 @@ fn a_shard_that_changes_after_it_was_indexed_is_named_and_gives_no_row() {
     let error = outcome.expect_err("the shard is another one");
     let LoaderError::Read { source: DatasetError::Documents(source), .. } = error else { panic!("{error:?}") };
     assert!(source.to_string().contains("docs_shard_0_v2.jsonl changed"), "{source}");
+}
+
+#[test]
+fn indexes_beside_the_shards_fit_no_glob_and_a_shard_that_is_not_there_is_left_out() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    let open = |shards: &str| {
+        let source = Mmc4Config { shards: vec![folder.path().join(shards).display().to_string()], ..mmc4(folder.path()) };
+        Dataset::open(&config(DataSource::Mmc4 { mmc4: source })).expect("the data set opens").digest()
+    };
+    let first = open("data/docs_shard_*");
+    assert_eq!(open("data/docs_shard_*"), first, "an index was taken for a shard");
+    assert_eq!(open("data/docs_shard_{0..7}_v2.jsonl.zip"), first);
+}
+
+#[test]
+fn stores_that_begin_with_the_same_shard_have_tables_of_their_own_and_other_images_are_other_data() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("obelics"), folder.path());
+    let open = |images: &str| {
+        let source = ObelicsConfig { images: vec![folder.path().join(images).display().to_string()], ..obelics(folder.path()) };
+        Dataset::open(&config(DataSource::Obelics { obelics: source })).expect("the data set opens").digest()
+    };
+    let (whole, part) = (open("images/{00000..00002}.tar"), open("images/{00000..00001}.tar"));
+    assert_ne!(whole, part);
+    let entries = fs::read_dir(folder.path().join("images")).expect("a folder");
+    let tables = entries.filter(|entry| entry.as_ref().expect("an entry").file_name().to_string_lossy().ends_with("lcladdresses"));
+    assert_eq!(tables.count(), 2);
+    assert_eq!(open("images/{00000..00002}.tar"), whole);
+    // The same addresses, and more bytes: an archive ends with zeros.
+    let path = folder.path().join("images/00002.tar");
+    let mut bytes = fs::read(&path).expect("a shard");
+    bytes.extend([0; 1024]);
+    fs::write(&path, bytes).expect("the shard is written");
+    assert_ne!(open("images/{00000..00002}.tar"), whole);
 }
 
 #[test]

@@ -90,7 +90,9 @@ const PADDING: i64 = 0;
 fn normalise(pixels: &Tensor) -> Result<Tensor, TchError> {
     let channels = |values: &[f32]| Tensor::f_from_slice(values)?.f_view([1, 3, 1, 1])?.f_to_device(pixels.device());
     let mut values = pixels.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    values.f_div_scalar_(255.0)?.f_sub_(&channels(&MEAN)?)?.f_div_(&channels(&STD)?)
+    // By tensors, not by a number: a GPU would multiply by its reciprocal, which rounds otherwise.
+    let most = Tensor::f_from_slice(&[255.0_f32])?.f_to_device(pixels.device())?;
+    values.f_div_(&most)?.f_sub_(&channels(&MEAN)?)?.f_div_(&channels(&STD)?)
 }
 
 /// To a GPU through pinned memory, so that the copy runs beside what the GPU is doing.

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Ending of an index of documents.
-const EXTENSION: &str = "lcldocuments";
+pub(crate) const EXTENSION: &str = "lcldocuments";
 
 /// First bytes of every index of documents; the last one is the number of this layout.
 const MAGIC: [u8; 8] = *b"LCLDOCS\x01";

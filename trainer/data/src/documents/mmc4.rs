@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use lcl_trainer_config::{Mmc4Config, Mmc4Images};
+use lcl_trainer_config::{Mmc4Config, Mmc4Images, in_mixture};
 
 use super::{
     Asked, Findings, Source,
@@ -22,6 +22,7 @@ use crate::{
     dataset::{DatasetError, Storage},
     index::{over_all, record::Stamp},
     mmc4::{ImageFolders, Record, Rules, choose, image_path, place, shard_number, walk},
+    retry::with_retries,
     shard::{ListOrigin, find_present_shards},
 };
 
@@ -53,11 +54,16 @@ impl Mmc4 {
         if missing > 0 {
             tracing::warn!(missing, found = paths.len(), "shards of the list are not there and are left out");
         }
+        let field = |field: &str| mixed.map_or(field.to_owned(), |source| in_mixture(source, field));
+        check_folder(config.images.folder(), &field("data.source.mmc4.images.folder"))?;
+        if let (Mmc4Images::ByShard { .. }, Some(path)) = (&config.images, paths.iter().find(|path| shard_number(path).is_none())) {
+            return Err(DatasetError::NoShardNumber { field: field("data.source.mmc4.images.layout"), path: path.clone() });
+        }
         let settings = settings(config);
         let numbered: Vec<(usize, PathBuf)> = paths.into_iter().enumerate().collect();
         let indexes = over_all(threads, &numbered, |(number, path)| {
             let stamp = || stamp_of(path);
-            DocumentIndex::open(path, *number, stamp, index_path, &settings, || index_shard(path, config))
+            opened(*number, || DocumentIndex::open(path, *number, stamp, index_path, &settings, || index_shard(path, config)))
         })?;
         let folders = match config.images {
             Mmc4Images::Flat { .. } => ImageFolders::One,
@@ -81,21 +87,48 @@ impl Mmc4 {
         match std::fs::metadata(&path).map(|found| found.is_file() && found.len() <= IMAGE_BYTES_LIMIT) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
-            Err(error) => return absent_or_error(path, error),
+            Err(error) => return self.absent_or_error(path, error),
         }
         match std::fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => absent_or_error(path, error),
+            Err(error) => self.absent_or_error(path, error),
+        }
+    }
+
+    /// A file that is not there is no image, as long as the folder of all images is; any other error says nothing about it.
+    fn absent_or_error(&self, path: PathBuf, source: io::Error) -> Result<Option<Vec<u8>>, DatasetError> {
+        let is_absent = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename);
+        let folder = self.config.images.folder();
+        match std::fs::metadata(folder) {
+            _ if !is_absent => Err(DatasetError::Image { path, source }),
+            Ok(_) => Ok(None),
+            // Its volume may come back.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let source = io::Error::new(io::ErrorKind::ResourceBusy, "the folder of the images is not there any more");
+                Err(DatasetError::Image { path: folder.into(), source })
+            }
+            Err(source) => Err(DatasetError::Image { path: folder.into(), source }),
         }
     }
 }
 
-/// A file that is not there is no image; any other error says nothing about it.
-fn absent_or_error(path: PathBuf, source: io::Error) -> Result<Option<Vec<u8>>, DatasetError> {
-    match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
-        _ => Err(DatasetError::Image { path, source }),
+/// Opens or makes an index, again after errors that may pass.
+pub(super) fn opened(number: usize, open: impl FnMut() -> Result<DocumentIndex, DatasetError>) -> Result<DocumentIndex, DatasetError> {
+    let wait = |delay| {
+        std::thread::sleep(delay);
+        false
+    };
+    with_retries(number as u64, wait, DatasetError::io, open)
+}
+
+/// Whether the folder of images is there.
+pub(super) fn check_folder(folder: &str, field: &str) -> Result<(), DatasetError> {
+    let found = std::fs::metadata(folder);
+    if found.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
+        return Ok(());
     }
+    let source = found.err().unwrap_or_else(|| io::ErrorKind::NotADirectory.into());
+    Err(DatasetError::Folder { field: field.to_owned(), path: folder.into(), source })
 }
 
 impl Source for Mmc4 {

@@ -14,7 +14,7 @@ use lcl_trainer_config::ObelicsConfig;
 use super::{
     Asked, Findings, Source,
     index::{DocumentIndex, Made, Place},
-    mmc4::{describe, ends_of, find, stamp_of},
+    mmc4::{describe, ends_of, find, opened, stamp_of},
 };
 use crate::{
     cause::RedrawCause,
@@ -25,7 +25,8 @@ use crate::{
     store::{AddressTable, BuildOptions, EXTENSION, StoreError, build_table},
 };
 
-/// Row groups that are kept unpacked, 10 MB each: a lane is in two of them at most.
+/// Row groups that are kept unpacked, 10 MB each. A lane's window is in up to nine of them, so this serves seven lanes of a process without
+/// reading any twice.
 const ROW_GROUPS: NonZero<usize> = NonZero::new(64).expect("64 is not zero");
 
 /// The documents of OBELICS.
@@ -62,7 +63,9 @@ impl Obelics {
         );
         let numbered: Vec<(usize, PathBuf)> = files.iter().cloned().enumerate().collect();
         let indexes = over_all(threads, &numbered, |(number, path)| {
-            DocumentIndex::open(path, *number, || stamp_of(path), index_path, &settings, || index_shard(path, config, &table))
+            opened(*number, || {
+                DocumentIndex::open(path, *number, || stamp_of(path), index_path, &settings, || index_shard(path, config, &table))
+            })
         })?;
         let ends = ends_of(&indexes)?;
         let documents = Documents::new(files, config.split, ROW_GROUPS);
@@ -99,7 +102,15 @@ impl Obelics {
 /// The table of a store's addresses, made when it is missing or of other shards.
 fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<usize>) -> Result<AddressTable, DatasetError> {
     let Some(first) = images.first() else { return Err(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }) };
-    let files = crate::index::places(first, index_path, &format!(".{EXTENSION}"));
+    // Lists that begin with the same shard have tables of their own.
+    let mut list = blake3::Hasher::new_derive_key("lcl-data 1: store of images");
+    for image in images {
+        let name = image.file_name().unwrap_or_default().as_encoded_bytes();
+        list.update(&(name.len() as u64).to_le_bytes());
+        list.update(name);
+    }
+    let digest = list.finalize().to_hex();
+    let files = crate::index::places(first, index_path, &format!(".{}.{EXTENSION}", &digest[..16]));
     for path in &files {
         let opened = AddressTable::open(path).and_then(|table| table.check_shards(images, threads).map(|()| table));
         match opened {
@@ -119,9 +130,13 @@ fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<us
         match build_table(images, path, &options, |_| {}) {
             Ok(report) => {
                 tracing::info!(table = %path.display(), addresses = report.addresses, repeated = report.repeated, "made the table of addresses");
-                return Ok(AddressTable::open(path)?);
+                let table = AddressTable::open(path)?;
+                table.check_shards(images, threads)?;
+                return Ok(table);
             }
-            Err(error) => drop(first_error.get_or_insert(error)),
+            // Only where it lies can be another one.
+            Err(error @ (StoreError::Write { .. } | StoreError::Sort { .. })) => drop(first_error.get_or_insert(error)),
+            Err(error) => return Err(error.into()),
         }
     }
     Err(first_error.map_or(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }, DatasetError::Store))
@@ -139,7 +154,10 @@ impl Source for Obelics {
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
         let ObelicsConfig { split, max_images, .. } = self.config;
         let settings = format!("obelics 1: split {split}, images {max_images}, store of {} addresses", self.table.addresses());
-        (describe(&self.indexes), settings)
+        // Their pixels are part of the data; without times, as with all shards.
+        let mut shards = describe(&self.indexes);
+        shards.extend(self.images.iter().zip(self.table.shard_bytes()).map(|(path, bytes)| (path.clone(), bytes, 0)));
+        (shards, settings)
     }
 
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError> {

@@ -43,7 +43,9 @@ struct Kept {
 impl Unpacked {
     /// Unpacks into `folder`, or where the system keeps what is temporary.
     pub(super) fn new(folder: Option<&Path>) -> Self {
-        let folder = folder.map_or_else(std::env::temp_dir, Path::to_owned);
+        // A folder that cannot be written to has the indexes beside the shards; the texts need another place.
+        let can_be_used = |folder: &Path| std::fs::create_dir_all(folder).is_ok() && tempfile::tempfile_in(folder).is_ok();
+        let folder = folder.filter(|folder| can_be_used(folder)).map_or_else(std::env::temp_dir, Path::to_owned);
         Self { folder, kept: Mutex::new(Kept { texts: LruCache::unbounded(), bytes: 0 }), limit: BYTES_LIMIT }
     }
 
@@ -98,8 +100,8 @@ impl Unpacked {
     fn count(&self, number: usize, bytes: u64) {
         let mut kept = self.lock();
         let Some((_, size)) = kept.texts.get_mut(&number) else { return };
-        *size = bytes;
-        kept.bytes += bytes;
+        let before = std::mem::replace(size, bytes);
+        kept.bytes = kept.bytes + bytes - before;
         while kept.bytes > self.limit && kept.texts.len() > 1 {
             let Some((_, (_, size))) = kept.texts.pop_lru() else { break };
             kept.bytes -= size;

@@ -4,6 +4,7 @@
 //! entry is read is `lcl-trainer-config`'s; the folders are looked into here.
 
 use std::{
+    collections::HashSet,
     fmt, fs, io,
     num::NonZero,
     path::{Path, PathBuf},
@@ -12,7 +13,10 @@ use std::{
 
 use lcl_trainer_config::{Field, PATHS_LIMIT, PatternError, ShardEntry, ShardName, in_mixture};
 
-use crate::{index, retry::with_retries};
+use crate::{documents, index, retry::with_retries, store};
+
+/// Endings of what lies beside shards and is none.
+const INDEXES: [&str; 3] = [index::EXTENSION, store::EXTENSION, documents::EXTENSION];
 
 /// Missing shards that a message names; the others are counted.
 const NAMED_LIMIT: usize = 10;
@@ -64,20 +68,18 @@ impl fmt::Display for Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     entry: Entry,
-    /// The first of them.
-    named: Vec<PathBuf>,
-    /// How many there are.
-    count: usize,
+    /// All of them.
+    all: Vec<PathBuf>,
     /// Of how many.
     total: usize,
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entry, named, count, total } = self;
-        let names: Vec<_> = named.iter().map(|path| path.display().to_string()).collect();
-        let names = names.join(", ");
-        match (*total, *count - named.len()) {
+        let Self { entry, all, total } = self;
+        let first: Vec<_> = all.iter().take(NAMED_LIMIT).map(|path| path.display().to_string()).collect();
+        let (count, names) = (all.len(), first.join(", "));
+        match (*total, count - first.len()) {
             (1, _) => write!(f, "{entry}: shard {names} does not exist"),
             (_, 0) => write!(f, "{entry}: {count} of its {total} shards do not exist: {names}"),
             (_, more) => write!(f, "{entry}: {count} of its {total} shards do not exist: {names} and {more} more"),
@@ -159,14 +161,11 @@ pub(crate) fn find_present_shards(
     threads: NonZero<usize>,
 ) -> Result<(Vec<PathBuf>, usize), ListError> {
     let (mut shards, missing) = look_for(entries, origin, threads)?;
-    let absent = missing.iter().map(|missing| missing.count).sum();
-    if absent == shards.len() && absent > 0 {
-        return Err(ListError::Missing(missing));
-    }
-    if absent > 0 {
-        shards.retain(|path| path.exists());
-    }
-    Ok((shards, absent))
+    let absent: HashSet<&PathBuf> = missing.iter().flat_map(|missing| &missing.all).collect();
+    // By what was found then: another look might fail for a reason that passes.
+    shards.retain(|path| !absent.contains(path));
+    let count = absent.len();
+    if shards.is_empty() && count > 0 { Err(ListError::Missing(missing)) } else { Ok((shards, count)) }
 }
 
 /// The shards that a list stands for, and those of them that are not there.
@@ -222,7 +221,7 @@ fn fitting(entry: &Entry, pattern: &str) -> Result<Vec<PathBuf>, ListError> {
     let mut paths = Vec::new();
     for path in found {
         let path = path.map_err(|error| ListError::Folder { entry: entry.clone(), path: error.path().to_owned(), source: error.into() })?;
-        let is_index = path.extension().is_some_and(|extension| extension == index::EXTENSION);
+        let is_index = path.extension().is_some_and(|extension| INDEXES.iter().any(|index| extension == *index));
         if !is_index && !path.is_dir() {
             paths.push(path);
         }
@@ -247,9 +246,8 @@ fn find_missing(entry: Entry, paths: &[PathBuf], threads: NonZero<usize>) -> Opt
         Ok(fs::metadata(path).err().is_some_and(is_absent))
     };
     let Ok(missing) = index::over_all(threads, paths, is_missing);
-    let all: Vec<&PathBuf> = paths.iter().zip(missing).filter_map(|(path, missing)| missing.then_some(path)).collect();
-    let named = all.iter().take(NAMED_LIMIT).map(|path| (*path).clone()).collect();
-    (!all.is_empty()).then_some(Missing { entry, named, count: all.len(), total: paths.len() })
+    let all: Vec<PathBuf> = paths.iter().zip(missing).filter(|(_, missing)| *missing).map(|(path, _)| path.clone()).collect();
+    (!all.is_empty()).then_some(Missing { entry, all, total: paths.len() })
 }
 
 #[cfg(test)]

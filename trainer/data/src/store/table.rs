@@ -94,6 +94,11 @@ impl AddressTable {
         self.header.identity
     }
 
+    /// Bytes of each shard that the table was made of, in their order.
+    pub(crate) fn shard_bytes(&self) -> impl Iterator<Item = u64> + '_ {
+        self.shards.iter().map(|shard| shard.bytes)
+    }
+
     /// Number of shards that the table was made of.
     #[must_use]
     pub fn shards(&self) -> usize {
