@@ -29,7 +29,7 @@ use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY, SOURCE_NAME};
         .message("must not change after the job was created")
         .field_path(".mixture"),
     validation = Rule::new("!has(oldSelf.shuffle) || (has(self.shuffle) && self.shuffle == oldSelf.shuffle)")
-        .message("must not change after it was given")
+        .message("must not change after the job was created")
         .field_path(".shuffle"),
 )]
 pub struct DataSpec {

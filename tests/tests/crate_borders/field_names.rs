@@ -52,8 +52,9 @@ fn texts(source: &str) -> Vec<String> {
 fn faults(text: &str, schema: &Value) -> Vec<String> {
     let has = |path: &str| path.split('.').try_fold(schema, |schema, name| schema["properties"].get(name)).is_some();
     let fault = |path: &str| {
-        // Shown by the table's name, with the number of an entry where there is one.
-        let is_looked_up = text.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest == "[{index}]");
+        // Nothing but a path, in which numbers and names may be put: it is shown by the table's name.
+        let is_of_path = |character: char| character.is_ascii_alphanumeric() || ".[]{}".contains(character);
+        let is_looked_up = text.strip_prefix(path).is_some_and(|rest| rest.chars().all(is_of_path));
         if path.starts_with("spec.") {
             return (!has(path)).then(|| format!("no manifest has {path}"));
         }
@@ -109,6 +110,8 @@ fn a_field_under_the_trainers_own_name_is_found_in_a_text() -> Result<()> {
     let found = |source: &str| texts(source).iter().flat_map(|text| faults(text, &schema)).collect::<Vec<_>>();
     ensure!(found("#[error(\"check data.source.shards\")]") == ["data.source.shards is spec.data.webdataset.shards to its user"]);
     ensure!(found("f('\"', \"set \\\n   data.indexPath, \\\"runtime.device\\\"\")").len() == 2);
+    ensure!(found("f(\"data.source.shards[{index}]\", \"data.source.mixture.sources[{index}].source{}\")").is_empty());
+    ensure!(found("\"data.source.shards: none\"").len() == 1);
     ensure!(found("\"see spec.data.shards\"") == ["no manifest has spec.data.shards"]);
     ensure!(found("// \"data.indexPath is\"\nf(\"data.indexPath\", \"spec.data.indexPath\", \"data.tar is a file\")").is_empty());
     Ok(())
