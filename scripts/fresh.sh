@@ -26,6 +26,8 @@ esac
 # The second half of this script, in the namespaces: mounts, and the commands themselves.
 if [ "${1:-}" = --inside ]; then
   root=$2
+  # A mount of its own: without one, tests could not make namespaces of their own within it.
+  mount --rbind "$root" "$root"
   mount -t proc proc "$root/proc"
   mount --rbind /sys "$root/sys"
   mount --rbind /dev "$root/dev"
