@@ -8,8 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lcl_trainer_config::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
-    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
-    TrainerConfig, VisionShape,
+    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -249,15 +248,9 @@ fn config(shard: &Path, folder: &Path) -> Result<TrainerConfig> {
             precision: Precision::Float32,
         },
         data: DataConfig {
-            source: DataSource::webdataset(vec![shard.display().to_string()]),
-            index_path: None,
-            image_first_probability: 0.5,
             augmentation: AugmentationConfig { scale: [0.5, 1.0], ..AugmentationConfig::default() },
-            reduced_scale_decoding: false,
-            shuffle: ShuffleConfig::default(),
             max_bad_fraction: 1.0,
-            threads: 1,
-            prefetch: 2,
+            ..DataConfig::new(DataSource::webdataset(vec![shard.display().to_string()]))
         },
         optimization: OptimizationConfig {
             steps: 40,

@@ -1,9 +1,8 @@
 //! Configurations for this crate's tests.
 
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
-    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
-    TrainerConfig, VisionShape,
+    CheckpointConfig, DataConfig, DataSource, Device, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape, Normalization,
+    Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
 };
 
 /// A model of some thousand numbers beside its vocabulary.
@@ -25,17 +24,7 @@ pub(crate) fn tiny_config() -> TrainerConfig {
             activation_checkpointing: false,
             precision: Precision::Float32,
         },
-        data: DataConfig {
-            source: DataSource::webdataset(vec!["a.tar".to_owned()]),
-            index_path: None,
-            image_first_probability: 0.5,
-            augmentation: AugmentationConfig::default(),
-            reduced_scale_decoding: false,
-            shuffle: ShuffleConfig::default(),
-            max_bad_fraction: 1.0,
-            threads: 1,
-            prefetch: 1,
-        },
+        data: DataConfig { max_bad_fraction: 1.0, prefetch: 1, ..DataConfig::new(DataSource::webdataset(vec!["a.tar".to_owned()])) },
         optimization: OptimizationConfig {
             steps: 10,
             global_batch_size: 8,

@@ -15,9 +15,8 @@ use lcl_trainer::{
     weights::{export, import},
 };
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig,
-    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
-    TrainerConfig, VisionShape,
+    CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
+    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
 };
 use tempfile::TempDir;
 
@@ -79,17 +78,7 @@ fn config(folder: &Path, shape: ModelShape, layer_scale: Option<f64>) -> Result<
             activation_checkpointing: false,
             precision: Precision::Float32,
         },
-        data: DataConfig {
-            source: DataSource::webdataset(vec!["unused.tar".to_owned()]),
-            index_path: None,
-            image_first_probability: 0.5,
-            augmentation: AugmentationConfig::default(),
-            reduced_scale_decoding: false,
-            shuffle: ShuffleConfig::default(),
-            max_bad_fraction: 1.0,
-            threads: 1,
-            prefetch: 1,
-        },
+        data: DataConfig { max_bad_fraction: 1.0, prefetch: 1, ..DataConfig::new(DataSource::webdataset(vec!["unused.tar".to_owned()])) },
         optimization: OptimizationConfig {
             steps: 1,
             global_batch_size: 1,

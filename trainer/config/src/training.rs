@@ -50,6 +50,24 @@ pub struct DataConfig {
     pub prefetch: usize,
 }
 
+impl DataConfig {
+    /// This source, read as a job's manifest has it that says nothing else, by one thread.
+    #[must_use]
+    pub fn new(source: DataSource) -> Self {
+        Self {
+            source,
+            index_path: None,
+            image_first_probability: 0.5,
+            augmentation: AugmentationConfig::default(),
+            reduced_scale_decoding: false,
+            shuffle: ShuffleConfig::default(),
+            max_bad_fraction: default_max_bad_fraction(),
+            threads: 1,
+            prefetch: 2,
+        }
+    }
+}
+
 /// One in ten: a hundred times what published sets have that were fetched with care.
 const fn default_max_bad_fraction() -> f64 {
     0.1

@@ -29,7 +29,7 @@ use crate::{
     index::{Extent, IndexError, Record, ShardIndex, built, over_all},
     mixture::{Counted, Mixture},
     order::{Order, Orders},
-    retry::with_retries,
+    retry::{sleep, with_retries},
     shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_present_shards, find_shards, is_header},
 };
 
@@ -323,11 +323,7 @@ impl Dataset {
 
     /// Reads a sample. Errors that may pass are retried for about a minute.
     pub fn read(&self, sample: u64) -> Result<Reading, DatasetError> {
-        let wait = |delay| {
-            std::thread::sleep(delay);
-            false
-        };
-        self.read_with(sample, wait)
+        self.read_with(sample, sleep)
     }
 
     /// As [`Dataset::read`], waiting by `wait`, which returns true to give up.
@@ -354,17 +350,13 @@ impl Dataset {
         self.sources.iter().any(|source| matches!(source.content, Content::Documents(_)))
     }
 
-    /// Reads a document, as [`Dataset::read_with`] a pair. An attempt begins from the start: what the images
-    /// of the one before have left is the caller's to undo. It gets the number that the sample has in its source.
-    pub(crate) fn read_document(
-        &self,
-        sample: u64,
-        wait: impl FnMut(Duration) -> bool,
-        mut attempt: impl FnMut(&dyn documents::Source, u64) -> Result<Result<(), RedrawCause>, DatasetError>,
-    ) -> Result<Result<(), RedrawCause>, DatasetError> {
+    /// The source of a document, and its number there.
+    pub(crate) fn document(&self, sample: u64) -> Result<(&dyn documents::Source, u64), DatasetError> {
         let (source, own) = self.find(sample)?;
-        let Content::Documents(documents) = &source.content else { return Err(DatasetError::OutOfRange { sample, samples: 0 }) };
-        with_retries(sample, wait, DatasetError::io, || attempt(&**documents, own))
+        match &source.content {
+            Content::Documents(documents) => Ok((&**documents, own)),
+            Content::Pairs(_) => Err(DatasetError::OutOfRange { sample, samples: self.samples_per_pass() }),
+        }
     }
 
     /// Names a bad record in the log, once.
@@ -434,12 +426,7 @@ impl Source {
 
     /// The shard of one of its samples, and the sample's number there.
     fn place(&self, sample: u64) -> Result<(usize, u64), DatasetError> {
-        let shard = self.ends.partition_point(|end| *end <= sample);
-        if shard >= self.ends.len() {
-            return Err(DatasetError::OutOfRange { sample, samples: self.samples() });
-        }
-        let begin = shard.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        Ok((shard, sample - begin))
+        place_in(&self.ends, sample).ok_or_else(|| DatasetError::OutOfRange { sample, samples: self.samples() })
     }
 
     /// Adds what tells it from other data.
@@ -462,6 +449,13 @@ impl Source {
             }
         }
     }
+}
+
+/// The number of the shard that holds a sample, and the sample's number in it, when shards end at these samples.
+pub(crate) fn place_in(ends: &[u64], sample: u64) -> Option<(usize, u64)> {
+    let shard = ends.partition_point(|end| *end <= sample);
+    let begin = shard.checked_sub(1).and_then(|before| ends.get(before)).copied().unwrap_or(0);
+    (shard < ends.len()).then_some((shard, sample - begin))
 }
 
 /// Looks whether the shards of a source are there.

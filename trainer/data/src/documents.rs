@@ -7,9 +7,10 @@
 mod index;
 mod mmc4;
 mod obelics;
+mod shards;
 mod unpacked;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{cause::RedrawCause, dataset::DatasetError, document::Document, mmc4::SlotChoices};
 
@@ -20,6 +21,9 @@ pub(crate) use obelics::Obelics;
 /// Takes an encoded image, given its number in the document; false when it cannot be read.
 pub(crate) type Decode<'a> = dyn FnMut(u32, &[u8]) -> bool + 'a;
 
+/// Waits before another attempt to read; true to give up.
+pub(crate) type Wait<'a> = dyn FnMut(Duration) -> bool + 'a;
+
 /// What reading a sample needs besides its number.
 pub(crate) struct Asked<'a> {
     /// Makes the random choices of the document.
@@ -28,6 +32,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) before_probability: f64,
     /// Gets every image that the document takes, in order.
     pub(crate) decode: &'a mut Decode<'a>,
+    /// For errors that may pass. Each read is tried again by itself: what a document has got so far stays.
+    pub(crate) wait: &'a mut Wait<'a>,
     /// Is filled with the parts. Its images have the numbers under which `decode` got them.
     pub(crate) document: &'a mut Document,
 }
@@ -43,7 +49,7 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// Name without folders, size and number of samples of every shard, and how samples were made of them.
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String);
 
-    /// Reads a sample once: an error that may pass is tried again by the caller.
+    /// Reads a sample.
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError>;
 
     /// The shard of a sample, and what it is called there.

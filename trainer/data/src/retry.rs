@@ -43,6 +43,12 @@ impl Stop {
     }
 }
 
+/// Waits between attempts where nothing asks to stop; for [`with_retries`].
+pub(crate) fn sleep(delay: Duration) -> bool {
+    std::thread::sleep(delay);
+    false
+}
+
 /// Whether another attempt can succeed: errors of devices, networks and exhausted resources, not those of names, rights and contents.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;

@@ -19,8 +19,7 @@ use lcl_data::{
     tokenizer::Tokenizer,
 };
 use lcl_trainer_config::{
-    AugmentationConfig, DataConfig, DataSource, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig,
-    Objective, Preset, ShuffleConfig,
+    DataConfig, DataSource, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig, Objective, Preset,
 };
 
 const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
@@ -54,17 +53,7 @@ fn model(context_length: i64) -> ModelShape {
 }
 
 fn config(source: DataSource) -> DataConfig {
-    DataConfig {
-        source,
-        index_path: None,
-        image_first_probability: 0.5,
-        augmentation: AugmentationConfig::default(),
-        reduced_scale_decoding: false,
-        shuffle: ShuffleConfig::default(),
-        max_bad_fraction: 1.0,
-        threads: 2,
-        prefetch: 2,
-    }
+    DataConfig { max_bad_fraction: 1.0, threads: 2, ..DataConfig::new(source) }
 }
 
 fn mmc4(folder: &Path) -> Mmc4Config {

@@ -8,7 +8,7 @@ use lcl_data::{
     shard::{ImageKind, ShardWriter},
     tokenizer::Tokenizer,
 };
-use lcl_trainer_config::{AugmentationConfig, DataConfig, DataSource, ModelShape, Objective, Preset, ShuffleConfig};
+use lcl_trainer_config::{DataConfig, DataSource, ModelShape, Objective, Preset};
 use proptest::prelude::*;
 
 const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
@@ -60,15 +60,11 @@ fn write_data(folder: &Path, shards: &[u64], bad: &[u64]) {
 
 fn config(folder: &Path, shards: usize) -> DataConfig {
     DataConfig {
-        source: DataSource::webdataset((0..shards).map(|number| folder.join(format!("{number:02}.tar")).display().to_string()).collect()),
-        index_path: None,
-        image_first_probability: 0.5,
-        augmentation: AugmentationConfig::default(),
-        reduced_scale_decoding: false,
-        shuffle: ShuffleConfig::default(),
         max_bad_fraction: 1.0,
         threads: 2,
-        prefetch: 2,
+        ..DataConfig::new(DataSource::webdataset(
+            (0..shards).map(|number| folder.join(format!("{number:02}.tar")).display().to_string()).collect(),
+        ))
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use lcl_trainer_config::{AugmentationConfig, KeySeparator, ShuffleConfig};
+use lcl_trainer_config::KeySeparator;
 
 use super::*;
 use crate::{
@@ -20,15 +20,10 @@ use crate::{
 
 fn config(shards: &[&Path]) -> DataConfig {
     DataConfig {
-        source: DataSource::webdataset(shards.iter().map(|path| path.display().to_string()).collect()),
-        index_path: None,
-        image_first_probability: 0.5,
-        augmentation: AugmentationConfig::default(),
-        reduced_scale_decoding: false,
-        shuffle: ShuffleConfig::default(),
         max_bad_fraction: 1.0,
         threads: 2,
         prefetch: 1,
+        ..DataConfig::new(DataSource::webdataset(shards.iter().map(|path| path.display().to_string()).collect()))
     }
 }
 

@@ -14,13 +14,13 @@ use lcl_trainer_config::{Mmc4Config, Mmc4Images, in_mixture};
 
 use super::{
     Asked, Findings, Source,
-    index::{DocumentIndex, DocumentIndexError, Made, Place},
+    index::{DocumentIndexError, Made},
+    shards::{Found, Shards},
     unpacked::{Unpacked, is_cut_short},
 };
 use crate::{
     cause::RedrawCause,
     dataset::{DatasetError, Storage},
-    index::{over_all, record::Stamp},
     mmc4::{ImageFolders, Record, Rules, choose, image_path, place, shard_number, walk},
     retry::with_retries,
     shard::{ListOrigin, find_present_shards},
@@ -34,8 +34,7 @@ const IMAGE_BYTES_LIMIT: u64 = crate::dataset::IMAGE_BYTES_LIMIT as u64;
 pub(crate) struct Mmc4 {
     config: Mmc4Config,
     folders: ImageFolders,
-    indexes: Vec<DocumentIndex>,
-    ends: Arc<[u64]>,
+    shards: Shards,
     texts: Unpacked,
     storage: Box<dyn Storage>,
 }
@@ -59,31 +58,19 @@ impl Mmc4 {
         if let (Mmc4Images::ByShard { .. }, Some(path)) = (&config.images, paths.iter().find(|path| shard_number(path).is_none())) {
             return Err(DatasetError::NoShardNumber { field: field("data.source.mmc4.images.layout"), path: path.clone() });
         }
-        let settings = settings(config);
-        let numbered: Vec<(usize, PathBuf)> = paths.into_iter().enumerate().collect();
-        let indexes = over_all(threads, &numbered, |(number, path)| {
-            let stamp = || stamp_of(path);
-            opened(*number, || DocumentIndex::open(path, *number, stamp, index_path, &settings, || index_shard(path, config)))
-        })?;
+        let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config))?;
         let folders = match config.images {
             Mmc4Images::Flat { .. } => ImageFolders::One,
             Mmc4Images::ByShard { .. } => ImageFolders::ByShard,
         };
-        let ends = ends_of(&indexes)?;
-        Ok(Self { config: config.clone(), folders, indexes, ends, texts: Unpacked::new(index_path), storage })
-    }
-
-    fn index_of(&self, sample: u64) -> Result<(usize, &DocumentIndex, Place), DatasetError> {
-        find(&self.indexes, &self.ends, sample, &*self.storage)
+        Ok(Self { config: config.clone(), folders, shards, texts: Unpacked::new(index_path, paths.len()), storage })
     }
 
     /// The encoded image; `None` when there is no such file, or none that can be an image.
     fn image(&self, shard: &Path, name: &str) -> Result<Option<Vec<u8>>, DatasetError> {
         let number = shard_number(shard).unwrap_or(0);
-        let folder = match &self.config.images {
-            Mmc4Images::Flat { folder } | Mmc4Images::ByShard { folder } => folder,
-        };
-        let Ok(path) = image_path(Path::new(folder), self.folders, number, name) else { return Ok(None) };
+        let folder = Path::new(self.config.images.folder());
+        let Ok(path) = image_path(folder, self.folders, number, name) else { return Ok(None) };
         match std::fs::metadata(&path).map(|found| found.is_file() && found.len() <= IMAGE_BYTES_LIMIT) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
@@ -112,17 +99,8 @@ impl Mmc4 {
     }
 }
 
-/// Opens or makes an index, again after errors that may pass.
-pub(super) fn opened(number: usize, open: impl FnMut() -> Result<DocumentIndex, DatasetError>) -> Result<DocumentIndex, DatasetError> {
-    let wait = |delay| {
-        std::thread::sleep(delay);
-        false
-    };
-    with_retries(number as u64, wait, DatasetError::io, open)
-}
-
 /// Whether the folder of images is there.
-pub(super) fn check_folder(folder: &str, field: &str) -> Result<(), DatasetError> {
+fn check_folder(folder: &str, field: &str) -> Result<(), DatasetError> {
     let found = std::fs::metadata(folder);
     if found.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
         return Ok(());
@@ -133,50 +111,54 @@ pub(super) fn check_folder(folder: &str, field: &str) -> Result<(), DatasetError
 
 impl Source for Mmc4 {
     fn ends(&self) -> Arc<[u64]> {
-        Arc::clone(&self.ends)
+        self.shards.ends()
     }
 
     fn images(&self) -> u64 {
-        self.indexes.iter().map(|index| index.findings().images).sum()
+        self.shards.images()
     }
 
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
-        (describe(&self.indexes), settings(&self.config))
+        (self.shards.describe(), settings(&self.config))
     }
 
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError> {
-        let (number, index, [offset, length]) = self.index_of(sample)?;
-        let changed = || DatasetError::Documents(DocumentIndexError::Changed { shard: index.shard().to_owned() });
-        let line = match self.texts.read(number, index.shard(), offset, length as usize, &*self.storage) {
-            Err(error) if is_cut_short(&error) => return Err(changed()),
-            read => read?,
+        let Asked { choices, before_probability, decode, wait, document } = asked;
+        let find = || self.shards.find(sample, &*self.storage);
+        let Found { number, shard, place: [offset, length] } = with_retries(sample, &mut **wait, DatasetError::io, find)?;
+        let changed = || DatasetError::Documents(DocumentIndexError::Changed { shard: shard.to_owned() });
+        let read = || match self.texts.read(number, shard, offset, length as usize, &*self.storage) {
+            Err(error) if is_cut_short(&error) => Err(changed()),
+            read => Ok(read?),
         };
+        let line = with_retries(sample, &mut **wait, DatasetError::io, read)?;
         let mut record = Record::new();
         record.fill(&line).map_err(|_| changed())?;
         let rules = Rules {
             min_similarity: self.config.min_similarity,
             max_images: self.config.max_images as usize,
-            before_probability: asked.before_probability,
+            before_probability: *before_probability,
         };
         let mut chosen = Vec::new();
-        if let Err(cause) = choose(&record, &rules, &mut asked.choices, &mut chosen) {
+        if let Err(cause) = choose(&record, &rules, choices, &mut chosen) {
             return Ok(Err(cause));
         }
         let mut readable = Vec::with_capacity(chosen.len());
         for image in chosen {
             let Some(info) = record.images().get(image as usize) else { continue };
-            if let Some(bytes) = self.image(index.shard(), record.image_name(info))?
-                && (asked.decode)(image, &bytes)
+            let read = || self.image(shard, record.image_name(info));
+            if let Some(bytes) = with_retries(sample, &mut **wait, DatasetError::io, read)?
+                && decode(image, &bytes)
             {
                 readable.push(image);
             }
         }
-        Ok(place(&record, &readable, &rules, &mut asked.choices, asked.document))
+        Ok(place(&record, &readable, &rules, choices, document))
     }
 
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
-        let (_, index, [offset, _]) = self.index_of(sample)?;
-        Ok((index.shard().to_owned(), format!("the document at byte {offset} of the text")))
+        let Found { shard, place: [offset, _], .. } = self.shards.find(sample, &*self.storage)?;
+        Ok((shard.to_owned(), format!("the document at byte {offset} of the text")))
     }
 }
 
@@ -212,50 +194,4 @@ fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
         samples.push([line.extent.offset, line.extent.length]);
     })?;
     Ok((samples, findings))
-}
-
-/// What the shard's file looks like now.
-pub(super) fn stamp_of(path: &Path) -> Result<Stamp, DatasetError> {
-    let file = crate::shard::open(path)?;
-    Ok(crate::index::stamp_of(path, &file)?)
-}
-
-/// For every shard, the number of the sample after its last one; an error when there is none at all.
-pub(super) fn ends_of(indexes: &[DocumentIndex]) -> Result<Arc<[u64]>, DatasetError> {
-    let ends = indexes.iter().scan(0, |end, index| {
-        *end += index.findings().samples;
-        Some(*end)
-    });
-    let ends: Arc<[u64]> = ends.collect();
-    if ends.last().is_none_or(|samples| *samples == 0) {
-        let mut found = Findings::default();
-        for index in indexes {
-            found.add(index.findings());
-        }
-        let causes = found.left_out.iter().map(|(cause, left_out)| format!("{} {cause} (the first: {})", left_out.count, left_out.first));
-        return Err(DatasetError::NoDocument {
-            shards: indexes.len(),
-            documents: found.documents,
-            causes: causes.collect::<Vec<_>>().join(", "),
-        });
-    }
-    Ok(ends)
-}
-
-/// The shard of a sample, and where the sample lies in it.
-pub(super) fn find<'a>(
-    indexes: &'a [DocumentIndex],
-    ends: &[u64],
-    sample: u64,
-    storage: &dyn Storage,
-) -> Result<(usize, &'a DocumentIndex, Place), DatasetError> {
-    let shard = ends.partition_point(|end| *end <= sample);
-    let samples = ends.last().copied().unwrap_or(0);
-    let index = indexes.get(shard).ok_or(DatasetError::OutOfRange { sample, samples })?;
-    let begin = shard.checked_sub(1).and_then(|before| ends.get(before)).copied().unwrap_or(0);
-    Ok((shard, index, index.place(sample - begin, storage)?))
-}
-
-pub(super) fn describe(indexes: &[DocumentIndex]) -> Vec<(PathBuf, u64, u64)> {
-    indexes.iter().map(|index| (index.shard().to_owned(), index.length(), index.findings().samples)).collect()
 }

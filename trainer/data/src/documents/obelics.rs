@@ -13,14 +13,15 @@ use lcl_trainer_config::ObelicsConfig;
 
 use super::{
     Asked, Findings, Source,
-    index::{DocumentIndex, Made, Place},
-    mmc4::{describe, ends_of, find, opened, stamp_of},
+    index::{LeftOut, Made, Place},
+    shards::{Found, Shards},
 };
 use crate::{
     cause::RedrawCause,
     dataset::{DatasetError, FileId, IMAGE_BYTES_LIMIT, Storage},
-    index::over_all,
+    index::places,
     obelics::{DocumentFile, Documents, StretchAt, index_file, select_images},
+    retry::with_retries,
     shard::{BLOCK, ListOrigin, ShardError, find_shards, is_header},
     store::{AddressTable, BuildOptions, EXTENSION, StoreError, build_table},
 };
@@ -33,8 +34,7 @@ const ROW_GROUPS: NonZero<usize> = NonZero::new(64).expect("64 is not zero");
 #[derive(Debug)]
 pub(crate) struct Obelics {
     config: ObelicsConfig,
-    indexes: Vec<DocumentIndex>,
-    ends: Arc<[u64]>,
+    shards: Shards,
     documents: Documents,
     table: AddressTable,
     images: Vec<PathBuf>,
@@ -61,15 +61,9 @@ impl Obelics {
             table.addresses(),
             table.identity()
         );
-        let numbered: Vec<(usize, PathBuf)> = files.iter().cloned().enumerate().collect();
-        let indexes = over_all(threads, &numbered, |(number, path)| {
-            opened(*number, || {
-                DocumentIndex::open(path, *number, || stamp_of(path), index_path, &settings, || index_shard(path, config, &table))
-            })
-        })?;
-        let ends = ends_of(&indexes)?;
+        let shards = Shards::open(&files, index_path, &settings, threads, |path| index_shard(path, config, &table))?;
         let documents = Documents::new(files, config.split, ROW_GROUPS);
-        Ok(Self { config: config.clone(), indexes, ends, documents, table, images, storage })
+        Ok(Self { config: config.clone(), shards, documents, table, images, storage })
     }
 
     /// The encoded image of an address; `None` when it cannot be one.
@@ -110,7 +104,7 @@ fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<us
         list.update(name);
     }
     let digest = list.finalize().to_hex();
-    let files = crate::index::places(first, index_path, &format!(".{}.{EXTENSION}", &digest[..16]));
+    let files = places(first, index_path, &format!(".{}.{EXTENSION}", &digest[..16]));
     for path in &files {
         let opened = AddressTable::open(path).and_then(|table| table.check_shards(images, threads).map(|()| table));
         match opened {
@@ -144,41 +138,45 @@ fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<us
 
 impl Source for Obelics {
     fn ends(&self) -> Arc<[u64]> {
-        Arc::clone(&self.ends)
+        self.shards.ends()
     }
 
     fn images(&self) -> u64 {
-        self.indexes.iter().map(|index| index.findings().images).sum()
+        self.shards.images()
     }
 
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
         let ObelicsConfig { split, max_images, .. } = self.config;
         let settings = format!("obelics 1: split {split}, images {max_images}, store of {} addresses", self.table.addresses());
         // Their pixels are part of the data; without times, as with all shards.
-        let mut shards = describe(&self.indexes);
+        let mut shards = self.shards.describe();
         shards.extend(self.images.iter().zip(self.table.shard_bytes()).map(|(path, bytes)| (path.clone(), bytes, 0)));
         (shards, settings)
     }
 
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError> {
-        let (file, _, place) = find(&self.indexes, &self.ends, sample, &*self.storage)?;
-        let parts = self.documents.read(stretch_at(file, place))?;
-        let decode = &mut asked.decode;
+        let Asked { decode, wait, document, .. } = asked;
+        let read = || -> Result<_, DatasetError> {
+            let Found { number, place, .. } = self.shards.find(sample, &*self.storage)?;
+            Ok(self.documents.read(stretch_at(number, place))?)
+        };
+        let parts = with_retries(sample, &mut **wait, DatasetError::io, read)?;
         let mut number = 0;
         let fetch = |address: &str| -> Result<Option<()>, DatasetError> {
-            let Some(bytes) = self.image(address)? else { return Ok(None) };
+            let read = || self.image(address);
+            let Some(bytes) = with_retries(sample, &mut **wait, DatasetError::io, read)? else { return Ok(None) };
             let is_readable = decode(number, &bytes);
             number += u32::from(is_readable);
             Ok(is_readable.then_some(()))
         };
-        let images = select_images(&parts, Some(self.config.max_images as usize), fetch, asked.document)?;
+        let images = select_images(&parts, Some(self.config.max_images as usize), fetch, document)?;
         Ok(if images.is_empty() { Err(RedrawCause::NoImageReadable) } else { Ok(()) })
     }
 
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
-        let (file, index, place) = find(&self.indexes, &self.ends, sample, &*self.storage)?;
-        let StretchAt { row_group, row, stretch, .. } = stretch_at(file, place);
-        Ok((index.shard().to_owned(), format!("row {row} of row group {row_group}, stretch {stretch}")))
+        let Found { number, shard, place } = self.shards.find(sample, &*self.storage)?;
+        let StretchAt { row_group, row, stretch, .. } = stretch_at(number, place);
+        Ok((shard.to_owned(), format!("row {row} of row group {row_group}, stretch {stretch}")))
     }
 }
 
@@ -204,11 +202,11 @@ fn index_shard(path: &Path, config: &ObelicsConfig, table: &AddressTable) -> Res
     let mut findings = Findings { documents: found.stretches, samples: found.samples, images, ..Findings::default() };
     for (name, faulty) in found.faults {
         findings.documents += faulty.count;
-        findings.left_out.insert(name.to_owned(), super::index::LeftOut { count: faulty.count, first: faulty.first });
+        findings.left_out.insert(name.to_owned(), LeftOut { count: faulty.count, first: faulty.first });
     }
     if found.stretches > found.samples {
         let first = "their addresses are not in the store".to_owned();
-        findings.left_out.insert("no_image_stored".to_owned(), super::index::LeftOut { count: found.stretches - found.samples, first });
+        findings.left_out.insert("no_image_stored".to_owned(), LeftOut { count: found.stretches - found.samples, first });
     }
     Ok((samples, findings))
 }

@@ -1,6 +1,6 @@
-//! Shards of JSON lines that can be read at any place, also those that are packed.
+//! Shards of JSON lines any of which can be read, also of packed ones.
 //!
-//! Comes in: a shard's path and a range of its text. Goes out: the bytes. A packed shard is unpacked once into a file without a name, and the
+//! Comes in: a shard's path and where a line is in its text. Goes out: the line's bytes. A packed shard is unpacked once into a file without a name, and the
 //! files used last stay, up to a number of bytes: neighbouring slots read the same shards for hundreds of steps. What a killed process had
 //! unpacked is gone with it.
 
@@ -9,7 +9,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use lru::LruCache;
@@ -30,6 +30,8 @@ type Text = Arc<Mutex<Option<Arc<File>>>>;
 pub(super) struct Unpacked {
     /// Where files without names are made.
     folder: PathBuf,
+    /// Whether each shard is packed, once it was looked at.
+    packed: Box<[OnceLock<bool>]>,
     kept: Mutex<Kept>,
     limit: u64,
 }
@@ -41,15 +43,16 @@ struct Kept {
 }
 
 impl Unpacked {
-    /// Unpacks into `folder`, or where the system keeps what is temporary.
-    pub(super) fn new(folder: Option<&Path>) -> Self {
+    /// The texts of so many shards, unpacked into `folder`, or where the system keeps what is temporary.
+    pub(super) fn new(folder: Option<&Path>, shards: usize) -> Self {
         // A folder that cannot be written to has the indexes beside the shards; the texts need another place.
         let can_be_used = |folder: &Path| std::fs::create_dir_all(folder).is_ok() && tempfile::tempfile_in(folder).is_ok();
         let folder = folder.filter(|folder| can_be_used(folder)).map_or_else(std::env::temp_dir, Path::to_owned);
-        Self { folder, kept: Mutex::new(Kept { texts: LruCache::unbounded(), bytes: 0 }), limit: BYTES_LIMIT }
+        let packed = (0..shards).map(|_| OnceLock::new()).collect();
+        Self { folder, packed, kept: Mutex::new(Kept { texts: LruCache::unbounded(), bytes: 0 }), limit: BYTES_LIMIT }
     }
 
-    /// `length` bytes from `offset` of the text of shard `number`.
+    /// The line of `length` bytes at `offset` of the text of shard `number`.
     pub(super) fn read(
         &self,
         number: usize,
@@ -59,7 +62,7 @@ impl Unpacked {
         storage: &dyn Storage,
     ) -> Result<Vec<u8>, ShardError> {
         let mut bytes = vec![0; length];
-        if is_packed(path)? {
+        if self.is_packed(number, path)? {
             let text = self.text(number, path)?;
             text.read_exact_at(&mut bytes, offset)
         } else {
@@ -67,6 +70,14 @@ impl Unpacked {
         }
         .map_err(|source| ShardError::Read { path: path.to_owned(), offset, source })?;
         Ok(bytes)
+    }
+
+    fn is_packed(&self, number: usize, path: &Path) -> Result<bool, ShardError> {
+        if let Some(known) = self.packed.get(number).and_then(OnceLock::get) {
+            return Ok(*known);
+        }
+        let found = is_packed(path)?;
+        Ok(self.packed.get(number).map_or(found, |packed| *packed.get_or_init(|| found)))
     }
 
     fn text(&self, number: usize, path: &Path) -> Result<Arc<File>, ShardError> {
@@ -116,4 +127,62 @@ impl Unpacked {
 /// Whether a text that is not whole any more is the reason: the shard is another one than was indexed.
 pub(super) fn is_cut_short(error: &ShardError) -> bool {
     matches!(error, ShardError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::dataset::OpenFiles;
+
+    /// A shard with this text, packed into an archive.
+    fn pack(folder: &Path, number: usize, text: &str) -> PathBuf {
+        let path = folder.join(format!("docs_shard_{number}_v2.jsonl.zip"));
+        let mut archive = zip::ZipWriter::new(File::create(&path).expect("the shard is created"));
+        archive.start_file(format!("docs_shard_{number}_v2.jsonl"), zip::write::SimpleFileOptions::default()).expect("a member");
+        archive.write_all(text.as_bytes()).expect("the text is written");
+        archive.finish().expect("the archive is finished");
+        path
+    }
+
+    #[test]
+    fn texts_are_read_anywhere_by_many_threads_and_the_oldest_make_room() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        // All lines have the same length.
+        let line = |line: usize, shard: usize| format!("line {line:02} of shard {shard}");
+        let text = |shard: usize| (0..50).map(|number| line(number, shard) + "\n").collect::<String>();
+        let paths: Vec<PathBuf> = (0..6).map(|shard| pack(folder.path(), shard, &text(shard))).collect();
+        let one = text(0).len() as u64;
+        let texts = Unpacked { limit: 2 * one + one / 2, ..Unpacked::new(Some(folder.path()), paths.len()) };
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (texts, paths) = (&texts, &paths);
+                scope.spawn(move || {
+                    for turn in 0..60 {
+                        let (shard, number) = ((thread + turn / 3) % paths.len(), turn * 7 % 50);
+                        let expected = line(number, shard);
+                        let offset = (number * (expected.len() + 1)) as u64;
+                        let found = texts.read(shard, &paths[shard], offset, expected.len(), &OpenFiles::default());
+                        assert_eq!(found.expect("the line is read"), expected.as_bytes());
+                    }
+                });
+            }
+        });
+        let kept = texts.lock();
+        let sizes: u64 = kept.texts.iter().map(|(_, (_, size))| size).sum();
+        assert_eq!(kept.bytes, sizes);
+        assert!((1..=2).contains(&kept.texts.len()), "{} texts are kept", kept.texts.len());
+    }
+
+    #[test]
+    fn a_text_that_ends_early_is_told_from_one_that_cannot_be_read() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = pack(folder.path(), 0, "short");
+        let texts = Unpacked::new(None, 1);
+        assert!(is_cut_short(&texts.read(0, &path, 3, 40, &OpenFiles::default()).expect_err("five bytes")));
+        let gone = Unpacked { folder: folder.path().join("gone"), ..Unpacked::new(None, 1) };
+        let error = gone.read(0, &path, 0, 5, &OpenFiles::default()).expect_err("there is no folder");
+        assert!(!is_cut_short(&error) && error.to_string().contains("set spec.data.indexPath"), "{error}");
+    }
 }

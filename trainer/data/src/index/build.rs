@@ -17,7 +17,7 @@ use lcl_trainer_config::SampleKeys;
 
 use crate::{
     index::{Findings, IndexError, Record, Usable, find_usable, findings::Collector, index_files, record::Header, stamp_of},
-    retry::with_retries,
+    retry::{sleep, with_retries},
     shard::{self, Group, Grouper, ShardError},
 };
 
@@ -63,11 +63,7 @@ fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<I
 
 /// Runs what opens or builds an index, again after errors that may pass.
 pub(crate) fn built<T>(operation: impl FnMut() -> Result<T, IndexError>) -> Result<T, IndexError> {
-    let wait = |delay| {
-        std::thread::sleep(delay);
-        false
-    };
-    with_retries(0, wait, IndexError::io, operation)
+    with_retries(0, sleep, IndexError::io, operation)
 }
 
 /// An index that was made.

@@ -90,10 +90,12 @@ impl Preparer {
         mut pixels: Buffer,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
-        let Location { pass, sample, .. } = self.locate(step, slot);
-        if self.dataset.is_document(sample) {
-            return self.prepare_document(step, slot, buffers, pixels, waits);
+        let location = self.locate(step, slot);
+        let draw = Draw { seed: self.options.seed, step, slot };
+        if self.dataset.is_document(location.sample) {
+            return self.prepare_document(draw, location, buffers, pixels, waits);
         }
+        let Location { pass, sample, .. } = location;
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
             Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
@@ -102,7 +104,6 @@ impl Preparer {
             Reading::Sample(record) => record,
             Reading::Skipped(cause) => return skipped(cause, ""),
         };
-        let draw = Draw { seed: self.options.seed, step, slot };
         let crop = |width, height| draw.crop(self.config.augmentation, width, height);
         pixels.resize(self.transform.output_len(), 0);
         let tolerated = match self.transform.train_bytes(record.image(), crop, &mut buffers.scratch, &mut pixels) {
@@ -122,17 +123,16 @@ impl Preparer {
     /// As [`Preparer::prepare`], for documents: one that gives no sequence is replaced by another.
     fn prepare_document(
         &self,
-        step: u64,
-        slot: u64,
+        draw: Draw,
+        location: Location,
         buffers: &mut Buffers,
         mut pixels: Buffer,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
-        let Location { source, pass, sample, .. } = self.locate(step, slot);
+        let (Draw { step, slot, .. }, Location { source, pass, sample, .. }) = (draw, location);
         let mut first = None;
         for attempt in 0..ATTEMPTS {
             let used = if attempt == 0 { sample } else { self.order.redraw(source, step, slot, attempt) };
-            let draw = Draw { seed: self.options.seed, step, slot };
             match self.try_document(used, (draw, attempt), buffers, &mut pixels, waits)? {
                 Ok((tokens, images)) => {
                     for fault in &buffers.tolerated {
@@ -162,28 +162,28 @@ impl Preparer {
     ) -> Result<Result<(Vec<i64>, usize), RedrawCause>, DatasetError> {
         let Buffers { scratch, composer, document, decoded, tolerated } = buffers;
         let bytes = self.transform.output_len();
-        let wait = |delay| waits.wait(delay);
-        let found = self.dataset.read_document(sample, wait, |source, own| {
-            pixels.clear();
-            decoded.clear();
-            tolerated.clear();
-            let mut decode = |image: u32, encoded: &[u8]| {
-                let begin = pixels.len();
-                pixels.resize(begin + bytes, 0);
-                let crop = |width, height| draw.crop_in_document(self.config.augmentation, (attempt, image), width, height);
-                let Some(place) = pixels.get_mut(begin..) else { return false };
-                let Ok(fault) = self.transform.train_bytes(encoded, crop, scratch, place) else {
-                    pixels.truncate(begin);
-                    return false;
-                };
-                tolerated.extend(fault);
-                decoded.push(image);
-                true
+        pixels.clear();
+        decoded.clear();
+        tolerated.clear();
+        let mut decode = |image: u32, encoded: &[u8]| {
+            let begin = pixels.len();
+            pixels.resize(begin + bytes, 0);
+            let crop = |width, height| draw.crop_in_document(self.config.augmentation, (attempt, image), width, height);
+            let Some(place) = pixels.get_mut(begin..) else { return false };
+            let Ok(fault) = self.transform.train_bytes(encoded, crop, scratch, place) else {
+                pixels.truncate(begin);
+                return false;
             };
-            let choices = SlotChoices::new(draw.seed, draw.step, draw.slot, attempt);
-            let before_probability = self.config.image_first_probability;
-            source.read(own, &mut Asked { choices, before_probability, decode: &mut decode, document })
-        })?;
+            tolerated.extend(fault);
+            decoded.push(image);
+            true
+        };
+        let choices = SlotChoices::new(draw.seed, draw.step, draw.slot, attempt);
+        let before_probability = self.config.image_first_probability;
+        let mut wait = |delay| waits.wait(delay);
+        let mut asked = Asked { choices, before_probability, decode: &mut decode, wait: &mut wait, document };
+        let (source, own) = self.dataset.document(sample)?;
+        let found = source.read(own, &mut asked)?;
         if let Err(cause) = found {
             return Ok(Err(cause));
         }

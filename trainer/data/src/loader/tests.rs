@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use lcl_trainer_config::{AugmentationConfig, DataSource, Preset, ShuffleConfig};
+use lcl_trainer_config::{DataSource, ObelicsConfig, Preset};
 
 use super::*;
 use crate::{
@@ -36,7 +36,7 @@ impl<F> fmt::Debug for Hooked<F> {
 
 impl<F: Fn(usize) -> io::Result<()> + Send + Sync> Storage for Hooked<F> {
     fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        if let FileId::Shard(number) = id {
+        if let FileId::Shard(number) | FileId::Image(number) = id {
             (self.hook)(number)?;
         }
         self.files.read(id, path, offset, buffer)
@@ -57,15 +57,10 @@ fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync 
         writer.finish().expect("the shard is finished");
     }
     let config = DataConfig {
-        source: DataSource::webdataset(vec![folder.path().join("{0..3}.tar").display().to_string()]),
-        index_path: None,
-        image_first_probability: 0.5,
-        augmentation: AugmentationConfig::default(),
-        reduced_scale_decoding: false,
-        shuffle: ShuffleConfig::default(),
         max_bad_fraction: 1.0,
         threads: 3,
         prefetch,
+        ..DataConfig::new(DataSource::webdataset(vec![folder.path().join("{0..3}.tar").display().to_string()]))
     };
     let dataset = Dataset::open_on(&config, crate::shard::ListOrigin::Manifest, Box::new(Hooked { files: OpenFiles::default(), hook }))
         .expect("the data set is opened");
@@ -100,6 +95,39 @@ fn errors_that_pass_cost_no_slot() {
     let batches: Vec<Batch> = loader.collect::<Result<_, _>>().expect("every error passes");
     assert_eq!(batches.len(), 10);
     assert!(batches.iter().all(|batch| batch.rows.len() as u64 == SLOTS && batch.skipped.is_empty()));
+}
+
+#[test]
+fn errors_that_pass_in_the_middle_of_a_document_change_nothing() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/obelics");
+    let indexes = tempfile::tempdir().expect("a temporary folder");
+    let list = |path: &str| vec![fixtures.join(path).display().to_string()];
+    let obelics = ObelicsConfig { shards: list("data/*.parquet"), images: list("images/*.tar"), split: true, max_images: 6 };
+    let config = DataConfig {
+        index_path: Some(indexes.path().display().to_string()),
+        threads: 3,
+        ..DataConfig::new(DataSource::Obelics { obelics })
+    };
+    let batches = |hook: Box<dyn Fn(usize) -> io::Result<()> + Send + Sync>| -> Vec<Batch> {
+        let storage = Hooked { files: OpenFiles::default(), hook };
+        let dataset = Dataset::open_on(&config, crate::shard::ListOrigin::Manifest, Box::new(storage)).expect("the data set is opened");
+        let mut model = Preset::Tiny.shape();
+        (model.vision.image_size, model.text.context_length) = (32, 256);
+        let objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
+        let options = LoaderOptions { model, objective, seed: 3, global_batch_size: 7, slots: 0..7, first_step: 0, last_step: 6 };
+        Loader::start(Arc::new(dataset), &config, options)
+            .expect("the loader starts")
+            .collect::<Result<_, _>>()
+            .expect("every error passes")
+    };
+    let undisturbed = batches(Box::new(|_| Ok(())));
+    assert!(undisturbed.iter().any(|batch| batch.images > batch.rows.len()), "no document has two images");
+    let reads = AtomicU64::new(0);
+    // Every third read fails, so that some do within nearly every document.
+    let fails = move |_| {
+        if reads.fetch_add(1, Ordering::Relaxed) % 3 == 1 { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    };
+    assert!(batches(Box::new(fails)) == undisturbed);
 }
 
 #[test]
@@ -175,15 +203,9 @@ fn options_that_contradict_each_other_are_named() {
     drop(sound);
     let (folder, _loader) = loader(1, |_| Ok(()));
     let config = DataConfig {
-        source: DataSource::webdataset(vec![folder.path().join("0.tar").display().to_string()]),
-        index_path: None,
-        image_first_probability: 0.5,
-        augmentation: AugmentationConfig::default(),
-        reduced_scale_decoding: false,
-        shuffle: ShuffleConfig::default(),
         max_bad_fraction: 1.0,
-        threads: 1,
         prefetch: 1,
+        ..DataConfig::new(DataSource::webdataset(vec![folder.path().join("0.tar").display().to_string()]))
     };
     let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
     let sound = LoaderOptions {

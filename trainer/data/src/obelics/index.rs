@@ -3,11 +3,11 @@
 //! Comes in: a file, and for every address whether the store has it. Goes out: the samples of one row group after the other, and what was
 //! found. What is in memory at once is a row group's two columns as they are stored, some rows of them, and 12 bytes a sample of the group.
 
-use std::{collections::BTreeMap, thread};
+use std::collections::BTreeMap;
 
 use crate::{
     obelics::{DocumentFile, ObelicsError, Part, row::Row},
-    retry::with_retries,
+    retry::{sleep, with_retries},
     store::StoreError,
 };
 
@@ -61,11 +61,7 @@ pub fn index_file(
 ) -> Result<FileFindings, ObelicsError> {
     let mut findings = FileFindings::default();
     for row_group in 0..file.row_groups() {
-        let wait = |delay| {
-            thread::sleep(delay);
-            false
-        };
-        let (samples, found) = with_retries(row_group as u64, wait, ObelicsError::io, || {
+        let (samples, found) = with_retries(row_group as u64, sleep, ObelicsError::io, || {
             let mut group = Group { number: row_group, split, row: 0, samples: Vec::new(), findings: FileFindings::default() };
             file.for_each_batch(row_group, BATCH_ROWS, |rows| rows.iter().try_for_each(|row| group.take(row, &mut is_stored)))?;
             Ok::<_, ObelicsError>((group.samples, group.findings))

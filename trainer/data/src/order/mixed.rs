@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::Order;
+use super::{Order, Walk};
 use crate::mixture::Mixture;
 
 /// Which sample stands in a slot.
@@ -59,15 +59,25 @@ impl Orders {
     /// The sample at an index of the endless sequence.
     #[must_use]
     pub fn locate(&self, index: u64) -> Location {
+        self.locate_by(index, |source, pass, position| self.sources.get(source).and_then(|(_, order)| order.at(pass, position)))
+    }
+
+    /// The samples at these indexes, in their order: what [`Orders::locate`] gives for each, for a fraction of the time.
+    pub fn locate_all(&self, indexes: Range<u64>) -> impl Iterator<Item = Location> + '_ {
+        let mut walks: Vec<Walk<'_>> = self.sources.iter().map(|(_, order)| order.walk()).collect();
+        indexes.map(move |index| {
+            self.locate_by(index, |source, pass, position| walks.get_mut(source).and_then(|walk| walk.at(pass, position)))
+        })
+    }
+
+    /// The sample at an index, when `at` knows the sample of a source at a position of one of its passes.
+    fn locate_by(&self, index: u64, at: impl FnOnce(usize, u64, u64) -> Option<u64>) -> Location {
         let turn = self.mixture.turn(index);
         // A mixture has as many sources as orders.
-        let Some((first, order)) = self.sources.get(turn.source) else {
-            return Location { source: 0, pass: 0, position: 0, sample: 0 };
-        };
-        let samples = order.samples_per_pass().max(1);
+        let (first, samples) = self.sources.get(turn.source).map_or((0, 1), |(first, order)| (*first, order.samples_per_pass().max(1)));
         let (pass, position) = (turn.index / samples, turn.index % samples);
         // The position is below the number of samples, so there is one.
-        Location { source: turn.source, pass, position, sample: first + order.at(pass, position).unwrap_or_default() }
+        Location { source: turn.source, pass, position, sample: first + at(turn.source, pass, position).unwrap_or_default() }
     }
 
     /// The sample of a source that is drawn at an attempt, from 1, to fill a slot whose own sample gives nothing.

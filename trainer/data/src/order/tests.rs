@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::mixture::Mixture;
 
 /// The order of shards of these sizes.
 fn order(sizes: &[u64], pace: Pace, lanes: u64, window: u64) -> Order {
@@ -50,6 +51,34 @@ proptest! {
             prop_assert!(found.stretches.iter().any(|stretch| stretch.contains(&sample)), "{sample} is not in {found:?}");
             let samples: u64 = found.stretches.iter().map(|stretch| stretch.end - stretch.start).sum();
             prop_assert!((1..=window).contains(&samples));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_walk_finds_what_each_position_has_wherever_it_begins_and_leaps(
+        sizes in prop::collection::vec(0_u64..60, 1..30),
+        lanes in 1_u64..40,
+        window in 1_u64..50,
+        weights in prop::collection::vec(1_u64..9, 1..4),
+        starts in prop::collection::vec(0_u64..3000, 1..5),
+    ) {
+        let mixture = Mixture::by_samples(&weights);
+        // Of at least one sample, so that every position has one.
+        let sizes = [&sizes[..], &[1]].concat();
+        let sources = (0..weights.len()).map(|source| (source as u64 * 10_000, order(&sizes, mixture.pace(source, 24), lanes, window)));
+        let orders = Orders::new(mixture.clone(), Vec::new(), sources.collect());
+        for start in &starts {
+            let each: Vec<Location> = (*start..start + 200).map(|index| orders.locate(index)).collect();
+            prop_assert_eq!(orders.locate_all(*start..start + 200).collect::<Vec<_>>(), each);
+        }
+        // One walk over all of them, back and forth.
+        let one = order(&sizes, Pace::new(24, 5), lanes, window);
+        let mut walk = one.walk();
+        for position in starts.iter().flat_map(|start| *start..start + 40) {
+            let (pass, position) = (position / one.samples_per_pass(), position % one.samples_per_pass());
+            prop_assert_eq!(walk.at(pass, position), one.at(pass, position));
         }
     }
 }

@@ -8,12 +8,15 @@ use std::{
     fmt, fs, io,
     num::NonZero,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use lcl_trainer_config::{Field, PATHS_LIMIT, PatternError, ShardEntry, ShardName, in_mixture};
 
-use crate::{documents, index, retry::with_retries, store};
+use crate::{
+    documents, index,
+    retry::{sleep, with_retries},
+    store,
+};
 
 /// Endings of what lies beside shards and is none.
 const INDEXES: [&str; 3] = [index::EXTENSION, store::EXTENSION, documents::EXTENSION];
@@ -170,14 +173,10 @@ pub(crate) fn find_present_shards(
 
 /// The shards that a list stands for, and those of them that are not there.
 fn look_for(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> Result<(Vec<PathBuf>, Vec<Missing>), ListError> {
-    let wait = |delay: Duration| {
-        std::thread::sleep(delay);
-        false
-    };
     let (mut shards, mut missing) = (Vec::new(), Vec::new());
     for (index, text) in entries.iter().enumerate() {
         let entry = Entry { origin, index, text: text.clone() };
-        let paths = with_retries(index as u64, wait, ListError::io, || resolve(&entry))?;
+        let paths = with_retries(index as u64, sleep, ListError::io, || resolve(&entry))?;
         missing.extend(find_missing(entry, &paths, threads));
         shards.extend(paths);
         if shards.len() > PATHS_LIMIT {

@@ -1,6 +1,6 @@
 //! What is shown is what training uses.
 
-use lcl_trainer_config::{DataConfig, DataSource, Preset, ShuffleConfig};
+use lcl_trainer_config::{DataConfig, DataSource, Preset};
 
 use super::*;
 use crate::{
@@ -62,15 +62,10 @@ fn what_is_shown_is_what_the_loader_delivers_for_the_same_seed_step_and_slot() {
     let options = options();
     let ShowTransform::Train(augmentation) = options.transform else { panic!("the options train") };
     let config = DataConfig {
-        source: DataSource::webdataset(vec![path.display().to_string()]),
-        index_path: None,
-        image_first_probability: 0.5,
         augmentation,
-        reduced_scale_decoding: false,
-        shuffle: ShuffleConfig::default(),
         max_bad_fraction: 1.0,
-        threads: 1,
         prefetch: 1,
+        ..DataConfig::new(DataSource::webdataset(vec![path.display().to_string()]))
     };
     let mut model = options.model.clone();
     model.vision.image_size = 16;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    retry::with_retries,
+    retry::{sleep, with_retries},
     store::{
         LeftOut, StoreError, folder_of,
         layout::ShardEntry,
@@ -213,11 +213,7 @@ impl Work<'_> {
     /// Sends the records of one shard. After an error that may pass it begins again: the records that were sent already come twice then.
     fn read(&self, path: &Path, shard: usize, sender: &SyncSender<Message>) -> Result<Scanned, StoreError> {
         let number = u32::try_from(shard).map_err(|_| StoreError::TooManyShards { shards: self.shards.len() })?;
-        let wait = |delay| {
-            thread::sleep(delay);
-            false
-        };
-        with_retries(u64::from(number), wait, StoreError::io, || {
+        with_retries(u64::from(number), sleep, StoreError::io, || {
             let mut chunk = Vec::with_capacity(CHUNK_RECORDS);
             // An error of sending means that the receiver is gone: the next message ends the thread.
             let scanned = scan(path, number, self.hash, |record| {

@@ -94,8 +94,9 @@ impl<'a> Wanted<'a> {
     /// each once.
     fn read(&self, rows: u64, sum: u64, skipped: &[(u64, SkipCause)]) -> Result<Vec<[u64; 3]>, PartsError> {
         let batch = self.config.optimization.global_batch_size;
-        let is_read = |slot: &u64| skipped.binary_search_by_key(slot, |(skipped, _)| *skipped).is_err();
-        let samples: Vec<_> = (0..batch).filter(is_read).map(|slot| self.sample(slot)).collect();
+        let is_read = |slot: &[u64; 3]| skipped.binary_search_by_key(&slot[0], |(skipped, _)| *skipped).is_err();
+        let all = (0..).zip(self.order.locate_all(self.step * batch..(self.step + 1) * batch));
+        let samples: Vec<_> = all.map(|(slot, location)| [slot, location.pass, location.sample]).filter(is_read).collect();
         let left_out = skipped.len() as u64;
         if rows + left_out == batch && sum == sum_of_samples(samples.iter().copied()) {
             return Ok(samples);

@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use lcl_torch::{Device, Kind, Learner, MicroBatch, StateTensor, Tensor};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig,
-    ModelShape, Normalization, Objective, OptimizationConfig, Precision, Preset, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens,
-    TextShape, TrainerConfig, VisionShape,
+    CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
+    Normalization, Objective, OptimizationConfig, Precision, Preset, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig,
+    VisionShape,
 };
 use safetensors::SafeTensors;
 
@@ -62,17 +62,7 @@ pub(crate) fn config(shape: ModelShape, precision: &str, rows: usize, threads: u
             activation_checkpointing: false,
             precision,
         },
-        data: DataConfig {
-            source: DataSource::webdataset(vec!["unused.tar".to_owned()]),
-            index_path: None,
-            image_first_probability: 0.5,
-            augmentation: AugmentationConfig::default(),
-            reduced_scale_decoding: false,
-            shuffle: ShuffleConfig::default(),
-            max_bad_fraction: 1.0,
-            threads: 1,
-            prefetch: 1,
-        },
+        data: DataConfig { max_bad_fraction: 1.0, prefetch: 1, ..DataConfig::new(DataSource::webdataset(vec!["unused.tar".to_owned()])) },
         optimization: OptimizationConfig {
             steps: 1_000_000,
             global_batch_size: rows as u64,

@@ -9,9 +9,8 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use lcl_torch::{Device, Kind, StateTensor, Tensor};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, GradientCompression, ModelConfig,
-    ModelShape, Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, ShuffleConfig, SpecialTokens, TextShape,
-    TrainerConfig, VisionShape,
+    CheckpointConfig, DataConfig, DataSource, Device as WantedDevice, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,
+    Normalization, Objective, OptimizationConfig, Precision, RuntimeConfig, Schedule, SpecialTokens, TextShape, TrainerConfig, VisionShape,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -170,17 +169,7 @@ impl Reference {
                 activation_checkpointing: false,
                 precision: Precision::Float32,
             },
-            data: DataConfig {
-                source: DataSource::webdataset(vec!["none.tar".to_owned()]),
-                index_path: None,
-                image_first_probability: 0.5,
-                augmentation: AugmentationConfig::default(),
-                reduced_scale_decoding: false,
-                shuffle: ShuffleConfig::default(),
-                max_bad_fraction: 1.0,
-                threads: 1,
-                prefetch: 1,
-            },
+            data: DataConfig { max_bad_fraction: 1.0, prefetch: 1, ..DataConfig::new(DataSource::webdataset(vec!["none.tar".to_owned()])) },
             optimization: OptimizationConfig {
                 steps: 1_000,
                 global_batch_size: 8,
