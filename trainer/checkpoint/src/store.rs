@@ -15,7 +15,8 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use object_store::{ObjectStore, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path};
+use lcl_objects::{OpenError, Patience};
+use object_store::{ObjectStore, path::Path};
 use tokio::runtime::Runtime;
 use url::Url;
 
@@ -101,17 +102,10 @@ impl CheckpointStore {
         if !matches!(url.scheme(), "s3" | "gs" | "az") {
             return Err(problem(format!("scheme `{}` is not supported: use file, s3, gs or az", url.scheme())));
         }
-        if url.host_str().is_none_or(str::is_empty) {
-            return Err(problem(format!("names no bucket: write {}://bucket/folder", url.scheme())));
-        }
-        let prefix = Path::from_url_path(url.path()).map_err(|error| problem(error.to_string()))?;
-        use_ring_for_tls();
-        let access = |variables| move |source| StoreError::Access { uri: uri.to_owned(), variables, source };
-        let objects: Arc<dyn ObjectStore> = match url.scheme() {
-            "s3" => Arc::new(AmazonS3Builder::from_env().with_url(uri).build().map_err(access("AWS_*"))?),
-            "gs" => Arc::new(GoogleCloudStorageBuilder::from_env().with_url(uri).build().map_err(access("GOOGLE_*"))?),
-            _ => Arc::new(MicrosoftAzureBuilder::from_env().with_url(uri).build().map_err(access("AZURE_*"))?),
-        };
+        let (objects, prefix) = lcl_objects::open_store(uri, Patience::Library).map_err(|error| match error {
+            OpenError::Uri { problem: text } => problem(text),
+            OpenError::Access { variables, source } => StoreError::Access { uri: uri.to_owned(), variables, source },
+        })?;
         Self::new(Inner { uri: uri.to_owned(), objects, prefix, local: None, single_put_limit: SINGLE_PUT_LIMIT, runtime: None })
     }
 
@@ -232,11 +226,6 @@ impl CheckpointStore {
     pub(crate) fn folder(&self, id: CheckpointId) -> Path {
         self.inner.prefix.clone().join(id.to_string())
     }
-}
-
-/// reqwest is built without a TLS of its own. A provider that the program has chosen before is kept.
-fn use_ring_for_tls() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// Runs blocking work on the runtime's blocking pool.

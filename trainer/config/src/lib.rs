@@ -21,7 +21,7 @@ pub use fields::{Field, UserField};
 pub use keys::{KEYS_LIMIT, KeyKind, KeySeparator, SampleKeys};
 pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, TextShape, VisionShape};
 pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
-pub use shards::{LIST_EXTENSION, PATHS_LIMIT, PatternError, ShardEntry, ShardName, ShardPattern};
+pub use shards::{LIST_EXTENSION, PATHS_LIMIT, PatternError, ShardEntry, ShardName, ShardPattern, is_object_uri};
 pub use training::{
     AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, GradientCompression, MixedSource, MixtureConfig,
     MixtureUnit, Mmc4Config, Mmc4Images, Normalization, ObelicsConfig, OptimizationConfig, RuntimeConfig, Schedule, ShuffleConfig,

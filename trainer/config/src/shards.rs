@@ -92,14 +92,59 @@ pub enum PatternError {
     /// More paths than any data set has.
     #[error("it stands for more than {PATHS_LIMIT} paths")]
     TooMany,
+    /// A scheme that nothing is read by.
+    #[error("the scheme `{scheme}` is not supported: use s3, gs, az, http or https, or a path")]
+    Scheme {
+        /// What stands before `://`.
+        scheme: String,
+    },
+    /// A URI without a bucket.
+    #[error("it names no bucket or host, and no object in it: write SCHEME://BUCKET/NAME")]
+    NoBucket,
+    /// A glob where nothing can be listed.
+    #[error("a web server cannot be asked what it has: `*`, `?` and `[` need s3, gs or az (braces and text files work)")]
+    WebGlob,
+    /// A glob in the name of a bucket or folder.
+    #[error("of an object store one folder is listed: `*`, `?` and `[` must stand after the last `/`")]
+    FolderGlob,
     /// Braces in braces in braces.
     #[error("its braces are nested more than {DEPTH_LIMIT} deep")]
     TooDeep,
 }
 
+/// Schemes of object stores, and of web servers.
+const SCHEMES: [&str; 5] = ["s3", "gs", "az", "http", "https"];
+
+/// Whether an entry, a path or a folder is a URI of an object store or web server.
+#[must_use]
+pub fn is_object_uri(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+}
+
+/// Checks what an entry that looks like a URI must hold besides being a pattern.
+fn check_uri(text: &str) -> Result<(), PatternError> {
+    let Some((scheme, rest)) = text.split_once("://") else { return Ok(()) };
+    if !SCHEMES.contains(&scheme) {
+        return Err(PatternError::Scheme { scheme: scheme.to_owned() });
+    }
+    let Some((bucket, name)) = rest.split_once('/').filter(|(bucket, name)| !bucket.is_empty() && !name.is_empty()) else {
+        return Err(PatternError::NoBucket);
+    };
+    let is_glob = |text: &str| text.contains(['*', '?', '[']);
+    match (scheme.starts_with("http"), is_glob(rest)) {
+        (_, false) => Ok(()),
+        (true, true) => Err(PatternError::WebGlob),
+        (false, true) if is_glob(bucket) || name.rsplit_once('/').is_some_and(|(folder, _)| is_glob(folder)) => {
+            Err(PatternError::FolderGlob)
+        }
+        (false, true) => Ok(()),
+    }
+}
+
 impl ShardEntry {
     /// Reads an entry.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
+        check_uri(text)?;
         let is_list = text.to_ascii_lowercase().ends_with(LIST_EXTENSION);
         match (is_list, text.contains(['{', '}', '*', '?', '['])) {
             (true, true) => Err(PatternError::ListPattern),

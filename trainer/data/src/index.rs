@@ -21,9 +21,12 @@ pub use build::{IndexReport, index_shards};
 pub(crate) use build::{built, for_each_group, over_all, write_first};
 pub use findings::Findings;
 use lcl_trainer_config::SampleKeys;
-use record::{HEADER_BYTES, Header, RECORD_BYTES, Stamp};
+use record::{HEADER_BYTES, Header, RECORD_BYTES};
 
-use crate::shard::{self, ShardError};
+use crate::{
+    blob::{Blob, Stamp},
+    shard::{self, ShardError},
+};
 
 /// Ending that is added to a shard's name.
 pub const EXTENSION: &str = "lclindex";
@@ -258,9 +261,8 @@ fn keys_digest(keys: &SampleKeys) -> u64 {
     u64::from_le_bytes(digest)
 }
 
-pub(crate) fn stamp_of(shard: &Path, file: &File) -> Result<Stamp, ShardError> {
-    let metadata = file.metadata().map_err(|source| ShardError::Open { path: shard.to_owned(), source })?;
-    Ok(Stamp::of(&metadata))
+pub(crate) fn stamp_of(shard: &Path, file: &Blob) -> Result<Stamp, ShardError> {
+    file.stamp().map_err(|source| ShardError::Open { path: shard.to_owned(), source })
 }
 
 /// An index file that is of use.

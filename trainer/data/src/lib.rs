@@ -5,6 +5,7 @@
 //! It must not know tensors, devices, checkpoints or other members.
 
 pub mod batch;
+pub mod blob;
 mod cause;
 pub mod dataset;
 pub mod document;

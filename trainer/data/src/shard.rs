@@ -8,9 +8,7 @@ mod list;
 mod writer;
 
 use std::{
-    fs::File,
     io::{self, Read, Seek},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +18,8 @@ pub(crate) use list::find_present_shards;
 pub use list::{Entry, ListError, ListOrigin, Missing, find_shards};
 pub(crate) use writer::new_file_for;
 pub use writer::{ShardWriter, WriteError};
+
+use crate::blob::{Blob, BlobReader};
 
 /// Unit of a tar archive: headers are one block, contents begin on a block and are padded to one (POSIX pax, "ustar Interchange Format").
 pub const BLOCK: u64 = 512;
@@ -163,13 +163,13 @@ impl ShardError {
 }
 
 /// Opens a shard for reading.
-pub fn open(path: &Path) -> Result<File, ShardError> {
+pub fn open(path: &Path) -> Result<Blob, ShardError> {
     let named = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ShardError::Missing { path: path.to_owned() },
         _ => ShardError::Open { path: path.to_owned(), source },
     };
-    let file = File::open(path).map_err(named)?;
-    if file.metadata().map_err(named)?.is_file() { Ok(file) } else { Err(ShardError::NotAFile { path: path.to_owned() }) }
+    let blob = Blob::open(path).map_err(named)?;
+    if blob.is_regular().map_err(named)? { Ok(blob) } else { Err(ShardError::NotAFile { path: path.to_owned() }) }
 }
 
 /// Calls `visit` for every file in the shard, in its order, and gives the number of archives that lie in it one after the other. Only headers are
@@ -179,8 +179,8 @@ pub fn open(path: &Path) -> Result<File, ShardError> {
 /// short anywhere, even between two members, is an error: training on part of a shard without saying so is worse than stopping. For the same
 /// reason what follows an archive's end is read as well, as `tar --ignore-zeros` does: shards that were joined with `cat`, or one with a hole of
 /// zeros, lose no member; what is no member there is an error.
-pub fn walk(path: &Path, file: &File, mut visit: impl FnMut(Member)) -> Result<u64, ShardError> {
-    let length = file.metadata().map_err(|source| ShardError::Open { path: path.to_owned(), source })?.len();
+pub fn walk(path: &Path, file: &Blob, mut visit: impl FnMut(Member)) -> Result<u64, ShardError> {
+    let length = file.length().map_err(|source| ShardError::Open { path: path.to_owned(), source })?;
     let (mut archives, mut begin) = (0, 0);
     loop {
         let shard = Shard { path, file, length };
@@ -197,7 +197,7 @@ pub fn walk(path: &Path, file: &File, mut visit: impl FnMut(Member)) -> Result<u
 /// A shard that is walked.
 struct Shard<'a> {
     path: &'a Path,
-    file: &'a File,
+    file: &'a Blob,
     length: u64,
 }
 
@@ -213,7 +213,7 @@ impl Shard<'_> {
             (None, 0) => ShardError::NotTar { path: path.to_owned() },
             (None, _) => ShardError::Damaged { path: path.to_owned(), offset, source },
         };
-        let mut tail = Tail { file, begin };
+        let mut tail = Tail { reader: file.reader(), begin };
         tail.seek(io::SeekFrom::Start(0)).map_err(|source| named(begin, source))?;
         let mut archive = tar::Archive::new(tail);
         for entry in archive.entries_with_seek().map_err(|source| named(begin, source))? {
@@ -276,14 +276,13 @@ impl Shard<'_> {
 
 /// The bytes of a file from one on, which count from 0: the archive reader takes positions for those of its archive.
 struct Tail<'a> {
-    file: &'a File,
+    reader: BlobReader<'a>,
     begin: u64,
 }
 
 impl Read for Tail<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut file = self.file;
-        file.read(buffer)
+        self.reader.read(buffer)
     }
 }
 
@@ -293,8 +292,7 @@ impl Seek for Tail<'_> {
             io::SeekFrom::Start(offset) => io::SeekFrom::Start(self.begin.saturating_add(offset)),
             relative => relative,
         };
-        let mut file = self.file;
-        file.seek(position)?.checked_sub(self.begin).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        self.reader.seek(position)?.checked_sub(self.begin).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 }
 
@@ -309,9 +307,10 @@ pub(crate) fn is_header(block: &[u8]) -> bool {
 /// Name of the member whose headers begin at byte `start`; for messages.
 pub fn name_at(path: &Path, start: u64) -> Result<String, ShardError> {
     let named = |source| ShardError::Read { path: path.to_owned(), offset: start, source };
-    let mut file = open(path)?;
-    file.seek(io::SeekFrom::Start(start)).map_err(named)?;
-    let mut archive = tar::Archive::new(file.take(NAME_LIMIT));
+    let file = open(path)?;
+    let mut head = vec![0; NAME_LIMIT as usize];
+    let read = file.read_at(&mut head, start).map_err(named)?;
+    let mut archive = tar::Archive::new(head.get(..read).unwrap_or_default());
     let mut entries = archive.entries().map_err(named)?;
     match entries.next() {
         Some(entry) => Ok(String::from_utf8_lossy(&entry.map_err(named)?.path_bytes()).into_owned()),

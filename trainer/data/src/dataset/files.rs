@@ -3,15 +3,15 @@
 //! Comes in: which file, where, how much. Goes out: the bytes or the system's error. It neither retries nor interprets.
 
 use std::{
-    fs::File,
     io,
     num::NonZero,
-    os::unix::fs::FileExt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use lru::LruCache;
+
+use crate::blob::{Access, Blob};
 
 /// Most files kept open. The usual limit of a process is 1,024 descriptors, which it also needs for sockets and checkpoints; a data set of
 /// more shards opens some of them again for each sample, which costs a fraction of decoding an image.
@@ -28,6 +28,15 @@ pub(crate) enum FileId {
     Image(usize),
 }
 
+impl FileId {
+    fn access(self) -> Access {
+        match self {
+            Self::Shard(_) | Self::Index(_) => Access::Runs,
+            Self::Image(_) => Access::Scattered,
+        }
+    }
+}
+
 /// Where bytes come from. The one implementation outside tests is [`OpenFiles`].
 pub(crate) trait Storage: Send + Sync + std::fmt::Debug {
     /// Fills `buffer` from byte `offset` of the file.
@@ -36,7 +45,7 @@ pub(crate) trait Storage: Send + Sync + std::fmt::Debug {
 
 /// The file system, with the files used last kept open.
 pub(crate) struct OpenFiles {
-    files: Mutex<LruCache<FileId, Arc<File>>>,
+    files: Mutex<LruCache<FileId, Arc<Blob>>>,
 }
 
 impl Default for OpenFiles {
@@ -52,7 +61,7 @@ impl std::fmt::Debug for OpenFiles {
 }
 
 impl OpenFiles {
-    fn cache<R>(&self, operation: impl FnOnce(&mut LruCache<FileId, Arc<File>>) -> R) -> R {
+    fn cache<R>(&self, operation: impl FnOnce(&mut LruCache<FileId, Arc<Blob>>) -> R) -> R {
         operation(&mut self.files.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -64,7 +73,7 @@ impl Storage for OpenFiles {
             file
         } else {
             // Opened without the lock: on a network file system this takes milliseconds, and other threads have other files to read.
-            let file = Arc::new(File::open(path)?);
+            let file = Arc::new(Blob::open_for(path, id.access())?);
             self.cache(|files| files.put(id, Arc::clone(&file)));
             file
         };

@@ -14,8 +14,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    blob::Stamp,
     dataset::{FileId, Storage},
-    index::{places, record::Stamp, write_first},
+    index::{places, write_first},
 };
 
 /// Ending of an index of documents.

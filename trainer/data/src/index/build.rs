@@ -3,7 +3,6 @@
 //! Comes in: shards. Goes out: the bytes of their indexes and, where that works, files with them.
 
 use std::{
-    fs::File,
     io::{self, Write},
     num::NonZero,
     path::{Path, PathBuf},
@@ -16,6 +15,7 @@ use std::{
 use lcl_trainer_config::SampleKeys;
 
 use crate::{
+    blob::Blob,
     index::{Findings, IndexError, Record, Usable, find_usable, findings::Collector, index_files, record::Header, stamp_of},
     retry::{sleep, with_retries},
     shard::{self, Group, Grouper, ShardError},
@@ -75,7 +75,7 @@ pub(crate) struct Built {
 }
 
 /// Makes the index of `shard`.
-pub(crate) fn build(shard: &Path, file: &File, keys: &SampleKeys) -> Result<Built, IndexError> {
+pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Built, IndexError> {
     let stamp = stamp_of(shard, file)?;
     let (mut records, mut collector) = (Vec::new(), Collector::new(keys));
     let mut too_large = false;
@@ -108,7 +108,7 @@ pub(crate) fn build(shard: &Path, file: &File, keys: &SampleKeys) -> Result<Buil
 }
 
 /// Calls `visit` for every sample of a shard, in order, and gives the number of archives in it.
-pub(crate) fn for_each_group(shard: &Path, file: &File, keys: &SampleKeys, mut visit: impl FnMut(Group)) -> Result<u64, ShardError> {
+pub(crate) fn for_each_group(shard: &Path, file: &Blob, keys: &SampleKeys, mut visit: impl FnMut(Group)) -> Result<u64, ShardError> {
     let mut grouper = Grouper::new(keys);
     let archives = shard::walk(shard, file, |member| {
         if let Some(group) = grouper.push(member) {

@@ -3,9 +3,8 @@
 //! A header, what was found in the shard as JSON, and one record per sample, all numbers little-endian, each with a CRC-32 of its own: a damaged
 //! record is found when it is read, so that opening a data set of any size reads one header with its findings per shard. Comes in and goes out: plain values. It touches no file.
 
-use std::{fs::Metadata, os::unix::fs::MetadataExt};
-
 use crate::{
+    blob::Stamp,
     index::{Extent, Findings, Record},
     shard::{BLOCK, Group, Keyed},
 };
@@ -21,23 +20,6 @@ pub(crate) const HEADER_BYTES: usize = 56;
 
 /// Bytes of a record.
 pub(crate) const RECORD_BYTES: usize = 28;
-
-/// What a shard's file looked like when it was indexed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    /// Bytes.
-    pub(crate) length: u64,
-    /// Time of the last change, seconds since 1970.
-    pub(crate) seconds: i64,
-    /// Its fraction.
-    pub(crate) nanoseconds: u32,
-}
-
-impl Stamp {
-    pub(crate) fn of(metadata: &Metadata) -> Self {
-        Self { length: metadata.len(), seconds: metadata.mtime(), nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0) }
-    }
-}
 
 /// Header of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,6 @@ mod error;
 mod member;
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader, Read},
     path::Path,
 };
@@ -17,6 +16,7 @@ use memchr::memchr;
 pub use error::ShardError;
 
 use super::{BadLine, LineFault, Record};
+use crate::blob::Blob;
 
 /// Most bytes of a line. The largest part is the similarity matrix, some 20 bytes for each pair of an image and a sentence: this is enough for
 /// 300 images on a page of 10,000 sentences.
@@ -128,7 +128,7 @@ impl From<io::Error> for Stopped {
 fn read_text<T>(path: &Path, work: impl FnOnce(&mut Text<'_>) -> Result<T, Stopped>) -> Result<T, ShardError> {
     let file = open(path)?;
     if !member::is_zip(path, &file)? {
-        let mut reader = BufReader::with_capacity(BUFFER, file);
+        let mut reader = BufReader::with_capacity(BUFFER, file.reader());
         return Text::new(&mut reader).finish(work, |offset, source| ShardError::Read { path: path.to_owned(), offset, source }, path);
     }
     let mut archive = member::open(path, &file)?;
@@ -144,13 +144,13 @@ fn read_text<T>(path: &Path, work: impl FnOnce(&mut Text<'_>) -> Result<T, Stopp
 }
 
 /// Opens a shard for reading.
-fn open(path: &Path) -> Result<File, ShardError> {
+fn open(path: &Path) -> Result<Blob, ShardError> {
     let named = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ShardError::Missing { path: path.to_owned() },
         _ => ShardError::Open { path: path.to_owned(), source },
     };
-    let file = File::open(path).map_err(named)?;
-    if file.metadata().map_err(named)?.is_file() { Ok(file) } else { Err(ShardError::NotAFile { path: path.to_owned() }) }
+    let file = Blob::open(path).map_err(named)?;
+    if file.is_regular().map_err(named)? { Ok(file) } else { Err(ShardError::NotAFile { path: path.to_owned() }) }
 }
 
 /// The text of a shard, read from front to back.

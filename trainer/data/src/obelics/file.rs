@@ -4,9 +4,7 @@
 //! is never in memory as a whole. What its bytes say is believed nowhere: a damaged file gives an error, also where the decoder panics.
 
 use std::{
-    fs::File,
     io,
-    os::unix::fs::FileExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -17,10 +15,13 @@ use parquet::{
     file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData},
 };
 
-use crate::obelics::{
-    ObelicsError, ROW_GROUP_BYTES_LIMIT,
-    column::{Chunk, ListColumn, ListReader, NoList},
-    row::Row,
+use crate::{
+    blob::Blob,
+    obelics::{
+        ObelicsError, ROW_GROUP_BYTES_LIMIT,
+        column::{Chunk, ListColumn, ListReader, NoList},
+        row::Row,
+    },
 };
 
 /// Last bytes of every parquet file.
@@ -33,7 +34,7 @@ const TAIL_BYTES: u64 = 8;
 #[derive(Debug)]
 pub struct DocumentFile {
     path: PathBuf,
-    file: File,
+    file: Blob,
     images: ListColumn,
     texts: ListColumn,
     groups: Vec<RowGroup>,
@@ -54,7 +55,7 @@ impl DocumentFile {
             io::ErrorKind::NotFound => ObelicsError::Missing { file: path.to_owned() },
             _ => ObelicsError::Read { file: path.to_owned(), offset: 0, source },
         };
-        let file = File::open(path).map_err(read_failed)?;
+        let file = Blob::open(path).map_err(read_failed)?;
         let metadata = read_metadata(path, &file)?;
         let schema = metadata.file_metadata().schema_descr();
         let find = |column| ListColumn::find(schema, column).map_err(|reason| no_list(path, column, reason));
@@ -143,9 +144,9 @@ impl RowGroup {
 }
 
 /// What the end of the file says of it.
-fn read_metadata(path: &Path, file: &File) -> Result<ParquetMetaData, ObelicsError> {
+fn read_metadata(path: &Path, file: &Blob) -> Result<ParquetMetaData, ObelicsError> {
     let not_parquet = || ObelicsError::NotParquet { file: path.to_owned() };
-    let length = file.metadata().map_err(|source| ObelicsError::Read { file: path.to_owned(), offset: 0, source })?.len();
+    let length = file.length().map_err(|source| ObelicsError::Read { file: path.to_owned(), offset: 0, source })?;
     let tail_at = length.checked_sub(TAIL_BYTES).ok_or_else(not_parquet)?;
     let tail = read(path, file, tail_at, TAIL_BYTES)?;
     let (bytes, magic) = tail.split_first_chunk().ok_or_else(not_parquet)?;
@@ -159,9 +160,9 @@ fn read_metadata(path: &Path, file: &File) -> Result<ParquetMetaData, ObelicsErr
 }
 
 /// Reads `length` bytes from byte `offset` on, which are in the file or the file is cut short.
-fn read(path: &Path, file: &File, offset: u64, length: u64) -> Result<Vec<u8>, ObelicsError> {
+fn read(path: &Path, file: &Blob, offset: u64, length: u64) -> Result<Vec<u8>, ObelicsError> {
     let read_failed = |source| ObelicsError::Read { file: path.to_owned(), offset, source };
-    let size = file.metadata().map_err(read_failed)?.len();
+    let size = file.length().map_err(read_failed)?;
     if offset.checked_add(length).is_none_or(|end| end > size) {
         let reason = format!("it has {size} bytes, but says that {length} begin at byte {offset}");
         return Err(ObelicsError::Damaged { file: path.to_owned(), reason });

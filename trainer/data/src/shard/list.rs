@@ -4,7 +4,7 @@
 //! entry is read is `lcl-trainer-config`'s; the folders are looked into here.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt, fs, io,
     num::NonZero,
     path::{Path, PathBuf},
@@ -12,7 +12,10 @@ use std::{
 
 use lcl_trainer_config::{Field, PATHS_LIMIT, PatternError, ShardEntry, ShardName, in_mixture};
 
+use lcl_objects::is_object;
+
 use crate::{
+    blob::{self, Blob},
     documents, index,
     retry::{sleep, with_retries},
     store,
@@ -20,6 +23,9 @@ use crate::{
 
 /// Endings of what lies beside shards and is none.
 const INDEXES: [&str; 3] = [index::EXTENSION, store::EXTENSION, documents::EXTENSION];
+
+/// Objects of one folder from which on the folder is listed instead of looking at each of them.
+const LIST_AT_LEAST: usize = 8;
 
 /// Missing shards that a message names; the others are counted.
 const NAMED_LIMIT: usize = 10;
@@ -177,7 +183,7 @@ fn look_for(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> 
     for (index, text) in entries.iter().enumerate() {
         let entry = Entry { origin, index, text: text.clone() };
         let paths = with_retries(index as u64, sleep, ListError::io, || resolve(&entry))?;
-        missing.extend(find_missing(entry, &paths, threads));
+        missing.extend(with_retries(index as u64, sleep, ListError::io, || find_missing(&entry, &paths, threads))?);
         shards.extend(paths);
         if shards.len() > PATHS_LIMIT {
             return Err(ListError::TooMany);
@@ -215,6 +221,9 @@ fn fitting(entry: &Entry, pattern: &str) -> Result<Vec<PathBuf>, ListError> {
     let no_match = || ListError::NoMatch { entry: entry.clone(), pattern: pattern.to_owned() };
     // As a shell: neither `/` nor a leading dot fits a star.
     let options = glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+    if is_object(pattern) {
+        return fitting_objects(entry, pattern, options);
+    }
     // What `ShardPattern` lets through, `glob` takes; a test holds them together.
     let found = glob::glob_with(pattern, options).map_err(|_| no_match())?;
     let mut paths = Vec::new();
@@ -229,24 +238,75 @@ fn fitting(entry: &Entry, pattern: &str) -> Result<Vec<PathBuf>, ListError> {
     if paths.is_empty() { Err(no_match()) } else { Ok(paths) }
 }
 
+/// The objects of a folder whose names fit.
+fn fitting_objects(entry: &Entry, pattern: &str, options: glob::MatchOptions) -> Result<Vec<PathBuf>, ListError> {
+    let no_match = || ListError::NoMatch { entry: entry.clone(), pattern: pattern.to_owned() };
+    let (folder, name) = pattern.rsplit_once('/').ok_or_else(no_match)?;
+    let fits = glob::Pattern::new(name).map_err(|_| no_match())?;
+    let found = blob::list(folder).map_err(|source| ListError::Folder { entry: entry.clone(), path: folder.into(), source })?;
+    let is_shard = |uri: &str| {
+        let name = uri.rsplit('/').next().unwrap_or_default();
+        let is_index = INDEXES.iter().any(|index| name.strip_suffix(index).is_some_and(|stem| stem.ends_with('.')));
+        !is_index && fits.matches_with(name, options)
+    };
+    let mut paths: Vec<PathBuf> = found.iter().filter(|object| is_shard(&object.uri)).map(|object| PathBuf::from(&object.uri)).collect();
+    paths.sort();
+    if paths.is_empty() { Err(no_match()) } else { Ok(paths) }
+}
+
 /// A text file's lines, as they are; relative ones start at its folder.
 fn read_list(entry: &Entry, path: &Path) -> Result<Vec<PathBuf>, ListError> {
-    let text = fs::read_to_string(path).map_err(|source| ListError::List { entry: entry.clone(), source })?;
+    let read = |path: &Path| -> io::Result<String> {
+        let blob = Blob::open(path)?;
+        let mut bytes = vec![0; blob.length()? as usize];
+        blob.read_exact_at(&mut bytes, 0)?;
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
+    let text = if blob::is_remote(path) { read(path) } else { fs::read_to_string(path) };
+    let text = text.map_err(|source| ListError::List { entry: entry.clone(), source })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
-    let shards: Vec<PathBuf> = lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| folder.join(line)).collect();
+    let shards: Vec<PathBuf> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| if is_object(line) { PathBuf::from(line) } else { folder.join(line) })
+        .collect();
     if shards.is_empty() { Err(ListError::EmptyList { entry: entry.clone() }) } else { Ok(shards) }
 }
 
-fn find_missing(entry: Entry, paths: &[PathBuf], threads: NonZero<usize>) -> Option<Missing> {
+fn find_missing(entry: &Entry, paths: &[PathBuf], threads: NonZero<usize>) -> Result<Option<Missing>, ListError> {
+    let listed = list_folders(entry, paths)?;
     let is_missing = |path: &PathBuf| -> Result<bool, std::convert::Infallible> {
+        if let Some(names) = folder_of(path).and_then(|folder| listed.get(folder)) {
+            return Ok(!names.contains(path.to_str().unwrap_or_default()));
+        }
         // Any other error may pass, and opening the shard tries again.
         let is_absent = |error: io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-        Ok(fs::metadata(path).err().is_some_and(is_absent))
+        let looked = if blob::is_remote(path) { Blob::open(path).map(drop) } else { fs::metadata(path).map(drop) };
+        Ok(looked.err().is_some_and(is_absent))
     };
     let Ok(missing) = index::over_all(threads, paths, is_missing);
     let all: Vec<PathBuf> = paths.iter().zip(missing).filter(|(_, missing)| *missing).map(|(path, _)| path.clone()).collect();
-    (!all.is_empty()).then_some(Missing { entry, all, total: paths.len() })
+    Ok((!all.is_empty()).then(|| Missing { entry: entry.clone(), all, total: paths.len() }))
+}
+
+/// The folder of an object, when its store can list it.
+fn folder_of(path: &Path) -> Option<&str> {
+    let uri = path.to_str().filter(|uri| is_object(uri) && !uri.starts_with("http"))?;
+    uri.rsplit_once('/').map(|(folder, _)| folder)
+}
+
+/// What lies in those folders of object stores from which many objects are wanted: a page of a list names a thousand.
+fn list_folders<'a>(entry: &Entry, paths: &'a [PathBuf]) -> Result<HashMap<&'a str, HashSet<String>>, ListError> {
+    let mut wanted: HashMap<&str, usize> = HashMap::new();
+    for folder in paths.iter().filter_map(|path| folder_of(path)) {
+        *wanted.entry(folder).or_default() += 1;
+    }
+    wanted.retain(|_, count| *count >= LIST_AT_LEAST);
+    let list = |folder: &'a str| {
+        let found = blob::list(folder).map_err(|source| ListError::Folder { entry: entry.clone(), path: folder.into(), source })?;
+        Ok((folder, found.into_iter().map(|object| object.uri).collect()))
+    };
+    wanted.into_keys().map(list).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    index::record::{Fields, Parts, Stamp},
+    blob::Stamp,
+    index::record::{Fields, Parts},
     store::record::{RECORD_BYTES, Record},
 };
 

@@ -3,14 +3,15 @@
 //! Comes in: a shard. Goes out: a record for every image with its address, and why others are left out. Only headers and `json` members are
 //! read.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, fs::File, os::unix::fs::FileExt, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, fmt, path::Path};
 
 use lcl_trainer_config::{KeySeparator, SampleKeys};
 use serde::Deserialize;
 
 use crate::{
+    blob::{Blob, Stamp},
     dataset::IMAGE_BYTES_LIMIT,
-    index::{Extent, for_each_group, record::Stamp, stamp_of},
+    index::{Extent, for_each_group, stamp_of},
     shard::{self, Group, Member, ShardError},
     store::{
         StoreError,
@@ -104,7 +105,7 @@ pub(crate) fn scan(path: &Path, number: u32, hash: Hash, mut visit: impl FnMut(R
 
 struct Shard<'a> {
     path: &'a Path,
-    file: &'a File,
+    file: &'a Blob,
     number: u32,
     hash: Hash,
 }

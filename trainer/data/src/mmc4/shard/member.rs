@@ -3,15 +3,14 @@
 //! Comes in: an open file. Goes out: a reader of the member's unpacked bytes, which checks their check sum at the end.
 
 use std::{
-    fs::File,
     io::{self, BufReader},
-    os::unix::fs::FileExt,
     path::Path,
 };
 
 use zip::{ZipArchive, read::ZipFile, result::ZipError};
 
 use super::ShardError;
+use crate::blob::{Blob, BlobReader};
 
 /// What every zip archive with a member begins with.
 const SIGNATURE: &[u8; 4] = b"PK\x03\x04";
@@ -20,10 +19,10 @@ const SIGNATURE: &[u8; 4] = b"PK\x03\x04";
 const NAMED: usize = 3;
 
 /// An archive in a file.
-pub(super) type Archive<'f> = ZipArchive<BufReader<&'f File>>;
+pub(super) type Archive<'f> = ZipArchive<BufReader<BlobReader<'f>>>;
 
 /// Whether a shard is an archive: by its name, or by how it begins. A line of JSON begins otherwise.
-pub(super) fn is_zip(path: &Path, file: &File) -> Result<bool, ShardError> {
+pub(super) fn is_zip(path: &Path, file: &Blob) -> Result<bool, ShardError> {
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("zip")) {
         return Ok(true);
     }
@@ -36,15 +35,18 @@ pub(super) fn is_zip(path: &Path, file: &File) -> Result<bool, ShardError> {
 }
 
 /// Reads an archive's directory.
-pub(super) fn open<'f>(path: &Path, file: &'f File) -> Result<Archive<'f>, ShardError> {
-    ZipArchive::new(BufReader::new(file)).map_err(|source| match source {
+pub(super) fn open<'f>(path: &Path, file: &'f Blob) -> Result<Archive<'f>, ShardError> {
+    ZipArchive::new(BufReader::new(file.reader())).map_err(|source| match source {
         ZipError::Io(source) if source.raw_os_error().is_some() => ShardError::Read { path: path.to_owned(), offset: 0, source },
         source => ShardError::NotZip { path: path.to_owned(), source },
     })
 }
 
 /// The member called like the archive without `.zip`, or else the only one, and its name.
-pub(super) fn find<'a, 'f>(path: &Path, archive: &'a mut Archive<'f>) -> Result<(ZipFile<'a, BufReader<&'f File>>, String), ShardError> {
+pub(super) fn find<'a, 'f>(
+    path: &Path,
+    archive: &'a mut Archive<'f>,
+) -> Result<(ZipFile<'a, BufReader<BlobReader<'f>>>, String), ShardError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let wanted = strip_zip(&name);
     let files: Vec<(usize, String)> = archive

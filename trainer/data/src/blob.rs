@@ -1,0 +1,269 @@
+//! Bytes of a shard, wherever it lies: a file, or an object of a store behind a cache on disk.
+//!
+//! Comes in: a path, or a URI such as `s3://bucket/00000.tar` in a path's place. Goes out: its length, what tells its state from others, and its
+//! bytes, at any place ([`Blob::read_exact_at`], through the cache) or from front to back ([`Blob::reader`], past it). It interprets nothing.
+//! Whatever it is, an error is one of the system, whose kind says whether another attempt can help.
+
+mod cache;
+mod reader;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use bytes::Bytes;
+pub(crate) use cache::{Cache, CacheError};
+use lcl_objects::{Object, Objects, is_object};
+pub use reader::BlobReader;
+
+/// What a shard looked like: two shards of one stamp are taken for the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Bytes.
+    pub(crate) length: u64,
+    /// Time of the last change, seconds since 1970. An object has its state instead: eight bytes of a hash of its ETag.
+    pub(crate) seconds: i64,
+    /// The fraction of that time; 0 for an object.
+    pub(crate) nanoseconds: u32,
+}
+
+/// Bytes of an object that are fetched and kept together. Shards are read in long runs: a few requests a second fill a fast network, and the end
+/// of a window wastes little.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// The same where single images are read out of a large store: ten of them.
+const SCATTERED_CHUNK_BYTES: u64 = 256 << 10;
+
+/// How the bytes of a blob are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Neighbours are wanted too.
+    Runs,
+    /// Single pieces, far from each other.
+    Scattered,
+}
+
+/// A file or an object, open.
+#[derive(Debug)]
+pub struct Blob {
+    path: PathBuf,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    File(File),
+    Object(Box<Cached>),
+}
+
+/// An object with the cache that its bytes go through.
+#[derive(Debug)]
+struct Cached {
+    object: Object,
+    chunk: u64,
+    cache: Option<Arc<Cache>>,
+    recent: Mutex<Recent>,
+}
+
+/// What a reader that goes from front to back has passed last: who walks a shard by its headers reads some contents as well, and they have just
+/// come by.
+#[derive(Debug, Default)]
+struct Recent {
+    pieces: VecDeque<(u64, Bytes)>,
+    bytes: u64,
+}
+
+/// Bytes that are kept of what has passed: some times the largest photograph with what lies around it.
+const RECENT_BYTES: u64 = 32 << 20;
+
+/// Objects as a list has shown them, so that opening one costs no further request.
+static LISTED: Mutex<Option<HashMap<String, Object>>> = Mutex::new(None);
+
+/// The cache of this process: members of a node share its folder.
+static CACHE: RwLock<Option<Arc<Cache>>> = RwLock::new(None);
+
+/// Has objects that are opened from now on go through this cache.
+pub(crate) fn use_cache(cache: Cache) {
+    *CACHE.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(cache));
+}
+
+/// Whether a path is the URI of an object.
+pub(crate) fn is_remote(path: &Path) -> bool {
+    path.to_str().is_some_and(is_object)
+}
+
+/// The client of this process's stores.
+pub(crate) fn objects() -> io::Result<&'static Objects> {
+    Objects::of_process()
+}
+
+/// Looks at what lies in these folders of stores, so that opening objects there needs no look at each.
+pub(crate) fn list(folder: &str) -> io::Result<Vec<Object>> {
+    let found = objects()?.list(folder)?;
+    let mut listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let listed = listed.get_or_insert_default();
+    // What is not there any more must not be found.
+    let folder = format!("{}/", folder.trim_end_matches('/'));
+    listed.retain(|uri, _| uri.strip_prefix(&folder).is_none_or(|name| name.contains('/')));
+    listed.extend(found.iter().map(|object| (object.uri.clone(), object.clone())));
+    Ok(found)
+}
+
+impl Blob {
+    /// Opens what lies at a path or URI.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_for(path, Access::Runs)
+    }
+
+    pub(crate) fn open_for(path: &Path, access: Access) -> io::Result<Self> {
+        if !is_remote(path) {
+            return Ok(Self { path: path.to_owned(), inner: Inner::File(File::open(path)?) });
+        }
+        let uri = path.to_str().unwrap_or_default();
+        let listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|listed| listed.get(uri)).cloned();
+        let object = match listed {
+            Some(object) => object,
+            None => objects()?.head(uri)?,
+        };
+        let cache = CACHE.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let chunk = if access == Access::Runs { CHUNK_BYTES } else { SCATTERED_CHUNK_BYTES };
+        Ok(Self { path: path.to_owned(), inner: Inner::Object(Box::new(Cached { object, chunk, cache, recent: Mutex::default() })) })
+    }
+
+    /// Its path or URI.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes. A file is asked anew each time, so that one which grows or shrinks is noticed.
+    pub fn length(&self) -> io::Result<u64> {
+        match &self.inner {
+            Inner::File(file) => Ok(file.metadata()?.len()),
+            Inner::Object(cached) => Ok(cached.object.size),
+        }
+    }
+
+    /// What tells its state from others.
+    pub(crate) fn stamp(&self) -> io::Result<Stamp> {
+        match &self.inner {
+            Inner::File(file) => Ok(Stamp::of_file(&file.metadata()?)),
+            Inner::Object(cached) => Ok(Stamp::of_object(&cached.object)),
+        }
+    }
+
+    /// Whether it can be read at any place: a folder, a pipe or a device cannot.
+    pub(crate) fn is_regular(&self) -> io::Result<bool> {
+        match &self.inner {
+            Inner::File(file) => Ok(file.metadata()?.is_file()),
+            Inner::Object(_) => Ok(true),
+        }
+    }
+
+    /// Fills `buffer` from byte `offset` on. An end before that is an error of the kind [`io::ErrorKind::UnexpectedEof`].
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let Inner::Object(cached) = &self.inner else {
+            let Inner::File(file) = &self.inner else { return Ok(()) };
+            return file.read_exact_at(buffer, offset);
+        };
+        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= cached.object.size);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if cached.recent.lock().unwrap_or_else(PoisonError::into_inner).read(offset, buffer) {
+            return Ok(());
+        }
+        match &cached.cache {
+            Some(cache) => cache.read(cached, offset, buffer),
+            None => {
+                let bytes = objects()?.get(&cached.object, offset..end)?;
+                buffer.copy_from_slice(&bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads as much as there is from byte `offset` on, up to the buffer's length, and gives how much.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match &self.inner {
+            Inner::File(file) => file.read_at(buffer, offset),
+            Inner::Object(cached) => {
+                let length = cached.object.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+                let (buffer, _) = buffer.split_at_mut(length);
+                self.read_exact_at(buffer, offset)?;
+                Ok(length)
+            }
+        }
+    }
+
+    /// Has the cache fetch the bytes of a range; nothing for a file.
+    pub(crate) fn fetch(&self, offset: u64, length: u64) -> io::Result<()> {
+        let Inner::Object(cached) = &self.inner else { return Ok(()) };
+        cached.cache.as_ref().map_or(Ok(()), |cache| cache.fetch(cached, offset, length))
+    }
+
+    /// Reads it from front to back; what is skipped by more than some megabytes is not fetched.
+    #[must_use]
+    pub fn reader(&self) -> BlobReader<'_> {
+        BlobReader::new(self)
+    }
+
+    /// Keeps a piece that begins at this byte, for who asks for some of it soon.
+    fn has_passed(&self, at: u64, piece: &Bytes) {
+        if let Inner::Object(cached) = &self.inner {
+            cached.recent.lock().unwrap_or_else(PoisonError::into_inner).push(at, piece);
+        }
+    }
+
+    fn object(&self) -> Option<&Object> {
+        match &self.inner {
+            Inner::File(_) => None,
+            Inner::Object(cached) => Some(&cached.object),
+        }
+    }
+}
+
+impl Recent {
+    fn push(&mut self, at: u64, piece: &Bytes) {
+        if self.pieces.back().is_some_and(|(before, last)| before + last.len() as u64 != at) {
+            self.pieces.clear();
+            self.bytes = 0;
+        }
+        self.pieces.push_back((at, piece.clone()));
+        self.bytes += piece.len() as u64;
+        while self.bytes > RECENT_BYTES
+            && let Some((_, oldest)) = self.pieces.pop_front()
+        {
+            self.bytes -= oldest.len() as u64;
+        }
+    }
+
+    /// Fills the buffer when all of it has passed lately.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let first = self.pieces.partition_point(|(at, piece)| at + piece.len() as u64 <= offset);
+        let (mut at, mut filled) = (offset, 0);
+        for (begin, piece) in self.pieces.iter().skip(first) {
+            let Some(rest) = at.checked_sub(*begin).and_then(|skip| piece.get(skip as usize..)) else { return false };
+            let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) else { break };
+            let length = rest.len().min(room.len());
+            room.split_at_mut(length).0.copy_from_slice(rest.split_at(length).0);
+            (at, filled) = (at + length as u64, filled + length);
+        }
+        filled == buffer.len()
+    }
+}
+
+impl Stamp {
+    fn of_file(metadata: &std::fs::Metadata) -> Self {
+        Self { length: metadata.len(), seconds: metadata.mtime(), nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0) }
+    }
+
+    pub(crate) fn of_object(object: &Object) -> Self {
+        let hash = blake3::hash(object.state().as_bytes());
+        let state = hash.as_bytes().first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes));
+        Self { length: object.size, seconds: state, nanoseconds: 0 }
+    }
+}

@@ -1,0 +1,242 @@
+//! A client whose calls block, for threads that run no asynchronous code.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    ops::Range,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, WriteMultipart, path::Path};
+use tokio::{runtime::Runtime, sync::mpsc};
+
+use crate::{
+    error::ObjectError,
+    open::{Patience, open_store},
+};
+
+/// Threads that drive requests and the encryption of what travels. One moves some 500 MB/s.
+const WORKER_THREADS: usize = 2;
+
+/// Longest silence of a store before an attempt is given up.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// Further attempts of one request. They are over within seconds: whoever asks waits and tries again for longer, and says so.
+const RETRIES: usize = 3;
+
+/// Pieces of a stream that wait for their reader. A piece is some 16 to 256 KiB.
+const STREAM_PIECES: usize = 32;
+
+/// Bytes that are read of a file at a time when it is written to a store.
+const WRITE_PIECE: usize = 1 << 20;
+
+/// An object as it was when it was looked at. What is read of it later is of that state, or an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its URI.
+    pub uri: String,
+    /// Bytes.
+    pub size: u64,
+    /// What the store calls this state of it.
+    pub e_tag: Option<String>,
+    /// Time of the last change, seconds since 1970.
+    pub modified: i64,
+}
+
+impl Object {
+    fn of(uri: String, meta: &ObjectMeta) -> Self {
+        Self { uri, size: meta.size, e_tag: meta.e_tag.clone(), modified: meta.last_modified.timestamp() }
+    }
+
+    /// What tells this state from others: the ETag, which lists and answers write with and without quotes, or else the time of change.
+    #[must_use]
+    pub fn state(&self) -> String {
+        match &self.e_tag {
+            Some(tag) => tag.trim_start_matches("W/").trim_matches('"').to_owned(),
+            None => self.modified.to_string(),
+        }
+    }
+}
+
+/// What has been asked of stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests.
+    pub requests: u64,
+    /// Bytes of bodies.
+    pub bytes: u64,
+}
+
+/// The stores that this process talks to.
+#[derive(Debug)]
+pub struct Objects {
+    runtime: Runtime,
+    stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    requests: AtomicU64,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Objects {
+    /// Those of this process: connections are shared by all of its threads.
+    pub fn of_process() -> io::Result<&'static Self> {
+        static OBJECTS: OnceLock<Objects> = OnceLock::new();
+        if let Some(objects) = OBJECTS.get() {
+            return Ok(objects);
+        }
+        let objects = Self::new()?;
+        Ok(OBJECTS.get_or_init(|| objects))
+    }
+
+    fn new() -> io::Result<Self> {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().thread_name("objects").build()?;
+        Ok(Self { runtime, stores: Mutex::default(), requests: AtomicU64::new(0), bytes: Arc::default() })
+    }
+
+    /// What has been asked so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts { requests: self.requests.load(Relaxed), bytes: self.bytes.load(Relaxed) }
+    }
+
+    /// Looks at an object.
+    pub fn head(&self, uri: &str) -> io::Result<Object> {
+        let (store, path) = self.store(uri)?;
+        self.requests.fetch_add(1, Relaxed);
+        let meta = self.wait(async move { store.head(&path).await }).map_err(|source| of_store(uri, source))?;
+        Ok(Object::of(uri.to_owned(), &meta))
+    }
+
+    /// Reads a range that lies within the object.
+    pub fn get(&self, object: &Object, range: Range<u64>) -> io::Result<Bytes> {
+        let (store, path) = self.store(&object.uri)?;
+        let asked = range.end - range.start;
+        let options = GetOptions { range: Some(GetRange::Bounded(range)), if_match: object.e_tag.clone(), ..GetOptions::default() };
+        self.requests.fetch_add(1, Relaxed);
+        let got = self.wait(async move {
+            let result = store.get_opts(&path, options).await?;
+            let meta = result.meta.clone();
+            Ok((meta, result.bytes().await?))
+        });
+        let (meta, bytes) = got.map_err(|source| of_store(&object.uri, source))?;
+        self.bytes.fetch_add(bytes.len() as u64, Relaxed);
+        check_same(object, &meta)?;
+        if bytes.len() as u64 != asked {
+            return Err(ObjectError::CutShort { uri: object.uri.clone(), asked, got: bytes.len() as u64 }.into_io());
+        }
+        Ok(bytes)
+    }
+
+    /// Reads from a byte of the object on, piece by piece. What is not taken is not fetched, but for some pieces on their way.
+    pub fn stream(&self, object: &Object, from: u64) -> io::Result<ByteStream> {
+        let (store, path) = self.store(&object.uri)?;
+        let options = GetOptions { range: Some(GetRange::Offset(from)), if_match: object.e_tag.clone(), ..GetOptions::default() };
+        self.requests.fetch_add(1, Relaxed);
+        let result = self.wait(async move { store.get_opts(&path, options).await }).map_err(|source| of_store(&object.uri, source))?;
+        check_same(object, &result.meta)?;
+        let (sender, receiver) = mpsc::channel(STREAM_PIECES);
+        let (uri, bytes) = (object.uri.clone(), Arc::clone(&self.bytes));
+        self.runtime.spawn(async move {
+            let mut stream = result.into_stream();
+            while let Some(piece) = stream.next().await {
+                if let Ok(piece) = &piece {
+                    bytes.fetch_add(piece.len() as u64, Relaxed);
+                }
+                // Whoever reads has gone: the rest is not wanted.
+                if sender.send(piece.map_err(|source| of_store(&uri, source))).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(ByteStream { receiver })
+    }
+
+    /// What lies directly in a folder. Stores that list in pages are asked for all of them.
+    pub fn list(&self, folder: &str) -> io::Result<Vec<Object>> {
+        if folder.starts_with("http") {
+            return Err(ObjectError::NoList { uri: folder.to_owned() }.into_io());
+        }
+        let folder = folder.trim_end_matches('/');
+        let (store, path) = self.store(folder)?;
+        self.requests.fetch_add(1, Relaxed);
+        let listed = self.wait(async move { store.list_with_delimiter(Some(&path)).await }).map_err(|source| of_store(folder, source))?;
+        let object = |meta: &ObjectMeta| Object::of(format!("{folder}/{}", meta.location.filename().unwrap_or_default()), meta);
+        Ok(listed.objects.iter().map(object).collect())
+    }
+
+    /// Writes an object, whole or not at all.
+    pub fn put(&self, uri: &str, mut reader: impl io::Read) -> io::Result<()> {
+        let (store, path) = self.store(uri)?;
+        self.requests.fetch_add(1, Relaxed);
+        let upload = self.wait(async move { store.put_multipart(&path).await }).map_err(|source| of_store(uri, source))?;
+        let mut write = {
+            let _context = self.runtime.enter();
+            WriteMultipart::new(upload)
+        };
+        let mut piece = vec![0; WRITE_PIECE];
+        loop {
+            let read = reader.read(&mut piece)?;
+            if read == 0 {
+                break;
+            }
+            let _context = self.runtime.enter();
+            write.write(piece.get(..read).unwrap_or_default());
+        }
+        self.wait(async move { write.finish().await }).map_err(|source| of_store(uri, source))?;
+        Ok(())
+    }
+
+    fn wait<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// The store of a URI, opened once for each bucket, and the path in it.
+    fn store(&self, uri: &str) -> io::Result<(Arc<dyn ObjectStore>, Path)> {
+        let (scheme, rest) = uri.split_once("://").unwrap_or_default();
+        let bucket = format!("{scheme}://{}", rest.split('/').next().unwrap_or_default());
+        let failed = |source| ObjectError::Open { uri: uri.to_owned(), source }.into_io();
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = stores.get(&bucket) {
+            let path = rest.split_once('/').map_or("", |(_, path)| path);
+            let path = Path::from_url_path(path).map_err(|source| of_store(uri, source.into()))?;
+            return Ok((Arc::clone(store), path));
+        }
+        let (store, path) = open_store(uri, Patience::Reading { silence: SILENCE, retries: RETRIES }).map_err(failed)?;
+        stores.insert(bucket, Arc::clone(&store));
+        Ok((store, path))
+    }
+}
+
+/// The bytes of an object, piece by piece.
+#[derive(Debug)]
+pub struct ByteStream {
+    receiver: mpsc::Receiver<io::Result<Bytes>>,
+}
+
+impl Iterator for ByteStream {
+    type Item = io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.receiver.blocking_recv()
+    }
+}
+
+fn of_store(uri: &str, source: object_store::Error) -> io::Error {
+    ObjectError::Store { uri: uri.to_owned(), source }.into_io()
+}
+
+/// Not every server honours `If-Match`.
+fn check_same(object: &Object, meta: &ObjectMeta) -> io::Result<()> {
+    let now = Object::of(object.uri.clone(), meta);
+    if now.size == object.size && now.state() == object.state() {
+        return Ok(());
+    }
+    Err(ObjectError::Changed { uri: object.uri.clone() }.into_io())
+}
