@@ -3,6 +3,9 @@
 /// An absolute path in the container without a `..` component (which would lead out of the volume it names).
 pub(crate) const ABSOLUTE_PATH: &str = r"^(/(\.?|\.?[^/.][^/]*|\.\.[^/]+))+$";
 
+/// Where data lie: as an absolute path, or the URI of an object.
+pub(crate) const DATA_PLACE: &str = r"^((/(\.?|\.?[^/.][^/]*|\.\.[^/]+))+|(s3|gs|az|https?)://[^/?#]+/.+)$";
+
 /// A place for checkpoints: an absolute local path, or a bucket with an optional prefix, no part of which is empty.
 pub(crate) const CHECKPOINT_URI: &str = r"^(file:///[^?#]*|(s3|gs|az)://[^/?#]+(/[^/?#]+)*/?)$";
 
@@ -24,6 +27,7 @@ pub(crate) const SOURCE_NAME: &str = "^[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
 pub fn explain_pattern(pattern: &str) -> Option<&'static str> {
     match pattern {
         ABSOLUTE_PATH => Some("must be an absolute path without a `..` component"),
+        DATA_PLACE => Some("must be an absolute path without a `..` component, or a URI such as s3://bucket/a.tar"),
         CHECKPOINT_URI => Some("must be a URI such as file:///runs/a, s3://bucket/a, gs://bucket/a or az://container/a"),
         QUANTITY => Some("must be a number with at most one suffix and no space, such as 500m, 2, 1.5, 32Gi or 100M"),
         SAMPLE_KEY => Some("must be the ending of a file's name without its first dot, in lower case, such as jpg or seg.png"),

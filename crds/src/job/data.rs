@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::patterns::{ABSOLUTE_PATH, SAMPLE_KEY, SOURCE_NAME};
+use crate::patterns::{ABSOLUTE_PATH, DATA_PLACE, SAMPLE_KEY, SOURCE_NAME};
 
 /// What the model is trained on.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,10 +46,13 @@ pub struct DataSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mixture: Option<MixtureSpec>,
     /// Folder for the shards' indexes when they cannot be written beside the shards (a read-only volume): an absolute path in the
-    /// worker's container. Default: beside the shards.
+    /// worker's container, or a folder in an object store, in which `lcl data index` leaves the index of all shards. Default: beside the shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = ABSOLUTE_PATH), length(max = 4096))]
+    #[schemars(regex(pattern = DATA_PLACE), length(max = 4096))]
     pub index_path: Option<String>,
+    /// Where a node keeps what comes from object stores: its members share it. Nothing of it is needed again after the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
     /// Probability that an image precedes its caption, or its sentence in a document of MMC4. OBELICS has an order of its own. Default: 0.5,
     /// as in the paper.
     #[serde(default = "default_image_first_probability")]
@@ -83,6 +86,21 @@ pub struct DataSpec {
     pub prefetch: i32,
 }
 
+/// The cache of what comes from object stores.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheSpec {
+    /// Its folder: an absolute path in the worker's container, on a disk of the node. Default: an `emptyDir` volume, which goes with the pod; a
+    /// `hostPath` outlives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = ABSOLUTE_PATH), length(max = 4096))]
+    pub path: Option<String>,
+    /// Most GiB that are kept. Less than what the lanes of a node read at a time makes bytes be fetched again. Default: 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub size_gib: Option<i64>,
+}
+
 /// Image-text pairs in tar shards. The files of one sample stand next to each other and share their name up to a dot; what follows the dot is
 /// the file's key. A sample has one image and one caption.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,10 +117,10 @@ pub struct DataSpec {
         .field_path(".captionKeys"),
 )]
 pub struct WebdatasetSpec {
-    /// The shards in order: absolute paths in the worker's container. `{000..011}` and `{a,b}` stand for several, as in
+    /// The shards in order: absolute paths in the worker's container, or URIs (`s3://BUCKET/NAME`, `gs://`, `az://`, `https://`, `http://`). `{000..011}` and `{a,b}` stand for several, as in
     /// `/data/train-{000..011}.tar`; `*`, `?` and `[a-c]` for the files that fit, in the order of their names. An entry that ends in `.txt`
     /// is a text file with one shard a line, taken as it is; a relative one starts at the text file's folder.
-    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = DATA_PLACE), length(max = 4096)))]
     pub shards: Vec<String>,
     /// Keys of images, without the dot before them, in the order in which one is chosen when a sample has several.
     /// Default: jpg, png, jpeg, webp.
@@ -179,9 +197,9 @@ fn default_weight() -> i64 {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mmc4Spec {
-    /// The shards in order, `docs_shard_{0..23098}_v2.jsonl.zip` or unpacked ones: absolute paths in the worker's container, with the same
+    /// The shards in order, `docs_shard_{0..23098}_v2.jsonl.zip` or unpacked ones: absolute paths in the worker's container or URIs, with the same
     /// patterns as those of `webdataset`. Shards that are not there are left out, since some are missing in what was published.
-    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = DATA_PLACE), length(max = 4096)))]
     pub shards: Vec<String>,
     /// Where the images are.
     pub images: Mmc4ImagesSpec,
@@ -223,11 +241,11 @@ pub enum Mmc4LayoutSpec {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObelicsSpec {
-    /// The parquet files in order: absolute paths in the worker's container, with the same patterns as those of `webdataset`.
-    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
+    /// The parquet files in order: absolute paths in the worker's container or URIs, with the same patterns as those of `webdataset`.
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = DATA_PLACE), length(max = 4096)))]
     pub shards: Vec<String>,
     /// The tar shards of the images, each with its address in the sample's json, in the same way.
-    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = ABSOLUTE_PATH), length(max = 4096)))]
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = DATA_PLACE), length(max = 4096)))]
     pub images: Vec<String>,
     /// Whether a document ends where the page changes its topic. Default: true.
     #[serde(default = "default_split")]

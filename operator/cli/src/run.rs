@@ -96,7 +96,8 @@ fn render(job: &ValidatedJob, arguments: &RunArguments) -> Result<TrainerConfig,
     let share = (thread::available_parallelism().map_or(1, NonZeroUsize::get) / members(job)).max(1);
     let threads = arguments.threads.map(NonZeroUsize::get);
     let data_threads = threads.unwrap_or(share);
-    let config = render_trainer_config(job, &Surroundings { paths, device: arguments.device.into(), threads, data_threads });
+    let config =
+        render_trainer_config(job, &Surroundings { paths, device: arguments.device.into(), threads, cache_folder: None, data_threads });
     config.validate().context("the rendered configuration is refused; this is an error in lcl")?;
     Ok(config)
 }

@@ -1,9 +1,9 @@
 //! Renders the trainer's configuration from a valid job.
 
-use lcl_crds::{GradientCompressionSpec, NormalizationSpec};
+use lcl_crds::{CacheSpec, GradientCompressionSpec, NormalizationSpec};
 use lcl_trainer_config::{
-    AugmentationConfig, CheckpointConfig, DataConfig, Device, ExactConfig, FORMAT_VERSION, GradientCompression, Normalization,
-    OptimizationConfig, RuntimeConfig, ShuffleConfig, TrainerConfig,
+    AugmentationConfig, CACHE_BYTES, CacheConfig, CheckpointConfig, DataConfig, Device, ExactConfig, FORMAT_VERSION, GradientCompression,
+    Normalization, OptimizationConfig, RuntimeConfig, ShuffleConfig, TrainerConfig,
 };
 
 use crate::{job::ValidatedJob, paths::PathMapping};
@@ -17,6 +17,8 @@ pub struct Surroundings {
     pub device: Device,
     /// Threads of libtorch's operators; `None`: one per core.
     pub threads: Option<usize>,
+    /// Folder of the cache of data, when the job does not say; `None`: where the user's caches are.
+    pub cache_folder: Option<&'static str>,
     /// Threads that read and decode, when the job does not say; at least one.
     pub data_threads: usize,
 }
@@ -47,6 +49,7 @@ fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
     DataConfig {
         source: job.source().clone().map(&|shard| paths.map_shard(shard), &|folder| paths.map(folder)),
         index_path: data.index_path.as_deref().map(|path| paths.map(path)),
+        cache: render_cache(data.cache.as_ref(), surroundings),
         image_first_probability: data.image_first_probability,
         augmentation: AugmentationConfig { scale: data.augmentation.scale, ratio: data.augmentation.ratio },
         reduced_scale_decoding: data.reduced_scale_decoding,
@@ -58,6 +61,12 @@ fn render_data(job: &ValidatedJob, surroundings: &Surroundings) -> DataConfig {
         threads: data.threads.map_or(surroundings.data_threads.max(1), |threads| threads.unsigned_abs() as usize),
         prefetch: data.prefetch.unsigned_abs() as usize,
     }
+}
+
+fn render_cache(spec: Option<&CacheSpec>, surroundings: &Surroundings) -> CacheConfig {
+    let path = spec.and_then(|cache| cache.path.as_deref()).map(|path| surroundings.paths.map(path));
+    let bytes = spec.and_then(|cache| cache.size_gib).map_or(CACHE_BYTES, |size| size.unsigned_abs() << 30);
+    CacheConfig { path: path.or_else(|| surroundings.cache_folder.map(str::to_owned)), bytes }
 }
 
 fn render_optimization(job: &ValidatedJob) -> OptimizationConfig {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use support::{assign, minimal_job};
 
 fn in_container() -> Surroundings {
-    Surroundings { paths: PathMapping::in_container(), device: Device::Auto, threads: None, data_threads: 3 }
+    Surroundings { paths: PathMapping::in_container(), device: Device::Auto, threads: None, cache_folder: None, data_threads: 3 }
 }
 
 fn valid(assignments: &str) -> ValidatedJob {
@@ -41,7 +41,8 @@ fn the_example_renders_with_its_volumes_in_local_folders() {
     let job = example();
     let folders = BTreeMap::from([("data".to_owned(), "/home/ada/data".to_owned()), ("runs".to_owned(), "/home/ada/my runs".to_owned())]);
     let paths = PathMapping::on_this_machine(&job, &folders).unwrap();
-    let config = render_trainer_config(&job, &Surroundings { paths, device: Device::Cpu, threads: Some(2), data_threads: 2 });
+    let config =
+        render_trainer_config(&job, &Surroundings { paths, device: Device::Cpu, threads: Some(2), cache_folder: None, data_threads: 2 });
     config.validate().unwrap();
     let json = serde_json::to_value(&config).unwrap();
     assert_eq!(serde_json::from_value::<TrainerConfig>(json.clone()).unwrap(), config);

@@ -32,6 +32,9 @@ pub struct DataConfig {
     pub source: DataSource,
     /// Folder for shard indexes when they cannot lie beside the shards; `None`: beside them.
     pub index_path: Option<String>,
+    /// Where bytes of object stores are kept, and how many.
+    #[serde(default)]
+    pub cache: CacheConfig,
     /// Probability that the image precedes its caption.
     pub image_first_probability: f64,
     /// Random crop of the training transform.
@@ -57,6 +60,7 @@ impl DataConfig {
         Self {
             source,
             index_path: None,
+            cache: CacheConfig::default(),
             image_first_probability: 0.5,
             augmentation: AugmentationConfig::default(),
             reduced_scale_decoding: false,
@@ -67,6 +71,25 @@ impl DataConfig {
         }
     }
 }
+
+/// The cache of what comes from object stores, which the members of a node share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Its folder; `None`: where the user's caches are.
+    pub path: Option<String>,
+    /// Most bytes.
+    pub bytes: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { path: None, bytes: CACHE_BYTES }
+    }
+}
+
+/// Most bytes of the cache when the job says nothing: two windows of 200 MB for each of a hundred lanes, and as much again.
+pub const CACHE_BYTES: u64 = 64 << 30;
 
 /// One in ten: a hundred times what published sets have that were fetched with care.
 const fn default_max_bad_fraction() -> f64 {

@@ -13,12 +13,13 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
-pub(crate) use cache::{Cache, CacheError};
+use cache::{Cache, CacheError};
 use lcl_objects::{Object, Objects, is_object};
+use lcl_trainer_config::CacheConfig;
 pub use reader::BlobReader;
 
 /// What a shard looked like: two shards of one stamp are taken for the same.
@@ -66,7 +67,7 @@ enum Inner {
 struct Cached {
     object: Object,
     chunk: u64,
-    cache: Option<Arc<Cache>>,
+    cache: Arc<Cache>,
     recent: Mutex<Recent>,
 }
 
@@ -84,12 +85,43 @@ const RECENT_BYTES: u64 = 32 << 20;
 /// Objects as a list has shown them, so that opening one costs no further request.
 static LISTED: Mutex<Option<HashMap<String, Object>>> = Mutex::new(None);
 
-/// The cache of this process: members of a node share its folder.
-static CACHE: RwLock<Option<Arc<Cache>>> = RwLock::new(None);
+/// The cache of this process: members of a node share its folder. It is opened when the first object is.
+static CACHE: Mutex<Settings> = Mutex::new(Settings { wanted: None, open: None });
 
-/// Has objects that are opened from now on go through this cache.
-pub(crate) fn use_cache(cache: Cache) {
-    *CACHE.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(cache));
+struct Settings {
+    wanted: Option<CacheConfig>,
+    open: Option<Arc<Cache>>,
+}
+
+/// Says which cache objects go through that are opened from now on.
+pub(crate) fn configure(cache: &CacheConfig) {
+    let mut settings = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    if settings.wanted.as_ref() != Some(cache) {
+        *settings = Settings { wanted: Some(cache.clone()), open: None };
+    }
+}
+
+/// The cache of this process, opened when it is not yet.
+fn cache() -> io::Result<Arc<Cache>> {
+    let mut settings = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(cache) = &settings.open {
+        return Ok(Arc::clone(cache));
+    }
+    let CacheConfig { path, bytes } = settings.wanted.clone().unwrap_or_default();
+    let cache = Cache::open(&path.map_or_else(default_folder, PathBuf::from), bytes).map_err(CacheError::into_io)?;
+    Ok(Arc::clone(settings.open.insert(Arc::new(cache))))
+}
+
+/// Where a user's caches lie.
+fn default_folder() -> PathBuf {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    caches.unwrap_or_else(std::env::temp_dir).join("lcl/data")
+}
+
+/// Where indexes of objects may lie that cannot lie beside them; `None` without a cache.
+pub(crate) fn index_folder() -> Option<PathBuf> {
+    cache().ok().map(|cache| cache.beside("lcl-indexes"))
 }
 
 /// Whether a path is the URI of an object.
@@ -130,9 +162,14 @@ impl Blob {
             Some(object) => object,
             None => objects()?.head(uri)?,
         };
-        let cache = CACHE.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let cache = cache()?;
         let chunk = if access == Access::Runs { CHUNK_BYTES } else { SCATTERED_CHUNK_BYTES };
         Ok(Self { path: path.to_owned(), inner: Inner::Object(Box::new(Cached { object, chunk, cache, recent: Mutex::default() })) })
+    }
+
+    /// What tells the state of what lies at a path or URI from others, without opening it.
+    pub(crate) fn stamp_of(path: &Path) -> io::Result<Stamp> {
+        if is_remote(path) { Self::open(path)?.stamp() } else { Ok(Stamp::of_file(&std::fs::metadata(path)?)) }
     }
 
     /// Its path or URI.
@@ -171,19 +208,13 @@ impl Blob {
             let Inner::File(file) = &self.inner else { return Ok(()) };
             return file.read_exact_at(buffer, offset);
         };
-        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= cached.object.size);
-        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > cached.object.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         if cached.recent.lock().unwrap_or_else(PoisonError::into_inner).read(offset, buffer) {
             return Ok(());
         }
-        match &cached.cache {
-            Some(cache) => cache.read(cached, offset, buffer),
-            None => {
-                let bytes = objects()?.get(&cached.object, offset..end)?;
-                buffer.copy_from_slice(&bytes);
-                Ok(())
-            }
-        }
+        cached.cache.read(cached, offset, buffer)
     }
 
     /// Reads as much as there is from byte `offset` on, up to the buffer's length, and gives how much.
@@ -202,7 +233,7 @@ impl Blob {
     /// Has the cache fetch the bytes of a range; nothing for a file.
     pub(crate) fn fetch(&self, offset: u64, length: u64) -> io::Result<()> {
         let Inner::Object(cached) = &self.inner else { return Ok(()) };
-        cached.cache.as_ref().map_or(Ok(()), |cache| cache.fetch(cached, offset, length))
+        cached.cache.fetch(cached, offset, length)
     }
 
     /// Reads it from front to back; what is skipped by more than some megabytes is not fetched.

@@ -20,17 +20,21 @@ use lcl_trainer_config::{DataConfig, DataSource, Field, MixtureUnit, SampleKeys,
 
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
-pub(crate) use files::{FileId, Storage};
+pub(crate) use files::{FileId, FileRef, Storage};
 pub use no_pair::NoPair;
 
 use crate::{
+    blob,
     cause::{RedrawCause, SkipCause, Tolerated},
     documents::{self, DocumentIndexError},
-    index::{Extent, IndexError, Record, ShardIndex, built, over_all},
+    index::{
+        Extent, IndexError, Record, ShardIndex, built,
+        pairs::{PairIndex, Places},
+    },
     mixture::{Counted, Mixture},
     order::{Order, Orders},
     retry::{sleep, with_retries},
-    shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_present_shards, find_shards, is_header},
+    shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_present_shards, find_shards, is_header, name_shards},
 };
 
 /// Most bytes of an encoded image. Photographs have up to some 50 MB, and what is decoded is bounded by pixels as well.
@@ -38,6 +42,9 @@ pub const IMAGE_BYTES_LIMIT: u32 = 256 << 20;
 
 /// Most bytes of a caption: far beyond any context (2,048 tokens are some 10 kB), and small enough to tokenize in a moment.
 pub const CAPTION_BYTES_LIMIT: u32 = 1 << 20;
+
+/// Most bytes that are fetched ahead of a sample's use: far beyond any photograph, and what a damaged index may ask for at most.
+const FETCH_LIMIT: u64 = 64 << 20;
 
 /// Bytes between image and caption up to which both are read in one go. Other members (metadata) lie between them, if anything; reading
 /// this much costs less than another round trip to a file server.
@@ -167,7 +174,7 @@ enum Content {
 /// Image-text pairs in tar shards.
 #[derive(Debug)]
 struct Pairs {
-    shards: Vec<ShardIndex>,
+    index: PairIndex,
     keys: SampleKeys,
     storage: Box<dyn Storage>,
 }
@@ -207,6 +214,7 @@ impl Dataset {
     /// Looks whether the shards of `config.source` are there, and opens none.
     pub fn look_for_shards(config: &DataConfig) -> Result<(), ListError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+        blob::configure(&config.cache);
         match &config.source {
             DataSource::Mixture { mixture } => {
                 mixture.sources.iter().enumerate().try_for_each(|(number, mixed)| look_for(&mixed.source, Some(number), threads))
@@ -223,13 +231,17 @@ impl Dataset {
     /// The same, with samples and index records read through `storage`.
     pub(crate) fn open_on(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+        blob::configure(&config.cache);
         let open = |source: &DataSource, origin, mixed, storage| -> Result<(Content, Arc<[u64]>), DatasetError> {
             let index_path = config.index_path.as_deref().map(Path::new);
             let documents: Box<dyn documents::Source> = match source {
                 DataSource::Webdataset { shards, keys } => {
-                    let paths = find_shards(shards, origin, threads)?;
-                    let shards = over_all(threads, &paths, |path| built(|| ShardIndex::open(path, index_path, keys)))?;
-                    return pairs_of(shards, keys, origin, storage);
+                    let places = Places { index_path: config.index_path.as_deref(), is_asked_for: false };
+                    let index = match PairIndex::find(&name_shards(shards, origin)?, keys, places, threads)? {
+                        Some(index) => index,
+                        None => PairIndex::open(find_shards(shards, origin, threads)?, keys, places, threads)?,
+                    };
+                    return pairs_of(index, keys, origin, storage);
                 }
                 DataSource::Mmc4 { mmc4 } => Box::new(documents::Mmc4::open(mmc4, mixed, index_path, threads, storage)?),
                 DataSource::Obelics { obelics } => Box::new(documents::Obelics::open(obelics, mixed, index_path, threads, storage)?),
@@ -268,7 +280,7 @@ impl Dataset {
     /// A data set of one shard, without writing an index.
     pub(crate) fn of_shard(path: &Path, keys: &SampleKeys) -> Result<Self, DatasetError> {
         let index = built(|| ShardIndex::in_memory(path, keys))?;
-        let (content, ends) = pairs_of(vec![index], keys, ListOrigin::Arguments, Box::new(files::OpenFiles::default()))?;
+        let (content, ends) = pairs_of(PairIndex::of_one(index), keys, ListOrigin::Arguments, Box::new(files::OpenFiles::default()))?;
         let source = Source { name: "data".to_owned(), content, first: 0, ends };
         Ok(Self::of_sources(vec![source], Mixture::by_samples(&[1]), ShuffleConfig::default()))
     }
@@ -331,11 +343,29 @@ impl Dataset {
         with_retries(sample, wait, DatasetError::io, || self.read_once(sample))
     }
 
+    /// Whether some samples come from object stores.
+    pub(crate) fn has_objects(&self) -> bool {
+        let is_remote = |source: &Source| match &source.content {
+            Content::Pairs(pairs) => blob::is_remote(pairs.path(0)),
+            Content::Documents(documents) => documents.describe().0.first().is_some_and(|(path, ..)| blob::is_remote(path)),
+        };
+        self.sources.iter().any(is_remote)
+    }
+
+    /// Has the bytes of a sample at hand, where they come from an object store; what a document refers to is fetched when it is read.
+    pub(crate) fn fetch(&self, sample: u64) -> Result<(), DatasetError> {
+        let (source, own) = self.find(sample)?;
+        match &source.content {
+            Content::Pairs(pairs) => pairs.fetch(source.place(own)?, own),
+            Content::Documents(documents) => documents.fetch(own),
+        }
+    }
+
     /// Name of the shard that holds `sample` and the sample's key in it.
     pub fn key(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
         let (source, own) = self.find(sample)?;
         match &source.content {
-            Content::Pairs(pairs) => pairs.key(source.place(own)?),
+            Content::Pairs(pairs) => pairs.key(source.place(own)?, own),
             Content::Documents(documents) => documents.name(own),
         }
     }
@@ -397,7 +427,7 @@ impl Dataset {
     fn read_once(&self, sample: u64) -> Result<Reading, DatasetError> {
         let (source, own) = self.find(sample)?;
         match &source.content {
-            Content::Pairs(pairs) => pairs.read(source.place(own)?),
+            Content::Pairs(pairs) => pairs.read(source.place(own)?, own),
             // Whoever reads documents has asked for them.
             Content::Documents(_) => Ok(Reading::Skipped(SkipCause::NoCaption)),
         }
@@ -439,7 +469,7 @@ impl Source {
             hasher.update(name);
         };
         match &self.content {
-            Content::Pairs(pairs) => pairs.shards.iter().for_each(|shard| add(shard.shard(), shard.shard_length(), shard.count())),
+            Content::Pairs(pairs) => pairs.index.describe().into_iter().for_each(|(shard, length, count)| add(shard, length, count)),
             Content::Documents(documents) => {
                 let (shards, settings) = documents.describe();
                 for (shard, length, count) in &shards {
@@ -477,35 +507,31 @@ fn look_for(source: &DataSource, mixed: Option<usize>, threads: NonZero<usize>) 
 
 /// Pairs in these shards; an error when none is usable.
 fn pairs_of(
-    shards: Vec<ShardIndex>,
+    index: PairIndex,
     keys: &SampleKeys,
     origin: ListOrigin,
     storage: Box<dyn Storage>,
 ) -> Result<(Content, Arc<[u64]>), DatasetError> {
-    let ends = shards.iter().scan(0_u64, |end, shard| {
-        *end += shard.count();
-        Some(*end)
-    });
-    let ends = ends.collect();
-    if shards.iter().all(|shard| shard.findings().usable == 0) {
-        let found = shards.iter().map(|shard| (shard.shard(), shard.findings()));
+    let found = index.findings();
+    if found.iter().all(|(_, findings)| findings.usable == 0) {
         return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
     }
-    Ok((Content::Pairs(Pairs { shards, keys: keys.clone(), storage }), ends))
+    let ends = index.ends();
+    Ok((Content::Pairs(Pairs { index, keys: keys.clone(), storage }), ends))
 }
 
 impl Pairs {
     /// Name of the shard of a sample and the sample's key in it.
-    fn key(&self, (shard, number): (usize, u64)) -> Result<(PathBuf, String), DatasetError> {
-        let (path, record) = (self.path(shard), self.record(shard, number)?);
+    fn key(&self, (shard, number): (usize, u64), sample: u64) -> Result<(PathBuf, String), DatasetError> {
+        let (path, record) = (self.path(shard), self.record(sample, shard, number)?);
         let name = shard::name_at(path, record.start)?;
         let key = shard::split_name(name.as_bytes(), self.keys.separator)
             .map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
         Ok((path.to_owned(), key))
     }
 
-    fn read(&self, (shard, number): (usize, u64)) -> Result<Reading, DatasetError> {
-        let record = self.record(shard, number)?;
+    fn read(&self, (shard, number): (usize, u64), sample: u64) -> Result<Reading, DatasetError> {
+        let record = self.record(sample, shard, number)?;
         if record.doubled {
             return Ok(Reading::Skipped(SkipCause::DoubledMember));
         }
@@ -541,20 +567,37 @@ impl Pairs {
         })
     }
 
-    fn record(&self, shard: usize, number: u64) -> Result<Record, DatasetError> {
-        let index = self.shards.get(shard).ok_or(DatasetError::OutOfRange { sample: number, samples: 0 })?;
-        Ok(index.record(number, |path, offset, buffer| self.storage.read(FileId::Index(shard), path, offset, buffer))?)
+    fn record(&self, sample: u64, shard: usize, number: u64) -> Result<Record, DatasetError> {
+        let record = self.index.record(sample, shard, number, &*self.storage)?;
+        record.ok_or_else(|| DatasetError::OutOfRange { sample, samples: self.index.ends().last().copied().unwrap_or(0) })
+    }
+
+    /// Has the bytes of a sample at hand.
+    fn fetch(&self, (shard, number): (usize, u64), sample: u64) -> Result<(), DatasetError> {
+        let file = self.index.file(shard);
+        if !blob::is_remote(file.path) {
+            return Ok(());
+        }
+        let record = self.record(sample, shard, number)?;
+        let extents = record.image.map(|(_, extent)| extent).into_iter().chain(record.caption);
+        let end = extents.map(|extent| extent.offset + u64::from(extent.length)).max().unwrap_or(record.start);
+        let length = end.saturating_sub(record.start).min(FETCH_LIMIT);
+        self.storage.fetch(file, record.start, length).map_err(|source| self.failed(shard, record.start, source).into())
     }
 
     fn read_bytes(&self, shard: usize, begin: u64, end: u64) -> Result<Vec<u8>, ShardError> {
-        let path = self.path(shard);
         let mut buffer = vec![0; (end - begin) as usize];
-        self.storage.read(FileId::Shard(shard), path, begin, &mut buffer).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ShardError::Missing { path: path.to_owned() },
-            io::ErrorKind::UnexpectedEof => ShardError::Changed { path: path.to_owned(), offset: begin + BLOCK },
-            _ => ShardError::Read { path: path.to_owned(), offset: begin, source },
-        })?;
+        self.storage.read(self.index.file(shard), begin, &mut buffer).map_err(|source| self.failed(shard, begin, source))?;
         Ok(buffer)
+    }
+
+    fn failed(&self, shard: usize, begin: u64, source: io::Error) -> ShardError {
+        let path = self.path(shard).to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => ShardError::Missing { path },
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => ShardError::Changed { path, offset: begin + BLOCK },
+            _ => ShardError::Read { path, offset: begin, source },
+        }
     }
 
     /// The bytes at `at`, after a look at the header before them: what is no header there means that the shard is another one by now.
@@ -567,7 +610,7 @@ impl Pairs {
     }
 
     fn path(&self, shard: usize) -> &Path {
-        self.shards.get(shard).map_or(Path::new(""), ShardIndex::shard)
+        self.index.file(shard).path
     }
 }
 

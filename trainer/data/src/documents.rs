@@ -52,6 +52,9 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// Reads a sample.
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError>;
 
+    /// Has the bytes of a sample at hand, where they come from an object store.
+    fn fetch(&self, sample: u64) -> Result<(), DatasetError>;
+
     /// The shard of a sample, and what it is called there.
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError>;
 }

@@ -7,7 +7,9 @@
 
 mod build;
 mod findings;
+pub(crate) mod pairs;
 pub(crate) mod record;
+pub(crate) mod set;
 
 use std::{
     fs::File,
@@ -22,9 +24,11 @@ pub(crate) use build::{built, for_each_group, over_all, write_first};
 pub use findings::Findings;
 use lcl_trainer_config::SampleKeys;
 use record::{HEADER_BYTES, Header, RECORD_BYTES};
+use set::Part;
 
 use crate::{
-    blob::{Blob, Stamp},
+    blob::{self, Blob, Stamp},
+    flock::Lock,
     shard::{self, ShardError},
 };
 
@@ -75,6 +79,31 @@ pub enum IndexError {
         /// The system's error.
         source: io::Error,
     },
+    /// A shard is another one than when all of them were indexed.
+    #[error("shard {shard} has changed since it was indexed in {index}: run `lcl data index` and start again")]
+    ChangedSince {
+        /// The shard.
+        shard: PathBuf,
+        /// The index of all shards.
+        index: PathBuf,
+    },
+    /// A record of the index of all shards is not what was written.
+    #[error("index {path} is damaged: remove it and start again, it will be made anew")]
+    Damaged {
+        /// The index of all shards.
+        path: PathBuf,
+    },
+    /// Each node of a job would read all of an object store for itself.
+    #[error(
+        "there is no index of these {shards} objects (the first is {first}): run `lcl data index` once, with the job's manifest, before the job \
+         starts"
+    )]
+    NotMade {
+        /// Number of objects.
+        shards: usize,
+        /// The first of them.
+        first: PathBuf,
+    },
     /// The index file cannot be read, for a reason that may pass.
     #[error("reading index {path}")]
     Read {
@@ -91,7 +120,7 @@ impl IndexError {
         match self {
             Self::Shard(error) => error.io(),
             Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
-            Self::ShardChanged { .. } => None,
+            _ => None,
         }
     }
 }
@@ -126,8 +155,23 @@ impl ShardIndex {
     pub fn open(shard: &Path, index_folder: Option<&Path>, keys: &SampleKeys) -> Result<Self, IndexError> {
         let file = shard::open(shard)?;
         let places = index_files(shard, index_folder, keys);
-        if let Some(Usable { path, header, findings }) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
-            return Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::File(path.clone())) });
+        let found = || {
+            let usable = find_usable(&places, stamp_of(shard, &file)?, keys)?;
+            Ok::<_, IndexError>(usable.map(|Usable { path, header, findings }| Self {
+                shard: shard.to_owned(),
+                header,
+                findings,
+                store: RwLock::new(Store::File(path.clone())),
+            }))
+        };
+        if let Some(index) = found()? {
+            return Ok(index);
+        }
+        let lock = lock_for(&places);
+        if lock.as_ref().is_some_and(|lock| lock.waited)
+            && let Some(index) = found()?
+        {
+            return Ok(index);
         }
         let Built { header, findings, bytes } = build::build(shard, &file, keys)?;
         let store = match build::write_first(&places, &bytes) {
@@ -147,6 +191,26 @@ impl ShardIndex {
     pub(crate) fn in_memory(shard: &Path, keys: &SampleKeys) -> Result<Self, IndexError> {
         let Built { header, findings, bytes } = build::build(shard, &shard::open(shard)?, keys)?;
         Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::Memory(bytes.into())) })
+    }
+
+    /// What the index of all shards has of this one.
+    pub(crate) fn part(&self) -> Part {
+        Part { stamp: self.header.stamp, count: self.header.count, seal: self.header.seal() }
+    }
+
+    /// Writes all records as they are.
+    pub(crate) fn copy_records(&self, writer: &mut dyn io::Write) -> io::Result<()> {
+        let at = self.header.record_at(0);
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            Store::Memory(bytes) => writer.write_all(bytes.get(at as usize..).unwrap_or_default()),
+            Store::File(path) => {
+                let mut file = File::open(path)?;
+                io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
+                let expected = self.header.count * RECORD_BYTES as u64;
+                let copied = io::copy(&mut file.take(expected), writer)?;
+                if copied == expected { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            }
+        }
     }
 
     /// Number of samples, unusable ones included.
@@ -176,7 +240,7 @@ impl ShardIndex {
     /// Record `number` of the shard. `read` fills a buffer from a byte of a file. A record that turns out to be damaged makes the index be
     /// built again.
     pub(crate) fn record(&self, number: u64, read: impl FnOnce(&Path, u64, &mut [u8]) -> io::Result<()>) -> Result<Record, IndexError> {
-        let header = self.header.encode();
+        let seal = self.header.seal();
         let at = self.header.record_at(number);
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
         let found = match &store {
@@ -191,14 +255,14 @@ impl ShardIndex {
                 }
             }
         };
-        match found.and_then(|bytes| Record::decode(&bytes, &header, number)) {
+        match found.and_then(|bytes| Record::decode(&bytes, seal, number)) {
             Some(record) => Ok(record),
-            None => self.rebuilt_record(number, &header),
+            None => self.rebuilt_record(number, seal),
         }
     }
 
     /// Builds the index again, for this process in memory and for others in the file.
-    fn rebuilt_record(&self, number: u64, header: &[u8; HEADER_BYTES]) -> Result<Record, IndexError> {
+    fn rebuilt_record(&self, number: u64, seal: u32) -> Result<Record, IndexError> {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         let at = self.header.record_at(number);
         let changed = || IndexError::ShardChanged { shard: self.shard.clone() };
@@ -215,8 +279,16 @@ impl ShardIndex {
             *store = Store::Memory(bytes.into());
         }
         let Store::Memory(bytes) = &*store else { return Err(changed()) };
-        in_memory(bytes, at).and_then(|bytes| Record::decode(&bytes, header, number)).ok_or_else(changed)
+        in_memory(bytes, at).and_then(|bytes| Record::decode(&bytes, seal, number)).ok_or_else(changed)
     }
+}
+
+/// The lock of whoever makes the file that may lie at these places, so that processes that start together do not all make it; `None` where none can
+/// be had, and the work is done more than once.
+pub(crate) fn lock_for(places: &[PathBuf]) -> Option<Lock> {
+    let mut path = places.first()?.as_os_str().to_owned();
+    path.push(".lock");
+    Lock::take(Path::new(&path)).ok()
 }
 
 fn in_memory(bytes: &[u8], at: u64) -> Option<[u8; RECORD_BYTES]> {
@@ -237,12 +309,16 @@ pub(crate) fn places(shard: &Path, folder: Option<&Path>, ending: &str) -> Vec<P
     let mut beside = shard.as_os_str().to_owned();
     beside.push(ending);
     let beside = PathBuf::from(beside);
+    let is_remote = blob::is_remote(shard);
+    let folder = folder.filter(|folder| !blob::is_remote(folder)).map(Path::to_owned);
+    // Beside an object nothing is written without being asked for.
+    let folder = if is_remote { folder.or_else(blob::index_folder) } else { folder };
     let under = folder.map(|folder| {
-        let absolute = std::path::absolute(&beside).unwrap_or_else(|_| beside.clone());
+        let absolute = if is_remote { beside.clone() } else { std::path::absolute(&beside).unwrap_or_else(|_| beside.clone()) };
         let below: PathBuf = absolute.components().filter(|part| matches!(part, Component::Normal(_))).collect();
         folder.join(below)
     });
-    under.into_iter().chain([beside]).collect()
+    under.into_iter().chain((!is_remote).then_some(beside)).collect()
 }
 
 /// Tells keys apart in a name.

@@ -11,6 +11,7 @@ pub mod dataset;
 pub mod document;
 mod documents;
 mod draw;
+mod flock;
 pub mod image;
 pub mod index;
 pub mod loader;

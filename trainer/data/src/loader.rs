@@ -4,6 +4,7 @@
 //! of threads nor on where it starts. Threads share the slots of a batch, so that the first batch comes as soon as all of them together can
 //! make it; they work at most `prefetch` batches ahead, which bounds the memory. It must not skip or reorder anything to go faster.
 
+mod ahead;
 mod assembly;
 mod prepare;
 mod queue;
@@ -115,11 +116,18 @@ impl Loader {
         check(config, &options)?;
         let preparer = Arc::new(Preparer::new(dataset, config, options)?);
         let queue = Arc::new(Queue::new(preparer.options(), config.prefetch));
+        let ahead = if preparer.has_objects() { ahead::THREADS } else { 0 };
         // From here on dropping it stops the threads that have been started.
         let mut loader = Self { queue, threads: Vec::with_capacity(config.threads) };
         for number in 0..config.threads {
             let (queue, preparer) = (Arc::clone(&loader.queue), Arc::clone(&preparer));
             let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue::work(&queue, &preparer));
+            loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
+        }
+        let fetched = Arc::new(ahead::Ahead::default());
+        for number in config.threads..config.threads + ahead {
+            let (queue, preparer, fetched) = (Arc::clone(&loader.queue), Arc::clone(&preparer), Arc::clone(&fetched));
+            let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || fetched.work(&queue, &preparer));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         Ok(loader)

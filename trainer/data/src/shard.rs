@@ -14,8 +14,8 @@ use std::{
 
 pub use group::{Group, Grouper, ImageKind, Keyed};
 pub(crate) use group::{Role, role, split_name};
-pub(crate) use list::find_present_shards;
 pub use list::{Entry, ListError, ListOrigin, Missing, find_shards};
+pub(crate) use list::{find_present_shards, listable_folders, name_shards};
 pub(crate) use writer::new_file_for;
 pub use writer::{ShardWriter, WriteError};
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use lcl_trainer_config::Device;
 
 use crate::{
-    build::{BuildContext, labels::COORDINATOR_ROLE, metadata},
+    build::{BuildContext, labels::COORDINATOR_ROLE, metadata, worker_pod::CACHE_FOLDER},
     job::ValidatedJob,
     paths::PathMapping,
     render::{Surroundings, render_trainer_config},
@@ -27,7 +27,13 @@ pub fn config_map_name(job: &ValidatedJob) -> String {
 /// `<job>-config`. Changes of the job that running pods may follow (steps, schedule) change it; each worker reads it when it starts.
 #[must_use]
 pub fn build_config_map(job: &ValidatedJob, context: &BuildContext) -> ConfigMap {
-    let surroundings = Surroundings { paths: PathMapping::in_container(), device: Device::Auto, threads: None, data_threads: DATA_THREADS };
+    let surroundings = Surroundings {
+        paths: PathMapping::in_container(),
+        device: Device::Auto,
+        threads: None,
+        cache_folder: Some(CACHE_FOLDER),
+        data_threads: DATA_THREADS,
+    };
     // A configuration is numbers, texts and lists: it always has a JSON form.
     let json = serde_json::to_string_pretty(&render_trainer_config(job, &surroundings)).unwrap_or_default();
     ConfigMap {

@@ -7,6 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 use lcl_crds::{WORKER_CONTAINER, WORKER_INFIX};
+use lcl_trainer_config::{CACHE_BYTES, ShardEntry, is_object_uri};
 
 use crate::{
     build::{
@@ -26,7 +27,12 @@ pub(crate) const CONFIG_FOLDER: &str = "/etc/lcl";
 const CONFIG_VOLUME: &str = "lcl-config";
 const SHARED_MEMORY_VOLUME: &str = "lcl-shm";
 const TEMPORARY_VOLUME: &str = "lcl-tmp";
-pub(crate) const OWN_VOLUMES: [&str; 3] = [CONFIG_VOLUME, SHARED_MEMORY_VOLUME, TEMPORARY_VOLUME];
+const CACHE_VOLUME: &str = "lcl-cache";
+pub(crate) const OWN_VOLUMES: [&str; 4] = [CONFIG_VOLUME, SHARED_MEMORY_VOLUME, TEMPORARY_VOLUME, CACHE_VOLUME];
+/// Where the cache of data is mounted, when data come from an object store and the job does not say where it is.
+pub(crate) const CACHE_FOLDER: &str = "/var/cache/lcl";
+/// The volume's limit beside the cache's: indexes lie there too, and a pod over the limit is evicted.
+const CACHE_VOLUME_PART: u64 = 4;
 /// Room for what libtorch and NCCL share between a pod's processes. It counts as the pod's memory only as far as it is used.
 const SHARED_MEMORY: &str = "8Gi";
 /// Time to finish a step and commit a checkpoint after SIGTERM, when the template does not say.
@@ -93,6 +99,10 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
             mounts.push(VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only, ..VolumeMount::default() });
         }
     }
+    if has_cache_volume(job) {
+        let mount = VolumeMount { name: CACHE_VOLUME.to_owned(), mount_path: CACHE_FOLDER.to_owned(), ..VolumeMount::default() };
+        container.volume_mounts.get_or_insert_default().push(mount);
+    }
     set_env(container, "LCL_JOB", job.name());
     set_env(container, "LCL_JOB_UID", &context.uid);
     set_env(container, "LCL_CONFIG", &format!("{CONFIG_FOLDER}/{CONFIG_FILE}"));
@@ -124,6 +134,13 @@ fn resources(requests: &BTreeMap<String, Quantity>) -> ResourceRequirements {
     ResourceRequirements { requests: Some(requests.clone()), limits: Some(limits), claims: None }
 }
 
+/// Whether data come from an object store and the job says not where they are to be kept. A list of shards may name objects too.
+fn has_cache_volume(job: &ValidatedJob) -> bool {
+    let is_object = |entry: &String| is_object_uri(entry) || matches!(ShardEntry::parse(entry), Ok(ShardEntry::List(_)));
+    let is_given = job.spec().data.cache.as_ref().is_some_and(|cache| cache.path.is_some());
+    !is_given && job.source().lists().iter().any(|(_, list)| list.iter().any(is_object))
+}
+
 fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob) {
     let config = Volume {
         name: CONFIG_VOLUME.to_owned(),
@@ -143,4 +160,9 @@ fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob) {
         empty(SHARED_MEMORY_VOLUME, Some("Memory"), Some(SHARED_MEMORY)),
         empty(TEMPORARY_VOLUME, None, None),
     ]);
+    if has_cache_volume(job) {
+        let size = job.spec().data.cache.as_ref().and_then(|cache| cache.size_gib).map_or(CACHE_BYTES >> 30, i64::unsigned_abs);
+        let limit = format!("{}Gi", size + size.div_ceil(CACHE_VOLUME_PART));
+        spec.volumes.get_or_insert_default().push(empty(CACHE_VOLUME, None, Some(&limit)));
+    }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File, FileTimes},
-    io::{self, Write},
+    io,
     num::NonZero,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
@@ -21,6 +21,7 @@ use std::{
 use lru::LruCache;
 
 use super::{Cached, objects};
+use crate::flock::Lock;
 
 /// Folder of the chunks below the cache's; its name has the number of this layout.
 const CHUNKS: &str = "lcl-chunks-1";
@@ -47,9 +48,16 @@ const TOUCH_AGE: Duration = Duration::from_secs(60);
 /// The cache cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the cache of data, {folder}, cannot be written: set spec.data.cache.path to a folder that can be")]
-pub struct CacheError {
+pub(super) struct CacheError {
     folder: PathBuf,
     source: io::Error,
+}
+
+impl CacheError {
+    /// As an error of the system that no further attempt mends.
+    pub(super) fn into_io(self) -> io::Error {
+        io::Error::new(io::ErrorKind::PermissionDenied, self)
+    }
 }
 
 /// A cache in a folder.
@@ -97,6 +105,11 @@ impl Cache {
         Ok(cache)
     }
 
+    /// A folder beside the chunks for what does not count for the bound.
+    pub(super) fn beside(&self, name: &str) -> PathBuf {
+        self.folder.with_file_name(name)
+    }
+
     /// Fills `buffer` with the bytes of the object from `offset` on, which it has.
     pub(super) fn read(&self, cached: &Cached, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let (mut at, mut rest) = (offset, buffer);
@@ -134,7 +147,7 @@ impl Cache {
         if let Some(file) = self.kept(&path, chunk) {
             return Ok(Found::File(file));
         }
-        let part = match lock(&path.with_extension(PART)) {
+        let part = match Lock::take(&path.with_extension(PART)) {
             Ok(part) => part,
             // Without a place to keep it, it is fetched for this once.
             Err(error) => {
@@ -143,14 +156,15 @@ impl Cache {
             }
         };
         // Another has fetched it while this one waited.
-        if let Some(file) = self.kept(&path, chunk) {
-            drop(fs::remove_file(path.with_extension(PART)));
+        if part.waited
+            && let Some(file) = self.kept(&path, chunk)
+        {
             return Ok(Found::File(file));
         }
         let bytes = objects()?.get(&cached.object, chunk.begin..chunk.end)?;
-        match keep(&part, &path, &bytes) {
-            Ok(()) => {
-                self.remember(chunk.key, Arc::new(part));
+        match keep(&part.file, &path, &bytes).and_then(|()| part.renamed()) {
+            Ok(file) => {
+                self.remember(chunk.key, Arc::new(file));
                 let written = self.written.fetch_add(bytes.len() as u64, Relaxed) + bytes.len() as u64;
                 if written > self.bound / LOOK_PART {
                     self.written.store(0, Relaxed);
@@ -159,8 +173,6 @@ impl Cache {
             }
             Err(error) => {
                 self.tell(&error);
-                // Nobody may take what a full disk has left of it.
-                drop(fs::remove_file(path.with_extension(PART)));
                 self.look_after_bound();
             }
         }
@@ -267,33 +279,11 @@ impl Chunk {
     }
 }
 
-/// Takes the lock of a chunk that is to be fetched, waiting for whoever has it.
-fn lock(path: &Path) -> io::Result<File> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    loop {
-        let part = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        match part.lock() {
-            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-            // A volume without locks: the bytes are fetched more than once, and are right all the same.
-            _ => {}
-        }
-        // Whoever had it may have named or removed the file meanwhile; then this lock is of no chunk.
-        let is_it = |found: fs::Metadata| part.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()));
-        if fs::metadata(path).is_ok_and(is_it) {
-            return Ok(part);
-        }
-    }
-}
-
 /// Writes a chunk into its locked file and names it.
 fn keep(part: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     part.set_len(0)?;
-    let mut writer = part;
     part.write_all_at(bytes, 0)?;
     part.write_all_at(&crc32fast::hash(bytes).to_le_bytes(), bytes.len() as u64)?;
-    writer.flush()?;
     fs::rename(path.with_extension(PART), path)
 }
 

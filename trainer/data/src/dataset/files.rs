@@ -11,7 +11,7 @@ use std::{
 
 use lru::LruCache;
 
-use crate::blob::{Access, Blob};
+use crate::blob::{Access, Blob, Stamp};
 
 /// Most files kept open. The usual limit of a process is 1,024 descriptors, which it also needs for sockets and checkpoints; a data set of
 /// more shards opens some of them again for each sample, which costs a fraction of decoding an image.
@@ -37,10 +37,25 @@ impl FileId {
     }
 }
 
+/// A file of the data set that is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileRef<'a> {
+    pub(crate) id: FileId,
+    pub(crate) path: &'a Path,
+    /// What it must look like; `None` where its contents tell.
+    pub(crate) stamp: Option<Stamp>,
+}
+
+/// A file is not what it was when it was indexed; the kind of the error that says so.
+const CHANGED: io::ErrorKind = io::ErrorKind::InvalidData;
+
 /// Where bytes come from. The one implementation outside tests is [`OpenFiles`].
 pub(crate) trait Storage: Send + Sync + std::fmt::Debug {
     /// Fills `buffer` from byte `offset` of the file.
-    fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    fn read(&self, file: FileRef<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Has the bytes of a range at hand, where they would have to be fetched.
+    fn fetch(&self, file: FileRef<'_>, offset: u64, length: u64) -> io::Result<()>;
 }
 
 /// The file system, with the files used last kept open.
@@ -64,21 +79,31 @@ impl OpenFiles {
     fn cache<R>(&self, operation: impl FnOnce(&mut LruCache<FileId, Arc<Blob>>) -> R) -> R {
         operation(&mut self.files.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    fn open(&self, FileRef { id, path, stamp }: FileRef<'_>) -> io::Result<Arc<Blob>> {
+        if let Some(file) = self.cache(|files| files.get(&id).cloned()) {
+            return Ok(file);
+        }
+        // Opened without the lock: on a network file system this takes milliseconds, and other threads have other files to read.
+        let file = Arc::new(Blob::open_for(path, id.access())?);
+        if let Some(stamp) = stamp
+            && file.stamp()? != stamp
+        {
+            return Err(io::Error::new(CHANGED, "it has changed since it was indexed"));
+        }
+        self.cache(|files| files.put(id, Arc::clone(&file)));
+        Ok(file)
+    }
 }
 
 impl Storage for OpenFiles {
-    fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let open = self.cache(|files| files.get(&id).cloned());
-        let file = if let Some(file) = open {
-            file
-        } else {
-            // Opened without the lock: on a network file system this takes milliseconds, and other threads have other files to read.
-            let file = Arc::new(Blob::open_for(path, id.access())?);
-            self.cache(|files| files.put(id, Arc::clone(&file)));
-            file
-        };
+    fn read(&self, file: FileRef<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         // The next attempt opens it again: a handle can be stale for good.
-        file.read_exact_at(buffer, offset).inspect_err(|_| self.cache(|files| drop(files.pop(&id))))
+        self.open(file)?.read_exact_at(buffer, offset).inspect_err(|_| self.cache(|files| drop(files.pop(&file.id))))
+    }
+
+    fn fetch(&self, file: FileRef<'_>, offset: u64, length: u64) -> io::Result<()> {
+        self.open(file)?.fetch(offset, length)
     }
 }
 
@@ -98,7 +123,9 @@ mod tests {
         for round in 0..2 {
             for number in 0..count {
                 let mut buffer = [0; 4];
-                files.read(FileId::Shard(number), &path(number), 1, &mut buffer).expect("the file is read");
+                files
+                    .read(FileRef { id: FileId::Shard(number), path: &path(number), stamp: None }, 1, &mut buffer)
+                    .expect("the file is read");
                 assert_eq!(buffer, format!("{number:05}").as_bytes()[1..], "round {round}");
             }
             assert_eq!(files.cache(|files| files.len()), OPEN_FILES.get());
@@ -111,11 +138,12 @@ mod tests {
         let path = folder.path().join("a");
         std::fs::write(&path, "ab").expect("a file is written");
         let (files, mut buffer) = (OpenFiles::default(), [0; 4]);
-        let error = files.read(FileId::Index(0), &path, 0, &mut buffer).expect_err("four bytes of two");
+        let file = FileRef { id: FileId::Index(0), path: &path, stamp: None };
+        let error = files.read(file, 0, &mut buffer).expect_err("four bytes of two");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         // A new file of the same name, as after a rename: only a new handle sees it.
         std::fs::remove_file(&path).expect("the file is removed");
         std::fs::write(&path, "abcd").expect("a file is written");
-        files.read(FileId::Index(0), &path, 0, &mut buffer).expect("four bytes of four");
+        files.read(file, 0, &mut buffer).expect("four bytes of four");
     }
 }

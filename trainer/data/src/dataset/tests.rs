@@ -230,11 +230,15 @@ struct Flaky {
 }
 
 impl Storage for Flaky {
-    fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    fn read(&self, file: FileRef<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         if self.reads.fetch_add(1, Ordering::Relaxed) < self.failures {
             return Err(io::Error::from_raw_os_error(self.error));
         }
-        self.files.read(id, path, offset, buffer)
+        self.files.read(file, offset, buffer)
+    }
+
+    fn fetch(&self, file: FileRef<'_>, offset: u64, length: u64) -> io::Result<()> {
+        self.files.fetch(file, offset, length)
     }
 }
 

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     blob::Stamp,
-    dataset::{FileId, Storage},
-    index::{places, write_first},
+    dataset::{FileId, FileRef, Storage},
+    index::{lock_for, places, write_first},
 };
 
 /// Ending of an index of documents.
@@ -165,20 +165,24 @@ impl DocumentIndex {
         let shard_state = (stamp.length, stamp.seconds, stamp.nanoseconds);
         let digest = blake3::hash(settings.as_bytes()).to_hex();
         let files = places(shard, folder, &format!(".{}.{EXTENSION}", &digest[..16]));
-        for path in &files {
-            if let Some((header, begin, check)) =
-                read_header(path)?.filter(|(header, ..)| header.shard == shard_state && header.settings == settings)
-            {
-                return Ok(Self {
-                    shard: shard.to_owned(),
-                    number,
-                    path: path.clone(),
-                    length: stamp.length,
-                    findings: header.findings,
-                    begin,
-                    check,
-                });
+        let find = || -> Result<Option<Self>, DocumentIndexError> {
+            for path in &files {
+                let found = read_header(path)?.filter(|(header, ..)| header.shard == shard_state && header.settings == settings);
+                if let Some((header, begin, check)) = found {
+                    let (shard, path) = (shard.to_owned(), path.clone());
+                    return Ok(Some(Self { shard, number, path, length: stamp.length, findings: header.findings, begin, check }));
+                }
             }
+            Ok(None)
+        };
+        if let Some(index) = find()? {
+            return Ok(index);
+        }
+        let lock = lock_for(&files);
+        if lock.as_ref().is_some_and(|lock| lock.waited)
+            && let Some(index) = find()?
+        {
+            return Ok(index);
         }
         let (samples, findings) = make()?;
         if stamp_of()? != stamp {
@@ -208,7 +212,11 @@ impl DocumentIndex {
     pub(crate) fn place(&self, number: u64, storage: &dyn Storage) -> Result<Place, DocumentIndexError> {
         let mut bytes = [0; RECORD_BYTES];
         storage
-            .read(FileId::Index(self.number), &self.path, self.begin + number * RECORD_BYTES as u64, &mut bytes)
+            .read(
+                FileRef { id: FileId::Index(self.number), path: &self.path, stamp: None },
+                self.begin + number * RECORD_BYTES as u64,
+                &mut bytes,
+            )
             .map_err(|source| DocumentIndexError::Read { path: self.path.clone(), source })?;
         decode(&bytes, self.check, number).ok_or_else(|| DocumentIndexError::Damaged { path: self.path.clone() })
     }

@@ -19,8 +19,9 @@ use super::{
     unpacked::{Unpacked, is_cut_short},
 };
 use crate::{
+    blob,
     cause::RedrawCause,
-    dataset::{DatasetError, Storage},
+    dataset::{DatasetError, FileId, FileRef, Storage},
     mmc4::{ImageFolders, Record, Rules, choose, image_path, place, shard_number, walk},
     retry::with_retries,
     shard::{ListOrigin, find_present_shards},
@@ -154,6 +155,16 @@ impl Source for Mmc4 {
             }
         }
         Ok(place(&record, &readable, &rules, choices, document))
+    }
+
+    fn fetch(&self, sample: u64) -> Result<(), DatasetError> {
+        let Found { number, shard, place: [offset, length] } = self.shards.find(sample, &*self.storage)?;
+        if !blob::is_remote(shard) || self.texts.is_packed(number, shard)? {
+            return Ok(());
+        }
+        let file = FileRef { id: FileId::Shard(number), path: shard, stamp: None };
+        let named = |source| crate::mmc4::ShardError::Read { path: shard.to_owned(), offset, source };
+        Ok(self.storage.fetch(file, offset, length).map_err(named)?)
     }
 
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     cause::RedrawCause,
-    dataset::{DatasetError, FileId, IMAGE_BYTES_LIMIT, Storage},
-    index::places,
+    dataset::{DatasetError, FileId, FileRef, IMAGE_BYTES_LIMIT, Storage},
+    index::{lock_for, places},
     obelics::{DocumentFile, Documents, StretchAt, index_file, select_images},
     retry::with_retries,
     shard::{BLOCK, ListOrigin, ShardError, find_shards, is_header},
@@ -80,11 +80,13 @@ impl Obelics {
         let changed = || ShardError::Changed { path: path.clone(), offset: found.extent.offset };
         let begin = found.extent.offset.checked_sub(BLOCK).ok_or_else(changed)?;
         let mut bytes = vec![0; BLOCK as usize + found.extent.length as usize];
-        self.storage.read(FileId::Image(found.shard), path, begin, &mut bytes).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => ShardError::Missing { path: path.clone() },
-            std::io::ErrorKind::UnexpectedEof => changed(),
-            _ => ShardError::Read { path: path.clone(), offset: begin, source },
-        })?;
+        self.storage.read(FileRef { id: FileId::Image(found.shard), path, stamp: None }, begin, &mut bytes).map_err(
+            |source| match source.kind() {
+                std::io::ErrorKind::NotFound => ShardError::Missing { path: path.clone() },
+                std::io::ErrorKind::UnexpectedEof => changed(),
+                _ => ShardError::Read { path: path.clone(), offset: begin, source },
+            },
+        )?;
         if !bytes.get(..BLOCK as usize).is_some_and(is_header) {
             return Err(changed().into());
         }
@@ -105,14 +107,26 @@ fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<us
     }
     let digest = list.finalize().to_hex();
     let files = places(first, index_path, &format!(".{}.{EXTENSION}", &digest[..16]));
-    for path in &files {
-        let opened = AddressTable::open(path).and_then(|table| table.check_shards(images, threads).map(|()| table));
-        match opened {
-            Ok(table) => return Ok(table),
-            Err(error) if error.io().is_some_and(crate::retry::is_transient) => return Err(error.into()),
-            Err(StoreError::Missing { .. }) => {}
-            Err(error) => tracing::warn!(table = %path.display(), %error, "table of addresses is of no use: making it again"),
+    let find = || -> Result<Option<AddressTable>, DatasetError> {
+        for path in &files {
+            let opened = AddressTable::open(path).and_then(|table| table.check_shards(images, threads).map(|()| table));
+            match opened {
+                Ok(table) => return Ok(Some(table)),
+                Err(error) if error.io().is_some_and(crate::retry::is_transient) => return Err(error.into()),
+                Err(StoreError::Missing { .. }) => {}
+                Err(error) => tracing::warn!(table = %path.display(), %error, "table of addresses is of no use: making it again"),
+            }
         }
+        Ok(None)
+    };
+    if let Some(table) = find()? {
+        return Ok(table);
+    }
+    let lock = lock_for(&files);
+    if lock.as_ref().is_some_and(|lock| lock.waited)
+        && let Some(table) = find()?
+    {
+        return Ok(table);
     }
     let options = BuildOptions { threads, ..BuildOptions::default() };
     let mut first_error = None;
@@ -171,6 +185,11 @@ impl Source for Obelics {
         };
         let images = select_images(&parts, Some(self.config.max_images as usize), fetch, document)?;
         Ok(if images.is_empty() { Err(RedrawCause::NoImageReadable) } else { Ok(()) })
+    }
+
+    fn fetch(&self, _sample: u64) -> Result<(), DatasetError> {
+        // A row group is read as a whole, and kept.
+        Ok(())
     }
 
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {

@@ -15,7 +15,7 @@ use std::{
 use lru::LruCache;
 
 use crate::{
-    dataset::{FileId, Storage},
+    dataset::{FileId, FileRef, Storage},
     mmc4::{ShardError, is_packed, walk},
 };
 
@@ -66,13 +66,13 @@ impl Unpacked {
             let text = self.text(number, path)?;
             text.read_exact_at(&mut bytes, offset)
         } else {
-            storage.read(FileId::Shard(number), path, offset, &mut bytes)
+            storage.read(FileRef { id: FileId::Shard(number), path, stamp: None }, offset, &mut bytes)
         }
         .map_err(|source| ShardError::Read { path: path.to_owned(), offset, source })?;
         Ok(bytes)
     }
 
-    fn is_packed(&self, number: usize, path: &Path) -> Result<bool, ShardError> {
+    pub(super) fn is_packed(&self, number: usize, path: &Path) -> Result<bool, ShardError> {
         if let Some(known) = self.packed.get(number).and_then(OnceLock::get) {
             return Ok(*known);
         }

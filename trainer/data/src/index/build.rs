@@ -99,10 +99,10 @@ pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Buil
     // Plain data with string keys: turning them into JSON cannot fail.
     let found = serde_json::to_vec(&findings).unwrap_or_default();
     let header = Header { stamp, count: records.len() as u64, findings_bytes: found.len() as u32, findings_check: crc32fast::hash(&found) };
-    let header_bytes = header.encode();
-    let mut bytes = [header_bytes.as_slice(), &found].concat();
+    let seal = header.seal();
+    let mut bytes = [header.encode().as_slice(), &found].concat();
     for (number, record) in records.into_iter().enumerate() {
-        bytes.extend(record.encode(&header_bytes, number as u64));
+        bytes.extend(record.encode(seal, number as u64));
     }
     Ok(Built { header, findings, bytes })
 }

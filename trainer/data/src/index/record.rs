@@ -13,7 +13,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"LCLINDEX";
 
 /// Number of this layout; a file of any other is built again.
-const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// Bytes of the header.
 pub(crate) const HEADER_BYTES: usize = 56;
@@ -53,6 +53,12 @@ impl Header {
         let check = crc32fast::hash(&bytes[..HEADER_BYTES - 4]);
         bytes[HEADER_BYTES - 4..].copy_from_slice(&check.to_le_bytes());
         bytes
+    }
+
+    /// What stands for the header in the check sums of its records.
+    pub(crate) fn seal(self) -> u32 {
+        // Without its own check: data followed by its CRC has the same CRC whatever the data.
+        crc32fast::hash(&self.encode()[..HEADER_BYTES - 4])
     }
 
     /// `None` when these are not the bytes of a header of this version.
@@ -117,8 +123,8 @@ impl Record {
         Some(Self { start: group.start, image, caption, doubled: group.doubled })
     }
 
-    /// Bytes of record `number` of the index with this header.
-    pub(crate) fn encode(self, header: &[u8; HEADER_BYTES], number: u64) -> [u8; RECORD_BYTES] {
+    /// Bytes of record `number` of the index with the header of this seal.
+    pub(crate) fn encode(self, seal: u32, number: u64) -> [u8; RECORD_BYTES] {
         let block = |offset: u64| ((offset / BLOCK) as u32).to_le_bytes();
         let nothing = Extent { offset: 0, length: 0 };
         let (image, caption) = (self.image.map_or(nothing, |(_, extent)| extent), self.caption.unwrap_or(nothing));
@@ -133,13 +139,13 @@ impl Record {
         writer.put(&block(caption.offset));
         writer.put(&caption.length.to_le_bytes());
         writer.put(&kind.to_le_bytes());
-        let check = record_check(&bytes, header, number);
+        let check = record_check(&bytes, seal, number);
         bytes[RECORD_BYTES - 4..].copy_from_slice(&check.to_le_bytes());
         bytes
     }
 
     /// `None` when these are not the bytes of this record of this index.
-    pub(crate) fn decode(bytes: &[u8; RECORD_BYTES], header: &[u8; HEADER_BYTES], number: u64) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8; RECORD_BYTES], seal: u32, number: u64) -> Option<Self> {
         let mut reader = Parts(bytes);
         let mut next = || Some(u32::from_le_bytes(reader.take()?));
         let offset = |block: u32| u64::from(block) * BLOCK;
@@ -147,7 +153,7 @@ impl Record {
         let image = Extent { offset: offset(next()?), length: next()? };
         let caption = Extent { offset: offset(next()?), length: next()? };
         let (kind, check) = (next()?, next()?);
-        if check != record_check(bytes, header, number) {
+        if check != record_check(bytes, seal, number) {
             return None;
         }
         let image = match kind & (CAPTION_BIT - 1) {
@@ -159,11 +165,10 @@ impl Record {
     }
 }
 
-/// CRC-32 over header, number and record: a record of another index, or in another's place, does not pass.
-fn record_check(bytes: &[u8; RECORD_BYTES], header: &[u8; HEADER_BYTES], number: u64) -> u32 {
+/// CRC-32 over the header's, number and record: a record of another index, or in another's place, does not pass.
+fn record_check(bytes: &[u8; RECORD_BYTES], seal: u32, number: u64) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    // Without its own check: data followed by its CRC has the same CRC whatever the data.
-    hasher.update(&header[..HEADER_BYTES - 4]);
+    hasher.update(&seal.to_le_bytes());
     hasher.update(&number.to_le_bytes());
     hasher.update(&bytes[..RECORD_BYTES - 4]);
     hasher.finalize()
@@ -222,12 +227,12 @@ mod tests {
             prop_assert_eq!(Header::decode(&damaged), None);
 
             let record = Record { start: u64::from(start) * BLOCK, image, caption, doubled };
-            let bytes = record.encode(&header_bytes, number);
-            prop_assert_eq!(Record::decode(&bytes, &header_bytes, number), Some(record));
-            prop_assert_eq!(Record::decode(&bytes, &header_bytes, number ^ 1), None);
+            let bytes = record.encode(header.seal(), number);
+            prop_assert_eq!(Record::decode(&bytes, header.seal(), number), Some(record));
+            prop_assert_eq!(Record::decode(&bytes, header.seal(), number ^ 1), None);
             let mut damaged = bytes;
             damaged[damage / 8] ^= 1 << (damage % 8);
-            prop_assert_eq!(Record::decode(&damaged, &header_bytes, number), None);
+            prop_assert_eq!(Record::decode(&damaged, header.seal(), number), None);
         }
     }
 }

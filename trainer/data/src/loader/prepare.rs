@@ -81,6 +81,16 @@ impl Preparer {
         self.order.locate(step * self.options.global_batch_size + slot)
     }
 
+    /// Whether samples come from object stores.
+    pub(super) fn has_objects(&self) -> bool {
+        self.dataset.has_objects()
+    }
+
+    /// Has the bytes of a slot's sample at hand.
+    pub(super) fn fetch(&self, step: u64, slot: u64) -> Result<(), DatasetError> {
+        self.dataset.fetch(self.locate(step, slot).sample)
+    }
+
     /// Prepares the slot; `pixels`, an empty buffer, takes a row's image. Stopping `waits` ends those between attempts to read.
     pub(super) fn prepare(
         &self,

@@ -114,6 +114,20 @@ impl Queue {
         self.ready.notify_all();
     }
 
+    /// Waits until a step is at most this far ahead; false when all is over.
+    pub(super) fn wait_until_near(&self, step: u64, ahead: u64) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.stopped || step >= state.end {
+                return false;
+            }
+            if step < state.deliver.saturating_add(ahead) {
+                return true;
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// The next slot to prepare; waits while enough batches are ahead. `None` when there will be no more.
     fn claim(&self) -> Option<Work> {
         let mut state = self.lock();

@@ -13,7 +13,7 @@ use lcl_trainer_config::{DataSource, ObelicsConfig, Preset};
 
 use super::*;
 use crate::{
-    dataset::{FileId, OpenFiles, Storage},
+    dataset::{FileId, FileRef, OpenFiles, Storage},
     image::to_png,
     shard::{ImageKind, ShardError, ShardWriter},
 };
@@ -35,11 +35,15 @@ impl<F> fmt::Debug for Hooked<F> {
 }
 
 impl<F: Fn(usize) -> io::Result<()> + Send + Sync> Storage for Hooked<F> {
-    fn read(&self, id: FileId, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        if let FileId::Shard(number) | FileId::Image(number) = id {
+    fn read(&self, file: FileRef<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if let FileId::Shard(number) | FileId::Image(number) = file.id {
             (self.hook)(number)?;
         }
-        self.files.read(id, path, offset, buffer)
+        self.files.read(file, offset, buffer)
+    }
+
+    fn fetch(&self, file: FileRef<'_>, offset: u64, length: u64) -> io::Result<()> {
+        self.files.fetch(file, offset, length)
     }
 }
 

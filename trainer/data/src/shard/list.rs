@@ -163,6 +163,28 @@ pub fn find_shards(entries: &[String], origin: ListOrigin, threads: NonZero<usiz
     if missing.is_empty() { Ok(shards) } else { Err(ListError::Missing(missing)) }
 }
 
+/// The shards that a list stands for, in order, without a look at each: folders are looked into for globs alone.
+pub(crate) fn name_shards(entries: &[String], origin: ListOrigin) -> Result<Vec<PathBuf>, ListError> {
+    let mut shards = Vec::new();
+    for (index, text) in entries.iter().enumerate() {
+        let entry = Entry { origin, index, text: text.clone() };
+        shards.extend(with_retries(index as u64, sleep, ListError::io, || resolve(&entry))?);
+        if shards.len() > PATHS_LIMIT {
+            return Err(ListError::TooMany);
+        }
+    }
+    Ok(shards)
+}
+
+/// The folders of object stores in which many of these shards lie.
+pub(crate) fn listable_folders(shards: &[PathBuf]) -> Vec<&str> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for folder in shards.iter().filter_map(|path| folder_of(path)) {
+        *counts.entry(folder).or_default() += 1;
+    }
+    counts.into_iter().filter(|(_, count)| *count >= LIST_AT_LEAST).map(|(folder, _)| folder).collect()
+}
+
 /// The shards of a list that are there, in order, and how many are not; an error when none is.
 pub(crate) fn find_present_shards(
     entries: &[String],
@@ -297,16 +319,11 @@ fn folder_of(path: &Path) -> Option<&str> {
 
 /// What lies in those folders of object stores from which many objects are wanted: a page of a list names a thousand.
 fn list_folders<'a>(entry: &Entry, paths: &'a [PathBuf]) -> Result<HashMap<&'a str, HashSet<String>>, ListError> {
-    let mut wanted: HashMap<&str, usize> = HashMap::new();
-    for folder in paths.iter().filter_map(|path| folder_of(path)) {
-        *wanted.entry(folder).or_default() += 1;
-    }
-    wanted.retain(|_, count| *count >= LIST_AT_LEAST);
     let list = |folder: &'a str| {
         let found = blob::list(folder).map_err(|source| ListError::Folder { entry: entry.clone(), path: folder.into(), source })?;
         Ok((folder, found.into_iter().map(|object| object.uri).collect()))
     };
-    wanted.into_keys().map(list).collect()
+    listable_folders(paths).into_iter().map(list).collect()
 }
 
 #[cfg(test)]

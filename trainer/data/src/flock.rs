@@ -1,0 +1,91 @@
+//! Locks between processes that end with their holder.
+//!
+//! Comes in: the path of a lock. Goes out: the lock, in a file that is removed when it is given back. It is for sparing work that several
+//! processes would do alike: on a volume without locks they all do it, and nothing is wrong.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// A lock that is held.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    path: PathBuf,
+    pub(crate) file: File,
+    /// Whether another process had it.
+    pub(crate) waited: bool,
+}
+
+impl Lock {
+    /// Takes a lock, waiting for whoever has it. The file's folder is made when it is not there.
+    pub(crate) fn take(path: &Path) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut waited = false;
+        loop {
+            let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => {
+                    if !std::mem::replace(&mut waited, true) {
+                        tracing::debug!(lock = %path.display(), "waiting for another process that does the same");
+                    }
+                    file.lock()?;
+                }
+                Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+                Err(fs::TryLockError::Error(error)) => return Err(error),
+            }
+            // Whoever had it has removed or renamed the file meanwhile; then this lock is of nothing.
+            let is_it = |found: fs::Metadata| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()));
+            if fs::metadata(path).is_ok_and(is_it) {
+                return Ok(Self { path: path.to_owned(), file, waited });
+            }
+        }
+    }
+
+    /// Gives the lock back without removing its file, which has another name by now.
+    pub(crate) fn renamed(self) -> io::Result<File> {
+        let file = self.file.try_clone()?;
+        std::mem::forget(self);
+        Ok(file)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before the lock ends, so that nobody gets a lock of a file that is about to go.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_has_a_lock_though_its_file_comes_and_goes() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("below/a.lock");
+        let (inside, turns) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let _lock = Lock::take(&path).expect("the lock is taken");
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two are inside");
+                        turns.fetch_add(1, Ordering::SeqCst);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!(turns.into_inner(), 400);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,314 @@
+//! The index of all pairs of a source: one for each shard, or one of all of them.
+//!
+//! Comes in: shards, where indexes may lie, and how samples are read. Goes out: how many samples there are and where each lies. A few shards on disks
+//! have an index each. More of them, and objects, have one in one file as well ([`SetIndex`]), made of the others: opening it costs the same
+//! at any size.
+
+use std::{
+    io::{self, Write},
+    num::NonZero,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use lcl_trainer_config::SampleKeys;
+
+use super::{
+    Findings, IndexError, Record, ShardIndex, built, index_files, keys_digest, lock_for, over_all,
+    record::RECORD_BYTES,
+    set::{self, Identity, Part, SetIndex, Whole, file_name, identity_of},
+};
+use crate::{
+    blob::{self, Blob, Stamp},
+    dataset::{FileId, FileRef, Storage},
+    retry::{sleep, with_retries},
+};
+
+/// Shards on disks from which on they have one index of all.
+const SET_FROM: usize = 64;
+
+/// Shards that are looked at before anything else is done, to find those that have changed: a file server answers so many in a second, and four pages of
+/// a list have them. Of more it is found out while training goes on.
+const LOOK_LIMIT: usize = 4096;
+
+/// Objects that are indexed by whoever finds no index: some minutes. Each node of a large job would read all of them.
+const OBJECTS_LIMIT: usize = 64;
+
+/// Where an index of all shards may lie, and whether one may be made for any number of objects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places<'a> {
+    /// A folder, or a folder's URI.
+    pub(crate) index_path: Option<&'a str>,
+    /// Whether this is what the index is made for: then it may also lie in an object store.
+    pub(crate) is_asked_for: bool,
+}
+
+impl<'a> Places<'a> {
+    fn folder(&self) -> Option<&'a Path> {
+        self.index_path.map(Path::new)
+    }
+
+    /// Where the index of these shards may lie, in the order of preference.
+    fn of(&self, first: &Path, identity: &Identity) -> Vec<PathBuf> {
+        let name = file_name(identity);
+        let beside = first.parent().map(Path::to_owned);
+        let local = if blob::is_remote(first) { blob::index_folder() } else { None };
+        self.folder().map(Path::to_owned).into_iter().chain(beside).chain(local).map(|folder| folder.join(&name)).collect()
+    }
+}
+
+/// Where each sample of a source lies.
+#[derive(Debug)]
+pub(crate) struct PairIndex {
+    shards: Arc<[PathBuf]>,
+    parts: Parts,
+}
+
+#[derive(Debug)]
+enum Parts {
+    Each(Vec<ShardIndex>),
+    Set(Box<Set>),
+}
+
+/// An index of all shards.
+#[derive(Debug)]
+struct Set {
+    index: SetIndex,
+    findings: Findings,
+    /// The first shard that was found to have changed, by whoever looks at them while training goes on.
+    changed: Arc<OnceLock<PathBuf>>,
+}
+
+impl PairIndex {
+    /// The index that there is of all these shards, if it is of use. Which of them are there is not looked at.
+    pub(crate) fn find(
+        shards: &[PathBuf],
+        keys: &SampleKeys,
+        places: Places<'_>,
+        threads: NonZero<usize>,
+    ) -> Result<Option<Self>, IndexError> {
+        let Some(first) = shards.first().filter(|_| has_set(shards)) else { return Ok(None) };
+        let identity = identity_of(shards, &settings(keys));
+        for place in places.of(first, &identity) {
+            let open = || {
+                let named = |source| IndexError::Read { path: place.clone(), source };
+                SetIndex::open(&place, &identity, RECORD_BYTES).map_err(named)
+            };
+            let Some(index) = with_retries(0, sleep, IndexError::io, open)? else { continue };
+            let Ok(findings) = serde_json::from_slice(index.found()) else { continue };
+            let set = Set { index, findings, changed: Arc::default() };
+            let found = Self { shards: shards.into(), parts: Parts::Set(Box::new(set)) };
+            if places.is_asked_for || shards.len() <= LOOK_LIMIT {
+                if let Some(changed) = found.changed(threads)? {
+                    tracing::warn!(index = %place.display(), shard = %changed.display(), "a shard has changed since it was indexed: indexing it again");
+                    continue;
+                }
+            } else {
+                found.look_meanwhile(threads);
+            }
+            return Ok(Some(found));
+        }
+        Ok(None)
+    }
+
+    /// Opens or makes the indexes of these shards, which are there.
+    pub(crate) fn open(shards: Vec<PathBuf>, keys: &SampleKeys, places: Places<'_>, threads: NonZero<usize>) -> Result<Self, IndexError> {
+        let objects = shards.iter().filter(|shard| blob::is_remote(shard)).count();
+        if objects > OBJECTS_LIMIT && !places.is_asked_for {
+            return Err(IndexError::NotMade { shards: objects, first: shards.first().cloned().unwrap_or_default() });
+        }
+        let each = over_all(threads, &shards, |shard| built(|| ShardIndex::open(shard, places.folder(), keys)))?;
+        let index = Self { shards: shards.into(), parts: Parts::Each(each) };
+        let Some(first) = index.shards.first().filter(|_| has_set(&index.shards)) else { return Ok(index) };
+        let identity = identity_of(&index.shards, &settings(keys));
+        let local = |place: &PathBuf| places.is_asked_for || !blob::is_remote(place);
+        let files: Vec<PathBuf> = places.of(first, &identity).into_iter().filter(local).collect();
+        let _lock = lock_for(&index_files(first, places.folder(), keys));
+        index.write_set(&files, &identity, places.is_asked_for)?;
+        Ok(Self::find(&index.shards, keys, places, threads)?.unwrap_or(index))
+    }
+
+    /// Writes the index of all shards to the first place that takes it.
+    fn write_set(&self, files: &[PathBuf], identity: &Identity, must: bool) -> Result<(), IndexError> {
+        let Parts::Each(each) = &self.parts else { return Ok(()) };
+        let mut findings = each.first().map_or_else(|| Findings::none(&SampleKeys::default()), |first| first.findings().clone());
+        each.iter().skip(1).for_each(|shard| findings.add(shard.findings()));
+        let parts: Vec<Part> = each.iter().map(ShardIndex::part).collect();
+        let records = |number: usize, writer: &mut dyn Write| each.get(number).map_or(Ok(()), |shard| shard.copy_records(writer));
+        // Plain data with string keys: turning them into JSON cannot fail.
+        let found = serde_json::to_vec(&findings).unwrap_or_default();
+        let whole = Whole { identity, record_bytes: RECORD_BYTES, found: &found, parts: &parts, records: &records };
+        let mut first_error = None;
+        for file in files {
+            match set::write(file, &whole) {
+                Ok(()) => {
+                    tracing::info!(index = %file.display(), shards = parts.len(), samples = findings.samples, "made the index of all shards");
+                    return Ok(());
+                }
+                Err(error) => drop(first_error.get_or_insert((file, error))),
+            }
+        }
+        match first_error {
+            Some((path, source)) if must => {
+                Err(IndexError::Write { shard: self.shards.first().cloned().unwrap_or_default(), path: path.clone(), source })
+            }
+            Some((path, error)) => {
+                tracing::warn!(
+                    index = %path.display(), %error,
+                    "the index of all shards cannot be written, and opening them takes longer: set spec.data.indexPath to a folder that can be written to"
+                );
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// An index of one shard that is in memory alone.
+    pub(crate) fn of_one(index: ShardIndex) -> Self {
+        Self { shards: [index.shard().to_owned()].into(), parts: Parts::Each(vec![index]) }
+    }
+
+    /// The first shard that is not as it was when it was indexed.
+    fn changed(&self, threads: NonZero<usize>) -> Result<Option<PathBuf>, IndexError> {
+        let Parts::Set(set) = &self.parts else { return Ok(None) };
+        first_changed(&self.shards, &set.index, threads, || false)
+    }
+
+    /// Looks at all shards on a thread of its own, which nobody waits for; it ends with the data set.
+    fn look_meanwhile(&self, threads: NonZero<usize>) {
+        let Parts::Set(set) = &self.parts else { return };
+        let (shards, changed) = (Arc::clone(&self.shards), Arc::downgrade(&set.changed));
+        let stamps: Vec<Stamp> = set.index.shards().iter().map(|shard| shard.stamp).collect();
+        let look = move || {
+            let is_over = || changed.strong_count() == 0;
+            match changed_of(&shards, &stamps, threads, is_over) {
+                Ok(Some(shard)) => drop(changed.upgrade().map(|changed| changed.set(shard))),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "looking whether shards have changed"),
+            }
+        };
+        // Without a thread it is noticed when a shard is read.
+        drop(std::thread::Builder::new().name("data-look".to_owned()).spawn(look));
+    }
+
+    /// For every shard, the number of the sample after its last one.
+    pub(crate) fn ends(&self) -> Arc<[u64]> {
+        match &self.parts {
+            Parts::Set(set) => set.index.ends(),
+            Parts::Each(each) => each
+                .iter()
+                .scan(0, |end, shard| {
+                    *end += shard.count();
+                    Some(*end)
+                })
+                .collect(),
+        }
+    }
+
+    /// The shards, and what was found in them, each or all together.
+    pub(crate) fn findings(&self) -> Vec<(&Path, &Findings)> {
+        match &self.parts {
+            Parts::Set(set) => self.shards.first().map(|first| (first.as_path(), &set.findings)).into_iter().collect(),
+            Parts::Each(each) => each.iter().map(|shard| (shard.shard(), shard.findings())).collect(),
+        }
+    }
+
+    /// Path, bytes and samples of every shard.
+    pub(crate) fn describe(&self) -> Vec<(&Path, u64, u64)> {
+        match &self.parts {
+            Parts::Each(each) => each.iter().map(|shard| (shard.shard(), shard.shard_length(), shard.count())).collect(),
+            Parts::Set(set) => {
+                let ends = set.index.ends();
+                let begins = [0].into_iter().chain(ends.iter().copied());
+                let counts = ends.iter().zip(begins).map(|(end, begin)| end - begin);
+                self.shards
+                    .iter()
+                    .zip(set.index.shards())
+                    .zip(counts)
+                    .map(|((path, shard), count)| (path.as_path(), shard.stamp.length, count))
+                    .collect()
+            }
+        }
+    }
+
+    /// A shard, for reading it.
+    pub(crate) fn file(&self, number: usize) -> FileRef<'_> {
+        let path = self.shards.get(number).map_or(Path::new(""), PathBuf::as_path);
+        let stamp = match &self.parts {
+            Parts::Each(_) => None,
+            Parts::Set(set) => set.index.shards().get(number).map(|shard| shard.stamp),
+        };
+        FileRef { id: FileId::Shard(number), path, stamp }
+    }
+
+    /// Where sample `number` of a shard lies, the sample `sample` of all.
+    pub(crate) fn record(&self, sample: u64, shard: usize, number: u64, storage: &dyn Storage) -> Result<Option<Record>, IndexError> {
+        match &self.parts {
+            Parts::Each(each) => {
+                let Some(index) = each.get(shard) else { return Ok(None) };
+                let read = |path: &Path, offset: u64, buffer: &mut [u8]| {
+                    storage.read(FileRef { id: FileId::Index(shard), path, stamp: None }, offset, buffer)
+                };
+                index.record(number, read).map(Some)
+            }
+            Parts::Set(set) => {
+                if let Some(shard) = set.changed.get() {
+                    return Err(IndexError::ChangedSince { shard: shard.clone(), index: set.index.path().to_owned() });
+                }
+                let named = |source: io::Error| IndexError::Read { path: set.index.path().to_owned(), source };
+                let Some(found) = set.index.record(sample).map_err(named)? else { return Ok(None) };
+                let record = found.bytes().and_then(|bytes| Record::decode(bytes, found.seal, found.number));
+                record.map(Some).ok_or_else(|| IndexError::Damaged { path: set.index.path().to_owned() })
+            }
+        }
+    }
+}
+
+/// Whether these shards have one index of all.
+fn has_set(shards: &[PathBuf]) -> bool {
+    shards.len() >= SET_FROM || shards.iter().any(|shard| blob::is_remote(shard))
+}
+
+/// What decides which samples there are, and what their records say.
+fn settings(keys: &SampleKeys) -> String {
+    format!("pairs {}: {:016x}", super::record::VERSION, keys_digest(keys))
+}
+
+fn first_changed(
+    shards: &[PathBuf],
+    index: &SetIndex,
+    threads: NonZero<usize>,
+    is_over: impl Fn() -> bool + Sync,
+) -> Result<Option<PathBuf>, IndexError> {
+    let stamps: Vec<Stamp> = index.shards().iter().map(|shard| shard.stamp).collect();
+    changed_of(shards, &stamps, threads, is_over)
+}
+
+/// The first shard that has not this stamp any more.
+fn changed_of(
+    shards: &[PathBuf],
+    stamps: &[Stamp],
+    threads: NonZero<usize>,
+    is_over: impl Fn() -> bool + Sync,
+) -> Result<Option<PathBuf>, IndexError> {
+    let named = |path: &Path| {
+        let path = path.to_owned();
+        move |source| IndexError::Shard(crate::shard::ShardError::Open { path, source })
+    };
+    for folder in crate::shard::listable_folders(shards) {
+        with_retries(0, sleep, IndexError::io, || blob::list(folder).map_err(named(Path::new(folder))))?;
+    }
+    let pairs: Vec<(&PathBuf, &Stamp)> = shards.iter().zip(stamps).collect();
+    let looked = over_all(threads, &pairs, |(path, stamp)| {
+        if is_over() {
+            return Ok(false);
+        }
+        let look = || match Blob::stamp_of(path) {
+            Ok(found) => Ok(found != **stamp),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(source) => Err(named(path)(source)),
+        };
+        with_retries(0, sleep, IndexError::io, look)
+    })?;
+    Ok(shards.iter().zip(looked).find(|(_, changed)| *changed).map(|(path, _)| path.clone()))
+}
