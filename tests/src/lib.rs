@@ -6,6 +6,8 @@
 
 pub mod coordinator;
 pub mod data;
+pub mod fault_proxy;
+mod http_server;
 pub mod process;
 pub mod run;
 pub mod s3;

@@ -7,19 +7,27 @@ use std::{
     env, fs,
     io::{BufRead, BufReader},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use bytes::Bytes;
+use object_store::{
+    ObjectStoreExt, RetryConfig,
+    aws::{AmazonS3, AmazonS3Builder},
+};
 use tempfile::TempDir;
 
 use crate::{process::await_condition, workspace};
 
 /// The only bucket.
 const BUCKET: &str = "runs";
+const USER: &str = "user";
+const PASSWORD: &str = "password";
+const REGION: &str = "us-east-1";
 
 /// A running server. Killed when dropped.
 #[derive(Debug)]
@@ -47,7 +55,7 @@ impl Server {
         // The port is free a moment before; another process could take it, which the server then says.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let mut process = Command::new(program()?)
-            .args(["--access", "user", "--secret", "password", "--port", &address, "posix", "--sidecar"])
+            .args(["--access", USER, "--secret", PASSWORD, "--port", &address, "posix", "--sidecar"])
             .args([&attributes, &objects])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -65,16 +73,79 @@ impl Server {
         Ok(server)
     }
 
+    /// Where it listens: host and port.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// What a process needs in its environment to use the server.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 5] {
+        Self::environment_at(&format!("http://{}", self.address))
+    }
+
+    /// The same through what stands in front of a server, at an address such as `http://127.0.0.1:8000`.
+    #[must_use]
+    pub fn environment_at(endpoint: &str) -> [(&'static str, String); 5] {
         [
-            ("AWS_ACCESS_KEY_ID", "user".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "password".to_owned()),
-            ("AWS_REGION", "us-east-1".to_owned()),
-            ("AWS_ENDPOINT", format!("http://{}", self.address)),
+            ("AWS_ACCESS_KEY_ID", USER.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", PASSWORD.to_owned()),
+            ("AWS_REGION", REGION.to_owned()),
+            ("AWS_ENDPOINT", endpoint.to_owned()),
             ("AWS_ALLOW_HTTP", "true".to_owned()),
         ]
+    }
+
+    /// A client of the server, or of what stands in front of one, that tries everything once.
+    pub fn client_at(endpoint: &str) -> Result<AmazonS3> {
+        // A provider that the program has chosen before is kept.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Ok(AmazonS3Builder::new()
+            .with_access_key_id(USER)
+            .with_secret_access_key(PASSWORD)
+            .with_region(REGION)
+            .with_endpoint(endpoint)
+            .with_allow_http(true)
+            .with_bucket_name(BUCKET)
+            .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
+            .build()?)
+    }
+
+    /// Puts an object, or replaces it, as a client does: it gets an `ETag`, which a file laid into [`Self::objects`] has not.
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<()> {
+        self.put_all([(key.to_owned(), bytes.into())])
+    }
+
+    /// Puts every file of a folder, and of folders in it, at `prefix/` and its path in the folder.
+    pub fn put_folder(&self, prefix: &str, folder: &Path) -> Result<()> {
+        let mut objects = Vec::new();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(next) = folders.pop() {
+            for entry in fs::read_dir(&next).with_context(|| format!("reading {}", next.display()))? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let name = path.strip_prefix(folder)?.to_str().context("a file's name is no UTF-8")?;
+                    objects.push((format!("{prefix}/{name}"), fs::read(&path)?.into()));
+                }
+            }
+        }
+        self.put_all(objects)
+    }
+
+    fn put_all(&self, objects: impl IntoIterator<Item = (String, Bytes)> + Send) -> Result<()> {
+        let client = Self::client_at(&format!("http://{}", self.address))?;
+        let work = || -> Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            objects.into_iter().try_for_each(|(key, bytes)| {
+                runtime.block_on(client.put(&key.as_str().into(), bytes.into())).with_context(|| format!("putting {key}"))?;
+                Ok(())
+            })
+        };
+        // A thread that runs async code must not wait for other async code.
+        thread::scope(|scope| scope.spawn(work).join()).map_err(|_| anyhow!("putting objects panicked"))?
     }
 
     /// The address of a run's objects.
