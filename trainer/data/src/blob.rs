@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use cache::{Cache, CacheError};
-use lcl_objects::{Object, Objects, is_object};
+use lcl_objects::{Counts, Object, ObjectError, Objects, is_object};
 use lcl_trainer_config::CacheConfig;
 pub use reader::BlobReader;
 
@@ -134,6 +134,12 @@ pub(crate) fn objects() -> io::Result<&'static Objects> {
     Objects::of_process()
 }
 
+/// What this process has asked object stores for.
+#[must_use]
+pub fn fetched() -> Counts {
+    objects().map(Objects::counts).unwrap_or_default()
+}
+
 /// Looks at what lies in these folders of stores, so that opening objects there needs no look at each.
 pub(crate) fn list(folder: &str) -> io::Result<Vec<Object>> {
     let found = objects()?.list(folder)?;
@@ -144,6 +150,21 @@ pub(crate) fn list(folder: &str) -> io::Result<Vec<Object>> {
     listed.retain(|uri, _| uri.strip_prefix(&folder).is_none_or(|name| name.contains('/')));
     listed.extend(found.iter().map(|object| (object.uri.clone(), object.clone())));
     Ok(found)
+}
+
+/// Whether an error that a reader of archives gives is one of the system or of an object store, and says nothing of the archive.
+pub(crate) fn is_of_storage(error: &io::Error) -> bool {
+    if error.raw_os_error().is_some() || crate::retry::is_transient(error) {
+        return true;
+    }
+    let mut cause = error.get_ref().map(|cause| cause as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        if error.is::<ObjectError>() || error.downcast_ref::<io::Error>().is_some_and(is_of_storage) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl Blob {

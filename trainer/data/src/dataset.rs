@@ -228,15 +228,25 @@ impl Dataset {
         Self::open_on(config, origin, Box::new(files::OpenFiles::default()))
     }
 
+    /// As [`Dataset::open_from`], for whoever makes the indexes that all others are to find: of any number of objects, beside them or where the
+    /// configuration says.
+    pub fn make_indexes(config: &DataConfig, origin: ListOrigin) -> Result<Self, DatasetError> {
+        Self::open_for(config, origin, Box::new(files::OpenFiles::default()), true)
+    }
+
     /// The same, with samples and index records read through `storage`.
     pub(crate) fn open_on(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>) -> Result<Self, DatasetError> {
+        Self::open_for(config, origin, storage, false)
+    }
+
+    fn open_for(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>, is_asked_for: bool) -> Result<Self, DatasetError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
         blob::configure(&config.cache);
         let open = |source: &DataSource, origin, mixed, storage| -> Result<(Content, Arc<[u64]>), DatasetError> {
             let index_path = config.index_path.as_deref().map(Path::new);
             let documents: Box<dyn documents::Source> = match source {
                 DataSource::Webdataset { shards, keys } => {
-                    let places = Places { index_path: config.index_path.as_deref(), is_asked_for: false };
+                    let places = Places { index_path: config.index_path.as_deref(), is_asked_for };
                     let index = match PairIndex::find(&name_shards(shards, origin)?, keys, places, threads)? {
                         Some(index) => index,
                         None => PairIndex::open(find_shards(shards, origin, threads)?, keys, places, threads)?,

@@ -29,6 +29,7 @@ pub mod store;
 pub mod tokenizer;
 
 pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
+pub use blob::fetched;
 pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
 pub use loader::{Loader, LoaderError, LoaderOptions};

@@ -19,7 +19,7 @@ pub(crate) use list::{find_present_shards, listable_folders, name_shards};
 pub(crate) use writer::new_file_for;
 pub use writer::{ShardWriter, WriteError};
 
-use crate::blob::{Blob, BlobReader};
+use crate::blob::{Blob, BlobReader, is_of_storage};
 
 /// Unit of a tar archive: headers are one block, contents begin on a block and are padded to one (POSIX pax, "ustar Interchange Format").
 pub const BLOCK: u64 = 512;
@@ -207,11 +207,13 @@ impl Shard<'_> {
         let &Self { path, file, length } = self;
         // Where the next header is expected.
         let mut next = begin;
-        let named = |offset: u64, source: io::Error| match (source.raw_os_error(), offset) {
-            (Some(_), _) => ShardError::Read { path: path.to_owned(), offset, source },
-            (None, _) if length < offset + BLOCK => ShardError::Truncated { path: path.to_owned(), offset, length, needed: offset + BLOCK },
-            (None, 0) => ShardError::NotTar { path: path.to_owned() },
-            (None, _) => ShardError::Damaged { path: path.to_owned(), offset, source },
+        let named = |offset: u64, source: io::Error| match (is_of_storage(&source), offset) {
+            (true, _) => ShardError::Read { path: path.to_owned(), offset, source },
+            (false, _) if length < offset + BLOCK => {
+                ShardError::Truncated { path: path.to_owned(), offset, length, needed: offset + BLOCK }
+            }
+            (false, 0) => ShardError::NotTar { path: path.to_owned() },
+            (false, _) => ShardError::Damaged { path: path.to_owned(), offset, source },
         };
         let mut tail = Tail { reader: file.reader(), begin };
         tail.seek(io::SeekFrom::Start(0)).map_err(|source| named(begin, source))?;

@@ -52,7 +52,12 @@ pub struct Object {
 
 impl Object {
     fn of(uri: String, meta: &ObjectMeta) -> Self {
-        Self { uri, size: meta.size, e_tag: meta.e_tag.clone(), modified: meta.last_modified.timestamp() }
+        Self {
+            uri,
+            size: meta.size,
+            e_tag: meta.e_tag.clone().filter(|tag| !tag.trim_matches('"').is_empty()),
+            modified: meta.last_modified.timestamp(),
+        }
     }
 
     /// What tells this state from others: the ETag, which lists and answers write with and without quotes, or else the time of change.

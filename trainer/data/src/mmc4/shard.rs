@@ -16,7 +16,7 @@ use memchr::memchr;
 pub use error::ShardError;
 
 use super::{BadLine, LineFault, Record};
-use crate::blob::Blob;
+use crate::blob::{Blob, is_of_storage};
 
 /// Most bytes of a line. The largest part is the similarity matrix, some 20 bytes for each pair of an image and a sentence: this is enough for
 /// 300 images on a page of 10,000 sentences.
@@ -134,11 +134,11 @@ fn read_text<T>(path: &Path, work: impl FnOnce(&mut Text<'_>) -> Result<T, Stopp
     let mut archive = member::open(path, &file)?;
     let (member, name) = member::find(path, &mut archive)?;
     let mut reader = BufReader::with_capacity(BUFFER, member);
-    let named = |offset, source: io::Error| match source.raw_os_error() {
-        Some(_) => ShardError::Read { path: path.to_owned(), offset, source },
+    let named = |offset, source: io::Error| match is_of_storage(&source) {
+        true => ShardError::Read { path: path.to_owned(), offset, source },
         // The archive's reader looks at the way of packing when the first byte is read.
-        None if source.kind() == io::ErrorKind::Unsupported => ShardError::Packing { path: path.to_owned(), member: name, source },
-        None => ShardError::Damaged { path: path.to_owned(), member: name, offset, source },
+        false if source.kind() == io::ErrorKind::Unsupported => ShardError::Packing { path: path.to_owned(), member: name, source },
+        false => ShardError::Damaged { path: path.to_owned(), member: name, offset, source },
     };
     Text::new(&mut reader).finish(work, named, path)
 }

@@ -10,7 +10,7 @@ use std::{
 use zip::{ZipArchive, read::ZipFile, result::ZipError};
 
 use super::ShardError;
-use crate::blob::{Blob, BlobReader};
+use crate::blob::{Blob, BlobReader, is_of_storage};
 
 /// What every zip archive with a member begins with.
 const SIGNATURE: &[u8; 4] = b"PK\x03\x04";
@@ -37,7 +37,7 @@ pub(super) fn is_zip(path: &Path, file: &Blob) -> Result<bool, ShardError> {
 /// Reads an archive's directory.
 pub(super) fn open<'f>(path: &Path, file: &'f Blob) -> Result<Archive<'f>, ShardError> {
     ZipArchive::new(BufReader::new(file.reader())).map_err(|source| match source {
-        ZipError::Io(source) if source.raw_os_error().is_some() => ShardError::Read { path: path.to_owned(), offset: 0, source },
+        ZipError::Io(source) if is_of_storage(&source) => ShardError::Read { path: path.to_owned(), offset: 0, source },
         source => ShardError::NotZip { path: path.to_owned(), source },
     })
 }
