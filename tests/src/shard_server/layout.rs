@@ -38,8 +38,8 @@ const FILLER: usize = 1 << 20;
 const JPEG_BEGIN: [u8; 4] = [0xff, 0xd8, 0xff, 0xe0];
 /// 20 August 2021, when LAION-400M appeared: time stamps of members begin here.
 const EPOCH: u64 = 1_629_417_600;
-/// A record of an extended header with a time stamp to a ten-millionth, as Python prints it.
-const TIME_RECORD: usize = "28 mtime=1629417600.1234567\n".len();
+/// A record of an extended header with a time stamp to a millionth, which is about what Python's floating-point numbers hold.
+const TIME_RECORD: usize = "27 mtime=1629417600.123456\n".len();
 
 /// How a member's header is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -276,12 +276,13 @@ impl Shard<'_> {
     fn header(&self, sample: u32, kind: usize, member: &Member) -> Piece<'static> {
         let seconds = EPOCH + u64::from(sample) / 100;
         let size = member.body.end - member.body.start;
-        let own = block(&member.name, size, seconds, b'0');
         if self.layout.shape.headers == Headers::Ustar {
-            return Piece::Made(own.to_vec());
+            return Piece::Made(block(&member.name, size, seconds, b'0').to_vec());
         }
-        let fraction = mix(self.content, u64::from(sample) * 3 + kind as u64) % 10_000_000;
-        let record = format!("{TIME_RECORD} mtime={seconds}.{fraction:07}\n");
+        // Odd: Python prints no zeros at the end. The member's own header has the nearest second.
+        let fraction = mix(self.content, u64::from(sample) * 3 + kind as u64) % 1_000_000 | 1;
+        let own = block(&member.name, size, seconds + u64::from(fraction > 500_000), b'0');
+        let record = format!("{TIME_RECORD} mtime={seconds}.{fraction:06}\n");
         let mut blocks = block("././@PaxHeader", TIME_RECORD as u64, 0, b'x').to_vec();
         blocks.extend_from_slice(record.as_bytes());
         blocks.resize(2 * BLOCK as usize, 0);
