@@ -11,6 +11,7 @@ mod http_server;
 pub mod process;
 pub mod run;
 pub mod s3;
+pub mod shard_server;
 pub mod volume;
 
 use std::path::{Path, PathBuf};

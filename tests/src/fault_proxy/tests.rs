@@ -1,4 +1,4 @@
-use std::{fs, ops::Range, sync::Arc};
+use std::{fs, ops::Range, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -50,6 +50,7 @@ async fn signed_requests_pass_the_proxy_and_come_to_the_harm_that_rules_say_in_t
     let (_server, proxy, client) = start();
     let content = content(0);
     client.put(&Path::from(KEY), content.clone().into()).await.unwrap();
+    let gate = Gate::default();
     let faults = [
         Fault::Status(500),
         Fault::SlowDown,
@@ -59,6 +60,9 @@ async fn signed_requests_pass_the_proxy_and_come_to_the_harm_that_rules_say_in_t
         Fault::Cut { after: LENGTH - 1 },
         Fault::Shorten { to: LENGTH - 1 },
         Fault::Flip { at: 70_000 },
+        Fault::DelayHead(Duration::from_millis(1)),
+        Fault::Throttle { bytes_per_second: 100 * LENGTH },
+        Fault::HoldHead(gate.clone()),
     ];
     for (place, fault) in (0..).zip(faults) {
         proxy.add(Rule::new(PATH, fault).unwrap().method(Method::GET).occurrences(place..place + 1));
@@ -80,17 +84,27 @@ async fn signed_requests_pass_the_proxy_and_come_to_the_harm_that_rules_say_in_t
     assert!(error.is_none(), "{error:?}");
     let differ: Vec<usize> = (0..LENGTH as usize).filter(|at| flipped[*at] != content[*at]).collect();
     assert_eq!((differ.as_slice(), flipped[70_000]), ([70_000].as_slice(), content[70_000] ^ 1));
-    // The ninth comes to no harm; nor did the upload, nor does a question for the head.
+    // What is only late comes whole.
+    let opening = thread::spawn(move || {
+        gate.await_arrivals(1);
+        gate.open();
+    });
+    for _ in 0..3 {
+        let (late, error) = whole(&client).await;
+        assert!(error.is_none() && late == content, "{error:?}");
+    }
+    opening.join().unwrap();
+    // The next comes to no harm; nor did the upload, nor does a question for the head.
     assert_eq!(range(&client, 10..20).await.unwrap(), content[10..20]);
     assert_eq!(client.head(&Path::from(KEY)).await.unwrap().size, LENGTH);
     let records = proxy.requests();
     let statuses: Vec<_> = records.iter().map(|record| (record.head.method.as_str(), record.status)).collect();
-    let got = |status| ("GET", Some(status));
-    let expected = [("PUT", Some(200)), got(500), got(503), ("GET", None), got(200), got(200), got(200), got(200), got(200), got(206)];
-    assert_eq!(statuses, [&expected[..], &[("HEAD", Some(200))]].concat());
-    assert_eq!(records[9].head.range.as_deref(), Some("bytes=10-19"));
+    let gets = [Some(500), Some(503), None].into_iter().chain([Some(200); 8]).chain([Some(206)]).map(|status| ("GET", status));
+    let expected: Vec<_> = [("PUT", Some(200))].into_iter().chain(gets).chain([("HEAD", Some(200))]).collect();
+    assert_eq!(statuses, expected);
+    assert_eq!(records[12].head.range.as_deref(), Some("bytes=10-19"));
     let slow_down_bytes = records[2].bytes;
-    let sum = Count { requests: 9, bytes: slow_down_bytes + 1 + 2 * (LENGTH - 1) + LENGTH + 10 };
+    let sum = Count { requests: 12, bytes: slow_down_bytes + 1 + 2 * (LENGTH - 1) + 4 * LENGTH + 10 };
     assert_eq!(proxy.count(&Method::GET, PATH).unwrap(), sum);
 }
 
