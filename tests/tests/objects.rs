@@ -8,21 +8,25 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use anyhow::{Context, Result, ensure};
 use http::Method;
 use lcl_data::{
-    Dataset,
+    Dataset, Loader, LoaderOptions,
     dataset::Reading,
     shard::{ImageKind, ListOrigin, ShardWriter},
 };
 use lcl_tests::{
+    data::{mmc4, obelics, write_shard as write_drawn},
     fault_proxy::{Fault, Gate, Proxy, Rule},
     s3::Server,
 };
-use lcl_trainer_config::{CacheConfig, DataConfig, DataSource};
+use lcl_trainer_config::{CacheConfig, DataConfig, DataSource, MixedSource, MixtureConfig, MixtureUnit, Objective, Preset};
 
 /// Bytes of an image. A shard of 200 is more than two chunks of the cache.
 const IMAGE: usize = 50_000;
@@ -112,6 +116,73 @@ fn finish(child: Child) -> Result<Read> {
     let error = found("error: ").unwrap_or_default();
     ensure!(output.status.success() && error.is_empty(), "{error} {}", String::from_utf8_lossy(&output.stderr));
     Ok(Read { digest: found("digest: ").context(text.clone())?, bytes: found("bytes: ").context(text.clone())?.parse()? })
+}
+
+/// Loads batches of a data set as the environment says, and prints a digest of them.
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn loads_for_another_process() {
+    let Ok(source) = env::var("LCL_TEST_SOURCE") else { return };
+    let load = || -> Result<String> {
+        let cache = CacheConfig { path: env::var("LCL_TEST_CACHE").ok(), ..CacheConfig::default() };
+        let config = DataConfig { cache, threads: 2, max_bad_fraction: 1.0, ..DataConfig::new(serde_json::from_str(&source)?) };
+        let dataset = Arc::new(Dataset::open(&config)?);
+        let mut model = Preset::Tiny.shape();
+        (model.vision.image_size, model.vision.patch_size, model.text.context_length) = (32, 16, 128);
+        let objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
+        let options = LoaderOptions { model, objective, seed: 3, global_batch_size: 16, slots: 0..16, first_step: 0, last_step: 12 };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(dataset.digest().as_bytes());
+        for batch in Loader::start(dataset, &config, options)? {
+            let batch = batch?;
+            ensure!(batch.rows.len() + batch.skipped.len() == 16, "a batch of {} rows", batch.rows.len());
+            hasher.update(&batch.pixels);
+            let tokens: Vec<u8> = batch.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+            hasher.update(&tokens);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    };
+    match load() {
+        Ok(digest) => println!("\ndigest: {digest}\nbytes: {}", lcl_data::fetched().bytes),
+        Err(error) => println!("\nerror: {error:#}"),
+    }
+}
+
+#[test]
+fn documents_and_pairs_out_of_a_store_give_the_batches_of_those_on_disks() -> Result<()> {
+    let (server, folder) = (Server::start()?, tempfile::tempdir()?);
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(at("pairs"))?;
+    write_drawn(&at("pairs/0.tar"), 30, &[])?;
+    let sources = [
+        ("pairs", DataSource::webdataset(vec![at("pairs/*.tar").display().to_string()])),
+        ("mmc4", mmc4(&at("mmc4"))?),
+        ("obelics", obelics(&at("obelics"))?),
+    ];
+    for name in ["pairs", "mmc4", "obelics"] {
+        server.put_folder(&format!("all/{name}"), &at(name))?;
+    }
+    let mixed = |(name, source): &(&str, DataSource)| MixedSource { name: (*name).to_owned(), weight: 1, source: source.clone() };
+    let mixture = MixtureConfig { by: MixtureUnit::Samples, sources: sources.iter().map(mixed).collect() };
+    let local = DataSource::Mixture { mixture };
+    let below = folder.path().display().to_string();
+    // The images of MMC4 stay in their folder.
+    let remote = local.clone().map(&|entry| entry.replace(&below, &Server::uri("all")), &str::to_owned);
+    let read = |source: &DataSource, cache: &str| {
+        let child = Command::new(env::current_exe()?)
+            .args(["--exact", "loads_for_another_process", "--ignored", "--nocapture"])
+            .env("LCL_TEST_SOURCE", serde_json::to_string(source)?)
+            .env("LCL_TEST_CACHE", at(cache))
+            .envs(server.environment())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        finish(child)
+    };
+    let (expected, found) = (read(&local, "unused")?, read(&remote, "cache")?);
+    assert_eq!((found.digest, expected.bytes), (expected.digest, 0));
+    assert!(found.bytes > 0);
+    Ok(())
 }
 
 /// Reads the samples of a data set in an order that jumps, as the environment says, and prints what it found.

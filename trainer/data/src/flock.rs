@@ -47,18 +47,21 @@ impl Lock {
         }
     }
 
-    /// Gives the lock back without removing its file, which has another name by now.
-    pub(crate) fn renamed(self) -> io::Result<File> {
-        let file = self.file.try_clone()?;
-        std::mem::forget(self);
-        Ok(file)
+    /// Gives the lock back without removing its file, which has another name by now. Whoever waits for it goes on, though the file stays open.
+    pub(crate) fn renamed(mut self) -> io::Result<File> {
+        self.path.clear();
+        // All handles of a file that was opened once have one lock.
+        self.file.unlock()?;
+        self.file.try_clone()
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // Before the lock ends, so that nobody gets a lock of a file that is about to go.
-        drop(fs::remove_file(&self.path));
+        if !self.path.as_os_str().is_empty() {
+            drop(fs::remove_file(&self.path));
+        }
     }
 }
 
@@ -87,5 +90,21 @@ mod tests {
         });
         assert_eq!(turns.into_inner(), 400);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_waits_for_a_lock_goes_on_when_its_file_is_renamed_and_stays_open() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, named) = (folder.path().join("a.part"), folder.path().join("a"));
+        let open: Vec<File> = std::thread::scope(|scope| {
+            let take = || {
+                let lock = Lock::take(&path).expect("the lock is taken");
+                fs::rename(&path, &named).expect("the file is renamed");
+                lock.renamed().expect("the file stays open")
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("the thread does not panic")).collect()
+        });
+        assert!(open.len() == 4 && named.exists() && !path.exists());
     }
 }
