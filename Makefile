@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Where rustup puts cargo, also for the shell that runs make while it is being installed.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help deps emoji demo test test-deps verify fix bench images images-deps images-check helm s3 chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
+.PHONY: help deps emoji demo test test-deps verify fix bench images images-deps images-check helm s3 gcs azurite chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -35,7 +35,7 @@ test: deps test-deps ## run every test
 	@scripts/test.sh $(ONLY)
 
 # What the tests use besides what a build does.
-test-deps: cluster-deps helm s3 emoji images-deps test-py
+test-deps: cluster-deps helm s3 gcs azurite emoji images-deps test-py
 	@scripts/nextest.sh > /dev/null
 
 # What clusters for tests are made of; the first time it may take ten minutes.
@@ -81,9 +81,16 @@ images-deps:
 helm:
 	@scripts/helm.sh > /dev/null
 
-# An S3 server, for the tests of checkpoints.
+# An S3 server, for the tests of checkpoints and of data.
 s3:
 	@scripts/s3.sh > /dev/null
+
+# Servers that speak Google Cloud Storage and Azure Blob Storage, for the tests of data.
+gcs:
+	@scripts/gcs.sh > /dev/null
+
+azurite:
+	@scripts/azurite.sh > /dev/null
 
 bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with the built-in Job controller, side by side (about 40 minutes)
 	@bench/run.sh

@@ -2,7 +2,12 @@
 //!
 //! `curl ADDRESS/-/counts` says what was asked for. For speed build it with `--release`.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -49,7 +54,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let jpegs = arguments.jpegs.map_or(Ok(Vec::new()), read_jpegs)?;
+    let jpegs = arguments.jpegs.as_deref().map_or(Ok(Vec::new()), read_jpegs)?;
     let real_shards = if jpegs.is_empty() { 0 } else { arguments.real_shards.unwrap_or(arguments.shards) };
     let server = ShardServer::start(Options {
         shape: Shape {
@@ -80,8 +85,8 @@ fn main() -> Result<()> {
 }
 
 /// Every file of a folder, in the order of their names.
-fn read_jpegs(folder: PathBuf) -> Result<Vec<Bytes>> {
-    let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+fn read_jpegs(folder: &Path) -> Result<Vec<Bytes>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     paths.retain(|path| path.is_file());
     ensure!(!paths.is_empty(), "{} holds no files", folder.display());

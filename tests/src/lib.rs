@@ -4,14 +4,17 @@
 //! It links no libtorch: the program under test does. Tests that start the program lie in its package (`trainer/tests`), where cargo builds it
 //! first; those about the workspace as a whole lie here.
 
+pub mod azure;
 pub mod coordinator;
 pub mod data;
 pub mod fault_proxy;
+pub mod gcs;
 mod http_server;
 pub mod process;
 pub mod run;
 pub mod s3;
 pub mod shard_server;
+mod store_process;
 pub mod volume;
 
 use std::path::{Path, PathBuf};

@@ -5,23 +5,22 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader},
-    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
+    process::Command,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use object_store::{
-    ObjectStoreExt, RetryConfig,
+    RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
 };
 use tempfile::TempDir;
 
-use crate::{process::await_condition, workspace};
+use crate::{
+    store_process::{StoreProcess, files_of, put_all, use_ring_for_tls},
+    workspace,
+};
 
 /// The only bucket.
 const BUCKET: &str = "runs";
@@ -32,17 +31,8 @@ const REGION: &str = "us-east-1";
 /// A running server. Killed when dropped.
 #[derive(Debug)]
 pub struct Server {
-    process: Child,
-    address: String,
+    process: StoreProcess,
     folder: TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 impl Server {
@@ -52,37 +42,26 @@ impl Server {
         let [objects, attributes] = ["objects", "attributes"].map(|name| folder.path().join(name));
         fs::create_dir_all(objects.join(BUCKET))?;
         fs::create_dir_all(&attributes)?;
-        // The port is free a moment before; another process could take it, which the server then says.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let mut process = Command::new(program()?)
-            .args(["--access", USER, "--secret", PASSWORD, "--port", &address, "posix", "--sidecar"])
-            .args([&attributes, &objects])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting the S3 server")?;
-        let errors = BufReader::new(process.stderr.take().context("no standard error")?);
-        thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| eprintln!("versitygw: {line}")));
-        let mut server = Self { process, address, folder };
-        await_condition("the S3 server", || {
-            ensure!(server.process.try_wait()?.is_none(), "the S3 server has ended");
-            // Looked at many times a second otherwise, while the server starts.
-            thread::sleep(Duration::from_millis(20));
-            Ok(TcpStream::connect(&server.address).ok())
+        let program = program()?;
+        let process = StoreProcess::start("versitygw", |host, port| {
+            let mut command = Command::new(program);
+            let address = format!("{host}:{port}");
+            command.args(["--access", USER, "--secret", PASSWORD, "--port", &address, "posix", "--sidecar"]).args([&attributes, &objects]);
+            command
         })?;
-        Ok(server)
+        Ok(Self { process, folder })
     }
 
     /// Where it listens: host and port.
     #[must_use]
     pub fn address(&self) -> &str {
-        &self.address
+        self.process.address()
     }
 
     /// What a process needs in its environment to use the server.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 5] {
-        Self::environment_at(&format!("http://{}", self.address))
+        Self::environment_at(&self.process.url())
     }
 
     /// The same through what stands in front of a server, at an address such as `http://127.0.0.1:8000`.
@@ -99,8 +78,7 @@ impl Server {
 
     /// A client of the server, or of what stands in front of one, that tries everything once.
     pub fn client_at(endpoint: &str) -> Result<AmazonS3> {
-        // A provider that the program has chosen before is kept.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        use_ring_for_tls();
         Ok(AmazonS3Builder::new()
             .with_access_key_id(USER)
             .with_secret_access_key(PASSWORD)
@@ -114,38 +92,12 @@ impl Server {
 
     /// Puts an object, or replaces it, as a client does: it gets an `ETag`, which a file laid into [`Self::objects`] has not.
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<()> {
-        self.put_all([(key.to_owned(), bytes.into())])
+        put_all(&Self::client_at(&self.process.url())?, [(key.to_owned(), bytes.into())])
     }
 
     /// Puts every file of a folder, and of folders in it, at `prefix/` and its path in the folder.
     pub fn put_folder(&self, prefix: &str, folder: &Path) -> Result<()> {
-        let mut objects = Vec::new();
-        let mut folders = vec![folder.to_owned()];
-        while let Some(next) = folders.pop() {
-            for entry in fs::read_dir(&next).with_context(|| format!("reading {}", next.display()))? {
-                let path = entry?.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else {
-                    let name = path.strip_prefix(folder)?.to_str().context("a file's name is no UTF-8")?;
-                    objects.push((format!("{prefix}/{name}"), fs::read(&path)?.into()));
-                }
-            }
-        }
-        self.put_all(objects)
-    }
-
-    fn put_all(&self, objects: impl IntoIterator<Item = (String, Bytes)> + Send) -> Result<()> {
-        let client = Self::client_at(&format!("http://{}", self.address))?;
-        let work = || -> Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            objects.into_iter().try_for_each(|(key, bytes)| {
-                runtime.block_on(client.put(&key.as_str().into(), bytes.into())).with_context(|| format!("putting {key}"))?;
-                Ok(())
-            })
-        };
-        // A thread that runs async code must not wait for other async code.
-        thread::scope(|scope| scope.spawn(work).join()).map_err(|_| anyhow!("putting objects panicked"))?
+        put_all(&Self::client_at(&self.process.url())?, files_of(prefix, folder)?)
     }
 
     /// The address of a run's objects.

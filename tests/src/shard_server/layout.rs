@@ -280,7 +280,7 @@ impl Shard<'_> {
             return Piece::Made(block(&member.name, size, seconds, b'0').to_vec());
         }
         // Odd: Python prints no zeros at the end. The member's own header has the nearest second.
-        let fraction = mix(self.content, u64::from(sample) * 3 + kind as u64) % 1_000_000 | 1;
+        let fraction = (mix(self.content, u64::from(sample) * 3 + kind as u64) % 1_000_000) | 1;
         let own = block(&member.name, size, seconds + u64::from(fraction > 500_000), b'0');
         let record = format!("{TIME_RECORD} mtime={seconds}.{fraction:06}\n");
         let mut blocks = block("././@PaxHeader", TIME_RECORD as u64, 0, b'x').to_vec();
