@@ -187,6 +187,13 @@ impl SampleKeys {
         !self.captions.is_empty()
     }
 
+    /// These keys without what no index depends on: of the captions only their files count.
+    #[must_use]
+    pub fn of_index(&self) -> Self {
+        let choice = |file: &str| CaptionChoice { from: CaptionFrom::Key(file.to_owned()), weight: 1 };
+        Self { captions: self.caption_files().map(choice).collect(), ..self.clone() }
+    }
+
     /// Endings of the files that captions lie in, each once, where they are drawn.
     pub fn caption_files(&self) -> impl Iterator<Item = &str> {
         let keys = || self.captions.iter().map(|choice| choice.from.key());
@@ -266,6 +273,8 @@ mod tests {
         assert_eq!(sound.caption_files().collect::<Vec<_>>(), ["json", "txt"]);
         assert_eq!([&b"txt"[..], b"json", b"jpg"].map(|key| sound.caption_number(key)), [Some(1), Some(0), None]);
         assert_eq!(SampleKeys::default().caption_number(b"txt"), Some(0));
+        assert_eq!(sound.of_index(), keys(vec![key("json", 1), key("txt", 1)]));
+        assert_eq!(SampleKeys::default().of_index(), SampleKeys::default());
         assert!(sound.to_string().contains("captions json:caption, txt, json:meta.alt_text,"), "{sound}");
 
         let wrong =
