@@ -19,6 +19,9 @@ pub(crate) const JOB_NAME: &str = "^[a-z]([-a-z0-9]*[a-z0-9])?$";
 /// compared without regard to case.
 pub(crate) const SAMPLE_KEY: &str = r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*$";
 
+/// A field of a JSON object: names with dots between them.
+pub(crate) const JSON_PATH: &str = r"^[^.]+(\.[^.]+)*$";
+
 /// The name of a source of a mixture, which becomes a part of metrics' names.
 pub(crate) const SOURCE_NAME: &str = "^[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
 
@@ -31,6 +34,7 @@ pub fn explain_pattern(pattern: &str) -> Option<&'static str> {
         CHECKPOINT_URI => Some("must be a URI such as file:///runs/a, s3://bucket/a, gs://bucket/a or az://container/a"),
         QUANTITY => Some("must be a number with at most one suffix and no space, such as 500m, 2, 1.5, 32Gi or 100M"),
         SAMPLE_KEY => Some("must be the ending of a file's name without its first dot, in lower case, such as jpg or seg.png"),
+        JSON_PATH => Some("must be a field of the sample's json, such as caption or meta.alt_text"),
         JOB_NAME => Some("must begin with a letter, hold only lower-case letters, digits and '-', and not end in '-'"),
         SOURCE_NAME => Some("must hold only lower-case letters, digits, '-' and '_', and begin and end with a letter or digit"),
         _ => None,

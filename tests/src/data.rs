@@ -102,6 +102,21 @@ pub fn write_shard_with(path: &Path, count: usize, [image_key, caption_key]: [&s
     shard.finish().context("finishing the shard")
 }
 
+/// Writes a shard as img2dataset leaves it, a sample for each of these sidecars: its image, the sidecar and an empty caption.
+pub fn write_shard_with_sidecars(path: &Path, sidecars: &[Option<serde_json::Value>]) -> Result<()> {
+    let mut shard = ShardWriter::create(path)?;
+    for (index, sidecar) in sidecars.iter().enumerate() {
+        let (image, _) = sample(index)?;
+        let key = format!("{index:09}");
+        shard.append_member(&key, "jpg", &image)?;
+        if let Some(sidecar) = sidecar {
+            shard.append_member(&key, "json", serde_json::to_string_pretty(sidecar)?.as_bytes())?;
+        }
+        shard.append_member(&key, "txt", b"")?;
+    }
+    shard.finish().context("finishing the shard")
+}
+
 /// The image of a sample, as PNG, and its caption.
 fn sample(index: usize) -> Result<(Vec<u8>, String)> {
     let (name, colour) = COLOURS[index % COLOURS.len()];

@@ -12,7 +12,7 @@ use std::{
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use lcl_data::image::CropBox;
-use lcl_trainer_config::{Device, KeyKind, KeySeparator, Preset, SampleKeys};
+use lcl_trainer_config::{CaptionChoice, CaptionFrom, Device, KeyKind, KeySeparator, Preset, SIDECAR_KEY, SampleKeys};
 
 pub use self::ask::{AnswerFormat, AskedRun, CheckpointArgs, DrainArgs, ResizeArgs, StatusArgs, StopArgs};
 use crate::display::Output;
@@ -344,6 +344,12 @@ pub struct KeyArgs {
     /// Endings of captions, in the same way [default: txt]
     #[arg(long, value_name = "KEY,...", value_delimiter = ',')]
     pub caption_keys: Vec<String>,
+    /// Where captions come from when a sample may have several: endings, or fields of its json, each with its weight (txt=1,json:caption=2)
+    #[arg(long, value_name = "FROM[=N],...", value_delimiter = ',', value_parser = caption_choice, conflicts_with = "caption_keys")]
+    pub captions: Vec<CaptionChoice>,
+    /// Which samples count: a CEL expression over the fields of their json, such as 'similarity >= 0.28' [default: all]
+    #[arg(long, value_name = "EXPRESSION", value_parser = filter)]
+    pub filter: Option<String>,
     /// The dot of a file's name that ends the sample's name [default: first-dot]
     #[arg(long, value_enum)]
     pub key_separator: Option<SeparatorArg>,
@@ -360,13 +366,33 @@ pub enum SeparatorArg {
     LastDot,
 }
 
+fn caption_choice(text: &str) -> Result<CaptionChoice, String> {
+    let (from, weight) = text.rsplit_once('=').unwrap_or((text, "1"));
+    let weight = weight.parse().ok().filter(|weight| *weight > 0).ok_or("the weight behind `=` must be a whole number of at least 1")?;
+    let path = from.strip_prefix(SIDECAR_KEY).and_then(|rest| rest.strip_prefix(':'));
+    let from = path.map_or_else(|| CaptionFrom::Key(from.to_owned()), |path| CaptionFrom::Json(path.to_owned()));
+    Ok(CaptionChoice { from, weight })
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    lcl_data::check_filter(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
 impl KeyArgs {
-    /// These keys, and `otherwise` for what was left out; else the option that cannot be used, and what it has to be.
+    /// These keys, and `otherwise` for what was left out; else the option that cannot be used, and what it has to be. A filter is no part of
+    /// `otherwise`: samples that are looked at may have no sidecar.
     pub fn or(&self, otherwise: &SampleKeys) -> Result<SampleKeys, (&'static str, &'static str)> {
         let list = |given: &[String], otherwise: &[String]| if given.is_empty() { otherwise.to_vec() } else { given.to_vec() };
         let keys = SampleKeys {
             image: list(&self.image_keys, &otherwise.image),
-            caption: list(&self.caption_keys, &otherwise.caption),
+            // One place says where captions come from.
+            caption: if self.captions.is_empty() { list(&self.caption_keys, &otherwise.caption) } else { SampleKeys::default().caption },
+            captions: match (self.captions.is_empty(), self.caption_keys.is_empty()) {
+                (false, _) => self.captions.clone(),
+                (true, true) => otherwise.captions.clone(),
+                (true, false) => Vec::new(),
+            },
+            filter: self.filter.clone(),
             separator: match self.key_separator {
                 None => otherwise.separator,
                 Some(SeparatorArg::FirstDot) => KeySeparator::FirstDot,
@@ -377,6 +403,8 @@ impl KeyArgs {
             None => Ok(keys),
             Some((KeyKind::Image, rule)) => Err(("--image-keys", rule)),
             Some((KeyKind::Caption, rule)) => Err(("--caption-keys", rule)),
+            Some((KeyKind::Captions, rule)) => Err(("--captions", rule)),
+            Some((KeyKind::Filter, rule)) => Err(("--filter", rule)),
         }
     }
 }

@@ -130,9 +130,14 @@ pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
             let _ = writeln!(wrong, "note: {shard} is {} archives one after the other: all are read", findings.archives);
         }
     }
+    let filtered = match all.filtered_count() {
+        0 => String::new(),
+        count => format!("filtered {count} of {}: {}\n", all.samples + count, all.filtered_listed()),
+    };
     let Findings { samples, with_image, with_caption, usable, doubled, .. } = all;
     let text = format!(
-        "found {samples} samples in {} shards: {with_image} with image, {with_caption} with caption, {usable} usable; extensions: {}\n{wrong}",
+        "found {samples} samples in {} shards: {with_image} with image, {with_caption} with caption, {usable} usable; extensions: {}\n\
+         {filtered}{wrong}",
         reports.len(),
         all.extensions_listed(),
     );

@@ -13,6 +13,9 @@ pub(crate) const DATA_CONTENT: &str = "data.content";
 /// What the fields of the keys of images and captions begin with.
 const SAMPLE_KEYS: &str = "data.source.keys";
 
+/// The field of the sources of a mixture.
+const MIXED_SOURCES: &str = "data.source.mixture.sources";
+
 /// The greatest window that a manifest can give.
 const WHOLE_SET: u64 = 1_000_000_000;
 
@@ -42,7 +45,7 @@ pub struct ChangedField {
 pub struct NoIdentity;
 
 fn name(field: &str) -> String {
-    let is_content = field == DATA_CONTENT || field.ends_with(".shards") || field == "data.source.mixture.sources";
+    let is_content = field == DATA_CONTENT || field.ends_with(".shards") || field == MIXED_SOURCES;
     let what = if is_content { " (the digest of their names, sizes and counts)" } else { "" };
     format!("{}{what}", Field(field))
 }
@@ -161,12 +164,38 @@ impl Identity {
             }
             let (now, before) = (of(self, field), of(before, field));
             if now != before {
+                if let Some(changed) = changed_source(field, &before, &now) {
+                    return Err(changed);
+                }
                 let field = if field == DATA_CONTENT { self.content_field() } else { field.clone() };
                 return Err(ChangedField { field, before: before.to_string(), now: now.to_string() });
             }
         }
         Ok(())
     }
+}
+
+/// Which setting of which source of a mixture has changed, as long as they are the same sources.
+fn changed_source(field: &str, before: &Value, now: &Value) -> Option<ChangedField> {
+    let (before, now) = (before.as_array()?, now.as_array()?);
+    let same_sources = before.len() == now.len() && before.iter().zip(now).all(|(before, now)| before["name"] == now["name"]);
+    let sources = || before.iter().zip(now).enumerate().filter(|_| same_sources && field == MIXED_SOURCES);
+    sources().find_map(|(number, (before, now))| {
+        let (mut was, mut is) = (Map::new(), Map::new());
+        flatten("", before.clone(), &mut was);
+        flatten("", now.clone(), &mut is);
+        let none = Value::Null;
+        let of = |settings: &Map<String, Value>, name: &String| settings.get(name).unwrap_or(&none).clone();
+        let name = is.keys().chain(was.keys()).find(|name| of(&was, name) != of(&is, name))?;
+        let kind = if is.contains_key("settings.minSimilarity") { ".mmc4" } else { ".obelics" };
+        let below = match name.strip_prefix("settings") {
+            Some(keys) if keys.starts_with(".keys") => format!(".source{keys}"),
+            Some(setting) => format!(".source{kind}{setting}"),
+            None => format!(".{name}"),
+        };
+        let (before, now) = (of(&was, name).to_string(), of(&is, name).to_string());
+        Some(ChangedField { field: format!("{MIXED_SOURCES}[{number}]{below}"), before, now })
+    })
 }
 
 fn flatten(path: &str, value: Value, flat: &mut Map<String, Value>) {
@@ -187,7 +216,9 @@ fn flatten(path: &str, value: Value, flat: &mut Map<String, Value>) {
 mod tests {
     use super::*;
     use crate::test_support::tiny_config;
-    use lcl_trainer_config::{KeySeparator, Precision, Schedule, ShuffleConfig};
+    use lcl_trainer_config::{
+        CaptionChoice, CaptionFrom, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Precision, Schedule, ShuffleConfig,
+    };
 
     fn check(change: impl FnOnce(&mut TrainerConfig), expected: Option<&str>) {
         let config = tiny_config();
@@ -222,6 +253,46 @@ mod tests {
         check(|config| with_keys(config, |keys| keys.image.reverse()), Some("data.source.keys.image"));
         check(|config| with_keys(config, |keys| keys.caption.push("caption".to_owned())), Some("data.source.keys.caption"));
         check(|config| with_keys(config, |keys| keys.separator = KeySeparator::LastDot), Some("data.source.keys.separator"));
+        check(|config| with_keys(config, |keys| keys.filter = Some("width > 1".to_owned())), Some("data.source.keys.filter"));
+        check(|config| with_keys(config, |keys| keys.captions = vec![choice(1)]), Some("data.source.keys.captions"));
+    }
+
+    fn choice(weight: u32) -> CaptionChoice {
+        CaptionChoice { from: CaptionFrom::Json("caption".to_owned()), weight }
+    }
+
+    #[test]
+    fn a_changed_setting_of_a_source_of_a_mixture_is_named_by_its_place() {
+        let check = |change: fn(&mut MixtureConfig), expected: &str| {
+            let mut config = tiny_config();
+            let filtered = SampleKeys { filter: Some("width > 1".to_owned()), captions: vec![choice(1)], ..SampleKeys::default() };
+            let pairs = |keys| DataSource::Webdataset { shards: vec!["/a.tar".to_owned()], keys };
+            let source = |name: &str, source| MixedSource { name: name.to_owned(), weight: 1, source };
+            let sources = vec![source("a", pairs(SampleKeys::default())), source("b", pairs(filtered))];
+            let mut mixture = MixtureConfig { by: MixtureUnit::Samples, sources };
+            config.data.source = DataSource::Mixture { mixture: mixture.clone() };
+            let before = Identity::new(&config, Some("data"));
+            change(&mut mixture);
+            config.data.source = DataSource::Mixture { mixture };
+            let refused = Identity::new(&config, Some("other")).compare(&before).unwrap_err().to_string();
+            assert!(refused.starts_with(expected), "{refused}");
+        };
+        check(
+            |mixture| {
+                let DataSource::Webdataset { keys, .. } = &mut mixture.sources[1].source else { panic!("pairs") };
+                keys.filter = Some("width > 2".to_owned());
+            },
+            "spec.data.mixture.sources[1].webdataset.filter is \"width > 2\", but the checkpoint was trained with \"width > 1\"",
+        );
+        check(
+            |mixture| {
+                let DataSource::Webdataset { keys, .. } = &mut mixture.sources[0].source else { panic!("pairs") };
+                keys.captions = vec![choice(2)];
+            },
+            "spec.data.mixture.sources[0].webdataset.captions is [{",
+        );
+        check(|mixture| mixture.sources[1].weight = 3, "spec.data.mixture.sources[1].weight is 3,");
+        check(|mixture| drop(mixture.sources.pop()), "spec.data.mixture.sources (the digest of their names, sizes and counts) is [");
     }
 
     #[test]

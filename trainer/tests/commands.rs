@@ -10,11 +10,11 @@ use anyhow::{Context, Result, ensure};
 use lcl_data::shard::ShardWriter;
 use lcl_tests::{
     coordinator::Coordinator,
-    data::{Fault, write_shard, write_shard_with},
+    data::{Fault, write_shard, write_shard_with, write_shard_with_sidecars},
     process::{self, Finished},
     run::{Run, SAMPLES, Workbench},
 };
-use lcl_trainer_config::{DataSource, ExitCode, Objective, Preset, SampleKeys, Schedule};
+use lcl_trainer_config::{CaptionChoice, CaptionFrom, DataSource, ExitCode, Objective, Preset, SampleKeys, Schedule};
 use serde_json::Value;
 
 const PERMANENT: u8 = ExitCode::Permanent.code();
@@ -310,6 +310,65 @@ fn a_run_reads_the_keys_of_its_configuration_and_goes_on_with_no_others() -> Res
     let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
     let expected = "spec.data.webdataset.captionKeys is [\"caption\",\"txt\"], but the checkpoint was trained with [\"caption\"]";
     ensure!(refused.stderr.contains(expected), "{}", refused.stderr);
+    Ok(())
+}
+
+/// What img2dataset writes beside the images of LAION-400M; every third is marked, one lacks its similarity, one its sidecar.
+fn sidecars() -> Vec<Option<Value>> {
+    let sidecar = |number: usize| {
+        let mut fields = serde_json::json!({
+            "NSFW": if number % 3 == 2 { "NSFW" } else { "UNLIKELY" }, "similarity": 0.3 + 0.01 * number as f64, "LICENSE": "?",
+            "caption": format!("caption {number}"), "url": format!("http://a.b/{number}.jpg"), "key": format!("{number:09}"),
+            "status": "success", "error_message": null, "width": 40, "height": 40, "original_width": 400, "original_height": 400,
+            "exif": "{}", "sha256": "00",
+        });
+        if number == 6 {
+            fields.as_object_mut()?.remove("similarity");
+        }
+        (number != 7).then_some(fields)
+    };
+    (0..20).map(sidecar).collect()
+}
+
+#[test]
+fn pairs_that_a_filter_leaves_out_are_counted_by_cause_and_never_trained_on() -> Result<()> {
+    const FILTER: &str = "similarity >= 0.32 && NSFW != \"NSFW\"";
+    let workbench = Workbench::new(&[])?;
+    let shard = workbench.path("00000.tar");
+    write_shard_with_sidecars(&shard, &sidecars())?;
+    let path = shard.display().to_string();
+    let indexed = run(&["data", "index", &path, "--filter", FILTER])?.expect_code(0)?;
+    for part in [
+        "found 10 samples in 1 shards: 10 with image, 10 with caption, 10 usable; extensions: jpg 20, txt 20, json 19\n",
+        "filtered 10 of 20: excluded 8, missing_field 1 (first 000000006: similarity), no_sidecar 1 (first 000000007)",
+    ] {
+        ensure!(indexed.stdout.contains(part), "{part}: {}", indexed.stdout);
+    }
+    let wrong = run(&["data", "index", &path, "--filter", "similarity >"])?.expect_code(2)?;
+    ensure!(wrong.stderr.contains("must be an expression in CEL: at character 13"), "{}", wrong.stderr);
+    let none = run(&["data", "show", &path, "--filter", "similarity > 1"])?.expect_code(PERMANENT)?;
+    ensure!(none.stderr.contains("passes the filter") && none.stderr.contains("--filter (`similarity > 1`)"), "{}", none.stderr);
+    // The first three are left out: two by their similarity, one as it is marked.
+    let shown = run(&["data", "show", &path, "--filter", FILTER, "--captions", "txt=9,json:caption"])?.expect_code(0)?;
+    ensure!(shown.stdout.contains("sample 0 of 10: 000000003") && shown.stdout.contains("caption: caption 3"), "{}", shown.stdout);
+
+    let mut training = workbench.begin("run")?;
+    let choice = |from| CaptionChoice { from, weight: 1 };
+    let captions = vec![choice(CaptionFrom::Key("txt".to_owned())), choice(CaptionFrom::Json("caption".to_owned()))];
+    let keys = |filter: &str| SampleKeys { captions: captions.clone(), filter: Some(filter.to_owned()), ..SampleKeys::default() };
+    let source = |keys| DataSource::Webdataset { shards: vec![path.clone()], keys };
+    training.config.data.source = source(keys(FILTER));
+    training.run(&["--steps", "5"])?.expect_code(0)?;
+    let steps = training.steps()?;
+    ensure!(steps.len() == 5 && steps.iter().all(|step| step["rows"] == 8 && step["skipped_samples"].as_array().is_none_or(Vec::is_empty)));
+
+    training.config.data.source = source(keys("similarity >= 0.32"));
+    let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
+    let expected = "spec.data.webdataset.filter is \"similarity >= 0.32\", but the checkpoint was trained with";
+    ensure!(refused.stderr.contains(expected), "{}", refused.stderr);
+    training.config.data.source = source(SampleKeys { captions: Vec::new(), ..keys(FILTER) });
+    let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
+    ensure!(refused.stderr.contains("spec.data.webdataset.captions is null, but the checkpoint was trained with ["), "{}", refused.stderr);
     Ok(())
 }
 

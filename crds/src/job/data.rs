@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::patterns::{ABSOLUTE_PATH, DATA_PLACE, SAMPLE_KEY, SOURCE_NAME};
+use crate::patterns::{ABSOLUTE_PATH, DATA_PLACE, JSON_PATH, SAMPLE_KEY, SOURCE_NAME};
 
 /// What the model is trained on.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ pub struct CacheSpec {
 }
 
 /// Image-text pairs in tar shards. The files of one sample stand next to each other and share their name up to a dot; what follows the dot is
-/// the file's key. A sample has one image and one caption.
+/// the file's key. A sample has one image and a caption.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -115,6 +115,21 @@ pub struct CacheSpec {
     validation = Rule::new("self.keySeparator != 'lastDot' || !self.captionKeys.exists(key, key.contains('.'))")
         .message("must hold no dot when keySeparator is lastDot")
         .field_path(".captionKeys"),
+    // Left out, it has its default by the time that this is asked.
+    validation = Rule::new("!has(self.captions) || self.captionKeys == ['txt']")
+        .message("must be left out when captions is given")
+        .field_path(".captionKeys"),
+    validation = Rule::new("!has(self.captions) || !self.captions.exists(caption, has(caption.key) && caption.key in self.imageKeys)")
+        .message("must not share a key with imageKeys (the defaults are jpg, png, jpeg, webp)")
+        .field_path(".captions"),
+    validation = Rule::new("!has(self.captions) || !('json' in self.imageKeys) || !self.captions.exists(caption, has(caption.json))")
+        .message("must not come from json when imageKeys has that key")
+        .field_path(".captions"),
+    validation = Rule::new(
+        "!has(self.captions) || self.keySeparator != 'lastDot' || !self.captions.exists(caption, has(caption.key) && caption.key.contains('.'))"
+    )
+    .message("must hold no dot when keySeparator is lastDot")
+    .field_path(".captions"),
 )]
 pub struct WebdatasetSpec {
     /// The shards in order: absolute paths in the worker's container, or URIs (`s3://BUCKET/NAME`, `gs://`, `az://`, `https://`, `http://`). `{000..011}` and `{a,b}` stand for several, as in
@@ -131,10 +146,41 @@ pub struct WebdatasetSpec {
     #[serde(default = "default_caption_keys")]
     #[schemars(length(min = 1, max = 32), inner(regex(pattern = SAMPLE_KEY), length(max = 64)))]
     pub caption_keys: Vec<String>,
+    /// Where captions come from when a sample may have several, in place of `captionKeys`. In every pass one of those that the sample has is
+    /// drawn, in proportion to their weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub captions: Option<Vec<CaptionSpec>>,
+    /// Which samples count: a CEL expression over the fields of the sample's json, as img2dataset writes it, such as
+    /// `similarity >= 0.28 && NSFW != "NSFW"`. A sample for which it is not true is none: it is left out when the shards are indexed, and
+    /// counted with its cause. Default: all samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub filter: Option<String>,
     /// Which dot of a file's name ends the sample's name: `firstDot`, as the webdataset library has it (`a.b.jpg` is `b.jpg` of the sample
     /// `a`), or `lastDot` (`jpg` of the sample `a.b`).
     #[serde(default)]
     pub key_separator: KeySeparatorSpec,
+}
+
+/// Where a caption may come from: a file of the sample, or a field of its json.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.key) != has(self.json)", "exactly one of key and json must be given"))]
+pub struct CaptionSpec {
+    /// Key of the file that is the caption, without the dot before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = SAMPLE_KEY), length(max = 64))]
+    pub key: Option<String>,
+    /// Field of the sample's json that is the caption: a name, or names of objects within one another with dots between them, as in
+    /// `meta.alt_text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = JSON_PATH), length(max = 256))]
+    pub json: Option<String>,
+    /// How often it is drawn, beside the others that the sample has. Default: 1.
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub weight: i64,
 }
 
 /// Several sources of which every step takes samples in proportion to their weights, exactly in every prefix of the run. Each source has passes

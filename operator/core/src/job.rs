@@ -6,8 +6,8 @@ use lcl_crds::{
     ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    DataSource, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig, ModelShape, ObelicsConfig,
-    Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+    CaptionChoice, CaptionFrom, DataSource, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig,
+    ModelShape, ObelicsConfig, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
 };
 
 use crate::validate::FieldError;
@@ -175,7 +175,7 @@ fn resolve_single(
     obelics: Option<&ObelicsSpec>,
 ) -> Result<DataSource, FieldError> {
     if let Some(webdataset) = webdataset {
-        return Ok(DataSource::Webdataset { shards: webdataset.shards.clone(), keys: to_sample_keys(webdataset) });
+        return Ok(DataSource::Webdataset { shards: webdataset.shards.clone(), keys: to_sample_keys(webdataset)? });
     }
     if let Some(mmc4) = mmc4 {
         let folder = mmc4.images.folder.clone();
@@ -193,15 +193,25 @@ fn resolve_single(
     })
 }
 
-fn to_sample_keys(webdataset: &WebdatasetSpec) -> SampleKeys {
-    SampleKeys {
+fn to_sample_keys(webdataset: &WebdatasetSpec) -> Result<SampleKeys, FieldError> {
+    let captions = webdataset.captions.iter().flatten().map(|caption| {
+        let from = match (&caption.key, &caption.json) {
+            (Some(key), None) => CaptionFrom::Key(key.clone()),
+            (None, Some(path)) => CaptionFrom::Json(path.clone()),
+            _ => return Err(FieldError::missing("spec.data.webdataset.captions.key")),
+        };
+        Ok(CaptionChoice { from, weight: u32::try_from(caption.weight).unwrap_or(u32::MAX) })
+    });
+    Ok(SampleKeys {
         image: webdataset.image_keys.clone(),
         caption: webdataset.caption_keys.clone(),
+        captions: captions.collect::<Result<_, _>>()?,
+        filter: webdataset.filter.clone(),
         separator: match webdataset.key_separator {
             KeySeparatorSpec::FirstDot => KeySeparator::FirstDot,
             KeySeparatorSpec::LastDot => KeySeparator::LastDot,
         },
-    }
+    })
 }
 
 fn resolve_objective(objective: &ObjectiveSpec) -> Result<Objective, FieldError> {

@@ -4,9 +4,10 @@
 //! value and what it has to be. What the API server checks of a job has one source of truth, [`lcl_crds::custom_resource_definition`]: its
 //! structural part is checked by [`structure`], its CEL expressions are evaluated by [`rules`]. What nobody checks of a job, but the API
 //! server of its pods and the trainer of its configuration, is checked by [`pod`] and by the trainer's own rules, among them those for the
-//! patterns of [`shards`]: what passes here passes in a cluster.
+//! patterns of [`shards`] and the expressions of [`filters`]: what passes here passes in a cluster.
 
 mod error;
+mod filters;
 mod pod;
 mod rules;
 mod shards;
@@ -79,6 +80,7 @@ fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, Field
         pod::check(spec, &mut further);
         check_checkpoint_uri(spec, &mut further);
         shards::check(spec, &mut further);
+        filters::check(spec, &mut further);
         // Of a field that is wrong as a whole it makes no sense to say what is wrong in it.
         further.retain(|found| !errors.iter().any(|error| lies_in(&found.field, &error.field)));
         errors.append(&mut further);

@@ -93,6 +93,27 @@ fn the_papers_regularisers_come_with_its_main_model_and_can_be_switched_off() {
     assert_eq!((own.drop_path, own.layer_scale), (0.1, Some(0.5)));
 }
 
+#[test]
+fn captions_of_several_places_and_a_filter_reach_the_trainer_as_they_are_written() {
+    let config = render(
+        "spec.data.webdataset.captions = [{'key': 'txt', 'weight': 3}, {'json': 'meta.alt'}]; spec.data.webdataset.filter = 'width > 1'",
+    );
+    let source = serde_json::to_value(&config.data.source).unwrap();
+    assert_eq!(
+        source["keys"]["captions"],
+        json!([{ "from": { "key": "txt" }, "weight": 3 }, { "from": { "json": "meta.alt" }, "weight": 1 }])
+    );
+    assert_eq!(source["keys"]["filter"], "width > 1");
+    let mixed = render(
+        "spec.data = {'mixture': {'sources': [{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'filter': 'width > 1'}}, \
+         {'name': 'b', 'webdataset': {'shards': ['/b.tar'], 'captions': [{'json': 'caption'}]}}]}}",
+    );
+    let sources = serde_json::to_value(&mixed.data.source).unwrap()["mixture"]["sources"].clone();
+    assert_eq!(sources[0]["source"]["keys"]["filter"], "width > 1");
+    assert_eq!(sources[1]["source"]["keys"]["captions"], json!([{ "from": { "json": "caption" }, "weight": 1 }]));
+    assert_eq!(mixed.validate(), Ok(()));
+}
+
 /// The container `worker` with mounts, and volumes.
 fn with_volumes(mounts: &Value, volumes: &Value, assignments: &str) -> ValidatedJob {
     let mut job = minimal_job();

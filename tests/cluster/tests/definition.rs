@@ -88,9 +88,9 @@ fn names(answer: &Value, field: &str) -> bool {
 }
 
 /// What the API server sees in its own way: it judges the envelope before any schema, names the labels as a whole, takes an explicit null
-/// for a field left out, and names the whole entry that stands twice. Patterns of shards are parsed, which CEL cannot: such a job is stored,
-/// and the operator refuses it.
-const ITS_OWN_WAY: [(&str, Option<&str>); 19] = [
+/// for a field left out, and names the whole entry that stands twice. Patterns of shards and filters are parsed, which CEL cannot: such a job
+/// is stored, and the operator refuses it.
+const ITS_OWN_WAY: [(&str, Option<&str>); 24] = [
     ("apiVersion = 'lcl.dev/v2'", Some("v2")),
     ("apiVersion = delete", Some("API version")),
     ("metadata.name = 7", Some("ObjectMeta.name")),
@@ -106,6 +106,15 @@ const ITS_OWN_WAY: [(&str, Option<&str>); 19] = [
     ("spec.data.webdataset.shards = ['/d/[ab.tar']", None),
     ("spec.data.webdataset.shards = ['/d/{a,b}.txt']", None),
     ("spec.data.webdataset.shards = ['/d/{0..99999999}.tar']", None),
+    ("spec.data.webdataset.filter = 'similarity >='", None),
+    ("spec.data.webdataset.filter = 'lower(NSFW) == \\\"a\\\"'", None),
+    ("spec.data.webdataset.filter = 'width + 1'", None),
+    ("spec.data.webdataset.filter = 'has(similarity)'", None),
+    (
+        "spec.data = {'mixture': {'sources': [{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'filter': 'true'}}, \
+         {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}]}}",
+        None,
+    ),
     ("spec.data = {'mmc4': {'shards': ['/m_{0..3.jsonl'], 'images': {'folder': '/i'}}}", None),
     ("spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i-[0.tar']}}", None),
     (

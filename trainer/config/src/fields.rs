@@ -39,6 +39,8 @@ const OTHERWISE: &[(&str, Target)] = &[
     ("data.source.shards", Target::Manifest("spec.data.webdataset.shards")),
     ("data.source.keys.image", Target::Manifest("spec.data.webdataset.imageKeys")),
     ("data.source.keys.caption", Target::Manifest("spec.data.webdataset.captionKeys")),
+    ("data.source.keys.captions", Target::Manifest("spec.data.webdataset.captions")),
+    ("data.source.keys.filter", Target::Manifest("spec.data.webdataset.filter")),
     ("data.source.keys.separator", Target::Manifest("spec.data.webdataset.keySeparator")),
     ("data.source.mmc4", Target::Manifest("spec.data.mmc4")),
     ("data.source.obelics", Target::Manifest("spec.data.obelics")),
@@ -104,6 +106,8 @@ mod tests {
         check("data.source.shards", "spec.data.webdataset.shards");
         check("data.source.shards[12]", "spec.data.webdataset.shards[12]");
         check("data.source.keys.image[0]", "spec.data.webdataset.imageKeys[0]");
+        check("data.source.keys.captions", "spec.data.webdataset.captions");
+        check("data.source.mixture.sources[1].source.keys.filter", "spec.data.mixture.sources[1].webdataset.filter");
         check("data.source", "spec.data.webdataset");
         check("data.source.mixture.sources[1].weight", "spec.data.mixture.sources[1].weight");
         check("data.source.mixture.sources[1].source.shards[0]", "spec.data.mixture.sources[1].webdataset.shards[0]");

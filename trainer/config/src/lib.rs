@@ -18,7 +18,7 @@ mod validate;
 
 pub use exit_code::ExitCode;
 pub use fields::{Field, UserField};
-pub use keys::{KEYS_LIMIT, KeyKind, KeySeparator, SampleKeys};
+pub use keys::{CaptionChoice, CaptionFrom, KEYS_LIMIT, KeyKind, KeySeparator, SIDECAR_KEY, SampleKeys};
 pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, TextShape, VisionShape};
 pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
 pub use shards::{LIST_EXTENSION, PATHS_LIMIT, PatternError, ShardEntry, ShardName, ShardPattern, is_object_uri};

@@ -225,11 +225,16 @@ impl DataSource {
         match self {
             Self::Webdataset { shards, keys } => {
                 validate_shards(&name("data.source.shards"), shards)?;
-                match keys.find_fault() {
-                    None => Ok(()),
-                    Some((KeyKind::Image, rule)) => Err(broken(&name("data.source.keys.image"), &keys.image, rule)),
-                    Some((KeyKind::Caption, rule)) => Err(broken(&name("data.source.keys.caption"), &keys.caption, rule)),
-                }
+                let Some((kind, rule)) = keys.find_fault() else { return Ok(()) };
+                let field = name(&format!("data.source.keys.{}", kind.name()));
+                Err(match kind {
+                    KeyKind::Image => broken(&field, &keys.image, rule),
+                    KeyKind::Caption => broken(&field, &keys.caption, rule),
+                    KeyKind::Captions => {
+                        broken(&field, keys.captions.iter().map(|choice| choice.from.to_string()).collect::<Vec<_>>(), rule)
+                    }
+                    KeyKind::Filter => broken(&field, keys.filter.as_deref().unwrap_or_default(), rule),
+                })
             }
             Self::Mmc4 { mmc4 } => {
                 validate_shards(&name("data.source.mmc4.shards"), &mmc4.shards)?;

@@ -19,6 +19,10 @@ pub enum SkipCause {
     CaptionNotUtf8,
     /// The caption is larger than any text a model could read.
     CaptionTooLarge,
+    /// The field of the json that was drawn as the caption is no text.
+    CaptionNotText,
+    /// Captions come from the sample's json, and that is no JSON object.
+    BrokenSidecar,
     /// The image's data ends early.
     TruncatedImage,
     /// The member is no image that anybody knows, or has a feature that nobody reads.
@@ -35,12 +39,14 @@ pub enum SkipCause {
 
 impl SkipCause {
     /// Causes without a format.
-    const PLAIN: [Self; 10] = [
+    const PLAIN: [Self; 12] = [
         Self::NoCaption,
         Self::NoImage,
         Self::DoubledMember,
         Self::CaptionNotUtf8,
         Self::CaptionTooLarge,
+        Self::CaptionNotText,
+        Self::BrokenSidecar,
         Self::TruncatedImage,
         Self::UnsupportedImage,
         Self::CorruptImage,
@@ -68,6 +74,8 @@ impl SkipCause {
             Self::DoubledMember => "doubled_member",
             Self::CaptionNotUtf8 => "caption_not_utf8",
             Self::CaptionTooLarge => "caption_too_large",
+            Self::CaptionNotText => "caption_not_text",
+            Self::BrokenSidecar => "broken_sidecar",
             Self::TruncatedImage => "truncated_image",
             Self::UnsupportedImage => "unsupported_image",
             Self::OtherFormat(format) => format.cause(),

@@ -3,6 +3,7 @@
 //! Comes in: a [`DataConfig`]. Goes out: how many samples there are, in which order they come ([`Dataset::order`]) and its encoded image and
 //! caption ([`Dataset::read`]). It decodes no image and tokenizes no text.
 
+mod captions;
 mod files;
 mod no_pair;
 
@@ -18,6 +19,8 @@ use std::{
 
 use lcl_trainer_config::{DataConfig, DataSource, Field, MixtureUnit, SampleKeys, ShuffleConfig};
 
+pub(crate) use captions::Choose;
+use captions::Text;
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, FileRef, Storage};
@@ -28,7 +31,7 @@ use crate::{
     cause::{RedrawCause, SkipCause, Tolerated},
     documents::{self, DocumentIndexError},
     index::{
-        Extent, IndexError, Record, ShardIndex, built,
+        Extent, Findings, IndexError, Record, ShardIndex, built,
         pairs::{PairIndex, Places},
     },
     mixture::{Counted, Mixture},
@@ -343,14 +346,14 @@ impl Dataset {
         Orders::new(self.mixture.clone(), self.mixed_sources(), self.sources.iter().enumerate().map(order).collect())
     }
 
-    /// Reads a sample. Errors that may pass are retried for about a minute.
+    /// Reads a sample, with the first of its captions. Errors that may pass are retried for about a minute.
     pub fn read(&self, sample: u64) -> Result<Reading, DatasetError> {
-        self.read_with(sample, sleep)
+        self.read_with(sample, Choose::First, sleep)
     }
 
-    /// As [`Dataset::read`], waiting by `wait`, which returns true to give up.
-    pub(crate) fn read_with(&self, sample: u64, wait: impl FnMut(Duration) -> bool) -> Result<Reading, DatasetError> {
-        with_retries(sample, wait, DatasetError::io, || self.read_once(sample))
+    /// As [`Dataset::read`], with the caption that is chosen, waiting by `wait`, which returns true to give up.
+    pub(crate) fn read_with(&self, sample: u64, choose: Choose, wait: impl FnMut(Duration) -> bool) -> Result<Reading, DatasetError> {
+        with_retries(sample, wait, DatasetError::io, || self.read_once(sample, choose))
     }
 
     /// Whether some samples come from object stores.
@@ -378,6 +381,14 @@ impl Dataset {
             Content::Pairs(pairs) => pairs.key(source.place(own)?, own),
             Content::Documents(documents) => documents.name(own),
         }
+    }
+
+    /// Byte of its shard at which a pair begins; 0 for a document.
+    pub(crate) fn start(&self, sample: u64) -> Result<u64, DatasetError> {
+        let (source, own) = self.find(sample)?;
+        let Content::Pairs(pairs) = &source.content else { return Ok(0) };
+        let (shard, number) = source.place(own)?;
+        Ok(pairs.record(own, shard, number)?.start)
     }
 
     /// Whether a sample is a document.
@@ -434,10 +445,10 @@ impl Dataset {
         tracing::warn!(shard, key, sample, cause = %fault, "image with a fault that costs no pixel: it is used; further ones are only counted");
     }
 
-    fn read_once(&self, sample: u64) -> Result<Reading, DatasetError> {
+    fn read_once(&self, sample: u64, choose: Choose) -> Result<Reading, DatasetError> {
         let (source, own) = self.find(sample)?;
         match &source.content {
-            Content::Pairs(pairs) => pairs.read(source.place(own)?, own),
+            Content::Pairs(pairs) => pairs.read(source.place(own)?, own, choose),
             // Whoever reads documents has asked for them.
             Content::Documents(_) => Ok(Reading::Skipped(SkipCause::NoCaption)),
         }
@@ -526,6 +537,12 @@ fn pairs_of(
     if found.iter().all(|(_, findings)| findings.usable == 0) {
         return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
     }
+    if keys.filter.is_some() {
+        let mut all = Findings::none(keys);
+        found.iter().for_each(|(_, findings)| all.add(findings));
+        let (samples, filtered) = (all.samples, all.filtered_count());
+        tracing::info!(samples, filtered, causes = all.filtered_listed(), "pairs that pass the filter, and those that it leaves out");
+    }
     let ends = index.ends();
     Ok((Content::Pairs(Pairs { index, keys: keys.clone(), storage }), ends))
 }
@@ -540,41 +557,55 @@ impl Pairs {
         Ok((path.to_owned(), key))
     }
 
-    fn read(&self, (shard, number): (usize, u64), sample: u64) -> Result<Reading, DatasetError> {
+    fn read(&self, (shard, number): (usize, u64), sample: u64, choose: Choose) -> Result<Reading, DatasetError> {
         let record = self.record(sample, shard, number)?;
         if record.doubled {
             return Ok(Reading::Skipped(SkipCause::DoubledMember));
         }
-        let (Some((_, image)), caption) = (record.image, record.caption) else { return Ok(Reading::Skipped(SkipCause::NoImage)) };
-        let Some(caption) = caption else { return Ok(Reading::Skipped(SkipCause::NoCaption)) };
+        let Some((_, image)) = record.image else { return Ok(Reading::Skipped(SkipCause::NoImage)) };
+        let mut texts = captions::texts_of(&self.keys, &record);
+        if texts.is_empty() {
+            return Ok(Reading::Skipped(SkipCause::NoCaption));
+        }
         if image.length > IMAGE_BYTES_LIMIT {
             return Ok(Reading::Skipped(SkipCause::ImageTooLarge));
         }
-        if caption.length > CAPTION_BYTES_LIMIT {
-            return Ok(Reading::Skipped(SkipCause::CaptionTooLarge));
-        }
-        let (first, second) = if image.offset < caption.offset { (image, caption) } else { (caption, image) };
-        let end = |extent: Extent| extent.offset + u64::from(extent.length);
-        let near = second.offset.saturating_sub(end(first)) <= GAP_LIMIT;
-        let (buffer, image, caption) = if near {
-            let begin = first.offset.saturating_sub(BLOCK);
-            let buffer = self.read_bytes(shard, begin, end(second))?;
-            let at = |extent: Extent| (extent.offset - begin) as usize..(end(extent) - begin) as usize;
-            let caption = self.contents(shard, &buffer, at(caption), caption)?.to_vec();
-            self.contents(shard, &buffer, at(image), image)?;
-            (buffer, at(image), caption)
-        } else {
-            let whole = |extent: Extent| self.read_bytes(shard, extent.offset.saturating_sub(BLOCK), end(extent));
-            let at = |extent: Extent| BLOCK as usize..BLOCK as usize + extent.length as usize;
-            let (text, picture) = (whole(caption)?, whole(image)?);
-            let text = self.contents(shard, &text, at(caption), caption)?.to_vec();
-            self.contents(shard, &picture, at(image), image)?;
-            (picture, at(image), text)
-        };
-        Ok(match String::from_utf8(caption) {
+        let (buffer, image) = self.read_parts(shard, image, &mut texts)?;
+        Ok(match captions::choose(&self.keys, &texts, choose) {
             Ok(caption) => Reading::Sample(Sample { buffer, image, caption }),
-            Err(_) => Reading::Skipped(SkipCause::CaptionNotUtf8),
+            Err(cause) => Reading::Skipped(cause),
         })
+    }
+
+    /// Reads the image of a sample and the texts that fit, neighbours in one go: the bytes among which the image is, and where there.
+    fn read_parts(&self, shard: usize, image: Extent, texts: &mut [Text]) -> Result<(Vec<u8>, Range<usize>), DatasetError> {
+        let end = |extent: Extent| extent.offset + u64::from(extent.length);
+        let mut parts: Vec<(Extent, Option<&mut Text>)> =
+            texts.iter_mut().filter(|text| text.fits()).map(|text| (text.extent, Some(text))).chain([(image, None)]).collect();
+        parts.sort_by_key(|(extent, _)| extent.offset);
+        let mut found = (Vec::new(), 0..0);
+        let mut rest = parts.as_mut_slice();
+        while let Some((first, _)) = rest.first() {
+            let begin = first.offset.saturating_sub(BLOCK);
+            let is_far = |pair: &[(Extent, _)]| matches!(pair, [(one, _), (next, _)] if next.offset.saturating_sub(end(*one)) > GAP_LIMIT);
+            let near = rest.windows(2).position(is_far).map_or(rest.len(), |last| last + 1);
+            let (run, others) = std::mem::take(&mut rest).split_at_mut(near);
+            rest = others;
+            let buffer = self.read_bytes(shard, begin, run.iter().map(|(extent, _)| end(*extent)).max().unwrap_or(begin))?;
+            let mut has_image = None;
+            for (extent, text) in run {
+                let at = (extent.offset - begin) as usize..(end(*extent) - begin) as usize;
+                let contents = self.contents(shard, &buffer, at.clone(), *extent)?;
+                match text {
+                    Some(text) => text.contents = contents.to_vec(),
+                    None => has_image = Some(at),
+                }
+            }
+            if let Some(at) = has_image {
+                found = (buffer, at);
+            }
+        }
+        Ok(found)
     }
 
     fn record(&self, sample: u64, shard: usize, number: u64) -> Result<Record, DatasetError> {
@@ -589,7 +620,8 @@ impl Pairs {
             return Ok(());
         }
         let record = self.record(sample, shard, number)?;
-        let extents = record.image.map(|(_, extent)| extent).into_iter().chain(record.caption);
+        let extents =
+            record.image.map(|(_, extent)| extent).into_iter().chain(record.caption).chain(record.others.iter().copied().flatten());
         let end = extents.map(|extent| extent.offset + u64::from(extent.length)).max().unwrap_or(record.start);
         let length = end.saturating_sub(record.start).min(FETCH_LIMIT);
         self.storage.fetch(file, record.start, length).map_err(|source| self.failed(shard, record.start, source).into())

@@ -44,6 +44,17 @@ impl Draw {
         random_resized_crop(width, height, augmentation.scale, augmentation.ratio, &mut || random.uniform())
     }
 
+    /// The number of a caption among several with these weights, of which one is not 0.
+    pub(crate) fn caption(self, weights: &[u64]) -> usize {
+        let drawn = SlotRandom::new(self.seed, self.step, self.slot, Stream::Caption).below(weights.iter().sum());
+        let mut end = 0;
+        let is_drawn = |weight: &u64| {
+            end += weight;
+            drawn < end
+        };
+        weights.iter().position(is_drawn).unwrap_or(0)
+    }
+
     /// Whether the image precedes its caption.
     pub(crate) fn image_first(self, probability: f64) -> bool {
         SlotRandom::new(self.seed, self.step, self.slot, Stream::ImageFirst).uniform() < probability
@@ -55,5 +66,27 @@ pub(crate) fn tokens(caption: &[u32], image_first: bool, layout: &Layout, object
     match objective {
         Objective::Lcl { .. } => pair_sequence(caption, image_first, layout),
         Objective::Clip => caption_sequence(caption, layout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_are_drawn_by_their_weights_and_one_without_weight_never() {
+        for weights in [vec![1], vec![1, 2], vec![3, 0, 1], vec![1, 1, 1, 1]] {
+            let (draws, total) = (20_000, weights.iter().sum::<u64>() as f64);
+            let mut counts = vec![0_f64; weights.len()];
+            for slot in 0..draws {
+                counts[Draw { seed: 5, step: 7, slot }.caption(&weights)] += 1.0;
+            }
+            for (count, weight) in counts.iter().zip(&weights) {
+                let part = *weight as f64 / total;
+                let deviation = (draws as f64 * part * (1.0 - part)).sqrt();
+                // Five standard deviations of a binomial; the seed is fixed, so this is no matter of luck.
+                assert!((count - draws as f64 * part).abs() <= 5.0 * deviation, "{weights:?}: {counts:?}");
+            }
+        }
     }
 }

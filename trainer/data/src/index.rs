@@ -1,6 +1,7 @@
 //! Where every sample of a shard lies, kept in a small file, so that any sample is read without walking the archive.
 //!
-//! Comes in: a shard, and the keys of images and captions. Goes out: its [`ShardIndex`], from `NAME.tar.lclindex` beside the shard or under the
+//! Comes in: a shard, the keys of images and captions, and a filter. Goes out: its [`ShardIndex`], in which samples that do not pass have no
+//! record, from `NAME.tar.lclindex` beside the shard or under the
 //! index folder, or made anew when that file is missing, stale (the shard's size or time of change differs, or it was made with other keys) or
 //! damaged. Files are written whole and then named, so any number of
 //! processes may do this at once. It never writes to a shard.
@@ -10,6 +11,7 @@ mod findings;
 pub(crate) mod pairs;
 pub(crate) mod record;
 pub(crate) mod set;
+mod sieve;
 
 use std::{
     fs::File,
@@ -21,9 +23,10 @@ use std::{
 use build::Built;
 pub use build::{IndexReport, index_shards};
 pub(crate) use build::{built, for_each_group, over_all, write_first};
-pub use findings::Findings;
-use lcl_trainer_config::SampleKeys;
-use record::{HEADER_BYTES, Header, RECORD_BYTES};
+pub use findings::{Findings, LeftOut};
+use lcl_filter::FilterError;
+use lcl_trainer_config::{Field, SampleKeys};
+use record::{HEADER_BYTES, Header};
 use set::Part;
 
 use crate::{
@@ -45,14 +48,16 @@ pub struct Extent {
 }
 
 /// Where a sample lies in its shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Byte at which the first member's headers begin; its name is found there.
     pub start: u64,
     /// Number of the image's key among the image keys, and its contents.
     pub image: Option<(u8, Extent)>,
-    /// The caption's contents.
+    /// The caption's contents; where captions are drawn, those of the first file that one may come from.
     pub caption: Option<Extent>,
+    /// Those of the other files that a caption may come from, by their number less one.
+    pub others: Vec<Option<Extent>>,
     /// Two members have the same name, so that neither image nor caption is surely the sample's.
     pub doubled: bool,
 }
@@ -63,6 +68,12 @@ pub enum IndexError {
     /// The shard itself cannot be read.
     #[error(transparent)]
     Shard(#[from] ShardError),
+    /// The filter is no expression that can be used.
+    #[error("{} {source}", Field("data.source.keys.filter"))]
+    Filter {
+        /// Why.
+        source: FilterError,
+    },
     /// The shard was written to while it was read.
     #[error("shard {shard} changed while it was being indexed or trained on: wait until it is complete and start again")]
     ShardChanged {
@@ -153,7 +164,7 @@ impl ShardIndex {
     /// Opens the index of `shard` for these keys, building it when there is no usable one. A built index that can be written neither under
     /// `index_folder` nor beside the shard stays in memory, with a warning.
     pub fn open(shard: &Path, index_folder: Option<&Path>, keys: &SampleKeys) -> Result<Self, IndexError> {
-        let file = shard::open(shard)?;
+        let (file, keys) = (shard::open(shard)?, &keys.of_index());
         let places = index_files(shard, index_folder, keys);
         let found = || {
             let usable = find_usable(&places, stamp_of(shard, &file)?, keys)?;
@@ -189,7 +200,7 @@ impl ShardIndex {
 
     /// The index of `shard`, built in memory; writes nothing.
     pub(crate) fn in_memory(shard: &Path, keys: &SampleKeys) -> Result<Self, IndexError> {
-        let Built { header, findings, bytes } = build::build(shard, &shard::open(shard)?, keys)?;
+        let Built { header, findings, bytes } = build::build(shard, &shard::open(shard)?, &keys.of_index())?;
         Ok(Self { shard: shard.to_owned(), header, findings, store: RwLock::new(Store::Memory(bytes.into())) })
     }
 
@@ -206,7 +217,7 @@ impl ShardIndex {
             Store::File(path) => {
                 let mut file = File::open(path)?;
                 io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
-                let expected = self.header.count * RECORD_BYTES as u64;
+                let expected = self.header.count * u64::from(self.header.record_bytes);
                 let copied = io::copy(&mut file.take(expected), writer)?;
                 if copied == expected { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
             }
@@ -244,9 +255,9 @@ impl ShardIndex {
         let at = self.header.record_at(number);
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
         let found = match &store {
-            Store::Memory(bytes) => in_memory(bytes, at),
+            Store::Memory(bytes) => self.in_memory_at(bytes, at),
             Store::File(path) => {
-                let mut bytes = [0; RECORD_BYTES];
+                let mut bytes = vec![0; self.header.record_bytes as usize];
                 match read(path, at, &mut bytes) {
                     Ok(()) => Some(bytes),
                     Err(source) if crate::retry::is_transient(&source) => return Err(IndexError::Read { path: path.clone(), source }),
@@ -279,7 +290,12 @@ impl ShardIndex {
             *store = Store::Memory(bytes.into());
         }
         let Store::Memory(bytes) = &*store else { return Err(changed()) };
-        in_memory(bytes, at).and_then(|bytes| Record::decode(&bytes, seal, number)).ok_or_else(changed)
+        self.in_memory_at(bytes, at).and_then(|bytes| Record::decode(&bytes, seal, number)).ok_or_else(changed)
+    }
+
+    /// The bytes of the record that begins at a byte of an index in memory.
+    fn in_memory_at(&self, bytes: &[u8], at: u64) -> Option<Vec<u8>> {
+        bytes.get(usize::try_from(at).ok()?..)?.get(..self.header.record_bytes as usize).map(<[u8]>::to_vec)
     }
 }
 
@@ -289,10 +305,6 @@ pub(crate) fn lock_for(places: &[PathBuf]) -> Option<Lock> {
     let mut path = places.first()?.as_os_str().to_owned();
     path.push(".lock");
     Lock::take(Path::new(&path)).ok()
-}
-
-fn in_memory(bytes: &[u8], at: u64) -> Option<[u8; RECORD_BYTES]> {
-    bytes.get(usize::try_from(at).ok()?..)?.first_chunk().copied()
 }
 
 /// Where the index of `shard` may lie, in the order of preference: under `folder` by the shard's absolute path, so that shards of one name in
@@ -332,6 +344,15 @@ fn keys_digest(keys: &SampleKeys) -> u64 {
         }
     }
     hasher.update(keys.separator.name().as_bytes());
+    // Left out as long as there are none: names of indexes stay what they were.
+    for file in keys.caption_files() {
+        hasher.update(&(file.len() as u64).to_le_bytes());
+        hasher.update(file.as_bytes());
+    }
+    if let Some(filter) = &keys.filter {
+        hasher.update(b"filter");
+        hasher.update(filter.as_bytes());
+    }
     let mut digest = [0; 8];
     hasher.finalize_xof().fill(&mut digest);
     u64::from_le_bytes(digest)
@@ -352,7 +373,7 @@ struct Usable<'a> {
 fn find_usable<'a>(places: &'a [PathBuf], stamp: Stamp, keys: &SampleKeys) -> Result<Option<Usable<'a>>, IndexError> {
     for path in places {
         match read_header(path, stamp)? {
-            Ok((_, findings)) if findings.keys != *keys => {
+            Ok((header, findings)) if findings.keys != *keys || header.record_bytes as usize != record::record_bytes(keys) => {
                 tracing::warn!(index = %path.display(), "index was made with other keys: building it again");
             }
             Ok((header, findings)) => return Ok(Some(Usable { path, header, findings })),

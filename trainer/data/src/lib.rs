@@ -32,5 +32,11 @@ pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use blob::fetched;
 pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
+pub use lcl_filter::FilterError;
 pub use loader::{Loader, LoaderError, LoaderOptions};
 pub use order::{Location, Order, Orders, Pace};
+
+/// Whether an expression can be a filter of pairs.
+pub fn check_filter(text: &str) -> Result<(), FilterError> {
+    lcl_filter::Filter::parse(text).map(drop)
+}

@@ -29,6 +29,8 @@ pub enum Stream {
     KeptImage = 7,
     /// Which document takes the place of one that gives no sequence; keyed by the attempt as well.
     Redraw = 8,
+    /// Which of a sample's captions is used.
+    Caption = 9,
 }
 
 /// The sequence of one (seed, step, slot, stream).
@@ -124,7 +126,7 @@ mod tests {
     /// Recorded when the generator was written: a change of these numbers changes every trained model.
     const RECORDED: [u64; 3] = [153_503_955_074_568_316, 9_139_330_118_539_918_927, 8_866_752_622_158_590_693];
 
-    const STREAMS: [Stream; 8] = [
+    const STREAMS: [Stream; 9] = [
         Stream::Order,
         Stream::ImageFirst,
         Stream::Crop,
@@ -133,11 +135,12 @@ mod tests {
         Stream::Placement,
         Stream::KeptImage,
         Stream::Redraw,
+        Stream::Caption,
     ];
 
     #[test]
     fn the_numbers_of_the_streams_never_change() {
-        assert_eq!(STREAMS.map(|stream| stream as u64), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(STREAMS.map(|stream| stream as u64), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     }
 
     #[test]

@@ -9,10 +9,11 @@ use lcl_trainer_config::{AugmentationConfig, ModelShape, Objective, SampleKeys};
 
 use crate::{
     batch::SkipCause,
-    dataset::{Dataset, DatasetError, Reading},
+    dataset::{Choose, Dataset, DatasetError, Reading},
     draw::{self, Draw, IMAGE_SIZE_LIMIT},
     image::{CropBox, ImageError, ImageTransform, Scratch, probe, to_png},
     index::for_each_group,
+    retry::sleep,
     sequence::{Layout, LayoutError},
     shard,
     tokenizer::Tokenizer,
@@ -32,11 +33,11 @@ pub enum ShowTransform {
 /// What to show.
 #[derive(Clone, Debug)]
 pub struct ShowOptions {
-    /// Number of the sample in the shard, from 0.
+    /// Number of the sample in the shard, from 0, among those that pass the filter.
     pub sample: u64,
-    /// Which files are images and captions.
+    /// Which files are images and captions, and which samples count.
     pub keys: SampleKeys,
-    /// Seed of the crop and of the image-first choice.
+    /// Seed of the crop, the caption and the image-first choice.
     pub seed: u64,
     /// Side of the transformed image in pixels; the token layout is that of `model`, whatever the size.
     pub size: u32,
@@ -133,14 +134,14 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
     }
     let dataset = Dataset::of_shard(shard, &options.keys)?;
     let (_, key) = dataset.key(sample)?;
-    let read = match dataset.read(sample)? {
+    let draw = Draw { seed, step: 0, slot: sample };
+    let read = match dataset.read_with(sample, Choose::Drawn(draw), sleep)? {
         Reading::Sample(read) => read,
         Reading::Skipped(cause) => {
-            let files = extensions(shard, &options.keys, sample)?;
+            let files = extensions(shard, &options.keys, dataset.start(sample)?)?;
             return Err(ShowError::Skipped { sample, key, cause, keys: options.keys.clone(), files });
         }
     };
-    let draw = Draw { seed, step: 0, slot: sample };
     let image = image(read.image(), draw, options).map_err(|source| ShowError::Image { sample, key: key.clone(), source })?;
     let image_first = draw.image_first(options.image_first_probability);
     let tokenizer = Tokenizer::clip();
@@ -162,14 +163,13 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
     })
 }
 
-/// The extensions of the files of one sample.
-fn extensions(path: &Path, keys: &SampleKeys, sample: u64) -> Result<Vec<String>, DatasetError> {
-    let (mut number, mut found) = (0, Vec::new());
+/// The extensions of the files of the sample that begins at this byte.
+fn extensions(path: &Path, keys: &SampleKeys, start: u64) -> Result<Vec<String>, DatasetError> {
+    let mut found = Vec::new();
     for_each_group(path, &shard::open(path)?, keys, |group| {
-        if number == sample {
+        if group.start == start {
             found = group.extensions.iter().map(|extension| String::from_utf8_lossy(extension).into_owned()).collect();
         }
-        number += 1;
     })?;
     Ok(found)
 }

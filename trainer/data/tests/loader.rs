@@ -8,7 +8,7 @@ use lcl_data::{
     shard::{ImageKind, ShardWriter},
     tokenizer::Tokenizer,
 };
-use lcl_trainer_config::{DataConfig, DataSource, ModelShape, Objective, Preset};
+use lcl_trainer_config::{CaptionChoice, CaptionFrom, DataConfig, DataSource, ModelShape, Objective, Preset, SampleKeys};
 use proptest::prelude::*;
 
 const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
@@ -263,9 +263,71 @@ fn every_kind_of_bad_record_leaves_its_slot_empty_and_is_counted() {
             Slot::Skipped(_, sample, cause) => assert_eq!(Some(cause), expected[sample as usize], "sample {sample}"),
         }
     }
-    // That no document gives a sequence is tested with documents.
-    let tested = |cause: &SkipCause| matches!(cause, SkipCause::OtherFormat(_) | SkipCause::NoDocument) || expected.contains(&Some(*cause));
+    // That no document gives a sequence is tested with documents, what is wrong with captions in a json where they are drawn.
+    let elsewhere = [SkipCause::NoDocument, SkipCause::CaptionNotText, SkipCause::BrokenSidecar];
+    let tested =
+        |cause: &SkipCause| matches!(cause, SkipCause::OtherFormat(_)) || elsewhere.contains(cause) || expected.contains(&Some(*cause));
     assert!(SkipCause::ALL.iter().all(tested), "a cause is not tested");
+}
+
+/// Of a sample with a txt and two fields in its json each is drawn as often as its weight says, whoever prepares the slot; what a sample lacks is
+/// left out of the draw.
+#[test]
+fn each_caption_of_a_sample_is_drawn_as_often_as_its_weight_says() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut writer = ShardWriter::create(&folder.path().join("00.tar")).expect("the shard is begun");
+    let sidecars: [&[u8]; 4] =
+        [b"{\"caption\": \"cat\", \"meta\": {\"alt\": \"dog\"}}", b"{\"caption\": \"cat\"}", b"{\"caption\": 5, \"meta\": null}", b"{"];
+    for (sample, sidecar) in sidecars.into_iter().enumerate() {
+        writer.append(&sample.to_string(), Some((ImageKind::Png, &image(sample as u64))), None).expect("written");
+        writer.append_member(&sample.to_string(), "json", sidecar).expect("written");
+        writer.append_member(&sample.to_string(), "txt", b"tree").expect("written");
+    }
+    writer.finish().expect("the shard is finished");
+    let mut config = config(folder.path(), 1);
+    let choice = |from, weight| CaptionChoice { from, weight };
+    let json = |path: &str| CaptionFrom::Json(path.to_owned());
+    let captions = vec![choice(CaptionFrom::Key("txt".to_owned()), 1), choice(json("caption"), 2), choice(json("meta.alt"), 3)];
+    let DataSource::Webdataset { keys, .. } = &mut config.source else { panic!("pairs") };
+    *keys = SampleKeys { captions, ..SampleKeys::default() };
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set is opened"));
+    let mut data = Data { _folder: folder, config, dataset };
+    let (passes, tokenizer) = (600_u32, Tokenizer::clip());
+    let found = batches(&data, options(8, 0..u64::from(passes / 2)));
+    for threads in [1, 5] {
+        data.config.threads = threads;
+        // A part of the slots, as another member would prepare it.
+        let part = batches(&data, LoaderOptions { slots: 3..8, ..options(8, 100..130) });
+        let (part, whole) = (slots(&part), slots(&found));
+        assert!(part.len() == 150 && part.iter().all(|(key, slot)| whole.get(key) == Some(slot)), "{threads} threads");
+    }
+    let mut counts: HashMap<(u64, &str), u32> = HashMap::new();
+    for slot in slots(&found).into_values() {
+        let (sample, what) = match slot {
+            Slot::Skipped(_, sample, cause) => (sample, cause.name()),
+            Slot::Row(_, sample, tokens, _) => {
+                let is_there = |word: &&str| tokens.contains(&i64::from(tokenizer.encode(word)[0]));
+                (sample, ["tree", "cat", "dog"].into_iter().find(is_there).expect("one of the words"))
+            }
+        };
+        *counts.entry((sample, what)).or_default() += 1;
+    }
+    let expected = [
+        ((0, "tree"), 1.0 / 6.0),
+        ((0, "cat"), 2.0 / 6.0),
+        ((0, "dog"), 3.0 / 6.0),
+        ((1, "tree"), 1.0 / 3.0),
+        ((1, "cat"), 2.0 / 3.0),
+        ((2, "tree"), 1.0 / 3.0),
+        ((2, "caption_not_text"), 2.0 / 3.0),
+        ((3, "broken_sidecar"), 1.0),
+    ];
+    assert_eq!(counts.len(), expected.len(), "{counts:?}");
+    for (key, part) in expected {
+        let (count, deviation) = (f64::from(counts[&key]), (f64::from(passes) * part * (1.0 - part)).sqrt());
+        // Five standard deviations of a binomial; the seed is fixed, so this is no matter of luck.
+        assert!((count - f64::from(passes) * part).abs() <= 5.0 * deviation, "{key:?}: {counts:?}");
+    }
 }
 
 /// A PNG whose header declares 60,000 by 60,000 pixels.

@@ -7,6 +7,17 @@ macro_rules! mixture {
     };
 }
 
+/// Assigns a mixture of pairs with these further fields, and others.
+macro_rules! mixed_pairs {
+    ($fields:expr) => {
+        mixture!(concat!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], ",
+            $fields,
+            "}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ))
+    };
+}
+
 /// Assigns documents of MMC4 with these fields as the data, and further fields of `spec.data`.
 macro_rules! mmc4 {
     ($fields:expr) => {
@@ -232,6 +243,59 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.data.webdataset.captionKeys",
         "must hold no dot when keySeparator is lastDot",
     ),
+    (
+        "spec.data.webdataset.captions = [{'key': 'txt'}]; spec.data.webdataset.captionKeys = ['caption']",
+        "spec.data.webdataset.captionKeys",
+        "must be left out when captions is given",
+    ),
+    ("spec.data.webdataset.captions = []", "spec.data.webdataset.captions", "at least 1 entries"),
+    ("spec.data.webdataset.captions = [{}]", "spec.data.webdataset.captions[0]", "exactly one of key and json must be given"),
+    (
+        "spec.data.webdataset.captions = [{'key': 'txt', 'json': 'caption'}]",
+        "spec.data.webdataset.captions[0]",
+        "exactly one of key and json must be given",
+    ),
+    ("spec.data.webdataset.captions = [{'key': 'TXT'}]", "spec.data.webdataset.captions[0].key", "in lower case"),
+    (
+        "spec.data.webdataset.captions = [{'json': 'meta..alt'}]",
+        "spec.data.webdataset.captions[0].json",
+        "such as caption or meta.alt_text",
+    ),
+    ("spec.data.webdataset.captions = [{'key': 'txt', 'weight': 0}]", "spec.data.webdataset.captions[0].weight", "must be at least 1"),
+    ("spec.data.webdataset.captions = [{'key': 'png'}]", "spec.data.webdataset.captions", "must not share a key with imageKeys"),
+    (
+        "spec.data.webdataset.captions = [{'json': 'caption'}]; spec.data.webdataset.imageKeys = ['json']",
+        "spec.data.webdataset.captions",
+        "must not come from json when imageKeys has that key",
+    ),
+    (
+        "spec.data.webdataset.captions = [{'key': 'en.txt'}]; spec.data.webdataset.keySeparator = 'lastDot'",
+        "spec.data.webdataset.captions",
+        "must hold no dot when keySeparator is lastDot",
+    ),
+    (
+        mixed_pairs!("'captionKeys': ['a'], 'captions': [{'key': 'txt'}]"),
+        "spec.data.mixture.sources[0].webdataset.captionKeys",
+        "must be left out",
+    ),
+    (mixed_pairs!("'captions': [{'weight': 2}]"), "spec.data.mixture.sources[0].webdataset.captions[0]", "exactly one of key and json"),
+    (mixed_pairs!("'captions': [{'key': 'jpg'}]"), "spec.data.mixture.sources[0].webdataset.captions", "must not share a key"),
+    (
+        mixed_pairs!("'captions': [{'json': 'a'}], 'imageKeys': ['json']"),
+        "spec.data.mixture.sources[0].webdataset.captions",
+        "must not come from json",
+    ),
+    (
+        mixed_pairs!("'captions': [{'key': 'en.txt'}], 'keySeparator': 'lastDot'"),
+        "spec.data.mixture.sources[0].webdataset.captions",
+        "must hold no dot",
+    ),
+    ("spec.data.webdataset.filter = ''", "spec.data.webdataset.filter", "at least 1 characters"),
+    ("spec.data.webdataset.filter = 'similarity >='", "spec.data.webdataset.filter", "must be an expression in CEL: at character 14"),
+    ("spec.data.webdataset.filter = 'lower(NSFW) == \\\"a\\\"'", "spec.data.webdataset.filter", "there is no `lower`"),
+    ("spec.data.webdataset.filter = 'width + 1'", "spec.data.webdataset.filter", "the expression must be true or false, and is a number"),
+    ("spec.data.webdataset.filter = 'has(similarity)'", "spec.data.webdataset.filter", "as in has(json.similarity)"),
+    (mixed_pairs!("'filter': 'true'"), "spec.data.mixture.sources[0].webdataset.filter", "must name a field of the sample's json"),
     ("spec.data.webdataset.keySeparator = 'middle'", "spec.data.webdataset.keySeparator", "must be one of firstDot, lastDot"),
     ("spec.data.indexPath = 'index'", "spec.data.indexPath", "must be an absolute path"),
     ("spec.data.indexPath = 'ftp://a/b'", "spec.data.indexPath", "or a URI such as s3://bucket/a.tar"),
@@ -439,6 +503,9 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.data.webdataset.shards = ['/{a..c}/{3..1}.tar', '/d/*-[0-9]?.tar', '/d/**/x.tar', '/lists/train.txt']",
     "spec.data.webdataset.imageKeys = ['seg.png', '0']; spec.data.webdataset.captionKeys = ['en.txt']",
     "spec.data.webdataset.keySeparator = 'lastDot'; spec.data.webdataset.captionKeys = ['caption']",
+    "spec.data.webdataset.captions = [{'key': 'txt', 'weight': 1000000}, {'json': 'meta.alt text'}, {'key': 'json'}]",
+    "spec.data.webdataset.captions = [{'key': 'txt'}]; spec.data.webdataset.captionKeys = ['txt']",
+    "spec.data.webdataset.filter = 'similarity >= 0.28 && width >= 200 && NSFW != \\\"NSFW\\\" && (!has(json.punsafe) || punsafe < 0.5)'",
     "spec.data.imageFirstProbability = 0",
     "spec.data.imageFirstProbability = 1",
     "spec.data.shuffle = {'lanes': 1, 'window': 1000000000}",
@@ -500,6 +567,8 @@ pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
         "spec.data.obelics",
     ),
     ("", "spec.data.webdataset.captionKeys = ['caption']", "spec.data.webdataset"),
+    ("", "spec.data.webdataset.filter = 'width > 1'", "spec.data.webdataset"),
+    ("", "spec.data.webdataset.captions = [{'json': 'caption'}]", "spec.data.webdataset"),
     ("", "spec.data.imageFirstProbability = 0.4", "spec.data.imageFirstProbability"),
     ("spec.data.shuffle = {'window': 100}", "spec.data.shuffle = {'window': 200}", "spec.data.shuffle"),
     ("spec.data.shuffle = {'window': 100}", "", "spec.data.shuffle"),

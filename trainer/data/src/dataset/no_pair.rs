@@ -47,22 +47,35 @@ impl fmt::Display for NoPair {
             0 | 1 => String::new(),
             shards => format!(" and {} more shards", shards - 1),
         };
+        let filtered = found.filtered_count();
         match found.samples {
+            0 if filtered > 0 => write!(f, "none of the {filtered} samples in {first}{more} passes the filter")?,
             0 => write!(f, "there is no sample in {first}{more}")?,
             samples => write!(f, "none of the {samples} samples in {first}{more} is usable")?,
         }
         write!(f, ": looked for {} (", found.keys)?;
-        let keys = ["image", "caption", "separator"].map(|name| format!("data.source.keys.{name}"));
+        let captions = if found.keys.draws_captions() { "captions" } else { "caption" };
+        let keys = ["image", captions, "separator", "filter"].map(|name| format!("data.source.keys.{name}"));
         let keys = match origin {
             ListOrigin::Manifest | ListOrigin::Field(_) => Some(keys),
             ListOrigin::Mixed(source, _) => Some(keys.map(|key| in_mixture(*source, &key))),
             ListOrigin::Arguments => None,
         };
-        match keys {
-            Some([image, caption, separator]) => write!(f, "{}, {}, {}", Field(&image), Field(&caption), Field(&separator))?,
-            None => f.write_str("--image-keys, --caption-keys, --key-separator")?,
-        }
+        let filter = match &keys {
+            Some([image, caption, separator, filter]) => {
+                write!(f, "{}, {}, {}", Field(image), Field(caption), Field(separator))?;
+                Field(filter).to_string()
+            }
+            None => {
+                write!(f, "--image-keys, --{}, --key-separator", if found.keys.draws_captions() { "captions" } else { "caption-keys" })?;
+                "--filter".to_owned()
+            }
+        };
         write!(f, "), found {}", found.extensions_listed())?;
+        if let Some(expression) = &found.keys.filter {
+            let listed = if filtered > 0 { found.filtered_listed() } else { "nothing".to_owned() };
+            write!(f, "; {filter} (`{expression}`) leaves out {listed}")?;
+        }
         found.reasons().iter().try_for_each(|reason| write!(f, "; {reason}"))
     }
 }

@@ -8,11 +8,12 @@ use std::{
     },
 };
 
-use lcl_trainer_config::KeySeparator;
+use lcl_trainer_config::{CaptionChoice, CaptionFrom, KeySeparator};
 
 use super::*;
 use crate::{
     batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, DoubledMember, NoCaption, NoImage},
+    draw::Draw,
     order::Location,
     permutation::Permutation,
     shard::{ImageKind, ShardWriter},
@@ -252,7 +253,7 @@ fn reads_that_fail_for_a_while_are_tried_again_and_others_are_errors() {
         let storage = Flaky { failures, error, reads: Arc::clone(&reads), files: files::OpenFiles::default() };
         let dataset = Dataset::open_on(&config(&[&path]), ListOrigin::Manifest, Box::new(storage)).expect("the data set is opened");
         let mut waits = 0;
-        let read = dataset.read_with(1, |_| {
+        let read = dataset.read_with(1, Choose::First, |_| {
             waits += 1;
             false
         });
@@ -323,6 +324,16 @@ fn data_without_a_single_pair_is_refused_with_what_was_looked_for_and_what_is_th
     check([&["a.b.jpg", "a.b.txt"], &[]], &usual, &["found b.jpg 1, b.txt 1", "spec.data.webdataset.keySeparator to lastDot"]);
     let others = SampleKeys { image: vec!["seg.png".to_owned()], ..usual };
     check([&["0.png", "0.txt"], &["1.png"]], &others, &["looked for images seg.png and captions txt", "found png 2, txt 1"]);
+    let filtered = SampleKeys { filter: Some("similarity > 0.3".to_owned()), ..SampleKeys::default() };
+    let leaves_out = "spec.data.webdataset.filter (`similarity > 0.3`) leaves out";
+    let none = ["none of the 2 samples in", "passes the filter", leaves_out, "no_sidecar 2 (first 0)", "found jpg 2, txt 2"];
+    check([&["0.jpg", "0.txt"], &["1.jpg", "1.txt"]], &filtered, &none);
+    // What is written in these files is no JSON.
+    check([&["0.jpg", "0.json", "0.txt"], &[]], &filtered, &["broken_sidecar 1 (first 0: the json is no JSON object"]);
+    let wrong = SampleKeys { filter: Some("similarity >".to_owned()), ..SampleKeys::default() };
+    let source = DataSource::Webdataset { shards: vec![first.display().to_string()], keys: wrong };
+    let message = Dataset::open(&DataConfig { source, ..config(&[]) }).expect_err("no expression").to_string();
+    assert!(message.starts_with("spec.data.webdataset.filter must be an expression in CEL: at character 13"), "{message}");
 }
 
 #[test]
@@ -340,9 +351,54 @@ fn samples_are_found_under_the_keys_that_are_configured() {
     };
     let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
     assert_eq!(open(SampleKeys::default()), ["y"]);
-    let behind_the_last_dot = SampleKeys { image: list(&["seg", "webp"]), caption: list(&["caption"]), separator: KeySeparator::LastDot };
+    let behind_the_last_dot = SampleKeys {
+        image: list(&["seg", "webp"]),
+        caption: list(&["caption"]),
+        separator: KeySeparator::LastDot,
+        ..SampleKeys::default()
+    };
     assert_eq!(open(behind_the_last_dot.clone()), ["x.1", "x.2"]);
     assert_eq!(open(SampleKeys { image: list(&["seg"]), ..behind_the_last_dot }), ["x.2"]);
-    let first = SampleKeys { image: list(&["1.webp"]), caption: list(&["1.caption"]), separator: KeySeparator::FirstDot };
+    let first = SampleKeys { image: list(&["1.webp"]), caption: list(&["1.caption"]), ..SampleKeys::default() };
     assert_eq!(open(first), ["x"]);
+}
+
+/// Files of one sample that lie far apart are read one by one, the others in one go; whichever is drawn comes with the image.
+#[test]
+fn captions_of_several_files_are_read_wherever_they_lie() {
+    let folder = folder();
+    let path = folder.path().join("a.tar");
+    let far = vec![b'x'; GAP_LIMIT as usize + 2000];
+    let orders: [&[&str]; 4] =
+        [&["jpg", "json", "txt"], &["txt", "far", "jpg", "json"], &["json", "far", "txt", "far2", "jpg"], &["jpg", "far", "json"]];
+    let mut writer = ShardWriter::create(&path).expect("the shard is begun");
+    for (sample, order) in orders.into_iter().enumerate() {
+        for extension in order {
+            let contents = match *extension {
+                "jpg" => format!("image {sample}").into_bytes(),
+                "json" => format!("{{\n    \"caption\": \"json {sample}\"\n}}").into_bytes(),
+                "txt" => format!("txt {sample}").into_bytes(),
+                _ => far.clone(),
+            };
+            writer.append_member(&sample.to_string(), extension, &contents).expect("written");
+        }
+    }
+    writer.finish().expect("the shard is finished");
+    let choice = |from| CaptionChoice { from, weight: 1 };
+    let captions = vec![choice(CaptionFrom::Key("txt".to_owned())), choice(CaptionFrom::Json("caption".to_owned()))];
+    let keys = SampleKeys { captions, ..SampleKeys::default() };
+    let source = DataSource::Webdataset { shards: vec![path.display().to_string()], keys };
+    let dataset = Dataset::open(&DataConfig { source, ..config(&[]) }).expect("the data set is opened");
+    for (sample, order) in orders.into_iter().enumerate() {
+        let read = |choose| match dataset.read_with(sample as u64, choose, |_| true).expect("the shard is read") {
+            Reading::Sample(read) => (String::from_utf8_lossy(read.image()).into_owned(), read.caption),
+            Reading::Skipped(cause) => panic!("sample {sample}: {cause}"),
+        };
+        let (image, first) = read(Choose::First);
+        assert_eq!(image, format!("image {sample}"));
+        assert_eq!(first, if order.contains(&"txt") { format!("txt {sample}") } else { format!("json {sample}") });
+        let drawn: BTreeSet<String> = (0..40).map(|slot| read(Choose::Drawn(Draw { seed: 1, step: 1, slot })).1).collect();
+        let expected = [format!("json {sample}"), format!("txt {sample}")];
+        assert_eq!(drawn.into_iter().collect::<Vec<_>>(), if order.contains(&"txt") { &expected[..] } else { &expected[..1] });
+    }
 }

@@ -16,7 +16,14 @@ use lcl_trainer_config::SampleKeys;
 
 use crate::{
     blob::Blob,
-    index::{Findings, IndexError, Record, Usable, find_usable, findings::Collector, index_files, record::Header, stamp_of},
+    index::{
+        Findings, IndexError, Record, Usable, find_usable,
+        findings::Collector,
+        index_files,
+        record::{Header, record_bytes},
+        sieve::Sieve,
+        stamp_of,
+    },
     retry::{sleep, with_retries},
     shard::{self, Group, Grouper, ShardError},
 };
@@ -49,7 +56,7 @@ pub fn index_shards(
 
 fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<IndexReport, IndexError> {
     let report = |index: &Path, findings, written| IndexReport { shard: shard.to_owned(), index: index.to_owned(), findings, written };
-    let file = shard::open(shard)?;
+    let (file, keys) = (shard::open(shard)?, &keys.of_index());
     let places = index_files(shard, folder, keys);
     if let Some(Usable { path, findings, .. }) = find_usable(&places, stamp_of(shard, &file)?, keys)? {
         return Ok(report(path, findings, false));
@@ -77,17 +84,27 @@ pub(crate) struct Built {
 /// Makes the index of `shard`.
 pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Built, IndexError> {
     let stamp = stamp_of(shard, file)?;
+    let sieve = Sieve::new(shard, file, keys)?;
     let (mut records, mut collector) = (Vec::new(), Collector::new(keys));
-    let mut too_large = false;
+    let mut failed = None;
     let archives = for_each_group(shard, file, keys, |group| {
-        collector.take(&group);
-        match Record::of(&group) {
-            Some(record) => records.push(record),
-            None => too_large = true,
+        if failed.is_some() {
+            return;
+        }
+        match sieve.judge(&group) {
+            Ok(Ok(())) => {
+                collector.take(&group);
+                match Record::of(&group, keys) {
+                    Some(record) => records.push(record),
+                    None => failed = Some(ShardError::TooLarge { path: shard.to_owned() }),
+                }
+            }
+            Ok(Err(filtered)) => collector.leave_out(&group, &filtered),
+            Err(error) => failed = Some(error),
         }
     })?;
-    if too_large {
-        return Err(ShardError::TooLarge { path: shard.to_owned() }.into());
+    if let Some(error) = failed {
+        return Err(error.into());
     }
     if stamp_of(shard, file)? != stamp {
         return Err(IndexError::ShardChanged { shard: shard.to_owned() });
@@ -98,7 +115,13 @@ pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Buil
     }
     // Plain data with string keys: turning them into JSON cannot fail.
     let found = serde_json::to_vec(&findings).unwrap_or_default();
-    let header = Header { stamp, count: records.len() as u64, findings_bytes: found.len() as u32, findings_check: crc32fast::hash(&found) };
+    let header = Header {
+        stamp,
+        record_bytes: record_bytes(keys) as u32,
+        count: records.len() as u64,
+        findings_bytes: found.len() as u32,
+        findings_check: crc32fast::hash(&found),
+    };
     let seal = header.seal();
     let mut bytes = [header.encode().as_slice(), &found].concat();
     for (number, record) in records.into_iter().enumerate() {

@@ -8,6 +8,7 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
+use lcl_filter::Filtered;
 use lcl_trainer_config::SampleKeys;
 use serde::{Deserialize, Serialize};
 
@@ -26,16 +27,28 @@ const DOUBLED_LISTED: usize = 100;
 /// Most characters of a listed name, so that the list stays small whatever the names are.
 const NAME_LISTED: usize = 200;
 
+/// What a filter leaves out for one cause.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// How many.
+    pub count: u64,
+    /// The first of them: its key, and what of it where there is more to say.
+    pub first: String,
+}
+
 /// What was found in one shard or, added up, in several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Findings {
     /// What was looked for.
     pub keys: SampleKeys,
-    /// Samples, unusable ones included.
+    /// Samples, unusable ones included; what a filter leaves out is none.
     pub samples: u64,
+    /// What the filter leaves out, by cause. What an earlier version wrote had none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub filtered: BTreeMap<String, LeftOut>,
     /// Samples with an image.
     pub with_image: u64,
-    /// Samples with a caption.
+    /// Samples with a caption, or with a json that may hold one.
     pub with_caption: u64,
     /// Samples with both, no member of which is there twice. Whether the image can be decoded is not known before it is.
     pub usable: u64,
@@ -62,6 +75,7 @@ impl Findings {
         Self {
             keys: keys.clone(),
             samples: 0,
+            filtered: BTreeMap::new(),
             with_image: 0,
             with_caption: 0,
             usable: 0,
@@ -86,9 +100,30 @@ impl Findings {
         self.dotted += other.dotted;
         self.elsewhere += other.elsewhere;
         self.archives += other.archives;
+        for (cause, LeftOut { count, first }) in &other.filtered {
+            self.filtered.entry(cause.clone()).or_insert_with(|| LeftOut { count: 0, first: first.clone() }).count += count;
+        }
         for (extension, count) in &other.extensions {
             count_extension(&mut self.extensions, extension, *count);
         }
+    }
+
+    /// Number of those that the filter leaves out.
+    #[must_use]
+    pub fn filtered_count(&self) -> u64 {
+        self.filtered.values().map(|left_out| left_out.count).sum()
+    }
+
+    /// What the filter leaves out, the most frequent cause first, each but the filter's own verdict with its first sample.
+    #[must_use]
+    pub fn filtered_listed(&self) -> String {
+        let mut causes: Vec<_> = self.filtered.iter().collect();
+        causes.sort_by_key(|(cause, left_out)| (std::cmp::Reverse(left_out.count), cause.as_str()));
+        let listed = causes.into_iter().map(|(cause, LeftOut { count, first })| match cause.as_str() {
+            "excluded" => format!("{cause} {count}"),
+            _ => format!("{cause} {count} (first {first})"),
+        });
+        listed.collect::<Vec<_>>().join(", ")
     }
 
     /// Why samples of the shard are half, a sentence for each reason, with what to do.
@@ -97,7 +132,7 @@ impl Findings {
         let mut reasons = Vec::new();
         let mut add = |count: u64, text: &str| {
             if count > 0 {
-                reasons.push(format!("{count} of {} samples {text}", self.samples));
+                reasons.push(format!("{count} of {} samples {text}", self.samples + self.filtered_count()));
             }
         };
         add(
@@ -182,6 +217,17 @@ impl Collector {
         Self { findings: Findings::none(keys), hasher: RandomState::new(), halves: HashMap::new() }
     }
 
+    /// Takes a sample that the filter leaves out. Its files are counted, and its parts may be apart, as in any other.
+    pub(super) fn leave_out(&mut self, group: &Group, Filtered { cause, detail }: &Filtered) {
+        let left_out = self.findings.filtered.entry(cause.name().to_owned()).or_insert_with(|| {
+            let key = String::from_utf8_lossy(&group.key);
+            let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+            LeftOut { count: 0, first: format!("{key}{detail}").chars().take(NAME_LISTED).collect() }
+        });
+        left_out.count += 1;
+        self.take_parts(group);
+    }
+
     /// Takes the next sample.
     pub(super) fn take(&mut self, group: &Group) {
         let (image, caption) = (group.image.is_some(), group.caption.is_some());
@@ -196,6 +242,13 @@ impl Collector {
                 findings.doubled_keys.push(String::from_utf8_lossy(&group.key).chars().take(NAME_LISTED).collect());
             }
         }
+        self.take_parts(group);
+    }
+
+    /// Takes the extensions of a sample's files, and which parts it lacks.
+    fn take_parts(&mut self, group: &Group) {
+        let (image, caption) = (group.image.is_some(), group.caption.is_some());
+        let findings = &mut self.findings;
         let mut dotted = false;
         for extension in &group.extensions {
             let last = extension.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
@@ -231,6 +284,7 @@ impl Collector {
 
 #[cfg(test)]
 mod tests {
+    use lcl_filter::FilterCause;
     use lcl_trainer_config::KeySeparator;
 
     use super::*;
@@ -311,7 +365,8 @@ mod tests {
         let others = found_under(&keys, &names);
         assert_eq!([others.samples, others.with_image, others.usable, others.dotted], [2, 1, 1, 1]);
         assert_eq!(others.keys, keys);
-        let keys = SampleKeys { image: list(&["seg"]), caption: list(&["caption"]), separator: KeySeparator::LastDot };
+        let keys =
+            SampleKeys { image: list(&["seg"]), caption: list(&["caption"]), separator: KeySeparator::LastDot, ..SampleKeys::default() };
         let by_last_dot = found_under(&keys, &names);
         assert_eq!([by_last_dot.with_image, by_last_dot.with_caption, by_last_dot.usable, by_last_dot.dotted], [2, 2, 1, 0]);
     }
@@ -331,6 +386,32 @@ mod tests {
             [0, 0, 0, 2],
         );
         assert_eq!(found.doubled_keys, ["0", "2"]);
+    }
+
+    #[test]
+    fn what_a_filter_leaves_out_is_no_sample_and_is_counted_by_cause() {
+        let keys = SampleKeys { filter: Some("similarity > 0.3".to_owned()), ..SampleKeys::default() };
+        let left_out = |shard: &str, causes: &[(FilterCause, &str)]| {
+            let (mut grouper, mut collector) = (Grouper::new(&keys), Collector::new(&keys));
+            let member = |name: String| Member { kind: MemberKind::File, name: name.into_bytes(), start: 0, offset: 512, length: 1 };
+            for (number, (cause, detail)) in causes.iter().enumerate() {
+                let names = ["jpg", "txt"].map(|extension| format!("{shard}{number}.{extension}"));
+                names.into_iter().for_each(|name| drop(grouper.push(member(name))));
+                let group = std::mem::replace(&mut grouper, Grouper::new(&keys)).finish().expect("a sample");
+                collector.leave_out(&group, &Filtered { cause: *cause, detail: (*detail).to_owned() });
+            }
+            collector.finish(1)
+        };
+        use FilterCause::{Excluded, MissingField, NoSidecar};
+        let mut found = left_out("a", &[(Excluded, ""), (MissingField, "similarity"), (Excluded, "")]);
+        assert_eq!((found.samples, found.usable, found.filtered_count()), (0, 0, 3));
+        assert_eq!(found.filtered_listed(), "excluded 2, missing_field 1 (first a1: similarity)");
+        found.add(&left_out("b", &[(NoSidecar, ""), (MissingField, "other"), (NoSidecar, ""), (NoSidecar, "")]));
+        assert_eq!(found.filtered_listed(), "no_sidecar 3 (first b0), excluded 2, missing_field 2 (first a1: similarity)");
+        assert_eq!(found.extensions_listed(), "jpg 7, txt 7");
+        assert!(found.reasons().is_empty());
+        let text = serde_json::to_string(&found).expect("plain data");
+        assert_eq!(serde_json::from_str::<Findings>(&text).expect("what was written"), found);
     }
 
     #[test]

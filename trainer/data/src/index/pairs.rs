@@ -15,7 +15,7 @@ use lcl_trainer_config::SampleKeys;
 
 use super::{
     Findings, IndexError, Record, ShardIndex, built, index_files, keys_digest, lock_for, over_all,
-    record::RECORD_BYTES,
+    record::record_bytes,
     set::{self, Identity, Part, SetIndex, Whole, file_name, identity_of},
 };
 use crate::{
@@ -92,7 +92,7 @@ impl PairIndex {
         for place in places.of(first, &identity) {
             let open = || {
                 let named = |source| IndexError::Read { path: place.clone(), source };
-                SetIndex::open(&place, &identity, RECORD_BYTES).map_err(named)
+                SetIndex::open(&place, &identity, record_bytes(keys)).map_err(named)
             };
             let Some(index) = with_retries(0, sleep, IndexError::io, open)? else { continue };
             let Ok(findings) = serde_json::from_slice(index.found()) else { continue };
@@ -123,13 +123,13 @@ impl PairIndex {
         let identity = identity_of(&index.shards, &settings(keys));
         let local = |place: &PathBuf| places.is_asked_for || !blob::is_remote(place);
         let files: Vec<PathBuf> = places.of(first, &identity).into_iter().filter(local).collect();
-        let _lock = lock_for(&index_files(first, places.folder(), keys));
-        index.write_set(&files, &identity, places.is_asked_for)?;
+        let _lock = lock_for(&index_files(first, places.folder(), &keys.of_index()));
+        index.write_set(&files, &identity, keys, places.is_asked_for)?;
         Ok(Self::find(&index.shards, keys, places, threads)?.unwrap_or(index))
     }
 
     /// Writes the index of all shards to the first place that takes it.
-    fn write_set(&self, files: &[PathBuf], identity: &Identity, must: bool) -> Result<(), IndexError> {
+    fn write_set(&self, files: &[PathBuf], identity: &Identity, keys: &SampleKeys, must: bool) -> Result<(), IndexError> {
         let Parts::Each(each) = &self.parts else { return Ok(()) };
         let mut findings = each.first().map_or_else(|| Findings::none(&SampleKeys::default()), |first| first.findings().clone());
         each.iter().skip(1).for_each(|shard| findings.add(shard.findings()));
@@ -137,7 +137,7 @@ impl PairIndex {
         let records = |number: usize, writer: &mut dyn Write| each.get(number).map_or(Ok(()), |shard| shard.copy_records(writer));
         // Plain data with string keys: turning them into JSON cannot fail.
         let found = serde_json::to_vec(&findings).unwrap_or_default();
-        let whole = Whole { identity, record_bytes: RECORD_BYTES, found: &found, parts: &parts, records: &records };
+        let whole = Whole { identity, record_bytes: record_bytes(keys), found: &found, parts: &parts, records: &records };
         let mut first_error = None;
         for file in files {
             match set::write(file, &whole) {
@@ -257,7 +257,7 @@ impl PairIndex {
                 }
                 let named = |source: io::Error| IndexError::Read { path: set.index.path().to_owned(), source };
                 let Some(found) = set.index.record(sample).map_err(named)? else { return Ok(None) };
-                let record = found.bytes().and_then(|bytes| Record::decode(bytes, found.seal, found.number));
+                let record = Record::decode(found.bytes(), found.seal, found.number);
                 record.map(Some).ok_or_else(|| IndexError::Damaged { path: set.index.path().to_owned() })
             }
         }
@@ -271,7 +271,7 @@ fn has_set(shards: &[PathBuf]) -> bool {
 
 /// What decides which samples there are, and what their records say.
 fn settings(keys: &SampleKeys) -> String {
-    format!("pairs {}: {:016x}", super::record::VERSION, keys_digest(keys))
+    format!("pairs {}: {:016x}", super::record::VERSION, keys_digest(&keys.of_index()))
 }
 
 fn first_changed(

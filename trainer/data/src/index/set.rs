@@ -29,8 +29,8 @@ const HEADER_BYTES: usize = 76;
 /// Bytes of a shard's entry in the table.
 const ENTRY_BYTES: usize = 32;
 
-/// Bytes of the largest record.
-const RECORD_LIMIT: usize = 64;
+/// Bytes of the largest record: one of a sample with as many captions as there may be.
+const RECORD_LIMIT: usize = 320;
 
 /// Most bytes of what was found, as JSON: it grows with the kinds of faults, not with the data.
 const FOUND_LIMIT: u32 = 4 << 20;
@@ -81,9 +81,8 @@ pub(crate) struct SetRecord {
 }
 
 impl SetRecord {
-    /// Its bytes, when it has this many.
-    pub(crate) fn bytes<const N: usize>(&self) -> Option<&[u8; N]> {
-        self.bytes.get(..self.length)?.try_into().ok()
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 
@@ -164,7 +163,10 @@ impl SetIndex {
         let mut bytes = [0; HEADER_BYTES];
         blob.read_exact_at(&mut bytes, 0)?;
         let header = Header::decode(&bytes).filter(|header| {
-            header.identity == *identity && header.record_bytes as usize == record_bytes && header.found_bytes <= FOUND_LIMIT
+            header.identity == *identity
+                && header.record_bytes as usize == record_bytes
+                && record_bytes <= RECORD_LIMIT
+                && header.found_bytes <= FOUND_LIMIT
         });
         let Some((header, records_at)) = header.and_then(|header| Some((header, header.records_at()?))) else { return Ok(None) };
         let length = header.samples.checked_mul(record_bytes as u64).and_then(|records| records.checked_add(records_at));
@@ -209,6 +211,7 @@ impl SetIndex {
     pub(crate) fn record(&self, sample: u64) -> io::Result<Option<SetRecord>> {
         let Some((shard, number)) = place_in(&self.ends, sample) else { return Ok(None) };
         let Some(SetShard { seal, .. }) = self.shards.get(shard).copied() else { return Ok(None) };
+        // No index with larger records was opened.
         let mut record = SetRecord { bytes: [0; RECORD_LIMIT], length: self.record_bytes, number, seal };
         let (bytes, _) = record.bytes.split_at_mut(self.record_bytes);
         self.blob.read_exact_at(bytes, self.records_at + sample * self.record_bytes as u64)?;
@@ -326,7 +329,7 @@ mod tests {
             for number in 0..count {
                 let found = index.record(sample).expect("it is read").expect("there is one");
                 assert_eq!((found.number, found.seal), (number, shard as u32));
-                assert_eq!(found.bytes(), Some(&record(shard, number)));
+                assert_eq!(found.bytes(), record(shard, number));
                 sample += 1;
             }
         }

@@ -2,6 +2,8 @@
 
 use std::{fs, num::NonZero, os::unix::fs::FileExt, time::Duration};
 
+use lcl_trainer_config::{CaptionChoice, CaptionFrom};
+
 use super::*;
 use crate::shard::{ImageKind, ShardWriter};
 
@@ -323,4 +325,112 @@ fn the_index_knows_how_many_samples_are_whole() {
         let index = open(&shard, None).expect("the index is built or opened");
         assert_eq!((index.count(), index.findings().usable), (4, 1));
     }
+}
+
+/// A shard as img2dataset leaves it: PAX headers, and jpg, json and txt of each sample in this order.
+fn write_img2dataset(path: &Path, sidecars: &[Option<&str>]) {
+    let mut archive = tar::Builder::new(File::create(path).expect("the shard is begun"));
+    let mut append = |name: &str, contents: &[u8]| {
+        for (kind, name, contents) in
+            [(tar::EntryType::XHeader, "PaxHeader", &b"27 mtime=1700000000.123456\n"[..]), (tar::EntryType::Regular, name, contents)]
+        {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_size(contents.len() as u64);
+            header.set_mode(0o444);
+            archive.append_data(&mut header, name, contents).expect("a member is written");
+        }
+    };
+    for (number, sidecar) in sidecars.iter().enumerate() {
+        append(&format!("{number:09}.jpg"), format!("image {number}").as_bytes());
+        sidecar.iter().for_each(|sidecar| append(&format!("{number:09}.json"), sidecar.as_bytes()));
+        append(&format!("{number:09}.txt"), format!("text {number}").as_bytes());
+    }
+    archive.finish().expect("the shard is finished");
+}
+
+fn sidecar(similarity: f64, nsfw: &str) -> String {
+    format!(
+        "{{\n    \"similarity\": {similarity},\n    \"NSFW\": {nsfw},\n    \"LICENSE\": \"?\",\n    \"caption\": \"c\",\n    \"url\": \
+         \"http://a.b/c.jpg\",\n    \"width\": 256,\n    \"exif\": \"{{\\\"a\\\": \\\"\\\"}}\"\n}}"
+    )
+}
+
+#[test]
+fn samples_that_a_filter_leaves_out_take_no_number_and_have_no_record() {
+    let data = folder();
+    let shard = data.path().join("00000.tar");
+    let sound = sidecar(0.31, "\"UNLIKELY\"");
+    let sidecars = [
+        sound.clone(),
+        sidecar(0.2, "\"UNLIKELY\""),
+        sidecar(0.4, "null"),
+        sidecar(0.4, "\"NSFW\""),
+        "{\"caption\": \"c\"}".to_owned(),
+        "{".to_owned(),
+        "x".repeat(lcl_filter::SIDECAR_BYTES_LIMIT as usize + 1),
+        sound.replace("0.31", "NaN"),
+        sound,
+    ];
+    let all: Vec<Option<&str>> = sidecars.iter().map(|sidecar| Some(sidecar.as_str())).chain([None]).collect();
+    write_img2dataset(&shard, &all);
+    let keys = SampleKeys { filter: Some("similarity >= 0.28 && NSFW != \"NSFW\"".to_owned()), ..SampleKeys::default() };
+    for _ in 0..2 {
+        let index = ShardIndex::open(&shard, None, &keys).expect("the index is built, then opened");
+        let found = index.findings();
+        assert_eq!((index.count(), found.samples, found.usable, found.with_caption, found.filtered_count()), (3, 3, 3, 3, 7));
+        assert_eq!(
+            found.filtered.iter().map(|(cause, left_out)| (cause.as_str(), left_out.count, left_out.first.as_str())).collect::<Vec<_>>(),
+            [
+                ("broken_sidecar", 2, "000000005: the json is no JSON object: EOF while parsing an object at line 1 column 1"),
+                ("excluded", 2, "000000001"),
+                ("missing_field", 1, "000000004: similarity"),
+                ("no_sidecar", 1, "000000009"),
+                ("wrong_type", 1, "000000007: similarity is null, not a number"),
+            ]
+        );
+        assert_eq!(found.extensions_listed(), "jpg 10, txt 10, json 9");
+        let bytes = fs::read(&shard).expect("the shard is read");
+        let texts = records(&index).expect("the records are read").into_iter().map(|record| {
+            let caption = record.caption.expect("there is a caption");
+            String::from_utf8_lossy(&bytes[caption.offset as usize..][..caption.length as usize]).into_owned()
+        });
+        assert_eq!(texts.collect::<Vec<_>>(), ["text 0", "text 2", "text 8"]);
+    }
+    // Each filter, and none, has an index of its own.
+    let other = SampleKeys { filter: Some("similarity >= 0.1".to_owned()), ..SampleKeys::default() };
+    let counts = [&keys, &other, &SampleKeys::default()].map(|keys| ShardIndex::open(&shard, None, keys).expect("built").count());
+    assert_eq!(counts, [3, 5, 10]);
+    assert_eq!(fs::read_dir(data.path()).expect("the folder is read").count(), 4);
+}
+
+#[test]
+fn the_index_names_every_file_that_a_caption_may_come_from_and_no_weight() {
+    let data = folder();
+    let shard = data.path().join("00000.tar");
+    write_img2dataset(&shard, &[Some("{\"caption\": \"c\"}"), None]);
+    let keys = |weight, path: &str| {
+        let choice = |from| CaptionChoice { from, weight };
+        let captions = [CaptionFrom::Key("txt".to_owned()), CaptionFrom::Json(path.to_owned()), CaptionFrom::Key("none".to_owned())];
+        SampleKeys { captions: captions.map(choice).into(), ..SampleKeys::default() }
+    };
+    let bytes = fs::read(&shard).expect("the shard is read");
+    let index = ShardIndex::open(&shard, None, &keys(1, "caption")).expect("the index is built");
+    assert!(!in_memory(&index));
+    let found: Vec<Vec<String>> = records(&index)
+        .expect("the records are read")
+        .into_iter()
+        .map(|record| {
+            let extents = [record.caption].into_iter().chain(record.others);
+            let text = |extent: Extent| String::from_utf8_lossy(&bytes[extent.offset as usize..][..extent.length as usize]).into_owned();
+            extents.map(|extent| extent.map_or("-".to_owned(), text)).collect()
+        })
+        .collect();
+    assert_eq!(found, [["text 0", "{\"caption\": \"c\"}", "-"], ["text 1", "-", "-"]]);
+    // Other weights and fields are found in the same files.
+    let reports = index_shards(std::slice::from_ref(&shard), None, &keys(7, "alt_text"), NonZero::<usize>::MIN).expect("it is there");
+    assert!(!reports[0].written);
+    let usual = open(&shard, None).expect("the index is built");
+    assert!(records(&usual).expect("the records are read").iter().all(|record| record.others.is_empty()));
+    assert_eq!(fs::read_dir(data.path()).expect("the folder is read").count(), 3);
 }

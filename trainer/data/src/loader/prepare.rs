@@ -8,7 +8,7 @@ use lcl_trainer_config::{DataConfig, Objective};
 
 use crate::{
     batch::{Buffer, RedrawCause, SkipCause, Skipped, Tolerated},
-    dataset::{Dataset, DatasetError, Reading},
+    dataset::{Choose, Dataset, DatasetError, Reading},
     document::{Composer, Document},
     documents::Asked,
     draw::{self, Draw, IMAGE_SIZE_LIMIT},
@@ -110,7 +110,7 @@ impl Preparer {
             self.dataset.log_skipped(sample, cause, detail);
             Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
         };
-        let record = match self.dataset.read_with(sample, |delay| waits.wait(delay))? {
+        let record = match self.dataset.read_with(sample, Choose::Drawn(draw), |delay| waits.wait(delay))? {
             Reading::Sample(record) => record,
             Reading::Skipped(cause) => return skipped(cause, ""),
         };

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use lcl_trainer_config::{KeySeparator, SampleKeys};
+use lcl_trainer_config::{KeySeparator, SIDECAR_KEY, SampleKeys};
 
 use crate::shard::{Member, MemberKind};
 
@@ -39,14 +39,14 @@ impl ImageKind {
 pub(crate) enum Role {
     /// It may be the sample's image; number of its key among the image keys.
     Image(u8),
-    /// It may be the sample's caption; number of its key among the caption keys.
+    /// It may be the sample's caption, or hold it; its number by [`SampleKeys::caption_number`].
     Caption(u8),
 }
 
 /// What a member with this extension (lower case) is for; the one place where that is decided.
 pub(crate) fn role(extension: &[u8], keys: &SampleKeys) -> Option<Role> {
-    let number_in = |keys: &[String]| keys.iter().position(|key| key.as_bytes() == extension).and_then(|number| u8::try_from(number).ok());
-    number_in(&keys.image).map(Role::Image).or_else(|| number_in(&keys.caption).map(Role::Caption))
+    let image = keys.image.iter().position(|key| key.as_bytes() == extension).and_then(|number| u8::try_from(number).ok());
+    image.map(Role::Image).or_else(|| keys.caption_number(extension).map(Role::Caption))
 }
 
 /// A member under one of the keys that are looked for.
@@ -69,6 +69,10 @@ pub struct Group {
     pub image: Option<Keyed>,
     /// The caption, in the same way.
     pub caption: Option<Keyed>,
+    /// Where captions are drawn, all files that one may come from, the one above among them.
+    pub texts: Vec<Keyed>,
+    /// The sidecar, where a filter asks for it.
+    pub sidecar: Option<Member>,
     /// What follows the dot in the names of its members, in lower case.
     pub extensions: BTreeSet<Vec<u8>>,
     /// Two of its members have the same name: which of them belong together is not known.
@@ -79,7 +83,17 @@ pub struct Group {
 
 impl Group {
     fn new(key: &[u8], start: u64) -> Self {
-        Self { key: key.to_vec(), start, image: None, caption: None, extensions: BTreeSet::new(), doubled: false, elsewhere: false }
+        Self {
+            key: key.to_vec(),
+            start,
+            image: None,
+            caption: None,
+            texts: Vec::new(),
+            sidecar: None,
+            extensions: BTreeSet::new(),
+            doubled: false,
+            elsewhere: false,
+        }
     }
 }
 
@@ -119,10 +133,18 @@ impl<'a> Grouper<'a> {
         };
         let group = self.current.as_mut()?;
         group.elsewhere |= self.elsewhere.as_ref() == Some(&group.key);
+        if self.keys.filter.is_some() && extension == SIDECAR_KEY.as_bytes() && group.sidecar.is_none() {
+            group.sidecar = Some(member.clone());
+        }
         group.doubled |= !group.extensions.insert(extension);
         match role {
             Some(Role::Image(key)) => take(&mut group.image, Keyed { key, member }),
-            Some(Role::Caption(key)) => take(&mut group.caption, Keyed { key, member }),
+            Some(Role::Caption(key)) => {
+                if self.keys.draws_captions() {
+                    group.texts.push(Keyed { key, member: member.clone() });
+                }
+                take(&mut group.caption, Keyed { key, member });
+            }
             None => {}
         }
         finished
@@ -166,6 +188,8 @@ pub(crate) fn split_name(name: &[u8], separator: KeySeparator) -> Option<(&[u8],
 
 #[cfg(test)]
 mod tests {
+    use lcl_trainer_config::{CaptionChoice, CaptionFrom};
+
     use super::*;
 
     fn member(name: &str) -> Member {
@@ -227,7 +251,7 @@ mod tests {
 
     fn keys(image: &[&str], caption: &[&str], separator: KeySeparator) -> SampleKeys {
         let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
-        SampleKeys { image: list(image), caption: list(caption), separator }
+        SampleKeys { image: list(image), caption: list(caption), separator, ..SampleKeys::default() }
     }
 
     #[test]
@@ -248,6 +272,29 @@ mod tests {
             &["v1.0/a.b.jpg", "v1.0/a.b.txt", "a.c.jpg", ".hidden.jpg", "a.c.txt", "a.txt"],
             &["v1.0/a.b: v1.0/a.b.jpg, v1.0/a.b.txt", "a.c: a.c.jpg, a.c.txt", "a: -, a.txt"],
         );
+    }
+
+    #[test]
+    fn every_file_that_a_caption_may_come_from_is_kept_and_the_sidecar_for_a_filter() {
+        let choice = |from| CaptionChoice { from, weight: 1 };
+        let captions = vec![choice(CaptionFrom::Json("caption".to_owned())), choice(CaptionFrom::Key("txt".to_owned()))];
+        let drawn = SampleKeys { captions, ..SampleKeys::default() };
+        let filtered = SampleKeys { filter: Some("width > 1".to_owned()), ..SampleKeys::default() };
+        let check = |keys: &SampleKeys, texts: &[(u8, &str)], sidecar: Option<&str>| {
+            let mut grouper = Grouper::new(keys);
+            for name in ["0.jpg", "0.JSON", "0.txt", "0.caption"] {
+                assert_eq!(grouper.push(member(name)), None);
+            }
+            let group = grouper.finish().expect("one sample");
+            let found: Vec<_> =
+                group.texts.iter().map(|text| (text.key, String::from_utf8_lossy(&text.member.name).into_owned())).collect();
+            assert_eq!(found.iter().map(|(key, name)| (*key, name.as_str())).collect::<Vec<_>>(), texts);
+            assert!(group.caption.is_some());
+            assert_eq!(group.sidecar.map(|member| String::from_utf8_lossy(&member.name).into_owned()).as_deref(), sidecar);
+        };
+        check(&drawn, &[(0, "0.JSON"), (1, "0.txt")], None);
+        check(&filtered, &[], Some("0.JSON"));
+        check(&SampleKeys::default(), &[], None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, path::Path};
 
-use lcl_trainer_config::{KeySeparator, SampleKeys};
+use lcl_trainer_config::SampleKeys;
 use serde::Deserialize;
 
 use crate::{
@@ -75,7 +75,7 @@ pub(crate) struct Scanned {
 /// Which members are looked for, in the words that samples are grouped by: the `json` stands in the caption's place.
 fn keys() -> SampleKeys {
     let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
-    SampleKeys { image: list(&["jpg", "png", "webp", "jpeg"]), caption: list(&["json"]), separator: KeySeparator::FirstDot }
+    SampleKeys { image: list(&["jpg", "png", "webp", "jpeg"]), caption: list(&["json"]), ..SampleKeys::default() }
 }
 
 /// Calls `visit` for every image of shard `number` that has an address, in the shard's order.

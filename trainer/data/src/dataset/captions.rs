@@ -1,0 +1,221 @@
+//! Which caption a sample has.
+//!
+//! Comes in: the keys, what the index says of a sample, and the contents of its files. Goes out: the caption, or why there is none. Where captions
+//! are drawn, the draw is among those that the sample has, by their weights; what a caption lacks to be one is found once it is drawn.
+
+use lcl_filter::fields_of;
+use lcl_trainer_config::{CaptionFrom, SIDECAR_KEY, SampleKeys};
+use serde_json::Value;
+
+use crate::{
+    cause::SkipCause,
+    dataset::CAPTION_BYTES_LIMIT,
+    draw::Draw,
+    index::{Extent, Record},
+};
+
+/// Which of several captions is used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Choose {
+    /// The first that the sample has.
+    First,
+    /// The one that is drawn for a slot.
+    Drawn(Draw),
+}
+
+impl Choose {
+    /// The number of one of several captions with these weights, of which one is not 0.
+    fn among(self, weights: &[u64]) -> usize {
+        match self {
+            Self::First => weights.iter().position(|weight| *weight > 0).unwrap_or(0),
+            Self::Drawn(draw) => draw.caption(weights),
+        }
+    }
+}
+
+/// A file that a caption may come from.
+#[derive(Clone, Debug)]
+pub(super) struct Text {
+    /// Its number by [`SampleKeys::caption_number`].
+    number: usize,
+    /// Where it lies.
+    pub(super) extent: Extent,
+    /// What is in it; empty until it is read.
+    pub(super) contents: Vec<u8>,
+}
+
+impl Text {
+    /// Whether it is small enough to be read.
+    pub(super) const fn fits(&self) -> bool {
+        self.extent.length <= CAPTION_BYTES_LIMIT
+    }
+}
+
+/// The files of a sample that a caption may come from.
+pub(super) fn texts_of(keys: &SampleKeys, record: &Record) -> Vec<Text> {
+    let extents = [record.caption].into_iter().chain(record.others.iter().copied()).enumerate();
+    let texts = extents.filter_map(|(number, extent)| Some(Text { number, extent: extent?, contents: Vec::new() }));
+    // What img2dataset writes where there is no caption.
+    let is_there = |text: &Text| !keys.draws_captions() || text.extent.length > 0;
+    texts.filter(is_there).collect()
+}
+
+/// What a caption would be.
+enum Candidate<'a> {
+    Nothing,
+    File(&'a Text),
+    Field(&'a Value),
+}
+
+/// The caption of a sample with these files.
+pub(super) fn choose(keys: &SampleKeys, texts: &[Text], choose: Choose) -> Result<String, SkipCause> {
+    if !keys.draws_captions() {
+        return texts.first().ok_or(SkipCause::NoCaption).and_then(text_in);
+    }
+    let fields = fields(keys, texts)?;
+    let mut fields = fields.iter();
+    let candidates: Vec<Candidate> = keys
+        .captions
+        .iter()
+        .map(|choice| match &choice.from {
+            CaptionFrom::Key(key) => file_in(keys, texts, key).filter(|text| !is_blank(text)).map_or(Candidate::Nothing, Candidate::File),
+            CaptionFrom::Json(path) => match fields.next().and_then(|field| below(field.as_ref()?, path)) {
+                None | Some(Value::Null) => Candidate::Nothing,
+                Some(Value::String(text)) if text.trim().is_empty() => Candidate::Nothing,
+                Some(value) => Candidate::Field(value),
+            },
+        })
+        .collect();
+    let weight = |(candidate, weight): (&Candidate, u32)| if matches!(candidate, Candidate::Nothing) { 0 } else { u64::from(weight) };
+    let weights: Vec<u64> = candidates.iter().zip(keys.captions.iter().map(|choice| choice.weight)).map(weight).collect();
+    if weights.iter().all(|weight| *weight == 0) {
+        return Err(SkipCause::NoCaption);
+    }
+    match candidates.get(choose.among(&weights)) {
+        None | Some(Candidate::Nothing) => Err(SkipCause::NoCaption),
+        Some(Candidate::File(text)) => text_in(text),
+        Some(Candidate::Field(Value::String(text))) => Ok(text.clone()),
+        Some(Candidate::Field(_)) => Err(SkipCause::CaptionNotText),
+    }
+}
+
+fn is_blank(text: &Text) -> bool {
+    text.fits() && text.contents.trim_ascii().is_empty()
+}
+
+fn file_in<'a>(keys: &SampleKeys, texts: &'a [Text], key: &str) -> Option<&'a Text> {
+    let number = keys.caption_number(key.as_bytes())?;
+    texts.iter().find(|text| text.number == usize::from(number))
+}
+
+fn text_in(text: &Text) -> Result<String, SkipCause> {
+    if !text.fits() {
+        return Err(SkipCause::CaptionTooLarge);
+    }
+    String::from_utf8(text.contents.clone()).map_err(|_| SkipCause::CaptionNotUtf8)
+}
+
+/// For every choice that is a field of the json, the field of the json's object that it begins at. The json is parsed once for all of them.
+fn fields(keys: &SampleKeys, texts: &[Text]) -> Result<Vec<Option<Value>>, SkipCause> {
+    let paths = keys.captions.iter().filter_map(|choice| match &choice.from {
+        CaptionFrom::Json(path) => Some(path.split('.').next().unwrap_or(path)),
+        CaptionFrom::Key(_) => None,
+    });
+    let mut names: Vec<&str> = paths.collect();
+    let Some(sidecar) = file_in(keys, texts, SIDECAR_KEY).filter(|_| !names.is_empty()) else { return Ok(vec![None; names.len()]) };
+    if !sidecar.fits() {
+        return Err(SkipCause::BrokenSidecar);
+    }
+    let wanted = names.clone();
+    names.sort_unstable();
+    names.dedup();
+    let values = fields_of(&sidecar.contents, &names).map_err(|_| SkipCause::BrokenSidecar)?;
+    let value = |name: &&str| names.binary_search(name).ok().and_then(|at| values.get(at)).cloned().flatten();
+    Ok(wanted.iter().map(value).collect())
+}
+
+/// What lies at a path in the value of its first name.
+fn below<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').skip(1).try_fold(value, |value, name| value.get(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use lcl_trainer_config::CaptionChoice;
+
+    use super::*;
+
+    fn keys(captions: &[(&str, u32)]) -> SampleKeys {
+        let choice = |(from, weight): &(&str, u32)| {
+            let from =
+                from.strip_prefix("json:").map_or_else(|| CaptionFrom::Key((*from).to_owned()), |path| CaptionFrom::Json(path.to_owned()));
+            CaptionChoice { from, weight: *weight }
+        };
+        SampleKeys { captions: captions.iter().map(choice).collect(), ..SampleKeys::default() }
+    }
+
+    /// The captions of a sample with these files that are drawn in 200 slots, each once, in order.
+    fn drawn(keys: &SampleKeys, files: &[(&str, &[u8])]) -> Vec<Result<String, &'static str>> {
+        let record = |key: &str| {
+            let contents = files.iter().find(|(name, _)| *name == key)?.1;
+            Some(Extent { offset: 512, length: contents.len() as u32 })
+        };
+        let mut extents = keys.caption_files().map(record);
+        let record = Record { start: 0, image: None, caption: extents.next().flatten(), others: extents.collect(), doubled: false };
+        let mut texts = texts_of(keys, &record);
+        for text in texts.iter_mut().filter(|text| text.fits()) {
+            let key = keys.caption_files().nth(text.number).expect("a file of the keys");
+            text.contents = files.iter().find(|(name, _)| *name == key).expect("a file of the sample").1.to_vec();
+        }
+        let of = |slot| choose(keys, &texts, Choose::Drawn(Draw { seed: 1, step: 2, slot })).map_err(SkipCause::name);
+        let mut found: Vec<_> = (0..200).map(of).collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    #[test]
+    fn a_caption_is_drawn_among_those_that_the_sample_has() {
+        let keys = keys(&[("txt", 1), ("json:caption", 2), ("json:meta.alt", 1)]);
+        let check = |files: &[(&str, &[u8])], expected: &[Result<&str, &'static str>]| {
+            let found = drawn(&keys, files);
+            assert_eq!(found.iter().map(|drawn| drawn.as_deref().map_err(|cause| *cause)).collect::<Vec<_>>(), expected, "{files:?}");
+        };
+        let json: &[u8] = br#"{"caption": "c", "meta": {"alt": "a"}}"#;
+        check(&[("txt", b"t"), ("json", json)], &[Ok("a"), Ok("c"), Ok("t")]);
+        check(&[("json", json)], &[Ok("a"), Ok("c")]);
+        check(&[("txt", b"t")], &[Ok("t")]);
+        // Empty ones are left out: img2dataset writes them where there was none.
+        check(&[("txt", b""), ("json", br#"{"caption": null, "meta": {"alt": " "}}"#)], &[Err("no_caption")]);
+        check(&[("txt", b"\n"), ("json", br#"{"caption": "c", "meta": "no object"}"#)], &[Ok("c")]);
+        check(&[("json", br#"{"url": "u"}"#)], &[Err("no_caption")]);
+        // What is there is drawn, and then is no caption.
+        check(&[("txt", b"t"), ("json", br#"{"caption": 7}"#)], &[Ok("t"), Err("caption_not_text")]);
+        check(&[("txt", b"\xff"), ("json", br#"{"caption": "c"}"#)], &[Ok("c"), Err("caption_not_utf8")]);
+        let large = vec![b'a'; CAPTION_BYTES_LIMIT as usize + 1];
+        check(&[("txt", &large), ("json", br#"{"caption": "c"}"#)], &[Ok("c"), Err("caption_too_large")]);
+        // Nobody knows what a broken json says.
+        check(&[("txt", b"t"), ("json", b"{\"caption\": ")], &[Err("broken_sidecar")]);
+        check(&[("txt", b"t"), ("json", b"")], &[Ok("t")]);
+        check(&[("txt", b"t"), ("json", &large)], &[Err("broken_sidecar")]);
+    }
+
+    #[test]
+    fn a_whole_json_may_be_a_caption_and_nobody_parses_it() {
+        assert_eq!(drawn(&keys(&[("json", 1), ("txt", 1)]), &[("json", b"{no json")]), [Ok("{no json".to_owned())]);
+    }
+
+    #[test]
+    fn the_first_caption_is_the_first_of_the_list_that_the_sample_has() {
+        let keys = keys(&[("json:caption", 1), ("txt", 1000)]);
+        let text = |number, contents: &[u8]| Text {
+            number,
+            extent: Extent { offset: 512, length: contents.len() as u32 },
+            contents: contents.to_vec(),
+        };
+        let texts = [text(0, br#"{"caption": "c"}"#), text(1, b"t")];
+        assert_eq!(choose(&keys, &texts, Choose::First), Ok("c".to_owned()));
+        assert_eq!(choose(&keys, &texts[1..], Choose::First), Ok("t".to_owned()));
+        assert_eq!(choose(&keys, &[], Choose::First), Err(SkipCause::NoCaption));
+    }
+}
