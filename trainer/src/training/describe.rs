@@ -1,8 +1,9 @@
 //! What is written down about a step: its place in the data, what identifies its samples, and its curves. Pure.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use lcl_data::{Batch, Orders, Row, Tolerated};
+use lcl_torch::{SourceLosses, Terms};
 
 use crate::records::{Record, RedrawnSample, SlotRange, SourceRecord};
 
@@ -27,19 +28,52 @@ pub(super) fn count_sources(batch: &Batch, order: &Orders) -> Vec<[u64; 3]> {
     counts
 }
 
-/// What a step took of each source of a mixture.
-pub(super) fn source_records(step: u64, batch: u64, order: &Orders, counts: &[[u64; 3]]) -> Vec<SourceRecord> {
+/// The sources' parts of a wait for a batch, in microseconds: in the proportion of the time that data threads spent on the slots of each.
+pub(super) fn share_wait(wait: Duration, spent: &[Duration], order: &Orders) -> Vec<u64> {
+    let of = |source: usize| spent.get(source).map_or(0, Duration::as_nanos);
+    let all: u128 = (0..order.names().len()).map(of).sum();
+    // No greater than the wait.
+    (0..order.names().len()).map(|source| (wait.as_micros() * of(source) / all.max(1)) as u64).collect()
+}
+
+/// Figures of a step by source, in the order of the sources; all empty when there is but one source.
+pub(super) struct OfSources<'a> {
+    /// Rows, images and tokens.
+    pub(super) counts: &'a [[u64; 3]],
+    /// Of the global batch; empty for a step without an update.
+    pub(super) losses: &'a [SourceLosses],
+    /// Microseconds.
+    pub(super) waits: &'a [u64],
+}
+
+/// What a step took of each source of a mixture, and what came of it.
+pub(super) fn source_records(step: u64, batch: u64, order: &Orders, figures: &OfSources<'_>) -> Vec<SourceRecord> {
     let positions = order.positions(step * batch..(step + 1) * batch);
-    let sources = order.names().iter().zip(positions).zip(counts);
-    let record = |((name, positions), [rows, images, tokens]): ((&String, std::ops::Range<u64>), &[u64; 3])| SourceRecord {
-        name: name.clone(),
-        first: positions.start,
-        end: positions.end,
-        rows: *rows,
-        images: *images,
-        tokens: *tokens,
+    let mean = |terms: &Terms| terms.mean().filter(|mean| mean.is_finite());
+    let record = |(source, (name, positions)): (usize, (&String, std::ops::Range<u64>))| {
+        let [rows, images, tokens] = figures.counts.get(source).copied().unwrap_or_default();
+        let SourceLosses { generation, contrastive } = figures.losses.get(source).copied().unwrap_or_default();
+        SourceRecord {
+            name: name.clone(),
+            first: positions.start,
+            end: positions.end,
+            rows,
+            images,
+            tokens,
+            predicted_tokens: generation.count,
+            generation_loss: mean(&generation),
+            contrastive_images: contrastive.count,
+            contrastive_loss: mean(&contrastive),
+            data_wait_seconds: figures.waits.get(source).map_or(0.0, |wait| Duration::from_micros(*wait).as_secs_f64()),
+        }
     };
-    sources.map(record).collect()
+    order.names().iter().zip(positions).enumerate().map(record).collect()
+}
+
+/// The source of each row; nothing when there is but one source.
+pub(super) fn sources_of(rows: &[Row], order: &Orders) -> Vec<u32> {
+    let rows = if order.names().is_empty() { &[] } else { rows };
+    rows.iter().map(|row| order.source_of(row.sample) as u32).collect()
 }
 
 /// The global batch of a step, cut where a pass ends.
@@ -112,7 +146,28 @@ pub(super) fn add_counts(totals: &mut BTreeMap<String, u64>, counts: &BTreeMap<S
 }
 
 /// The curves of a record in `TensorBoard`.
-pub(super) fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
+pub(super) fn scalars(record: &Record) -> Vec<(Cow<'static, str>, f64)> {
+    let mut curves: Vec<_> = curves(record).into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect();
+    if let Record::Step(step) = record {
+        curves.extend(step.sources.iter().flat_map(source_curves));
+    }
+    curves
+}
+
+/// The curves of a source: named as those of all sources together, with its name behind.
+fn source_curves(source: &SourceRecord) -> impl Iterator<Item = (Cow<'static, str>, f64)> {
+    let curves = [
+        ("loss/generation", source.generation_loss),
+        ("loss/contrastive", source.contrastive_loss),
+        ("speed/data_wait_seconds", Some(source.data_wait_seconds)),
+        ("data/rows", Some(source.rows as f64)),
+        ("data/images", Some(source.images as f64)),
+        ("data/tokens", Some(source.tokens as f64)),
+    ];
+    curves.into_iter().filter_map(|(curve, value)| Some((Cow::Owned(format!("{curve}/{}", source.name)), value?)))
+}
+
+fn curves(record: &Record) -> Vec<(&'static str, f64)> {
     match record {
         Record::Step(step) => vec![
             ("loss/total", step.loss),
