@@ -196,7 +196,54 @@ fn curves(record: &Record) -> Vec<(&'static str, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lcl_data::{Order, Pace, mixture::Mixture};
+
     use super::*;
+    use crate::records::{StepRecord, tests::step_record};
+
+    /// Two sources that take turns, the second first.
+    fn two_sources() -> Orders {
+        let order = |first, source| (first, Order::new(0, source, Arc::from([5]), Pace::new(4, 2), 1, 5));
+        Orders::new(Mixture::by_samples(&[1, 1]), vec!["pairs".to_owned(), "pages".to_owned()], vec![order(0, 0), order(5, 1)])
+    }
+
+    #[test]
+    fn a_wait_is_shared_in_the_proportion_of_the_time_that_the_slots_of_each_source_took() {
+        let check = |wait: u64, spent: &[u64], expected: &[u64]| {
+            let spent: Vec<_> = spent.iter().copied().map(Duration::from_millis).collect();
+            assert_eq!(share_wait(Duration::from_micros(wait), &spent, &two_sources()), expected, "{wait} {spent:?}");
+        };
+        check(1_000, &[30, 10], &[750, 250]);
+        check(1_000, &[30], &[1_000, 0]);
+        check(u64::MAX >> 1, &[0, u64::MAX / 1_000_000], &[0, u64::MAX >> 1]);
+        check(9, &[], &[0, 0]);
+    }
+
+    #[test]
+    fn each_source_has_its_own_means_counts_and_curves() {
+        let terms = |sum, count| Terms { sum, count };
+        let losses = [
+            SourceLosses { generation: terms(30.0, 10), contrastive: terms(0.0, 0) },
+            SourceLosses { generation: terms(8.0, 2), contrastive: terms(f64::NAN, 3) },
+        ];
+        let figures = OfSources { counts: &[[1, 1, 12], [2, 4, 40]], losses: &losses, waits: &[500_000, 0] };
+        let records = source_records(1, 3, &two_sources(), &figures);
+        let [pairs, pages] = records.as_slice() else { panic!("{records:?}") };
+        // Of positions 3, 4 and 5 the one in the middle is of the second source.
+        assert_eq!((pairs.first, pairs.end, pages.first, pages.end), (1, 3, 2, 3));
+        assert_eq!((pairs.generation_loss, pairs.predicted_tokens, pairs.contrastive_loss), (Some(3.0), 10, None));
+        assert_eq!((pages.generation_loss, pages.contrastive_loss, pages.contrastive_images), (Some(4.0), None, 3));
+        assert_eq!((pairs.data_wait_seconds, pages.images, pages.tokens), (0.5, 4, 40));
+
+        let curves = scalars(&Record::Step(Box::new(StepRecord { sources: records.clone(), ..step_record(1) })));
+        let value = |name: &str| curves.iter().find(|(curve, _)| curve == name).map(|(_, value)| *value);
+        assert_eq!((value("loss/generation/pairs"), value("loss/generation/pages")), (Some(3.0), Some(4.0)));
+        assert_eq!((value("loss/contrastive/pairs"), value("data/tokens/pages")), (None, Some(40.0)));
+        assert_eq!((value("speed/data_wait_seconds/pairs"), value("data/rows/pages")), (Some(0.5), Some(2.0)));
+        assert_eq!(value("loss/generation"), Some(4.5), "that of all of them");
+    }
 
     fn check(step: u64, batch: u64, pass: u64, expected: &[(u64, u64, u64)]) {
         let ranges: Vec<_> = slot_ranges(step, batch, pass).iter().map(|range| (range.pass, range.first, range.end)).collect();

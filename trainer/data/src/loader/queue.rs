@@ -234,3 +234,42 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use lcl_trainer_config::{Objective, Preset};
+
+    use super::*;
+    use crate::batch::{SkipCause, Skipped};
+
+    /// Threads work ahead: what they spend on the next batch must not be that of the one that is taken.
+    #[test]
+    fn what_was_spent_is_told_of_the_batch_that_was_taken_and_of_each_source_apart() {
+        let options = LoaderOptions {
+            model: Preset::Tiny.shape(),
+            objective: Objective::Clip,
+            seed: 0,
+            global_batch_size: 3,
+            slots: 0..3,
+            first_step: 0,
+            last_step: 2,
+        };
+        let queue = Queue::new(&options, 2);
+        let works: Vec<Work> = (0..6).map_while(|_| queue.claim()).collect();
+        let finish = |work: &Work, source, seconds| {
+            let slot = Skipped { slot: work.place as u64, pass: 0, sample: 0, cause: SkipCause::NoImage };
+            queue.complete(*work, Prepared::Skipped(slot), source, Duration::from_secs(seconds));
+        };
+        // Of the second step first; sources 0 and 2 have slots in the first, source 1 in the second.
+        works[3..].iter().for_each(|work| finish(work, 1, 100));
+        finish(&works[2], 2, 5);
+        finish(&works[0], 0, 1);
+        finish(&works[1], 2, 2);
+        let mut spent = || {
+            assert!(queue.take().is_some_and(|batch| batch.is_ok()));
+            queue.spent().iter().map(Duration::as_secs).collect::<Vec<_>>()
+        };
+        assert_eq!(spent(), [1, 0, 7]);
+        assert_eq!(spent(), [0, 300]);
+    }
+}
