@@ -27,7 +27,9 @@ pub use job::{
         VisionShapeSpec,
     },
     optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
-    status::{FailureBudgetStatus, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, ReplacingStatus, WorkersStatus},
+    status::{
+        FailureBudgetStatus, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, ReplacingStatus, SourceStatus, WorkersStatus,
+    },
     workers::{ElasticSpec, WorkersSpec},
 };
 pub use names::{COORDINATOR_SUFFIX, GROUP, KIND, MAX_NAME_LENGTH, MAX_WORKERS, PLURAL, VERSION, WORKER_CONTAINER, WORKER_INFIX};

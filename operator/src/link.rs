@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lcl_operator_core::observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen};
+use lcl_operator_core::observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, SourceSeen};
 use lcl_proto::v1alpha1::{
-    CommandRequest, EndReason, Phase, Status, WatchRequest, World, command_request, command_request::Command,
+    CommandRequest, EndReason, Phase, SourceProgress, Status, WatchRequest, World, command_request, command_request::Command,
     coordinator_client::CoordinatorClient,
 };
 use lcl_security::{Connector, Security};
@@ -161,8 +161,21 @@ impl Follower {
 }
 
 fn differs_in_progress_only(old: &GroupStatus, new: &GroupStatus) -> bool {
-    let with_old_progress = GroupStatus { step: old.step, last_checkpoint: old.last_checkpoint, ..new.clone() };
+    let with_old_progress =
+        GroupStatus { step: old.step, last_checkpoint: old.last_checkpoint, sources: old.sources.clone(), ..new.clone() };
     with_old_progress == *old && old.n > 0
+}
+
+fn read_source(source: &SourceProgress) -> SourceSeen {
+    // What is not finite is no loss, and has no place in JSON.
+    let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
+    SourceSeen {
+        name: source.name.clone(),
+        samples: source.samples,
+        generation_loss: finite(source.generation_loss),
+        contrastive_loss: finite(source.contrastive_loss),
+        data_wait_seconds: Duration::from_micros(source.data_wait_microseconds).as_secs_f64(),
+    }
 }
 
 fn read_status(status: &Status) -> GroupStatus {
@@ -186,5 +199,36 @@ fn read_status(status: &Status) -> GroupStatus {
         members: members.collect(),
         step: status.step,
         last_checkpoint: status.last_checkpoint,
+        sources: status.sources.iter().map(read_source).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Figures of sources change with every step: they are told at the pace of progress, and not each time.
+    #[test]
+    fn figures_of_sources_are_read_and_are_progress() {
+        let source = |samples, generation_loss| SourceProgress {
+            name: "laion".to_owned(),
+            samples,
+            generation_loss,
+            contrastive_loss: Some(0.5),
+            data_wait_microseconds: 1_500,
+        };
+        let generation = Some(lcl_proto::v1alpha1::Generation { epoch: 1, n: 1 });
+        let status = |source| Status { generation, sources: vec![source], ..Status::default() };
+        let (earlier, later) = (read_status(&status(source(7, Some(2.5)))), read_status(&status(source(8, Some(f64::NAN)))));
+        let seen = SourceSeen {
+            name: "laion".to_owned(),
+            samples: 7,
+            generation_loss: Some(2.5),
+            contrastive_loss: Some(0.5),
+            data_wait_seconds: 0.0015,
+        };
+        assert_eq!(earlier.sources, [seen]);
+        assert_eq!(later.sources[0].generation_loss, None, "it has no place in a status");
+        assert!(differs_in_progress_only(&earlier, &later));
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     cli::{AnswerFormat, AskedRun},
     control::{Answer, ControlError, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus, ask},
-    membership::Members,
+    membership::{Members, SourceStatus},
     run_folder::{RunFolderError, local_path},
 };
 
@@ -108,6 +108,10 @@ fn status_text(status: &RunStatus) -> String {
         let _ =
             writeln!(text, "{name:width$}  {pid:>8}  {state:8}  {}", if members.is_empty() { "-".to_owned() } else { members.join(", ") });
     }
+    let sources = group.as_ref().map(|group| group.sources.as_slice()).unwrap_or_default();
+    if !sources.is_empty() {
+        text.push_str(&sources_text(sources));
+    }
     if !history.is_empty() {
         text.push_str("\nRECENTLY\n");
     }
@@ -115,6 +119,19 @@ fn status_text(status: &RunStatus) -> String {
         let _ = writeln!(text, "{:>8.1} s ago  {}", (time - happening.time).max(0.0), happening.event.line());
     }
     text.truncate(text.trim_end().len());
+    text
+}
+
+/// The sources of a mixture, a line each.
+fn sources_text(sources: &[SourceStatus]) -> String {
+    let width = sources.iter().map(|source| source.name.len()).max().unwrap_or_default().max("SOURCE".len());
+    let mut text = format!("\n{:width$}  {:>11}  {:>10}  {:>11}  {:>9}\n", "SOURCE", "SAMPLES", "GENERATION", "CONTRASTIVE", "DATA WAIT");
+    for source in sources {
+        let SourceStatus { name, samples, generation_loss, contrastive_loss, data_wait_seconds } = source;
+        let loss = |loss: &Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.3}"));
+        let (generation, contrastive) = (loss(generation_loss), loss(contrastive_loss));
+        let _ = writeln!(text, "{name:width$}  {samples:>11}  {generation:>10}  {contrastive:>11}  {data_wait_seconds:>7.3} s");
+    }
     text
 }
 
@@ -158,6 +175,22 @@ mod tests {
                 members: Members { ready: 1, desired: 2, min: 1, max: 2 },
                 step: 198,
                 last_checkpoint: None,
+                sources: vec![
+                    SourceStatus {
+                        name: "laion".to_owned(),
+                        samples: 40_123,
+                        generation_loss: Some(2.75),
+                        contrastive_loss: Some(0.5),
+                        data_wait_seconds: 0.0,
+                    },
+                    SourceStatus {
+                        name: "mmc4-core".to_owned(),
+                        samples: 9,
+                        generation_loss: None,
+                        contrastive_loss: None,
+                        data_wait_seconds: 0.25,
+                    },
+                ],
             }),
             size: Size { wanted: 2, min: 1, max: Some(3) },
             workers: vec![worker(0, "running", Some(11), vec![member]), worker(1, "starting", None, vec![])],
@@ -177,6 +210,10 @@ launcher     process 10
 WORKER    PROCESS  STATE     MEMBERS
 job-w-0        11  running   job-w-0/0 rank 0 at step 198
 job-w-1         -  starting  -
+
+SOURCE         SAMPLES  GENERATION  CONTRASTIVE  DATA WAIT
+laion            40123       2.750        0.500    0.000 s
+mmc4-core            9           -            -    0.250 s
 
 RECENTLY
      2.5 s ago  job-w-1/0 lost: stream closed"

@@ -342,6 +342,7 @@ mod tests {
             members: Members { ready, desired: 2, min: 1, max: 2 },
             step: 9,
             last_checkpoint: None,
+            sources: Vec::new(),
         };
         let happen = |event| [Happening { time: 1.0, event }];
         let lost = Event::MemberLost { member: "w-1/0".to_owned(), cause: "stream_closed".to_owned(), reason: "reset".to_owned() };

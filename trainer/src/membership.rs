@@ -3,13 +3,13 @@
 //! Comes in: the statuses of one coordinator after the other. Goes out: [`Happening`]s, each once, and the [`Group`] as it is.
 //! These are not the run's records (`records.rs`): nothing of them is written to its files.
 
-use lcl_protocol::{HistoryEntry, HistoryEvent, Phase, Status};
+use lcl_protocol::{HistoryEntry, HistoryEvent, Phase, SourceProgress, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::records::GenerationRecord;
 
 /// The group as it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// `waiting` (for members), `running`, `recovering` (after a loss or a change) or `ended`.
     pub phase: String,
@@ -24,6 +24,38 @@ pub struct Group {
     pub step: u64,
     /// Step of the newest checkpoint.
     pub last_checkpoint: Option<u64>,
+    /// The sources of a mixture, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceStatus>,
+}
+
+/// How a source of a mixture comes along. Losses and waits are means of the last steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its samples that have had their turn in the whole run.
+    pub samples: u64,
+    /// Over its predicted tokens, not weighted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_loss: Option<f64>,
+    /// Over its contrasted images, not weighted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrastive_loss: Option<f64>,
+    /// Its part of a step's wait for data.
+    pub data_wait_seconds: f64,
+}
+
+impl From<&SourceProgress> for SourceStatus {
+    fn from(source: &SourceProgress) -> Self {
+        Self {
+            name: source.name.clone(),
+            samples: source.samples,
+            generation_loss: source.generation_loss,
+            contrastive_loss: source.contrastive_loss,
+            data_wait_seconds: source.data_wait.as_secs_f64(),
+        }
+    }
 }
 
 /// Numbers of members.
@@ -60,6 +92,7 @@ impl From<&Status> for Group {
             },
             step: status.step,
             last_checkpoint: status.last_checkpoint,
+            sources: status.sources.iter().map(SourceStatus::from).collect(),
         }
     }
 }
@@ -255,6 +288,7 @@ mod tests {
             step: 7,
             last_checkpoint: None,
             wanted_checkpoint: None,
+            sources: Vec::new(),
             history: history.iter().map(entry).collect(),
         }
     }

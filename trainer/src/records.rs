@@ -155,8 +155,8 @@ pub struct SkippedSample {
     pub cause: String,
 }
 
-/// What a step took of a source of a mixture.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a step took of a source of a mixture, and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceRecord {
     /// Its name.
     pub name: String,
@@ -170,6 +170,23 @@ pub struct SourceRecord {
     pub images: u64,
     /// Tokens in these.
     pub tokens: u64,
+    /// Tokens of these that were predicted. Older lines lack it.
+    #[serde(default)]
+    pub predicted_tokens: u64,
+    /// Generation loss of its rows, unweighted: the mean over all of its predicted tokens in the global batch. Absent without any, and when it
+    /// is not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_loss: Option<f64>,
+    /// Images of these that had a context before them and so were contrasted, with all others of the step. Older lines lack it.
+    #[serde(default)]
+    pub contrastive_images: u64,
+    /// Contrastive loss of its rows, unweighted: the mean over these images. Absent without any, and when it is not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrastive_loss: Option<f64>,
+    /// Its part of the longest wait that a member had for its part of the batch: in the proportion of the time that this member's data threads
+    /// were at the slots of each source. Those of all sources add up to that wait. Older lines lack it.
+    #[serde(default)]
+    pub data_wait_seconds: f64,
 }
 
 /// A sample in whose place another one was used.

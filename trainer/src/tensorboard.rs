@@ -116,8 +116,9 @@ impl EventFile {
     }
 
     /// Adds one event with all values of a step.
-    pub fn scalars(&mut self, time: f64, step: u64, values: &[(&str, f64)]) -> io::Result<()> {
-        let value = values.iter().map(|(tag, value)| SummaryValue { tag: (*tag).to_owned(), simple_value: Some(*value as f32) }).collect();
+    pub fn scalars(&mut self, time: f64, step: u64, values: &[(impl AsRef<str>, f64)]) -> io::Result<()> {
+        let value =
+            values.iter().map(|(tag, value)| SummaryValue { tag: tag.as_ref().to_owned(), simple_value: Some(*value as f32) }).collect();
         self.write(&Event { wall_time: time, step: to_step(step), what: Some(What::Summary(Summary { value })) })
     }
 

@@ -93,6 +93,23 @@ fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> R
     Ok(())
 }
 
+/// That the figures of the sources of a step of one process are together those of the step.
+fn check_sources(step: &Value) -> Result<()> {
+    let sources = step["sources"].as_array().context("no sources")?;
+    let number = |value: &Value| value.as_f64().unwrap_or_default();
+    let sum = |value: &dyn Fn(&Value) -> f64| sources.iter().map(value).sum::<f64>();
+    for (loss, terms) in [("generation_loss", "predicted_tokens"), ("contrastive_loss", "contrastive_images")] {
+        let mean = sum(&|source| number(&source[loss]) * number(&source[terms])) / sum(&|source| number(&source[terms]));
+        // The step's is a sum in single precision.
+        ensure!((mean / number(&step[loss]) - 1.0).abs() < 1e-5, "{loss} of all sources is {mean} in {step}");
+    }
+    let waited = sum(&|source| number(&source["data_wait_seconds"]));
+    // Parts are whole microseconds.
+    let lost = number(&step["data_wait_seconds"]) - waited;
+    ensure!((-1e-9..1e-5).contains(&lost), "the sources' waits are {waited} s in {step}");
+    Ok(())
+}
+
 /// The same with documents, of which some give no sequence and are replaced: each has its turn once, and what is used beside that is in the
 /// ledger.
 #[test]
@@ -127,8 +144,18 @@ fn a_disturbed_run_on_documents_trains_each_once_and_ends_with_the_bits_of_an_un
         ensure!(redrawn(&run)?.iter().any(|samples| !samples.is_null()) == expected, "{:?}", redrawn(&run)?);
         ensure!(run.steps()?.iter().any(|line| line["images"].as_u64() > line["rows"].as_u64()), "no document has two images");
         // Of a mixture: each source's own sequence without a gap, and the same counts whoever counted them.
-        let sources = |run: &Run| -> Result<Vec<Value>> { Ok(run.steps()?.iter().map(|line| line["sources"].clone()).collect()) };
+        // So are the losses, bit for bit; how long who waited for what is another matter.
+        let sources = |run: &Run| -> Result<Vec<Value>> {
+            let mut lines: Vec<Value> = run.steps()?.iter().map(|line| line["sources"].clone()).collect();
+            for source in lines.iter_mut().filter_map(Value::as_array_mut).flatten().filter_map(Value::as_object_mut) {
+                source.remove("data_wait_seconds").context("no wait")?;
+            }
+            Ok(lines)
+        };
         ensure!(sources(&run)? == sources(&alone)?);
+        for step in alone.steps()?.iter().filter(|_| kind == "mixture") {
+            check_sources(step)?;
+        }
         let mut ends = [0; 3];
         for (line, step) in sources(&run)?.iter().zip(run.steps()?) {
             let counted: u64 = line.as_array().into_iter().flatten().filter_map(|source| source["rows"].as_u64()).sum();
@@ -318,11 +345,21 @@ fn a_run_is_told_to_save_and_to_stop_and_goes_on_later() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let mut run = workbench.begin("local")?;
     (run.config.optimization.steps, run.config.checkpoint.every_steps) = (ENDLESS, ENDLESS);
+    let pairs = DataSource::webdataset(vec![workbench.shard().display().to_string()]);
+    let sources = [("many", 3), ("few", 1)].map(|(name, weight)| MixedSource { name: name.to_owned(), weight, source: pairs.clone() });
+    run.config.data.source = DataSource::Mixture { mixture: MixtureConfig { by: MixtureUnit::Samples, sources: sources.into() } };
     let local = start(&run, &["--workers", "2", "--stall-timeout", "77"])?;
     more_steps(&run)?;
     await_members(&run, 2, 2)?;
     let waits = named(&local, "--heartbeat-timeout 10 --stall-timeout 77 --formation-wait 60")?;
     ensure!(waits.len() == 1, "{:?}", descendants(local.id())?);
+    let status = await_condition("what the leader tells of the sources", || {
+        let status = asked(&run, "status", &[])?;
+        Ok(status["group"]["sources"].is_array().then_some(status))
+    })?;
+    let told = |source: usize, field: &str| status["group"]["sources"][source][field].clone();
+    ensure!((told(0, "name"), told(1, "name")) == ("many".into(), "few".into()), "{status}");
+    ensure!(told(0, "samples").as_u64() > told(1, "samples").as_u64() && told(1, "generation_loss").as_f64() > Some(0.0), "{status}");
     let answer = asked(&run, "checkpoint", &[])?;
     let from = answer["from"].as_u64().with_context(|| format!("no step in {answer}"))?;
     ensure!(answer["is_committed"] == false, "{answer}");

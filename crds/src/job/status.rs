@@ -57,6 +57,31 @@ pub struct LCLTrainingJobStatus {
     /// The newest complete checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<LastCheckpointStatus>,
+    /// The sources of a mixture, in its order. Written with `step`, so at a bounded rate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub sources: Vec<SourceStatus>,
+}
+
+/// How a source of a mixture comes along. Losses are not weighted, and means over the source's own terms in the last steps: every predicted
+/// token and every contrasted image counts once, at any number of members.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// Its name in `spec.data.mixture.sources`.
+    pub name: String,
+    /// Its samples that have had their turn in the whole run.
+    pub samples: i64,
+    /// Cross-entropy of its predicted tokens; absent when there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_loss: Option<f64>,
+    /// Contrastive loss of its images that have a context; absent when there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrastive_loss: Option<f64>,
+    /// Seconds of a step that training waited for its data, the mean of the last steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_wait_seconds: Option<f64>,
 }
 
 /// The workers.

@@ -155,7 +155,8 @@ that it was started with; then with the same --volume options. The user who star
 is looked at and resized with kubectl: `kubectl get lcljob`, `kubectl scale lcljob`.";
 
 const STATUS_HELP: &str = "\
-With -o json one object: job, steps, pid, coordinator, group (phase, generation, members, step, last_checkpoint), size (wanted, min, max),
+With -o json one object: job, steps, pid, coordinator, group (phase, generation, members, step, last_checkpoint, of a mixture
+sources), size (wanted, min, max),
 workers (name, state, pid, members with rank and step) and history (time and event, with fields of its own for each kind of event).
 
 Examples:

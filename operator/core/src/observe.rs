@@ -64,7 +64,7 @@ pub struct Problem {
 }
 
 /// What is known through the coordinator.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Link {
     /// Nothing, for a short time: what was known before still counts.
     #[default]
@@ -76,7 +76,7 @@ pub enum Link {
 }
 
 /// The group as the coordinator sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GroupStatus {
     /// What it is doing.
     pub phase: GroupPhase,
@@ -92,6 +92,23 @@ pub struct GroupStatus {
     pub step: u64,
     /// Step of the newest checkpoint.
     pub last_checkpoint: Option<u64>,
+    /// The sources of a mixture.
+    pub sources: Vec<SourceSeen>,
+}
+
+/// How a source of a mixture comes along, as the coordinator has heard. Losses and waits are means of the last steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceSeen {
+    /// Its name.
+    pub name: String,
+    /// Its samples that have had their turn.
+    pub samples: u64,
+    /// Over its predicted tokens.
+    pub generation_loss: Option<f64>,
+    /// Over its contrasted images.
+    pub contrastive_loss: Option<f64>,
+    /// Seconds of a step.
+    pub data_wait_seconds: f64,
 }
 
 /// What a group is doing.

@@ -22,7 +22,7 @@ pub struct MemberName {
     #[prost(uint32, tag = "2")]
     pub index: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToCoordinator {
     /// The generation that the message is about; in Attach, Heartbeat and Drain the highest one known, absent for none.
     #[prost(message, optional, tag = "1")]
@@ -32,7 +32,7 @@ pub struct ToCoordinator {
 }
 /// Nested message and enum types in `ToCoordinator`.
 pub mod to_coordinator {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Message {
         #[prost(message, tag = "2")]
         Attach(super::Attach),
@@ -106,7 +106,7 @@ pub struct HeldGroup {
     #[prost(bool, tag = "5")]
     pub finished: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(message, optional, tag = "1")]
     pub held: ::core::option::Option<StateLabel>,
@@ -116,6 +116,26 @@ pub struct Heartbeat {
     /// Own work in a step, without waiting for others; absent before the first.
     #[prost(uint64, optional, tag = "3")]
     pub step_work_microseconds: ::core::option::Option<u64>,
+    /// The sources of a mixture, from the member of rank 0, which tells for all; at most 16 are heard.
+    #[prost(message, repeated, tag = "4")]
+    pub sources: ::prost::alloc::vec::Vec<SourceProgress>,
+}
+/// How a source of a mixture comes along.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SourceProgress {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its samples that have had their turn in the whole run.
+    #[prost(uint64, tag = "2")]
+    pub samples: u64,
+    /// Losses of its rows, not weighted: means over their terms in the last steps; absent without any.
+    #[prost(double, optional, tag = "3")]
+    pub generation_loss: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "4")]
+    pub contrastive_loss: ::core::option::Option<f64>,
+    /// Its part of the wait for a batch; the mean of the last steps.
+    #[prost(uint64, tag = "5")]
+    pub data_wait_microseconds: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Report {
@@ -585,6 +605,9 @@ pub struct Status {
     /// A checkpoint of this step or a later one was asked for and is not there yet.
     #[prost(uint64, optional, tag = "9")]
     pub wanted_checkpoint: ::core::option::Option<u64>,
+    /// The sources of a mixture, as last heard.
+    #[prost(message, repeated, tag = "10")]
+    pub sources: ::prost::alloc::vec::Vec<SourceProgress>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberStatus {

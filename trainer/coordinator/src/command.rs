@@ -6,7 +6,7 @@ use lcl_protocol::{CoordinatorEvent, Phase, Status};
 use crate::convert::{WireError, read_world, write_end_reason, write_world};
 
 /// Something that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Command(CoordinatorEvent);
 
 impl Command {
@@ -74,6 +74,7 @@ mod tests {
             step,
             last_checkpoint,
             wanted_checkpoint: None,
+            sources: Vec::new(),
             history: Vec::new(),
         }
     }

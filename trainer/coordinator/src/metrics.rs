@@ -1,7 +1,8 @@
 //! What Prometheus reads of a coordinator.
 //!
 //! Comes in: every message, what the machine records, each status. Goes out: the text of `/metrics`. No label names a job, a worker or a
-//! member: the number of series does not grow with them, and the scraper says whose coordinator it is.
+//! member: the number of series does not grow with them, and the scraper says whose coordinator it is. The sources of a mixture are named;
+//! there are at most [`lcl_protocol::MOST_SOURCES`].
 
 use std::{
     fmt,
@@ -11,7 +12,7 @@ use std::{
     },
 };
 
-use lcl_protocol::{HistoryEvent, Phase, Refusal, Status, ToCoordinator, ToMember};
+use lcl_protocol::{HistoryEvent, Phase, Refusal, SourceProgress, Status, ToCoordinator, ToMember};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -38,9 +39,75 @@ pub struct Metrics {
     store: Gauge,
     losses: Family<CauseLabel, Counter>,
     recovery: Histogram,
+    sources: Sources,
     messages: Family<MessageLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     has_ended: AtomicBool,
+}
+
+/// The sources of a mixture. What is told of them are the newest figures; a source that is not told of has no series.
+#[derive(Debug, Default)]
+struct Sources {
+    shown: Mutex<Vec<SourceProgress>>,
+    samples: Family<SourceLabel, Number>,
+    generation_loss: Family<SourceLabel, Figure>,
+    contrastive_loss: Family<SourceLabel, Figure>,
+    data_wait: Family<SourceLabel, Figure>,
+}
+
+/// A mean.
+type Figure = Gauge<f64, AtomicU64>;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SourceLabel {
+    source: String,
+}
+
+impl Sources {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("source_samples", "Samples of a source that have had their turn in the whole run", self.samples.clone());
+        registry.register(
+            "source_generation_loss",
+            "Generation loss of a source's rows, not weighted, mean over their predicted tokens in the last steps",
+            self.generation_loss.clone(),
+        );
+        registry.register(
+            "source_contrastive_loss",
+            "Contrastive loss of a source's rows, not weighted, mean over their contrasted images in the last steps",
+            self.contrastive_loss.clone(),
+        );
+        registry.register_with_unit(
+            "source_data_wait",
+            "A source's part of the wait for a batch, mean of the last steps",
+            Unit::Seconds,
+            self.data_wait.clone(),
+        );
+    }
+
+    fn show(&self, sources: &[SourceProgress]) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if *shown == sources {
+            return;
+        }
+        let names = |sources: &[SourceProgress]| sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
+        if names(&shown) != names(sources) {
+            self.samples.clear();
+            self.data_wait.clear();
+        }
+        self.generation_loss.clear();
+        self.contrastive_loss.clear();
+        for source in sources {
+            let label = SourceLabel { source: source.name.clone() };
+            self.samples.get_or_create(&label).set(source.samples);
+            self.data_wait.get_or_create(&label).set(source.data_wait.as_secs_f64());
+            for (family, loss) in [(&self.generation_loss, source.generation_loss), (&self.contrastive_loss, source.contrastive_loss)] {
+                if let Some(loss) = loss {
+                    family.get_or_create(&label).set(loss);
+                }
+            }
+        }
+        *shown = sources.to_vec();
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -95,6 +162,7 @@ impl Metrics {
             losses: Family::default(),
             // From 10 ms to about 160 s: from the best recovery on one machine to the time-outs behind the worst.
             recovery: Histogram::new(exponential_buckets(0.01, 2.0, 15)),
+            sources: Sources::default(),
             messages: Family::default(),
             refused: Family::default(),
             has_ended: AtomicBool::new(false),
@@ -118,6 +186,7 @@ impl Metrics {
             Unit::Seconds,
             metrics.recovery.clone(),
         );
+        metrics.sources.register(own);
         own.register("messages", "Messages on members' streams", metrics.messages.clone());
         own.register("refused_peers", "Connections and members that were refused", metrics.refused.clone());
         Self { registry: Mutex::new(registry), ..metrics }
@@ -199,6 +268,7 @@ impl Metrics {
         self.step.set(status.step);
         self.last_checkpoint_step.set(status.last_checkpoint.unwrap_or(0));
         self.store.set(store_bytes as i64);
+        self.sources.show(&status.sources);
         let ranked = status.members.iter().filter(|member| member.rank.is_some()).count();
         let is_running = status.phase == Phase::Running;
         let (training, leaving) = if is_running { (ranked, 0) } else { (0, ranked) };

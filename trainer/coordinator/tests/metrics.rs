@@ -8,7 +8,7 @@ use std::{
 };
 
 use lcl_coordinator::{ClientOptions, MemberClient, Security};
-use lcl_protocol::{Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, StateLabel};
+use lcl_protocol::{Activity, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, SourceProgress, StateLabel};
 use serde_json::Value;
 
 /// The longest anything here may take on a busy machine.
@@ -82,7 +82,17 @@ fn member(coordinator: &Coordinator, worker: &str, digest: &str) -> (MemberClien
         heartbeat_interval: Duration::from_millis(50),
         coordinator_timeout: Duration::from_secs(30),
     };
-    MemberClient::start(ClientOptions::new(coordinator.address("address"), Security::Insecure), settings).unwrap()
+    let source = |name: &str, generation_loss| SourceProgress {
+        name: name.to_owned(),
+        samples: 70,
+        generation_loss,
+        contrastive_loss: None,
+        data_wait: Duration::from_millis(250),
+    };
+    let sources = vec![source("laion", Some(2.5)), source("mmc4", None)];
+    let mut options = ClientOptions::new(coordinator.address("address"), Security::Insecure);
+    options.activity = Box::new(move || Activity { sources: sources.clone(), ..Activity::default() });
+    MemberClient::start(options, settings).unwrap()
 }
 
 /// Does what the machine says, until it trains.
@@ -117,6 +127,9 @@ fn metrics_and_health_are_served_over_http_and_follow_what_happens() {
         "lcl_coordinator_last_checkpoint_step 3",
         "lcl_coordinator_members{state=\"training\"} 1",
         "lcl_coordinator_store_bytes 8",
+        "lcl_coordinator_source_samples{source=\"laion\"} 70",
+        "lcl_coordinator_source_generation_loss{source=\"laion\"} 2.5",
+        "lcl_coordinator_source_data_wait_seconds{source=\"mmc4\"} 0.25",
         // Who has no ticket attaches again with the one it is given.
         "lcl_coordinator_messages_total{direction=\"received\",kind=\"attach\"} 3",
         "lcl_coordinator_messages_total{direction=\"sent\",kind=\"ticket\"} 1",
@@ -131,6 +144,7 @@ fn metrics_and_health_are_served_over_http_and_follow_what_happens() {
     client.report(MemberEvent::Committed { generation, step: 4, agreed: lcl_protocol::Flags::NONE }).unwrap();
     let text = coordinator.wait_for(&["lcl_coordinator_generation 2", "lcl_coordinator_step 4"]);
     // No series for a member or a worker.
+    assert!(!text.contains("_loss{source=\"mmc4\"}"), "it has none: {text}");
     assert!(!text.contains("w-0") && !text.contains("w-2"), "{text}");
     assert!(text.contains("# UNIT lcl_coordinator_recovery_seconds seconds"), "{text}");
 }

@@ -9,7 +9,7 @@ mod assembly;
 mod prepare;
 mod queue;
 
-use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle};
+use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle, time::Duration};
 
 use lcl_trainer_config::{DataConfig, Field, ModelShape, Objective};
 
@@ -131,6 +131,14 @@ impl Loader {
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         Ok(loader)
+    }
+
+    /// How long threads were at the slots of each source in the batch that was delivered last, added up over threads: reading, decoding,
+    /// laying out, and waiting between attempts to read. Sources beyond its end had no slot in it. Who waits for a batch waits for those
+    /// sources in this proportion.
+    #[must_use]
+    pub fn spent(&self) -> Vec<Duration> {
+        self.queue.spent()
     }
 }
 

@@ -24,7 +24,7 @@ use std::{
 
 use crate::{
     Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName, MemberStatus,
-    PROTOCOL_VERSION, Phase, Refusal, ReportCause, StateLabel, Status, Ticket, ToCoordinator, ToMember, Turn, World,
+    PROTOCOL_VERSION, Phase, Refusal, ReportCause, SourceProgress, StateLabel, Status, Ticket, ToCoordinator, ToMember, Turn, World,
 };
 use group::Group;
 use roster::Roster;
@@ -59,7 +59,7 @@ pub struct CoordinatorSettings {
 }
 
 /// What happens to the coordinator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum CoordinatorEvent {
     /// A stream was opened.
     Opened {
@@ -189,6 +189,8 @@ pub struct Coordinator {
     ended: Option<EndReason>,
     step: u64,
     last_checkpoint: Option<u64>,
+    /// The sources of a mixture, as the member of rank 0 last told.
+    sources: Vec<SourceProgress>,
     /// A checkpoint of this step or a later one was asked for and is not there yet.
     wanted_checkpoint: Option<u64>,
     history: VecDeque<HistoryEntry>,
@@ -224,6 +226,7 @@ impl Coordinator {
             ended: None,
             step: 0,
             last_checkpoint: None,
+            sources: Vec::new(),
             wanted_checkpoint: None,
             history: VecDeque::new(),
             sequence: 0,
@@ -330,6 +333,7 @@ impl Coordinator {
             step: self.step,
             last_checkpoint: self.last_checkpoint,
             wanted_checkpoint: self.wanted_checkpoint,
+            sources: self.sources.clone(),
             history: self.history.iter().cloned().collect(),
         }
     }

@@ -115,11 +115,31 @@ pub struct HeldGroup {
 }
 
 /// What a member's training thread is doing, as far as it can tell by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activity {
     /// Collective operations that it has entered since its generation trains. All members enter the same ones in the same order, so one
     /// that has entered fewer is waited for by the others.
     pub operations: u64,
     /// Its own work in a step, data included, waiting for others not; the mean of the last steps. `None` before the first.
     pub step_work: Option<Duration>,
+    /// How the sources of a mixture come along, which the member of rank 0 tells for all; of others empty.
+    pub sources: Vec<SourceProgress>,
 }
+
+/// How a source of a mixture comes along.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceProgress {
+    /// Its name in the manifest.
+    pub name: String,
+    /// Its samples that have had their turn in the whole run: the position at which its own sequence goes on.
+    pub samples: u64,
+    /// Generation loss of its rows, not weighted: the mean over their predicted tokens in the last steps. `None` without any.
+    pub generation_loss: Option<f64>,
+    /// Contrastive loss of its rows, not weighted: the mean over their contrasted images in the last steps. `None` without any.
+    pub contrastive_loss: Option<f64>,
+    /// Its part of the wait for a batch; the mean of the last steps.
+    pub data_wait: Duration,
+}
+
+/// Sources of which a coordinator hears. A manifest has no more: the number of what is told about them to the outside stays bounded.
+pub const MOST_SOURCES: usize = 16;

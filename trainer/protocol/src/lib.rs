@@ -34,7 +34,7 @@ mod world;
 
 pub use coordinator::{ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings};
 pub use generation::{Generation, StateLabel};
-pub use identity::{Activity, Attach, HeldGroup, Identity, Incarnation, MemberName, Ticket, Turn};
+pub use identity::{Activity, Attach, HeldGroup, Identity, Incarnation, MOST_SOURCES, MemberName, SourceProgress, Ticket, Turn};
 pub use member::{Member, MemberCommand, MemberError, MemberEvent, MemberSettings};
 pub use message::{EndReason, Flags, Refusal, ReportCause, ToCoordinator, ToMember};
 pub use plan::{Loss, Plan, Role};

@@ -154,7 +154,7 @@ impl Member {
     }
 
     /// What the next heartbeat says of the training thread.
-    pub const fn set_activity(&mut self, activity: Activity) {
+    pub fn set_activity(&mut self, activity: Activity) {
         self.activity = activity;
     }
 
@@ -485,7 +485,7 @@ impl Member {
 
     fn heartbeat(&mut self) {
         let generation = self.generation().or(self.known);
-        self.send_if_up(ToCoordinator::Heartbeat { generation, held: self.held, activity: self.activity });
+        self.send_if_up(ToCoordinator::Heartbeat { generation, held: self.held, activity: self.activity.clone() });
     }
 
     fn drop_link(&mut self, reason: &str) {

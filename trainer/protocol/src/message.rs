@@ -8,7 +8,7 @@ use std::{
 use crate::{Activity, Attach, Generation, Plan, StateLabel, StoreRequest, StoreResponse, Ticket, Turn};
 
 /// From a member. All but [`ToCoordinator::Attach`] are ignored before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ToCoordinator {
     /// The first message on a stream.
     Attach(Box<Attach>),

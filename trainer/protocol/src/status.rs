@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{EndReason, Generation, MemberName, World};
+use crate::{EndReason, Generation, MemberName, SourceProgress, World};
 
 /// A snapshot of the job as the coordinator sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Status {
     /// What the group is doing.
     pub phase: Phase,
@@ -22,6 +22,8 @@ pub struct Status {
     pub last_checkpoint: Option<u64>,
     /// A checkpoint of this step or a later one was asked for and is not there yet.
     pub wanted_checkpoint: Option<u64>,
+    /// The sources of a mixture, as the member of rank 0 last told.
+    pub sources: Vec<SourceProgress>,
     /// The last things that happened, oldest first. Numbers show whether some were missed.
     pub history: Vec<HistoryEntry>,
 }

@@ -1,8 +1,9 @@
 //! What is written down about a step: its place in the data, what identifies its samples, and its curves. Pure.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use lcl_data::{Batch, Orders, Row, Tolerated};
+use lcl_torch::{SourceLosses, Terms};
 
 use crate::records::{Record, RedrawnSample, SlotRange, SourceRecord};
 
@@ -27,19 +28,52 @@ pub(super) fn count_sources(batch: &Batch, order: &Orders) -> Vec<[u64; 3]> {
     counts
 }
 
-/// What a step took of each source of a mixture.
-pub(super) fn source_records(step: u64, batch: u64, order: &Orders, counts: &[[u64; 3]]) -> Vec<SourceRecord> {
+/// The sources' parts of a wait for a batch, in microseconds: in the proportion of the time that data threads spent on the slots of each.
+pub(super) fn share_wait(wait: Duration, spent: &[Duration], order: &Orders) -> Vec<u64> {
+    let of = |source: usize| spent.get(source).map_or(0, Duration::as_nanos);
+    let all: u128 = (0..order.names().len()).map(of).sum();
+    // No greater than the wait.
+    (0..order.names().len()).map(|source| (wait.as_micros() * of(source) / all.max(1)) as u64).collect()
+}
+
+/// Figures of a step by source, in the order of the sources; all empty when there is but one source.
+pub(super) struct OfSources<'a> {
+    /// Rows, images and tokens.
+    pub(super) counts: &'a [[u64; 3]],
+    /// Of the global batch; empty for a step without an update.
+    pub(super) losses: &'a [SourceLosses],
+    /// Microseconds.
+    pub(super) waits: &'a [u64],
+}
+
+/// What a step took of each source of a mixture, and what came of it.
+pub(super) fn source_records(step: u64, batch: u64, order: &Orders, figures: &OfSources<'_>) -> Vec<SourceRecord> {
     let positions = order.positions(step * batch..(step + 1) * batch);
-    let sources = order.names().iter().zip(positions).zip(counts);
-    let record = |((name, positions), [rows, images, tokens]): ((&String, std::ops::Range<u64>), &[u64; 3])| SourceRecord {
-        name: name.clone(),
-        first: positions.start,
-        end: positions.end,
-        rows: *rows,
-        images: *images,
-        tokens: *tokens,
+    let mean = |terms: &Terms| terms.mean().filter(|mean| mean.is_finite());
+    let record = |(source, (name, positions)): (usize, (&String, std::ops::Range<u64>))| {
+        let [rows, images, tokens] = figures.counts.get(source).copied().unwrap_or_default();
+        let SourceLosses { generation, contrastive } = figures.losses.get(source).copied().unwrap_or_default();
+        SourceRecord {
+            name: name.clone(),
+            first: positions.start,
+            end: positions.end,
+            rows,
+            images,
+            tokens,
+            predicted_tokens: generation.count,
+            generation_loss: mean(&generation),
+            contrastive_images: contrastive.count,
+            contrastive_loss: mean(&contrastive),
+            data_wait_seconds: figures.waits.get(source).map_or(0.0, |wait| Duration::from_micros(*wait).as_secs_f64()),
+        }
     };
-    sources.map(record).collect()
+    order.names().iter().zip(positions).enumerate().map(record).collect()
+}
+
+/// The source of each row; nothing when there is but one source.
+pub(super) fn sources_of(rows: &[Row], order: &Orders) -> Vec<u32> {
+    let rows = if order.names().is_empty() { &[] } else { rows };
+    rows.iter().map(|row| order.source_of(row.sample) as u32).collect()
 }
 
 /// The global batch of a step, cut where a pass ends.
@@ -112,7 +146,28 @@ pub(super) fn add_counts(totals: &mut BTreeMap<String, u64>, counts: &BTreeMap<S
 }
 
 /// The curves of a record in `TensorBoard`.
-pub(super) fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
+pub(super) fn scalars(record: &Record) -> Vec<(Cow<'static, str>, f64)> {
+    let mut curves: Vec<_> = curves(record).into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect();
+    if let Record::Step(step) = record {
+        curves.extend(step.sources.iter().flat_map(source_curves));
+    }
+    curves
+}
+
+/// The curves of a source: named as those of all sources together, with its name behind.
+fn source_curves(source: &SourceRecord) -> impl Iterator<Item = (Cow<'static, str>, f64)> {
+    let curves = [
+        ("loss/generation", source.generation_loss),
+        ("loss/contrastive", source.contrastive_loss),
+        ("speed/data_wait_seconds", Some(source.data_wait_seconds)),
+        ("data/rows", Some(source.rows as f64)),
+        ("data/images", Some(source.images as f64)),
+        ("data/tokens", Some(source.tokens as f64)),
+    ];
+    curves.into_iter().filter_map(|(curve, value)| Some((Cow::Owned(format!("{curve}/{}", source.name)), value?)))
+}
+
+fn curves(record: &Record) -> Vec<(&'static str, f64)> {
     match record {
         Record::Step(step) => vec![
             ("loss/total", step.loss),
@@ -141,7 +196,54 @@ pub(super) fn scalars(record: &Record) -> Vec<(&'static str, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lcl_data::{Order, Pace, mixture::Mixture};
+
     use super::*;
+    use crate::records::{StepRecord, tests::step_record};
+
+    /// Two sources that take turns, the second first.
+    fn two_sources() -> Orders {
+        let order = |first, source| (first, Order::new(0, source, Arc::from([5]), Pace::new(4, 2), 1, 5));
+        Orders::new(Mixture::by_samples(&[1, 1]), vec!["pairs".to_owned(), "pages".to_owned()], vec![order(0, 0), order(5, 1)])
+    }
+
+    #[test]
+    fn a_wait_is_shared_in_the_proportion_of_the_time_that_the_slots_of_each_source_took() {
+        let check = |wait: u64, spent: &[u64], expected: &[u64]| {
+            let spent: Vec<_> = spent.iter().copied().map(Duration::from_millis).collect();
+            assert_eq!(share_wait(Duration::from_micros(wait), &spent, &two_sources()), expected, "{wait} {spent:?}");
+        };
+        check(1_000, &[30, 10], &[750, 250]);
+        check(1_000, &[30], &[1_000, 0]);
+        check(u64::MAX >> 1, &[0, u64::MAX / 1_000_000], &[0, u64::MAX >> 1]);
+        check(9, &[], &[0, 0]);
+    }
+
+    #[test]
+    fn each_source_has_its_own_means_counts_and_curves() {
+        let terms = |sum, count| Terms { sum, count };
+        let losses = [
+            SourceLosses { generation: terms(30.0, 10), contrastive: terms(0.0, 0) },
+            SourceLosses { generation: terms(8.0, 2), contrastive: terms(f64::NAN, 3) },
+        ];
+        let figures = OfSources { counts: &[[1, 1, 12], [2, 4, 40]], losses: &losses, waits: &[500_000, 0] };
+        let records = source_records(1, 3, &two_sources(), &figures);
+        let [pairs, pages] = records.as_slice() else { panic!("{records:?}") };
+        // Of positions 3, 4 and 5 the one in the middle is of the second source.
+        assert_eq!((pairs.first, pairs.end, pages.first, pages.end), (1, 3, 2, 3));
+        assert_eq!((pairs.generation_loss, pairs.predicted_tokens, pairs.contrastive_loss), (Some(3.0), 10, None));
+        assert_eq!((pages.generation_loss, pages.contrastive_loss, pages.contrastive_images), (Some(4.0), None, 3));
+        assert_eq!((pairs.data_wait_seconds, pages.images, pages.tokens), (0.5, 4, 40));
+
+        let curves = scalars(&Record::Step(Box::new(StepRecord { sources: records.clone(), ..step_record(1) })));
+        let value = |name: &str| curves.iter().find(|(curve, _)| curve == name).map(|(_, value)| *value);
+        assert_eq!((value("loss/generation/pairs"), value("loss/generation/pages")), (Some(3.0), Some(4.0)));
+        assert_eq!((value("loss/contrastive/pairs"), value("data/tokens/pages")), (None, Some(40.0)));
+        assert_eq!((value("speed/data_wait_seconds/pairs"), value("data/rows/pages")), (Some(0.5), Some(2.0)));
+        assert_eq!(value("loss/generation"), Some(4.5), "that of all of them");
+    }
 
     fn check(step: u64, batch: u64, pass: u64, expected: &[(u64, u64, u64)]) {
         let ranges: Vec<_> = slot_ranges(step, batch, pass).iter().map(|range| (range.pass, range.first, range.end)).collect();

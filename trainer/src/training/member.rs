@@ -44,7 +44,9 @@ use self::{
     tally::{JoinError, Tally, Wanted},
 };
 use super::{
-    TrainError, TrainOptions, bad_data, nothing_trained,
+    TrainError, TrainOptions, bad_data,
+    describe::share_wait,
+    nothing_trained,
     prepare::{Found, Progress, Restorer, restore},
     saver::{FinalSaveError, Saver},
     share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
@@ -431,6 +433,7 @@ impl<'a> MemberRun<'a> {
             self.lead(generation)?;
         } else {
             self.leader = None;
+            self.activity.forget_sources();
         }
         self.activity.begin();
         loop {
@@ -508,7 +511,9 @@ impl<'a> MemberRun<'a> {
         };
         let begin = Instant::now();
         let wanted = Wanted::new(&self.config, &self.order, step);
-        let shared = Tally::exchange(&mut joined.group, &batch, &wanted, EXCHANGE_TIMEOUT)?;
+        let spent = joined.loader.as_ref().map_or_else(Vec::new, Loader::spent);
+        let waits = share_wait(begin - asked, &spent, &self.order);
+        let shared = Tally::exchange(&mut joined.group, &batch, &waits, &wanted, EXCHANGE_TIMEOUT)?;
         let is_busy = self.saver.as_mut().is_some_and(Saver::is_busy);
         let wish = i64::from(self.client.flags().bits()) | if is_busy { BUSY } else { 0 };
         let (report, wishes) = if shared.rows == 0 {
@@ -516,7 +521,8 @@ impl<'a> MemberRun<'a> {
             (without_update(self.learner.learning_rate(step)), wishes)
         } else {
             let member = MemberStep { group: &mut joined.group, wish, timeout: EXCHANGE_TIMEOUT };
-            match share::train_step(&mut self.learner, &self.config, self.device, &batch, Some(member)) {
+            let setting = share::Setting { config: &self.config, device: self.device, order: &self.order };
+            match share::train_step(&mut self.learner, setting, &batch, Some(member)) {
                 Ok((report, agreement)) => (report, agreement.wishes),
                 Err(TrainError::Learner(error)) if !joined.group.is_live() => return Err(StepError::Group(chain(&error))),
                 Err(error) => return Err(error.into()),
@@ -531,6 +537,7 @@ impl<'a> MemberRun<'a> {
         let seconds = tally::Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end };
         let record = self.tally.record(&wanted, joined.generation, &shared, &report, &seconds);
         if let Some(leader) = self.leader.as_mut() {
+            self.activity.sources(&record.sources);
             leader.record_step(record);
         }
         let bits = wishes.into_iter().fold(0, |all, wish| all | wish);
@@ -617,5 +624,6 @@ fn without_update(learning_rate: f64) -> StepReport {
         contrastive_images: 0,
         generation_positions: 0,
         skipped: true,
+        sources: Vec::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lcl_data::Batch;
+use lcl_data::{Batch, Orders};
 use lcl_protocol::slots_of;
 use lcl_torch::{
     Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, emulates_bfloat16, machine, set_threads, shards_of,
@@ -12,7 +12,7 @@ use lcl_trainer_config::{ExactConfig, OptimizationConfig, Precision, TrainerConf
 
 use super::{
     TrainError,
-    tensors::{TensorsError, micro_batches},
+    tensors::{Target, TensorsError, micro_batches},
 };
 
 /// Slots of the global batch that rank `rank` of `world` computes. In exact mode they are whole virtual shards.
@@ -58,23 +58,32 @@ pub(super) fn warn_of_slow_precision(config: &TrainerConfig, device: Device) -> 
     Ok(())
 }
 
+/// What every step of a process has in common.
+#[derive(Clone, Copy)]
+pub(super) struct Setting<'a> {
+    pub(super) config: &'a TrainerConfig,
+    pub(super) device: Device,
+    pub(super) order: &'a Orders,
+}
+
 /// One step over `batch`, which holds the slots of this process; alone without `member`.
 pub(super) fn train_step(
     learner: &mut Learner,
-    config: &TrainerConfig,
-    device: Device,
+    setting: Setting<'_>,
     batch: &Batch,
     member: Option<MemberStep<'_>>,
 ) -> Result<(StepReport, Agreement), TrainError> {
+    let Setting { config, device, order } = setting;
     let optimization = &config.optimization;
-    let image_size = config.model.shape.vision.image_size;
     let cap = optimization.micro_batch_size;
+    let target = Target { image_size: config.model.shape.vision.image_size, cap, device, order };
+    learner.set_sources(order.names().len());
     if let Some(exact) = optimization.exact {
         let (rank, world) = member.as_ref().map_or((0, 1), |member| (member.group.rank(), member.group.world_size()));
         let size = shard_size(optimization, exact);
         let shards = shards_of(rank, world, exact.virtual_shards as usize).map(|shard| {
             let first = shard as u64 * size;
-            micro_batches(batch, first..first + size, image_size, cap, device)
+            micro_batches(batch, first..first + size, target)
         });
         let shards: Vec<Vec<MicroBatch>> = shards.collect::<Result<_, TensorsError>>()?;
         let shards: Vec<&[MicroBatch]> = shards.iter().map(Vec::as_slice).collect();
@@ -82,7 +91,7 @@ pub(super) fn train_step(
         let share = ShardShare { shards: &shards, total: exact.virtual_shards as usize, keep_activations };
         return Ok(learner.train_step_exactly(batch.step, share, member)?);
     }
-    let parts = micro_batches(batch, 0..optimization.global_batch_size, image_size, cap, device)?;
+    let parts = micro_batches(batch, 0..optimization.global_batch_size, target)?;
     match member {
         Some(member) => Ok(learner.train_step_with(batch.step, &parts, member)?),
         None => Ok((learner.train_step(batch.step, &parts)?, Agreement::default())),

@@ -6,23 +6,26 @@ use std::{
     path::PathBuf,
     process,
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use lcl_checkpoint::while_away;
-use lcl_data::{Batch, Loader, LoaderOptions};
+use lcl_data::{Batch, Loader, LoaderOptions, Orders};
 use lcl_torch::{StepReport, parameter_count};
 use lcl_trainer_config::ExitCode;
 
 use super::{
     TrainError, TrainOptions, bad_data,
     bad_records::{KEPT_LINES, TooManyBad, too_many_bad},
-    describe::{add_counts, count_sources, count_tolerated, redrawn_sample, samples_digest, slots_of, source_records, tolerated_images},
+    describe::{
+        OfSources, add_counts, count_sources, count_tolerated, redrawn_sample, samples_digest, share_wait, slots_of, source_records,
+        tolerated_images,
+    },
     ledger::{Writing, write_record},
     metadata, nothing_trained,
     prepare::{Prepared, Progress, Provenance, with_provenance},
     saver::{Facts, Saver},
-    share::train_step,
+    share::{Setting, train_step},
 };
 use crate::{
     display::Display,
@@ -36,6 +39,7 @@ use crate::{
 /// The state of the loop.
 pub(super) struct StepLoop {
     run: Prepared,
+    order: Orders,
     loader: Loader,
     saver: Saver,
     display: Display,
@@ -63,7 +67,7 @@ struct Totals {
 struct Measured<'a> {
     batch: &'a Batch,
     report: &'a StepReport,
-    data_wait_seconds: f64,
+    data_wait: Duration,
     step_seconds: f64,
     since_last_end: f64,
 }
@@ -80,6 +84,7 @@ impl StepLoop {
             first_step: progress.completed_steps,
             last_step: config.optimization.steps.max(progress.completed_steps),
         };
+        let order = run.dataset.order(config.optimization.seed, config.optimization.global_batch_size);
         let loader = Loader::start(Arc::clone(&run.dataset), &config.data, loader_options)?;
         let committed = run.is_saved.then_some(progress.completed_steps);
         let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed, &run.learner);
@@ -89,6 +94,7 @@ impl StepLoop {
         let events = EventFile::create(run.folder.path(), &before, unix_time(), &unique, progress.completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
         Ok(Self {
+            order,
             loader,
             saver,
             events,
@@ -142,7 +148,7 @@ impl StepLoop {
         let measured = Measured {
             batch: &batch,
             report: &report,
-            data_wait_seconds: (begin - asked).as_secs_f64(),
+            data_wait: begin - asked,
             step_seconds: (end - begin).as_secs_f64(),
             since_last_end: (end - self.totals.last_end.unwrap_or(asked)).as_secs_f64(),
         };
@@ -172,7 +178,7 @@ impl StepLoop {
     }
 
     fn update(&mut self, step: u64, batch: &Batch) -> Result<StepReport, TrainError> {
-        let Prepared { config, device, learner, .. } = &mut self.run;
+        let Self { order, run: Prepared { config, device, learner, .. }, .. } = self;
         if batch.rows.is_empty() {
             // Without a gradient there is nothing to update: not the moments either.
             return Ok(StepReport {
@@ -185,9 +191,10 @@ impl StepLoop {
                 contrastive_images: 0,
                 generation_positions: 0,
                 skipped: true,
+                sources: Vec::new(),
             });
         }
-        let (report, _) = train_step(learner, config, *device, batch, None)?;
+        let (report, _) = train_step(learner, Setting { config, device: *device, order }, batch, None)?;
         Ok(report)
     }
 
@@ -196,13 +203,15 @@ impl StepLoop {
         let optimization = &self.run.config.optimization;
         let rows = batch.rows.len() as u64;
         let slots = optimization.global_batch_size;
-        let order = self.run.dataset.order(optimization.seed, slots);
+        let order = &self.order;
+        let (counts, waits) = (count_sources(batch, order), share_wait(measured.data_wait, &self.loader.spent(), order));
+        let sources = OfSources { counts: &counts, losses: &report.sources, waits: &waits };
         StepRecord {
             step: batch.step,
             generation: self.generation(),
             time: unix_time(),
-            slots: slots_of(batch.step, slots, &order),
-            sources: source_records(batch.step, slots, &order, &count_sources(batch, &order)),
+            slots: slots_of(batch.step, slots, order),
+            sources: source_records(batch.step, slots, order, &sources),
             samples_digest: samples_digest(batch),
             rows,
             images: batch.images as u64,
@@ -229,7 +238,7 @@ impl StepLoop {
             logit_scale: report.logit_scale,
             samples_per_second: rows as f64 / measured.since_last_end.max(f64::MIN_POSITIVE),
             step_seconds: measured.step_seconds,
-            data_wait_seconds: measured.data_wait_seconds,
+            data_wait_seconds: measured.data_wait.as_secs_f64(),
         }
     }
 

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use lcl_data::{
-    Batch, Row,
+    Batch, Orders, Row,
     image::{MEAN, STD},
 };
 use lcl_torch::{Device, Kind, MicroBatch, TchError, Tensor, shim::cuda::pin_memory};
 
+use super::describe::sources_of;
 use crate::micro_batch::split;
 
 /// A batch cannot become tensors.
@@ -37,26 +38,33 @@ pub enum TensorsError {
     },
 }
 
+/// What micro-batches are made for.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// Side of an image in pixels.
+    pub(super) image_size: i64,
+    /// Most rows of one.
+    pub(super) cap: Option<u64>,
+    pub(super) device: Device,
+    /// Knows the source of each row.
+    pub(super) order: &'a Orders,
+}
+
 /// The micro-batches of the batch's rows in `slots`, in row order; each is as long as its longest row, so that it does not depend on the
-/// rows around it. `image_size` is the side of an image in pixels.
-pub(super) fn micro_batches(
-    batch: &Batch,
-    slots: Range<u64>,
-    image_size: i64,
-    cap: Option<u64>,
-    device: Device,
-) -> Result<Vec<MicroBatch>, TensorsError> {
+/// rows around it.
+pub(super) fn micro_batches(batch: &Batch, slots: Range<u64>, target: Target<'_>) -> Result<Vec<MicroBatch>, TensorsError> {
     let place = |slot: u64| batch.rows.partition_point(|row| row.slot < slot);
     let (first, end) = (place(slots.start), place(slots.end));
-    let parts = split(end - first, cap).into_iter().map(|rows| {
+    let parts = split(end - first, target.cap).into_iter().map(|rows| {
         let rows = batch.rows.get(first + rows.start..first + rows.end).unwrap_or_default();
-        tensors(batch, rows, image_size, device)
+        tensors(batch, rows, target)
     });
     parts.collect()
 }
 
 /// The tensors of some rows of the batch.
-fn tensors(batch: &Batch, rows: &[Row], image_size: i64, device: Device) -> Result<MicroBatch, TensorsError> {
+fn tensors(batch: &Batch, rows: &[Row], target: Target<'_>) -> Result<MicroBatch, TensorsError> {
+    let Target { image_size, device, order, .. } = target;
     let inconsistent =
         || TensorsError::Inconsistent { step: batch.step, rows: batch.rows.len(), tokens: batch.tokens.len(), images: batch.images };
     let copy = |source| TensorsError::Copy { step: batch.step, device, source };
@@ -80,6 +88,7 @@ fn tensors(batch: &Batch, rows: &[Row], image_size: i64, device: Device) -> Resu
         images: images.map_err(copy)?,
         slots: rows.iter().map(|row| row.slot).collect(),
         image_rows: Some((0..).zip(rows).flat_map(|(index, row)| row.images.clone().map(move |_| index)).collect()),
+        sources: sources_of(rows, order),
     })
 }
 
@@ -107,6 +116,10 @@ fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lcl_data::{Order, Pace, mixture::Mixture};
+
     use super::*;
 
     #[test]
@@ -129,7 +142,12 @@ mod tests {
         let mut batch = Batch { tokens: vec![1, 2, 3, 4, 5, 6], images: 3, ..Batch::empty(0) };
         batch.rows = vec![row(2, 0..1, 0..0), row(4, 1..4, 0..2), row(5, 4..6, 2..3)];
         batch.pixels.extend((0..3).flat_map(|image| [image; 3]));
-        let found = micro_batches(&batch, 0..8, 1, Some(2), Device::Cpu).unwrap();
+        // Samples 3 and on are of the second source.
+        let order = |first| (first, Order::new(0, 0, Arc::from([4]), Pace::whole(8), 1, 4));
+        let order = Orders::new(Mixture::by_samples(&[1, 1]), vec!["a".to_owned(), "b".to_owned()], vec![order(0), order(3)]);
+        let target = Target { image_size: 1, cap: Some(2), device: Device::Cpu, order: &order };
+        let found = micro_batches(&batch, 0..8, target).unwrap();
+        assert_eq!(found.iter().map(|part| part.sources.as_slice()).collect::<Vec<_>>(), [&[0][..], &[1, 1]]);
         let tokens = |part: &MicroBatch| (part.tokens.size(), Vec::<i64>::try_from(part.tokens.view([-1])).unwrap());
         // Three rows at most two at a time: one, then two.
         assert_eq!(tokens(&found[0]), (vec![1, 1], vec![1]));

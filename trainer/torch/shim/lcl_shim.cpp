@@ -231,8 +231,15 @@ const char *lcl_last_error(void) { return last_error.c_str(); }
 
 void lcl_set_error(const char *message) { last_error = message; }
 
-int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, double scale, lcl_tensor *loss) {
-  return guarded([&] { *loss = release(lcl::linear_cross_entropy(borrow(hidden), borrow(weight), borrow(labels), scale)); });
+int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, double scale, lcl_tensor *loss, lcl_tensor *terms) {
+  return guarded([&] {
+    Tensor of_rows;
+    Tensor sum = lcl::linear_cross_entropy(borrow(hidden), borrow(weight), borrow(labels), scale, terms == nullptr ? nullptr : &of_rows);
+    if (terms != nullptr) {
+      *terms = release(std::move(of_rows));
+    }
+    *loss = release(std::move(sum));
+  });
 }
 
 int lcl_adamw_step(const lcl_adamw_arguments *arguments) {

@@ -19,7 +19,8 @@ typedef void *lcl_tensor;
 const char *lcl_last_error(void);
 
 // Fused linear + cross-entropy: scale · Σ over rows of logsumexp(hidden·weightᵀ) − (hidden·weightᵀ)[label]. float32 (float64 for float64 input).
-int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, double scale, lcl_tensor *loss);
+// `terms`, unless null, becomes the terms of this sum, one a row, not scaled and outside of the graph.
+int lcl_linear_cross_entropy(lcl_tensor hidden, lcl_tensor weight, lcl_tensor labels, double scale, lcl_tensor *loss, lcl_tensor *terms);
 
 // Optimizer. `parameters` have defined gradients where they take part; the others are left alone.
 typedef struct {

@@ -35,11 +35,12 @@ namespace lcl {
 
 using at::Tensor;
 
-// How it was called: what the gradients are multiplied by and which are needed.
+// How it was called: what the gradients are multiplied by, which are needed, and whether each row's term is asked for.
 struct LossRequest {
   double scale;
   bool hidden;
   bool weight;
+  Tensor *terms; // [P], not scaled; null when not asked for
 };
 
 struct LossResult {
@@ -47,6 +48,15 @@ struct LossResult {
   Tensor grad_hidden; // undefined when not asked for
   Tensor grad_weight;
 };
+
+// Where the rows' terms go; undefined when nobody asks.
+inline Tensor place_for_terms(const LossRequest &request, const Tensor &hidden, at::ScalarType kind) {
+  if (request.terms == nullptr) {
+    return {};
+  }
+  *request.terms = at::empty({hidden.size(0)}, hidden.options().dtype(kind).requires_grad(false));
+  return *request.terms;
+}
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // Compiled for each level of vector instructions; the loader picks.
@@ -226,6 +236,7 @@ public:
     if (request_.weight) {
       result.grad_weight = rows == 0 ? at::zeros_like(weight_) : at::empty_like(weight_);
     }
+    terms_ = place_for_terms(request_, hidden_, at::kFloat);
     double loss = 0.0;
     const int64_t most = std::max<int64_t>(1, kept_bytes / (weight_.size(0) * static_cast<int64_t>(c10::elementSize(narrow_))));
     const int64_t blocks = at::divup(rows, most);
@@ -294,6 +305,9 @@ private:
       }
       add_label_rows(result.grad_weight, hidden * slope.unsqueeze(1), labels);
     }
+    if (terms_.defined()) {
+      terms_.narrow(0, begin, rows).copy_(label_log_probability.neg());
+    }
     return -label_log_probability.sum(at::kDouble).item<double>();
   }
 
@@ -344,7 +358,7 @@ private:
     });
   }
 
-  Tensor hidden_, weight_, labels_;
+  Tensor hidden_, weight_, labels_, terms_;
   at::ScalarType narrow_;
   LossRequest request_;
 };
@@ -361,6 +375,7 @@ inline LossResult general_loss(const Tensor &hidden, const Tensor &weight, const
   if (request.hidden) {
     result.grad_hidden = at::empty_like(hidden);
   }
+  const Tensor terms = place_for_terms(request, hidden, wide);
   Tensor grad_weight = request.weight ? at::zeros_like(weight, weight.options().dtype(wide)) : Tensor();
   for (int64_t begin = 0; begin < inputs.size(0); begin += block_rows) {
     const int64_t rows = std::min(block_rows, inputs.size(0) - begin);
@@ -368,7 +383,11 @@ inline LossResult general_loss(const Tensor &hidden, const Tensor &weight, const
     const Tensor label = labels.narrow(0, begin, rows).unsqueeze(1);
     Tensor logits = at::mm(chunk, matrix.t()).to(wide);
     const Tensor normaliser = at::logsumexp(logits, 1, true);
-    result.loss.add_((normaliser - logits.gather(1, label)).sum());
+    const Tensor part = (normaliser - logits.gather(1, label)).squeeze(1);
+    result.loss.add_(part.sum());
+    if (terms.defined()) {
+      terms.narrow(0, begin, rows).copy_(part);
+    }
     if (!request.hidden && !request.weight) {
       continue;
     }
@@ -424,7 +443,8 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   }
 };
 
-inline Tensor linear_cross_entropy(const Tensor &hidden, const Tensor &weight, const Tensor &labels, double scale) {
+// `terms`, unless null, becomes every row's cross-entropy, neither scaled nor part of the graph.
+inline Tensor linear_cross_entropy(const Tensor &hidden, const Tensor &weight, const Tensor &labels, double scale, Tensor *terms) {
   TORCH_CHECK(hidden.dim() == 2 && weight.dim() == 2 && labels.dim() == 1, "expects hidden [P, W], weight [V, W] and labels [P], got ",
               hidden.sizes(), ", ", weight.sizes(), " and ", labels.sizes());
   TORCH_CHECK(hidden.size(1) == weight.size(1) && hidden.size(0) == labels.size(0), "sizes do not fit: hidden ", hidden.sizes(),
@@ -438,7 +458,7 @@ inline Tensor linear_cross_entropy(const Tensor &hidden, const Tensor &weight, c
   }
   const bool gradients = at::GradMode::is_enabled();
   return LinearCrossEntropy::apply(hidden, weight, labels,
-                                   LossRequest{scale, gradients && hidden.requires_grad(), gradients && weight.requires_grad()});
+                                   LossRequest{scale, gradients && hidden.requires_grad(), gradients && weight.requires_grad(), terms});
 }
 
 } // namespace lcl

@@ -17,6 +17,8 @@ pub struct MicroBatch {
     pub slots: Vec<u64>,
     /// Row of each image, to be checked against the tokens; `None`: the tokens alone say it.
     pub image_rows: Option<Vec<u32>>,
+    /// Source of each row, from 0, when losses are told apart by source ([`crate::Learner::set_sources`]); else empty.
+    pub sources: Vec<u32>,
 }
 
 /// Token ids on the host.

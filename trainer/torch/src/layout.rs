@@ -69,6 +69,16 @@ pub enum BatchError {
         /// Tokens of one image.
         per_image: i64,
     },
+    /// There is not one source per row, or one is unknown.
+    #[error("{rows} rows have the sources {given:?}: every row needs one of the {known} that losses are told apart by")]
+    Sources {
+        /// Rows of tokens.
+        rows: usize,
+        /// Sources given.
+        given: Vec<u32>,
+        /// How many there are.
+        known: usize,
+    },
     /// There are more or fewer images than the tokens ask for.
     #[error("the tokens have places for {places} images, but {images} images are given")]
     ImageCount {
@@ -212,6 +222,8 @@ pub(crate) struct Layout {
     pub(crate) contrast_images: Vec<i64>,
     /// Row of every image.
     pub(crate) image_rows: Vec<usize>,
+    /// Predicted tokens of every row.
+    pub(crate) row_predictions: Vec<usize>,
 }
 
 impl Layout {
@@ -285,6 +297,7 @@ impl Layout {
         let output = |position: &usize| first_output + read.outputs.partition_point(|other| other < position) as i64;
         self.predictions.extend(read.predictions.iter().map(|(position, _)| output(position)));
         self.labels.extend(read.predictions.iter().map(|(_, label)| *label));
+        self.row_predictions.push(read.predictions.len());
         self.contrast_texts.extend(read.contrast.iter().map(|(position, _)| output(position)));
         self.contrast_images.extend(read.contrast.iter().map(|(_, image)| first_image + *image as i64));
         self.image_rows.extend(std::iter::repeat_n(row, read.images));

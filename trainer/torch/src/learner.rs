@@ -14,6 +14,7 @@
 //! rows to all others, and with the sums over everybody's rows the gradients of its own; gradients of parameters are summed while the last
 //! backward pass runs. In exact mode ([`ShardShare`]) the same is done per virtual shard, and gradients are summed along a fixed tree.
 
+mod by_source;
 mod encode;
 mod exact;
 mod exchange;
@@ -27,6 +28,7 @@ mod tree;
 use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConfig, TrainerConfig};
 use tch::{Device, Kind, TchError, Tensor};
 
+pub use by_source::{SourceLosses, Terms};
 pub use exact::{ShardShare, shards_of};
 pub use exchange::{Agreement, MemberStep};
 pub use inspect::Inspection;
@@ -134,7 +136,7 @@ pub enum LearnerError {
 }
 
 /// Losses of a step before its update.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LossReport {
     /// Weighted sum of the two losses.
     pub total: f64,
@@ -146,10 +148,12 @@ pub struct LossReport {
     pub generation_positions: u64,
     /// Images with a context before them.
     pub contrastive_images: u64,
+    /// The losses by source, in their order; empty unless they are told apart.
+    pub sources: Vec<SourceLosses>,
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// Weighted sum of the two losses.
     pub total: f64,
@@ -169,6 +173,8 @@ pub struct StepReport {
     pub generation_positions: u64,
     /// A loss or gradient was not finite: nothing was updated.
     pub skipped: bool,
+    /// The losses by source, in their order; empty unless they are told apart.
+    pub sources: Vec<SourceLosses>,
 }
 
 /// For tests: another number type and deliberate faults. The default is what training uses.
@@ -204,6 +210,8 @@ pub struct Learner {
     optimization: OptimizationConfig,
     rules: Rules,
     weights: LossWeights,
+    /// Sources whose losses are told apart; 0: they are not.
+    sources: usize,
 }
 
 impl Learner {
@@ -227,7 +235,16 @@ impl Learner {
             Objective::Clip => LossWeights { generation: 0.0, contrastive: 1.0 },
         };
         let rules = Rules::new(&config.model, options.layout_faults);
-        Ok(Self { model, optimizer, optimization, rules, weights })
+        Ok(Self { model, optimizer, optimization, rules, weights, sources: 0 })
+    }
+
+    /// Tells losses apart by so many sources from the next step on: every row then needs its source ([`MicroBatch::sources`]). All members
+    /// set the same. No bit of the losses, gradients and parameters depends on it, and neither does the number of exchanges.
+    ///
+    /// How much a sample counts is not changed by its source: losses are averages over all predicted tokens and all images of the global
+    /// batch ([`Normalization::Global`]), and those of a source over its own among these.
+    pub fn set_sources(&mut self, sources: usize) {
+        self.sources = sources;
     }
 
     /// The model.
@@ -379,6 +396,7 @@ impl Learner {
             contrastive_images: losses.contrastive_images,
             generation_positions: losses.generation_positions,
             skipped,
+            sources: losses.sources,
         })
     }
 

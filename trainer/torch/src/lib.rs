@@ -33,7 +33,10 @@ pub use layout::BatchError;
 pub use layout::LayoutFaults;
 #[doc(hidden)]
 pub use learner::LearnerOptions;
-pub use learner::{Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, ShardShare, StepReport, learning_rate, shards_of};
+pub use learner::{
+    Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, ShardShare, SourceLosses, StepReport, Terms, learning_rate,
+    shards_of,
+};
 pub use loss::{Contrast, Counts, Factors, contrast};
 pub use machine::{emulates_bfloat16, machine};
 #[doc(hidden)]

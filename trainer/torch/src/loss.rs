@@ -57,6 +57,9 @@ impl Factors {
 pub struct Contrast {
     /// Scalar.
     pub loss: Tensor,
+    /// What it is the sum of, without the factors: `[n]`, ½ (cross-entropy of image i over all texts + cross-entropy of text i over all
+    /// images).
+    pub terms: Tensor,
     /// `[n, E]`.
     pub image_gradient: Tensor,
     /// `[n, E]`.
@@ -139,6 +142,7 @@ impl ContrastRows {
             let terms = own_sums.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?.f_mul_scalar(0.5)?.f_sub(&own_pairs)?;
             Ok(Contrast {
                 loss: terms.f_mul(&own_factors)?.f_sum(None::<Kind>)?,
+                terms,
                 image_gradient: by_images.f_matmul(texts)?.f_mul_(&scale)?,
                 text_gradient: by_texts.f_matmul(images)?.f_mul_(&scale)?,
                 logit_scale_gradient: by_images.f_mul(&of_images)?.f_sum(None::<Kind>)?,

@@ -177,6 +177,11 @@ impl Model {
         self.language.prediction_loss(hidden, labels, scale)
     }
 
+    /// As [`Model::prediction_loss`], and the cross-entropies themselves, not scaled.
+    pub(crate) fn prediction_terms(&self, hidden: &Tensor, labels: &Tensor, scale: f64) -> Result<(Tensor, Tensor), TchError> {
+        self.language.prediction_terms(hidden, labels, scale)
+    }
+
     /// Logits of hidden states, `[K, V]`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
         self.language.logits(hidden)

@@ -19,7 +19,7 @@ mod store;
 
 pub use autocast::AutocastGuard;
 pub use checkpoint::checkpoint;
-pub use cross_entropy::{linear_cross_entropy, linear_cross_entropy_scaled};
+pub use cross_entropy::{linear_cross_entropy, linear_cross_entropy_scaled, linear_cross_entropy_terms};
 
 use std::ffi::{CStr, c_char, c_int};
 

@@ -1,12 +1,13 @@
 //! How the job is doing, for the status.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use lcl_crds::{LCLTrainingJobStatus, LastCheckpointStatus};
+use lcl_crds::{LCLTrainingJobStatus, LastCheckpointStatus, SourceStatus};
 
 use super::{JobEvent, condition, draft::Draft, reason};
 use crate::{
+    ValidatedJob,
     build::{coordinator_name, worker_pod_name},
-    observe::{GroupPhase, Link},
+    observe::{GroupPhase, Link, SourceSeen},
 };
 
 /// How training is doing.
@@ -37,7 +38,7 @@ pub(super) fn derive(draft: &mut Draft) {
     set_conditions(draft, health, ready, desired);
 }
 
-/// Step, generation and checkpoint, if the coordinator tells them.
+/// Step, generation, checkpoint and sources, if the coordinator tells them.
 pub(super) fn note_progress(draft: &mut Draft) {
     // A coordinator that has formed nothing yet knows of no progress.
     let Some(group) = draft.group().filter(|group| group.n > 0) else { return };
@@ -58,11 +59,28 @@ pub(super) fn note_progress(draft: &mut Draft) {
         draft.events.push(JobEvent { warning: false, reason: reason::GENERATION_FORMED, note });
     }
     draft.status.generation = Some(generation);
+    // A new coordinator has not heard of them until a step is done.
+    if !group.sources.is_empty() {
+        draft.status.sources = source_statuses(draft.observed.job, &group.sources);
+    }
     if let Some(step) = group.last_checkpoint.map(u64::cast_signed)
         && draft.status.last_checkpoint.as_ref().is_none_or(|last| last.step != step)
     {
         draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(draft.observed.now) });
     }
+}
+
+/// What is told of the manifest's sources, in its order; of no others, whatever the members say.
+fn source_statuses(job: &ValidatedJob, told: &[SourceSeen]) -> Vec<SourceStatus> {
+    let named = job.spec().data.mixture.iter().flat_map(|mixture| &mixture.sources);
+    let status = |source: &SourceSeen| SourceStatus {
+        name: source.name.clone(),
+        samples: i64::try_from(source.samples).unwrap_or(i64::MAX),
+        generation_loss: source.generation_loss,
+        contrastive_loss: source.contrastive_loss,
+        data_wait_seconds: Some(source.data_wait_seconds),
+    };
+    named.filter_map(|named| told.iter().find(|source| source.name == named.name).map(status)).collect()
 }
 
 fn judge(draft: &Draft) -> Health {
@@ -195,5 +213,6 @@ pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) 
     let mut new = new.clone();
     new.step = old.step;
     new.last_checkpoint.clone_from(&old.last_checkpoint);
+    new.sources.clone_from(&old.sources);
     new == *old
 }

@@ -113,6 +113,7 @@ impl Watched {
             step,
             last_checkpoint: None,
             wanted_checkpoint: None,
+            sources: Vec::new(),
             history: vec![entry],
         };
         self.judge.status(REIGN, &status);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use lcl_protocol::{
     Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss, LossCause,
-    MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, Ticket,
-    ToCoordinator, ToMember, Turn, World,
+    MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status, StoreRequest,
+    StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
 };
 
 use super::{WireError, required, wire};
@@ -74,7 +74,8 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
         })),
         Message::Heartbeat(heartbeat) => {
             let step_work = heartbeat.step_work_microseconds.map(Duration::from_micros);
-            let activity = Activity { operations: heartbeat.operations, step_work };
+            let sources = heartbeat.sources.into_iter().take(MOST_SOURCES).map(source).collect();
+            let activity = Activity { operations: heartbeat.operations, step_work, sources };
             ToCoordinator::Heartbeat { generation: known, held: held(heartbeat.held)?, activity }
         }
         Message::Report(report) => {
@@ -212,7 +213,19 @@ pub fn status(status: wire::Status) -> Result<Status, WireError> {
         last_checkpoint: status.last_checkpoint,
         wanted_checkpoint: status.wanted_checkpoint,
         history: status.history.into_iter().map(history_entry).collect::<Result<_, WireError>>()?,
+        sources: status.sources.into_iter().take(MOST_SOURCES).map(source).collect(),
     })
+}
+
+/// A loss that is not finite is none: comparing two of them would say that something has changed.
+fn source(source: wire::SourceProgress) -> SourceProgress {
+    SourceProgress {
+        name: source.name,
+        samples: source.samples,
+        generation_loss: source.generation_loss.filter(|loss| loss.is_finite()),
+        contrastive_loss: source.contrastive_loss.filter(|loss| loss.is_finite()),
+        data_wait: Duration::from_micros(source.data_wait_microseconds),
+    }
 }
 
 fn loss_cause(cause: wire::LossCause) -> Result<LossCause, WireError> {

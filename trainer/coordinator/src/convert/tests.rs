@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use lcl_protocol::{
     Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss, LossCause,
-    MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, StateLabel, Status, StoreRequest, StoreResponse, Ticket,
-    ToCoordinator, ToMember, Turn, World,
+    MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status, StoreRequest, StoreResponse,
+    Ticket, ToCoordinator, ToMember, Turn, World,
 };
 
 use super::*;
@@ -18,6 +18,13 @@ fn name() -> MemberName {
 
 const fn turn(start: u64) -> Turn {
     Turn { ticket: TICKET, start }
+}
+
+fn sources() -> Vec<SourceProgress> {
+    let (generation_loss, contrastive_loss, data_wait) = (Some(2.25), Some(0.1), Duration::from_micros(70));
+    let pairs = SourceProgress { name: "pairs".to_owned(), samples: 3, generation_loss, contrastive_loss, data_wait };
+    let none = SourceProgress { name: text(), generation_loss: None, contrastive_loss: None, ..pairs.clone() };
+    vec![pairs, none]
 }
 
 fn text() -> String {
@@ -54,7 +61,7 @@ fn every_message_of_a_member_is_read_back() {
         ToCoordinator::Heartbeat {
             generation: None,
             held: HELD,
-            activity: Activity { operations: 5, step_work: Some(Duration::from_micros(7)) },
+            activity: Activity { operations: 5, step_work: Some(Duration::from_micros(7)), sources: sources() },
         },
         ToCoordinator::Heartbeat { generation: Some(GENERATION), held: None, activity: Activity::default() },
         ToCoordinator::Drain { generation: Some(GENERATION) },
@@ -160,11 +167,24 @@ fn a_status_is_read_back() {
         last_checkpoint: Some(0),
         wanted_checkpoint: Some(3),
         history: history.collect(),
+        sources: sources(),
     };
     for phase in [status.phase, Phase::Waiting, Phase::Running, Phase::Recovering] {
         let status = Status { phase, ..status.clone() };
         assert_eq!(status_from_proto(write_status(status.clone())), Ok(status));
     }
+}
+
+#[test]
+fn of_sources_as_many_are_read_as_a_manifest_may_have_and_no_loss_that_is_none() {
+    let one = wire::SourceProgress { generation_loss: Some(f64::NAN), contrastive_loss: Some(f64::INFINITY), ..Default::default() };
+    let heartbeat = wire::Heartbeat { sources: vec![one; 17], ..Default::default() };
+    let message = Some(wire::to_coordinator::Message::Heartbeat(heartbeat));
+    let Ok(ToCoordinator::Heartbeat { activity, .. }) = read_to_coordinator(wire::ToCoordinator { generation: None, message }) else {
+        panic!("it is a heartbeat")
+    };
+    assert_eq!(activity.sources.len(), 16);
+    assert!(activity.sources.iter().all(|source| (source.generation_loss, source.contrastive_loss) == (None, None)));
 }
 
 #[test]

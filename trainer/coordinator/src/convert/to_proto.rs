@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lcl_protocol::{
     EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause, Role,
-    StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
+    SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
 };
 
 use super::wire;
@@ -71,7 +71,8 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
         }
         ToCoordinator::Heartbeat { generation, held, activity } => {
             let step_work_microseconds = activity.step_work.map(microseconds);
-            let beat = wire::Heartbeat { held: held.map(label), operations: activity.operations, step_work_microseconds };
+            let sources = activity.sources.into_iter().map(source).collect();
+            let beat = wire::Heartbeat { held: held.map(label), operations: activity.operations, step_work_microseconds, sources };
             (generation, Message::Heartbeat(beat))
         }
         ToCoordinator::Report { generation, held, cause } => {
@@ -212,6 +213,17 @@ pub(crate) fn status(status: Status) -> wire::Status {
         last_checkpoint: status.last_checkpoint,
         wanted_checkpoint: status.wanted_checkpoint,
         history: status.history.into_iter().map(history_entry).collect(),
+        sources: status.sources.into_iter().map(source).collect(),
+    }
+}
+
+fn source(source: SourceProgress) -> wire::SourceProgress {
+    wire::SourceProgress {
+        name: source.name,
+        samples: source.samples,
+        generation_loss: source.generation_loss,
+        contrastive_loss: source.contrastive_loss,
+        data_wait_microseconds: microseconds(source.data_wait),
     }
 }
 

@@ -91,6 +91,15 @@ impl Preparer {
         self.dataset.fetch(self.locate(step, slot).sample)
     }
 
+    /// The number of the source that a slot is of.
+    pub(super) fn source_of(&self, prepared: &Prepared) -> usize {
+        let sample = match prepared {
+            Prepared::Row(content) => content.sample,
+            Prepared::Skipped(skipped) => skipped.sample,
+        };
+        self.order.source_of(sample)
+    }
+
     /// Prepares the slot; `pixels`, an empty buffer, takes a row's image. Stopping `waits` ends those between attempts to read.
     pub(super) fn prepare(
         &self,

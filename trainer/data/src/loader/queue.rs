@@ -9,6 +9,7 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -47,6 +48,8 @@ struct State {
     end: u64,
     /// Steps from `deliver` on that were begun, in order.
     begun: VecDeque<Begun>,
+    /// Of the batch that was delivered last: [`Queue::spent`].
+    spent: Vec<Duration>,
     stopped: bool,
 }
 
@@ -54,6 +57,8 @@ struct State {
 struct Begun {
     slots: Vec<Option<Prepared>>,
     missing: usize,
+    /// Time that threads were at the slots of each source.
+    spent: Vec<Duration>,
     outcome: Option<Result<Batch, LoaderError>>,
 }
 
@@ -81,6 +86,7 @@ impl Queue {
                 next: (options.first_step, 0),
                 end: options.last_step,
                 begun: VecDeque::new(),
+                spent: Vec::new(),
                 stopped: false,
             }),
             work: Condvar::new(),
@@ -96,7 +102,7 @@ impl Queue {
                 return None;
             }
             if let Some(outcome) = state.begun.front_mut().and_then(|begun| begun.outcome.take()) {
-                state.begun.pop_front();
+                state.spent = state.begun.pop_front().map_or_else(Vec::new, |begun| begun.spent);
                 state.deliver += 1;
                 state.stopped = outcome.is_err();
                 self.work.notify_all();
@@ -104,6 +110,11 @@ impl Queue {
             }
             state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Time that threads were at the slots of each source in the batch that was taken last; sources beyond its end had none.
+    pub(super) fn spent(&self) -> Vec<Duration> {
+        self.lock().spent.clone()
     }
 
     /// Lets every thread end after the slot it is at.
@@ -139,7 +150,12 @@ impl Queue {
             if step - state.deliver < self.prefetch {
                 let count = (self.slots.end - self.slots.start) as usize;
                 if place == 0 {
-                    state.begun.push_back(Begun { slots: (0..count).map(|_| None).collect(), missing: count, outcome: None });
+                    state.begun.push_back(Begun {
+                        slots: (0..count).map(|_| None).collect(),
+                        missing: count,
+                        spent: Vec::new(),
+                        outcome: None,
+                    });
                 }
                 state.next = if place + 1 == count { (step + 1, 0) } else { (step, place + 1) };
                 return Some(Work { step, place });
@@ -148,13 +164,20 @@ impl Queue {
         }
     }
 
-    /// Takes what a slot gave; the last one of a batch puts it together, outside the lock.
-    fn complete(&self, work: Work, prepared: Prepared) {
+    /// Takes what a slot gave, of which source it is and how long a thread was at it; the last one of a batch puts it together, outside the
+    /// lock.
+    fn complete(&self, work: Work, prepared: Prepared, source: usize, took: Duration) {
         let Work { step, place } = work;
         let mut state = self.lock();
         let Some(begun) = state.begun_at(step) else { return };
         if let Some(slot) = begun.slots.get_mut(place) {
             *slot = Some(prepared);
+        }
+        if begun.spent.len() <= source {
+            begun.spent.resize(source + 1, Duration::ZERO);
+        }
+        if let Some(spent) = begun.spent.get_mut(source) {
+            *spent += took;
         }
         begun.missing -= 1;
         if begun.missing > 0 || begun.outcome.is_some() {
@@ -200,13 +223,14 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
         let (step, slot) = (work.step, queue.slots.start + work.place as u64);
         // Buffers that a panic leaves half-written are overwritten by the next image.
         let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LoaderError> {
-            let pixels = queue.slot_pool.take();
+            let (begin, pixels) = (Instant::now(), queue.slot_pool.take());
             let content = preparer.prepare(step, slot, &mut buffers, pixels, &queue.waits).map_err(|source| LoaderError::Read {
                 step,
                 slot,
                 source,
             })?;
-            queue.complete(work, content);
+            let source = preparer.source_of(&content);
+            queue.complete(work, content, source, begin.elapsed());
             Ok(())
         }));
         match result {
@@ -223,4 +247,43 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use lcl_trainer_config::{Objective, Preset};
+
+    use super::*;
+    use crate::batch::{SkipCause, Skipped};
+
+    /// Threads work ahead: what they spend on the next batch must not be that of the one that is taken.
+    #[test]
+    fn what_was_spent_is_told_of_the_batch_that_was_taken_and_of_each_source_apart() {
+        let options = LoaderOptions {
+            model: Preset::Tiny.shape(),
+            objective: Objective::Clip,
+            seed: 0,
+            global_batch_size: 3,
+            slots: 0..3,
+            first_step: 0,
+            last_step: 2,
+        };
+        let queue = Queue::new(&options, 2);
+        let works: Vec<Work> = (0..6).map_while(|_| queue.claim()).collect();
+        let finish = |work: &Work, source, seconds| {
+            let slot = Skipped { slot: work.place as u64, pass: 0, sample: 0, cause: SkipCause::NoImage };
+            queue.complete(*work, Prepared::Skipped(slot), source, Duration::from_secs(seconds));
+        };
+        // Of the second step first; sources 0 and 2 have slots in the first, source 1 in the second.
+        works[3..].iter().for_each(|work| finish(work, 1, 100));
+        finish(&works[2], 2, 5);
+        finish(&works[0], 0, 1);
+        finish(&works[1], 2, 2);
+        let mut spent = || {
+            assert!(queue.take().is_some_and(|batch| batch.is_ok()));
+            queue.spent().iter().map(Duration::as_secs).collect::<Vec<_>>()
+        };
+        assert_eq!(spent(), [1, 0, 7]);
+        assert_eq!(spent(), [0, 300]);
+    }
 }

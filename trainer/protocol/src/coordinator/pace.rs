@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{Coordinator, Generation, HistoryEvent, LossCause, MemberName};
-use crate::Activity;
+use crate::{Activity, MOST_SOURCES};
 
 /// Looks at the pace within one stall time-out.
 pub(super) const CHECKS_PER_TIMEOUT: u32 = 4;
@@ -19,8 +19,9 @@ const SLOW_CHECKS: u32 = 3;
 const FEWEST: usize = 3;
 
 /// What is known of one member's pace in the running generation.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
+    /// Without the sources, which are the job's.
     activity: Activity,
     /// When the number of its operations was seen to grow.
     moved: Option<Duration>,
@@ -33,10 +34,17 @@ impl Coordinator {
     }
 
     /// A heartbeat says what its member is doing.
-    pub(super) fn note_activity(&mut self, name: &MemberName, generation: Generation, activity: Activity) {
+    pub(super) fn note_activity(&mut self, name: &MemberName, generation: Generation, mut activity: Activity) {
         let now = self.now;
         let Some(group) = self.group.as_mut().filter(|group| group.generation == generation) else { return };
+        let tells_for_all = group.rank_of(name) == Some(0);
         let Some(member) = group.members.get_mut(name) else { return };
+        let mut sources = std::mem::take(&mut activity.sources);
+        // One that has no step to tell of yet does not unsay what was known.
+        if tells_for_all && !sources.is_empty() {
+            sources.truncate(MOST_SOURCES);
+            self.sources = sources;
+        }
         if member.pace.moved.is_none() || member.pace.activity.operations != activity.operations {
             member.pace.moved = Some(now);
         }

@@ -4,7 +4,7 @@ mod takeover;
 use takeover::{EARLIER, trains_in};
 
 use super::*;
-use crate::{Activity, HeldGroup, Incarnation, Plan, Role, StoreRequest, StoreResponse};
+use crate::{Activity, HeldGroup, Incarnation, MOST_SOURCES, Plan, Role, StoreRequest, StoreResponse};
 
 const WAIT: Duration = Duration::from_secs(3);
 const STALL: Duration = Duration::from_secs(8);
@@ -532,7 +532,7 @@ fn a_member_that_has_yet_to_receive_the_base_does_not_count_for_the_committed_st
 
 /// A heartbeat of a member of generation 1 that has entered so many operations.
 fn at_work(bench: &mut Bench, connection: u64, operations: u64, step_work: u64) {
-    let activity = Activity { operations, step_work: Some(at(step_work)) };
+    let activity = Activity { operations, step_work: Some(at(step_work)), sources: Vec::new() };
     bench.say(connection, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)), activity });
 }
 
@@ -581,6 +581,33 @@ fn a_member_that_is_slow_for_a_while_is_put_on_record_once() {
     let [entry] = slow.as_slice() else { panic!("{slow:?}") };
     let member = MemberName { worker: "w-3".to_owned(), index: 0 };
     assert_eq!(entry.event, HistoryEvent::Slow { member, step_work: at(22), median: at(14) });
+}
+
+/// A heartbeat of a member of generation `n` that tells of sources.
+fn tell(bench: &mut Bench, connection: u64, n: u64, sources: &[(&str, u64)]) {
+    let source = |(name, samples): &(&str, u64)| SourceProgress {
+        name: (*name).to_owned(),
+        samples: *samples,
+        generation_loss: Some(2.5),
+        contrastive_loss: None,
+        data_wait: at(1),
+    };
+    let activity = Activity { sources: sources.iter().map(source).collect(), ..Activity::default() };
+    bench.say(connection, ToCoordinator::Heartbeat { generation: Some(generation(n)), held: Some(label(5, 0)), activity });
+}
+
+#[test]
+fn of_the_sources_the_member_of_rank_0_tells_for_all_and_what_it_told_stays() {
+    let mut bench = Bench::of_two_at_step_5(1, 2);
+    let samples = |bench: &Bench| bench.coordinator.status().sources.iter().map(|source| source.samples).collect::<Vec<_>>();
+    tell(&mut bench, 1, 1, &[("laion", 7), ("mmc4", 2)]);
+    assert_eq!(samples(&bench), [7, 2]);
+    tell(&mut bench, 2, 1, &[("laion", 1)]);
+    tell(&mut bench, 1, 0, &[("laion", 3)]);
+    tell(&mut bench, 1, 1, &[]);
+    assert_eq!(samples(&bench), [7, 2], "another rank, an old generation, one that has no step yet");
+    tell(&mut bench, 1, 1, &[("laion", 1); MOST_SOURCES + 3]);
+    assert_eq!(samples(&bench).len(), MOST_SOURCES);
 }
 
 fn checkpoint_of(n: u64, step: u64) -> ToCoordinator {

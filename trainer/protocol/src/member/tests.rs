@@ -191,8 +191,8 @@ fn a_broken_stream_does_not_end_a_group_that_trains() {
     // The new coordinator has another epoch; what the member says is about its group.
     bench.hear(ToMember::Attached { generation: Generation { epoch: 2, n: 0 }, ticket: TICKET });
     bench.now = Duration::from_secs(1);
-    let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)) };
-    bench.member.set_activity(activity);
+    let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)), sources: Vec::new() };
+    bench.member.set_activity(activity.clone());
     let beat = ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(4, 1)), activity };
     assert_eq!(bench.event(MemberEvent::Tick), [MemberCommand::Send(beat)]);
     assert!(matches!(&bench.hear(abort())[..], [MemberCommand::AbortGroup { .. }]));

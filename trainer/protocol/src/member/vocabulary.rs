@@ -98,7 +98,7 @@ pub enum MemberEvent {
 }
 
 /// What the driver has to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum MemberCommand {
     /// Open a stream, trying again with back-off until it is open; then [`MemberEvent::Connected`].
     Connect,

@@ -17,7 +17,8 @@ use crate::{
     records::{GenerationRecord, RedrawnSample, SkippedSample, StepRecord},
     training::bad_records::{KEPT_LINES, TooManyBad, too_many_bad},
     training::describe::{
-        FaultCounts, count_sources, count_tolerated, digest_of_samples, slots_of, source_records, sum_of_samples, tolerated_images,
+        FaultCounts, OfSources, count_sources, count_tolerated, digest_of_samples, slots_of, source_records, sum_of_samples,
+        tolerated_images,
     },
 };
 
@@ -41,6 +42,8 @@ pub(super) struct Shared {
     tolerated: FaultCounts,
     /// Rows, images and tokens of each source of a mixture.
     sources: Vec<[u64; 3]>,
+    /// The sources' parts of the longest wait of a member for its part of the batch, in microseconds.
+    waits: Vec<u64>,
 }
 
 /// The members' parts of a batch could not be joined.
@@ -135,6 +138,13 @@ fn exchange_lists<const N: usize>(
     Ok(entries)
 }
 
+/// Of the members' waits, each by source, that of the member who waited longest, the first of several. The others waited for this one.
+fn longest_wait<'a>(members: impl Iterator<Item = &'a [i64]>) -> Vec<u64> {
+    let length = |waits: &[i64]| waits.iter().sum::<i64>();
+    let longest = members.reduce(|longest, waits| if length(waits) > length(longest) { waits } else { longest });
+    longest.into_iter().flatten().map(|wait| wait.unsigned_abs()).collect()
+}
+
 /// Times of a step.
 pub(super) struct Seconds {
     pub(super) data_wait: f64,
@@ -150,14 +160,21 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Every member learns of all samples of the step before anything is computed from them, and that each is there once.
-    pub(super) fn exchange(group: &mut Group, batch: &Batch, wanted: &Wanted<'_>, timeout: Duration) -> Result<Shared, JoinError> {
+    /// Every member learns of all samples of the step before anything is computed from them, and that each is there once. `waits`: parts of
+    /// the sources in this member's wait for its part, in microseconds.
+    pub(super) fn exchange(
+        group: &mut Group,
+        batch: &Batch,
+        waits: &[u64],
+        wanted: &Wanted<'_>,
+        timeout: Duration,
+    ) -> Result<Shared, JoinError> {
         let read = sum_of_samples(batch.rows.iter().map(|row| [row.slot, row.pass, row.sample]));
         let redrawn: Vec<[i64; 3]> = batch.rows.iter().filter_map(|row| Some((row.slot, row.redrawn?))).map(describe_redrawn).collect();
         let counts = [batch.rows.len(), batch.images, batch.tokens.len(), batch.skipped.len(), redrawn.len()].map(|count| count as i64);
         let own = counts.into_iter().chain([read.cast_signed()]).chain(count_tolerated(batch).map(u64::cast_signed));
         let sources = count_sources(batch, wanted.order);
-        let own = own.chain(sources.iter().flatten().map(|count| count.cast_signed()));
+        let own = own.chain(sources.iter().flatten().chain(waits).map(|count| count.cast_signed()));
         let all = group.exchange(&own.collect::<Vec<i64>>(), timeout).map_err(JoinError::Group)?;
         let sum = |index: usize| all.iter().filter_map(|numbers| numbers.get(index)).sum::<i64>().unsigned_abs();
         let read = all.iter().filter_map(|numbers| numbers.get(5)).fold(0_u64, |sum, part| sum.wrapping_add(part.cast_unsigned()));
@@ -176,9 +193,10 @@ impl Tally {
         let samples = wanted.read(sum(0), read, &skipped).map_err(JoinError::Parts)?;
         let tolerated: FaultCounts = std::array::from_fn(|fault| sum(6 + fault));
         let begin = 6 + tolerated.len();
+        let waits = longest_wait(all.iter().filter_map(|numbers| numbers.get(begin + 3 * sources.len()..)));
         let sources = (0..sources.len()).map(|source| std::array::from_fn(|part| sum(begin + 3 * source + part))).collect();
         let digest = digest_of_samples(samples.into_iter());
-        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest, skipped, redrawn, tolerated, sources })
+        Ok(Shared { rows: sum(0), images: sum(1), tokens: sum(2), digest, skipped, redrawn, tolerated, sources, waits })
     }
 
     /// The line of a step that was just committed, the same on all members but for its times.
@@ -193,12 +211,13 @@ impl Tally {
         let since = self.last_end.map_or(seconds.data_wait + seconds.step, |last| (seconds.end - last).as_secs_f64());
         self.last_end = Some(seconds.end);
         let batch = wanted.config.optimization.global_batch_size;
+        let sources = OfSources { counts: &shared.sources, losses: &report.sources, waits: &shared.waits };
         let record = StepRecord {
             step: wanted.step,
             generation: GenerationRecord { epoch: generation.epoch, n: generation.n },
             time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
             slots: slots_of(wanted.step, batch, wanted.order),
-            sources: source_records(wanted.step, batch, wanted.order, &shared.sources),
+            sources: source_records(wanted.step, batch, wanted.order, &sources),
             samples_digest: shared.digest.clone(),
             rows: shared.rows,
             images: shared.images,
@@ -311,7 +330,7 @@ mod tests {
             timeout: TIMEOUT,
         };
         let mut group = Group::form(options, &AbortHandle::new()).unwrap();
-        Tally::exchange(&mut group, &batch, &Wanted::new(config, &order, STEP), TIMEOUT)
+        Tally::exchange(&mut group, &batch, &[], &Wanted::new(config, &order, STEP), TIMEOUT)
     }
 
     fn join(slots: [Range<u64>; 2], faults: &[(usize, Fault)]) -> [Result<Shared, JoinError>; 2] {
@@ -330,6 +349,14 @@ mod tests {
             Err(JoinError::Parts(error)) => error,
             other => panic!("{other:?}"),
         })
+    }
+
+    #[test]
+    fn the_wait_of_a_step_is_that_of_the_member_who_waited_longest_and_not_a_mixture_of_several() {
+        let check = |members: &[&[i64]], expected: &[u64]| assert_eq!(longest_wait(members.iter().copied()), expected, "{members:?}");
+        check(&[&[5, 2], &[1, 7], &[4, 4]], &[1, 7]);
+        check(&[&[9, 0], &[0, 9]], &[9, 0]);
+        check(&[&[], &[]], &[]);
     }
 
     #[test]

@@ -105,6 +105,7 @@ pub(crate) fn batch(shape: &ModelShape, text_tokens: usize, total: usize, first:
         images: images.f_narrow(0, first as i64, count as i64)?.f_contiguous()?,
         slots: (first as u64..(first + count) as u64).collect(),
         image_rows: None,
+        sources: Vec::new(),
     })
 }
 

@@ -13,6 +13,7 @@ use tch::{TchError, Tensor};
 
 use super::{
     Learner, LearnerError, LossReport,
+    by_source::{self, PartLosses},
     exchange::{Exchange, GlobalFeatures},
     forward::{self, Features, Outcome, Prepared, RunOptions},
     shard_gradients::ShardGradients,
@@ -54,6 +55,8 @@ struct Shard<'a> {
 /// What the contrastive loss says about one shard.
 struct ShardContrast {
     loss: Tensor,
+    /// What it is the sum of, one an image.
+    terms: Tensor,
     /// Gradients of (images, texts) per micro-batch; `None` where it has no contrastive image.
     parts: Vec<Option<[Tensor; 2]>>,
     logit_scale_gradient: Tensor,
@@ -74,7 +77,7 @@ impl Learner {
         let factors = Factors::new(Normalization::Global, Counts::default(), &counts);
         let key = DropPathKey { seed: self.optimization.seed, step };
         let run = |prepared: &Prepared<'_>, predicts: bool| {
-            let options = RunOptions { key, prediction_factor: factors.prediction, predicts };
+            let options = RunOptions { key, prediction_factor: factors.prediction, predicts, terms: predicts && self.sources > 0 };
             forward::run(&self.model, prepared.batch(), &prepared.layout, options)
         };
         let prepared = || shards.iter().flat_map(|shard| &shard.parts).map(|(_, prepared)| prepared);
@@ -96,13 +99,13 @@ impl Learner {
         let mut losses = Vec::new();
         for (index, shard) in shards.iter().enumerate() {
             let contrast = contrast.as_ref().map(|contrast| &contrast[index]);
-            let mut generation = 0.0;
+            let mut of_shard = PartLosses::new(self.sources);
             for (place, (_, prepared)) in shard.parts.iter().enumerate() {
                 let outcome = kept.next().map_or_else(|| run(prepared, true), Ok)?;
-                generation += self.backward(&outcome, contrast.and_then(|contrast| contrast.parts.get(place)), exchange)?;
+                self.backward(prepared, &outcome, contrast.and_then(|contrast| contrast.parts.get(place)), &mut of_shard, exchange)?;
             }
-            let contrastive = self.finish_shard(contrast).map_err(|source| exchange.backward_error(source))?;
-            losses.push([generation, contrastive]);
+            self.finish_shard(shard, contrast, &mut of_shard).map_err(|source| exchange.backward_error(source))?;
+            losses.push(of_shard);
             // Without any left here, the next shard's are written and not added.
             let gradients = kernels::take_gradients(&self.parameter_tensors()).map_err(LearnerError::Update)?;
             sums.push(own.start + index, gradients).map_err(|source| LearnerError::Backward { source })?;
@@ -110,8 +113,7 @@ impl Learner {
         let sum = exchange.sum_along_tree(sums, share.total)?;
         let losses = exchange.shard_losses(&losses, share.total)?;
         kernels::set_gradients(&self.parameter_tensors(), &sum).map_err(LearnerError::Update)?;
-        let [generation, contrastive] = losses.iter().fold([0.0, 0.0], |[a, b], [c, d]| [a + c, b + d]);
-        Ok(self.loss_report(counts.iter().copied().sum(), generation, contrastive))
+        Ok(self.loss_report(counts.iter().copied().sum(), losses))
     }
 
     fn check_shards(&self, share: ShardShare<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
@@ -133,7 +135,8 @@ impl Learner {
         let mut index = 0;
         let mut prepare = |batch: &'a MicroBatch| {
             let prepared =
-                Prepared::new(batch, &self.rules, side, Extent::Losses).map_err(|source| LearnerError::Batch { index, source })?;
+                Prepared::new(batch, &self.rules, side, Extent::Losses).and_then(|part| part.check_sources(self.sources).map(|()| part));
+            let prepared = prepared.map_err(|source| LearnerError::Batch { index, source })?;
             index += 1;
             Ok((index - 1, prepared))
         };
@@ -193,14 +196,17 @@ impl Learner {
     ) -> Result<ShardContrast, TchError> {
         let whole = rows.finish(&global.images, &global.texts, self.model.logit_scale(), log_sums, factors)?;
         let parts = whole.split(features.iter().map(|features| features.as_ref().map_or(0, Features::count)))?;
-        Ok(ShardContrast { loss: whole.loss, parts, logit_scale_gradient: whole.logit_scale_gradient })
+        Ok(ShardContrast { loss: whole.loss, terms: whole.terms, parts, logit_scale_gradient: whole.logit_scale_gradient })
     }
 
-    /// The temperature's part of the gradient; the shard's contrastive loss.
-    fn finish_shard(&self, contrast: Option<&ShardContrast>) -> Result<f64, TchError> {
-        let Some(contrast) = contrast else { return Ok(0.0) };
+    /// The temperature's part of the gradient; adds the shard's contrastive loss to `losses`.
+    fn finish_shard(&self, shard: &Shard<'_>, contrast: Option<&ShardContrast>, losses: &mut PartLosses) -> Result<(), TchError> {
+        let Some(contrast) = contrast else { return Ok(()) };
         self.temperature_term(&contrast.logit_scale_gradient)?.f_backward()?;
-        contrast.loss.f_double_value(&[])
+        let (loss, terms) = by_source::read(&contrast.loss, (self.sources > 0).then_some(&contrast.terms))?;
+        losses.contrastive = loss;
+        losses.add_images(shard.parts.iter().map(|(_, prepared)| prepared), &terms);
+        Ok(())
     }
 
     fn parameter_tensors(&self) -> Vec<&Tensor> {

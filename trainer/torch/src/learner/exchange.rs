@@ -11,6 +11,7 @@ use tch::{TchError, Tensor};
 
 use super::{
     LearnerError,
+    by_source::PartLosses,
     exact::shards_of,
     shard_gradients::{ShardGradients, add_beside, piece_length, pieces},
     tree::{Node, PartialSums, nodes_of},
@@ -160,16 +161,23 @@ impl<'a> Exchange<'a> {
             .collect())
     }
 
-    /// (generation, contrastive) of all shards, given those of this member; the same bits on all members.
-    pub(super) fn shard_losses(&mut self, own: &[[f64; 2]], total: usize) -> Result<Vec<[f64; 2]>, GroupError> {
+    /// The losses of all shards together, given those of this member's; added in the order of the shards, so the same bits on all members,
+    /// however many there are.
+    pub(super) fn shard_losses(&mut self, own: &[PartLosses], total: usize) -> Result<PartLosses, GroupError> {
         let rows = self.shards_of_members(total);
-        let Self::Members { member, .. } = self else { return Ok(own.to_vec()) };
-        probe::reach(Phase::Reduced);
-        let failed = |source| GroupError::Tensor { operation: "exchanging losses", source };
-        let numbers = Tensor::f_from_slice(own.as_flattened()).and_then(|numbers| numbers.f_view([-1, 2])).map_err(failed)?;
-        let all = member.group.all_gather_rows(&numbers, &rows, member.timeout)?;
-        let all = all.f_view([-1]).and_then(|all| Vec::<f64>::try_from(&all)).map_err(failed)?;
-        Ok(all.chunks_exact(2).map(|losses| [losses[0], losses[1]]).collect())
+        let sources = own.first().map_or(0, |losses| losses.sources.len());
+        let width = PartLosses::width(sources);
+        let mut numbers: Vec<f64> = own.iter().flat_map(PartLosses::numbers).collect();
+        if let Self::Members { member, .. } = self {
+            probe::reach(Phase::Reduced);
+            let failed = |source| GroupError::Tensor { operation: "exchanging losses", source };
+            let own = Tensor::f_from_slice(&numbers).and_then(|numbers| numbers.f_view([-1, width as i64])).map_err(failed)?;
+            let all = member.group.all_gather_rows(&own, &rows, member.timeout)?;
+            numbers = all.f_view([-1]).and_then(|all| Vec::<f64>::try_from(&all)).map_err(failed)?;
+        }
+        let mut sum = PartLosses::new(sources);
+        numbers.chunks_exact(width).for_each(|shard| sum.add_numbers(shard));
+        Ok(sum)
     }
 
     /// The sum over all shards along the tree, given this member's shards from left to right, each a list of gradients in the order of the
@@ -245,12 +253,14 @@ impl<'a> Exchange<'a> {
 
     /// After the gradients are complete: succeeds if they are summed. Returns the losses of all members, given this one's parts; the same
     /// bits on all of them.
-    pub(super) fn finish_sum(&mut self, losses: [f64; 2]) -> Result<[f64; 2], GroupError> {
-        let Self::Members { member, .. } = self else { return Ok(losses) };
+    pub(super) fn finish_sum(&mut self, own: PartLosses) -> Result<PartLosses, GroupError> {
+        let Self::Members { member, .. } = self else { return Ok(own) };
         member.group.finish_sum()?;
         probe::reach(Phase::Reduced);
-        let all = member.group.exchange_floats(&losses, member.timeout)?;
-        Ok(all.iter().fold([0.0, 0.0], |sum, losses| [sum[0] + losses[0], sum[1] + losses[1]]))
+        let all = member.group.exchange_floats(&own.numbers(), member.timeout)?;
+        let mut sum = PartLosses::new(own.sources.len());
+        all.iter().for_each(|losses| sum.add_numbers(losses));
+        Ok(sum)
     }
 
     /// An error of a backward pass: the group's, if a sum of gradients failed in it. Leaves the group.

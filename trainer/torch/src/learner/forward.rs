@@ -47,6 +47,31 @@ impl<'a> Prepared<'a> {
     pub(crate) fn batch(&self) -> &'a MicroBatch {
         self.batch
     }
+
+    /// That every row has one of `known` sources, unless there are none to tell apart.
+    pub(crate) fn check_sources(&self, known: usize) -> Result<(), BatchError> {
+        let given = &self.batch.sources;
+        let fits = given.len() == self.batch.slots.len() && given.iter().all(|source| (*source as usize) < known);
+        if known == 0 || fits {
+            return Ok(());
+        }
+        Err(BatchError::Sources { rows: self.batch.slots.len(), given: given.clone(), known })
+    }
+
+    pub(crate) fn source_of(&self, row: usize) -> Option<usize> {
+        self.batch.sources.get(row).map(|source| *source as usize)
+    }
+
+    /// Row of every predicted token.
+    pub(crate) fn prediction_rows(&self) -> impl Iterator<Item = usize> {
+        self.layout.row_predictions.iter().enumerate().flat_map(|(row, count)| std::iter::repeat_n(row, *count))
+    }
+
+    /// Row of every image that is contrasted.
+    pub(crate) fn contrast_rows(&self) -> impl Iterator<Item = usize> {
+        let images = self.layout.contrast_images.iter();
+        images.filter_map(|image| self.layout.image_rows.get(usize::try_from(*image).ok()?).copied())
+    }
 }
 
 /// Contrastive features of a micro-batch, L2-normalised `[c, E]`; row i of both belongs together.
@@ -74,11 +99,20 @@ pub(crate) struct Outcome {
     /// `None` without a contrastive image.
     pub(crate) features: Option<Features>,
     /// This micro-batch's part of the generation loss, not weighted; `None` when nothing is predicted.
-    pub(crate) generation: Option<Tensor>,
+    pub(crate) generation: Option<Generation>,
+}
+
+/// The generation loss of a micro-batch.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    /// Sum of the cross-entropies of the predicted tokens, times the factor.
+    pub(crate) loss: Tensor,
+    /// Each of them, without the factor; `None` unless asked for.
+    pub(crate) terms: Option<Tensor>,
 }
 
 /// Features (images, texts) before normalisation, and the generation loss.
-type Raw = (Option<[Tensor; 2]>, Option<Tensor>);
+type Raw = (Option<[Tensor; 2]>, Option<Generation>);
 
 /// What a run depends on besides the micro-batch.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +122,8 @@ pub(crate) struct RunOptions {
     pub(crate) prediction_factor: f64,
     /// Whether tokens are predicted; without it the generation loss is left out.
     pub(crate) predicts: bool,
+    /// Whether the cross-entropy of every predicted token is asked for.
+    pub(crate) terms: bool,
 }
 
 /// Runs the model over `layout`'s positions.
@@ -126,7 +162,14 @@ pub(crate) fn run(model: &Model, batch: &MicroBatch, layout: &Layout, options: R
             Some(index) => gather_rows(&hidden, index)?,
             None => hidden,
         };
-        Ok((features, Some(model.prediction_loss(&predicting, placement.labels(), options.prediction_factor)?)))
+        let (labels, factor) = (placement.labels(), options.prediction_factor);
+        let generation = if options.terms {
+            let (loss, terms) = model.prediction_terms(&predicting, labels, factor)?;
+            Generation { loss, terms: Some(terms) }
+        } else {
+            Generation { loss: model.prediction_loss(&predicting, labels, factor)?, terms: None }
+        };
+        Ok((features, Some(generation)))
     };
     let (features, generation) = compute().map_err(failed)?;
     drop(guard);

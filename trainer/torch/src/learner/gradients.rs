@@ -4,6 +4,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::{
     Learner, LearnerError, LossReport,
+    by_source::{self, PartLosses},
     exchange::{Exchange, GlobalFeatures},
     forward::{self, Features, Outcome, Prepared, RunOptions},
 };
@@ -47,15 +48,16 @@ impl Learner {
         let (parts, shares) = self.prepare(members, exchange)?;
         let key = DropPathKey { seed: self.optimization.seed, step };
         let run = |part: &Part<'_>| {
-            let options = RunOptions { key, prediction_factor: part.factors.prediction, predicts: true };
+            let options = RunOptions { key, prediction_factor: part.factors.prediction, predicts: true, terms: self.sources > 0 };
             forward::run(&self.model, part.prepared.batch(), &part.prepared.layout, options)
         };
-        let mut generation = 0.0;
+        let mut losses = PartLosses::new(self.sources);
         let contrastive = if let [only] = parts.as_slice() {
             let outcome = run(only)?;
             let contrast = self.contrast(std::slice::from_ref(&outcome.features), &shares, exchange)?;
             exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
-            generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.first()), exchange)?;
+            let gradients = contrast.as_ref().and_then(|contrast| contrast.parts.first());
+            self.backward(&only.prepared, &outcome, gradients, &mut losses, exchange)?;
             contrast
         } else {
             let features = parts.iter().map(|part| self.detached_features(part, key)).collect::<Result<Vec<_>, _>>()?;
@@ -69,16 +71,20 @@ impl Learner {
                     // Until here gradients were accumulated on this member alone.
                     exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
                 }
-                generation += self.backward(&outcome, contrast.as_ref().and_then(|contrast| contrast.parts.get(index)), exchange)?;
+                let gradients = contrast.as_ref().and_then(|contrast| contrast.parts.get(index));
+                self.backward(&part.prepared, &outcome, gradients, &mut losses, exchange)?;
             }
             contrast
         };
         self.complete_gradients(contrastive.as_ref(), exchange)?;
         let counts: Counts = shares.iter().map(|share| share.counts).sum();
-        let part = contrastive.as_ref().map_or(Ok(0.0), |contrast| contrast.whole.loss.f_double_value(&[]));
-        let part = part.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
-        let [generation, contrastive] = exchange.finish_sum([generation, part])?;
-        Ok(self.loss_report(counts, generation, contrastive))
+        if let Some(contrast) = &contrastive {
+            let read = by_source::read(&contrast.whole.loss, (self.sources > 0).then_some(&contrast.whole.terms));
+            let (loss, terms) = read.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
+            losses.contrastive = loss;
+            losses.add_images(parts.iter().map(|part| &part.prepared), &terms);
+        }
+        Ok(self.loss_report(counts, exchange.finish_sum(losses)?))
     }
 
     /// Checks and lays out every micro-batch, and gives it the factors of its member.
@@ -89,7 +95,8 @@ impl Learner {
         for member in members {
             let mut own = Vec::new();
             for batch in *member {
-                let part = Prepared::new(batch, &self.rules, side, Extent::Losses);
+                let part = Prepared::new(batch, &self.rules, side, Extent::Losses)
+                    .and_then(|part| part.check_sources(self.sources).map(|()| part));
                 own.push(part.map_err(|source| LearnerError::Batch { index, source })?);
                 index += 1;
             }
@@ -114,7 +121,7 @@ impl Learner {
             return Ok(None);
         }
         let layout = part.prepared.contrast_layout(&self.rules).map_err(|source| LearnerError::Batch { index: part.index, source })?;
-        let options = RunOptions { key, prediction_factor: 0.0, predicts: false };
+        let options = RunOptions { key, prediction_factor: 0.0, predicts: false, terms: false };
         tch::no_grad(|| forward::run(&self.model, part.prepared.batch(), &layout, options)).map(|outcome| outcome.features)
     }
 
@@ -168,14 +175,16 @@ impl Learner {
         Ok(StepContrast { whole, parts })
     }
 
-    /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Returns the value of the latter.
+    /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Adds the latter to `losses`.
     pub(super) fn backward(
         &self,
+        prepared: &Prepared<'_>,
         outcome: &Outcome,
         gradients: Option<&Option<[Tensor; 2]>>,
+        losses: &mut PartLosses,
         exchange: &mut Exchange<'_>,
-    ) -> Result<f64, LearnerError> {
-        let compute = || -> Result<f64, TchError> {
+    ) -> Result<(), LearnerError> {
+        let mut compute = || -> Result<(), TchError> {
             let mut terms = Vec::new();
             if let (Some(features), Some(Some([images, texts]))) = (&outcome.features, gradients) {
                 let product = |features: &Tensor, gradient: &Tensor| {
@@ -187,13 +196,19 @@ impl Learner {
             if let Some(generation) = &outcome.generation {
                 // Without a factor here the fused loss hands over its gradients as they are.
                 let is_one = (self.weights.generation - 1.0).abs() < f64::EPSILON;
-                terms.push(if is_one { generation.shallow_clone() } else { generation.f_mul_scalar(self.weights.generation)? });
+                let loss = &generation.loss;
+                terms.push(if is_one { loss.shallow_clone() } else { loss.f_mul_scalar(self.weights.generation)? });
             }
             let mut terms = terms.into_iter();
             if let Some(first) = terms.next() {
                 terms.try_fold(first, |total, term| total.f_add(&term))?.f_backward()?;
             }
-            outcome.generation.as_ref().map_or(Ok(0.0), |generation| generation.f_double_value(&[]))
+            if let Some(generation) = &outcome.generation {
+                let (loss, terms) = by_source::read(&generation.loss, generation.terms.as_ref())?;
+                losses.generation += loss;
+                losses.add_predictions(prepared, &terms);
+            }
+            Ok(())
         };
         compute().map_err(|source| exchange.backward_error(source))
     }
@@ -225,13 +240,15 @@ impl Learner {
         self.model.logit_scale().f_mul(&gradient.f_mul_scalar(self.weights.contrastive)?)
     }
 
-    pub(super) fn loss_report(&self, counts: Counts, generation: f64, contrastive: f64) -> LossReport {
+    pub(super) fn loss_report(&self, counts: Counts, losses: PartLosses) -> LossReport {
+        let PartLosses { generation, contrastive, sources } = losses;
         LossReport {
             total: self.weights.generation * generation + self.weights.contrastive * contrastive,
             generation,
             contrastive,
             generation_positions: counts.predictions,
             contrastive_images: counts.contrast,
+            sources,
         }
     }
 }

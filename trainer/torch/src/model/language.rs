@@ -9,7 +9,10 @@ use super::{
     layers::{Norm, gather_rows},
     weights::Weights,
 };
-use crate::{placement::Placement, shim::cross_entropy::linear_cross_entropy_scaled};
+use crate::{
+    placement::Placement,
+    shim::cross_entropy::{linear_cross_entropy_scaled, linear_cross_entropy_terms},
+};
 
 /// Causal text transformer.
 #[derive(Debug)]
@@ -64,6 +67,12 @@ impl LanguageModel {
     pub(crate) fn prediction_loss(&self, hidden: &Tensor, labels: &Tensor, scale: f64) -> Result<Tensor, TchError> {
         let (norm, weight) = self.head()?;
         Ok(linear_cross_entropy_scaled(&norm.forward(hidden)?, weight, labels, scale)?)
+    }
+
+    /// As [`LanguageModel::prediction_loss`], and the cross-entropies themselves, `[K]`.
+    pub(crate) fn prediction_terms(&self, hidden: &Tensor, labels: &Tensor, scale: f64) -> Result<(Tensor, Tensor), TchError> {
+        let (norm, weight) = self.head()?;
+        Ok(linear_cross_entropy_terms(&norm.forward(hidden)?, weight, labels, scale)?)
     }
 
     /// Hidden states `[K, W]` → logits `[K, V]`.

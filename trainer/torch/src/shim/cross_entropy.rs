@@ -7,6 +7,9 @@ use tch::Tensor;
 
 use super::{ShimError, check, ffi, own, raw};
 
+/// What errors call it.
+const OPERATION: &str = "fused linear and cross-entropy";
+
 /// `scale` times the sum over the rows of the cross-entropy of `softmax(hidden · weightᵀ)` against `labels`.
 ///
 /// `hidden` is `[P, W]`, `weight` `[V, W]`, `labels` `[P]` int64 in `0..V`; `P` may be 0.
@@ -19,11 +22,25 @@ use super::{ShimError, check, ffi, own, raw};
 /// Shapes or types that do not fit, a label outside `0..V` (on a GPU libtorch's own check stops the device instead).
 pub fn linear_cross_entropy_scaled(hidden: &Tensor, weight: &Tensor, labels: &Tensor, scale: f64) -> Result<Tensor, ShimError> {
     let mut loss = ptr::null_mut();
-    // SAFETY: the arguments are live tensors, `loss` is written on success only.
-    let status = unsafe { ffi::lcl_linear_cross_entropy(raw(hidden), raw(weight), raw(labels), scale, &raw mut loss) };
-    check("fused linear and cross-entropy", status)?;
+    // SAFETY: the arguments are live tensors, `loss` is written on success only; nobody asks for terms.
+    let status = unsafe { ffi::lcl_linear_cross_entropy(raw(hidden), raw(weight), raw(labels), scale, &raw mut loss, ptr::null_mut()) };
+    check(OPERATION, status)?;
     // SAFETY: a new tensor of the shim.
     Ok(unsafe { own(loss) })
+}
+
+/// As [`linear_cross_entropy_scaled`], and every row's cross-entropy `[P]`: not scaled, and no part of the graph. They are computed
+/// anyhow; asking for them costs their memory, and changes no bit of the sum and the gradients.
+///
+/// # Errors
+/// As [`linear_cross_entropy_scaled`].
+pub fn linear_cross_entropy_terms(hidden: &Tensor, weight: &Tensor, labels: &Tensor, scale: f64) -> Result<(Tensor, Tensor), ShimError> {
+    let (mut loss, mut terms) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: the arguments are live tensors, `loss` and `terms` are written on success only.
+    let status = unsafe { ffi::lcl_linear_cross_entropy(raw(hidden), raw(weight), raw(labels), scale, &raw mut loss, &raw mut terms) };
+    check(OPERATION, status)?;
+    // SAFETY: new tensors of the shim.
+    Ok(unsafe { (own(loss), own(terms)) })
 }
 
 /// [`linear_cross_entropy_scaled`] with scale 1: the sum.
@@ -122,6 +139,34 @@ mod tests {
                     (0.0, 0.0, 0.0)
                 );
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_terms_of_the_rows_are_what_the_sum_is_made_of_and_change_none_of_its_bits() -> Result<(), TchError> {
+        // Tiles in float32 and under autocast, several blocks of rows, and the general form in float64.
+        for (rows, vocabulary, kind, autocast) in [
+            (33, 5_003, Kind::Float, false),
+            (33, 5_003, Kind::Float, true),
+            (1_500, 49_411, Kind::Float, false),
+            (2_100, 50, Kind::Double, false),
+            (0, 50, Kind::Float, false),
+        ] {
+            let problem = Problem::new(rows, vocabulary, 8, kind);
+            let expected = problem.fused(kind, 0.25, autocast)?;
+            let [hidden, weight] = problem.leaves(kind);
+            let guard = if autocast { Some(AutocastGuard::bfloat16(Device::Cpu)?) } else { None };
+            let (loss, terms) = linear_cross_entropy_terms(&hidden, &weight, &problem.labels, 0.25)?;
+            drop(guard);
+            loss.f_backward()?;
+            assert_eq!([loss.detach(), hidden.grad(), weight.grad()], expected, "{rows} rows");
+            assert_eq!((terms.size(), terms.requires_grad()), (vec![rows], false));
+            // Each row alone.
+            let logits = problem.hidden.detach().to_kind(Kind::Double).matmul(&problem.weight.detach().to_kind(Kind::Double).tr());
+            let of_rows = logits.f_cross_entropy_loss(&problem.labels, None::<&Tensor>, Reduction::None, -100, 0.0)?;
+            let apart = if rows == 0 { 0.0 } else { (terms.to_kind(Kind::Double) - of_rows).abs().max().double_value(&[]) };
+            assert!(apart < if autocast { 0.1 } else { 1e-4 }, "a row of {rows} is off by {apart:.1e}");
         }
         Ok(())
     }

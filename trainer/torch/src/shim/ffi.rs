@@ -162,6 +162,7 @@ unsafe extern "C" {
         labels: RawTensor,
         scale: f64,
         loss: *mut RawTensor,
+        terms: *mut RawTensor,
     ) -> c_int;
     pub(super) fn lcl_adamw_step(arguments: *const AdamWArguments) -> c_int;
     pub(super) fn lcl_gradient_norm(parameters: *mut RawTensor, count: usize, norm: *mut f64) -> c_int;

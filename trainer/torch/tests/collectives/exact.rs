@@ -1,12 +1,12 @@
 //! Exact mode: the same bits at every number of members.
 
-use lcl_torch::{Kind, Learner, MicroBatch, ShardShare, shards_of};
+use lcl_torch::{Kind, Learner, MicroBatch, ShardShare, SourceLosses, shards_of};
 use lcl_trainer_config::{Precision, TrainerConfig};
 
 use crate::{
     as_members,
     steps::member,
-    support::{ROWS, batch, config, distance, gradients, learner_of_kind},
+    support::{ROWS, SOURCES, batch, config, distance, gradients, learner_of_kind},
 };
 
 const SHARDS: usize = 8;
@@ -38,7 +38,9 @@ fn train(
     steps: std::ops::Range<u64>,
     mut group: Option<&mut lcl_torch::collectives::Group>,
     keep_activations: bool,
-) {
+) -> Vec<SourceLosses> {
+    learner.set_sources(SOURCES);
+    let mut sources = Vec::new();
     for step in steps {
         let (rank, world) = group.as_ref().map_or((0, 1), |group| (group.rank(), group.world_size()));
         let all = shards(step);
@@ -49,28 +51,33 @@ fn train(
         if group.is_some() {
             assert_eq!(agreement.wishes, (10..10 + world as i64).collect::<Vec<_>>());
         }
+        sources.extend(report.sources);
     }
+    sources
+}
+
+/// Hash of the state after all steps, and every step's losses by source.
+type Trained = (String, Vec<SourceLosses>);
+
+fn train_all(config: &TrainerConfig, group: Option<&mut lcl_torch::collectives::Group>, keep_activations: bool) -> Trained {
+    let mut learner = learner_of_kind(config, Kind::Float);
+    let sources = train(&mut learner, 0..STEPS, group, keep_activations);
+    (learner.state_hash().expect("a hash"), sources)
 }
 
 fn hash_alone(config: &TrainerConfig, keep_activations: bool) -> String {
-    let mut learner = learner_of_kind(config, Kind::Float);
-    train(&mut learner, 0..STEPS, None, keep_activations);
-    learner.state_hash().expect("a hash")
+    train_all(config, None, keep_activations).0
 }
 
 #[test]
 fn the_result_has_the_same_bits_at_every_number_of_members() {
     for precision in [Precision::Float32, Precision::Bfloat16] {
         let config = training(precision);
-        let alone = hash_alone(&config, false);
-        assert_eq!(hash_alone(&config, true), alone, "{precision:?}: keeping activations changes the cost alone");
+        let alone = train_all(&config, None, false);
+        assert_eq!(train_all(&config, None, true), alone, "{precision:?}: keeping activations changes the cost alone");
         for world in [1, 2, 3, 4, 5, 8] {
-            let hashes = as_members(world, |group| {
-                let mut learner = learner_of_kind(&config, Kind::Float);
-                train(&mut learner, 0..STEPS, Some(group), world % 2 == 0);
-                learner.state_hash().expect("a hash")
-            });
-            assert!(hashes.iter().all(|hash| *hash == alone), "{precision:?}, {world} members: {hashes:?}, alone {alone}");
+            let found = as_members(world, |group| train_all(&config, Some(group), world % 2 == 0));
+            assert!(found.iter().all(|found| *found == alone), "{precision:?}, {world} members: {found:?}, alone {alone:?}");
         }
     }
 }

@@ -68,7 +68,13 @@ fn reproduce_two_ranks(link: &Arc<Link>, place: &Place) -> Result<Value> {
     let start = half * place.rank as i64;
     let slots = (start..start + half).map(i64::unsigned_abs).collect();
     // One image per row: images are cut as rows are.
-    let own = MicroBatch { tokens: tokens.narrow(0, start, half), images: images.narrow(0, start, half), slots, image_rows: None };
+    let own = MicroBatch {
+        tokens: tokens.narrow(0, start, half),
+        images: images.narrow(0, start, half),
+        slots,
+        image_rows: None,
+        sources: Vec::new(),
+    };
     let mut group = join(link, 1, place.rank, place.world_size)?;
     let mut differences = Differences::default();
     let mut compared = 0;

@@ -7,7 +7,7 @@ use lcl_trainer_config::{GradientCompression, Normalization, Objective, TrainerC
 
 use crate::{
     TIMEOUT, as_members,
-    support::{ROWS, batch, config, distance, learner_of_kind},
+    support::{ROWS, SOURCES, batch, config, distance, learner_of_kind},
 };
 
 /// A member's micro-batches, each a list of rows.
@@ -57,6 +57,11 @@ fn same_bits(found: &Gradients, expected: &Gradients) -> bool {
 
 /// Gradients, losses and counts of the split step against those of the whole batch on one member.
 fn check(config: &TrainerConfig, kind: Kind, split: &'static [Share], tolerance: f64) {
+    let learner_of_kind = |config: &TrainerConfig, kind| {
+        let mut learner = learner_of_kind(config, kind);
+        learner.set_sources(SOURCES);
+        learner
+    };
     let mut alone = learner_of_kind(config, kind);
     let whole = alone.compute_gradients(3, &[batch(&ROWS)]).expect("one member");
     let expected = copies(&alone);
@@ -75,9 +80,14 @@ fn check(config: &TrainerConfig, kind: Kind, split: &'static [Share], tolerance:
             let apart = apart(gradients, &expected);
             println!("{kind:?}, {} members, rank {rank}, round {round}: {apart:.2e}", split.len());
             assert_eq!((losses.contrastive_images, losses.generation_positions), (whole.contrastive_images, whole.generation_positions));
-            for (found, expected) in
-                [(losses.total, whole.total), (losses.generation, whole.generation), (losses.contrastive, whole.contrastive)]
-            {
+            let sources = losses.sources.iter().flat_map(|source| [source.generation, source.contrastive]);
+            let expected = whole.sources.iter().flat_map(|source| [source.generation, source.contrastive]);
+            let of_sources = sources.zip(expected).map(|(found, expected)| {
+                assert_eq!(found.count, expected.count);
+                (found.sum, expected.sum)
+            });
+            let of_all = [(losses.total, whole.total), (losses.generation, whole.generation), (losses.contrastive, whole.contrastive)];
+            for (found, expected) in of_all.into_iter().chain(of_sources) {
                 assert!((found - expected).abs() <= tolerance * expected.abs(), "{losses:?} {whole:?}");
             }
             assert!(apart <= tolerance, "{kind:?}, {split:?}, rank {rank}, round {round}: gradients differ by {apart:e}");
@@ -145,6 +155,9 @@ fn members_agree_with_one_member_under_activation_checkpointing() {
 #[test]
 fn per_rank_normalisation_is_what_one_process_computes_for_those_members() {
     let mut config = config();
+    let mut alone = learner_of_kind(&config, Kind::Double);
+    alone.set_sources(SOURCES);
+    let global = alone.compute_gradients(3, &[batch(&ROWS)]).expect("one member");
     config.optimization.normalization = Normalization::PerRank;
     for split in SPLITS {
         let shares: Vec<Vec<MicroBatch>> = split.iter().map(|share| batches(share)).collect();
@@ -155,12 +168,23 @@ fn per_rank_normalisation_is_what_one_process_computes_for_those_members() {
         let found = as_members(split.len(), |group| {
             let mut learner = learner_of_kind(&config, Kind::Double);
             let share = batches(split[group.rank()]);
+            learner.set_sources(SOURCES);
             let (losses, _) = learner.compute_gradients_with(3, &share, member(group)).expect("gradients");
-            (losses.total, copies(&learner))
+            (losses, copies(&learner))
         });
-        for (total, found) in found {
-            let apart = apart(&found, &gradients);
+        for (losses, found) in found {
+            let (total, apart) = (losses.total, apart(&found, &gradients));
             assert!((total - expected.total).abs() <= 1e-12 * expected.total && apart <= 1e-12, "{total} {expected:?} {apart:e}");
+            // A source's are of all its terms, whichever members they are on.
+            for (found, expected) in losses.sources.iter().zip(&global.sources) {
+                let pairs = [(found.generation, expected.generation), (found.contrastive, expected.contrastive)];
+                assert!(
+                    pairs
+                        .iter()
+                        .all(|(found, expected)| found.count == expected.count && (found.sum - expected.sum).abs() <= 1e-12 * expected.sum),
+                    "{found:?} {expected:?}"
+                );
+            }
         }
     }
 }

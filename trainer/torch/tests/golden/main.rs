@@ -25,7 +25,13 @@ fn learner(reference: &Reference, coefficient: f64, clip: Option<f64>, options: 
 fn batch(inputs: &Tensors) -> Result<MicroBatch> {
     let tokens = inputs.get("text").context("`text` is not recorded")?.tensor()?;
     let slots = (0..tokens.size2()?.0.unsigned_abs()).collect();
-    Ok(MicroBatch { tokens, images: inputs.get("image").context("`image` is not recorded")?.tensor()?, slots, image_rows: None })
+    Ok(MicroBatch {
+        tokens,
+        images: inputs.get("image").context("`image` is not recorded")?.tensor()?,
+        slots,
+        image_rows: None,
+        sources: Vec::new(),
+    })
 }
 
 fn compare_forward(reference: &Reference, options: LearnerOptions) -> Result<()> {
@@ -276,7 +282,7 @@ fn per_rank_normalisation_agrees_with_two_ranks() -> Result<()> {
             let slots = (start..start + half).map(i64::unsigned_abs).collect();
             let cut = |tensor: &Tensor| tensor.narrow(0, start, half);
             // One image per row: images are cut as rows are.
-            [MicroBatch { tokens: cut(&whole.tokens), images: cut(&whole.images), slots, image_rows: None }]
+            [MicroBatch { tokens: cut(&whole.tokens), images: cut(&whole.images), slots, image_rows: None, sources: Vec::new() }]
         })
         .collect();
     let members: Vec<&[MicroBatch]> = ranks.iter().map(<[MicroBatch; 1]>::as_slice).collect();

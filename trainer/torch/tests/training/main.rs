@@ -5,7 +5,7 @@ mod support;
 
 use lcl_torch::{BatchError, Device, Kind, LearnerError, MicroBatch, Model, Tensor, parameter_count};
 use lcl_trainer_config::{Objective, Precision, Preset, TrainerConfig};
-use support::{ROWS, batch, config, distance, gradients, learner, learner_of_kind, split_rows};
+use support::{ROWS, SOURCES, batch, config, distance, gradients, learner, learner_of_kind, source_of, split_rows};
 
 /// Gradients and losses of the whole batch and of the same rows in micro-batches.
 fn check_accumulation(config: &TrainerConfig, kind: Kind, whole: MicroBatch, parts: &[MicroBatch], tolerance: f64) {
@@ -42,6 +42,54 @@ fn accumulation_holds_for_the_clip_objective_and_under_checkpointing() {
     let mut checkpointing = config();
     checkpointing.model.activation_checkpointing = true;
     check_accumulation(&checkpointing, Kind::Double, batch(&ROWS), &split_rows(), 1e-12);
+}
+
+/// The losses of each source from what one row says of itself: its own cross-entropies, and its images among all of the batch.
+#[test]
+fn losses_by_source_are_those_of_its_rows_and_add_up_to_the_losses() {
+    // What is looked at by hand has none.
+    let mut config = config();
+    config.model.drop_path = 0.0;
+    let mut learner = learner_of_kind(&config, Kind::Double);
+    let similarities = learner.inspect(&batch(&ROWS)).expect("outputs").similarities;
+    let to_texts = similarities.log_softmax(1, Kind::Double).diagonal(0, 0, 1);
+    let to_images = similarities.log_softmax(0, Kind::Double).diagonal(0, 0, 1);
+    let terms = Vec::<f64>::try_from((to_texts + to_images) * -0.5).expect("numbers");
+    // Images with something before them, by row.
+    let images = [0, 1, 2, 0, 1, 2, 1, 1];
+    let mut terms = terms.into_iter();
+    let mut expected = vec![[(0.0, 0); 2]; SOURCES];
+    for (row, images) in ROWS.iter().zip(images) {
+        let alone = learner.compute_gradients(3, &[batch(&[*row])]).expect("one row");
+        let of_row: Vec<f64> = terms.by_ref().take(images).collect();
+        let [generation, contrastive] = &mut expected[source_of(row.1) as usize];
+        generation.0 += alone.generation * alone.generation_positions as f64;
+        generation.1 += alone.generation_positions;
+        contrastive.0 += of_row.iter().sum::<f64>();
+        contrastive.1 += of_row.len() as u64;
+    }
+    assert_eq!(terms.next(), None, "an image belongs to no row");
+    let without = learner.compute_gradients(3, &[batch(&ROWS)]).expect("not told apart");
+    assert_eq!(without.sources, []);
+    learner.set_sources(SOURCES);
+    for parts in [vec![batch(&ROWS)], split_rows()] {
+        let losses = learner.compute_gradients(3, &parts).expect("told apart");
+        assert!((losses.total - without.total).abs() <= 1e-12 * without.total);
+        let found: Vec<_> = losses.sources.iter().map(|source| [source.generation, source.contrastive]).collect();
+        for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+            assert_eq!(found.count, expected.1);
+            assert!((found.sum - expected.0).abs() <= 1e-12 * expected.0, "{found:?} {expected:?}");
+        }
+        for (kind, mean) in [losses.generation, losses.contrastive].into_iter().enumerate() {
+            let (sum, count) = found.iter().fold((0.0, 0), |(sum, count), source| (sum + source[kind].sum, count + source[kind].count));
+            assert!((sum / count as f64 - mean).abs() <= 1e-12 * mean);
+        }
+        assert_eq!((found[2][0].mean(), found[2][1].mean()), (None, None), "no row is of the last source");
+    }
+    let wrong = MicroBatch { sources: vec![3; ROWS.len()], ..batch(&ROWS) };
+    let error = learner.compute_gradients(3, &[wrong]).expect_err("there are three");
+    let LearnerError::Batch { source, .. } = error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("every row needs one of the 3"), "{source}");
 }
 
 #[test]
@@ -112,7 +160,7 @@ fn training_lowers_both_losses() {
         config.optimization.learning_rate = 3e-3;
         let mut learner = learner(&config);
         let reports: Vec<_> = (0..40).map(|step| learner.train_step(step, &[batch(&ROWS)]).expect("a step")).collect();
-        let (first, last) = (reports[0], reports[39]);
+        let (first, last) = (&reports[0], &reports[39]);
         assert!(last.generation < 0.8 * first.generation, "{precision:?}: {} → {}", first.generation, last.generation);
         assert!(last.contrastive < 0.8 * first.contrastive, "{precision:?}: {} → {}", first.contrastive, last.contrastive);
     }

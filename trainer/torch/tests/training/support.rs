@@ -102,6 +102,7 @@ pub(crate) fn batch(rows: &[(&str, u64)]) -> MicroBatch {
         images: if images.is_empty() { none() } else { Tensor::stack(&images, 0) },
         slots: rows.iter().map(|(_, slot)| *slot).collect(),
         image_rows: Some(image_rows),
+        sources: rows.iter().map(|(_, slot)| source_of(*slot)).collect(),
     }
 }
 
@@ -147,4 +148,12 @@ pub(crate) fn distance(found: &[(&str, Tensor)], expected: &[(&str, Tensor)]) ->
 pub(crate) fn gradients<'a>(learner: &'a mut Learner, step: u64, micro_batches: &[MicroBatch]) -> Vec<(&'a str, Tensor)> {
     learner.compute_gradients(step, micro_batches).expect("gradients");
     learner.gradients().into_iter().map(|(name, gradient)| (name, gradient.copy())).collect()
+}
+
+/// Sources that rows are of.
+pub(crate) const SOURCES: usize = 3;
+
+/// The source of a slot's row; no row is of the last one.
+pub(crate) fn source_of(slot: u64) -> u32 {
+    u32::from(slot % 3 == 1)
 }

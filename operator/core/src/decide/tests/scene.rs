@@ -11,7 +11,9 @@ use crate::{
     Timeouts, ValidatedJob,
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
-    observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem, Wait},
+    observe::{
+        GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem, SourceSeen, Wait,
+    },
 };
 
 pub(super) const UID: &str = "job-uid";
@@ -224,6 +226,7 @@ impl Scene {
             members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
             step,
             last_checkpoint: None,
+            sources: Vec::new(),
         });
     }
 
@@ -258,4 +261,12 @@ fn read(manifest: &Value) -> ValidatedJob {
 
 pub(super) fn reasons(events: &[JobEvent]) -> Vec<&'static str> {
     events.iter().map(|event| event.reason).collect()
+}
+
+/// A job on two sources.
+pub(super) const MIXTURE: &str = "spec.data = {'mixture': {'sources': [{'name': 'laion', 'webdataset': {'shards': ['/a.tar']}}, \
+    {'name': 'mmc4', 'mmc4': {'shards': ['/m.jsonl'], 'images': {'folder': '/i'}}}]}}";
+
+pub(super) fn source(name: &str, samples: u64) -> SourceSeen {
+    SourceSeen { name: name.to_owned(), samples, generation_loss: Some(2.5), contrastive_loss: None, data_wait_seconds: 0.25 }
 }

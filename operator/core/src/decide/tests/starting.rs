@@ -1,6 +1,6 @@
 //! A new job, and one at rest.
 
-use super::scene::{COORDINATOR, Scene, reasons};
+use super::scene::{COORDINATOR, MIXTURE, Scene, reasons, source};
 use crate::decide::{Action, is_progress_only, reason};
 
 #[test]
@@ -69,11 +69,31 @@ fn a_pod_of_another_job_is_neither_counted_nor_deleted() {
     }
 }
 
+/// Members tell a coordinator, and it tells this; the manifest says which sources there are.
 #[test]
-fn only_steps_and_checkpoints_are_progress() {
-    let mut scene = Scene::training("");
+fn sources_stand_in_the_status_in_the_order_of_the_manifest_and_no_others() {
+    let mut scene = Scene::training(MIXTURE);
+    let told = |scene: &Scene| scene.status.sources.iter().map(|source| (source.name.clone(), source.samples)).collect::<Vec<_>>();
+    assert_eq!(told(&scene), []);
+    scene.change_group(|group| group.sources = vec![source("mmc4", 3), source("stranger", 1), source("laion", 7)]);
+    scene.settle();
+    assert_eq!(told(&scene), [("laion".to_owned(), 7), ("mmc4".to_owned(), 3)]);
+    let laion = &scene.status.sources[0];
+    assert_eq!((laion.generation_loss, laion.contrastive_loss, laion.data_wait_seconds), (Some(2.5), None, Some(0.25)));
+    // A new coordinator knows of none yet.
+    scene.change_group(|group| group.sources = vec![]);
+    scene.settle();
+    assert_eq!(told(&scene).len(), 2);
+}
+
+#[test]
+fn only_steps_checkpoints_and_figures_of_sources_are_progress() {
+    let mut scene = Scene::training(MIXTURE);
     scene.train(2);
-    scene.change_group(|group| group.last_checkpoint = Some(2));
+    scene.change_group(|group| {
+        group.last_checkpoint = Some(2);
+        group.sources = vec![source("laion", 7)];
+    });
     let progress = scene.decide().status;
     assert_ne!(progress, scene.status);
     assert!(is_progress_only(&scene.status, &progress));

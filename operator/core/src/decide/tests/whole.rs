@@ -73,6 +73,7 @@ impl Scene {
             members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
             step,
             last_checkpoint: None,
+            sources: Vec::new(),
         }
     }
 
