@@ -97,6 +97,12 @@ pub struct DataSpec {
     validation = Rule::new("self.keySeparator != 'lastDot' || !self.captionKeys.exists(key, key.contains('.'))")
         .message("must hold no dot when keySeparator is lastDot")
         .field_path(".captionKeys"),
+    validation = Rule::new("self.layout != 'documents' || self.keySeparator == 'firstDot'")
+        .message("must be firstDot when layout is documents: what follows the first dot tells a document's parts apart")
+        .field_path(".keySeparator"),
+    validation = Rule::new("self.layout == 'documents' || !has(self.maxImages)")
+        .message("must not be given when layout is pairs: a pair has one image")
+        .field_path(".maxImages"),
 )]
 pub struct WebdatasetSpec {
     /// The shards in order: absolute paths in the worker's container. `{000..011}` and `{a,b}` stand for several, as in
@@ -117,6 +123,26 @@ pub struct WebdatasetSpec {
     /// `a`), or `lastDot` (`jpg` of the sample `a.b`).
     #[serde(default)]
     pub key_separator: KeySeparatorSpec,
+    /// What a sample is: `pairs`, an image and a caption, or `documents`, as `lcl data convert` writes them: `KEY.json` with the parts of a
+    /// document in their order, and `KEY.0.jpg`, `KEY.1.png` and so on with its images. With documents the keys of images and captions are of no
+    /// use. Default: pairs.
+    #[serde(default)]
+    pub layout: LayoutSpec,
+    /// Most images of a document, with `layout: documents` alone. Default: 6, as with MMC4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_images: Option<i32>,
+}
+
+/// What a sample in tar shards is.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LayoutSpec {
+    /// An image and a caption.
+    #[default]
+    Pairs,
+    /// An interleaved document.
+    Documents,
 }
 
 /// Several sources of which every step takes samples in proportion to their weights, exactly in every prefix of the run. Each source has passes

@@ -40,6 +40,7 @@ const OTHERWISE: &[(&str, Target)] = &[
     ("data.source.keys.image", Target::Manifest("spec.data.webdataset.imageKeys")),
     ("data.source.keys.caption", Target::Manifest("spec.data.webdataset.captionKeys")),
     ("data.source.keys.separator", Target::Manifest("spec.data.webdataset.keySeparator")),
+    ("data.source.documents", Target::Manifest("spec.data.webdataset")),
     ("data.source.mmc4", Target::Manifest("spec.data.mmc4")),
     ("data.source.obelics", Target::Manifest("spec.data.obelics")),
     ("data.source.mixture", Target::Manifest("spec.data.mixture")),
@@ -105,6 +106,7 @@ mod tests {
         check("data.source.shards[12]", "spec.data.webdataset.shards[12]");
         check("data.source.keys.image[0]", "spec.data.webdataset.imageKeys[0]");
         check("data.source", "spec.data.webdataset");
+        check("data.source.documents.maxImages", "spec.data.webdataset.maxImages");
         check("data.source.mixture.sources[1].weight", "spec.data.mixture.sources[1].weight");
         check("data.source.mixture.sources[1].source.shards[0]", "spec.data.mixture.sources[1].webdataset.shards[0]");
         check("data.source.mixture.sources[0].source.mmc4.images.folder", "spec.data.mixture.sources[0].mmc4.images.folder");

@@ -23,7 +23,7 @@ pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, Te
 pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
 pub use shards::{LIST_EXTENSION, PATHS_LIMIT, PatternError, ShardEntry, ShardName, ShardPattern};
 pub use training::{
-    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, GradientCompression, MixedSource, MixtureConfig,
+    AugmentationConfig, CheckpointConfig, DataConfig, DataSource, Device, DocumentsConfig, ExactConfig, GradientCompression, MixedSource, MixtureConfig,
     MixtureUnit, Mmc4Config, Mmc4Images, Normalization, ObelicsConfig, OptimizationConfig, RuntimeConfig, Schedule, ShuffleConfig,
     TrainerConfig, in_mixture,
 };

@@ -6,6 +6,8 @@
 
 pub mod batch;
 mod cause;
+pub mod check;
+pub mod convert;
 pub mod dataset;
 pub mod document;
 mod documents;
@@ -17,17 +19,20 @@ pub mod mixture;
 pub mod mmc4;
 pub mod obelics;
 pub mod order;
+pub mod packed;
 pub mod permutation;
 pub mod random;
 mod retry;
 pub mod sequence;
 pub mod shard;
 pub mod show;
+pub mod stats;
 pub mod store;
 pub mod tokenizer;
 
 pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use cause::RedrawCause;
+pub use documents::{DocumentFindings, LeftOut};
 pub use dataset::{Dataset, DatasetError, NoPair};
-pub use loader::{Loader, LoaderError, LoaderOptions};
+pub use loader::{Loader, LoaderError, LoaderOptions, Seen, Viewed, Viewer};
 pub use order::{Location, Order, Orders, Pace};

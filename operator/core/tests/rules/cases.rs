@@ -232,6 +232,31 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.data.webdataset.captionKeys",
         "must hold no dot when keySeparator is lastDot",
     ),
+    ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of pairs, documents"),
+    (
+        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.keySeparator = 'lastDot'",
+        "spec.data.webdataset.keySeparator",
+        "must be firstDot when layout is documents",
+    ),
+    ("spec.data.webdataset.maxImages = 6", "spec.data.webdataset.maxImages", "must not be given when layout is pairs"),
+    (
+        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.maxImages = 0",
+        "spec.data.webdataset.maxImages",
+        "must be at least 1",
+    ),
+    (
+        "spec.data.webdataset.layout = 'documents'; spec.model.objective = {'clip': {}}",
+        "spec.model.objective",
+        "must be lcl when the data are documents",
+    ),
+    (
+        concat!(
+            mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b'], 'layout': 'documents'}}"),
+            "; spec.model.objective = {'clip': {}}"
+        ),
+        "spec.model.objective",
+        "must be lcl when the data are documents",
+    ),
     ("spec.data.webdataset.keySeparator = 'middle'", "spec.data.webdataset.keySeparator", "must be one of firstDot, lastDot"),
     ("spec.data.indexPath = 'index'", "spec.data.indexPath", "must be an absolute path"),
     ("spec.data.imageFirstProbability = 1.1", "spec.data.imageFirstProbability", "must be at most 1"),
@@ -435,6 +460,7 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.data.webdataset.shards = ['/{a..c}/{3..1}.tar', '/d/*-[0-9]?.tar', '/d/**/x.tar', '/lists/train.txt']",
     "spec.data.webdataset.imageKeys = ['seg.png', '0']; spec.data.webdataset.captionKeys = ['en.txt']",
     "spec.data.webdataset.keySeparator = 'lastDot'; spec.data.webdataset.captionKeys = ['caption']",
+    "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.maxImages = 64",
     "spec.data.imageFirstProbability = 0",
     "spec.data.imageFirstProbability = 1",
     "spec.data.shuffle = {'lanes': 1, 'window': 1000000000}",
