@@ -2,12 +2,12 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use lcl_crds::{
-    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, LayoutSpec, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec, ModelShapeSpec, ModelSpec,
-    ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
+    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, LayoutSpec, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec, ModelShapeSpec,
+    ModelSpec, ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    DataSource, DocumentsConfig, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig, ModelShape, ObelicsConfig,
-    Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+    DataSource, DocumentsConfig, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig, ModelShape,
+    ObelicsConfig, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
 };
 
 use crate::validate::FieldError;

@@ -19,7 +19,7 @@ use lcl_trainer_config::DataConfig;
 use serde::Serialize;
 
 use crate::{
-    cause::{RedrawCause, SkipCause},
+    cause::RedrawCause,
     dataset::{Dataset, DatasetError, Reading},
     documents::{IMAGE_MISSING, NO_IMAGE_STORED},
     image::{Scratch, decode},
@@ -108,7 +108,16 @@ pub fn check(
             let bad = !FILTERED.contains(&cause.as_str());
             let (member, detail) = left_out.first.split_once(": ").unwrap_or((&left_out.first, ""));
             let (member, detail) = (member.to_owned(), detail.to_owned());
-            tell(Finding { cause: cause.clone(), bad, source: source.clone(), shard: shard.clone(), member, byte: None, detail, count: left_out.count });
+            tell(Finding {
+                cause: cause.clone(),
+                bad,
+                source: source.clone(),
+                shard: shard.clone(),
+                member,
+                byte: None,
+                detail,
+                count: left_out.count,
+            });
         }
     }
     let (done, samples) = (AtomicU64::new(0), dataset.samples_per_pass());

@@ -392,12 +392,13 @@ impl Dataset {
     /// What the indexes of documents found: source, shard, findings. Nothing for pairs.
     #[must_use]
     pub fn document_findings(&self) -> Vec<(String, PathBuf, &DocumentFindings)> {
-        let of = |source: &'_ Source| match &source.content {
-            Content::Pairs(_) => Vec::new(),
-            Content::Documents(documents) => documents.findings(),
-        };
-        let named = |source: &'_ Source| source.name.clone();
-        self.sources.iter().flat_map(|source| of(source).into_iter().map(move |(shard, found)| (named(source), shard, found))).collect()
+        let mut all = Vec::new();
+        for source in &self.sources {
+            if let Content::Documents(documents) = &source.content {
+                all.extend(documents.findings().into_iter().map(|(shard, found)| (source.name.clone(), shard, found)));
+            }
+        }
+        all
     }
 
     /// Number of shards of all sources.

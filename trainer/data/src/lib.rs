@@ -32,7 +32,7 @@ pub mod tokenizer;
 
 pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use cause::RedrawCause;
-pub use documents::{DocumentFindings, LeftOut};
 pub use dataset::{Dataset, DatasetError, NoPair};
+pub use documents::{DocumentFindings, LeftOut};
 pub use loader::{Loader, LoaderError, LoaderOptions, Seen, Viewed, Viewer};
 pub use order::{Location, Order, Orders, Pace};

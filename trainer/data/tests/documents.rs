@@ -10,7 +10,7 @@ use std::{
 };
 
 use lcl_data::{
-    Batch, Dataset, DatasetError, Loader, LoaderError, LoaderOptions, RedrawCause, SkipCause,
+    Batch, Dataset, DatasetError, Loader, LoaderError, LoaderOptions, RedrawCause, SkipCause, Viewer,
     convert::{ConvertOptions, convert},
     document::{Composer, Document},
     image::{Scratch, decode},
@@ -20,7 +20,8 @@ use lcl_data::{
     tokenizer::Tokenizer,
 };
 use lcl_trainer_config::{
-    DataConfig, DataSource, DocumentsConfig, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig, Objective, Preset,
+    DataConfig, DataSource, DocumentsConfig, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig,
+    Objective, Preset,
 };
 
 const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
@@ -127,6 +128,41 @@ fn converted_documents_of_obelics_give_the_sequences_of_their_source() {
     let (before, after) = (sequences(&config(source)), sequences(&converted));
     assert!(before.len() > 5, "only {} documents", before.len());
     assert_eq!(before, after);
+}
+
+#[test]
+fn a_document_is_seen_as_a_batch_has_it_and_one_of_no_use_says_why() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("obelics"), folder.path());
+    let config = config(DataSource::Obelics { obelics: obelics(folder.path()) });
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set opens"));
+    let samples = dataset.samples_per_pass();
+    let batch = load(&config, samples, 0..1, 12).remove(0);
+    let options =
+        LoaderOptions { model: model(12), objective: LCL, seed: SEED, global_batch_size: 1, slots: 0..1, first_step: 0, last_step: 1 };
+    let mut viewer = Viewer::new(&dataset, &config, options).expect("the settings can be used");
+    let mut refused = 0;
+    for row in &batch.rows {
+        let viewed = viewer.view(row.sample).expect("the document is read");
+        assert!(viewed.shard.extension().is_some_and(|ending| ending == "parquet") && viewed.key.starts_with("row "), "{viewed:?}");
+        match (viewed.content, row.redrawn) {
+            (Ok(seen), None) => {
+                assert_eq!((seen.tokens.as_slice(), seen.images.len()), (batch.tokens_of(row), row.images.len()));
+                for png in &seen.images {
+                    let mut scratch = Scratch::new();
+                    let pixels = decode(png, &mut scratch).expect("a picture");
+                    assert_eq!((i64::from(pixels.width), i64::from(pixels.height)), (SIZE, SIZE));
+                }
+            }
+            (Err(cause), Some((redrawn, _))) => {
+                assert_eq!(cause, redrawn.name());
+                refused += 1;
+            }
+            (content, redrawn) => panic!("sample {}: {content:?}, {redrawn:?}", row.sample),
+        }
+    }
+    assert!(refused > 0, "every document fits into 12 tokens");
+    assert!(matches!(viewer.view(samples), Err(DatasetError::OutOfRange { .. })));
 }
 
 /// All documents of MMC4 that are samples, in the order of their numbers.

@@ -251,7 +251,9 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ),
     (
         concat!(
-            mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b'], 'layout': 'documents'}}"),
+            mixture!(
+                "{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b'], 'layout': 'documents'}}"
+            ),
             "; spec.model.objective = {'clip': {}}"
         ),
         "spec.model.objective",

@@ -74,7 +74,7 @@ fn good_shards(
         let mut source = source.clone();
         let list = list_of(std::slice::from_ref(path))?;
         set_shards(&mut source, list.path());
-        Ok(Dataset::open_from(&DataConfig { source, threads: 1, ..config.clone() }, origin).map(drop))
+        Ok::<_, DatasetError>(Dataset::open_from(&DataConfig { source, threads: 1, ..config.clone() }, origin).map(drop))
     })?;
     let mut good = Vec::new();
     for (path, outcome) in paths.into_iter().zip(outcomes) {

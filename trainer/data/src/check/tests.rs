@@ -21,7 +21,10 @@ fn run(source: DataSource, index: &Path) -> (CheckReport, Vec<Finding>) {
         &config,
         ListOrigin::Arguments,
         |finding| findings.lock().expect("no panic").push(finding.clone()),
-        |done, of| drop((last.fetch_max(done, Ordering::Relaxed), assert!(done <= of))),
+        |done, of| {
+            assert!(done <= of);
+            last.fetch_max(done, Ordering::Relaxed);
+        },
     );
     let report = report.expect("the data are checked");
     assert_eq!(last.into_inner(), report.samples, "progress ends with the last sample");
@@ -87,9 +90,7 @@ fn bad_lines_and_files_of_mmc4_are_faults_and_images_that_are_gone_are_not() {
     let bytes = fs::read(path("images/broken.png")).expect("the image");
     fs::write(path("images/broken.png"), &bytes[..40]).expect("a part of it");
     let line = |names: &[&str]| {
-        let of = |(at, name): (usize, &&str)| {
-            serde_json::json!({ "image_name": name, "raw_url": "http://a/b", "matched_text_index": at, "matched_sim": 0.5 })
-        };
+        let of = |(at, name): (usize, &&str)| serde_json::json!({ "image_name": name, "raw_url": "http://a/b", "matched_text_index": at, "matched_sim": 0.5 });
         serde_json::json!({ "text_list": ["a", "b"], "url": "http://a", "image_info": names.iter().enumerate().map(of).collect::<Vec<_>>() })
             .to_string()
     };

@@ -1,11 +1,7 @@
 use lcl_trainer_config::{DataSource, DocumentsConfig, Mmc4Config, Mmc4Images, ObelicsConfig};
 
 use super::*;
-use crate::{
-    document::Document,
-    documents::Asked,
-    mmc4::SlotChoices,
-};
+use crate::{document::Document, documents::Asked, mmc4::SlotChoices};
 
 fn fixtures(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)

@@ -225,7 +225,9 @@ fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
         sentences.sort_unstable();
         sentences.dedup();
         if sentences.is_empty() {
-            findings.leave_out(RedrawCause::NoImageAboveThreshold.name(), || format!("line {} at byte {} of the text", number + 1, line.extent.offset));
+            findings.leave_out(RedrawCause::NoImageAboveThreshold.name(), || {
+                format!("line {} at byte {} of the text", number + 1, line.extent.offset)
+            });
             return;
         }
         findings.samples += 1;

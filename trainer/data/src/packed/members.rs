@@ -60,13 +60,7 @@ impl Collector {
                 members.bytes.end = end;
                 None
             }
-            _ => self.current.replace(Members {
-                key,
-                bytes: member.start..end,
-                json: None,
-                images: BTreeMap::new(),
-                doubled: false,
-            }),
+            _ => self.current.replace(Members { key, bytes: member.start..end, json: None, images: BTreeMap::new(), doubled: false }),
         };
         let members = self.current.as_mut()?;
         members.doubled |= match role {
