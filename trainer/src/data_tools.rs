@@ -129,7 +129,8 @@ pub fn finding_in_words(finding: &Finding) -> String {
         let _ = write!(text, "{source}: ");
     }
     let _ = write!(text, "{}", shard.display());
-    if !member.is_empty() {
+    // An image with a file of its own is named by that alone.
+    if !member.is_empty() && shard.file_name().is_none_or(|name| name != member.as_str()) {
         let _ = write!(text, ": {member}");
     }
     if let Some(byte) = byte {
@@ -247,5 +248,7 @@ mod tests {
         (finding.source, finding.bad, finding.count, finding.byte) = ("laion".to_owned(), false, 3, None);
         let expected = "left out: truncated_image: laion: /data/a.tar: 7.png: the PNG image is truncated (the first of 3 in this shard)";
         assert_eq!(finding_in_words(&finding), expected);
+        (finding.shard, finding.count) = (PathBuf::from("/data/images/7.png"), 1);
+        assert_eq!(finding_in_words(&finding), "left out: truncated_image: laion: /data/images/7.png: the PNG image is truncated");
     }
 }

@@ -36,7 +36,7 @@ const CHUNK: usize = 256;
 const ENDLESS: i64 = 1 << 40;
 
 /// Classes of a histogram up to the context.
-const CLASSES: u64 = 16;
+const CLASSES: u64 = 8;
 
 /// For which model, and how many samples are looked at.
 #[derive(Clone, Debug)]
