@@ -102,8 +102,9 @@ fn default_backoff_limit() -> i32 {
     6
 }
 
-const CLIP_HAS_CAPTIONS: &str = "!has(self.model.objective.clip) || has(self.data.webdataset) \
-    || (has(self.data.mixture) && self.data.mixture.sources.all(source, has(source.webdataset)))";
+const CLIP_HAS_CAPTIONS: &str = "!has(self.model.objective.clip) \
+    || (has(self.data.webdataset) && self.data.webdataset.layout == 'pairs') || (has(self.data.mixture) \
+    && self.data.mixture.sources.all(source, has(source.webdataset) && source.webdataset.layout == 'pairs'))";
 
 /// Work is assigned in slots of the global batch, so every member needs at least one.
 const WORLD_FITS_BATCH: &str = "self.optimization.globalBatchSize >= \

@@ -19,7 +19,7 @@ pub use job::{
     LCLTrainingJob, LCLTrainingJobSpec,
     checkpoint::CheckpointSpec,
     data::{
-        AugmentationSpec, CacheSpec, CaptionSpec, DataSpec, KeySeparatorSpec, MixedSourceSpec, MixtureSpec, MixtureUnitSpec,
+        AugmentationSpec, CacheSpec, CaptionSpec, DataSpec, KeySeparatorSpec, LayoutSpec, MixedSourceSpec, MixtureSpec, MixtureUnitSpec,
         Mmc4ImagesSpec, Mmc4LayoutSpec, Mmc4Spec, ObelicsSpec, ShuffleSpec, WebdatasetSpec,
     },
     model::{

@@ -53,6 +53,26 @@ pub fn write_shard(path: &Path, count: usize, faults: &[(usize, Fault)]) -> Resu
     shard.finish().context("finishing the shard")
 }
 
+/// Two shards of pairs as img2dataset leaves those of LAION-400M: the members of a sample are called by its place.
+pub fn laion(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    for number in 0..2 {
+        let mut shard = ShardWriter::create(&folder.join(format!("{number:05}.tar")))?;
+        for place in 0..8 {
+            let (key, (image, caption)) = (format!("{number:05}{place:04}"), sample(number * 8 + place)?);
+            let json = serde_json::json!({
+                "NSFW": "UNLIKELY", "similarity": 0.31, "LICENSE": "?", "caption": caption, "url": format!("http://img.example.com/{key}"),
+                "key": key, "status": "success", "error_message": null, "width": SIDE, "height": SIDE, "exif": "{}",
+            });
+            shard.append_member(&key, "jpg", &image)?;
+            shard.append_member(&key, "json", json.to_string().as_bytes())?;
+            shard.append_member(&key, "txt", caption.as_bytes())?;
+        }
+        shard.finish()?;
+    }
+    Ok(())
+}
+
 /// A few documents of MMC4 in their published form, copied to `folder`.
 pub fn mmc4(folder: &Path) -> Result<DataSource> {
     copy_fixtures("mmc4", folder)?;

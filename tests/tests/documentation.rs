@@ -3,6 +3,8 @@
 //! - Commands of this project (`lcl`, `lcl-trainer`) are run in a folder that holds what the pages speak of: the README's own manifest as
 //!   `job.yaml`, shards, and a finished run in `/runs/my-run`. They have to succeed. What would take long, or needs what is not there, is
 //!   listed in [`ENDS_OTHERWISE`] with the reason and the words in which it says so: then its arguments were understood and it came as far.
+//! - The guides for published data sets (`docs/datasets.md`) run on a few samples in the true form of each, with the manifests that they show (those
+//!   whose first line is `# NAME.yaml`), but for the model and the batch, which are small.
 //! - `make` goes through its targets without running a recipe. `kubectl`, `helm` and `cargo` parse their arguments themselves, and charts
 //!   are rendered with them.
 //! - Manifests are validated by `lcl validate`. A part of one is put into a whole one first; other YAML has to be YAML.
@@ -20,12 +22,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lcl_tests::{data::write_shard, process, run::Workbench, workspace};
+use lcl_tests::{
+    data::{laion, mmc4, obelics, write_shard},
+    process,
+    run::Workbench,
+    workspace,
+};
 use serde_json::{Map, Value, json};
 
 /// A command that does not end well here: how it begins, why, and what it says.
 const ENDS_OTHERWISE: &[(&str, &str, &str)] = &[
     ("lcl run job.yaml --local", "trains for hours; it comes as far as the data, which are not there", "train-000.tar"),
+    ("lcl data check -f mmc4.yaml", "the small data have two images that are damaged, as published ones do", "bad: 2 (truncated_image 1"),
     ("lcl status /runs/my-run", "no run is going on", "no run is going on"),
     ("lcl resize /runs/my-run", "no run is going on", "no run is going on"),
     ("lcl drain /runs/my-run", "no run is going on", "no run is going on"),
@@ -37,6 +45,13 @@ const ENDS_OTHERWISE: &[(&str, &str, &str)] = &[
 const EXCEPTIONS: &[(&str, &str)] = &[
     ("ctr ", "containerd's client, on the reader's node"),
     ("docker load ", "the reader's Docker engine, which the project does not need"),
+    (
+        "img2dataset ",
+        "fetches images from the web; the files that it leaves are made by tests/src/data.rs, or were made by it (fixtures of lcl-data)",
+    ),
+    ("curl --fail --remote-name --output-dir /data/mmc4", "fetches documents from the web"),
+    ("python scripts/download_images.py ", "the publisher's script, which fetches images from the web"),
+    ("hf download ", "fetches documents from the web"),
     ("docker build ", "the reader's Docker engine; images/test/assembly.py looks at the Dockerfile"),
 ];
 
@@ -57,6 +72,12 @@ struct Block {
 impl Block {
     fn place(&self) -> String {
         format!("{}:{}", self.file.display(), self.line)
+    }
+
+    /// The file that a reader saves a manifest in, when its first line says it.
+    fn manifest_name(&self) -> Option<&str> {
+        let name = self.text.lines().next()?.strip_prefix("# ")?;
+        (self.language == "yaml" && name.ends_with(".yaml") && !name.contains(' ')).then_some(name)
     }
 
     /// What a reader types: lines after a prompt, in a script every line; continued lines joined, comments left out.
@@ -122,22 +143,65 @@ struct Place {
 }
 
 impl Place {
-    fn new(manifest: &str) -> Result<Self> {
+    fn new(manifest: &str, manifests: &[&Block]) -> Result<Self> {
         let place = Self { workbench: Workbench::new(&[])? };
         fs::write(place.workbench.path("job.yaml"), place.here(manifest))?;
         for shard in ["shard.tar", "heldout.tar"] {
             write_shard(&place.workbench.path(shard), 8, &[])?;
         }
+        for guide in manifests {
+            place.add_manifest(guide)?;
+        }
+        place.add_data()?;
         let mut run = place.workbench.begin(RUN)?;
         run.config.optimization.steps = 4;
         run.complete(&[])?;
         Ok(place)
     }
 
+    /// Writes a manifest of a guide under the name in its first line. Its model would take minutes to make, and its batch as long to read.
+    fn add_manifest(&self, block: &Block) -> Result<()> {
+        let name = block.manifest_name().context("no name")?;
+        let mut job: Value = serde_saphyr::from_str(&self.here(&block.text)).with_context(|| block.place())?;
+        job["spec"]["model"] = json!({ "shape": {
+            "vision": { "imageSize": 32, "patchSize": 16, "width": 32, "layers": 1, "heads": 2 },
+            "text": { "width": 32, "layers": 1, "heads": 2, "contextLength": 96 },
+            "embedDim": 16,
+            "poolHeads": 2,
+        } });
+        job["spec"]["optimization"]["globalBatchSize"] = 8.into();
+        Ok(fs::write(self.workbench.path(name), job.to_string())?)
+    }
+
+    /// What the guides have under `/data`, in the publishers' forms.
+    fn add_data(&self) -> Result<()> {
+        let (data, made) = (self.workbench.path("data"), self.workbench.path("made"));
+        laion(&data.join("laion"))?;
+        mmc4(&made.join("mmc4"))?;
+        obelics(&made.join("obelics"))?;
+        fs::create_dir_all(data.join("mmc4"))?;
+        fs::create_dir_all(data.join("mmc4-images"))?;
+        for shard in 0..2 {
+            let from = made.join(format!("mmc4/data/docs_shard_{shard}_v2.jsonl.zip"));
+            fs::rename(from, data.join(format!("mmc4/docs_no_face_shard_{shard}_v2.jsonl.zip")))?;
+            let images = data.join(format!("mmc4-images/{shard}"));
+            fs::create_dir_all(&images)?;
+            for entry in fs::read_dir(made.join("mmc4/images"))? {
+                let image = entry?;
+                fs::copy(image.path(), images.join(image.file_name()))?;
+            }
+        }
+        fs::create_dir_all(data.join("obelics"))?;
+        fs::rename(made.join("obelics/data"), data.join("obelics/data"))?;
+        fs::rename(made.join("obelics/images"), data.join("obelics-images"))?;
+        Ok(())
+    }
+
     /// The pages' paths as paths of this machine.
     fn here(&self, text: &str) -> String {
         let folder = self.workbench.path("");
-        text.replace(RUNS, &folder.display().to_string()).replace("/data/", &format!("{}data/", folder.display()))
+        let text = replace_roots(text, RUNS, &folder.display().to_string());
+        replace_roots(&text, "/data/", &format!("{}data/", folder.display()))
     }
 
     /// Runs a line as a shell does.
@@ -153,6 +217,19 @@ impl Place {
             .output()
             .context("starting bash")
     }
+}
+
+/// Replaces a folder where it is the beginning of a path, and not within one.
+fn replace_roots(text: &str, root: &str, here: &str) -> String {
+    let (mut replaced, mut end) = (String::new(), 0);
+    for (at, _) in text.match_indices(root) {
+        let before = &text[..at];
+        if !before.ends_with(|last: char| last.is_alphanumeric() || "-_.*}".contains(last)) {
+            replaced.extend([&text[end..at], here]);
+            end = at + root.len();
+        }
+    }
+    replaced + &text[end..]
 }
 
 fn said(output: &Output) -> String {
@@ -246,7 +323,8 @@ fn first_manifest(blocks: &[Block]) -> Result<&Block> {
 #[test]
 fn every_command_of_the_documentation_is_understood_by_the_program_it_calls() -> Result<()> {
     let blocks = blocks()?;
-    let place = Place::new(&first_manifest(&blocks)?.text)?;
+    let guides: Vec<&Block> = blocks.iter().filter(|block| block.manifest_name().is_some()).collect();
+    let place = Place::new(&first_manifest(&blocks)?.text, &guides)?;
     let (mut wrong, mut lines) = (Vec::new(), BTreeSet::new());
     for block in &blocks {
         for line in block.commands() {
@@ -335,6 +413,12 @@ fn every_manifest_of_the_documentation_is_valid() -> Result<()> {
     }
     ensure!(found > 0, "no page holds a manifest: the test no longer reads them");
     Ok(())
+}
+
+#[test]
+fn the_pages_folders_are_replaced_where_a_path_begins() {
+    let here = replace_roots("a /data/x '/data/y/data/z' file:///data/ /my/data/ data/ /data", "/data/", "/tmp/t/");
+    assert_eq!(here, "a /tmp/t/x '/tmp/t/y/data/z' file:///tmp/t/ /my/data/ data/ /data");
 }
 
 #[test]

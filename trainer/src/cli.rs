@@ -2,6 +2,7 @@
 //! has found the run's folder `status`, `resize`, `drain`, `checkpoint` and `stop`.
 
 mod ask;
+mod data;
 
 use std::{
     num::{NonZero, NonZeroU32},
@@ -14,7 +15,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueP
 use lcl_data::image::CropBox;
 use lcl_trainer_config::{CaptionChoice, CaptionFrom, Device, KeyKind, KeySeparator, Preset, SIDECAR_KEY, SampleKeys};
 
-pub use self::ask::{AnswerFormat, AskedRun, CheckpointArgs, DrainArgs, ResizeArgs, StatusArgs, StopArgs};
+pub use self::{
+    ask::{AnswerFormat, AskedRun, CheckpointArgs, DrainArgs, ResizeArgs, StatusArgs, StopArgs},
+    data::{AddressesArgs, CheckArgs, ConvertArgs, DataArgs, ImagesLayout, SourceArg, StatsArgs},
+};
 use crate::display::Output;
 
 /// Trains LCL vision models and looks at what was trained.
@@ -75,7 +79,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Begin a run with the weights of a safetensors file.
     Import(ImportArgs),
-    /// Look at shards and tokens.
+    /// Index, check, measure, show and convert data.
     #[command(subcommand)]
     Data(DataCommand),
     /// Measure a trained model.
@@ -310,28 +314,24 @@ pub struct ImportArgs {
 /// `data`
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Write the index files of shards and say what is in them. Fails when members of samples have the same name.
-    Index {
-        /// Shards: paths, patterns such as `train-{000..011}.tar` or `train-*.tar`, or text files (.txt) with one shard a line.
-        #[arg(required = true, value_name = "SHARD")]
-        shards: Vec<String>,
-        /// What is looked for in them.
-        #[command(flatten)]
-        keys: KeyArgs,
-        /// Folder for the index files, when they cannot lie beside the shards.
-        #[arg(long, value_name = "DIR")]
-        index_path: Option<PathBuf>,
-        /// Shards read at once.
-        #[arg(long, value_name = "N")]
-        threads: Option<NonZero<usize>>,
-    },
+    /// Write the index files of shards, and the tables of stores of images, and say what is in them. Fails when members of pairs have the same
+    /// name.
+    Index(DataArgs),
+    /// Read everything, decode every image, and name what is bad by cause, shard, member and byte. Fails when anything is.
+    Check(CheckArgs),
+    /// Count samples and images, measure lengths and sizes, and say how much a model's context cuts off.
+    Stats(StatsArgs),
+    /// Write documents of MMC4 or OBELICS as tar shards that hold everything they need.
+    Convert(ConvertArgs),
+    /// Write the addresses of the images of OBELICS as parquet files with a column `url`, for img2dataset to fetch them.
+    Addresses(AddressesArgs),
     /// Texts to token ids: a JSON string a line in, a JSON list of ids a line out, the text alone without special tokens.
     Tokenize {
         /// The texts; standard input when left out.
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// One sample as the model sees it.
+    /// Samples as the model sees them: one of a shard, or a page of some of any source.
     Show(ShowArgs),
 }
 
@@ -412,21 +412,24 @@ impl KeyArgs {
 /// `data show`
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The shard.
-    #[arg(value_name = "SHARD")]
-    pub shard: PathBuf,
-    /// What is looked for in it.
+    /// Which data; without --html one shard of pairs.
     #[command(flatten)]
-    pub keys: KeyArgs,
-    /// Number of the sample in the shard.
+    pub data: DataArgs,
+    /// Write an HTML page of samples from --sample on: pictures as the model gets them, and every token by the loss that it is trained with.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["size", "eval", "crop", "output", "png", "safetensors"])]
+    pub html: Option<PathBuf>,
+    /// Samples of the page.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub count: u64,
+    /// Number of the sample, or of the first one of the page.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub sample: u64,
-    /// Seed of the random choices.
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub seed: u64,
-    /// Model preset whose token layout and image size are used.
-    #[arg(long, value_name = "PRESET", default_value = Preset::Tiny.name(), value_parser = Preset::from_str)]
-    pub model: Preset,
+    /// Seed of the random choices [default: the job's, else 0]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Model preset whose token layout and image size are used [default: the job's model, else tiny]
+    #[arg(long, value_name = "PRESET", value_parser = Preset::from_str)]
+    pub model: Option<Preset>,
     /// Side of the image in pixels, instead of the model's.
     #[arg(long, value_name = "N")]
     pub size: Option<u32>,
@@ -577,6 +580,13 @@ mod tests {
         check("lcl-trainer data show a.tar --crop 1,2,3,4 --eval", Some("cannot be used with"));
         check("lcl-trainer data show a.tar --model huge", Some("unknown model preset"));
         check("lcl-trainer data index", Some("SHARD"));
+        check("lcl-trainer data check --config a.json b.tar", Some("cannot be used with"));
+        check("lcl-trainer data check --config - --threads 2 --all -o json", None);
+        check("lcl-trainer data stats a.parquet --source obelics --images i/*.tar --images j.tar --no-split --samples 10", None);
+        check("lcl-trainer data stats a.tar --samples 10 --all", Some("cannot be used with"));
+        check("lcl-trainer data convert a.jsonl --source mmc4 --images i --min-similarity -0.5 -o out", None);
+        check("lcl-trainer data convert a.jsonl --source mmc4 --images i --min-similarity 2 -o out", Some("a cosine"));
+        check("lcl-trainer data show a.tar --html a.html --png a.png", Some("cannot be used with"));
         check("lcl-trainer data index a.tar --image-keys png,jpg --caption-keys json --key-separator lastDot", None);
         check("lcl-trainer data show a.tar --key-separator middle", Some("first-dot"));
         check("lcl-trainer resize runs/a --workers 0", Some("--workers"));

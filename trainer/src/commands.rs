@@ -6,6 +6,7 @@ use std::{
     io::{IsTerminal, Write},
     num::{NonZero, NonZeroU32},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -14,21 +15,33 @@ use clap::ValueEnum;
 use indicatif::MultiProgress;
 use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
 use lcl_coordinator::{Security, SecurityError, draw_number};
-use lcl_data::show::{ShowOptions, ShowTransform};
+use lcl_data::{
+    Dataset, LoaderOptions, Viewer,
+    check::Finding,
+    convert::ConvertOptions,
+    obelics::write_addresses,
+    shard::{ListOrigin, find_shards},
+    show::{ShowOptions, ShowTransform},
+    stats::StatsOptions,
+};
 use lcl_protocol::Incarnation;
-use lcl_trainer_config::{AugmentationConfig, ExitCode, Objective, SampleKeys};
+use lcl_trainer_config::{AugmentationConfig, DataConfig, DataSource, ExitCode, Objective, Preset, SampleKeys};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::{
     chain,
     cli::{
-        AskedRun, Command, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, KeyArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs,
-        PlaceArgs, ReportArgs, ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, TrainArgs, WorkerArgs,
+        AddressesArgs, AskedRun, CheckArgs, Command, ConvertArgs, DataArgs, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, KeyArgs,
+        LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs, ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, SourceArg,
+        StatsArgs, TrainArgs, WorkerArgs,
     },
     config_file::{self, ConfigFileError},
     control::Request,
     control_commands::{self, AskError},
     data_commands::{self, DataCommandError, ShowFiles},
+    data_page,
+    data_source::{self, Chosen, SourceError},
+    data_tools::{self, Progress},
     display::Output,
     evaluate::{self, EvaluateError, EvaluateOptions},
     fail_point::{self, FailPointError},
@@ -107,6 +120,14 @@ pub enum CommandError {
         /// What it has to be.
         rule: &'static str,
     },
+    /// It is not clear which data are meant.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Only pairs of one shard are shown one by one.
+    #[error(
+        "one sample by itself is shown of one shard of pairs: name a page to write with --html FILE for several shards, for documents and for a job's data"
+    )]
+    Page,
     /// `data` failed.
     #[error(transparent)]
     Data(#[from] DataCommandError),
@@ -178,7 +199,11 @@ pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Res
         Command::Stop(arguments) => ask(&arguments.run, &Request::Stop),
         Command::Export(arguments) => export(&arguments),
         Command::Import(arguments) => import(&arguments),
-        Command::Data(DataCommand::Index { shards, keys, index_path, threads }) => index(&shards, &keys, index_path.as_deref(), threads),
+        Command::Data(DataCommand::Index(arguments)) => index(&arguments),
+        Command::Data(DataCommand::Check(arguments)) => check(&arguments, &multi),
+        Command::Data(DataCommand::Stats(arguments)) => stats(&arguments, &multi),
+        Command::Data(DataCommand::Convert(arguments)) => convert(&arguments, &multi),
+        Command::Data(DataCommand::Addresses(arguments)) => addresses(&arguments),
         Command::Data(DataCommand::Tokenize { file }) => tokenize(file.as_deref()),
         Command::Data(DataCommand::Show(arguments)) => show(arguments),
         Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(arguments),
@@ -380,17 +405,114 @@ fn sample_keys(asked: &KeyArgs, otherwise: &SampleKeys) -> Result<SampleKeys, Co
     asked.or(otherwise).map_err(|(option, rule)| CommandError::Keys { option, rule })
 }
 
-fn index(shards: &[String], keys: &KeyArgs, folder: Option<&Path>, threads: Option<NonZero<usize>>) -> Result<ExitCode, CommandError> {
-    let keys = sample_keys(keys, &SampleKeys::default())?;
-    let threads = threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
-    let reports = data_commands::index(shards, folder, &keys, threads)?;
-    for report in &reports {
-        let state = if report.written { "written" } else { "up to date" };
-        say(&format!("{}: {} samples, {state}", report.index.display(), report.findings.samples));
+fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
+    let chosen = data_source::choose(arguments, None)?;
+    let folder = chosen.data.index_path.as_ref().map(Path::new);
+    let threads = NonZero::new(chosen.data.threads).unwrap_or(NonZero::<usize>::MIN);
+    let mut doubled = 0;
+    for (_, source) in data_tools::sources(&chosen.data) {
+        let DataSource::Webdataset { shards, keys } = source else { continue };
+        let reports = data_commands::index(&shards, folder, &keys, threads)?;
+        for report in &reports {
+            let state = if report.written { "written" } else { "up to date" };
+            say(&format!("{}: {} samples, {state}", report.index.display(), report.findings.samples));
+        }
+        let summary = data_commands::summarize(&reports, &keys);
+        say(summary.text.trim_end());
+        doubled += summary.doubled;
     }
-    let summary = data_commands::summarize(&reports, &keys);
-    say(summary.text.trim_end());
-    Ok(if summary.doubled > 0 { ExitCode::Permanent } else { ExitCode::Success })
+    if chosen.data.source.has_documents() {
+        say(data_tools::index_documents(&chosen).map_err(DataCommandError::from)?.trim_end());
+    }
+    Ok(if doubled > 0 { ExitCode::Permanent } else { ExitCode::Success })
+}
+
+fn check(arguments: &CheckArgs, multi: &MultiProgress) -> Result<ExitCode, CommandError> {
+    let chosen = data_source::choose(&arguments.data, None)?;
+    let progress = Progress::new(multi);
+    let is_json = arguments.output == ResultFormat::Json;
+    let found = |finding: &Finding| {
+        if finding.bad || arguments.all {
+            let text = if is_json { event("finding", finding) } else { data_tools::finding_in_words(finding) };
+            progress.beside(|| say(&text));
+        }
+    };
+    let report = lcl_data::check::check(&chosen.data, chosen.origin, found, |done, of| progress.set(done, of));
+    progress.finish();
+    let report = report.map_err(DataCommandError::from)?;
+    say(&if is_json { event("checked", &report) } else { data_tools::checked_in_words(&report) });
+    Ok(if report.bad.is_empty() { ExitCode::Success } else { ExitCode::Permanent })
+}
+
+/// A record on a line of its own, told apart by its `event`.
+fn event(name: &str, record: &impl serde::Serialize) -> String {
+    // Numbers and strings with string keys: JSON can express all of it.
+    let mut value = serde_json::to_value(record).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("event".to_owned(), name.into());
+    }
+    value.to_string()
+}
+
+fn stats(arguments: &StatsArgs, multi: &MultiProgress) -> Result<ExitCode, CommandError> {
+    let Chosen { data, model, seed, origin } = data_source::choose(&arguments.data, arguments.model)?;
+    let dataset = Dataset::open_from(&data, origin).map_err(DataCommandError::from)?;
+    let most = (!arguments.all).then_some(arguments.samples);
+    let options = StatsOptions { model: model.shape, objective: model.objective, seed, most };
+    let progress = Progress::new(multi);
+    let found = lcl_data::stats::stats(&dataset, &data, &options, |done, of| progress.set(done, of));
+    progress.finish();
+    let found = found.map_err(DataCommandError::from)?;
+    match arguments.output {
+        ResultFormat::Text => say(data_tools::stats_in_words(&found).trim_end()),
+        ResultFormat::Json => say(&serde_json::to_string_pretty(&found).unwrap_or_default()),
+    }
+    Ok(ExitCode::Success)
+}
+
+fn convert(arguments: &ConvertArgs, multi: &MultiProgress) -> Result<ExitCode, CommandError> {
+    let chosen = data_source::choose(&arguments.data, None)?;
+    let options = ConvertOptions { output: arguments.output.clone(), documents_per_shard: arguments.documents_per_shard };
+    let progress = Progress::new(multi);
+    let report = lcl_data::convert::convert(&chosen.data, chosen.origin, &options, |done, of| progress.set(done, of));
+    progress.finish();
+    say(&data_tools::converted_in_words(&report.map_err(DataCommandError::from)?, &arguments.output));
+    Ok(ExitCode::Success)
+}
+
+fn addresses(arguments: &AddressesArgs) -> Result<ExitCode, CommandError> {
+    let threads = arguments.threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
+    let files = find_shards(&arguments.files, ListOrigin::Arguments, threads).map_err(DataCommandError::from)?;
+    let count = write_addresses(&files, &arguments.output, threads).map_err(DataCommandError::from)?;
+    say(&format!("wrote {count} addresses of {} files to {}", files.len(), arguments.output.display()));
+    Ok(ExitCode::Success)
+}
+
+/// Writes the page of some samples.
+fn show_page(arguments: &ShowArgs, path: &Path) -> Result<ExitCode, CommandError> {
+    let Chosen { data, model, seed, origin } = data_source::choose(&arguments.data, arguments.model)?;
+    let data = DataConfig { reduced_scale_decoding: data.reduced_scale_decoding || arguments.reduced_scale, ..data };
+    let dataset = Arc::new(Dataset::open_from(&data, origin).map_err(DataCommandError::from)?);
+    let options = LoaderOptions {
+        model: model.shape.clone(),
+        objective: model.objective,
+        seed: arguments.seed.unwrap_or(seed),
+        global_batch_size: 1,
+        slots: 0..1,
+        first_step: 0,
+        last_step: 1,
+    };
+    let mut viewer = Viewer::new(&dataset, &data, options).map_err(DataCommandError::from)?;
+    let all = dataset.samples_per_pass();
+    let end = all.min(arguments.sample.saturating_add(arguments.count)).max(arguments.sample + 1);
+    let mut samples = Vec::new();
+    for sample in arguments.sample..end {
+        samples.push((sample, viewer.view(sample).map_err(DataCommandError::from)?));
+    }
+    let page = data_page::page("What the model sees", &model, &samples, all).map_err(DataCommandError::from)?;
+    fs::write(path, page).map_err(|source| CommandError::File { action: "write", path: path.to_owned(), source })?;
+    say(&path.display().to_string());
+    Ok(ExitCode::Success)
 }
 
 fn tokenize(file: Option<&Path>) -> Result<ExitCode, CommandError> {
@@ -409,11 +531,17 @@ fn tokenize(file: Option<&Path>) -> Result<ExitCode, CommandError> {
 }
 
 fn show(arguments: ShowArgs) -> Result<ExitCode, CommandError> {
-    let shape = arguments.model.shape();
+    if let Some(path) = &arguments.html {
+        return show_page(&arguments, path);
+    }
+    let (true, [shard]) = (arguments.data.source == SourceArg::Webdataset, arguments.data.shards.as_slice()) else {
+        return Err(CommandError::Page);
+    };
+    let shape = arguments.model.unwrap_or(Preset::Tiny).shape();
     let options = ShowOptions {
         sample: arguments.sample,
-        keys: sample_keys(&arguments.keys, &SampleKeys::default())?,
-        seed: arguments.seed,
+        keys: sample_keys(&arguments.data.keys, &SampleKeys::default())?,
+        seed: arguments.seed.unwrap_or(0),
         size: arguments.size.unwrap_or_else(|| u32::try_from(shape.vision.image_size).unwrap_or_default()),
         transform: match (arguments.eval, arguments.crop) {
             (true, _) => ShowTransform::Evaluate,
@@ -434,7 +562,7 @@ fn show(arguments: ShowArgs) -> Result<ExitCode, CommandError> {
             ShowFiles { png: file("png"), safetensors: file("safetensors") }
         }
     };
-    say(data_commands::show_sample(&arguments.shard, &options, &files)?.trim_end());
+    say(data_commands::show_sample(Path::new(shard), &options, &files)?.trim_end());
     Ok(ExitCode::Success)
 }
 

@@ -1,7 +1,8 @@
 //! Reading the configuration that the operator or `lcl run` wrote.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -41,7 +42,21 @@ pub enum ConfigFileError {
 /// Reads and validates a configuration. `steps` replaces the number of steps in it.
 pub fn read(path: &Path, steps: Option<u64>) -> Result<TrainerConfig, ConfigFileError> {
     let text = fs::read(path).map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
-    let mut config = parse(&text).map_err(|error| {
+    read_text(&text, path, steps)
+}
+
+/// As [`read`], where `-` is standard input.
+pub fn read_from(path: &Path, steps: Option<u64>) -> Result<TrainerConfig, ConfigFileError> {
+    if path != Path::new("-") {
+        return read(path, steps);
+    }
+    let mut text = Vec::new();
+    io::stdin().lock().read_to_end(&mut text).map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
+    read_text(&text, path, steps)
+}
+
+fn read_text(text: &[u8], path: &Path, steps: Option<u64>) -> Result<TrainerConfig, ConfigFileError> {
+    let mut config = parse(text).map_err(|error| {
         let field = error.path().to_string();
         ConfigFileError::Parse { path: path.to_owned(), field, source: error.into_inner() }
     })?;

@@ -14,12 +14,16 @@ use std::{
 use bytes::Bytes;
 use lcl_checkpoint::{Dtype, SafetensorsError, TensorData, write_safetensors};
 use lcl_data::{
-    NoPair,
+    DatasetError, LoaderError, NoPair,
+    convert::ConvertError,
     index::{Findings, IndexError, IndexReport, index_shards},
+    obelics::AddressesError,
     shard::{ListError, ListOrigin, find_shards},
     show::{ShowError, ShowOptions, Shown, show},
+    stats::StatsError,
     tokenizer::Tokenizer,
 };
+use lcl_torch::BatchError;
 use lcl_trainer_config::SampleKeys;
 
 /// A data command failed.
@@ -31,6 +35,24 @@ pub enum DataCommandError {
     /// A shard cannot be indexed.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// The data cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// Statistics cannot be made.
+    #[error(transparent)]
+    Stats(#[from] StatsError),
+    /// Addresses cannot be written.
+    #[error(transparent)]
+    Addresses(#[from] AddressesError),
+    /// Documents cannot be converted.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// Samples cannot be prepared for a page.
+    #[error(transparent)]
+    View(#[from] LoaderError),
+    /// A sequence of a page does not fit the model.
+    #[error(transparent)]
+    Page(#[from] BatchError),
     /// A sample cannot be shown.
     #[error("{} cannot be shown", shard.display())]
     Show {

@@ -93,6 +93,9 @@ impl Identity {
         // What decides which documents are samples, and what becomes of them; where they lie may change.
         match &data.source {
             DataSource::Webdataset { .. } => {}
+            DataSource::Documents { documents } => {
+                flatten("data.source.documents", json!({ "maxImages": documents.max_images }), &mut flat);
+            }
             DataSource::Mmc4 { mmc4: Mmc4Config { min_similarity, max_images, .. } } => {
                 let settings = json!({ "minSimilarity": min_similarity, "maxImages": max_images });
                 flatten("data.source.mmc4", settings, &mut flat);
@@ -105,6 +108,7 @@ impl Identity {
                 let sources = mixture.sources.iter().map(|mixed| {
                     let settings = match &mixed.source {
                         DataSource::Webdataset { keys, .. } => json!({ "keys": keys }),
+                        DataSource::Documents { documents } => json!({ "maxImages": documents.max_images }),
                         DataSource::Mmc4 { mmc4 } => json!({ "minSimilarity": mmc4.min_similarity, "maxImages": mmc4.max_images }),
                         DataSource::Obelics { obelics } => json!({ "split": obelics.split, "maxImages": obelics.max_images }),
                         DataSource::Mixture { .. } => Value::Null,
@@ -141,7 +145,7 @@ impl Identity {
 
     /// The field that says where the data lie.
     fn content_field(&self) -> String {
-        let kinds = [("mmc4", ".shards"), ("obelics", ".shards"), ("mixture", ".sources")];
+        let kinds = [("documents", ".shards"), ("mmc4", ".shards"), ("obelics", ".shards"), ("mixture", ".sources")];
         let has = |kind: &str| self.0.keys().any(|field| field.starts_with(&format!("data.source.{kind}.")));
         let found = kinds.into_iter().find(|(kind, _)| has(kind));
         found.map_or(DATA_CONTENT.to_owned(), |(kind, list)| format!("data.source.{kind}{list}"))

@@ -452,6 +452,48 @@ fn a_shard_is_indexed_once_and_a_sample_of_it_is_shown() -> Result<()> {
 }
 
 #[test]
+fn data_are_checked_measured_and_shown_and_a_check_fails_when_anything_is_bad() -> Result<()> {
+    let workbench = Workbench::new(&[(7, Fault::TruncatedImage), (12, Fault::NoCaption)])?;
+    let shard = workbench.shard().display().to_string();
+    let checked = run(&["data", "check", &shard, "--threads", "1"])?.expect_code(PERMANENT)?;
+    let lines: Vec<&str> = checked.stdout.lines().collect();
+    ensure!(lines.len() == 3, "{lines:?}");
+    ensure!(lines[0].starts_with(&format!("bad: truncated_image: {shard}: sample00007.png at byte ")), "{lines:?}");
+    ensure!(lines[1].starts_with(&format!("bad: no_caption: {shard}: sample00012.png at byte ")), "{lines:?}");
+    let expected = "checked 45 samples in 1 shards: 43 images can be decoded; bad: 2 (no_caption 1, truncated_image 1); left out: none";
+    ensure!(lines[2] == expected, "{lines:?}");
+    let as_json = run(&["data", "check", &shard, "-o", "json"])?.expect_code(PERMANENT)?;
+    let records: Vec<Value> = as_json.stdout.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    ensure!(records.len() == 3 && records[0]["event"] == "finding" && records[2]["event"] == "checked", "{records:?}");
+    ensure!(records[2]["bad"] == serde_json::json!({ "no_caption": 1, "truncated_image": 1 }), "{records:?}");
+
+    let sound = Workbench::new(&[])?;
+    let sound = sound.shard().display().to_string();
+    ensure!(run(&["data", "check", &sound])?.expect_code(0)?.stdout.contains("bad: none"));
+
+    let stats = run(&["data", "stats", &shard, "--model", "vit-b-32-laion", "-o", "json"])?.expect_code(0)?;
+    let stats: Value = serde_json::from_str(&stats.stdout)?;
+    // Headers alone are read here.
+    ensure!(stats[0]["looked_at"] == 45 && stats[0]["unusable"] == serde_json::json!({ "no_caption": 1 }), "{stats}");
+    ensure!(stats[0]["cut"]["context"] == 128 && stats[0]["cut"]["image_tokens"] == 49, "{stats}");
+
+    let page = workbench.path("page.html");
+    let shown = run(&["data", "show", &shard, "--html", &page.display().to_string(), "--sample", "6", "--count", "3"])?;
+    shown.expect_code(0)?;
+    let html = fs::read_to_string(&page)?;
+    for part in ["3 of 45 samples", "sample 6: sample00006 of", "of no use in training: truncated_image", "data:image/png;base64,"] {
+        ensure!(html.contains(part), "{part} is missing");
+    }
+    // One picture of each of the two others.
+    ensure!(html.matches("<img ").count() == 2, "{}", html.matches("<img ").count());
+    let refused = run(&["data", "show", &shard, "--source", "documents"])?.expect_code(PERMANENT)?;
+    ensure!(refused.stderr.contains("--html"), "{}", refused.stderr);
+    let pairs = run(&["data", "convert", &shard, "-o", &workbench.path("out").display().to_string()])?.expect_code(PERMANENT)?;
+    ensure!(pairs.stderr.contains("only documents of one source"), "{}", pairs.stderr);
+    Ok(())
+}
+
+#[test]
 fn a_run_is_evaluated_reported_and_exported() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let training = workbench.begin("run")?;

@@ -130,6 +130,12 @@ pub struct CacheSpec {
     )
     .message("must hold no dot when keySeparator is lastDot")
     .field_path(".captions"),
+    validation = Rule::new("self.layout != 'documents' || self.keySeparator == 'firstDot'")
+        .message("must be firstDot when layout is documents: what follows the first dot tells a document's parts apart")
+        .field_path(".keySeparator"),
+    validation = Rule::new("self.layout == 'documents' || !has(self.maxImages)")
+        .message("must not be given when layout is pairs: a pair has one image")
+        .field_path(".maxImages"),
 )]
 pub struct WebdatasetSpec {
     /// The shards in order: absolute paths in the worker's container, or URIs (`s3://BUCKET/NAME`, `gs://`, `az://`, `https://`, `http://`). `{000..011}` and `{a,b}` stand for several, as in
@@ -161,6 +167,26 @@ pub struct WebdatasetSpec {
     /// `a`), or `lastDot` (`jpg` of the sample `a.b`).
     #[serde(default)]
     pub key_separator: KeySeparatorSpec,
+    /// What a sample is: `pairs`, an image and a caption, or `documents`, as `lcl data convert` writes them: `KEY.json` with the parts of a
+    /// document in their order, and `KEY.0.jpg`, `KEY.1.png` and so on with its images. With documents the keys of images and captions are of no
+    /// use. Default: pairs.
+    #[serde(default)]
+    pub layout: LayoutSpec,
+    /// Most images of a document, with `layout: documents` alone. Default: 6, as with MMC4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_images: Option<i32>,
+}
+
+/// What a sample in tar shards is.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LayoutSpec {
+    /// An image and a caption.
+    #[default]
+    Pairs,
+    /// An interleaved document.
+    Documents,
 }
 
 /// Where a caption may come from: a file of the sample, or a field of its json.

@@ -17,6 +17,7 @@ Examples:
   lcl resize runs/job --workers 3          give it another number of workers
   lcl stop runs/job                        save and end it
   lcl data show train-000.tar --sample 3   look at what the model sees
+  lcl data check -f job.yaml               read all data of a manifest and say what is wrong with them
   lcl export --help                        options of a command that lcl-trainer executes";
 
 /// Trains LCL vision models from one manifest, on this machine or in a cluster.
@@ -43,7 +44,7 @@ pub(crate) enum Command {
     Checkpoint(CheckpointArguments),
     /// End a run on this machine, after a checkpoint
     Stop(StopArguments),
-    /// Index, tokenize and look at data (lcl-trainer data)
+    /// Index, check, measure, show and convert data, of shards or of a manifest's (lcl-trainer data)
     #[command(disable_help_flag = true)]
     Data(PassedOn),
     /// Write a checkpoint's weights as one file (lcl-trainer export)
@@ -302,7 +303,7 @@ impl From<Device> for lcl_trainer_config::Device {
     }
 }
 
-fn parse_volume(text: &str) -> Result<(String, PathBuf), String> {
+pub(crate) fn parse_volume(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, folder)) if !name.is_empty() && !folder.is_empty() => Ok((name.to_owned(), PathBuf::from(folder))),
         _ => Err("must be NAME=DIR, such as data=./data".to_owned()),

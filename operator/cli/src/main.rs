@@ -6,6 +6,7 @@
 
 mod arguments;
 mod ask;
+mod data;
 mod manifest;
 mod report;
 mod run;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         Command::Drain(arguments) => ask::drain(&arguments),
         Command::Checkpoint(arguments) => ask::checkpoint(&arguments),
         Command::Stop(arguments) => ask::stop(&arguments),
-        Command::Data(arguments) => trainer::hand_over("data", arguments),
+        Command::Data(arguments) => data::execute(arguments),
         Command::Export(arguments) => trainer::hand_over("export", arguments),
         Command::Import(arguments) => trainer::hand_over("import", arguments),
         Command::Evaluate(arguments) => trainer::hand_over("evaluate", arguments),

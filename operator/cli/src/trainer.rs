@@ -3,10 +3,11 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    fs::File,
     io,
     os::unix::process::CommandExt,
     path::PathBuf,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Error, anyhow};
@@ -24,8 +25,17 @@ pub(crate) fn hand_over(command: &str, passed_on: PassedOn) -> Result<ExitCode, 
 
 /// Replaces this process by the trainer. Returns only when that fails.
 pub(crate) fn become_trainer(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<ExitCode, Error> {
+    become_with(arguments, Stdio::inherit())
+}
+
+/// The same, with a file as the trainer's standard input.
+pub(crate) fn become_trainer_with(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>, input: File) -> Result<ExitCode, Error> {
+    become_with(arguments, input.into())
+}
+
+fn become_with(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>, input: Stdio) -> Result<ExitCode, Error> {
     let program = find();
-    let error = Command::new(&program).args(arguments).exec();
+    let error = Command::new(&program).args(arguments).stdin(input).exec();
     let program = program.display();
     Err(match error.kind() {
         io::ErrorKind::NotFound => anyhow!(

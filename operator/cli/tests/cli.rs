@@ -188,6 +188,34 @@ fn a_run_renders_the_configuration_into_its_folder_and_becomes_the_trainer() {
 }
 
 #[test]
+fn the_data_of_a_manifest_are_given_to_the_trainers_tools_without_a_place_for_the_run() {
+    let place = Workplace::new(JOB);
+    place.set_trainer("printf '%s\\n' \"$@\" > arguments; cat > input");
+    let output = place.lcl(&["data", "check", "-f", "job.yaml", "--all", "--volume", "data=here", "--threads", "2"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(place.trainer_arguments(), ["data", "check", "--all", "--threads", "2", "--config", "-"]);
+    let config = place.config("input");
+    config.validate().unwrap();
+    let DataSource::Webdataset { shards, .. } = &config.data.source else { panic!("pairs") };
+    assert_eq!(Path::new(&shards[0]), place.path("here/a.tar").canonicalize().unwrap_or(place.path("here/a.tar")));
+    // Without a manifest everything passes as it is.
+    assert_eq!(place.lcl(&["data", "show", "a.tar", "--sample", "3"]).status.code(), Some(0));
+    assert_eq!(place.trainer_arguments(), ["data", "show", "a.tar", "--sample", "3"]);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_used_never_reaches_the_trainers_tools() {
+    let place = Workplace::new(&JOB.replace("steps: 100", "steps: 0"));
+    let invalid = place.lcl(&["data", "check", "-f", "job.yaml"]);
+    assert_eq!(invalid.status.code(), Some(65));
+    assert!(text(&invalid.stdout).contains("spec.optimization.steps is 0"), "{}", text(&invalid.stdout));
+    check_refused(&place.lcl(&["data", "check", "--volume", "data=here", "a.tar"]), 65, &["name it with -f"]);
+    check_refused(&place.lcl(&["data", "check", "-f", "nowhere.yaml"]), 65, &["nowhere.yaml"]);
+    check_refused(&Workplace::new(JOB).lcl(&["data", "check", "-f", "job.yaml", "--volume", "other=x"]), 65, &["other"]);
+    assert!(!place.path("arguments").exists());
+}
+
+#[test]
 fn the_ways_to_begin_are_passed_on_and_exclude_each_other() {
     let place = Workplace::new(JOB);
     for (flags, passed) in [

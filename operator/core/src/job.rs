@@ -2,15 +2,19 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use lcl_crds::{
-    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec, ModelShapeSpec, ModelSpec,
-    ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
+    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, LayoutSpec, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec, ModelShapeSpec,
+    ModelSpec, ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    CaptionChoice, CaptionFrom, DataSource, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig,
-    ModelShape, ObelicsConfig, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+    CaptionChoice, CaptionFrom, DataSource, DocumentsConfig, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images,
+    ModelConfig, ModelShape, ObelicsConfig, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE,
+    VisionShape,
 };
 
 use crate::validate::FieldError;
+
+/// Most images of a document in tar shards: that of MMC4 and OBELICS.
+const DEFAULT_MAX_IMAGES: u32 = 6;
 
 /// A job that keeps every rule. Only [`crate::validate`] makes one.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,7 +179,7 @@ fn resolve_single(
     obelics: Option<&ObelicsSpec>,
 ) -> Result<DataSource, FieldError> {
     if let Some(webdataset) = webdataset {
-        return Ok(DataSource::Webdataset { shards: webdataset.shards.clone(), keys: to_sample_keys(webdataset)? });
+        return resolve_webdataset(webdataset);
     }
     if let Some(mmc4) = mmc4 {
         let folder = mmc4.images.folder.clone();
@@ -190,6 +194,17 @@ fn resolve_single(
     let (shards, images) = (obelics.shards.clone(), obelics.images.clone());
     Ok(DataSource::Obelics {
         obelics: ObelicsConfig { shards, images, split: obelics.split, max_images: obelics.max_images.unsigned_abs() },
+    })
+}
+
+fn resolve_webdataset(webdataset: &WebdatasetSpec) -> Result<DataSource, FieldError> {
+    let shards = webdataset.shards.clone();
+    Ok(match webdataset.layout {
+        LayoutSpec::Pairs => DataSource::Webdataset { shards, keys: to_sample_keys(webdataset)? },
+        LayoutSpec::Documents => {
+            let max_images = webdataset.max_images.map_or(DEFAULT_MAX_IMAGES, i32::unsigned_abs);
+            DataSource::Documents { documents: DocumentsConfig { shards, max_images } }
+        }
     })
 }
 

@@ -91,12 +91,26 @@ impl PathMapping {
 
     /// For a trainer that runs on this machine. `folders`: absolute local folders of volumes by name.
     pub fn on_this_machine(job: &ValidatedJob, folders: &BTreeMap<String, String>) -> Result<Self, Vec<PathError>> {
+        let checkpoint = file_path(&job.spec().checkpoint.uri).map(|path| ("spec.checkpoint.uri".to_owned(), path));
+        Self::with_folders(job, folders, checkpoint)
+    }
+
+    /// The same for what reads a job's data alone: where the run lies need not be known.
+    pub fn of_data_on_this_machine(job: &ValidatedJob, folders: &BTreeMap<String, String>) -> Result<Self, Vec<PathError>> {
+        Self::with_folders(job, folders, None)
+    }
+
+    fn with_folders(
+        job: &ValidatedJob,
+        folders: &BTreeMap<String, String>,
+        checkpoint: Option<(String, String)>,
+    ) -> Result<Self, Vec<PathError>> {
         let volumes = job.pod().and_then(|pod| pod.volumes.as_deref()).unwrap_or_default();
         let mounts = job.worker_container().and_then(|container| container.volume_mounts.as_deref()).unwrap_or_default();
         let mut mounts: Vec<Mount> = mounts.iter().map(|mount| resolve(mount, volumes, folders)).collect();
         mounts.sort_by_key(|mount| std::cmp::Reverse(mount.path.components().count()));
         let mapping = Self { mounts };
-        let errors = mapping.find_errors(job, folders);
+        let errors = mapping.find_errors(job, folders, checkpoint);
         if errors.is_empty() { Ok(mapping) } else { Err(errors) }
     }
 
@@ -134,7 +148,7 @@ impl PathMapping {
         self.mounts.iter().find_map(|mount| Some((mount, Path::new(path).strip_prefix(&mount.path).ok()?)))
     }
 
-    fn find_errors(&self, job: &ValidatedJob, folders: &BTreeMap<String, String>) -> Vec<PathError> {
+    fn find_errors(&self, job: &ValidatedJob, folders: &BTreeMap<String, String>, checkpoint: Option<(String, String)>) -> Vec<PathError> {
         let mut known: Vec<String> = self.mounts.iter().map(|mount| mount.volume.clone()).collect();
         known.sort();
         known.dedup();
@@ -148,7 +162,6 @@ impl PathMapping {
         let shards: Vec<(String, String)> = shards.collect();
         let folders_of_images = job.source().folders().into_iter().map(|(field, folder)| (Field(&field).to_string(), folder.to_owned()));
         let index = job.spec().data.index_path.iter().map(|path| ("spec.data.indexPath".to_owned(), path.clone()));
-        let checkpoint = file_path(&job.spec().checkpoint.uri).map(|path| ("spec.checkpoint.uri".to_owned(), path));
         for (field, entry) in shards.clone() {
             errors.extend(self.find_patterned_folder(field, &entry));
         }

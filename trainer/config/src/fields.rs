@@ -42,6 +42,7 @@ const OTHERWISE: &[(&str, Target)] = &[
     ("data.source.keys.captions", Target::Manifest("spec.data.webdataset.captions")),
     ("data.source.keys.filter", Target::Manifest("spec.data.webdataset.filter")),
     ("data.source.keys.separator", Target::Manifest("spec.data.webdataset.keySeparator")),
+    ("data.source.documents", Target::Manifest("spec.data.webdataset")),
     ("data.source.mmc4", Target::Manifest("spec.data.mmc4")),
     ("data.source.obelics", Target::Manifest("spec.data.obelics")),
     ("data.source.mixture", Target::Manifest("spec.data.mixture")),
@@ -109,6 +110,7 @@ mod tests {
         check("data.source.keys.captions", "spec.data.webdataset.captions");
         check("data.source.mixture.sources[1].source.keys.filter", "spec.data.mixture.sources[1].webdataset.filter");
         check("data.source", "spec.data.webdataset");
+        check("data.source.documents.maxImages", "spec.data.webdataset.maxImages");
         check("data.source.mixture.sources[1].weight", "spec.data.mixture.sources[1].weight");
         check("data.source.mixture.sources[1].source.shards[0]", "spec.data.mixture.sources[1].webdataset.shards[0]");
         check("data.source.mixture.sources[0].source.mmc4.images.folder", "spec.data.mixture.sources[0].mmc4.images.folder");

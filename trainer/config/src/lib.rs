@@ -23,9 +23,9 @@ pub use model::{ModelConfig, ModelShape, Objective, Precision, SpecialTokens, Te
 pub use presets::{Preset, UnknownPreset, VOCAB_SIZE};
 pub use shards::{LIST_EXTENSION, PATHS_LIMIT, PatternError, ShardEntry, ShardName, ShardPattern, is_object_uri};
 pub use training::{
-    AugmentationConfig, CACHE_BYTES, CacheConfig, CheckpointConfig, DataConfig, DataSource, Device, ExactConfig, GradientCompression,
-    MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, Normalization, ObelicsConfig, OptimizationConfig, RuntimeConfig,
-    Schedule, ShuffleConfig, TrainerConfig, in_mixture,
+    AugmentationConfig, CACHE_BYTES, CacheConfig, CheckpointConfig, DataConfig, DataSource, Device, DocumentsConfig, ExactConfig,
+    GradientCompression, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, Normalization, ObelicsConfig, OptimizationConfig,
+    RuntimeConfig, Schedule, ShuffleConfig, TrainerConfig, in_mixture,
 };
 pub use uri::check_run_uri;
 pub use validate::{ConfigError, Rule};

@@ -108,6 +108,11 @@ pub enum DataSource {
         #[serde(default, skip_serializing_if = "SampleKeys::is_default")]
         keys: SampleKeys,
     },
+    /// Documents in tar shards: `KEY.json` with the parts of one, and `KEY.N.jpg` and the like with its images.
+    Documents {
+        /// Its settings.
+        documents: DocumentsConfig,
+    },
     /// MMC4, as it is published.
     Mmc4 {
         /// Its settings.
@@ -156,6 +161,16 @@ pub struct MixedSource {
     pub weight: u64,
     /// What it is; no mixture.
     pub source: DataSource,
+}
+
+/// Documents in tar shards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DocumentsConfig {
+    /// Tar shards, as [`crate::ShardEntry`] reads each.
+    pub shards: Vec<String>,
+    /// Most images of a document.
+    pub max_images: u32,
 }
 
 /// Documents of MMC4.
@@ -239,6 +254,7 @@ impl DataSource {
     pub fn lists(&self) -> Vec<(String, &[String])> {
         match self {
             Self::Webdataset { shards, .. } => vec![("data.source.shards".to_owned(), shards)],
+            Self::Documents { documents } => vec![("data.source.documents.shards".to_owned(), &documents.shards)],
             Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.shards".to_owned(), &mmc4.shards)],
             Self::Obelics { obelics } => {
                 vec![("data.source.obelics.shards".to_owned(), &obelics.shards), ("data.source.obelics.images".to_owned(), &obelics.images)]
@@ -252,7 +268,7 @@ impl DataSource {
     pub fn folders(&self) -> Vec<(String, &str)> {
         match self {
             Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.images.folder".to_owned(), mmc4.images.folder())],
-            Self::Webdataset { .. } | Self::Obelics { .. } => Vec::new(),
+            Self::Webdataset { .. } | Self::Documents { .. } | Self::Obelics { .. } => Vec::new(),
             Self::Mixture { mixture } => mixture.each(Self::folders),
         }
     }
@@ -263,6 +279,7 @@ impl DataSource {
         let all = |list: &mut Vec<String>| list.iter_mut().for_each(|entry| *entry = shard(entry));
         match &mut self {
             Self::Webdataset { shards, .. } => all(shards),
+            Self::Documents { documents } => all(&mut documents.shards),
             Self::Mmc4 { mmc4 } => {
                 all(&mut mmc4.shards);
                 let (Mmc4Images::Flat { folder: place } | Mmc4Images::ByShard { folder: place }) = &mut mmc4.images;
@@ -286,7 +303,7 @@ impl DataSource {
     pub fn has_documents(&self) -> bool {
         match self {
             Self::Webdataset { .. } => false,
-            Self::Mmc4 { .. } | Self::Obelics { .. } => true,
+            Self::Documents { .. } | Self::Mmc4 { .. } | Self::Obelics { .. } => true,
             Self::Mixture { mixture } => mixture.sources.iter().any(|mixed| mixed.source.has_documents()),
         }
     }
@@ -296,7 +313,7 @@ impl DataSource {
     pub fn keys(&self) -> Option<&SampleKeys> {
         match self {
             Self::Webdataset { keys, .. } => Some(keys),
-            Self::Mmc4 { .. } | Self::Obelics { .. } | Self::Mixture { .. } => None,
+            Self::Documents { .. } | Self::Mmc4 { .. } | Self::Obelics { .. } | Self::Mixture { .. } => None,
         }
     }
 }

@@ -236,6 +236,10 @@ impl DataSource {
                     KeyKind::Filter => broken(&field, keys.filter.as_deref().unwrap_or_default(), rule),
                 })
             }
+            Self::Documents { documents } => {
+                validate_shards(&name("data.source.documents.shards"), &documents.shards)?;
+                require(documents.max_images >= 1, &name("data.source.documents.maxImages"), documents.max_images, "must be at least 1")
+            }
             Self::Mmc4 { mmc4 } => {
                 validate_shards(&name("data.source.mmc4.shards"), &mmc4.shards)?;
                 let similarity = mmc4.min_similarity;

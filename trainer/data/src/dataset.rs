@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer_config::{DataConfig, DataSource, Field, MixtureUnit, SampleKeys, ShuffleConfig};
+use lcl_trainer_config::{DataConfig, DataSource, Field, MixtureUnit, SampleKeys, ShuffleConfig, in_mixture};
 
 pub(crate) use captions::Choose;
 use captions::Text;
@@ -29,7 +29,7 @@ pub use no_pair::NoPair;
 use crate::{
     blob,
     cause::{RedrawCause, SkipCause, Tolerated},
-    documents::{self, DocumentIndexError},
+    documents::{self, DocumentFindings, DocumentIndexError},
     index::{
         Extent, Findings, IndexError, Record, ShardIndex, built,
         pairs::{PairIndex, Places},
@@ -110,8 +110,10 @@ pub enum DatasetError {
         path: PathBuf,
     },
     /// There is no document to train on.
-    #[error("none of the {documents} documents in {shards} shards has an image that may be used: {causes}")]
+    #[error("{}: none of the {documents} documents in {shards} shards has an image that may be used: {causes}", Field(field))]
     NoDocument {
+        /// The field that names the shards, as a path in the trainer's configuration.
+        field: String,
         /// Number of shards.
         shards: usize,
         /// Documents in them.
@@ -130,6 +132,22 @@ pub enum DatasetError {
 }
 
 impl DatasetError {
+    /// There is nothing in what this field names.
+    pub(crate) fn no_document(field: &str) -> Self {
+        Self::NoDocument { field: field.to_owned(), shards: 0, documents: 0, causes: String::new() }
+    }
+
+    /// The same with the name of the field that names the shards, for a source that may be one of a mixture.
+    pub(crate) fn of_field(self, name: &str, mixed: Option<usize>) -> Self {
+        match self {
+            Self::NoDocument { shards, documents, causes, .. } => {
+                let field = mixed.map_or_else(|| name.to_owned(), |source| in_mixture(source, name));
+                Self::NoDocument { field, shards, documents, causes }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn io(&self) -> Option<&io::Error> {
         match self {
             Self::Index(error) => error.io(),
@@ -165,6 +183,17 @@ struct Source {
     first: u64,
     /// For every shard, the number of the source's own sample after its last one.
     ends: Arc<[u64]>,
+}
+
+/// What there is of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SourceCounts {
+    pub(crate) name: String,
+    pub(crate) first: u64,
+    pub(crate) samples: u64,
+    pub(crate) images: u64,
+    pub(crate) shards: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What the samples are.
@@ -256,10 +285,11 @@ impl Dataset {
                     };
                     return pairs_of(index, keys, origin, storage);
                 }
+                DataSource::Documents { documents } => Box::new(documents::Packed::open(documents, mixed, index_path, threads, storage)?),
                 DataSource::Mmc4 { mmc4 } => Box::new(documents::Mmc4::open(mmc4, mixed, index_path, threads, storage)?),
                 DataSource::Obelics { obelics } => Box::new(documents::Obelics::open(obelics, mixed, index_path, threads, storage)?),
                 // No valid configuration has one within another.
-                DataSource::Mixture { .. } => return Err(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }),
+                DataSource::Mixture { .. } => return Err(DatasetError::no_document("data.source.mixture")),
             };
             let ends = documents.ends();
             Ok((Content::Documents(documents), ends))
@@ -302,6 +332,16 @@ impl Dataset {
     #[must_use]
     pub fn samples_per_pass(&self) -> u64 {
         self.sources.iter().map(Source::samples).sum()
+    }
+
+    /// The name of the source that a sample belongs to.
+    pub(crate) fn source_name(&self, sample: u64) -> &str {
+        self.sources.get(self.source_of(sample)).map_or("", |source| &source.name)
+    }
+
+    /// Number of sources.
+    pub(crate) fn sources(&self) -> usize {
+        self.sources.len()
     }
 
     /// Names of the sources of a mixture; none when there is but one source.
@@ -389,6 +429,48 @@ impl Dataset {
         let Content::Pairs(pairs) = &source.content else { return Ok(0) };
         let (shard, number) = source.place(own)?;
         Ok(pairs.record(own, shard, number)?.start)
+    }
+
+    /// The shard of a sample, the member of it that is looked at first (its image), and that member's first byte. Of a document its name.
+    pub(crate) fn member(&self, sample: u64) -> Result<(PathBuf, String, Option<u64>), DatasetError> {
+        let (source, own) = self.find(sample)?;
+        match &source.content {
+            Content::Pairs(pairs) => pairs.member(source.place(own)?, own),
+            Content::Documents(documents) => documents.name(own).map(|(shard, name)| (shard, name, None)),
+        }
+    }
+
+    /// What the indexes of documents found: source, shard, findings. Nothing for pairs.
+    #[must_use]
+    pub fn document_findings(&self) -> Vec<(String, PathBuf, &DocumentFindings)> {
+        let mut all = Vec::new();
+        for source in &self.sources {
+            if let Content::Documents(documents) = &source.content {
+                all.extend(documents.findings().into_iter().map(|(shard, found)| (source.name.clone(), shard, found)));
+            }
+        }
+        all
+    }
+
+    /// Number of shards of all sources.
+    pub(crate) fn shards(&self) -> u64 {
+        self.sources.iter().map(|source| source.ends.len() as u64).sum()
+    }
+
+    /// Of each source its name, the number of its first sample, its samples, images, shards, and their bytes.
+    pub(crate) fn source_counts(&self) -> Vec<SourceCounts> {
+        let of = |source: &Source| SourceCounts {
+            name: source.name.clone(),
+            first: source.first,
+            samples: source.samples(),
+            images: source.images(),
+            shards: source.ends.len() as u64,
+            bytes: match &source.content {
+                Content::Pairs(pairs) => pairs.index.describe().into_iter().map(|(_, bytes, _)| bytes).sum(),
+                Content::Documents(documents) => documents.describe().0.iter().map(|(_, bytes, _)| bytes).sum(),
+            },
+        };
+        self.sources.iter().map(of).collect()
     }
 
     /// Whether a sample is a document.
@@ -517,6 +599,7 @@ fn look_for(source: &DataSource, mixed: Option<usize>, threads: NonZero<usize>) 
     };
     match source {
         DataSource::Webdataset { shards, .. } => find(shards, "data.source.shards", false),
+        DataSource::Documents { documents } => find(&documents.shards, "data.source.documents.shards", false),
         DataSource::Mmc4 { mmc4 } => find(&mmc4.shards, "data.source.mmc4.shards", true),
         DataSource::Obelics { obelics } => {
             find(&obelics.shards, "data.source.obelics.shards", false)?;
@@ -555,6 +638,16 @@ impl Pairs {
         let key = shard::split_name(name.as_bytes(), self.keys.separator)
             .map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
         Ok((path.to_owned(), key))
+    }
+
+    /// The image's member of a sample with its first byte; the sample's first member when it has no image.
+    fn member(&self, (shard, number): (usize, u64), sample: u64) -> Result<(PathBuf, String, Option<u64>), DatasetError> {
+        let (record, (path, key)) = (self.record(sample, shard, number)?, self.key((shard, number), sample)?);
+        let image = record.image.and_then(|(image, extent)| Some((self.keys.image.get(usize::from(image))?, extent.offset)));
+        Ok(match image {
+            Some((extension, offset)) => (path, format!("{key}.{extension}"), Some(offset)),
+            None => (path, key, Some(record.start)),
+        })
     }
 
     fn read(&self, (shard, number): (usize, u64), sample: u64, choose: Choose) -> Result<Reading, DatasetError> {

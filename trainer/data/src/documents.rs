@@ -7,16 +7,19 @@
 mod index;
 mod mmc4;
 mod obelics;
+mod packed;
 mod shards;
 mod unpacked;
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{cause::RedrawCause, dataset::DatasetError, document::Document, mmc4::SlotChoices};
+use crate::{cause::RedrawCause, dataset::DatasetError, document::Document, mmc4::SlotChoices, packed::PackedDocument};
 
 pub(crate) use index::{DocumentIndexError, EXTENSION, Findings};
+pub use index::{Findings as DocumentFindings, LeftOut};
 pub(crate) use mmc4::Mmc4;
 pub(crate) use obelics::Obelics;
+pub(crate) use packed::Packed;
 
 /// Takes an encoded image, given its number in the document; false when it cannot be read.
 pub(crate) type Decode<'a> = dyn FnMut(u32, &[u8]) -> bool + 'a;
@@ -38,6 +41,42 @@ pub(crate) struct Asked<'a> {
     pub(crate) document: &'a mut Document,
 }
 
+/// A sample with all that could be drawn of it, before anything is drawn.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    /// Its parts.
+    pub(crate) document: PackedDocument,
+    /// The images that these name, by their numbers.
+    pub(crate) images: BTreeMap<u32, WholeImage>,
+}
+
+/// An image of a sample as it lies on disk.
+#[derive(Debug)]
+pub(crate) struct WholeImage {
+    /// Where it is looked for: the file or the shard, its name there, and its first byte in a shard.
+    pub(crate) place: (PathBuf, String, Option<u64>),
+    /// Its file; `None` when it is not there.
+    pub(crate) bytes: Option<Vec<u8>>,
+}
+
+/// What the index of OBELICS counts a document as none of whose images is in the store.
+pub(crate) const NO_IMAGE_STORED: &str = "no_image_stored";
+
+/// What tools count an image as that is not there; training leaves it out.
+pub(crate) const IMAGE_MISSING: &str = "image_missing";
+
+impl WholeImage {
+    /// Where it is looked for, in words.
+    pub(crate) fn place_in_words(&self) -> String {
+        let (shard, name, byte) = &self.place;
+        match byte {
+            Some(byte) => format!("{name} in {} at byte {byte}", shard.display()),
+            None if shard.as_os_str().is_empty() => name.clone(),
+            None => shard.display().to_string(),
+        }
+    }
+}
+
 /// A data set of documents. All threads read at once.
 pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// For every shard, the number of the sample after its last one.
@@ -54,6 +93,14 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
 
     /// Has the bytes of a sample at hand, where they come from an object store.
     fn fetch(&self, sample: u64) -> Result<(), DatasetError>;
+    /// Reads a sample with all that could be drawn of it.
+    fn whole(&self, sample: u64, wait: &mut Wait<'_>) -> Result<Whole, DatasetError>;
+
+    /// Most images of a document.
+    fn most_images(&self) -> usize;
+
+    /// What the index of each shard found.
+    fn findings(&self) -> Vec<(PathBuf, &Findings)>;
 
     /// The shard of a sample, and what it is called there.
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError>;

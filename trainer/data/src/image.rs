@@ -24,6 +24,7 @@ use crate::cause::{SkipCause, Tolerated};
 pub use crop::{CropBox, random_resized_crop};
 pub use format::{Format, MAX_PIXELS, Probe, probe};
 pub use other::OtherFormat;
+pub(crate) use png::encode as bytes_to_png;
 pub use png::to_png;
 use resample::{Resampler, Window};
 

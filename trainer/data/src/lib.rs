@@ -7,6 +7,8 @@
 pub mod batch;
 pub mod blob;
 mod cause;
+pub mod check;
+pub mod convert;
 pub mod dataset;
 pub mod document;
 mod documents;
@@ -19,12 +21,14 @@ pub mod mixture;
 pub mod mmc4;
 pub mod obelics;
 pub mod order;
+pub mod packed;
 pub mod permutation;
 pub mod random;
 mod retry;
 pub mod sequence;
 pub mod shard;
 pub mod show;
+pub mod stats;
 pub mod store;
 pub mod tokenizer;
 
@@ -32,8 +36,9 @@ pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use blob::fetched;
 pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
+pub use documents::{DocumentFindings, LeftOut};
 pub use lcl_filter::FilterError;
-pub use loader::{Loader, LoaderError, LoaderOptions};
+pub use loader::{Loader, LoaderError, LoaderOptions, Seen, Viewed, Viewer};
 pub use order::{Location, Order, Orders, Pace};
 
 /// Whether an expression can be a filter of pairs.

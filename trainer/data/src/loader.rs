@@ -8,10 +8,13 @@ mod ahead;
 mod assembly;
 mod prepare;
 mod queue;
+mod view;
 
 use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle, time::Duration};
 
 use lcl_trainer_config::{DataConfig, Field, ModelShape, Objective};
+
+pub use view::{Seen, Viewed, Viewer};
 
 use crate::{
     batch::Batch,

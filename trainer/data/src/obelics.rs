@@ -8,6 +8,7 @@
 //! sample when at least one of its images is in the store. Images that are not there are left out and do not count, and of the
 //! others the first few that can be decoded are kept ([`select_images`]).
 
+mod addresses;
 mod column;
 mod documents;
 mod file;
@@ -17,6 +18,7 @@ mod select;
 
 use std::{io, path::PathBuf};
 
+pub use addresses::{AddressesError, write_addresses};
 pub use documents::{Documents, StretchAt};
 pub use file::DocumentFile;
 pub use index::{FaultyRows, FileFindings, SampleAt, index_file};

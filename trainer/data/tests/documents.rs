@@ -10,16 +10,18 @@ use std::{
 };
 
 use lcl_data::{
-    Batch, Dataset, DatasetError, Loader, LoaderError, LoaderOptions, RedrawCause, SkipCause,
+    Batch, Dataset, DatasetError, Loader, LoaderError, LoaderOptions, RedrawCause, SkipCause, Viewer,
+    convert::{ConvertOptions, convert},
     document::{Composer, Document},
     image::{Scratch, decode},
     mmc4::{ImageFolders, Record, Rules, SlotChoices, choose, image_path, place, walk},
     sequence::Layout,
-    shard::{ImageKind, ShardWriter},
+    shard::{ImageKind, ListOrigin, ShardWriter},
     tokenizer::Tokenizer,
 };
 use lcl_trainer_config::{
-    DataConfig, DataSource, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig, Objective, Preset,
+    DataConfig, DataSource, DocumentsConfig, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelShape, ObelicsConfig,
+    Objective, Preset,
 };
 
 const LCL: Objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
@@ -97,6 +99,70 @@ fn check_batches(batches: &[Batch], slots: u64) {
             assert!(row.redrawn.is_some_and(|(_, attempts)| attempts > 0) || row.used == row.sample);
         }
     }
+}
+
+/// The configuration of what `source` is converted to.
+fn converted(source: DataSource, to: &Path, documents_per_shard: u64) -> DataConfig {
+    let documents_per_shard = NonZero::new(documents_per_shard).expect("not zero");
+    let options = ConvertOptions { output: to.to_owned(), documents_per_shard };
+    convert(&config(source), ListOrigin::Manifest, &options, |_, _| {}).expect("the documents are converted");
+    let shards = vec![to.join("*.tar").display().to_string()];
+    config(DataSource::Documents { documents: DocumentsConfig { shards, max_images: 6 } })
+}
+
+#[test]
+fn converted_documents_of_obelics_give_the_sequences_of_their_source() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("obelics"), folder.path());
+    let source = DataSource::Obelics { obelics: obelics(folder.path()) };
+    let converted = converted(source.clone(), &folder.path().join("converted"), 3);
+    let sequences = |config: &DataConfig| {
+        let samples = Dataset::open(config).expect("the data set opens").samples_per_pass();
+        let batch = load(config, samples, 0..1, 128).remove(0);
+        check_batches(std::slice::from_ref(&batch), samples);
+        let rows = batch.rows.iter().filter(|row| row.redrawn.is_none()).map(|row| batch.tokens_of(row).to_vec());
+        let mut rows: Vec<Vec<i64>> = rows.collect();
+        rows.sort();
+        rows
+    };
+    let (before, after) = (sequences(&config(source)), sequences(&converted));
+    assert!(before.len() > 5, "only {} documents", before.len());
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_document_is_seen_as_a_batch_has_it_and_one_of_no_use_says_why() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("obelics"), folder.path());
+    let config = config(DataSource::Obelics { obelics: obelics(folder.path()) });
+    let dataset = Arc::new(Dataset::open(&config).expect("the data set opens"));
+    let samples = dataset.samples_per_pass();
+    let batch = load(&config, samples, 0..1, 12).remove(0);
+    let options =
+        LoaderOptions { model: model(12), objective: LCL, seed: SEED, global_batch_size: 1, slots: 0..1, first_step: 0, last_step: 1 };
+    let mut viewer = Viewer::new(&dataset, &config, options).expect("the settings can be used");
+    let mut refused = 0;
+    for row in &batch.rows {
+        let viewed = viewer.view(row.sample).expect("the document is read");
+        assert!(viewed.shard.extension().is_some_and(|ending| ending == "parquet") && viewed.key.starts_with("row "), "{viewed:?}");
+        match (viewed.content, row.redrawn) {
+            (Ok(seen), None) => {
+                assert_eq!((seen.tokens.as_slice(), seen.images.len()), (batch.tokens_of(row), row.images.len()));
+                for png in &seen.images {
+                    let mut scratch = Scratch::new();
+                    let pixels = decode(png, &mut scratch).expect("a picture");
+                    assert_eq!((i64::from(pixels.width), i64::from(pixels.height)), (SIZE, SIZE));
+                }
+            }
+            (Err(cause), Some((redrawn, _))) => {
+                assert_eq!(cause, redrawn.name());
+                refused += 1;
+            }
+            (content, redrawn) => panic!("sample {}: {content:?}, {redrawn:?}", row.sample),
+        }
+    }
+    assert!(refused > 0, "every document fits into 12 tokens");
+    assert!(matches!(viewer.view(samples), Err(DatasetError::OutOfRange { .. })));
 }
 
 /// All documents of MMC4 that are samples, in the order of their numbers.
@@ -258,7 +324,7 @@ fn what_cannot_be_trained_on_is_said_at_the_start() {
         Dataset::open(&config(DataSource::Mmc4 { mmc4 })).expect_err("nothing to train on").to_string()
     };
     let message = open(|mmc4| mmc4.min_similarity = 1.01);
-    assert!(message.contains("no_image_above_threshold"), "{message}");
+    assert!(message.contains("no_image_above_threshold") && message.starts_with("spec.data.mmc4.shards: "), "{message}");
     let message = open(|mmc4| mmc4.shards = vec!["/nowhere/docs_shard_{0..2}_v2.jsonl".to_owned()]);
     assert!(message.contains("spec.data.mmc4.shards[0]"), "{message}");
     let message = open(|mmc4| mmc4.images = Mmc4Images::Flat { folder: "/nowhere/images".to_owned() });

@@ -4,19 +4,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs,
+    num::NonZero,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use lcl_data::{
     RedrawCause,
+    convert::{ConvertOptions, convert},
     document::{Composer, Document},
     image::{Scratch, decode},
     mmc4::{Choices, Extent, ImageFolders, Record, Rules, choose, image_path, place, read_lines, walk},
+    packed::PackedDocument,
     sequence::Layout,
+    shard::{self, ListOrigin},
     tokenizer::Tokenizer,
 };
-use lcl_trainer_config::{ModelShape, SpecialTokens, TextShape, VisionShape};
+use lcl_trainer_config::{DataConfig, DataSource, Mmc4Config, Mmc4Images, ModelShape, SpecialTokens, TextShape, VisionShape};
 use serde::Deserialize;
 
 /// One line of `cases.jsonl`.
@@ -189,6 +194,77 @@ fn check(folder: &Path) -> Result<usize> {
 fn every_recorded_document_is_what_the_reference_makes_of_it() -> Result<()> {
     let count = check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mmc4"))?;
     ensure!(count == 401, "there are {count} cases");
+    Ok(())
+}
+
+/// A converted document, and the numbers of the images beside it.
+type Converted = (PackedDocument, BTreeSet<u32>);
+
+/// What the recorded documents become, by the end of their address.
+fn convert_all(folder: &Path) -> Result<BTreeMap<String, Converted>> {
+    let (place, output) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let shards = vec![folder.join("data/docs_shard_{0..1}_v2.jsonl.zip").display().to_string()];
+    let images = Mmc4Images::Flat { folder: folder.join("images").display().to_string() };
+    let mmc4 = Mmc4Config { shards, images, min_similarity: 0.24, max_images: 6 };
+    let index_path = Some(place.path().display().to_string());
+    let config = DataConfig { index_path, threads: 2, ..DataConfig::new(DataSource::Mmc4 { mmc4 }) };
+    let options = ConvertOptions { output: output.path().to_owned(), documents_per_shard: NonZero::new(7).context("seven")? };
+    convert(&config, ListOrigin::Manifest, &options, |_, _| {})?;
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(output.path())? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "tar") {
+            continue;
+        }
+        let (file, mut documents) = (shard::open(&path)?, BTreeMap::<String, Converted>::new());
+        let mut texts = Vec::new();
+        shard::walk(&path, &file, |member| {
+            let name = String::from_utf8_lossy(&member.name).into_owned();
+            let (key, part) = name.split_once('.').unwrap_or((&name, ""));
+            match part.split_once('.') {
+                Some((number, _)) => drop(documents.entry(key.to_owned()).or_default().1.insert(number.parse().unwrap_or(u32::MAX))),
+                None => texts.push((key.to_owned(), member)),
+            }
+        })?;
+        for (key, member) in texts {
+            let mut json = vec![0; member.length as usize];
+            file.read_exact_at(&mut json, member.offset)?;
+            documents.entry(key).or_default().0 = PackedDocument::parse(&json)?;
+        }
+        let named = documents.into_values().map(|document| (document.0.url.clone().unwrap_or_default(), document));
+        found.extend(named.map(|(url, document)| (url.rsplit('/').next().unwrap_or_default().to_owned(), document)));
+    }
+    Ok(found)
+}
+
+#[test]
+fn every_recorded_document_gives_the_recorded_sequence_after_it_was_converted() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mmc4");
+    let documents = convert_all(&folder)?;
+    let (mut composer, mut document, mut sequences, mut gone) = (Composer::new(Tokenizer::clip()), Document::new(), 0, 0);
+    for line in fs::read_to_string(folder.join("cases.jsonl"))?.lines() {
+        let mut case: Case = serde_json::from_str(line)?;
+        let Some((packed, images)) = documents.get(&format!("{}.html", case.document)) else {
+            let Outcome::Redraw { redraw } = &case.expected else { bail!("{} is gone", case.document) };
+            ensure!(["no_image_above_threshold", "no_image_readable"].contains(&redraw.as_str()), "{} is gone: {redraw}", case.document);
+            gone += 1;
+            continue;
+        };
+        let layout = layout(case.image_tokens, case.context)?;
+        let fetch = |image: u32| Ok::<_, anyhow::Error>(images.contains(&image));
+        let outcome = match packed.lay_out(6, 0.5, &mut case.choices, fetch, &mut document)? {
+            Ok(()) => composer.compose(&document, &layout).map(|sequence| Outcome::Sequence {
+                tokens: sequence.tokens.to_vec(),
+                images: sequence.images.to_vec(),
+                soi: sequence.soi.to_vec(),
+            }),
+            Err(redraw) => Err(redraw),
+        };
+        let outcome = outcome.unwrap_or_else(redrawn);
+        ensure!(outcome == case.expected, "{}: expected {:?}, got {outcome:?}", case.document, case.expected);
+        sequences += 1;
+    }
+    ensure!(sequences > 300 && gone > 0 && sequences + gone == 401, "{sequences} sequences, {gone} are gone");
     Ok(())
 }
 

@@ -7,7 +7,11 @@
 //! padding and the image tokens at a row's end among them, have no influence on losses or gradients and are not computed: rows are
 //! cut after their last needed position and lie packed one after the other.
 
+mod uses;
+
 use lcl_trainer_config::{ModelConfig, ModelShape, Objective, SpecialTokens};
+
+pub use uses::{TokenUse, token_uses};
 
 /// Id of padding.
 const PAD: i64 = 0;

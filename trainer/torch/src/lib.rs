@@ -28,9 +28,9 @@ pub use batch::MicroBatch;
 #[doc(hidden)]
 pub use batch::to_host;
 pub use device::{DeviceError, choose_device, set_threads};
-pub use layout::BatchError;
 #[doc(hidden)]
 pub use layout::LayoutFaults;
+pub use layout::{BatchError, TokenUse, token_uses};
 #[doc(hidden)]
 pub use learner::LearnerOptions;
 pub use learner::{

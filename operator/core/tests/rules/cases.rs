@@ -296,6 +296,33 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.data.webdataset.filter = 'width + 1'", "spec.data.webdataset.filter", "the expression must be true or false, and is a number"),
     ("spec.data.webdataset.filter = 'has(similarity)'", "spec.data.webdataset.filter", "as in has(json.similarity)"),
     (mixed_pairs!("'filter': 'true'"), "spec.data.mixture.sources[0].webdataset.filter", "must name a field of the sample's json"),
+    ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of pairs, documents"),
+    (
+        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.keySeparator = 'lastDot'",
+        "spec.data.webdataset.keySeparator",
+        "must be firstDot when layout is documents",
+    ),
+    ("spec.data.webdataset.maxImages = 6", "spec.data.webdataset.maxImages", "must not be given when layout is pairs"),
+    (
+        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.maxImages = 0",
+        "spec.data.webdataset.maxImages",
+        "must be at least 1",
+    ),
+    (
+        "spec.data.webdataset.layout = 'documents'; spec.model.objective = {'clip': {}}",
+        "spec.model.objective",
+        "must be lcl when the data are documents",
+    ),
+    (
+        concat!(
+            mixture!(
+                "{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b'], 'layout': 'documents'}}"
+            ),
+            "; spec.model.objective = {'clip': {}}"
+        ),
+        "spec.model.objective",
+        "must be lcl when the data are documents",
+    ),
     ("spec.data.webdataset.keySeparator = 'middle'", "spec.data.webdataset.keySeparator", "must be one of firstDot, lastDot"),
     ("spec.data.indexPath = 'index'", "spec.data.indexPath", "must be an absolute path"),
     ("spec.data.indexPath = 'ftp://a/b'", "spec.data.indexPath", "or a URI such as s3://bucket/a.tar"),
@@ -506,6 +533,7 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.data.webdataset.captions = [{'key': 'txt', 'weight': 1000000}, {'json': 'meta.alt text'}, {'key': 'json'}]",
     "spec.data.webdataset.captions = [{'key': 'txt'}]; spec.data.webdataset.captionKeys = ['txt']",
     "spec.data.webdataset.filter = 'similarity >= 0.28 && width >= 200 && NSFW != \\\"NSFW\\\" && (!has(json.punsafe) || punsafe < 0.5)'",
+    "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.maxImages = 64",
     "spec.data.imageFirstProbability = 0",
     "spec.data.imageFirstProbability = 1",
     "spec.data.shuffle = {'lanes': 1, 'window': 1000000000}",

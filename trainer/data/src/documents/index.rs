@@ -82,23 +82,24 @@ impl DocumentIndexError {
 /// What was found in a shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Findings {
+pub struct Findings {
     /// Documents, whether or not they are samples.
-    pub(crate) documents: u64,
+    pub documents: u64,
     /// Samples.
-    pub(crate) samples: u64,
+    pub samples: u64,
     /// Images that samples may take.
-    pub(crate) images: u64,
+    pub images: u64,
     /// What gives no sample, by cause: how many, and the first.
-    pub(crate) left_out: BTreeMap<String, LeftOut>,
+    pub left_out: BTreeMap<String, LeftOut>,
 }
 
 /// Documents that are no samples for one cause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LeftOut {
-    pub(crate) count: u64,
+pub struct LeftOut {
+    /// How many.
+    pub count: u64,
     /// Which one it is and what is wrong with it.
-    pub(crate) first: String,
+    pub first: String,
 }
 
 impl Findings {
@@ -111,7 +112,7 @@ impl Findings {
     }
 
     /// Adds another shard's.
-    pub(crate) fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.documents += other.documents;
         self.samples += other.samples;
         self.images += other.images;

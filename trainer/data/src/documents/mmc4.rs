@@ -4,6 +4,7 @@
 //! them are taken, and where they stand, is drawn when it is read.
 
 use std::{
+    collections::BTreeMap,
     io,
     num::NonZero,
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use std::{
 use lcl_trainer_config::{Mmc4Config, Mmc4Images, in_mixture};
 
 use super::{
-    Asked, Findings, Source,
+    Asked, Findings, Source, Wait, Whole, WholeImage,
     index::{DocumentIndexError, Made},
     shards::{Found, Shards},
     unpacked::{Unpacked, is_cut_short},
@@ -23,6 +24,7 @@ use crate::{
     cause::RedrawCause,
     dataset::{DatasetError, FileId, FileRef, Storage},
     mmc4::{ImageFolders, Record, Rules, choose, image_path, place, shard_number, walk},
+    packed::{PackedDocument, PackedImage, PackedPart},
     retry::with_retries,
     shard::{ListOrigin, find_present_shards},
 };
@@ -59,7 +61,8 @@ impl Mmc4 {
         if let (Mmc4Images::ByShard { .. }, Some(path)) = (&config.images, paths.iter().find(|path| shard_number(path).is_none())) {
             return Err(DatasetError::NoShardNumber { field: field("data.source.mmc4.images.layout"), path: path.clone() });
         }
-        let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config))?;
+        let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config))
+            .map_err(|error| error.of_field("data.source.mmc4.shards", mixed))?;
         let folders = match config.images {
             Mmc4Images::Flat { .. } => ImageFolders::One,
             Mmc4Images::ByShard { .. } => ImageFolders::ByShard,
@@ -81,6 +84,20 @@ impl Mmc4 {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) => self.absent_or_error(path, error),
         }
+    }
+
+    /// The document at a place of a shard.
+    fn record(&self, sample: u64, found: &Found<'_>, wait: &mut Wait<'_>) -> Result<Record, DatasetError> {
+        let Found { number, shard, place: [offset, length] } = *found;
+        let changed = || DatasetError::Documents(DocumentIndexError::Changed { shard: shard.to_owned() });
+        let read = || match self.texts.read(number, shard, offset, length as usize, &*self.storage) {
+            Err(error) if is_cut_short(&error) => Err(changed()),
+            read => Ok(read?),
+        };
+        let line = with_retries(sample, wait, DatasetError::io, read)?;
+        let mut record = Record::new();
+        record.fill(&line).map_err(|_| changed())?;
+        Ok(record)
     }
 
     /// A file that is not there is no image, as long as the folder of all images is; any other error says nothing about it.
@@ -126,15 +143,8 @@ impl Source for Mmc4 {
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError> {
         let Asked { choices, before_probability, decode, wait, document } = asked;
         let find = || self.shards.find(sample, &*self.storage);
-        let Found { number, shard, place: [offset, length] } = with_retries(sample, &mut **wait, DatasetError::io, find)?;
-        let changed = || DatasetError::Documents(DocumentIndexError::Changed { shard: shard.to_owned() });
-        let read = || match self.texts.read(number, shard, offset, length as usize, &*self.storage) {
-            Err(error) if is_cut_short(&error) => Err(changed()),
-            read => Ok(read?),
-        };
-        let line = with_retries(sample, &mut **wait, DatasetError::io, read)?;
-        let mut record = Record::new();
-        record.fill(&line).map_err(|_| changed())?;
+        let found = with_retries(sample, &mut **wait, DatasetError::io, find)?;
+        let (shard, record) = (found.shard, self.record(sample, &found, &mut **wait)?);
         let rules = Rules {
             min_similarity: self.config.min_similarity,
             max_images: self.config.max_images as usize,
@@ -167,6 +177,35 @@ impl Source for Mmc4 {
         Ok(self.storage.fetch(file, offset, length).map_err(named)?)
     }
 
+    fn whole(&self, sample: u64, wait: &mut Wait<'_>) -> Result<Whole, DatasetError> {
+        let found = with_retries(sample, &mut *wait, DatasetError::io, || self.shards.find(sample, &*self.storage))?;
+        let record = self.record(sample, &found, &mut *wait)?;
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let mut parts: Vec<PackedPart> = record.sentences().map(PackedPart::of_text).collect();
+        let mut images = BTreeMap::new();
+        let matching = (0_u32..).zip(record.images()).filter(|(_, info)| info.matched_sim >= self.config.min_similarity);
+        for (number, info) in matching {
+            let name = record.image_name(info);
+            let read = || self.image(found.shard, name);
+            let bytes = with_retries(sample, &mut *wait, DatasetError::io, read)?;
+            let folder = Path::new(self.config.images.folder());
+            let path = image_path(folder, self.folders, shard_number(found.shard).unwrap_or(0), name).unwrap_or_else(|_| folder.to_owned());
+            images.insert(number, WholeImage { place: (path, name.to_owned(), None), bytes });
+            if let Some(part) = parts.get_mut(info.matched_text_index as usize) {
+                part.images.push(PackedImage { image: number, similarity: Some(info.matched_sim), url: text(record.raw_url(info)) });
+            }
+        }
+        Ok(Whole { document: PackedDocument { parts, url: text(record.url()) }, images })
+    }
+
+    fn most_images(&self) -> usize {
+        self.config.max_images as usize
+    }
+
+    fn findings(&self) -> Vec<(PathBuf, &Findings)> {
+        self.shards.findings()
+    }
+
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
         let Found { shard, place: [offset, _], .. } = self.shards.find(sample, &*self.storage)?;
         Ok((shard.to_owned(), format!("the document at byte {offset} of the text")))
@@ -186,7 +225,7 @@ fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
         findings.documents += 1;
         let number = line.extent.number;
         if let Err(bad) = line.parse(&mut record) {
-            findings.leave_out(bad.fault.name(), || format!("line {}: {bad}", number + 1));
+            findings.leave_out(bad.fault.name(), || format!("line {} at byte {} of the text: {bad}", number + 1, line.extent.offset));
             return;
         }
         // One image a sentence, up to the limit.
@@ -197,7 +236,9 @@ fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
         sentences.sort_unstable();
         sentences.dedup();
         if sentences.is_empty() {
-            findings.leave_out(RedrawCause::NoImageAboveThreshold.name(), || format!("line {}", number + 1));
+            findings.leave_out(RedrawCause::NoImageAboveThreshold.name(), || {
+                format!("line {} at byte {} of the text", number + 1, line.extent.offset)
+            });
             return;
         }
         findings.samples += 1;

@@ -4,6 +4,7 @@
 //! store. Nothing about them is random.
 
 use std::{
+    collections::BTreeMap,
     num::NonZero,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,7 +13,7 @@ use std::{
 use lcl_trainer_config::ObelicsConfig;
 
 use super::{
-    Asked, Findings, Source,
+    Asked, Findings, NO_IMAGE_STORED, Source, Wait, Whole, WholeImage,
     index::{LeftOut, Made, Place},
     shards::{Found, Shards},
 };
@@ -20,7 +21,8 @@ use crate::{
     cause::RedrawCause,
     dataset::{DatasetError, FileId, FileRef, IMAGE_BYTES_LIMIT, Storage},
     index::{lock_for, places},
-    obelics::{DocumentFile, Documents, StretchAt, index_file, select_images},
+    obelics::{DocumentFile, Documents, Part, StretchAt, index_file, select_images},
+    packed::{PackedDocument, PackedPart},
     retry::with_retries,
     shard::{BLOCK, ListOrigin, ShardError, find_shards, is_header},
     store::{AddressTable, BuildOptions, EXTENSION, StoreError, build_table},
@@ -61,7 +63,8 @@ impl Obelics {
             table.addresses(),
             table.identity()
         );
-        let shards = Shards::open(&files, index_path, &settings, threads, |path| index_shard(path, config, &table))?;
+        let shards = Shards::open(&files, index_path, &settings, threads, |path| index_shard(path, config, &table))
+            .map_err(|error| error.of_field("data.source.obelics.shards", mixed))?;
         let documents = Documents::new(files, config.split, ROW_GROUPS);
         Ok(Self { config: config.clone(), shards, documents, table, images, storage })
     }
@@ -97,7 +100,7 @@ impl Obelics {
 
 /// The table of a store's addresses, made when it is missing or of other shards.
 fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<usize>) -> Result<AddressTable, DatasetError> {
-    let Some(first) = images.first() else { return Err(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }) };
+    let Some(first) = images.first() else { return Err(DatasetError::no_document("data.source.obelics.images")) };
     // Lists that begin with the same shard have tables of their own.
     let mut list = blake3::Hasher::new_derive_key("lcl-data 1: store of images");
     for image in images {
@@ -147,7 +150,7 @@ fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<us
             Err(error) => return Err(error.into()),
         }
     }
-    Err(first_error.map_or(DatasetError::NoDocument { shards: 0, documents: 0, causes: String::new() }, DatasetError::Store))
+    Err(first_error.map_or(DatasetError::no_document("data.source.obelics.images"), DatasetError::Store))
 }
 
 impl Source for Obelics {
@@ -192,6 +195,37 @@ impl Source for Obelics {
         Ok(())
     }
 
+    fn whole(&self, sample: u64, wait: &mut Wait<'_>) -> Result<Whole, DatasetError> {
+        let read = || -> Result<_, DatasetError> {
+            let Found { number, place, .. } = self.shards.find(sample, &*self.storage)?;
+            Ok(self.documents.read(stretch_at(number, place))?)
+        };
+        let stretch = with_retries(sample, &mut *wait, DatasetError::io, read)?;
+        let (mut parts, mut images) = (Vec::with_capacity(stretch.len()), BTreeMap::new());
+        for part in stretch {
+            match part {
+                Part::Text(text) => parts.push(PackedPart::of_text(&text)),
+                Part::Image(address) => {
+                    let number = images.len() as u32;
+                    let bytes = with_retries(sample, &mut *wait, DatasetError::io, || self.image(&address))?;
+                    let found = self.table.find(&address)?;
+                    let shard = found.and_then(|found| self.images.get(found.shard)).cloned().unwrap_or_default();
+                    images.insert(number, WholeImage { place: (shard, address.clone(), found.map(|found| found.extent.offset)), bytes });
+                    parts.push(PackedPart { image: Some(number), url: Some(address), ..PackedPart::default() });
+                }
+            }
+        }
+        Ok(Whole { document: PackedDocument { parts, url: None }, images })
+    }
+
+    fn most_images(&self) -> usize {
+        self.config.max_images as usize
+    }
+
+    fn findings(&self) -> Vec<(PathBuf, &Findings)> {
+        self.shards.findings()
+    }
+
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
         let Found { number, shard, place } = self.shards.find(sample, &*self.storage)?;
         let StretchAt { row_group, row, stretch, .. } = stretch_at(number, place);
@@ -225,7 +259,7 @@ fn index_shard(path: &Path, config: &ObelicsConfig, table: &AddressTable) -> Res
     }
     if found.stretches > found.samples {
         let first = "their addresses are not in the store".to_owned();
-        findings.left_out.insert("no_image_stored".to_owned(), LeftOut { count: found.stretches - found.samples, first });
+        findings.left_out.insert(NO_IMAGE_STORED.to_owned(), LeftOut { count: found.stretches - found.samples, first });
     }
     Ok((samples, findings))
 }

@@ -65,7 +65,7 @@ impl Shards {
         }
         let causes = found.left_out.iter().map(|(cause, left_out)| format!("{} {cause} (the first: {})", left_out.count, left_out.first));
         let causes = causes.collect::<Vec<_>>().join(", ");
-        DatasetError::NoDocument { shards: self.indexes.len(), documents: found.documents, causes }
+        DatasetError::NoDocument { field: String::new(), shards: self.indexes.len(), documents: found.documents, causes }
     }
 
     /// For every shard, the number of the sample after its last one.
@@ -81,6 +81,11 @@ impl Shards {
     /// Path, bytes and number of samples of every shard.
     pub(super) fn describe(&self) -> Vec<(PathBuf, u64, u64)> {
         self.indexes.iter().map(|index| (index.shard().to_owned(), index.length(), index.findings().samples)).collect()
+    }
+
+    /// What was found in each shard.
+    pub(super) fn findings(&self) -> Vec<(PathBuf, &Findings)> {
+        self.indexes.iter().map(|index| (index.shard().to_owned(), index.findings())).collect()
     }
 
     /// Where a sample lies.

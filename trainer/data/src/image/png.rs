@@ -175,8 +175,9 @@ pub fn to_png(normalised: &[f32], size: u32) -> Vec<u8> {
     encode(&rgb, size)
 }
 
+/// Writes bytes `[size, size, 3]` as an RGB PNG.
 #[expect(clippy::expect_used, reason = "writing RGB of a checked size to memory has no way to fail")]
-fn encode(rgb: &[u8], size: u32) -> Vec<u8> {
+pub(crate) fn encode(rgb: &[u8], size: u32) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, size, size);
     encoder.set_color(ColorType::Rgb);

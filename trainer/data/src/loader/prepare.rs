@@ -106,15 +106,26 @@ impl Preparer {
         step: u64,
         slot: u64,
         buffers: &mut Buffers,
+        pixels: Buffer,
+        waits: &Stop,
+    ) -> Result<Prepared, DatasetError> {
+        let draw = Draw { seed: self.options.seed, step, slot };
+        self.prepare_at(draw, self.locate(step, slot), buffers, pixels, waits)
+    }
+
+    /// As [`Preparer::prepare`], for a sample that stands in the slot of `draw`.
+    pub(super) fn prepare_at(
+        &self,
+        draw: Draw,
+        location: Location,
+        buffers: &mut Buffers,
         mut pixels: Buffer,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
-        let location = self.locate(step, slot);
-        let draw = Draw { seed: self.options.seed, step, slot };
         if self.dataset.is_document(location.sample) {
             return self.prepare_document(draw, location, buffers, pixels, waits);
         }
-        let Location { pass, sample, .. } = location;
+        let (Location { pass, sample, .. }, Draw { slot, .. }) = (location, draw);
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
             Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
@@ -171,7 +182,7 @@ impl Preparer {
     }
 
     /// The sequence of a document and its number of images, whose pixels are left in `pixels`; or why there is none.
-    fn try_document(
+    pub(super) fn try_document(
         &self,
         sample: u64,
         (draw, attempt): (Draw, u32),

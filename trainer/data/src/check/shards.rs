@@ -1,0 +1,164 @@
+//! Opening a data set of which some shards cannot be read, and what is said of these.
+//!
+//! Comes in: a configuration. Goes out: the data set of the shards that can be read, and a finding for each other one. As long as all can be read,
+//! it costs what opening a data set costs.
+
+use std::{
+    error::Error,
+    io::Write,
+    num::NonZero,
+    path::{Path, PathBuf},
+};
+
+use lcl_trainer_config::{DataConfig, DataSource};
+
+use crate::{
+    check::Finding,
+    dataset::{Dataset, DatasetError},
+    index::{IndexError, over_all},
+    mmc4,
+    shard::{ListOrigin, ShardError, find_present_shards, find_shards},
+};
+
+/// Opens what can be opened; `None` when that is nothing. What holds for all shards (a list that names none, a folder that is not there) is an
+/// error.
+pub(super) fn open_what_can_be(
+    config: &DataConfig,
+    origin: ListOrigin,
+    tell: &mut impl FnMut(Finding),
+) -> Result<Option<Dataset>, DatasetError> {
+    match Dataset::open_from(config, origin) {
+        Ok(dataset) => return Ok(Some(dataset)),
+        Err(error) if !is_of_a_shard(&error) => return Err(error),
+        Err(_) => {}
+    }
+    // Text files with one path a line: a path may hold what an entry of a list reads as a pattern.
+    let mut lists = Vec::new();
+    let mut sound = config.clone();
+    let mut keep = |source: &mut DataSource, name: &str| -> Result<bool, DatasetError> {
+        let good = good_shards(config, source, (name, origin), tell)?;
+        let list = list_of(&good)?;
+        set_shards(source, list.path());
+        lists.push(list);
+        Ok(!good.is_empty())
+    };
+    let any = match &mut sound.source {
+        DataSource::Mixture { mixture } => {
+            let mut all = true;
+            for mixed in &mut mixture.sources {
+                all &= keep(&mut mixed.source, &mixed.name)?;
+            }
+            all
+        }
+        source => keep(source, "data")?,
+    };
+    if any { Dataset::open_from(&sound, origin).map(Some) } else { Ok(None) }
+}
+
+/// The shards of a source that can be read.
+fn good_shards(
+    config: &DataConfig,
+    source: &DataSource,
+    (name, origin): (&str, ListOrigin),
+    tell: &mut impl FnMut(Finding),
+) -> Result<Vec<PathBuf>, DatasetError> {
+    let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+    let paths = match source {
+        DataSource::Webdataset { shards, .. } => find_shards(shards, origin, threads)?,
+        DataSource::Documents { documents } => find_shards(&documents.shards, origin, threads)?,
+        DataSource::Mmc4 { mmc4 } => find_present_shards(&mmc4.shards, origin, threads)?.0,
+        DataSource::Obelics { obelics } => find_shards(&obelics.shards, origin, threads)?,
+        DataSource::Mixture { .. } => Vec::new(),
+    };
+    let outcomes = over_all(threads, &paths, |path| {
+        let mut source = source.clone();
+        let list = list_of(std::slice::from_ref(path))?;
+        set_shards(&mut source, list.path());
+        Ok::<_, DatasetError>(Dataset::open_from(&DataConfig { source, threads: 1, ..config.clone() }, origin).map(drop))
+    })?;
+    let mut good = Vec::new();
+    for (path, outcome) in paths.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(()) => good.push(path),
+            Err(error) => {
+                let (cause, byte) = cause_of(&error);
+                let detail = in_words(&error);
+                let (source, member) = (name.to_owned(), String::new());
+                tell(Finding { cause: cause.to_owned(), bad: true, source, shard: path, member, byte, detail, count: 1 });
+            }
+        }
+    }
+    Ok(good)
+}
+
+fn set_shards(source: &mut DataSource, list: &Path) {
+    let list = vec![list.display().to_string()];
+    match source {
+        DataSource::Webdataset { shards, .. } => *shards = list,
+        DataSource::Documents { documents } => documents.shards = list,
+        DataSource::Mmc4 { mmc4 } => mmc4.shards = list,
+        DataSource::Obelics { obelics } => obelics.shards = list,
+        DataSource::Mixture { .. } => {}
+    }
+}
+
+/// A text file that lists these shards.
+fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> {
+    let failed = |source| ShardError::Open { path: std::env::temp_dir(), source };
+    let mut file = tempfile::Builder::new().prefix("lcl-shards-").suffix(".txt").tempfile().map_err(failed)?;
+    for shard in shards {
+        let absolute = std::path::absolute(shard).unwrap_or_else(|_| shard.clone());
+        let line = [absolute.as_os_str().as_encoded_bytes(), b"\n"].concat();
+        file.write_all(&line).map_err(failed)?;
+    }
+    file.flush().map_err(failed)?;
+    Ok(file)
+}
+
+/// Whether it says something about one shard, so that others may be read.
+fn is_of_a_shard(error: &DatasetError) -> bool {
+    match error {
+        DatasetError::Index(_) | DatasetError::Shard(_) | DatasetError::Mmc4(_) | DatasetError::Documents(_) => true,
+        DatasetError::NoPair(_) | DatasetError::NoDocument { .. } => true,
+        DatasetError::Obelics(error) => !matches!(error, crate::obelics::ObelicsError::Store(_)),
+        _ => false,
+    }
+}
+
+/// The name that an error is counted under, and the byte that it names.
+pub(super) fn cause_of(error: &DatasetError) -> (&'static str, Option<u64>) {
+    match error {
+        DatasetError::Index(IndexError::Shard(error)) | DatasetError::Shard(error) => of_shard(error),
+        DatasetError::Mmc4(error) => match error {
+            mmc4::ShardError::Damaged { offset, .. } => ("shard_damaged", Some(*offset)),
+            mmc4::ShardError::Read { offset, .. } => ("shard_not_readable", Some(*offset)),
+            _ => ("shard_not_readable", None),
+        },
+        DatasetError::NoPair(_) | DatasetError::NoDocument { .. } => ("no_sample", None),
+        DatasetError::Obelics(_) => ("shard_damaged", None),
+        DatasetError::Image { .. } => ("image_not_readable", None),
+        _ => ("shard_not_readable", None),
+    }
+}
+
+fn of_shard(error: &ShardError) -> (&'static str, Option<u64>) {
+    match error {
+        ShardError::Truncated { offset, .. } => ("shard_cut_short", Some(*offset)),
+        ShardError::NoEndMark { length, .. } => ("shard_cut_short", Some(*length)),
+        ShardError::Damaged { offset, .. } | ShardError::AfterEnd { offset, .. } => ("shard_damaged", Some(*offset)),
+        ShardError::NotTar { .. } => ("shard_damaged", Some(0)),
+        ShardError::Read { offset, .. } | ShardError::Changed { offset, .. } => ("shard_not_readable", Some(*offset)),
+        _ => ("shard_not_readable", None),
+    }
+}
+
+/// An error with its causes.
+pub(super) fn in_words(error: &DatasetError) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        words = format!("{words}: {error}");
+        source = error.source();
+    }
+    words
+}
