@@ -19,10 +19,13 @@ use lcl_data::{
     Dataset, LoaderOptions, Viewer,
     check::Finding,
     convert::ConvertOptions,
+    fetched,
+    index::index_whole,
     obelics::write_addresses,
     shard::{ListOrigin, find_shards},
     show::{ShowOptions, ShowTransform},
     stats::StatsOptions,
+    use_cache,
 };
 use lcl_protocol::Incarnation;
 use lcl_trainer_config::{AugmentationConfig, DataConfig, DataSource, ExitCode, Objective, Preset, SampleKeys};
@@ -410,6 +413,7 @@ fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
     let folder = chosen.data.index_path.as_ref().map(Path::new);
     let threads = NonZero::new(chosen.data.threads).unwrap_or(NonZero::<usize>::MIN);
     let mut doubled = 0;
+    use_cache(&chosen.data.cache);
     for (_, source) in data_tools::sources(&chosen.data) {
         let DataSource::Webdataset { shards, keys } = source else { continue };
         let reports = data_commands::index(&shards, folder, &keys, threads)?;
@@ -417,12 +421,21 @@ fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
             let state = if report.written { "written" } else { "up to date" };
             say(&format!("{}: {} samples, {state}", report.index.display(), report.findings.samples));
         }
+        let paths: Vec<PathBuf> = reports.iter().map(|report| report.shard.clone()).collect();
+        let whole = index_whole(&paths, chosen.data.index_path.as_deref(), &keys, threads);
+        if let Some(whole) = whole.map_err(DataCommandError::from)? {
+            say(&format!("{}: index of all {} shards, {} samples", whole.index.display(), whole.shards, whole.samples));
+        }
         let summary = data_commands::summarize(&reports, &keys);
         say(summary.text.trim_end());
         doubled += summary.doubled;
     }
     if chosen.data.source.has_documents() {
         say(data_tools::index_documents(&chosen).map_err(DataCommandError::from)?.trim_end());
+    }
+    let fetched = fetched();
+    if fetched.requests > 0 {
+        say(&format!("fetched: {} MB with {} requests", fetched.bytes / 1_000_000, fetched.requests));
     }
     Ok(if doubled > 0 { ExitCode::Permanent } else { ExitCode::Success })
 }

@@ -93,8 +93,8 @@ struct Settings {
     open: Option<Arc<Cache>>,
 }
 
-/// Says which cache objects go through that are opened from now on.
-pub(crate) fn configure(cache: &CacheConfig) {
+/// Says which cache objects go through that are opened from now on. Opening a data set does so by itself.
+pub fn use_cache(cache: &CacheConfig) {
     let mut settings = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     if settings.wanted.as_ref() != Some(cache) {
         *settings = Settings { wanted: Some(cache.clone()), open: None };

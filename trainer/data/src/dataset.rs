@@ -246,7 +246,7 @@ impl Dataset {
     /// Looks whether the shards of `config.source` are there, and opens none.
     pub fn look_for_shards(config: &DataConfig) -> Result<(), ListError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
-        blob::configure(&config.cache);
+        blob::use_cache(&config.cache);
         match &config.source {
             DataSource::Mixture { mixture } => {
                 mixture.sources.iter().enumerate().try_for_each(|(number, mixed)| look_for(&mixed.source, Some(number), threads))
@@ -273,7 +273,7 @@ impl Dataset {
 
     fn open_for(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>, is_asked_for: bool) -> Result<Self, DatasetError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
-        blob::configure(&config.cache);
+        blob::use_cache(&config.cache);
         let open = |source: &DataSource, origin, mixed, storage| -> Result<(Content, Arc<[u64]>), DatasetError> {
             let index_path = config.index_path.as_deref().map(Path::new);
             let documents: Box<dyn documents::Source> = match source {

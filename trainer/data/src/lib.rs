@@ -33,7 +33,7 @@ pub mod store;
 pub mod tokenizer;
 
 pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
-pub use blob::fetched;
+pub use blob::{fetched, use_cache};
 pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
 pub use documents::{DocumentFindings, LeftOut};

@@ -57,6 +57,38 @@ impl<'a> Places<'a> {
     }
 }
 
+/// The index of all shards that [`index_whole`] has made or found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WholeReport {
+    /// Where it lies: a path or a URI.
+    pub index: PathBuf,
+    /// Shards.
+    pub shards: usize,
+    /// Samples.
+    pub samples: u64,
+}
+
+/// Makes the index of all these shards where it is of use: for objects, and for many shards on disks. It may lie in an object store: beside the
+/// shards, or where `index_path` says.
+pub fn index_whole(
+    shards: &[PathBuf],
+    index_path: Option<&str>,
+    keys: &SampleKeys,
+    threads: NonZero<usize>,
+) -> Result<Option<WholeReport>, IndexError> {
+    if !has_set(shards) {
+        return Ok(None);
+    }
+    let places = Places { index_path, is_asked_for: true };
+    let index = match PairIndex::find(shards, keys, places, threads)? {
+        Some(index) => index,
+        None => PairIndex::open(shards.to_vec(), keys, places, threads)?,
+    };
+    let Parts::Set(set) = &index.parts else { return Ok(None) };
+    let samples = index.ends().last().copied().unwrap_or(0);
+    Ok(Some(WholeReport { index: set.index.path().to_owned(), shards: shards.len(), samples }))
+}
+
 /// Where each sample of a source lies.
 #[derive(Debug)]
 pub(crate) struct PairIndex {
