@@ -53,7 +53,7 @@ pub(crate) fn execute(passed_on: PassedOn) -> Result<ExitCode, Error> {
     };
     let paths = PathMapping::of_data_on_this_machine(&job, &local_folders(&volumes)?).map_err(path_errors)?;
     let data_threads = thread::available_parallelism().map_or(1, usize::from);
-    let surroundings = Surroundings { paths, device: lcl_trainer_config::Device::Cpu, threads: None, data_threads };
+    let surroundings = Surroundings { paths, device: lcl_trainer_config::Device::Cpu, threads: None, cache_folder: None, data_threads };
     let config = render_trainer_config(&job, &surroundings);
     // Without a name: nothing is left behind.
     let mut input = tempfile::tempfile().context("making a temporary file for the configuration")?;
