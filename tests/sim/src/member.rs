@@ -32,7 +32,7 @@ async fn run_once(scene: &Arc<Scene>, worker: usize) -> turmoil::Result<Ended> {
         on_abort: Box::new(move |generation, _| {
             abort.send_replace(Some(generation));
         }),
-        activity: Box::new(move || *seen.borrow()),
+        activity: Box::new(move || seen.borrow().clone()),
         spread: Box::new(move || spread.spread()),
         // The name is not looked at: `Route` knows where the coordinator is.
         ..ClientOptions::new("coordinator:7433", Security::Insecure)

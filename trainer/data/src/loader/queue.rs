@@ -275,7 +275,9 @@ mod tests {
             queue.complete(*work, Prepared::Skipped(slot), source, Duration::from_secs(seconds));
         };
         // Of the second step first; sources 0 and 2 have slots in the first, source 1 in the second.
-        works[3..].iter().for_each(|work| finish(work, 1, 100));
+        for work in &works[3..] {
+            finish(work, 1, 100);
+        }
         finish(&works[2], 2, 5);
         finish(&works[0], 0, 1);
         finish(&works[1], 2, 2);

@@ -176,7 +176,9 @@ impl<'a> Exchange<'a> {
             numbers = all.f_view([-1]).and_then(|all| Vec::<f64>::try_from(&all)).map_err(failed)?;
         }
         let mut sum = PartLosses::new(sources);
-        numbers.chunks_exact(width).for_each(|shard| sum.add_numbers(shard));
+        for shard in numbers.chunks_exact(width) {
+            sum.add_numbers(shard);
+        }
         Ok(sum)
     }
 
@@ -259,7 +261,9 @@ impl<'a> Exchange<'a> {
         probe::reach(Phase::Reduced);
         let all = member.group.exchange_floats(&own.numbers(), member.timeout)?;
         let mut sum = PartLosses::new(own.sources.len());
-        all.iter().for_each(|losses| sum.add_numbers(losses));
+        for losses in &all {
+            sum.add_numbers(losses);
+        }
         Ok(sum)
     }
 

@@ -58,7 +58,7 @@ fn losses_by_source_are_those_of_its_rows_and_add_up_to_the_losses() {
     // Images with something before them, by row.
     let images = [0, 1, 2, 0, 1, 2, 1, 1];
     let mut terms = terms.into_iter();
-    let mut expected = vec![[(0.0, 0); 2]; SOURCES];
+    let mut expected = [[(0.0, 0); 2]; SOURCES];
     for (row, images) in ROWS.iter().zip(images) {
         let alone = learner.compute_gradients(3, &[batch(&[*row])]).expect("one row");
         let of_row: Vec<f64> = terms.by_ref().take(images).collect();
