@@ -141,6 +141,9 @@ fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<us
         match build_table(images, path, &options, |_| {}) {
             Ok(report) => {
                 tracing::info!(table = %path.display(), addresses = report.addresses, repeated = report.repeated, "made the table of addresses");
+                for (cause, left_out) in &report.left_out {
+                    tracing::warn!(%cause, count = left_out.count, first = left_out.first, "samples of the store of images that have no address or no image");
+                }
                 let table = AddressTable::open(path)?;
                 table.check_shards(images, threads)?;
                 return Ok(table);
