@@ -5,7 +5,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs,
     num::NonZero,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
