@@ -22,8 +22,10 @@ use lcl_data::{
     shard::{ImageKind, ListOrigin, ShardWriter},
 };
 use lcl_tests::{
+    azure,
     data::{mmc4, obelics, write_shard as write_drawn},
     fault_proxy::{Fault, Gate, Proxy, Rule},
+    gcs,
     s3::Server,
 };
 use lcl_trainer_config::{CacheConfig, DataConfig, DataSource, MixedSource, MixtureConfig, MixtureUnit, Objective, Preset};
@@ -388,6 +390,39 @@ fn a_folder_of_more_objects_than_a_page_names_is_listed_whole_and_indexed_once_f
     assert_eq!(sets.count(), 1);
     let local = stage.read(&format!("{}/*.tar", one.display()), &stage.cache("unused"))?;
     assert_eq!(stage.read(&glob, &cache)?.digest, local.digest);
+    Ok(())
+}
+
+#[test]
+fn stores_of_google_and_azure_and_a_web_server_are_read_like_others() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let shards = folder.path().join("shards");
+    std::fs::create_dir(&shards)?;
+    for shard in 0..9 {
+        write_shard(&shards.join(format!("{shard:05}.tar")), shard, 6)?;
+    }
+    let (google, azure) = (gcs::Server::start()?, azure::Server::start()?);
+    google.put_folder("data", &shards)?;
+    azure.put_folder("data", &shards)?;
+    let read = |entry: &str, cache: &str, environment: &[(&str, String)]| {
+        let child = Command::new(env::current_exe()?)
+            .args(["--exact", "reads_for_another_process", "--ignored", "--nocapture"])
+            .env("LCL_TEST_SHARDS", entry)
+            .env("LCL_TEST_CACHE", folder.path().join(cache))
+            .env("LCL_TEST_BOUND", (1_u64 << 30).to_string())
+            .envs(environment.iter().cloned())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        finish(child)
+    };
+    let expected = read(&format!("{}/*.tar", shards.display()), "unused", &[])?.digest;
+    // Nine are listed rather than looked at one by one.
+    assert_eq!(read(&format!("{}/*.tar", gcs::Server::uri("data")), "google", &google.environment())?.digest, expected);
+    assert_eq!(read(&format!("{}/{{00000..00008}}.tar", azure::Server::uri("data")), "azure", &azure.environment())?.digest, expected);
+    // A web server is asked for each; Google's serves objects to whoever asks, too.
+    let web = format!("http://{}/{}/{{00000..00008}}.tar", google.address(), gcs::Server::uri("data").trim_start_matches("gs://"));
+    assert_eq!(read(&web, "web", &[])?.digest, expected);
     Ok(())
 }
 
