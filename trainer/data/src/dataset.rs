@@ -423,6 +423,11 @@ impl Dataset {
         }
     }
 
+    /// Finds where a sample lies without reading it: what an index alone costs.
+    pub fn look_up(&self, sample: u64) -> Result<(), DatasetError> {
+        self.start(sample).map(drop)
+    }
+
     /// Byte of its shard at which a pair begins; 0 for a document.
     pub(crate) fn start(&self, sample: u64) -> Result<u64, DatasetError> {
         let (source, own) = self.find(sample)?;

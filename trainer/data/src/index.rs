@@ -26,7 +26,7 @@ pub(crate) use build::{built, for_each_group, over_all, write_first};
 pub use findings::{Findings, LeftOut};
 use lcl_filter::FilterError;
 use lcl_trainer_config::{Field, SampleKeys};
-pub use pairs::{WholeReport, index_whole};
+pub use pairs::{KnownShard, WholeReport, index_whole, write_whole};
 use record::{HEADER_BYTES, Header};
 use set::Part;
 

@@ -15,7 +15,7 @@ use lcl_trainer_config::SampleKeys;
 
 use super::{
     Findings, IndexError, Record, ShardIndex, built, index_files, keys_digest, lock_for, over_all,
-    record::record_bytes,
+    record::{Header, record_bytes},
     set::{self, Identity, Part, SetIndex, Whole, file_name, identity_of},
 };
 use crate::{
@@ -87,6 +87,53 @@ pub fn index_whole(
     let Parts::Set(set) = &index.parts else { return Ok(None) };
     let samples = index.ends().last().copied().unwrap_or(0);
     Ok(Some(WholeReport { index: set.index.path().to_owned(), shards: shards.len(), samples }))
+}
+
+/// An object whose samples are known without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownShard {
+    /// Bytes.
+    pub length: u64,
+    /// Its ETag.
+    pub e_tag: String,
+    /// Samples.
+    pub samples: u64,
+}
+
+/// Writes the index of all these objects to a file, for whoever knows where samples lie without reading them: benchmarks, and whoever has written the
+/// shards. `records` gives the records of a shard, as many as it has samples.
+pub fn write_whole(
+    folder: &Path,
+    shards: &[PathBuf],
+    keys: &SampleKeys,
+    known: impl Fn(usize) -> KnownShard,
+    records: impl Fn(usize) -> Vec<Record>,
+) -> Result<PathBuf, IndexError> {
+    let keys = &keys.of_index();
+    let header = |number: usize| {
+        let KnownShard { length, e_tag, samples } = known(number);
+        let uri = shards.get(number).map(|shard| shard.display().to_string()).unwrap_or_default();
+        let object = lcl_objects::Object { uri, size: length, e_tag: Some(e_tag), modified: 0 };
+        let stamp = Stamp::of_object(&object);
+        Header { stamp, record_bytes: record_bytes(keys) as u32, count: samples, findings_bytes: 0, findings_check: 0 }
+    };
+    let mut findings = Findings::none(keys);
+    let parts: Vec<Part> =
+        (0..shards.len()).map(header).map(|header| Part { stamp: header.stamp, count: header.count, seal: header.seal() }).collect();
+    findings.samples = parts.iter().map(|part| part.count).sum();
+    findings.usable = findings.samples;
+    let write_records = |number: usize, writer: &mut dyn Write| {
+        let seal = parts.get(number).map_or(0, |part| part.seal);
+        records(number).iter().zip(0..).try_for_each(|(record, own)| writer.write_all(&record.encode(seal, own)))
+    };
+    let identity = identity_of(shards, &settings(keys));
+    let path = folder.join(file_name(&identity));
+    // Plain data with string keys: turning them into JSON cannot fail.
+    let found = serde_json::to_vec(&findings).unwrap_or_default();
+    let whole = Whole { identity: &identity, record_bytes: record_bytes(keys), found: &found, parts: &parts, records: &write_records };
+    let failed = |source| IndexError::Write { shard: shards.first().cloned().unwrap_or_default(), path: path.clone(), source };
+    set::write(&path, &whole).map_err(failed)?;
+    Ok(path)
 }
 
 /// Where each sample of a source lies.
