@@ -19,8 +19,8 @@ pub use job::{
     LCLTrainingJob, LCLTrainingJobSpec,
     checkpoint::CheckpointSpec,
     data::{
-        AugmentationSpec, CaptionSpec, DataSpec, KeySeparatorSpec, MixedSourceSpec, MixtureSpec, MixtureUnitSpec, Mmc4ImagesSpec, Mmc4LayoutSpec,
-        Mmc4Spec, ObelicsSpec, ShuffleSpec, WebdatasetSpec,
+        AugmentationSpec, CaptionSpec, DataSpec, KeySeparatorSpec, MixedSourceSpec, MixtureSpec, MixtureUnitSpec, Mmc4ImagesSpec,
+        Mmc4LayoutSpec, Mmc4Spec, ObelicsSpec, ShuffleSpec, WebdatasetSpec,
     },
     model::{
         ClipObjectiveSpec, LclObjectiveSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, TextShapeSpec,

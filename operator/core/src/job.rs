@@ -6,8 +6,8 @@ use lcl_crds::{
     ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
-    CaptionChoice, CaptionFrom, DataSource, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig, ModelShape, ObelicsConfig,
-    Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
+    CaptionChoice, CaptionFrom, DataSource, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ModelConfig,
+    ModelShape, ObelicsConfig, Objective, Precision, Preset, SampleKeys, Schedule, SpecialTokens, TextShape, VOCAB_SIZE, VisionShape,
 };
 
 use crate::validate::FieldError;

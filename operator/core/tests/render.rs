@@ -98,7 +98,10 @@ fn captions_of_several_places_and_a_filter_reach_the_trainer_as_they_are_written
         "spec.data.webdataset.captions = [{'key': 'txt', 'weight': 3}, {'json': 'meta.alt'}]; spec.data.webdataset.filter = 'width > 1'",
     );
     let source = serde_json::to_value(&config.data.source).unwrap();
-    assert_eq!(source["keys"]["captions"], json!([{ "from": { "key": "txt" }, "weight": 3 }, { "from": { "json": "meta.alt" }, "weight": 1 }]));
+    assert_eq!(
+        source["keys"]["captions"],
+        json!([{ "from": { "key": "txt" }, "weight": 3 }, { "from": { "json": "meta.alt" }, "weight": 1 }])
+    );
     assert_eq!(source["keys"]["filter"], "width > 1");
     let mixed = render(
         "spec.data = {'mixture': {'sources': [{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'filter': 'width > 1'}}, \

@@ -330,12 +330,7 @@ impl Dataset {
     }
 
     /// As [`Dataset::read`], with the caption that is chosen, waiting by `wait`, which returns true to give up.
-    pub(crate) fn read_with(
-        &self,
-        sample: u64,
-        choose: Choose,
-        wait: impl FnMut(Duration) -> bool,
-    ) -> Result<Reading, DatasetError> {
+    pub(crate) fn read_with(&self, sample: u64, choose: Choose, wait: impl FnMut(Duration) -> bool) -> Result<Reading, DatasetError> {
         with_retries(sample, wait, DatasetError::io, || self.read_once(sample, choose))
     }
 

@@ -10,7 +10,11 @@ macro_rules! mixture {
 /// Assigns a mixture of pairs with these further fields, and others.
 macro_rules! mixed_pairs {
     ($fields:expr) => {
-        mixture!(concat!("{'name': 'a', 'webdataset': {'shards': ['/a.tar'], ", $fields, "}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"))
+        mixture!(concat!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], ",
+            $fields,
+            "}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ))
     };
 }
 
@@ -252,7 +256,11 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "exactly one of key and json must be given",
     ),
     ("spec.data.webdataset.captions = [{'key': 'TXT'}]", "spec.data.webdataset.captions[0].key", "in lower case"),
-    ("spec.data.webdataset.captions = [{'json': 'meta..alt'}]", "spec.data.webdataset.captions[0].json", "such as caption or meta.alt_text"),
+    (
+        "spec.data.webdataset.captions = [{'json': 'meta..alt'}]",
+        "spec.data.webdataset.captions[0].json",
+        "such as caption or meta.alt_text",
+    ),
     ("spec.data.webdataset.captions = [{'key': 'txt', 'weight': 0}]", "spec.data.webdataset.captions[0].weight", "must be at least 1"),
     ("spec.data.webdataset.captions = [{'key': 'png'}]", "spec.data.webdataset.captions", "must not share a key with imageKeys"),
     (
@@ -265,7 +273,11 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.data.webdataset.captions",
         "must hold no dot when keySeparator is lastDot",
     ),
-    (mixed_pairs!("'captionKeys': ['a'], 'captions': [{'key': 'txt'}]"), "spec.data.mixture.sources[0].webdataset.captionKeys", "must be left out"),
+    (
+        mixed_pairs!("'captionKeys': ['a'], 'captions': [{'key': 'txt'}]"),
+        "spec.data.mixture.sources[0].webdataset.captionKeys",
+        "must be left out",
+    ),
     (mixed_pairs!("'captions': [{'weight': 2}]"), "spec.data.mixture.sources[0].webdataset.captions[0]", "exactly one of key and json"),
     (mixed_pairs!("'captions': [{'key': 'jpg'}]"), "spec.data.mixture.sources[0].webdataset.captions", "must not share a key"),
     (

@@ -147,7 +147,8 @@ mod tests {
 
     fn keys(captions: &[(&str, u32)]) -> SampleKeys {
         let choice = |(from, weight): &(&str, u32)| {
-            let from = from.strip_prefix("json:").map_or_else(|| CaptionFrom::Key((*from).to_owned()), |path| CaptionFrom::Json(path.to_owned()));
+            let from =
+                from.strip_prefix("json:").map_or_else(|| CaptionFrom::Key((*from).to_owned()), |path| CaptionFrom::Json(path.to_owned()));
             CaptionChoice { from, weight: *weight }
         };
         SampleKeys { captions: captions.iter().map(choice).collect(), ..SampleKeys::default() }

@@ -286,7 +286,8 @@ mod tests {
                 assert_eq!(grouper.push(member(name)), None);
             }
             let group = grouper.finish().expect("one sample");
-            let found: Vec<_> = group.texts.iter().map(|text| (text.key, String::from_utf8_lossy(&text.member.name).into_owned())).collect();
+            let found: Vec<_> =
+                group.texts.iter().map(|text| (text.key, String::from_utf8_lossy(&text.member.name).into_owned())).collect();
             assert_eq!(found.iter().map(|(key, name)| (*key, name.as_str())).collect::<Vec<_>>(), texts);
             assert!(group.caption.is_some());
             assert_eq!(group.sidecar.map(|member| String::from_utf8_lossy(&member.name).into_owned()).as_deref(), sidecar);
