@@ -504,7 +504,9 @@ fn pairs_of(
     }
     if keys.filter.is_some() {
         let mut found = Findings::none(keys);
-        shards.iter().for_each(|shard| found.add(shard.findings()));
+        for shard in &shards {
+            found.add(shard.findings());
+        }
         let (samples, filtered) = (found.samples, found.filtered_count());
         tracing::info!(samples, filtered, causes = found.filtered_listed(), "pairs that pass the filter, and those that it leaves out");
     }
