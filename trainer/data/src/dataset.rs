@@ -627,7 +627,9 @@ fn pairs_of(
     }
     if keys.filter.is_some() {
         let mut all = Findings::none(keys);
-        found.iter().for_each(|(_, findings)| all.add(findings));
+        for (_, findings) in &found {
+            all.add(findings);
+        }
         let (samples, filtered) = (all.samples, all.filtered_count());
         tracing::info!(samples, filtered, causes = all.filtered_listed(), "pairs that pass the filter, and those that it leaves out");
     }

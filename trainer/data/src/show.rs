@@ -102,7 +102,7 @@ pub enum ShowError {
         /// Why.
         cause: SkipCause,
         /// What was looked for.
-        keys: SampleKeys,
+        keys: Box<SampleKeys>,
         /// The extensions of its files.
         files: Vec<String>,
     },
@@ -139,7 +139,7 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
         Reading::Sample(read) => read,
         Reading::Skipped(cause) => {
             let files = extensions(shard, &options.keys, dataset.start(sample)?)?;
-            return Err(ShowError::Skipped { sample, key, cause, keys: options.keys.clone(), files });
+            return Err(ShowError::Skipped { sample, key, cause, keys: Box::new(options.keys.clone()), files });
         }
     };
     let image = image(read.image(), draw, options).map_err(|source| ShowError::Image { sample, key: key.clone(), source })?;

@@ -61,15 +61,12 @@ impl fmt::Display for NoPair {
             ListOrigin::Mixed(source, _) => Some(keys.map(|key| in_mixture(*source, &key))),
             ListOrigin::Arguments => None,
         };
-        let filter = match &keys {
-            Some([image, caption, separator, filter]) => {
-                write!(f, "{}, {}, {}", Field(image), Field(caption), Field(separator))?;
-                Field(filter).to_string()
-            }
-            None => {
-                write!(f, "--image-keys, --{}, --key-separator", if found.keys.draws_captions() { "captions" } else { "caption-keys" })?;
-                "--filter".to_owned()
-            }
+        let filter = if let Some([image, captions, separator, filter]) = &keys {
+            write!(f, "{}, {}, {}", Field(image), Field(captions), Field(separator))?;
+            Field(filter).to_string()
+        } else {
+            write!(f, "--image-keys, --{}, --key-separator", if found.keys.draws_captions() { "captions" } else { "caption-keys" })?;
+            "--filter".to_owned()
         };
         write!(f, "), found {}", found.extensions_listed())?;
         if let Some(expression) = &found.keys.filter {
