@@ -267,7 +267,7 @@ mod tests {
         finish(&works[2], 2, 5);
         finish(&works[0], 0, 1);
         finish(&works[1], 2, 2);
-        let mut spent = || {
+        let spent = || {
             assert!(queue.take().is_some_and(|batch| batch.is_ok()));
             queue.spent().iter().map(Duration::as_secs).collect::<Vec<_>>()
         };
