@@ -29,5 +29,5 @@ pub mod tokenizer;
 pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
-pub use loader::{Loader, LoaderError, LoaderOptions};
+pub use loader::{Loader, LoaderError, LoaderOptions, Stages};
 pub use order::{Location, Order, Orders, Pace};

@@ -7,6 +7,7 @@
 mod assembly;
 mod prepare;
 mod queue;
+mod stages;
 
 use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle};
 
@@ -18,6 +19,8 @@ use crate::{
     loader::{prepare::Preparer, queue::Queue},
     sequence::LayoutError,
 };
+
+pub use stages::Stages;
 
 /// Which steps and slots are wanted, and for which model.
 #[derive(Clone, Debug)]
@@ -43,6 +46,8 @@ pub struct LoaderOptions {
 pub struct Loader {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
+    /// What [`Loader::stages`] has told already.
+    told: Stages,
 }
 
 impl fmt::Debug for Loader {
@@ -116,13 +121,21 @@ impl Loader {
         let preparer = Arc::new(Preparer::new(dataset, config, options)?);
         let queue = Arc::new(Queue::new(preparer.options(), config.prefetch));
         // From here on dropping it stops the threads that have been started.
-        let mut loader = Self { queue, threads: Vec::with_capacity(config.threads) };
+        let mut loader = Self { queue, threads: Vec::with_capacity(config.threads), told: Stages::default() };
         for number in 0..config.threads {
             let (queue, preparer) = (Arc::clone(&loader.queue), Arc::clone(&preparer));
             let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue::work(&queue, &preparer));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         Ok(loader)
+    }
+}
+
+impl Loader {
+    /// What its threads spent their time with since this was asked last, or since it was started.
+    pub fn stages(&mut self) -> Stages {
+        let all = self.queue.stages.get();
+        all.since(std::mem::replace(&mut self.told, all))
     }
 }
 
