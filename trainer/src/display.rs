@@ -155,10 +155,26 @@ fn figures(step: &StepRecord) -> String {
         step.samples_per_second,
         100.0 * step.data_wait_seconds / (step.data_wait_seconds + step.step_seconds).max(f64::MIN_POSITIVE),
     );
+    text.push_str(&data_limit(step).unwrap_or_default());
     if step.update_skipped {
         text.push_str("  update left out");
     }
     text
+}
+
+/// Part of the time that training may wait for data before the line says why: below it more threads would hardly be noticed.
+const NOTABLE_WAIT: f64 = 0.1;
+
+/// Which stage of the data threads makes training wait, and what helps.
+fn data_limit(step: &StepRecord) -> Option<String> {
+    let waits = step.data_wait_seconds / (step.data_wait_seconds + step.step_seconds).max(f64::MIN_POSITIVE);
+    let stages = step.data_stages.filter(|_| waits >= NOTABLE_WAIT)?;
+    let (stage, part) = stages.limit();
+    let advice = match stage {
+        "read" => "faster storage, or more of spec.data.threads",
+        _ => "more of spec.data.threads, while there are processors",
+    };
+    Some(format!(" for data, limited by {stage} ({:.0} % of {} threads' work): {advice}", 100.0 * part, stages.threads))
 }
 
 fn ended_line(ended: &Ended) -> String {
@@ -292,7 +308,7 @@ mod tests {
     use super::*;
     use crate::{
         membership::Members,
-        records::{GenerationRecord, tests::step_record},
+        records::{DataStages, GenerationRecord, tests::step_record},
     };
 
     #[test]
@@ -303,6 +319,22 @@ mod tests {
             "step 5/100  loss 2.0000 (generation 1.8000, contrastive 2.0000)  gradient 1.50  lr 1.00e-3  scale 14.3  50.0 samples/s  \
              waits 9 %"
         );
+    }
+
+    #[test]
+    fn a_step_that_waited_for_data_says_which_stage_of_the_threads_took_longest() {
+        let line = |data_wait_seconds, read, decode| {
+            let stages = DataStages { threads: 4, read, decode, compose: 1.0, wait: 0.0 };
+            let step = StepRecord { data_wait_seconds, step_seconds: 0.06, data_stages: Some(stages), ..step_record(4) };
+            plain_line(&Record::Step(Box::new(step)), 100).unwrap()
+        };
+        let decode = line(0.04, 2.0, 7.0);
+        let expected =
+            "waits 40 % for data, limited by decode (70 % of 4 threads' work): more of spec.data.threads, while there are processors";
+        assert!(decode.ends_with(expected), "{decode}");
+        let read = line(0.04, 9.0, 0.0);
+        assert!(read.ends_with("limited by read (90 % of 4 threads' work): faster storage, or more of spec.data.threads"), "{read}");
+        assert!(line(0.004, 2.0, 7.0).ends_with("waits 6 %"));
     }
 
     #[test]

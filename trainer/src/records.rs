@@ -129,6 +129,42 @@ pub struct StepRecord {
     pub step_seconds: f64,
     /// Seconds the step waited for its batch.
     pub data_wait_seconds: f64,
+    /// What the data threads of the member that writes this did since the step before. Older lines lack it, and those of a member without slots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_stages: Option<DataStages>,
+}
+
+/// Seconds of all data threads together, by what they did. They work ahead: it is not the step's own batch that they prepared meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataStages {
+    /// Threads.
+    pub threads: u64,
+    /// Reading from storage.
+    pub read: f64,
+    /// Decoding and resizing images.
+    pub decode: f64,
+    /// Tokenizing, laying out and putting batches together.
+    pub compose: f64,
+    /// Waiting because enough batches were ready.
+    pub wait: f64,
+}
+
+impl DataStages {
+    /// From what a loader measured.
+    #[must_use]
+    pub fn new(threads: usize, stages: lcl_data::Stages) -> Self {
+        let lcl_data::Stages { read, decode, compose, wait } = stages;
+        let [read, decode, compose, wait] = [read, decode, compose, wait].map(|time| time.as_secs_f64());
+        Self { threads: threads as u64, read, decode, compose, wait }
+    }
+
+    /// The stage that the threads are longest at, and its part of the time in which they work.
+    #[must_use]
+    pub fn limit(&self) -> (&'static str, f64) {
+        let stages = [("read", self.read), ("decode", self.decode), ("compose", self.compose)];
+        let longest = stages.into_iter().fold(("read", 0.0), |longest, stage| if stage.1 > longest.1 { stage } else { longest });
+        (longest.0, longest.1 / (self.read + self.decode + self.compose).max(f64::MIN_POSITIVE))
+    }
 }
 
 /// Consecutive slots of one pass.
@@ -334,6 +370,7 @@ pub(crate) mod tests {
             samples_per_second: 50.0,
             step_seconds: 0.1,
             data_wait_seconds: 0.01,
+            data_stages: None,
         }
     }
 

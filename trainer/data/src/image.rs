@@ -149,12 +149,28 @@ pub struct Pixels<'a> {
 pub fn decode<'a>(bytes: &[u8], scratch: &'a mut Scratch) -> Result<Pixels<'a>, ImageError> {
     let probe = probe(bytes)?;
     scratch.release_large_buffers();
-    decode_reduced(bytes, &probe, 1, scratch)
+    let whole = CropBox { top: 0, left: 0, height: probe.height, width: probe.width };
+    let Part { area: CropBox { width, height, .. }, length, tolerated } = decode_part(bytes, &probe, 1, whole, scratch)?;
+    Ok(Pixels { width, height, bytes: scratch.pixels.get(..length).unwrap_or_default(), tolerated })
 }
 
-/// Decodes at 1 / `reduction` of both sides (rounded up); only a JPEG has reductions other than 1.
-fn decode_reduced<'a>(bytes: &[u8], probe: &Probe, reduction: u32, scratch: &'a mut Scratch) -> Result<Pixels<'a>, ImageError> {
+/// What [`decode_part`] left at the beginning of the scratch's pixels.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// Which part of the image it is: the one that was wanted, or more.
+    area: CropBox,
+    /// Bytes.
+    length: usize,
+    tolerated: Option<Tolerated>,
+}
+
+/// Decodes the part `wanted` of an image at 1 / `reduction` of both sides (rounded up), or all of it; only a JPEG has reductions other than 1.
+fn decode_part(bytes: &[u8], probe: &Probe, reduction: u32, wanted: CropBox, scratch: &mut Scratch) -> Result<Part, ImageError> {
+    let length = |area: CropBox| area.width as usize * area.height as usize * 3;
     let Scratch { jpeg, pixels, staging, .. } = scratch;
+    if probe.format == Format::Jpeg && jpeg.decode_part(bytes, reduction, wanted, pixels) {
+        return Ok(Part { area: wanted, length: length(wanted), tolerated: None });
+    }
     let mut tolerated = None;
     match probe.format {
         Format::Jpeg => tolerated = jpeg.decode(bytes, reduction, pixels, staging)?,
@@ -163,11 +179,11 @@ fn decode_reduced<'a>(bytes: &[u8], probe: &Probe, reduction: u32, scratch: &'a 
         Format::Gif => gif::decode(bytes, pixels, staging)?,
         Format::Bmp => bmp::decode(bytes, pixels)?,
     }
-    let (width, height) = (probe.width.div_ceil(reduction), probe.height.div_ceil(reduction));
-    if scratch.pixels.len() as u64 != u64::from(width) * u64::from(height) * 3 {
+    let area = CropBox { top: 0, left: 0, height: probe.height.div_ceil(reduction), width: probe.width.div_ceil(reduction) };
+    if scratch.pixels.len() != length(area) {
         return Err(ImageError::Corrupt { format: probe.format, reason: "its headers contradict each other about its size".to_owned() });
     }
-    Ok(Pixels { width, height, bytes: &scratch.pixels, tolerated })
+    Ok(Part { area, length: length(area), tolerated })
 }
 
 /// The transforms from a file's bytes to the model's input.

@@ -8,6 +8,7 @@ mod ahead;
 mod assembly;
 mod prepare;
 mod queue;
+mod stages;
 mod view;
 
 use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle, time::Duration};
@@ -22,6 +23,8 @@ use crate::{
     loader::{prepare::Preparer, queue::Queue},
     sequence::LayoutError,
 };
+
+pub use stages::Stages;
 
 /// Which steps and slots are wanted, and for which model.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ pub struct LoaderOptions {
 pub struct Loader {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
+    /// What [`Loader::stages`] has told already.
+    told: Stages,
 }
 
 impl fmt::Debug for Loader {
@@ -121,7 +126,7 @@ impl Loader {
         let queue = Arc::new(Queue::new(preparer.options(), config.prefetch));
         let ahead = if preparer.has_objects() { ahead::THREADS } else { 0 };
         // From here on dropping it stops the threads that have been started.
-        let mut loader = Self { queue, threads: Vec::with_capacity(config.threads) };
+        let mut loader = Self { queue, threads: Vec::with_capacity(config.threads), told: Stages::default() };
         for number in 0..config.threads {
             let (queue, preparer) = (Arc::clone(&loader.queue), Arc::clone(&preparer));
             let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue::work(&queue, &preparer));
@@ -142,6 +147,14 @@ impl Loader {
     #[must_use]
     pub fn spent(&self) -> Vec<Duration> {
         self.queue.spent()
+    }
+}
+
+impl Loader {
+    /// What its threads spent their time with since this was asked last, or since it was started.
+    pub fn stages(&mut self) -> Stages {
+        let all = self.queue.stages.get();
+        all.since(std::mem::replace(&mut self.told, all))
     }
 }
 

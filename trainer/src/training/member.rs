@@ -56,7 +56,7 @@ use crate::{
     fail_point::{self, Place},
     identity::Identity,
     log_place,
-    records::EndReason,
+    records::{DataStages, EndReason},
     state_log::{self, Origin},
 };
 
@@ -534,7 +534,8 @@ impl<'a> MemberRun<'a> {
         self.progress.consecutive_skips = if report.skipped { self.progress.consecutive_skips + 1 } else { 0 };
         self.restored = None;
         state_log::note(&self.learner, joined.generation, step + 1, Origin::Trained).map_err(TrainError::from)?;
-        let seconds = tally::Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end };
+        let stages = joined.loader.as_mut().map(|loader| DataStages::new(self.config.data.threads, loader.stages()));
+        let seconds = tally::Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end, stages };
         let record = self.tally.record(&wanted, joined.generation, &shared, &report, &seconds);
         if let Some(leader) = self.leader.as_mut() {
             self.activity.sources(&record.sources);

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     display::Display,
     journal::{METRICS_FILE, RUN_FILE},
-    records::{EndReason, Ended, GenerationRecord, Record, SkippedSample, Started, StepRecord},
+    records::{DataStages, EndReason, Ended, GenerationRecord, Record, SkippedSample, Started, StepRecord},
     state_log::{self, Origin},
     stop::StopRequest,
     tensorboard::EventFile,
@@ -70,6 +70,7 @@ struct Measured<'a> {
     data_wait: Duration,
     step_seconds: f64,
     since_last_end: f64,
+    data_stages: DataStages,
 }
 
 impl StepLoop {
@@ -151,6 +152,7 @@ impl StepLoop {
             data_wait: begin - asked,
             step_seconds: (end - begin).as_secs_f64(),
             since_last_end: (end - self.totals.last_end.unwrap_or(asked)).as_secs_f64(),
+            data_stages: DataStages::new(self.run.config.data.threads, self.loader.stages()),
         };
         let record = self.step_record(&measured);
         self.totals.last_end = Some(end);
@@ -239,6 +241,7 @@ impl StepLoop {
             samples_per_second: rows as f64 / measured.since_last_end.max(f64::MIN_POSITIVE),
             step_seconds: measured.step_seconds,
             data_wait_seconds: measured.data_wait.as_secs_f64(),
+            data_stages: Some(measured.data_stages),
         }
     }
 

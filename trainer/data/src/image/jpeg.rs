@@ -3,6 +3,7 @@
 //! Comes in: a file's bytes and a reduction. Goes out: RGB. libjpeg complains of what costs no pixel, and fills up with gray what is missing, in
 //! the same way. So whatever it complains of is read here once more, for whether all data are there, and then decoded from a clean copy.
 
+mod baseline;
 mod huffman;
 mod mend;
 mod scan;
@@ -10,21 +11,29 @@ mod scan;
 use memchr::memchr;
 use turbojpeg::{Decompressor, Error, Image, PixelFormat, ScalingFactor};
 
-use super::{Format, ImageError};
+use super::{CropBox, Format, ImageError};
 use crate::cause::Tolerated;
+use baseline::Baseline;
 use mend::Mended;
 
 /// Most scans of a progressive file. Encoders write about ten; each costs a walk over the whole image, so a file of a few kilobytes with
 /// thousands of empty ones would stop a thread for minutes.
 const MAX_SCANS: u32 = 500;
 
-/// A libjpeg-turbo instance, made at the first use.
+/// What decodes the usual files, and a libjpeg-turbo instance for all others, made at the first use.
 #[derive(Default)]
 pub(super) struct Decoder {
+    baseline: Baseline,
     instance: Option<Decompressor>,
 }
 
 impl Decoder {
+    /// Decodes the part `wanted` of the image at 1 / `reduction` of its size, if it is a usual file without any fault: exactly this part is
+    /// then at the beginning of `pixels`, and true is returned.
+    pub(super) fn decode_part(&mut self, bytes: &[u8], reduction: u32, wanted: CropBox, pixels: &mut Vec<u8>) -> bool {
+        self.baseline.decode(bytes, reduction as usize, wanted, pixels).is_some()
+    }
+
     /// Decodes to RGB at 1 / `reduction` (1, 2, 4 or 8) of both sides, rounded up. `staging` holds CMYK on the way. Says which fault the file
     /// has that costs no pixel.
     pub(super) fn decode(

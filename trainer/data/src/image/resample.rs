@@ -9,7 +9,7 @@ use fast_image_resize::{
     pixels::U8x3,
 };
 
-use super::{CropBox, ImageError, ImageTransform, Pixels, Probe, Scratch, decode_reduced};
+use super::{CropBox, ImageError, ImageTransform, Part, Pixels, Probe, Scratch, decode_part};
 use crate::cause::Tolerated;
 
 /// Which part of an image becomes the output.
@@ -50,6 +50,22 @@ impl Window {
         let ((left, area_width), (top, area_height)) = (along(width), along(height));
         Self { visible: CropBox { top: 0, left: 0, height, width }, area: [left, top, area_width, area_height] }
     }
+
+    /// The pixels that a resize to `size` x `size` looks at.
+    fn needed(&self, size: u32) -> CropBox {
+        let [left, top, width, height] = self.area;
+        let (first, end) = needed_along((left, width), size, self.visible.left, self.visible.width);
+        let (above, below) = needed_along((top, height), size, self.visible.top, self.visible.height);
+        CropBox { top: above, left: first, height: below - above, width: end - first }
+    }
+
+    /// The same in the coordinates of a part of the image.
+    fn in_part(self, part: CropBox) -> Self {
+        let Self { mut visible, area: [left, top, width, height] } = self;
+        (visible.left, visible.top) = (visible.left.saturating_sub(part.left), visible.top.saturating_sub(part.top));
+        (visible.width, visible.height) = (visible.width.min(part.width - visible.left), visible.height.min(part.height - visible.top));
+        Self { visible, area: [left - f64::from(part.left), top - f64::from(part.top), width, height] }
+    }
 }
 
 /// Resizes; keeps its buffers.
@@ -66,11 +82,9 @@ impl Resampler {
 
     /// Resizes the window to `size` x `size` RGB pixels in `out`.
     fn resize(&mut self, source: Pixels<'_>, window: Window, size: u32, out: &mut [u8]) -> Result<(), String> {
-        let CropBox { top, left, height, width } = window.visible;
+        let CropBox { left, width, .. } = window.visible;
         let [area_left, area_top, area_width, area_height] = window.area;
-        let rows = needed_rows(area_top, area_height, size);
-        let (first, end) = (rows.0.max(f64::from(top)) as u32, rows.1.min(f64::from(top + height)) as u32);
-        let rows = end - first;
+        let CropBox { top: first, height: rows, .. } = window.needed(size);
         let source = View::new(source.bytes, (source.width, source.height), (left, first, width, rows))?;
         let columns = (area_left - f64::from(left), area_width);
         let lines = (area_top - f64::from(first), area_height);
@@ -117,11 +131,13 @@ fn options(columns: (f64, f64), rows: (f64, f64)) -> ResizeOptions {
         .crop(columns.0, rows.0, columns.1, rows.1)
 }
 
-/// First row and end of the rows that the vertical pass looks at, before they are cut to what is there.
-fn needed_rows(top: f64, height: f64, size: u32) -> (f64, f64) {
+/// First and end of the rows (or columns) that a pass looks at, of those from `visible` on; `area`: where what is resized begins, and its length.
+fn needed_along((start, length): (f64, f64), size: u32, visible: u32, count: u32) -> (u32, u32) {
     // The filter reaches two output pixels to either side, at least two rows; one row more for rounding.
-    let reach = 2.0 * (height / f64::from(size)).max(1.0) + 1.0;
-    ((top - reach).floor(), (top + height + reach).ceil())
+    let reach = 2.0 * (length / f64::from(size)).max(1.0) + 1.0;
+    let first = (start - reach).floor().max(f64::from(visible)) as u32;
+    let end = (start + length + reach).ceil().min(f64::from(visible + count)) as u32;
+    (first, end)
 }
 
 impl ImageTransform {
@@ -154,9 +170,12 @@ impl ImageTransform {
     ) -> Result<Option<Tolerated>, ImageError> {
         assert_eq!(out.len(), self.output_len(), "the output of side {} has three channels", self.size);
         scratch.release_large_buffers();
-        let Pixels { width, height, tolerated, .. } = decode_reduced(bytes, probe, reduction, scratch)?;
-        let source = Pixels { width, height, bytes: &scratch.pixels, tolerated };
-        scratch.resampler.resize(source, window, self.size, out).map_err(|reason| ImageError::Corrupt { format: probe.format, reason })?;
+        let Part { area, length, tolerated } = decode_part(bytes, probe, reduction, window.needed(self.size), scratch)?;
+        let source = Pixels { width: area.width, height: area.height, bytes: scratch.pixels.get(..length).unwrap_or_default(), tolerated };
+        scratch
+            .resampler
+            .resize(source, window.in_part(area), self.size, out)
+            .map_err(|reason| ImageError::Corrupt { format: probe.format, reason })?;
         Ok(tolerated)
     }
 }

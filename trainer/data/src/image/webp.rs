@@ -1,7 +1,8 @@
 //! WebP, lossy and lossless, with or without alpha; of an animation the first frame on its canvas.
 //!
 //! Comes in: a file's bytes. Goes out: RGB, an alpha channel dropped. A still image whose header announces parts that are not there is decoded
-//! from its pixels alone.
+//! from its pixels alone. Libwebp decodes still images, with the pixels of `image-webp` in half its time; what it refuses and animations go to
+//! `image-webp`, which also says what is wrong with a file.
 
 use std::{borrow::Cow, io::Cursor};
 
@@ -18,6 +19,11 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
 /// Decodes to RGB. `staging` holds RGBA on the way. Says which fault the file has that costs no pixel.
 pub(super) fn decode(bytes: &[u8], pixels: &mut Vec<u8>, staging: &mut Vec<u8>) -> Result<Option<Tolerated>, ImageError> {
     let (decoder, fault) = open(bytes)?;
+    // Libwebp does not mind that an alpha channel is announced and missing; here it is counted.
+    let as_announced = !decoder.has_alpha() || chunks(bytes).any(|(name, _)| matches!(name, b"ALPH" | b"VP8L"));
+    if fault.is_none() && as_announced && !decoder.is_animated() && decode_still(bytes, decoder.dimensions(), pixels).is_some() {
+        return Ok(None);
+    }
     match (read(decoder, pixels, staging), fault) {
         (Ok(()), fault) => Ok(fault),
         (Err(refused), Some(_)) => Err(refused),
@@ -26,6 +32,17 @@ pub(super) fn decode(bytes: &[u8], pixels: &mut Vec<u8>, staging: &mut Vec<u8>) 
             read(decoder, pixels, staging).map(|()| Some(Tolerated::WebpChunk)).map_err(|_| refused)
         }
     }
+}
+
+/// Decodes a still image of this size to RGB by libwebp; nothing when it refuses the file.
+#[expect(unsafe_code, reason = "calls libwebp")]
+fn decode_still(bytes: &[u8], (width, height): (u32, u32), pixels: &mut Vec<u8>) -> Option<()> {
+    let stride = 3 * width as usize;
+    pixels.resize(stride * height as usize, 0);
+    let line = i32::try_from(stride).ok()?;
+    // SAFETY: libwebp reads no more than the bytes and writes no more than the pixels, whose lengths it is given; it keeps neither.
+    let written = unsafe { libwebp_sys::WebPDecodeRGBInto(bytes.as_ptr(), bytes.len(), pixels.as_mut_ptr(), pixels.len(), line) };
+    (!written.is_null()).then_some(())
 }
 
 /// A decoder of the file, or of its pixels alone.
@@ -63,6 +80,20 @@ fn open(bytes: &[u8]) -> Result<(Opened<'_>, Option<Tolerated>), ImageError> {
 fn open_pixels_alone(bytes: &[u8]) -> Option<Opened<'_>> {
     let (copy, canvas) = pixels_alone(bytes)?;
     WebPDecoder::new(Cursor::new(Cow::Owned(copy))).ok().filter(|decoder| decoder.dimensions() == canvas)
+}
+
+/// Names and contents of the chunks behind the file's header, as far as they are whole.
+fn chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
+    let mut rest = bytes.get(12..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (name, behind) = rest.split_first_chunk::<4>()?;
+        let (length, behind) = behind.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let content = behind.get(..length)?;
+        // Chunks are padded to even lengths.
+        rest = behind.get(length + length % 2..).unwrap_or_default();
+        Some((name, content))
+    })
 }
 
 /// The file of a still image without all that says nothing about pixels, and the canvas that its header declares.

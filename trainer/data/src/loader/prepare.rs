@@ -2,7 +2,7 @@
 //!
 //! Comes in: (step, slot). Goes out: tokens and pixels, or why there are none; a pure function of the data set and (seed, step, slot).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lcl_trainer_config::{DataConfig, Objective};
 
@@ -16,6 +16,7 @@ use crate::{
     loader::{
         LoaderError, LoaderOptions,
         assembly::{Content, Prepared},
+        stages::{Stages, Watch},
     },
     mmc4::SlotChoices,
     order::{Location, Orders},
@@ -46,6 +47,8 @@ pub(super) struct Buffers {
     /// Numbers of the images of a document whose pixels are there, in their order.
     decoded: Vec<u32>,
     tolerated: Vec<Tolerated>,
+    /// Time of the stages of the slot at hand.
+    pub(super) stages: Stages,
 }
 
 impl Preparer {
@@ -72,7 +75,14 @@ impl Preparer {
 
     pub(super) fn buffers(&self) -> Buffers {
         let composer = Composer::new(self.tokenizer);
-        Buffers { scratch: Scratch::new(), composer, document: Document::new(), decoded: Vec::new(), tolerated: Vec::new() }
+        Buffers {
+            scratch: Scratch::new(),
+            composer,
+            document: Document::new(),
+            decoded: Vec::new(),
+            tolerated: Vec::new(),
+            stages: Stages::default(),
+        }
     }
 
     /// Which sample stands in the slot.
@@ -130,13 +140,18 @@ impl Preparer {
             self.dataset.log_skipped(sample, cause, detail);
             Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
         };
-        let record = match self.dataset.read_with(sample, Choose::Drawn(draw), |delay| waits.wait(delay))? {
+        let mut watch = Watch::start();
+        let read = self.dataset.read_with(sample, Choose::Drawn(draw), |delay| waits.wait(delay));
+        buffers.stages.read += watch.lap();
+        let record = match read? {
             Reading::Sample(record) => record,
             Reading::Skipped(cause) => return skipped(cause, ""),
         };
         let crop = |width, height| draw.crop(self.config.augmentation, width, height);
         pixels.resize(self.transform.output_len(), 0);
-        let tolerated = match self.transform.train_bytes(record.image(), crop, &mut buffers.scratch, &mut pixels) {
+        let transformed = self.transform.train_bytes(record.image(), crop, &mut buffers.scratch, &mut pixels);
+        buffers.stages.decode += watch.lap();
+        let tolerated = match transformed {
             Ok(tolerated) => tolerated,
             Err(error) => return skipped(error.cause(), &error.to_string()),
         };
@@ -147,6 +162,7 @@ impl Preparer {
         let caption = self.tokenizer.encode(&record.caption);
         let tokens = draw::tokens(&caption, image_first, &self.layout, self.options.objective);
         let tolerated = tolerated.into_iter().collect();
+        buffers.stages.compose += watch.lap();
         Ok(Prepared::Row(Content { slot, pass, sample, used: sample, redrawn: None, tokens, pixels, images: 1, tolerated }))
     }
 
@@ -190,17 +206,21 @@ impl Preparer {
         pixels: &mut Buffer,
         waits: &Stop,
     ) -> Result<Result<(Vec<i64>, usize), RedrawCause>, DatasetError> {
-        let Buffers { scratch, composer, document, decoded, tolerated } = buffers;
+        let Buffers { scratch, composer, document, decoded, tolerated, stages } = buffers;
+        let (mut watch, mut decoding) = (Watch::start(), Duration::ZERO);
         let bytes = self.transform.output_len();
         pixels.clear();
         decoded.clear();
         tolerated.clear();
         let mut decode = |image: u32, encoded: &[u8]| {
+            let mut watch = Watch::start();
             let begin = pixels.len();
             pixels.resize(begin + bytes, 0);
             let crop = |width, height| draw.crop_in_document(self.config.augmentation, (attempt, image), width, height);
             let Some(place) = pixels.get_mut(begin..) else { return false };
-            let Ok(fault) = self.transform.train_bytes(encoded, crop, scratch, place) else {
+            let transformed = self.transform.train_bytes(encoded, crop, scratch, place);
+            decoding += watch.lap();
+            let Ok(fault) = transformed else {
                 pixels.truncate(begin);
                 return false;
             };
@@ -213,7 +233,11 @@ impl Preparer {
         let mut wait = |delay| waits.wait(delay);
         let mut asked = Asked { choices, before_probability, decode: &mut decode, wait: &mut wait, document };
         let (source, own) = self.dataset.document(sample)?;
-        let found = source.read(own, &mut asked)?;
+        let found = source.read(own, &mut asked);
+        let reading = watch.lap();
+        stages.decode += decoding;
+        stages.read += reading.saturating_sub(decoding);
+        let found = found?;
         if let Err(cause) = found {
             return Ok(Err(cause));
         }
@@ -222,7 +246,9 @@ impl Preparer {
             Err(cause) => return Ok(Err(cause)),
         };
         keep(sequence.images, decoded, pixels, bytes);
-        Ok(Ok((sequence.tokens.to_vec(), sequence.images.len())))
+        let laid_out = (sequence.tokens.to_vec(), sequence.images.len());
+        stages.compose += watch.lap();
+        Ok(Ok(laid_out))
     }
 }
 

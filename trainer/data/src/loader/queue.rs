@@ -18,6 +18,7 @@ use crate::{
         LoaderError, LoaderOptions,
         assembly::{Prepared, build_batch},
         prepare::Preparer,
+        stages::{Stages, Sums, Watch},
     },
     retry::Stop,
 };
@@ -29,6 +30,8 @@ pub(super) struct Queue {
     prefetch: u64,
     /// Heard by threads that wait before another attempt to read.
     pub(super) waits: Stop,
+    /// What the threads spend their time with.
+    pub(super) stages: Sums,
     /// For the pixels of a slot, and of a batch.
     slot_pool: Arc<Pool>,
     batch_pool: Arc<Pool>,
@@ -79,6 +82,7 @@ impl Queue {
             last_step: options.last_step,
             prefetch: prefetch as u64,
             waits: Stop::default(),
+            stages: Sums::default(),
             slot_pool: Pool::new(batches.saturating_mul(slots)),
             batch_pool: Pool::new(batches),
             state: Mutex::new(State {
@@ -160,7 +164,9 @@ impl Queue {
                 state.next = if place + 1 == count { (step + 1, 0) } else { (step, place + 1) };
                 return Some(Work { step, place });
             }
+            let mut watch = Watch::start();
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.stages.add(&mut Stages { wait: watch.lap(), ..Stages::default() });
         }
     }
 
@@ -185,7 +191,9 @@ impl Queue {
         }
         let slots = std::mem::take(&mut begun.slots).into_iter().flatten().collect();
         drop(state);
+        let mut watch = Watch::start();
         let batch = build_batch(step, slots, self.batch_pool.take());
+        self.stages.add(&mut Stages { compose: watch.lap(), ..Stages::default() });
         let mut state = self.lock();
         if let Some(begun) = state.begun_at(step) {
             begun.outcome = Some(Ok(batch));
@@ -229,6 +237,7 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
                 slot,
                 source,
             })?;
+            queue.stages.add(&mut buffers.stages);
             let source = preparer.source_of(&content);
             queue.complete(work, content, source, begin.elapsed());
             Ok(())

@@ -14,7 +14,7 @@ use lcl_torch::{
 use lcl_trainer_config::TrainerConfig;
 
 use crate::{
-    records::{GenerationRecord, RedrawnSample, SkippedSample, StepRecord},
+    records::{DataStages, GenerationRecord, RedrawnSample, SkippedSample, StepRecord},
     training::bad_records::{KEPT_LINES, TooManyBad, too_many_bad},
     training::describe::{
         FaultCounts, OfSources, count_sources, count_tolerated, digest_of_samples, slots_of, source_records, sum_of_samples,
@@ -150,6 +150,8 @@ pub(super) struct Seconds {
     pub(super) data_wait: f64,
     pub(super) step: f64,
     pub(super) end: Instant,
+    /// Of this member's data threads.
+    pub(super) stages: Option<DataStages>,
 }
 
 /// The newest lines.
@@ -250,6 +252,7 @@ impl Tally {
             samples_per_second: shared.rows as f64 / since.max(f64::MIN_POSITIVE),
             step_seconds: seconds.step,
             data_wait_seconds: seconds.data_wait,
+            data_stages: seconds.stages,
         };
         if self.records.len() == KEPT {
             self.records.pop_front();

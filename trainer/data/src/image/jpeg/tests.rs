@@ -32,6 +32,82 @@ fn the_copy_of_a_whole_file_has_the_same_pixels() {
     }
 }
 
+/// What libjpeg makes of a part of the image at 1 / `reduction` of its size.
+fn part_by_libjpeg(bytes: &[u8], reduction: u32, part: CropBox) -> Vec<u8> {
+    let (mut pixels, mut staging) = (Vec::new(), Vec::new());
+    Decoder::default().decode_clean(bytes, reduction, &mut pixels, &mut staging).expect("libjpeg decodes it");
+    let width = frame(bytes).expect("it has a frame").columns.div_ceil(reduction) as usize;
+    let rows = pixels.chunks_exact(3 * width).skip(part.top as usize).take(part.height as usize);
+    rows.flat_map(|row| row.iter().skip(3 * part.left as usize).take(3 * part.width as usize).copied()).collect()
+}
+
+/// Fails unless the part has the pixels that libjpeg gives; says whether it was decoded without libjpeg.
+fn check_part(baseline: &mut Baseline, bytes: &[u8], reduction: u32, part: CropBox) -> bool {
+    let mut pixels = Vec::new();
+    let decoded = baseline.decode(bytes, reduction as usize, part, &mut pixels).is_some();
+    if decoded {
+        assert!(pixels == part_by_libjpeg(bytes, reduction, part), "1/{reduction}, {part}");
+    }
+    decoded
+}
+
+fn whole(bytes: &[u8], reduction: u32) -> CropBox {
+    let frame = frame(bytes).expect("it has a frame");
+    CropBox { top: 0, left: 0, height: frame.rows.div_ceil(reduction), width: frame.columns.div_ceil(reduction) }
+}
+
+/// Where the processor lacks the instructions libjpeg does all, and there is nothing to compare.
+fn has_instructions() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2")
+}
+
+#[test]
+fn usual_files_are_decoded_without_libjpeg_to_its_pixels_and_others_are_left_to_it() {
+    let left = ["411", "cmyk", "progressive", "rgb", "stuffed_before_end", "ycck"];
+    let mut baseline = Baseline::default();
+    for (name, bytes) in files() {
+        for reduction in [1, 2, 4, 8] {
+            let decoded = check_part(&mut baseline, &bytes, reduction, whole(&bytes, reduction));
+            let expected = has_instructions() && !left.iter().any(|part| name.contains(part));
+            assert_eq!(decoded, expected, "{name} at 1/{reduction}");
+        }
+    }
+}
+
+/// Noise over a slope, so that blocks have few and many coefficients.
+fn encoded(seed: u64, (width, height): (usize, usize), noise: u64, quality: i32, sampling: turbojpeg::Subsamp) -> Vec<u8> {
+    let mut state = seed;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
+    };
+    let pixels: Vec<u8> = (0..3 * width * height).map(|place| ((place / 3 * 7 % 256) as u64 / 2 + random() % (noise + 1)) as u8).collect();
+    let image = Image { pixels: pixels.as_slice(), width, pitch: 3 * width, height, format: PixelFormat::RGB };
+    turbojpeg::compress(image, quality, sampling).expect("it is encoded").to_vec()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(96))]
+    #[test]
+    fn any_part_of_any_usual_file_has_the_pixels_that_libjpeg_gives(
+        (seed, noise, quality, sampling) in (0..u64::MAX, 0..256_u64, 1..=100_i32, 0..5_usize),
+        (width, height, reduction) in (1..90_usize, 1..90_usize, 0..4_u32),
+        [top, left, bottom, right] in [0.0..1.0_f64, 0.0..1.0, 0.0..1.0, 0.0..1.0],
+    ) {
+        use turbojpeg::Subsamp;
+        let sampling = [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub1x2, Subsamp::Gray][sampling];
+        let (bytes, reduction) = (encoded(seed, (width, height), noise, quality, sampling), 1 << reduction);
+        let CropBox { width, height, .. } = whole(&bytes, reduction);
+        let along = |first: f64, second: f64, length: u32| {
+            let place = |part: f64| (part * f64::from(length)) as u32;
+            (place(first.min(second)), place(first.max(second)) + 1)
+        };
+        let ((top, bottom), (left, right)) = (along(top, bottom, height), along(left, right, width));
+        let part = CropBox { top, left, height: bottom - top, width: right - left };
+        assert_eq!(check_part(&mut Baseline::default(), &bytes, reduction, part), has_instructions());
+    }
+}
+
 #[test]
 fn there_is_no_copy_of_a_file_that_lacks_data_wherever_it_was_cut() {
     for (name, bytes) in files() {

@@ -1,0 +1,276 @@
+//! The data of a sequential JPEG: Huffman codes to coefficients (ITU-T T.81, annex F.2.2).
+//!
+//! Comes in: code tables and the data. Goes out: blocks of coefficients, already multiplied by their quantization. Most coefficients take one
+//! look into a table, which gives the run of zeros, the value and the bits of both. Whatever is not as it should be ends it without a result.
+
+use memchr::memchr;
+
+/// Bits that are looked up at once: a table of 4 KiB. Nine and eleven are slower on photographs, by more looks or by the fastest cache.
+const LOOKAHEAD: u32 = 10;
+
+/// Most bits of a code and its value.
+const MOST_BITS: u32 = 31;
+
+/// Longest code of the standard.
+const LONGEST: usize = 16;
+
+/// Where the n-th coefficient of the data stands in its block.
+const NATURAL: [u8; 64] = [
+    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21, 28, 35, 42, 49, 56,
+    57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+];
+
+/// A Huffman table.
+pub(super) struct Codes {
+    /// For every value of the next [`LOOKAHEAD`] bits, from the lowest bit on: bits of the code and its value together (8 bits), the coefficients to
+    /// go on by (8 bits), bits of the code (8 bits), bits of the value (8 bits). 0 for longer codes.
+    lookup: Box<[u32; 1 << LOOKAHEAD]>,
+    /// For every length the first code, its number and how many there are.
+    long: [(u32, u32, u32); LONGEST + 1],
+    /// What it was made from.
+    counts: [u8; 16],
+    symbols: Vec<u8>,
+    defined: bool,
+}
+
+impl Default for Codes {
+    fn default() -> Self {
+        Self { lookup: Box::new([0; _]), long: [(0, 0, 0); _], counts: [0; 16], symbols: Vec::new(), defined: false }
+    }
+}
+
+impl Codes {
+    /// From here on it counts as not defined; its content is kept for a file that defines it in the same way.
+    pub(super) fn forget(&mut self) {
+        self.defined = false;
+    }
+
+    /// Takes the table of these counts, one for each length from 1 to 16, and symbols; nothing when they contradict each other.
+    pub(super) fn define(&mut self, counts: &[u8; 16], symbols: &[u8]) -> Option<()> {
+        if self.counts != *counts || self.symbols != symbols {
+            self.counts = [0; 16];
+            self.symbols.clear();
+            self.fill(counts, symbols)?;
+            self.counts = *counts;
+            self.symbols.extend_from_slice(symbols);
+        }
+        self.defined = !symbols.is_empty();
+        Some(())
+    }
+
+    fn fill(&mut self, counts: &[u8; 16], symbols: &[u8]) -> Option<()> {
+        self.lookup.fill(0);
+        let (mut code, mut number) = (0_u32, 0_u32);
+        for (length, count) in (1..=LONGEST as u32).zip(counts) {
+            let count = u32::from(*count);
+            if code + count > 1 << length {
+                return None;
+            }
+            *self.long.get_mut(length as usize)? = (code, number, count);
+            let these = symbols.get(number as usize..(number + count) as usize)?;
+            if length <= LOOKAHEAD {
+                let free = LOOKAHEAD - length;
+                for (code, symbol) in (code..).zip(these) {
+                    self.lookup.get_mut((code << free) as usize..((code + 1) << free) as usize)?.fill(entry(length, *symbol));
+                }
+            }
+            (code, number) = ((code + count) << 1, number + count);
+        }
+        Some(())
+    }
+
+    /// The entry of a code longer than [`LOOKAHEAD`].
+    #[cold]
+    fn find_long(&self, bits: u64) -> Option<u32> {
+        (LOOKAHEAD as usize + 1..=LONGEST).find_map(|length| {
+            let (first, number, count) = *self.long.get(length)?;
+            let place = ((bits >> (64 - length)) as u32).checked_sub(first).filter(|place| *place < count)?;
+            Some(entry(length as u32, *self.symbols.get((number + place) as usize)?))
+        })
+    }
+}
+
+/// What is looked up for a code of this length and symbol.
+fn entry(length: u32, symbol: u8) -> u32 {
+    let size = u32::from(symbol & 15);
+    (length + size) | step(symbol) << 8 | length << 16 | size << 24
+}
+
+/// By how many coefficients a symbol goes on: zeros and the one behind them. The end of a block goes beyond all of them.
+fn step(symbol: u8) -> u32 {
+    match symbol {
+        0xf0 => 16,
+        symbol if symbol & 15 == 0 => END_OF_BLOCK,
+        symbol => u32::from(symbol >> 4) + 1,
+    }
+}
+
+/// More than a block and the longest step of another symbol together.
+const END_OF_BLOCK: u32 = 96;
+
+/// Where the n-th coefficient of the data goes and what it is multiplied with: place in the block (16 bits), quantization (16 bits). What lies
+/// beyond the block goes to places behind it, which nobody looks at, so that its end is asked for once for each coefficient.
+pub(super) type Targets = [u32; 256];
+
+/// Coefficients of a block, and what lies beyond it.
+pub(super) type Block = [i16; 128];
+
+pub(super) fn targets(quantization: &[i16; 64]) -> Targets {
+    let mut targets = [64; 256];
+    for ((target, place), factor) in targets.iter_mut().zip(NATURAL).zip(quantization) {
+        *target = u32::from(place) | u32::from(factor.cast_unsigned()) << 16;
+    }
+    targets
+}
+
+/// The data without stuffing, and where they are cut by restart markers.
+#[derive(Default)]
+pub(super) struct Data {
+    bytes: Vec<u8>,
+    /// Ends of the parts; the last is the end of all.
+    pub(super) ends: Vec<usize>,
+}
+
+impl Data {
+    /// Takes the bytes up to the end marker; nothing when another marker than that and the expected restart markers is among them.
+    pub(super) fn unpack(&mut self, mut rest: &[u8]) -> Option<()> {
+        self.bytes.clear();
+        self.ends.clear();
+        loop {
+            let place = memchr(0xff, rest)?;
+            let (&[_, next], behind) = rest.get(place..)?.split_first_chunk()?;
+            if next == 0 {
+                self.bytes.extend_from_slice(rest.get(..=place)?);
+            } else {
+                self.bytes.extend_from_slice(rest.get(..place)?);
+                self.ends.push(self.bytes.len());
+                match next {
+                    0xd9 => return Some(()),
+                    0xd0..=0xd7 if usize::from(next - 0xd0) == (self.ends.len() - 1) % 8 => {}
+                    _ => return None,
+                }
+            }
+            rest = behind;
+        }
+    }
+
+    pub(super) fn reader(&self) -> Reader<'_> {
+        Reader { bytes: &self.bytes, rest: &self.bytes, beyond: 0, bits: 0, count: 0 }
+    }
+}
+
+/// Bits, the most significant of a byte first. Behind the end come zeros; whoever reads asks at the end of a part.
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    /// What is loaded next.
+    rest: &'a [u8],
+    /// Bytes behind the end that were loaded.
+    beyond: usize,
+    /// The bits loaded, from the top on; below them some of the next byte.
+    bits: u64,
+    /// How many, in the lowest six bits.
+    count: u32,
+}
+
+impl Reader<'_> {
+    /// Loads bits until there are 56 at least.
+    #[inline(always)]
+    fn refill(&mut self) {
+        let count = self.count & 63;
+        let taken = ((63 - count) / 8) as usize;
+        if let Some(word) = self.rest.first_chunk() {
+            self.bits |= u64::from_be_bytes(*word) >> count;
+            self.rest = &self.rest[taken..];
+        } else {
+            self.refill_at_end(count, taken);
+        }
+        self.count = count | 56;
+    }
+
+    #[cold]
+    fn refill_at_end(&mut self, count: u32, taken: usize) {
+        let mut word = [0; 8];
+        word.iter_mut().zip(self.rest).for_each(|(target, byte)| *target = *byte);
+        self.bits |= u64::from_be_bytes(word) >> count;
+        self.beyond += taken.saturating_sub(self.rest.len());
+        self.rest = self.rest.get(taken..).unwrap_or_default();
+    }
+
+    /// Whether exactly the bytes before `end` were used, the last at least in part; goes on behind them.
+    pub(super) fn ends_at(&mut self, end: usize) -> bool {
+        let loaded = self.bytes.len() - self.rest.len() + self.beyond;
+        let used = (8 * loaded - (self.count & 63) as usize).div_ceil(8);
+        (self.rest, self.beyond, self.bits, self.count) = (self.bytes.get(end..).unwrap_or_default(), 0, 0, 0);
+        used == end
+    }
+
+    /// The next symbol and its value: (coefficients to go on by, value). Takes [`MOST_BITS`] at most.
+    #[inline(always)]
+    fn symbol(&mut self, codes: &Codes) -> Option<(u32, i32)> {
+        let mut found = codes.lookup[(self.bits >> (64 - LOOKAHEAD)) as usize];
+        if found == 0 {
+            found = codes.find_long(self.bits)?;
+        }
+        let (length, size) = (found >> 16 & 63, found >> 24 & 63);
+        // Without branches: which way they went could not be foreseen. Values that begin with a zero are negative.
+        let behind = self.bits << length;
+        let negative = !(behind.cast_signed() >> 63);
+        let value = ((behind >> 1) >> (63 - size)).cast_signed() + (negative & (1 - (1 << size)));
+        self.bits <<= found & 63;
+        self.count = self.count.wrapping_sub(found);
+        Some((found >> 8 & 0xff, value as i32))
+    }
+
+    /// Reads a block whose coefficients are zero so far. `before` is the mean of the component's block before, and becomes this one's. Says
+    /// where coefficients may be other than zero.
+    #[inline(always)]
+    pub(super) fn block(&mut self, codes: (&Codes, &Codes), targets: &Targets, before: &mut i32, block: &mut Block) -> Option<Extent> {
+        self.refill();
+        let (_, difference) = self.symbol(codes.0)?;
+        *before = before.wrapping_add(difference);
+        block[0] = (*before as i16).wrapping_mul((targets[0] >> 16) as i16);
+        let (mut place, mut seen) = (0, 0);
+        let mut put = |place: u32, value: i32| {
+            let target = targets[(place & 255) as usize];
+            seen |= target;
+            block[(target & 127) as usize] = (value as i16).wrapping_mul((target >> 16) as i16);
+        };
+        while place < 63 {
+            self.refill();
+            let (step, value) = self.symbol(codes.1)?;
+            place += step;
+            put(place, value);
+            if place >= 63 {
+                break;
+            }
+            // Hardly ever.
+            if self.count & 63 < MOST_BITS {
+                self.refill();
+            }
+            let (step, value) = self.symbol(codes.1)?;
+            place += step;
+            put(place, value);
+        }
+        // Libjpeg does not mind runs beyond the last coefficient; whoever wrote them is not trusted here.
+        let extent = match seen & 63 {
+            0 => Extent::Mean,
+            seen if seen & (4 | 4 << 3) == 0 => Extent::Quarter,
+            _ => Extent::Whole,
+        };
+        (place == 63 || place >= END_OF_BLOCK).then_some(extent)
+    }
+}
+
+/// Where coefficients may be other than zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// The first alone.
+    Mean,
+    /// In the first four columns of the first four rows.
+    Quarter,
+    Whole,
+}
+
+pub(super) fn both_defined(direct: &Codes, alternating: &Codes) -> bool {
+    direct.defined && alternating.defined
+}
