@@ -106,6 +106,36 @@ proptest::proptest! {
         let part = CropBox { top, left, height: bottom - top, width: right - left };
         assert_eq!(check_part(&mut Baseline::default(), &bytes, reduction, part), has_instructions());
     }
+
+    #[test]
+    fn a_damaged_file_is_left_to_libjpeg_or_has_the_pixels_that_it_gives_without_a_complaint(
+        (seed, noise, sampling) in (0..u64::MAX, 0..256_u64, 0..3_usize),
+        damage in proptest::collection::vec((0.0..1.0_f64, 1..256_u32), 1..4),
+        cut in proptest::option::of(0.5..1.0_f64),
+    ) {
+        use turbojpeg::Subsamp;
+        let sampling = [Subsamp::None, Subsamp::Sub2x2, Subsamp::Gray][sampling];
+        let mut bytes = encoded(seed, (40, 40), noise, 70, sampling);
+        if let Some(part) = cut {
+            bytes.truncate((part * bytes.len() as f64) as usize);
+        }
+        let length = bytes.len() as f64;
+        for (place, change) in damage {
+            bytes[(place * length) as usize] ^= change as u8;
+        }
+        // The size may be damaged as well; such files are compared as a whole.
+        if let Ok(frame) = frame(&bytes) && (1..2000).contains(&frame.columns) && (1..2000).contains(&frame.rows) {
+            let part = whole(&bytes, 1);
+            let mut pixels = Vec::new();
+            if Baseline::default().decode(&bytes, 1, part, &mut pixels).is_some() {
+                let (mut expected, mut staging) = (Vec::new(), Vec::new());
+                let decoded = Decoder::default().decode_clean(&bytes, 1, &mut expected, &mut staging);
+                proptest::prop_assert!(decoded.is_ok(), "libjpeg finds fault with it: {decoded:?}");
+                let size = 3 * part.width as usize * part.height as usize;
+                proptest::prop_assert!(pixels[..size] == expected[..size]);
+            }
+        }
+    }
 }
 
 #[test]
