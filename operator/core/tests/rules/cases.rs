@@ -232,6 +232,21 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.data.webdataset.captionKeys",
         "must hold no dot when keySeparator is lastDot",
     ),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'layout': 'documents', 'keySeparator': 'lastDot'}}, \
+             {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ),
+        "spec.data.mixture.sources[0].webdataset.keySeparator",
+        "must be firstDot when layout is documents",
+    ),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'maxImages': 6}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ),
+        "spec.data.mixture.sources[0].webdataset.maxImages",
+        "must not be given when layout is pairs",
+    ),
     ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of pairs, documents"),
     (
         "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.keySeparator = 'lastDot'",
