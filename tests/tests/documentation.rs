@@ -165,7 +165,7 @@ impl Place {
         let mut job: Value = serde_saphyr::from_str(&self.here(&block.text)).with_context(|| block.place())?;
         job["spec"]["model"] = json!({ "shape": {
             "vision": { "imageSize": 32, "patchSize": 16, "width": 32, "layers": 1, "heads": 2 },
-            "text": { "width": 32, "layers": 1, "heads": 2, "contextLength": 96 },
+            "text": { "width": 16, "layers": 1, "heads": 2, "contextLength": 96 },
             "embedDim": 16,
             "poolHeads": 2,
         } });

@@ -285,14 +285,26 @@ pub struct Mmc4Spec {
     pub max_images: i32,
 }
 
-/// Where the images of MMC4 are.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where the images of MMC4 are: in a folder, or in tar shards.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.folder) != has(self.shards)", "exactly one of folder and shards must be given"),
+    validation = Rule::new("has(self.folder) || self.layout == 'flat'")
+        .message("must be left out with shards")
+        .field_path(".layout"),
+)]
 pub struct Mmc4ImagesSpec {
     /// Their folder: an absolute path in the worker's container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = ABSOLUTE_PATH), length(max = 4096))]
-    pub folder: String,
-    /// How they lie there. Default: flat.
+    pub folder: Option<String>,
+    /// The tar shards of the images as img2dataset leaves them: absolute paths in the worker's container or URIs, with the same patterns as
+    /// those of `webdataset`. An image is found by its address, the document's `raw_url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096), inner(regex(pattern = DATA_PLACE), length(max = 4096)))]
+    pub shards: Option<Vec<String>>,
+    /// How they lie in the folder. Default: flat.
     #[serde(default)]
     pub layout: Mmc4LayoutSpec,
 }

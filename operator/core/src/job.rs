@@ -182,10 +182,11 @@ fn resolve_single(
         return resolve_webdataset(webdataset);
     }
     if let Some(mmc4) = mmc4 {
-        let folder = mmc4.images.folder.clone();
-        let images = match mmc4.images.layout {
-            Mmc4LayoutSpec::Flat => Mmc4Images::Flat { folder },
-            Mmc4LayoutSpec::ByShard => Mmc4Images::ByShard { folder },
+        let images = match (&mmc4.images.folder, &mmc4.images.shards, mmc4.images.layout) {
+            (Some(folder), None, Mmc4LayoutSpec::Flat) => Mmc4Images::Flat { folder: folder.clone() },
+            (Some(folder), None, Mmc4LayoutSpec::ByShard) => Mmc4Images::ByShard { folder: folder.clone() },
+            (None, Some(shards), _) => Mmc4Images::Store { shards: shards.clone() },
+            _ => return Err(FieldError::missing("spec.data.mmc4.images.folder")),
         };
         let (min_similarity, max_images) = (mmc4.min_similarity, mmc4.max_images.unsigned_abs());
         return Ok(DataSource::Mmc4 { mmc4: Mmc4Config { shards: mmc4.shards.clone(), images, min_similarity, max_images } });

@@ -201,14 +201,30 @@ pub enum Mmc4Images {
         /// The folder of these.
         folder: String,
     },
+    /// In tar shards, as img2dataset leaves them, where each is found by the address that the document has.
+    Store {
+        /// The shards.
+        shards: Vec<String>,
+    },
 }
 
 impl Mmc4Images {
-    /// The folder.
+    /// The folder, where they lie in one.
     #[must_use]
-    pub fn folder(&self) -> &str {
-        let (Self::Flat { folder } | Self::ByShard { folder }) = self;
-        folder
+    pub fn folder(&self) -> Option<&str> {
+        match self {
+            Self::Flat { folder } | Self::ByShard { folder } => Some(folder),
+            Self::Store { .. } => None,
+        }
+    }
+
+    /// The shards, where they lie in such.
+    #[must_use]
+    pub fn shards(&self) -> &[String] {
+        match self {
+            Self::Store { shards } => shards,
+            Self::Flat { .. } | Self::ByShard { .. } => &[],
+        }
     }
 }
 
@@ -255,7 +271,11 @@ impl DataSource {
         match self {
             Self::Webdataset { shards, .. } => vec![("data.source.shards".to_owned(), shards)],
             Self::Documents { documents } => vec![("data.source.documents.shards".to_owned(), &documents.shards)],
-            Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.shards".to_owned(), &mmc4.shards)],
+            Self::Mmc4 { mmc4 } => {
+                let images = ("data.source.mmc4.images.shards".to_owned(), mmc4.images.shards());
+                let images = (!images.1.is_empty()).then_some(images);
+                [("data.source.mmc4.shards".to_owned(), &*mmc4.shards)].into_iter().chain(images).collect()
+            }
             Self::Obelics { obelics } => {
                 vec![("data.source.obelics.shards".to_owned(), &obelics.shards), ("data.source.obelics.images".to_owned(), &obelics.images)]
             }
@@ -267,7 +287,9 @@ impl DataSource {
     #[must_use]
     pub fn folders(&self) -> Vec<(String, &str)> {
         match self {
-            Self::Mmc4 { mmc4 } => vec![("data.source.mmc4.images.folder".to_owned(), mmc4.images.folder())],
+            Self::Mmc4 { mmc4 } => {
+                mmc4.images.folder().map(|folder| ("data.source.mmc4.images.folder".to_owned(), folder)).into_iter().collect()
+            }
             Self::Webdataset { .. } | Self::Documents { .. } | Self::Obelics { .. } => Vec::new(),
             Self::Mixture { mixture } => mixture.each(Self::folders),
         }
@@ -282,8 +304,10 @@ impl DataSource {
             Self::Documents { documents } => all(&mut documents.shards),
             Self::Mmc4 { mmc4 } => {
                 all(&mut mmc4.shards);
-                let (Mmc4Images::Flat { folder: place } | Mmc4Images::ByShard { folder: place }) = &mut mmc4.images;
-                *place = folder(place);
+                match &mut mmc4.images {
+                    Mmc4Images::Flat { folder: place } | Mmc4Images::ByShard { folder: place } => *place = folder(place),
+                    Mmc4Images::Store { shards } => all(shards),
+                }
             }
             Self::Obelics { obelics } => {
                 all(&mut obelics.shards);

@@ -4,6 +4,7 @@
 //! to whoever decodes them. A new source is one file that implements [`Source`], and one line where a data set is opened.
 //! It must not tokenize, and knows of images only whether they can be read.
 
+mod images;
 mod index;
 mod mmc4;
 mod obelics;

@@ -15,7 +15,7 @@ pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
 }
 
 fn check_source(source: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
-    for field in ["webdataset.shards", "mmc4.shards", "obelics.shards", "obelics.images"] {
+    for field in ["webdataset.shards", "mmc4.shards", "mmc4.images.shards", "obelics.shards", "obelics.images"] {
         let list = source.and_then(|source| source.pointer(&format!("/{}", field.replace('.', "/")))).and_then(Value::as_array);
         for (index, entry) in list.into_iter().flatten().enumerate() {
             if let Some(Err(error)) = entry.as_str().map(ShardEntry::parse) {

@@ -132,6 +132,31 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "exactly one data source",
     ),
     (mmc4!("'shards': ['/m.jsonl']"), "spec.data.mmc4.images", "must be given"),
+    (mmc4!("'shards': ['/m.jsonl'], 'images': {}"), "spec.data.mmc4.images", "exactly one of folder and shards must be given"),
+    (
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i', 'shards': ['/i.tar']}"),
+        "spec.data.mmc4.images",
+        "exactly one of folder and shards must be given",
+    ),
+    (
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'shards': ['/i.tar'], 'layout': 'byShard'}"),
+        "spec.data.mmc4.images.layout",
+        "must be left out with shards",
+    ),
+    (mmc4!("'shards': ['/m.jsonl'], 'images': {'shards': ['i.tar']}"), "spec.data.mmc4.images.shards[0]", "must be an absolute path"),
+    (mmc4!("'shards': ['/m.jsonl'], 'images': {'shards': ['/i{.tar']}"), "spec.data.mmc4.images.shards[0]", "has no `}`"),
+    (
+        mixture!("{'name': 'a', 'mmc4': {'shards': ['/m.jsonl'], 'images': {}}}, {'name': 'b', 'webdataset': {'shards': ['/b']}}"),
+        "spec.data.mixture.sources[0].mmc4.images",
+        "exactly one of folder and shards must be given",
+    ),
+    (
+        mixture!(
+            "{'name': 'a', 'mmc4': {'shards': ['/m.jsonl'], 'images': {'shards': ['/i.tar'], 'layout': 'byShard'}}}, {'name': 'b', 'webdataset': {'shards': ['/b']}}"
+        ),
+        "spec.data.mixture.sources[0].mmc4.images.layout",
+        "must be left out with shards",
+    ),
     (mmc4!("'shards': ['m.jsonl'], 'images': {'folder': '/i'}"), "spec.data.mmc4.shards[0]", "must be an absolute path"),
     (mmc4!("'shards': ['/m_{0..3.jsonl'], 'images': {'folder': '/i'}"), "spec.data.mmc4.shards[0]", "has no `}`"),
     (mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': 'i'}"), "spec.data.mmc4.images.folder", "must be an absolute path"),
@@ -296,6 +321,21 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.data.webdataset.filter = 'width + 1'", "spec.data.webdataset.filter", "the expression must be true or false, and is a number"),
     ("spec.data.webdataset.filter = 'has(similarity)'", "spec.data.webdataset.filter", "as in has(json.similarity)"),
     (mixed_pairs!("'filter': 'true'"), "spec.data.mixture.sources[0].webdataset.filter", "must name a field of the sample's json"),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'layout': 'documents', 'keySeparator': 'lastDot'}}, \
+             {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ),
+        "spec.data.mixture.sources[0].webdataset.keySeparator",
+        "must be firstDot when layout is documents",
+    ),
+    (
+        mixture!(
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'maxImages': 6}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
+        ),
+        "spec.data.mixture.sources[0].webdataset.maxImages",
+        "must not be given when layout is pairs",
+    ),
     ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of pairs, documents"),
     (
         "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.keySeparator = 'lastDot'",

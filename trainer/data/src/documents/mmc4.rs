@@ -15,6 +15,7 @@ use lcl_trainer_config::{Mmc4Config, Mmc4Images, in_mixture};
 
 use super::{
     Asked, Findings, Source, Wait, Whole, WholeImage,
+    images::ImageStore,
     index::{DocumentIndexError, Made},
     shards::{Found, Shards},
     unpacked::{Unpacked, is_cut_short},
@@ -32,11 +33,18 @@ use crate::{
 /// Most bytes of an image's file.
 const IMAGE_BYTES_LIMIT: u64 = crate::dataset::IMAGE_BYTES_LIMIT as u64;
 
+/// Where the images are.
+#[derive(Debug)]
+enum Images {
+    Folder(PathBuf, ImageFolders),
+    Store(ImageStore),
+}
+
 /// The documents of MMC4.
 #[derive(Debug)]
 pub(crate) struct Mmc4 {
     config: Mmc4Config,
-    folders: ImageFolders,
+    images: Images,
     shards: Shards,
     texts: Unpacked,
     storage: Box<dyn Storage>,
@@ -57,32 +65,41 @@ impl Mmc4 {
             tracing::warn!(missing, found = paths.len(), "shards of the list are not there and are left out");
         }
         let field = |field: &str| mixed.map_or(field.to_owned(), |source| in_mixture(source, field));
-        check_folder(config.images.folder(), &field("data.source.mmc4.images.folder"))?;
+        let in_folder = |folder: &String, folders| {
+            check_folder(folder, &field("data.source.mmc4.images.folder"))?;
+            Ok::<_, DatasetError>(Images::Folder(folder.into(), folders))
+        };
+        let images = match &config.images {
+            Mmc4Images::Flat { folder } => in_folder(folder, ImageFolders::One)?,
+            Mmc4Images::ByShard { folder } => in_folder(folder, ImageFolders::ByShard)?,
+            Mmc4Images::Store { shards } => {
+                Images::Store(ImageStore::open(shards, ListOrigin::of("data.source.mmc4.images.shards", mixed), index_path, threads)?)
+            }
+        };
         if let (Mmc4Images::ByShard { .. }, Some(path)) = (&config.images, paths.iter().find(|path| shard_number(path).is_none())) {
             return Err(DatasetError::NoShardNumber { field: field("data.source.mmc4.images.layout"), path: path.clone() });
         }
         let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config))
             .map_err(|error| error.of_field("data.source.mmc4.shards", mixed))?;
-        let folders = match config.images {
-            Mmc4Images::Flat { .. } => ImageFolders::One,
-            Mmc4Images::ByShard { .. } => ImageFolders::ByShard,
-        };
-        Ok(Self { config: config.clone(), folders, shards, texts: Unpacked::new(index_path, paths.len()), storage })
+        Ok(Self { config: config.clone(), images, shards, texts: Unpacked::new(index_path, paths.len()), storage })
     }
 
     /// The encoded image; `None` when there is no such file, or none that can be an image.
-    fn image(&self, shard: &Path, name: &str) -> Result<Option<Vec<u8>>, DatasetError> {
+    fn image(&self, shard: &Path, name: &str, address: &str) -> Result<Option<Vec<u8>>, DatasetError> {
         let number = shard_number(shard).unwrap_or(0);
-        let folder = Path::new(self.config.images.folder());
-        let Ok(path) = image_path(folder, self.folders, number, name) else { return Ok(None) };
+        let (folder, folders) = match &self.images {
+            Images::Store(store) => return store.image(address, &*self.storage),
+            Images::Folder(folder, folders) => (folder, *folders),
+        };
+        let Ok(path) = image_path(folder, folders, number, name) else { return Ok(None) };
         match std::fs::metadata(&path).map(|found| found.is_file() && found.len() <= IMAGE_BYTES_LIMIT) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
-            Err(error) => return self.absent_or_error(path, error),
+            Err(error) => return absent_or_error(folder, path, error),
         }
         match std::fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => self.absent_or_error(path, error),
+            Err(error) => absent_or_error(folder, path, error),
         }
     }
 
@@ -99,21 +116,20 @@ impl Mmc4 {
         record.fill(&line).map_err(|_| changed())?;
         Ok(record)
     }
+}
 
-    /// A file that is not there is no image, as long as the folder of all images is; any other error says nothing about it.
-    fn absent_or_error(&self, path: PathBuf, source: io::Error) -> Result<Option<Vec<u8>>, DatasetError> {
-        let is_absent = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename);
-        let folder = self.config.images.folder();
-        match std::fs::metadata(folder) {
-            _ if !is_absent => Err(DatasetError::Image { path, source }),
-            Ok(_) => Ok(None),
-            // Its volume may come back.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let source = io::Error::new(io::ErrorKind::ResourceBusy, "the folder of the images is not there any more");
-                Err(DatasetError::Image { path: folder.into(), source })
-            }
-            Err(source) => Err(DatasetError::Image { path: folder.into(), source }),
+/// A file that is not there is no image, as long as the folder of all images is; any other error says nothing about it.
+fn absent_or_error(folder: &Path, path: PathBuf, source: io::Error) -> Result<Option<Vec<u8>>, DatasetError> {
+    let is_absent = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename);
+    match std::fs::metadata(folder) {
+        _ if !is_absent => Err(DatasetError::Image { path, source }),
+        Ok(_) => Ok(None),
+        // Its volume may come back.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let source = io::Error::new(io::ErrorKind::ResourceBusy, "the folder of the images is not there any more");
+            Err(DatasetError::Image { path: folder.into(), source })
         }
+        Err(source) => Err(DatasetError::Image { path: folder.into(), source }),
     }
 }
 
@@ -157,7 +173,7 @@ impl Source for Mmc4 {
         let mut readable = Vec::with_capacity(chosen.len());
         for image in chosen {
             let Some(info) = record.images().get(image as usize) else { continue };
-            let read = || self.image(shard, record.image_name(info));
+            let read = || self.image(shard, record.image_name(info), record.raw_url(info));
             if let Some(bytes) = with_retries(sample, &mut **wait, DatasetError::io, read)?
                 && decode(image, &bytes)
             {
@@ -186,11 +202,16 @@ impl Source for Mmc4 {
         let matching = (0_u32..).zip(record.images()).filter(|(_, info)| info.matched_sim >= self.config.min_similarity);
         for (number, info) in matching {
             let name = record.image_name(info);
-            let read = || self.image(found.shard, name);
+            let read = || self.image(found.shard, name, record.raw_url(info));
             let bytes = with_retries(sample, &mut *wait, DatasetError::io, read)?;
-            let folder = Path::new(self.config.images.folder());
-            let path = image_path(folder, self.folders, shard_number(found.shard).unwrap_or(0), name).unwrap_or_else(|_| folder.to_owned());
-            images.insert(number, WholeImage { place: (path, name.to_owned(), None), bytes });
+            let place = match &self.images {
+                Images::Store(store) => store.place(record.raw_url(info))?,
+                Images::Folder(folder, folders) => {
+                    let path = image_path(folder, *folders, shard_number(found.shard).unwrap_or(0), name);
+                    (path.unwrap_or_else(|_| folder.clone()), name.to_owned(), None)
+                }
+            };
+            images.insert(number, WholeImage { place, bytes });
             if let Some(part) = parts.get_mut(info.matched_text_index as usize) {
                 part.images.push(PackedImage { image: number, similarity: Some(info.matched_sim), url: text(record.raw_url(info)) });
             }
