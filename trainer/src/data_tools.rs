@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -70,13 +70,12 @@ impl Progress {
 
     /// Runs what prints lines.
     pub fn beside(&self, print: impl FnOnce()) {
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => {
-                // Lines of several threads, one after the other.
-                let _lines = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-                print();
-            }
+        if let Some(bar) = &self.bar {
+            bar.suspend(print);
+        } else {
+            // Lines of several threads, one after the other.
+            let _lines = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            print();
         }
     }
 
@@ -162,7 +161,7 @@ pub fn checked_in_words(report: &CheckReport) -> String {
 
 /// What was converted.
 #[must_use]
-pub fn converted_in_words(report: &ConvertReport, folder: &PathBuf) -> String {
+pub fn converted_in_words(report: &ConvertReport, folder: &Path) -> String {
     let ConvertReport { written, kept, documents, images, left_out } = report;
     let mut text = format!("wrote {documents} documents with {images} images in {written} shards to {}", folder.display());
     if *kept > 0 {
@@ -230,6 +229,8 @@ fn source_in_words(stats: &SourceStats, text: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]

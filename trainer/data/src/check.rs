@@ -131,7 +131,9 @@ pub fn check(
         }
         Ok::<_, DatasetError>(checker.report)
     })?;
-    checked.into_iter().for_each(|other| report.add(other));
+    for other in checked {
+        report.add(other);
+    }
     report.shards = dataset.shards();
     Ok(report)
 }

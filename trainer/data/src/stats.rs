@@ -182,7 +182,9 @@ impl Tally {
     fn and(mut self, other: Self) -> Self {
         self.looked_at += other.looked_at;
         for (mine, others) in [(&mut self.unusable, other.unusable), (&mut self.formats, other.formats)] {
-            others.into_iter().for_each(|(name, count)| *mine.entry(name).or_default() += count);
+            for (name, count) in others {
+                *mine.entry(name).or_default() += count;
+            }
         }
         self.images.add(&other.images);
         self.image_bytes.add(&other.image_bytes);

@@ -118,8 +118,12 @@ fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> 
 /// Whether it says something about one shard, so that others may be read.
 fn is_of_a_shard(error: &DatasetError) -> bool {
     match error {
-        DatasetError::Index(_) | DatasetError::Shard(_) | DatasetError::Mmc4(_) | DatasetError::Documents(_) => true,
-        DatasetError::NoPair(_) | DatasetError::NoDocument { .. } => true,
+        DatasetError::Index(_)
+        | DatasetError::Shard(_)
+        | DatasetError::Mmc4(_)
+        | DatasetError::Documents(_)
+        | DatasetError::NoPair(_)
+        | DatasetError::NoDocument { .. } => true,
         DatasetError::Obelics(error) => !matches!(error, crate::obelics::ObelicsError::Store(_)),
         _ => false,
     }
