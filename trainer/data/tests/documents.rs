@@ -261,6 +261,49 @@ fn plain_shards_and_folders_by_shard_give_the_same_rows_as_zipped_ones_and_one_f
 }
 
 #[test]
+fn images_in_tar_shards_are_found_by_their_address_and_give_the_rows_of_those_in_a_folder() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures("mmc4"), folder.path());
+    let in_folder = mmc4(folder.path());
+    let mut names = BTreeSet::new();
+    for shard in [0, 1] {
+        let name = |ending: &str| folder.path().join(format!("data/docs_shard_{shard}_v2.jsonl{ending}"));
+        let mut lines = Vec::new();
+        walk(&name(".zip"), |line| {
+            let mut line: serde_json::Value = match serde_json::from_slice(line.bytes().expect("a line")) {
+                Ok(line) => line,
+                Err(_) => return lines.push(line.bytes().expect("a line").to_vec()),
+            };
+            for info in line["image_info"].as_array_mut().into_iter().flatten() {
+                // Addresses of the recorded documents repeat; names do not.
+                let name = info["image_name"].as_str().unwrap_or_default().to_owned();
+                info["raw_url"] = format!("http://a.example/{name}?x=1").into();
+                names.insert(name);
+            }
+            lines.push(line.to_string().into_bytes());
+        })
+        .expect("a sound shard");
+        fs::write(name(""), lines.join(&b'\n')).expect("the plain shard is written");
+    }
+    let mut store = ShardWriter::create(&folder.path().join("00000.tar")).expect("the store is begun");
+    for (number, name) in names.iter().enumerate() {
+        let Ok(image) = fs::read(folder.path().join("images").join(name)) else { continue };
+        let key = format!("{number:09}");
+        store.append_member(&key, "jpg", &image).expect("an image is written");
+        let address = serde_json::json!({"url": format!("http://a.example/{name}?x=1")});
+        store.append_member(&key, "json", address.to_string().as_bytes()).expect("its address is written");
+    }
+    store.finish().expect("the store is finished");
+    let in_store = Mmc4Config {
+        shards: vec![folder.path().join("data/docs_shard_{0,1}_v2.jsonl").display().to_string()],
+        images: Mmc4Images::Store { shards: vec![folder.path().join("*.tar").display().to_string()] },
+        ..in_folder.clone()
+    };
+    let [in_folder, in_store] = [in_folder, in_store].map(|mmc4| load(&config(DataSource::Mmc4 { mmc4 }), 8, 0..6, 96));
+    assert!(in_folder == in_store);
+}
+
+#[test]
 fn obelics_gives_every_stretch_with_a_stored_image_once_a_pass() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     copy(&fixtures("obelics"), folder.path());
