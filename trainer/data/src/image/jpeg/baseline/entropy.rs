@@ -3,6 +3,8 @@
 //! Comes in: code tables and the data. Goes out: blocks of coefficients, already multiplied by their quantization. Most coefficients take one
 //! look into a table, which gives the run of zeros, the value and the bits of both. Whatever is not as it should be ends it without a result.
 
+#![expect(clippy::inline_always, reason = "reading codes is more than half of decoding, which takes a tenth longer where these are calls")]
+
 use memchr::memchr;
 
 /// Bits that are looked up at once: a table of 4 KiB. Nine and eleven are slower on photographs, by more looks or by the fastest cache.
