@@ -102,7 +102,7 @@ fn entry(length: u32, symbol: u8) -> u32 {
 fn step(symbol: u8) -> u32 {
     match symbol {
         0xf0 => 16,
-        symbol if symbol & 15 == 0 => END_OF_BLOCK,
+        symbol if symbol.trailing_zeros() >= 4 => END_OF_BLOCK,
         symbol => u32::from(symbol >> 4) + 1,
     }
 }
@@ -186,7 +186,8 @@ impl Reader<'_> {
         } else {
             self.refill_at_end(count, taken);
         }
-        self.count = count | 56;
+        // At least 56; of what is above that, as many bits as are loaded without a whole byte more.
+        self.count = count | 0x38;
     }
 
     #[cold]
