@@ -166,8 +166,8 @@ fn a_panic_is_an_error_and_no_hang() {
 
 #[test]
 fn the_time_of_the_threads_is_told_by_stage_and_once() {
-    // One thread meets the gate in its first read of a shard and is let through after this test has held it there for a known time.
-    let held = Duration::from_millis(30);
+    // Every read of a shard is held for a known time.
+    let held = Duration::from_millis(10);
     let (_folder, mut loader) = loader(2, move |_| {
         let begun = Instant::now();
         while begun.elapsed() < held {
@@ -175,17 +175,14 @@ fn the_time_of_the_threads_is_told_by_stage_and_once() {
         }
         Ok(())
     });
-    let begun = Instant::now();
     for _ in 0..10 {
         loader.next().expect("a batch").expect("its shards are sound");
     }
     let stages = loader.stages();
-    // Thirty reads of three threads, each no shorter than what it was held for.
     assert!(stages.read >= 30 * held, "{stages:?}");
     assert!(stages.decode > Duration::ZERO && stages.compose > Duration::ZERO, "{stages:?}");
-    assert!(stages.read + stages.decode + stages.compose + stages.wait <= 3 * begun.elapsed() + 3 * held, "{stages:?}");
-    // All threads have ended: nothing is told twice.
-    assert_eq!(loader.stages(), Stages::default());
+    // Nothing is told twice; only a thread that waited for room may say so after the last batch.
+    assert_eq!(Stages { wait: Duration::ZERO, ..loader.stages() }, Stages::default());
 }
 
 #[test]

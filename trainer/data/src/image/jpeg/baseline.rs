@@ -81,7 +81,10 @@ impl Layout {
         for (component, block) in header.components().iter().zip(&mut blocks) {
             // Chroma of fewer samples is reduced less, as long as it does not become larger than luminance.
             let mut side = least;
-            while side < 8 && across * least % (component.across * side * 2) == 0 && down * least % (component.down * side * 2) == 0 {
+            while side < 8
+                && (across * least).is_multiple_of(component.across * side * 2)
+                && (down * least).is_multiple_of(component.down * side * 2)
+            {
                 side *= 2;
             }
             *block = (side, units.0 * component.across * side);

@@ -156,7 +156,7 @@ fn colours(luminance: [u8; 16], blue: [u8; 16], red: [u8; 16]) -> [u8; 48] {
     let r = _mm256_add_epi16(y, _mm256_add_epi16(cr, scaled(cr, 26345)));
     let b = _mm256_add_epi16(y, _mm256_add_epi16(_mm256_add_epi16(cb, cb), scaled(cb, -14942)));
     // -0.34414 = -22554 / 65536 and -0.71414 = 18734 / 65536 - 1.
-    let factors = _mm256_set1_epi32(18734 << 16 | -22554 & 0xffff);
+    let factors = _mm256_set1_epi32((18734 << 16) + 65536 - 22554);
     let half = _mm256_set1_epi32(1 << 15);
     let green = |pairs| _mm256_srai_epi32::<16>(_mm256_add_epi32(_mm256_madd_epi16(pairs, factors), half));
     let green = _mm256_packs_epi32(green(_mm256_unpacklo_epi16(cb, cr)), green(_mm256_unpackhi_epi16(cb, cr)));
