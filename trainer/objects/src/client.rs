@@ -37,6 +37,9 @@ const STREAM_PIECES: usize = 32;
 /// Bytes that are read of a file at a time when it is written to a store.
 const WRITE_PIECE: usize = 1 << 20;
 
+/// Parts of 5 MiB that are on their way to a store at once: what they hold is in memory.
+const WRITE_PARTS: usize = 8;
+
 /// An object as it was when it was looked at. What is read of it later is of that state, or an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
@@ -191,6 +194,7 @@ impl Objects {
             if read == 0 {
                 break;
             }
+            self.runtime.block_on(write.wait_for_capacity(WRITE_PARTS)).map_err(|source| of_store(uri, source))?;
             let _context = self.runtime.enter();
             write.write(piece.get(..read).unwrap_or_default());
         }

@@ -20,7 +20,7 @@ use std::{
 
 use lru::LruCache;
 
-use super::{Cached, objects};
+use super::{CHUNK_BYTES, Cached, objects};
 use crate::flock::Lock;
 
 /// Folder of the chunks below the cache's; its name has the number of this layout.
@@ -32,8 +32,12 @@ const PART: &str = "part";
 /// Bytes of the check sum at a chunk's end.
 const CHECK_BYTES: u64 = 4;
 
-/// Chunk files that one process keeps open.
-const OPEN_FILES: NonZero<usize> = NonZero::new(256).expect("256 is not zero");
+/// Most chunk files that one process keeps open.
+const OPEN_FILES: usize = 256;
+
+/// Most of the bound that the files have which a process keeps open: a file that is removed takes its room until the last one closes it, so that eight
+/// members keep an eighth of the bound at most.
+const OPEN_PART: u64 = 64;
 
 /// A process looks after the bound each time it has written this part of it. Sixteen processes that have not looked yet are over what has been left
 /// free by nothing.
@@ -99,7 +103,8 @@ impl Cache {
         let chunks = folder.join(CHUNKS);
         fs::create_dir_all(&chunks).map_err(failed)?;
         tempfile::tempfile_in(&chunks).map_err(failed)?;
-        let open = Mutex::new(LruCache::new(OPEN_FILES));
+        let files = usize::try_from(bound / OPEN_PART / CHUNK_BYTES).unwrap_or(OPEN_FILES).clamp(1, OPEN_FILES);
+        let open = Mutex::new(LruCache::new(NonZero::new(files).unwrap_or(NonZero::<usize>::MIN)));
         let cache = Self { folder: chunks, bound, open, written: AtomicU64::new(0), told: Mutex::new(false) };
         cache.look_after_bound();
         Ok(cache)

@@ -202,7 +202,13 @@ impl PairIndex {
         let identity = identity_of(&index.shards, &settings(keys));
         let local = |place: &PathBuf| places.is_asked_for || !blob::is_remote(place);
         let files: Vec<PathBuf> = places.of(first, &identity).into_iter().filter(local).collect();
-        let _lock = lock_for(&index_files(first, places.folder(), &keys.of_index()));
+        // The records of a large set are gigabytes: one process writes them, and others that have waited for it take what it wrote.
+        let lock = lock_for(&index_files(first, places.folder(), &keys.of_index()));
+        if lock.as_ref().is_some_and(|lock| lock.waited)
+            && let Some(found) = Self::find(&index.shards, keys, places, threads)?
+        {
+            return Ok(found);
+        }
         index.write_set(&files, &identity, keys, places.is_asked_for)?;
         Ok(Self::find(&index.shards, keys, places, threads)?.unwrap_or(index))
     }
