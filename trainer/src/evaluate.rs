@@ -14,7 +14,7 @@ use lcl_data::{
     tokenizer::Tokenizer,
 };
 use lcl_torch::{Kind, Learner, LearnerError, TchError, Tensor};
-use lcl_trainer_config::{DataConfig, DataSource, Device, Field, SampleKeys};
+use lcl_trainer_config::{CacheConfig, DataConfig, DataSource, Device, Field, SampleKeys};
 
 use crate::{
     cli::KeyArgs,
@@ -113,6 +113,8 @@ pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError>
     let data = DataConfig {
         source: DataSource::Webdataset { shards: options.shards.clone(), keys },
         index_path: options.index_path.clone(),
+        // Where the run was has another disk.
+        cache: CacheConfig::default(),
         ..trained.config.data.clone()
     };
     let dataset = Dataset::open_from(&data, ListOrigin::Arguments)?;

@@ -101,6 +101,9 @@ pub enum PatternError {
     /// A URI without a bucket.
     #[error("it names no bucket or host, and no object in it: write SCHEME://BUCKET/NAME")]
     NoBucket,
+    /// A name and password in the address.
+    #[error("it names a user: credentials are in the environment, where no log shows them")]
+    User,
     /// A glob where nothing can be listed.
     #[error("a web server cannot be asked what it has: `*`, `?` and `[` need s3, gs or az (braces and text files work)")]
     WebGlob,
@@ -130,6 +133,9 @@ fn check_uri(text: &str) -> Result<(), PatternError> {
     let Some((bucket, name)) = rest.split_once('/').filter(|(bucket, name)| !bucket.is_empty() && !name.is_empty()) else {
         return Err(PatternError::NoBucket);
     };
+    if scheme != "az" && bucket.contains('@') {
+        return Err(PatternError::User);
+    }
     let is_glob = |text: &str| text.contains(['*', '?', '[']);
     match (scheme.starts_with("http"), is_glob(rest)) {
         (_, false) => Ok(()),

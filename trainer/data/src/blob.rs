@@ -82,7 +82,8 @@ struct Recent {
 /// Bytes that are kept of what has passed: some times the largest photograph with what lies around it.
 const RECENT_BYTES: u64 = 32 << 20;
 
-/// Objects as a list has shown them, so that opening one costs no further request.
+/// Objects as they were when a list or a look has shown them first. An object stays in this state for as long as the data set that was opened is
+/// read: what its index says was compared with it, and another state is an error. Opening one again costs no request.
 static LISTED: Mutex<Option<HashMap<String, Object>>> = Mutex::new(None);
 
 /// The cache of this process: members of a node share its folder. It is opened when the first object is.
@@ -145,11 +146,15 @@ pub(crate) fn list(folder: &str) -> io::Result<Vec<Object>> {
     let found = objects()?.list(folder)?;
     let mut listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
     let listed = listed.get_or_insert_default();
-    // What is not there any more must not be found.
-    let folder = format!("{}/", folder.trim_end_matches('/'));
-    listed.retain(|uri, _| uri.strip_prefix(&folder).is_none_or(|name| name.contains('/')));
-    listed.extend(found.iter().map(|object| (object.uri.clone(), object.clone())));
+    for object in &found {
+        listed.entry(object.uri.clone()).or_insert_with(|| object.clone());
+    }
     Ok(found)
+}
+
+/// Forgets which objects there are: another data set is opened.
+pub(crate) fn look_anew() {
+    *LISTED.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
 /// Whether an error that a reader of archives gives is one of the system or of an object store, and says nothing of the archive.
@@ -181,7 +186,11 @@ impl Blob {
         let listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|listed| listed.get(uri)).cloned();
         let object = match listed {
             Some(object) => object,
-            None => objects()?.head(uri)?,
+            None => {
+                let found = objects()?.head(uri)?;
+                let mut listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
+                listed.get_or_insert_default().entry(uri.to_owned()).or_insert(found).clone()
+            }
         };
         let cache = cache()?;
         let chunk = if access == Access::Runs { CHUNK_BYTES } else { SCATTERED_CHUNK_BYTES };

@@ -274,6 +274,7 @@ impl Dataset {
     fn open_for(config: &DataConfig, origin: ListOrigin, storage: Box<dyn Storage>, is_asked_for: bool) -> Result<Self, DatasetError> {
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
         blob::use_cache(&config.cache);
+        blob::look_anew();
         let open = |source: &DataSource, origin, mixed, storage| -> Result<(Content, Arc<[u64]>), DatasetError> {
             let index_path = config.index_path.as_deref().map(Path::new);
             let documents: Box<dyn documents::Source> = match source {
@@ -399,7 +400,7 @@ impl Dataset {
     /// Whether some samples come from object stores.
     pub(crate) fn has_objects(&self) -> bool {
         let is_remote = |source: &Source| match &source.content {
-            Content::Pairs(pairs) => blob::is_remote(pairs.path(0)),
+            Content::Pairs(pairs) => pairs.index.has_objects(),
             Content::Documents(documents) => documents.describe().0.first().is_some_and(|(path, ..)| blob::is_remote(path)),
         };
         self.sources.iter().any(is_remote)

@@ -323,9 +323,9 @@ pub(crate) fn places(shard: &Path, folder: Option<&Path>, ending: &str) -> Vec<P
     beside.push(ending);
     let beside = PathBuf::from(beside);
     let is_remote = blob::is_remote(shard);
-    let folder = folder.filter(|folder| !blob::is_remote(folder)).map(Path::to_owned);
-    // Beside an object nothing is written without being asked for.
-    let folder = if is_remote { folder.or_else(blob::index_folder) } else { folder };
+    let own = folder.filter(|folder| !blob::is_remote(folder)).map(Path::to_owned);
+    // Neither beside an object nor into a bucket is anything written for each shard.
+    let folder = if is_remote || folder.is_some_and(blob::is_remote) { own.or_else(blob::index_folder) } else { own };
     let under = folder.map(|folder| {
         let absolute = if is_remote { beside.clone() } else { std::path::absolute(&beside).unwrap_or_else(|_| beside.clone()) };
         let below: PathBuf = absolute.components().filter(|part| matches!(part, Component::Normal(_))).collect();

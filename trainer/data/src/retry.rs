@@ -6,7 +6,7 @@
 use std::{
     io,
     sync::{Condvar, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::random::{SlotRandom, Stream};
@@ -20,6 +20,9 @@ const DELAY_CAP: Duration = Duration::from_secs(5);
 /// Attempts before the error is reported. With the two figures above this is somewhat more than a minute: a network file system's fail-over takes
 /// seconds to tens of seconds, an object store may be away for a minute, and what lasts longer wants a person's eyes.
 const ATTEMPTS: u32 = 30;
+
+/// Time after which there is no further attempt, where each of them takes long by itself: a store that takes a request and says nothing.
+const TIME_LIMIT: Duration = Duration::from_mins(3);
 
 /// A request to stop that a waiting thread hears at once.
 #[derive(Debug, Default)]
@@ -83,14 +86,14 @@ pub(crate) fn with_retries<T, E: std::error::Error>(
     system_error: impl Fn(&E) -> Option<&io::Error>,
     mut operation: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
-    let mut attempt = 1;
+    let (mut attempt, begun) = (1, Instant::now());
     loop {
         let error = match operation() {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
         let Some(cause) = system_error(&error).filter(|cause| is_transient(cause)) else { return Err(error) };
-        if attempt == ATTEMPTS {
+        if attempt == ATTEMPTS || begun.elapsed() > TIME_LIMIT {
             return Err(error);
         }
         let delay = delay(key, attempt);

@@ -37,7 +37,13 @@ const STREAM_PIECES: usize = 32;
 /// Bytes that are read of a file at a time when it is written to a store.
 const WRITE_PIECE: usize = 1 << 20;
 
-/// Parts of 5 MiB that are on their way to a store at once: what they hold is in memory.
+/// Least bytes of a part: S3's own bound.
+const LEAST_PART: usize = 5 << 20;
+
+/// Most parts of an object: S3 takes 10,000.
+const MOST_PARTS: u64 = 9_000;
+
+/// Parts that are on their way to a store at once: what they hold is in memory.
 const WRITE_PARTS: usize = 8;
 
 /// An object as it was when it was looked at. What is read of it later is of that state, or an error.
@@ -61,6 +67,13 @@ impl Object {
             e_tag: meta.e_tag.clone().filter(|tag| !tag.trim_matches('"').is_empty()),
             modified: meta.last_modified.timestamp(),
         }
+    }
+
+    /// What a request for this state asks for. A weak tag never matches; whether the state is the same is then told by the answer.
+    fn if_match(&self) -> Option<String> {
+        let tag = self.e_tag.as_ref().filter(|tag| !tag.starts_with("W/"))?;
+        // Some lists have it without its quotes.
+        Some(if tag.starts_with('"') { tag.clone() } else { format!("\"{tag}\"") })
     }
 
     /// What tells this state from others: the ETag, which lists and answers write with and without quotes, or else the time of change.
@@ -126,7 +139,7 @@ impl Objects {
     pub fn get(&self, object: &Object, range: Range<u64>) -> io::Result<Bytes> {
         let (store, path) = self.store(&object.uri)?;
         let asked = range.end - range.start;
-        let options = GetOptions { range: Some(GetRange::Bounded(range)), if_match: object.e_tag.clone(), ..GetOptions::default() };
+        let options = GetOptions { range: Some(GetRange::Bounded(range)), if_match: object.if_match(), ..GetOptions::default() };
         self.requests.fetch_add(1, Relaxed);
         let got = self.wait(async move {
             let result = store.get_opts(&path, options).await?;
@@ -145,7 +158,7 @@ impl Objects {
     /// Reads from a byte of the object on, piece by piece. What is not taken is not fetched, but for some pieces on their way.
     pub fn stream(&self, object: &Object, from: u64) -> io::Result<ByteStream> {
         let (store, path) = self.store(&object.uri)?;
-        let options = GetOptions { range: Some(GetRange::Offset(from)), if_match: object.e_tag.clone(), ..GetOptions::default() };
+        let options = GetOptions { range: Some(GetRange::Offset(from)), if_match: object.if_match(), ..GetOptions::default() };
         self.requests.fetch_add(1, Relaxed);
         let result = self.wait(async move { store.get_opts(&path, options).await }).map_err(|source| of_store(&object.uri, source))?;
         check_same(object, &result.meta)?;
@@ -180,26 +193,36 @@ impl Objects {
     }
 
     /// Writes an object, whole or not at all.
-    pub fn put(&self, uri: &str, mut reader: impl io::Read) -> io::Result<()> {
+    pub fn put(&self, uri: &str, mut reader: impl io::Read, length: u64) -> io::Result<()> {
         let (store, path) = self.store(uri)?;
         self.requests.fetch_add(1, Relaxed);
         let upload = self.wait(async move { store.put_multipart(&path).await }).map_err(|source| of_store(uri, source))?;
+        let part = usize::try_from(length / MOST_PARTS).unwrap_or(usize::MAX).max(LEAST_PART);
         let mut write = {
             let _context = self.runtime.enter();
-            WriteMultipart::new(upload)
+            WriteMultipart::new_with_chunk_size(upload, part)
         };
+        match self.write_parts(uri, &mut write, &mut reader) {
+            Ok(()) => self.wait(async move { write.finish().await }).map(drop).map_err(|source| of_store(uri, source)),
+            Err(error) => {
+                // What was sent is stored, and paid for, until it is given up. The first error says more than one of this.
+                drop(self.runtime.block_on(write.abort()));
+                Err(error)
+            }
+        }
+    }
+
+    fn write_parts(&self, uri: &str, write: &mut WriteMultipart, reader: &mut impl io::Read) -> io::Result<()> {
         let mut piece = vec![0; WRITE_PIECE];
         loop {
             let read = reader.read(&mut piece)?;
             if read == 0 {
-                break;
+                return Ok(());
             }
             self.runtime.block_on(write.wait_for_capacity(WRITE_PARTS)).map_err(|source| of_store(uri, source))?;
             let _context = self.runtime.enter();
             write.write(piece.get(..read).unwrap_or_default());
         }
-        self.wait(async move { write.finish().await }).map_err(|source| of_store(uri, source))?;
-        Ok(())
     }
 
     fn wait<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
@@ -211,13 +234,14 @@ impl Objects {
         let (scheme, rest) = uri.split_once("://").unwrap_or_default();
         let bucket = format!("{scheme}://{}", rest.split('/').next().unwrap_or_default());
         let failed = |source| ObjectError::Open { uri: uri.to_owned(), source }.into_io();
+        // Of a name in a store nothing is a query or a fragment.
+        let path = rest.split_once('/').map_or("", |(_, path)| path);
+        let path = Path::from_url_path(path).map_err(|source| of_store(uri, source.into()))?;
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = stores.get(&bucket) {
-            let path = rest.split_once('/').map_or("", |(_, path)| path);
-            let path = Path::from_url_path(path).map_err(|source| of_store(uri, source.into()))?;
             return Ok((Arc::clone(store), path));
         }
-        let (store, path) = open_store(uri, Patience::Reading { silence: SILENCE, retries: RETRIES }).map_err(failed)?;
+        let (store, _) = open_store(&bucket, Patience::Reading { silence: SILENCE, retries: RETRIES }).map_err(failed)?;
         stores.insert(bucket, Arc::clone(&store));
         Ok((store, path))
     }

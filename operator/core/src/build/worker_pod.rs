@@ -138,7 +138,8 @@ fn resources(requests: &BTreeMap<String, Quantity>) -> ResourceRequirements {
 fn has_cache_volume(job: &ValidatedJob) -> bool {
     let is_object = |entry: &String| is_object_uri(entry) || matches!(ShardEntry::parse(entry), Ok(ShardEntry::List(_)));
     let is_given = job.spec().data.cache.as_ref().is_some_and(|cache| cache.path.is_some());
-    !is_given && job.source().lists().iter().any(|(_, list)| list.iter().any(is_object))
+    let has_index = job.spec().data.index_path.as_deref().is_some_and(is_object_uri);
+    !is_given && (has_index || job.source().lists().iter().any(|(_, list)| list.iter().any(is_object)))
 }
 
 fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob) {

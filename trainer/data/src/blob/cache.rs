@@ -15,7 +15,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lru::LruCache;
@@ -28,6 +28,9 @@ const CHUNKS: &str = "lcl-chunks-1";
 
 /// Ending of a chunk that is being fetched. The file is its lock.
 const PART: &str = "part";
+
+/// Chunks that a process remembers to be sound: those of 256 GiB, in some megabytes of memory.
+const SOUND_FILES: NonZero<usize> = NonZero::new(1 << 16).expect("65,536 is not zero");
 
 /// Bytes of the check sum at a chunk's end.
 const CHECK_BYTES: u64 = 4;
@@ -69,7 +72,9 @@ pub(crate) struct Cache {
     folder: PathBuf,
     /// Most bytes.
     bound: u64,
-    open: Mutex<LruCache<Key, Arc<File>>>,
+    open: Mutex<LruCache<Key, (Arc<File>, Instant)>>,
+    /// Files that this process has found sound, by device and inode: opening one again costs no look at all of it.
+    sound: Mutex<LruCache<Key, (u64, u64)>>,
     /// Bytes that this process has written since it looked after the bound.
     written: AtomicU64,
     /// Whether this process has said that nothing can be kept.
@@ -105,8 +110,9 @@ impl Cache {
         tempfile::tempfile_in(&chunks).map_err(failed)?;
         let files = usize::try_from(bound / OPEN_PART / CHUNK_BYTES).unwrap_or(OPEN_FILES).clamp(1, OPEN_FILES);
         let open = Mutex::new(LruCache::new(NonZero::new(files).unwrap_or(NonZero::<usize>::MIN)));
-        let cache = Self { folder: chunks, bound, open, written: AtomicU64::new(0), told: Mutex::new(false) };
-        cache.look_after_bound();
+        let sound = Mutex::new(LruCache::new(SOUND_FILES));
+        let cache = Self { folder: chunks, bound, open, sound, written: AtomicU64::new(0), told: Mutex::new(false) };
+        cache.look_after_bound(false);
         Ok(cache)
     }
 
@@ -123,7 +129,14 @@ impl Cache {
             let length = ((chunk.end - at) as usize).min(rest.len());
             let (piece, after) = rest.split_at_mut(length);
             match self.chunk(cached, &chunk)? {
-                Found::File(file) => file.read_exact_at(piece, at - chunk.begin)?,
+                Found::File(file) => {
+                    if let Err(error) = file.read_exact_at(piece, at - chunk.begin) {
+                        // The disk fails, not the store: these bytes come from there.
+                        tracing::warn!(cache = %self.folder.display(), %error, "a chunk of the cache cannot be read: fetching it anew");
+                        self.forget(&chunk.key);
+                        piece.copy_from_slice(&objects()?.get(&cached.object, at..at + length as u64)?);
+                    }
+                }
                 Found::Bytes(bytes) => {
                     let begin = (at - chunk.begin) as usize;
                     piece.copy_from_slice(bytes.get(begin..begin + length).ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -144,8 +157,7 @@ impl Cache {
     }
 
     fn chunk(&self, cached: &Cached, chunk: &Chunk) -> io::Result<Found> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&chunk.key).cloned();
-        if let Some(file) = open {
+        if let Some(file) = self.opened(&chunk.key) {
             return Ok(Found::File(file));
         }
         let path = self.path(&chunk.key);
@@ -173,12 +185,12 @@ impl Cache {
                 let written = self.written.fetch_add(bytes.len() as u64, Relaxed) + bytes.len() as u64;
                 if written > self.bound / LOOK_PART {
                     self.written.store(0, Relaxed);
-                    self.look_after_bound();
+                    self.look_after_bound(false);
                 }
             }
             Err(error) => {
                 self.tell(&error);
-                self.look_after_bound();
+                self.look_after_bound(error.kind() == io::ErrorKind::StorageFull);
             }
         }
         Ok(Found::Bytes(bytes))
@@ -188,22 +200,42 @@ impl Cache {
     fn kept(&self, path: &Path, chunk: &Chunk) -> Option<Arc<File>> {
         let file = File::open(path).ok()?;
         let metadata = file.metadata().ok()?;
-        if !is_sound(&file, &metadata, chunk.end - chunk.begin) {
+        let inode = (metadata.dev(), metadata.ino());
+        let is_known = self.sound.lock().unwrap_or_else(PoisonError::into_inner).get(&chunk.key) == Some(&inode);
+        if !is_known && !is_sound(&file, &metadata, chunk.end - chunk.begin) {
             tracing::warn!(chunk = %path.display(), "a chunk of the cache is damaged: fetching it again");
             drop(fs::remove_file(path));
             return None;
         }
+        self.sound.lock().unwrap_or_else(PoisonError::into_inner).put(chunk.key, inode);
         if metadata.modified().ok().and_then(|used| used.elapsed().ok()).is_none_or(|age| age > TOUCH_AGE) {
-            // Only the order of removal hangs on it.
-            drop(file.set_times(FileTimes::new().set_modified(SystemTime::now())));
+            touch(&file);
         }
         let file = Arc::new(file);
         self.remember(chunk.key, Arc::clone(&file));
         Some(file)
     }
 
+    /// A chunk that this process has open. One that is read all the time is touched now and then, or it would be the first to be removed.
+    fn opened(&self, key: &Key) -> Option<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (file, touched) = open.get_mut(key)?;
+        if touched.elapsed() > TOUCH_AGE {
+            *touched = Instant::now();
+            touch(file);
+        }
+        Some(Arc::clone(file))
+    }
+
     fn remember(&self, key: Key, file: Arc<File>) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).put(key, file);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).put(key, (file, Instant::now()));
+    }
+
+    /// Has a chunk that cannot be read be fetched again.
+    fn forget(&self, key: &Key) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).pop(key);
+        self.sound.lock().unwrap_or_else(PoisonError::into_inner).pop(key);
+        drop(fs::remove_file(self.path(key)));
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -225,9 +257,9 @@ impl Cache {
         }
     }
 
-    /// Removes the chunks that were used longest ago until what is left is well below the bound. One process at a time does; the others have
-    /// no need to wait for it.
-    fn look_after_bound(&self) {
+    /// Removes the chunks that were used longest ago until what is left is well below the bound, or below what there is when the disk is full. One
+    /// process at a time does; the others have no need to wait for it.
+    fn look_after_bound(&self, is_full: bool) {
         let Ok(lock) = File::create(self.folder.join("lock")) else { return };
         if lock.try_lock().is_err() {
             return;
@@ -242,7 +274,8 @@ impl Cache {
                 chunks.push((metadata.mtime(), metadata.mtime_nsec(), metadata.blocks() * 512, entry.path()));
             }
         }
-        let wanted = self.bound - self.bound / LEFT_FREE_PART;
+        let most = if is_full { self.bound.min(bytes) } else { self.bound };
+        let wanted = most - most / LEFT_FREE_PART;
         if bytes <= wanted {
             return;
         }
@@ -252,13 +285,20 @@ impl Cache {
                 break;
             }
             // One that is being fetched is somebody's; it is new in any case, unless its fetcher was killed.
-            let is_locked =
-                path.extension().is_some_and(|ending| ending == PART) && File::open(&path).is_ok_and(|part| part.try_lock().is_err());
+            let part = if path.extension().is_some_and(|ending| ending == PART) { File::open(&path).ok() } else { None };
+            let is_locked = part.as_ref().is_some_and(|part| part.try_lock().is_err());
             if !is_locked && fs::remove_file(&path).is_ok() {
                 bytes -= size.min(bytes);
             }
+            // Its lock is held until its name is gone.
+            drop(part);
         }
     }
+}
+
+/// Notes that a chunk is used: the order of removal hangs on it, nothing else.
+fn touch(file: &File) {
+    drop(file.set_times(FileTimes::new().set_modified(SystemTime::now())));
 }
 
 /// Where the bytes of a chunk are.

@@ -52,7 +52,10 @@ impl<'a> Places<'a> {
     fn of(&self, first: &Path, identity: &Identity) -> Vec<PathBuf> {
         let name = file_name(identity);
         let beside = first.parent().map(Path::to_owned);
-        let local = if blob::is_remote(first) { blob::index_folder() } else { None };
+        // What is made for all nodes is of no use in a cache of this one.
+        let is_remote = |path: &Path| blob::is_remote(path);
+        let is_local = !self.is_asked_for && (is_remote(first) || self.folder().is_some_and(is_remote));
+        let local = if is_local { blob::index_folder() } else { None };
         self.folder().map(Path::to_owned).into_iter().chain(beside).chain(local).map(|folder| folder.join(&name)).collect()
     }
 }
@@ -203,10 +206,8 @@ impl PairIndex {
         let local = |place: &PathBuf| places.is_asked_for || !blob::is_remote(place);
         let files: Vec<PathBuf> = places.of(first, &identity).into_iter().filter(local).collect();
         // The records of a large set are gigabytes: one process writes them, and others that have waited for it take what it wrote.
-        let lock = lock_for(&index_files(first, places.folder(), &keys.of_index()));
-        if lock.as_ref().is_some_and(|lock| lock.waited)
-            && let Some(found) = Self::find(&index.shards, keys, places, threads)?
-        {
+        let _lock = lock_for(&index_files(first, places.folder(), &keys.of_index()));
+        if let Some(found) = Self::find(&index.shards, keys, places, threads)? {
             return Ok(found);
         }
         index.write_set(&files, &identity, keys, places.is_asked_for)?;
@@ -230,7 +231,10 @@ impl PairIndex {
                     tracing::info!(index = %file.display(), shards = parts.len(), samples = findings.samples, "made the index of all shards");
                     return Ok(());
                 }
-                Err(error) => drop(first_error.get_or_insert((file, error))),
+                Err(error) => {
+                    tracing::warn!(index = %file.display(), %error, "the index of all shards cannot be written here");
+                    first_error.get_or_insert((file, error));
+                }
             }
         }
         match first_error {
@@ -246,6 +250,11 @@ impl PairIndex {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether some shards are objects.
+    pub(crate) fn has_objects(&self) -> bool {
+        self.shards.iter().any(|shard| blob::is_remote(shard))
     }
 
     /// An index of one shard that is in memory alone.
