@@ -90,7 +90,7 @@ fn names(answer: &Value, field: &str) -> bool {
 /// What the API server sees in its own way: it judges the envelope before any schema, names the labels as a whole, takes an explicit null
 /// for a field left out, and names the whole entry that stands twice. Patterns of shards and filters are parsed, which CEL cannot: such a job
 /// is stored, and the operator refuses it.
-const ITS_OWN_WAY: [(&str, Option<&str>); 24] = [
+const ITS_OWN_WAY: [(&str, Option<&str>); 25] = [
     ("apiVersion = 'lcl.dev/v2'", Some("v2")),
     ("apiVersion = delete", Some("API version")),
     ("metadata.name = 7", Some("ObjectMeta.name")),
@@ -116,6 +116,7 @@ const ITS_OWN_WAY: [(&str, Option<&str>); 24] = [
         None,
     ),
     ("spec.data = {'mmc4': {'shards': ['/m_{0..3.jsonl'], 'images': {'folder': '/i'}}}", None),
+    ("spec.data = {'mmc4': {'shards': ['/m.jsonl'], 'images': {'shards': ['/i{.tar']}}}", None),
     ("spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i-[0.tar']}}", None),
     (
         "spec.data = {'mixture': {'sources': [{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, \

@@ -35,6 +35,7 @@ const OTHERWISE: &[(&str, Target)] = &[
     ("model.objective.kind", Target::Manifest("spec.model.objective")),
     ("model.objective.generationWeight", Target::Manifest("spec.model.objective.lcl.generationWeight")),
     ("model.objective.contrastiveWeight", Target::Manifest("spec.model.objective.lcl.contrastiveWeight")),
+    ("data.cache.bytes", Target::Manifest("spec.data.cache.sizeGib")),
     ("data.source.kind", Target::Manifest("spec.data")),
     ("data.source.shards", Target::Manifest("spec.data.webdataset.shards")),
     ("data.source.keys.image", Target::Manifest("spec.data.webdataset.imageKeys")),
