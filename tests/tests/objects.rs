@@ -192,6 +192,7 @@ fn documents_and_pairs_out_of_a_store_give_the_batches_of_those_on_disks() -> Re
 #[ignore = "run by the other tests, in a process of its own"]
 fn reads_for_another_process() {
     let Ok(shards) = env::var("LCL_TEST_SHARDS") else { return };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let cache = CacheConfig { path: env::var("LCL_TEST_CACHE").ok(), bytes: env::var("LCL_TEST_BOUND").unwrap().parse().unwrap() };
     let read = || -> Result<String> {
         let dataset = Dataset::open(&DataConfig { cache, threads: 2, ..DataConfig::new(DataSource::webdataset(vec![shards])) })?;
@@ -290,7 +291,7 @@ fn a_store_that_goes_away_is_waited_for() -> Result<()> {
     let expected = stage.read(&stage.local(), &stage.cache("unused"))?.digest;
     let mut child = stage.begin(&Stage::uri(), &stage.cache("cache"), 1 << 24)?;
     let lines = BufReader::new(child.stderr.take().context("no standard error")?).lines();
-    let mut has_gone = false;
+    let (mut has_gone, mut has_come_back) = (false, false);
     for line in lines.map_while(Result::ok) {
         if line.contains("half is read") {
             stage.proxy.disappear()?;
@@ -300,10 +301,11 @@ fn a_store_that_goes_away_is_waited_for() -> Result<()> {
         if has_gone && line.contains("trying again") && line.contains("attempt=3") {
             assert!(line.contains("s3://runs/data/0000"), "{line}");
             stage.proxy.come_back()?;
-            has_gone = false;
+            (has_gone, has_come_back) = (false, true);
         }
     }
     assert_eq!(finish(child)?.digest, expected);
+    assert!(has_come_back, "nothing was asked of the store while it was away");
     Ok(())
 }
 

@@ -97,12 +97,18 @@ pub(crate) fn with_retries<T, E: std::error::Error>(
             return Err(error);
         }
         let delay = delay(key, attempt);
-        tracing::warn!(attempt, of = ATTEMPTS, ?delay, %cause, "{error}: trying again");
+        tracing::warn!(attempt, of = ATTEMPTS, ?delay, cause = chain(cause), "{error}: trying again");
         if wait(delay) {
             return Err(error);
         }
         attempt += 1;
     }
+}
+
+/// An error with all that is behind it: an object's says what its store answered only there.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    causes.collect::<Vec<_>>().join(": ")
 }
 
 /// Wait after the attempt of this number, from 1: doubling up to the cap, then spread over its upper half.

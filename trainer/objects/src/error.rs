@@ -6,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
     /// The store answered with an error, or not at all.
-    #[error("object {uri}: {source}")]
+    #[error("object {uri}")]
     Store {
         /// The object.
         uri: String,
