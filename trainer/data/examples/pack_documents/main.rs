@@ -127,5 +127,10 @@ fn report(pictures: &[Picture], split: &Split, outlines: &[Outline]) {
     println!("{} pictures ({}) of {} synsets", pictures.len(), packages.join(", "), synsets.len());
     println!("held out: {} pictures of {} synsets", split.held_out.len(), split.held_out_synsets.len());
     let uses: usize = outlines.iter().map(|outline| outline.pictures.len()).sum();
-    println!("{} documents with {:.1} images on average, of {} pictures", outlines.len(), uses as f64 / outlines.len() as f64, split.training.len());
+    println!(
+        "{} documents with {:.1} images on average, of {} pictures",
+        outlines.len(),
+        uses as f64 / outlines.len() as f64,
+        split.training.len()
+    );
 }

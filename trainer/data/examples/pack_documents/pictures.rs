@@ -35,8 +35,8 @@ pub(crate) struct Picture {
     pub(crate) synset: SynsetId,
 }
 
-/// Lexicographer files of what a folder of clip art shows, by its first part; folders of signs, icons and abstract shapes are left out.
-const CLIPART: [(&str, &[u8]); 15] = [
+/// Lexicographer files of what a folder of clip art shows; folders of signs, icons and abstract shapes are left out.
+const CLIPART: [(&str, &[u8]); 16] = [
     ("animals", &[5]),
     ("buildings", &[6]),
     ("containers", &[6]),
@@ -45,6 +45,7 @@ const CLIPART: [(&str, &[u8]); 15] = [
     ("food", &[13, 20]),
     ("office", &[6]),
     ("people", &[18]),
+    ("people/clothing", &[6]),
     ("plants", &[20]),
     ("recreation", &[6]),
     ("science", &[6, 17]),
@@ -53,12 +54,12 @@ const CLIPART: [(&str, &[u8]); 15] = [
     ("transportation", &[6]),
     ("decorations", &[6]),
 ];
-/// Folders below those whose pictures stand for something else than they show.
-const CLIPART_SIGNS: [&str; 6] = ["roadsigns", "aiga-symbols", "playing_cards", "cards", "fantasy", "logos"];
+/// Folders below those whose pictures stand for something else than they show, or that are listed by themselves.
+const CLIPART_SIGNS: [&str; 8] = ["clothing", "roadsigns", "aiga-symbols", "playing_cards", "cards", "fantasy", "religion", "bodypart"];
 /// First words of clip art's names that say how something looks, not what it is.
 const LOOKS: [&str; 22] = [
-    "a", "the", "black", "white", "red", "blue", "green", "yellow", "pink", "purple", "brown", "grey", "gray", "small", "big", "little", "old",
-    "new", "simple", "contour", "cartoon", "my",
+    "a", "the", "black", "white", "red", "blue", "green", "yellow", "pink", "purple", "brown", "grey", "gray", "small", "big", "little",
+    "old", "new", "simple", "contour", "cartoon", "my",
 ];
 
 /// Lexicographer files of what an emoji's subcategory shows. Faces, gestures, symbols and flags are left out: what they show is no thing
@@ -191,7 +192,8 @@ mod tests {
             has_img_google: true,
             has_img_twitter: true,
         };
-        let check = |emoji: &Emoji, expected: Option<u32>| assert_eq!(synset_of_emoji(emoji, &wordnet), expected.map(SynsetId), "{}", emoji.name);
+        let check =
+            |emoji: &Emoji, expected: Option<u32>| assert_eq!(synset_of_emoji(emoji, &wordnet), expected.map(SynsetId), "{}", emoji.name);
         check(&emoji("THREE BUTTON MOUSE", "three_button_mouse", "computer"), Some(40));
         check(&emoji("MOUSE FACE", "mouse", "animal-mammal"), Some(30));
         check(&emoji("CAT WITH WRY SMILE", "smirk_cat", "animal-mammal"), Some(70));
@@ -205,7 +207,8 @@ mod tests {
         let birds = folder.path().join("animals/birds");
         fs::create_dir_all(folder.path().join("animals/roadsigns")).expect("a folder is made");
         fs::create_dir_all(&birds).expect("a folder is made");
-        for file in ["animals/cat_01.png", "animals/birds/goose.png", "animals/roadsigns/cat.png", "animals/unknown.png", "animals/cat.txt"] {
+        for file in ["animals/cat_01.png", "animals/birds/goose.png", "animals/roadsigns/cat.png", "animals/unknown.png", "animals/cat.txt"]
+        {
             fs::write(folder.path().join(file), "").expect("a file is written");
         }
         std::os::unix::fs::symlink(birds.join("goose.png"), birds.join("geese.png")).expect("a link is made");

@@ -17,6 +17,8 @@ const HELD_OUT_EVERY: usize = 10;
 const HELD_OUT_OFFSET: usize = 3;
 /// Documents that each picture is in: as often as the text beside it changes, the picture tells more of it.
 const ROUNDS: u64 = 5;
+/// Things that a meaning has to be above to open documents: fewer are together in every round.
+const THINGS_OF_A_KIND: usize = 6;
 /// Pictures of a document: as many as MMC4's limit of six, and enough for what is before an image to be more than its own sentence.
 const FEWEST: usize = 3;
 const MOST: usize = 6;
@@ -82,7 +84,7 @@ fn nearest_kinds(pictures: &[Picture], split: &Split, wordnet: &WordNet) -> BTre
     }
     let fits = |kind: &SynsetId| {
         let is_short = wordnet.get(*kind).is_some_and(super::wordnet::Synset::is_short);
-        below.get(kind).is_some_and(|count| *count >= FEWEST) && is_short && !split.held_out_synsets.contains(kind)
+        below.get(kind).is_some_and(|count| *count >= THINGS_OF_A_KIND) && is_short && !split.held_out_synsets.contains(kind)
     };
     synsets.iter().filter_map(|synset| Some((*synset, wordnet.above(*synset).find(fits)?))).collect()
 }
@@ -132,22 +134,22 @@ mod tests {
     use super::*;
     use crate::wordnet::tests::small;
 
-    /// Three pictures of each of the four animals.
+    /// Three pictures of each of eight animals.
     fn pictures() -> Vec<Picture> {
         let picture = |number: usize| Picture {
             path: format!("{number}.png").into(),
             address: format!("a:{number}"),
-            synset: SynsetId([30, 50, 60, 70][number % 4]),
+            synset: SynsetId([30, 50, 60, 70, 100, 110, 120, 130][number % 8]),
         };
-        (0..12).map(picture).collect()
+        (0..24).map(picture).collect()
     }
 
     #[test]
     fn no_picture_of_a_synset_that_is_held_out_is_trained_with() {
         let split = split(&pictures());
-        assert_eq!(split.held_out, [3, 7, 11]);
+        assert_eq!(split.held_out, [3, 11, 19]);
         assert_eq!(split.held_out_synsets, BTreeSet::from([SynsetId(70)]));
-        assert_eq!(split.training.len(), 9);
+        assert_eq!(split.training.len(), 21);
     }
 
     #[test]

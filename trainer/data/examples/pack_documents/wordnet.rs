@@ -17,6 +17,8 @@ const SENSES: usize = 3;
 const LONGEST_DEFINITION: usize = 30;
 /// Longest example in words that is given with a definition.
 const LONGEST_EXAMPLE: usize = 12;
+/// The lexicographer file of things in nature that are no beings, noun.object.
+const IN_NATURE: u8 = 17;
 
 /// A meaning, named by its place in `data.noun`, which is WordNet's own number for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,7 +94,10 @@ impl WordNet {
     /// the first meaning is often another one than the picture's: a bishop's *square* is no tool.
     pub(crate) fn find(&self, phrase: &str, files: &[u8]) -> Option<SynsetId> {
         let senses = self.singulars(phrase).into_iter().find_map(|word| self.senses.get(&word))?;
-        let fits = |id: &&SynsetId| self.get(**id).is_some_and(|synset| files.contains(&synset.file) && synset.is_short());
+        // Capitals are proper names, among things in nature planets, else seldom what a picture shows (*Polo* is a person).
+        let is_usual = |synset: &Synset| synset.file == IN_NATURE || !synset.lemma.starts_with(char::is_uppercase);
+        let fits =
+            |id: &&SynsetId| self.get(**id).is_some_and(|synset| files.contains(&synset.file) && synset.is_short() && is_usual(synset));
         senses.iter().take(SENSES).find(fits).copied()
     }
 
@@ -180,6 +185,11 @@ pub(crate) mod tests {
             "00000050 05 n 01 goose 0 001 @ 00000020 n 0000 | a large water bird  ",
             "00000060 05 n 01 fire_fly 0 001 @ 00000020 n 0000 | a beetle that shines; \"one two three four five six seven eight nine ten eleven twelve thirteen\"  ",
             "00000070 05 n 01 cat 0 001 @ 00000020 n 0000 | a creature that purrs  ",
+            "00000100 05 n 01 wren 0 001 @ 00000020 n 0000 | a bird that sings  ",
+            "00000110 05 n 01 toad 0 001 @ 00000020 n 0000 | a creature that hops  ",
+            "00000120 05 n 01 pike 0 001 @ 00000020 n 0000 | a fish with teeth  ",
+            "00000130 05 n 01 wasp 0 001 @ 00000020 n 0000 | an insect that stings  ",
+            "00000080 05 n 02 Cato 0 polo 0 000 | a mouse in a story  ",
         ];
         let index = [
             "mouse n 2 1 @ 2 1 00000040 00000030  ",
@@ -187,6 +197,7 @@ pub(crate) mod tests {
             "goose n 1 1 @ 1 1 00000050  ",
             "fire_fly n 1 1 @ 1 0 00000060  ",
             "cat n 1 0 1 1 00000070  ",
+            "polo n 1 0 1 1 00000080  ",
         ];
         for (name, lines, exceptions) in
             [("data.noun", &data[..], ""), ("index.noun", &index[..], ""), ("noun.exc", &[][..], "geese goose\nmice mouse\n")]
@@ -201,7 +212,8 @@ pub(crate) mod tests {
     #[test]
     fn a_phrase_is_the_first_meaning_in_the_files_of_its_folder() {
         let (_folder, wordnet) = small();
-        let check = |phrase, files: &[u8], expected: Option<u32>| assert_eq!(wordnet.find(phrase, files), expected.map(SynsetId), "{phrase}");
+        let check =
+            |phrase, files: &[u8], expected: Option<u32>| assert_eq!(wordnet.find(phrase, files), expected.map(SynsetId), "{phrase}");
         check("mouse", &[5], Some(30));
         check("mouse", &[6], Some(40));
         check("mouse", &[5, 6], Some(40));
@@ -211,6 +223,7 @@ pub(crate) mod tests {
         check("cats", &[5], Some(70));
         check("fire fly", &[5], Some(60));
         check("fire", &[5], None);
+        check("polo", &[5], None);
     }
 
     #[test]

@@ -29,8 +29,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zip::{ZipWriter, write::SimpleFileOptions};
 
-/// Documents of a shard of MMC4; the published ones have about 4,400. Several shards, so that several threads have files of their own.
-const MMC4_DOCUMENTS: usize = 500;
+/// Shards of MMC4, so that several threads have files of their own; the job names them.
+const MMC4_SHARDS: usize = 4;
 /// Rows of a row group of OBELICS's files, as published.
 const OBELICS_ROWS: usize = 1000;
 /// Images of a tar shard, as img2dataset has it when it is told to.
@@ -73,7 +73,7 @@ pub(crate) fn mmc4(folder: &Path, documents: &[Document<'_>]) -> Result<()> {
         let path = images.join(mmc4_name(image));
         fs::write(&path, &image.png).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    for (number, documents) in documents.chunks(MMC4_DOCUMENTS).enumerate() {
+    for (number, documents) in documents.chunks(documents.len().div_ceil(MMC4_SHARDS).max(1)).enumerate() {
         let member = format!("docs_shard_{number}_v2.jsonl");
         let path = folder.join(format!("{member}.zip"));
         let mut archive = ZipWriter::new(File::create(&path).with_context(|| format!("cannot create {}", path.display()))?);
@@ -89,7 +89,8 @@ fn mmc4_line(document: &Document<'_>) -> Value {
     let Document { opening, images } = document;
     let sentences: Vec<&String> = opening.iter().chain(images.iter().map(|image| &image.sentence)).collect();
     let first = usize::from(opening.is_some());
-    let row = |image: usize| (0..sentences.len()).map(|sentence| if sentence == image + first { SIMILAR } else { OTHERS }).collect::<Vec<_>>();
+    let row =
+        |image: usize| (0..sentences.len()).map(|sentence| if sentence == image + first { SIMILAR } else { OTHERS }).collect::<Vec<_>>();
     let info = |(number, image): (usize, &&Image)| {
         json!({
             "image_name": mmc4_name(image), "raw_url": image.address, "matched_text_index": number + first, "matched_sim": SIMILAR,
@@ -216,7 +217,12 @@ fn write_texts<'a>(group: &mut SerializedRowGroupWriter<'_, File>, texts: impl I
     write_column(group, &values, &vec![1; values.len()], None)
 }
 
-fn write_column(group: &mut SerializedRowGroupWriter<'_, File>, values: &[ByteArray], definitions: &[i16], repetitions: Option<&[i16]>) -> Result<()> {
+fn write_column(
+    group: &mut SerializedRowGroupWriter<'_, File>,
+    values: &[ByteArray],
+    definitions: &[i16],
+    repetitions: Option<&[i16]>,
+) -> Result<()> {
     let mut column = group.next_column()?.context("the schema has fewer columns")?;
     column.typed::<ByteArrayType>().write_batch(values, Some(definitions), repetitions)?;
     column.close()?;
@@ -278,23 +284,24 @@ mod tests {
         obelics(&obelics_folder, &documents).expect("OBELICS is written");
 
         let (mut record, mut sentences) = (Record::new(), Vec::new());
-        let shard = mmc4_folder.join("docs_shard_0_v2.jsonl.zip");
-        walk(&shard, |line| {
-            line.parse(&mut record).expect("a sound line");
-            sentences.push(record.images().len());
-        })
-        .expect("a sound shard");
+        for shard in ["docs_shard_0_v2.jsonl.zip", "docs_shard_1_v2.jsonl.zip"] {
+            walk(&mmc4_folder.join(shard), |line| {
+                line.parse(&mut record).expect("a sound line");
+                sentences.push(record.images().len());
+            })
+            .expect("a sound shard");
+        }
         assert_eq!(sentences, [3, 3]);
         let path = fs::read_dir(&obelics_folder).expect("the folder").flatten().map(|entry| entry.path()).find(|path| path.is_file());
         let file = DocumentFile::open(&path.expect("a file")).expect("a sound file");
         let findings = index_file(&file, true, |_| Ok(true), |_, samples| assert_eq!(samples.len(), 2)).expect("sound rows");
-        assert_eq!((findings.rows, findings.bad_rows), (2, 0));
+        assert_eq!((findings.rows, findings.samples, findings.images), (2, 2, 6));
 
         let source = |folder: &Path, name: &str| vec![folder.join(name).display().to_string()];
         let sources = [
             DataSource::Mmc4 {
                 mmc4: Mmc4Config {
-                    shards: source(&mmc4_folder, "docs_shard_{0..0}_v2.jsonl.zip"),
+                    shards: source(&mmc4_folder, "docs_shard_{0..3}_v2.jsonl.zip"),
                     images: Mmc4Images::Flat { folder: mmc4_folder.join("images").display().to_string() },
                     min_similarity: 0.24,
                     max_images: 6,
