@@ -38,7 +38,7 @@ say "Documents of pictures and definitions"
 "$LCL" data stats -f examples/documents.yaml --volume "data=$DATA" --volume "runs=$HOME_DIR/runs"
 "$LCL" data show -f examples/documents.yaml --volume "data=$DATA" --volume "runs=$HOME_DIR/runs" --count 24 --html "$HOME_DIR/documents.html"
 
-run documents 1 "$HOME_DIR/probe" --steps 24 -o json > "$HOME_DIR/probe.log" 2>&1 || { cat "$HOME_DIR/probe.log" >&2; exit 1; }
+run documents 1 "$HOME_DIR/probe" --steps 40 -o json > "$HOME_DIR/probe.log" 2>&1 || { cat "$HOME_DIR/probe.log" >&2; exit 1; }
 STEPS=$(python3 scripts/demo_documents.py steps "$HOME_DIR/probe/documents" "$SECONDS_DOCUMENTS")
 rm -rf "$HOME_DIR/probe"
 for seed in $SEEDS; do
