@@ -155,13 +155,14 @@ impl Pairs {
 #[must_use]
 pub fn to_text(found: &Generation) -> String {
     let Generation { name, completed_steps, captions, tokens, own_image, other_image, skipped } = found;
+    use std::fmt::Write;
     let mut text = format!("{name} after {completed_steps} steps: {captions} captions of {tokens} tokens");
     if *skipped > 0 {
-        text.push_str(&format!(", {skipped} unusable samples left out"));
+        let _ = write!(text, ", {skipped} unusable samples left out");
     }
-    text.push_str(&format!("\n  loss per token: {own_image:.3} after its own image"));
+    let _ = write!(text, "\n  loss per token: {own_image:.3} after its own image");
     if let Some(other) = other_image {
-        text.push_str(&format!(", {other:.3} after another one"));
+        let _ = write!(text, ", {other:.3} after another one");
     }
     text.push('\n');
     text

@@ -1,4 +1,4 @@
-//! Writes the data of the demo with documents: real pictures, and beside each what WordNet says of what it shows.
+//! Writes the data of the demo with documents: real pictures, and beside each what `WordNet` says of what it shows.
 //!
 //! `pack_documents --wordnet DIR --google DIR --twitter DIR --clipart DIR --out DIR`
 //!

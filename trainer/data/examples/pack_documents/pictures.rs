@@ -1,7 +1,7 @@
 //! Pictures with names: emoji of two styles, and clip art.
 //!
-//! Comes in: the folders of the unpacked packages, and WordNet. Goes out: the pictures whose name is a noun that fits their folder. It decodes
-//! none.
+//! Comes in: the folders of the unpacked packages, and `WordNet`. Goes out: the pictures whose name is a noun that fits their folder. It
+//! decodes none.
 
 use std::{
     fs,

@@ -66,7 +66,7 @@ pub(crate) fn outlines(pictures: &[Picture], split: &Split, wordnet: &WordNet) -
         }
         for (number, ((kind, _), members)) in groups.into_iter().enumerate() {
             let mut random = SlotRandom::new(1, round, number as u64, Stream::Order);
-            let cut = cut(members, pictures, &mut random);
+            let cut = cut(&members, pictures, &mut random);
             outlines.extend(cut.into_iter().map(|pictures| Outline { kind, pictures }));
         }
     }
@@ -90,8 +90,8 @@ fn nearest_kinds(pictures: &[Picture], split: &Split, wordnet: &WordNet) -> BTre
 }
 
 /// Cuts the pictures of a group into documents of three to six with different synsets; the last is filled with pictures that are in one already.
-fn cut(members: Vec<usize>, pictures: &[Picture], random: &mut SlotRandom) -> Vec<Vec<usize>> {
-    let mut waiting = members.clone();
+fn cut(members: &[usize], pictures: &[Picture], random: &mut SlotRandom) -> Vec<Vec<usize>> {
+    let mut waiting = members.to_owned();
     shuffle(&mut waiting, random);
     let mut documents = Vec::new();
     while !waiting.is_empty() {
@@ -107,7 +107,7 @@ fn cut(members: Vec<usize>, pictures: &[Picture], random: &mut SlotRandom) -> Ve
             }
             !is_taken
         });
-        let mut others = members.clone();
+        let mut others = members.to_owned();
         shuffle(&mut others, random);
         for picture in others {
             if takes(&document, picture, FEWEST) {

@@ -1,4 +1,4 @@
-//! The nouns of WordNet 3.0, read from Debian's `wordnet-base`.
+//! The nouns of `WordNet` 3.0, read from Debian's `wordnet-base`.
 //!
 //! Comes in: the folder of `index.noun`, `data.noun` and `noun.exc` (their form: wndb(5WN)). Goes out: synsets with definition, example and
 //! hypernym, and which of them a phrase names. It knows no picture.
@@ -20,7 +20,7 @@ const LONGEST_EXAMPLE: usize = 12;
 /// The lexicographer file of things in nature that are no beings, noun.object.
 const IN_NATURE: u8 = 17;
 
-/// A meaning, named by its place in `data.noun`, which is WordNet's own number for it.
+/// A meaning, named by its place in `data.noun`, which is `WordNet`'s own number for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SynsetId(pub(crate) u32);
 
