@@ -182,7 +182,7 @@ pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Res
         Command::Data(DataCommand::Index { shards, keys, index_path, threads }) => index(&shards, &keys, index_path.as_deref(), threads),
         Command::Data(DataCommand::Tokenize { file }) => tokenize(file.as_deref()),
         Command::Data(DataCommand::Show(arguments)) => show(arguments),
-        Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(arguments),
+        Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(&arguments),
         Command::Evaluate(EvaluateCommand::Generation(arguments)) => generation(&arguments),
         Command::Report(arguments) => write_report(&arguments),
     }
@@ -440,7 +440,7 @@ fn show(arguments: ShowArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::Success)
 }
 
-fn retrieval(arguments: RetrievalArgs) -> Result<ExitCode, CommandError> {
+fn retrieval(arguments: &RetrievalArgs) -> Result<ExitCode, CommandError> {
     let evaluation = evaluate::retrieval(&evaluate_options(&arguments.held_out), arguments.examples)?;
     say_result(&arguments.held_out, &evaluation, evaluate::to_text)
 }

@@ -6,7 +6,7 @@
 //! A caption stands behind its image as it does in training: `soi img×N eoi text eot`, with `sot` before it when documents were among
 //! the training data, all of which begin with it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write};
 
 use lcl_data::{
     dataset::Reading,
@@ -101,7 +101,7 @@ pub fn generation(options: &EvaluateOptions) -> Result<Generation, EvaluateError
         }
         if pairs.captions.len() == BATCH || (sample + 1 == total && !pairs.captions.is_empty()) {
             captions += pairs.captions.len() as u64;
-            own.add(pairs.loss(&learner, &transform, |row| Some(row))?);
+            own.add(pairs.loss(&learner, &transform, Some)?);
             other.add(pairs.loss(&learner, &transform, |row| pairs.other(row))?);
             pairs = Pairs::default();
         }
@@ -127,20 +127,20 @@ impl Pairs {
         image_of: impl Fn(usize) -> Option<usize>,
     ) -> Result<(f64, u64), EvaluateError> {
         let length = self.sequences.iter().map(Vec::len).max().unwrap_or(0);
-        let (mut tokens, mut pixels, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-        let size = transform.output_len();
-        for (row, sequence) in self.sequences.iter().enumerate() {
-            let Some(image) = image_of(row).and_then(|image| self.pixels.get(image * size..(image + 1) * size)) else { continue };
-            tokens.extend(sequence.iter().copied().chain(std::iter::repeat_n(0, length - sequence.len())));
+        let (mut ids, mut pixels, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let values = transform.output_len();
+        for (pair, sequence) in self.sequences.iter().enumerate() {
+            let Some(image) = image_of(pair).and_then(|image| self.pixels.get(image * values..(image + 1) * values)) else { continue };
+            ids.extend(sequence.iter().copied().chain(std::iter::repeat_n(0, length - sequence.len())));
             pixels.extend_from_slice(image);
             slots.push(slots.len() as u64);
         }
         if slots.is_empty() {
             return Ok((0.0, 0));
         }
-        let (rows, side) = (slots.len() as i64, i64::from(transform.size));
-        let tokens = Tensor::f_from_slice(&tokens)?.f_view([rows, length as i64])?;
-        let images = Tensor::f_from_slice(&pixels)?.f_view([rows, 3, side, side])?.f_to_device(learner.model().device())?;
+        let (count, side) = (slots.len() as i64, i64::from(transform.size));
+        let tokens = Tensor::f_from_slice(&ids)?.f_view([count, length as i64])?;
+        let images = Tensor::f_from_slice(&pixels)?.f_view([count, 3, side, side])?.f_to_device(learner.model().device())?;
         Ok(learner.generation_loss(&MicroBatch { tokens, images, slots, image_rows: None })?)
     }
 
@@ -155,7 +155,6 @@ impl Pairs {
 #[must_use]
 pub fn to_text(found: &Generation) -> String {
     let Generation { name, completed_steps, captions, tokens, own_image, other_image, skipped } = found;
-    use std::fmt::Write;
     let mut text = format!("{name} after {completed_steps} steps: {captions} captions of {tokens} tokens");
     if *skipped > 0 {
         let _ = write!(text, ", {skipped} unusable samples left out");
