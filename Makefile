@@ -11,10 +11,10 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Where rustup puts cargo, also for the shell that runs make while it is being installed.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help deps emoji demo test test-deps verify fix bench images images-deps images-check helm s3 gcs azurite chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
+.PHONY: help deps emoji documents demo demo-documents test test-deps verify fix bench images images-deps images-check helm s3 gcs azurite chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 deps: ## fetch libtorch, Rust and the system packages a build needs
 	@scripts/debian.sh
@@ -29,6 +29,14 @@ emoji:
 demo: deps emoji ## train on 7,226 emoji for five minutes and show what the model learnt
 	cargo build --release --quiet -p lcl -p lcl-trainer -p lcl-coordinator -p lcl-data --bins --example pack_emoji
 	@scripts/demo.sh
+
+# What the demo with documents is made of besides the emoji.
+documents:
+	@scripts/debian-documents.sh
+
+demo-documents: deps emoji documents ## train on documents made of pictures and definitions, and on the same pictures as pairs (ten minutes)
+	cargo build --release --quiet -p lcl -p lcl-trainer -p lcl-coordinator -p lcl-data --bins --example pack_documents
+	@scripts/demo_documents.sh
 
 # ONLY=word runs the integration tests whose name has it.
 test: deps test-deps ## run every test

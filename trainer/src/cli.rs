@@ -458,11 +458,24 @@ pub struct ShowArgs {
 pub enum EvaluateCommand {
     /// Held-out image to text and text to image recall beside chance.
     Retrieval(RetrievalArgs),
+    /// Loss of held-out captions, each after its own image and after another one.
+    Generation(HeldOutArgs),
 }
 
 /// `evaluate retrieval`
 #[derive(Debug, Args)]
 pub struct RetrievalArgs {
+    /// What is measured on what.
+    #[command(flatten)]
+    pub held_out: HeldOutArgs,
+    /// Examples to show.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub examples: usize,
+}
+
+/// A model and held-out pairs: `evaluate generation`, and what `evaluate retrieval` has in common with it.
+#[derive(Debug, Args)]
+pub struct HeldOutArgs {
     /// Where the model is.
     #[command(flatten)]
     pub model: ModelArgs,
@@ -478,9 +491,6 @@ pub struct RetrievalArgs {
     /// What the result is called.
     #[arg(long, value_name = "NAME", default_value = "held-out pairs")]
     pub name: String,
-    /// Examples to show.
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub examples: usize,
     /// Where the model computes.
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
@@ -490,7 +500,7 @@ pub struct RetrievalArgs {
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t = ResultFormat::Text)]
     pub output: ResultFormat,
-    /// Also write the result as JSON here, readable by `report --retrieval`.
+    /// Also write the result as JSON here; that of `retrieval` is readable by `report --retrieval`.
     #[arg(long, value_name = "FILE.json")]
     pub output_file: Option<PathBuf>,
 }
@@ -500,7 +510,7 @@ pub struct RetrievalArgs {
 pub enum ResultFormat {
     /// For people.
     Text,
-    /// One JSON object, readable by `report --retrieval`.
+    /// One JSON object; that of `evaluate retrieval` is readable by `report --retrieval`.
     Json,
 }
 
@@ -597,6 +607,8 @@ mod tests {
         check("lcl-trainer stop runs/a -o json", None);
         check("lcl-trainer local --config a.json --workers 2 --heartbeat-timeout 2.9", Some("at least 3 s"));
         check("lcl-trainer local --config a.json --workers 2 --heartbeat-timeout 3 --stall-timeout 60", None);
-        check("lcl-trainer evaluate retrieval --run a --shards b c --output json", None);
+        check("lcl-trainer evaluate retrieval --run a --shards b c --output json --examples 2", None);
+        check("lcl-trainer evaluate generation --run a --shards b c --output json", None);
+        check("lcl-trainer evaluate generation --run a", Some("--shards"));
     }
 }

@@ -34,9 +34,9 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::{
     chain,
     cli::{
-        AddressesArgs, AskedRun, CheckArgs, Command, ConvertArgs, DataArgs, DataCommand, EvaluateCommand, ExportArgs, ImportArgs, KeyArgs,
-        LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs, ResultFormat, RetrievalArgs, SecurityArgs, ShowArgs, SourceArg,
-        StatsArgs, TrainArgs, WorkerArgs,
+        AddressesArgs, AskedRun, CheckArgs, Command, ConvertArgs, DataArgs, DataCommand, EvaluateCommand, ExportArgs, HeldOutArgs,
+        ImportArgs, KeyArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs, ResultFormat, RetrievalArgs, SecurityArgs,
+        ShowArgs, SourceArg, StatsArgs, TrainArgs, WorkerArgs,
     },
     config_file::{self, ConfigFileError},
     control::Request,
@@ -48,6 +48,7 @@ use crate::{
     display::Output,
     evaluate::{self, EvaluateError, EvaluateOptions},
     fail_point::{self, FailPointError},
+    generation,
     journal::{self, JournalError},
     local::{self, LocalError, LocalOptions, count_gpus},
     processors, report,
@@ -209,7 +210,8 @@ pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Res
         Command::Data(DataCommand::Addresses(arguments)) => addresses(&arguments),
         Command::Data(DataCommand::Tokenize { file }) => tokenize(file.as_deref()),
         Command::Data(DataCommand::Show(arguments)) => show(arguments),
-        Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(arguments),
+        Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(&arguments),
+        Command::Evaluate(EvaluateCommand::Generation(arguments)) => generation(&arguments),
         Command::Report(arguments) => write_report(&arguments),
     }
 }
@@ -579,25 +581,36 @@ fn show(arguments: ShowArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::Success)
 }
 
-fn retrieval(arguments: RetrievalArgs) -> Result<ExitCode, CommandError> {
-    let options = EvaluateOptions {
+fn retrieval(arguments: &RetrievalArgs) -> Result<ExitCode, CommandError> {
+    let evaluation = evaluate::retrieval(&evaluate_options(&arguments.held_out), arguments.examples)?;
+    say_result(&arguments.held_out, &evaluation, evaluate::to_text)
+}
+
+fn generation(arguments: &HeldOutArgs) -> Result<ExitCode, CommandError> {
+    let found = generation::generation(&evaluate_options(arguments))?;
+    say_result(arguments, &found, generation::to_text)
+}
+
+fn evaluate_options(arguments: &HeldOutArgs) -> EvaluateOptions {
+    EvaluateOptions {
         source: source(&arguments.model),
-        shards: arguments.shards,
-        keys: arguments.keys,
-        index_path: arguments.index_path,
-        name: arguments.name,
-        examples: arguments.examples,
+        shards: arguments.shards.clone(),
+        keys: arguments.keys.clone(),
+        index_path: arguments.index_path.clone(),
+        name: arguments.name.clone(),
         device: arguments.device.into(),
         threads: arguments.threads.map(NonZero::get),
-    };
-    let evaluation = evaluate::retrieval(&options)?;
+    }
+}
+
+fn say_result<T: serde::Serialize>(arguments: &HeldOutArgs, result: &T, to_text: impl Fn(&T) -> String) -> Result<ExitCode, CommandError> {
     // Numbers and strings with string keys: JSON can express all of it.
-    let json = serde_json::to_string_pretty(&evaluation).unwrap_or_default();
+    let json = serde_json::to_string_pretty(result).unwrap_or_default();
     if let Some(path) = &arguments.output_file {
         fs::write(path, &json).map_err(|source| CommandError::File { action: "write", path: path.clone(), source })?;
     }
     match arguments.output {
-        ResultFormat::Text => say(evaluate::to_text(&evaluation).trim_end()),
+        ResultFormat::Text => say(to_text(result).trim_end()),
         ResultFormat::Json => say(&json),
     }
     Ok(ExitCode::Success)

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Pairs encoded at once: enough to keep the cores busy, little memory.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// Captions shown for an example.
 const SHOWN: usize = 3;
 
@@ -40,8 +40,6 @@ pub struct EvaluateOptions {
     pub index_path: Option<String>,
     /// What it is called.
     pub name: String,
-    /// Examples to give.
-    pub examples: usize,
     /// Where the model computes.
     pub device: Device,
     /// Threads of libtorch's operators.
@@ -76,6 +74,9 @@ pub enum EvaluateError {
         /// Why, by cause.
         causes: BTreeMap<String, u64>,
     },
+    /// The model predicts no text.
+    #[error("the model was trained with the clip objective, which predicts no text: there is no generation loss to measure")]
+    NoGeneration,
     /// The images or texts could not be encoded.
     #[error("encoding images and texts")]
     Learner(#[from] LearnerError),
@@ -93,17 +94,17 @@ pub enum EvaluateError {
     },
 }
 
-/// The usable pairs of the shards, encoded.
-struct Encoded {
-    captions: Vec<String>,
-    images: Vec<Tensor>,
-    texts: Vec<Tensor>,
-    samples: Vec<u64>,
-    skipped: BTreeMap<String, u64>,
+/// A model and the held-out pairs that it is measured on.
+pub(crate) struct Opened {
+    pub(crate) trained: Trained,
+    pub(crate) learner: Learner,
+    pub(crate) dataset: Dataset,
+    pub(crate) transform: ImageTransform,
+    pub(crate) layout: Layout,
 }
 
-/// Evaluates retrieval over all usable pairs of the shards.
-pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError> {
+/// Reads the model and opens the shards.
+pub(crate) fn open(options: &EvaluateOptions) -> Result<Opened, EvaluateError> {
     let trained = Trained::read(&options.source)?;
     let learner = trained.learner(options.device, options.threads)?;
     let keys = options
@@ -121,6 +122,21 @@ pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError>
     let size = trained.config.model.shape.vision.image_size;
     let transform = ImageTransform::new(u32::try_from(size).map_err(|_| EvaluateError::ImageSize { size })?);
     let layout = Layout::new(&trained.config.model.shape)?;
+    Ok(Opened { trained, learner, dataset, transform, layout })
+}
+
+/// The usable pairs of the shards, encoded.
+struct Encoded {
+    captions: Vec<String>,
+    images: Vec<Tensor>,
+    texts: Vec<Tensor>,
+    samples: Vec<u64>,
+    skipped: BTreeMap<String, u64>,
+}
+
+/// Evaluates retrieval over all usable pairs of the shards, with so many examples.
+pub fn retrieval(options: &EvaluateOptions, shown: usize) -> Result<Evaluation, EvaluateError> {
+    let Opened { trained, learner, dataset, transform, layout } = open(options)?;
     let encoded = encode(&learner, &dataset, &transform, &layout)?;
     if encoded.captions.is_empty() {
         return Err(EvaluateError::NoSample { samples: dataset.samples_per_pass(), causes: encoded.skipped });
@@ -137,7 +153,7 @@ pub fn retrieval(options: &EvaluateOptions) -> Result<Evaluation, EvaluateError>
         skipped: encoded.skipped.values().sum::<u64>() as usize,
         image_to_text: gallery.image_to_text(),
         text_to_image: gallery.text_to_image(),
-        examples: examples(&gallery, &encoded, &dataset, &transform, options.examples)?,
+        examples: examples(&gallery, &encoded, &dataset, &transform, shown)?,
     })
 }
 

@@ -18,6 +18,7 @@ pub mod display;
 pub mod evaluate;
 pub mod fail_point;
 pub mod forward;
+pub mod generation;
 pub mod identity;
 pub mod journal;
 pub mod local;

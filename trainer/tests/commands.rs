@@ -515,6 +515,16 @@ fn a_run_is_evaluated_reported_and_exported() -> Result<()> {
     let json = run(&["evaluate", "retrieval", "--run", &folder, "--shards", &held_out, "--threads", "1", "--output", "json"])?;
     ensure!(serde_json::from_str::<Value>(&json.expect_code(0)?.stdout)? == evaluation);
 
+    let measured = ["evaluate", "generation", "--run", &folder, "--shards", &held_out, "--threads", "1", "--output", "json"];
+    let losses: Value = serde_json::from_str(&run(&measured)?.expect_code(0)?.stdout)?;
+    ensure!(losses["captions"] == 19 && losses["skipped"] == 1 && losses["completed_steps"] == 10, "{losses}");
+    let (own, other) = (losses["own_image"].as_f64().context("no loss")?, losses["other_image"].as_f64().context("no loss")?);
+    // A model that has learnt a little is better than one that takes every token for equally probable.
+    let blind = 49_411_f64.ln();
+    ensure!((1.0..blind).contains(&own) && (1.0..blind).contains(&other), "{losses}");
+    // They are small shifts of the loss of a vocabulary: another image changes it, but not much.
+    ensure!(own != other && (own - other).abs() < 0.5, "{losses}");
+
     let page_path = page.display().to_string();
     run(&["report", &folder, "--retrieval", &result_path, "-o", &page_path])?.expect_code(0)?;
     let html = fs::read_to_string(&page)?;

@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 pub struct ModelSpec {
     /// A named model size; either this or `shape` must be given. `vit-b-16-laion` (249.92 M parameters), `vit-b-32-laion` (177.66 M) and
     /// `vit-l-14-laion` (the paper's main model) for images of 224 pixels with captions, `vit-b-32-mmc4` (178.64 M) for documents of up to
-    /// 2,048 tokens, `tiny` (14.4 M, images of 64 pixels) for tests and demonstrations.
+    /// 2,048 tokens, for tests and demonstrations `tiny` (14.4 M, images of 64 pixels, captions) and `tiny-mmc4` (the same for documents of up
+    /// to 256 tokens).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "PresetName")]
     pub preset: Option<PresetName>,
@@ -78,6 +79,9 @@ pub enum PresetName {
     /// Images of 64 pixels; for tests and demonstrations.
     #[serde(rename = "tiny")]
     Tiny,
+    /// Images of 64 pixels, documents of up to 256 tokens; for tests and demonstrations.
+    #[serde(rename = "tiny-mmc4")]
+    TinyMmc4,
 }
 
 /// Sizes of the vision tower, the language model and what joins them. The vocabulary is always CLIP's with three image tokens.

@@ -132,6 +132,7 @@ fn to_preset(name: PresetName) -> Preset {
         PresetName::VitB32Mmc4 => Preset::VitB32Mmc4,
         PresetName::VitL14Laion => Preset::VitL14Laion,
         PresetName::Tiny => Preset::Tiny,
+        PresetName::TinyMmc4 => Preset::TinyMmc4,
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Preset {
     VitL14Laion,
     /// For tests and demonstrations, 14.4 M parameters.
     Tiny,
+    /// The same for documents: a context of 256 holds six images of 16 tokens with a sentence each.
+    TinyMmc4,
 }
 
 /// No preset has this name.
@@ -29,7 +31,7 @@ pub struct UnknownPreset {
 
 impl Preset {
     /// Every preset.
-    pub const ALL: [Self; 5] = [Self::VitB16Laion, Self::VitB32Laion, Self::VitB32Mmc4, Self::VitL14Laion, Self::Tiny];
+    pub const ALL: [Self; 6] = [Self::VitB16Laion, Self::VitB32Laion, Self::VitB32Mmc4, Self::VitL14Laion, Self::Tiny, Self::TinyMmc4];
 
     /// The name used in manifests.
     #[must_use]
@@ -40,6 +42,7 @@ impl Preset {
             Self::VitB32Mmc4 => "vit-b-32-mmc4",
             Self::VitL14Laion => "vit-l-14-laion",
             Self::Tiny => "tiny",
+            Self::TinyMmc4 => "tiny-mmc4",
         }
     }
 
@@ -52,6 +55,7 @@ impl Preset {
             Self::VitB32Mmc4 => shape((224, 32, 768, 12, 12), (512, 12, 8, 2048), 512, 8),
             Self::VitL14Laion => shape((224, 14, 1024, 24, 16), (768, 12, 12, 340), 768, 12),
             Self::Tiny => shape((64, 16, 128, 4, 4), (128, 4, 4, 64), 128, 4),
+            Self::TinyMmc4 => shape((64, 16, 128, 4, 4), (128, 4, 4, 256), 128, 4),
         }
     }
 
@@ -60,7 +64,7 @@ impl Preset {
     pub const fn drop_path(self) -> f64 {
         match self {
             Self::VitL14Laion => 0.2,
-            Self::VitB16Laion | Self::VitB32Laion | Self::VitB32Mmc4 | Self::Tiny => 0.0,
+            Self::VitB16Laion | Self::VitB32Laion | Self::VitB32Mmc4 | Self::Tiny | Self::TinyMmc4 => 0.0,
         }
     }
 
@@ -70,7 +74,7 @@ impl Preset {
     pub const fn layer_scale(self) -> Option<f64> {
         match self {
             Self::VitL14Laion => Some(1e-5),
-            Self::VitB16Laion | Self::VitB32Laion | Self::VitB32Mmc4 | Self::Tiny => None,
+            Self::VitB16Laion | Self::VitB32Laion | Self::VitB32Mmc4 | Self::Tiny | Self::TinyMmc4 => None,
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The trained encoders by themselves, for retrieval and transfer.
+//! The trained encoders and the language model by themselves, for measurements and transfer.
 
 use tch::{TchError, Tensor};
 
-use super::{Learner, LearnerError};
+use super::{Learner, LearnerError, forward::Prepared};
 use crate::{
-    batch::{HostTokens, check_images},
-    layout::Layout,
+    batch::{HostTokens, MicroBatch, check_images},
+    layout::{Extent, Layout},
     model::{Pooled, layers::gather_rows},
     placement::Placement,
 };
@@ -40,6 +40,35 @@ impl Learner {
             self.model.normalize(&features)
         };
         tch::no_grad(compute).map_err(|source| LearnerError::Forward { source })
+    }
+
+    /// Sum of the cross-entropy of the tokens that the generation loss predicts in `batch`, and how many these are; without gradients, without
+    /// drop-path. A model of the CLIP objective predicts none.
+    pub fn generation_loss(&self, batch: &MicroBatch) -> Result<(f64, u64), LearnerError> {
+        let side = self.model.config().shape.vision.image_size;
+        let prepared = Prepared::new(batch, &self.rules, side, Extent::Losses).map_err(LearnerError::Encode)?;
+        let layout = &prepared.layout;
+        if layout.labels.is_empty() {
+            return Ok((0.0, 0));
+        }
+        let compute = || -> Result<f64, TchError> {
+            let image_tokens = layout.image_rows.len() * self.model.config().shape.vision.tokens() as usize;
+            let placement = Placement::new(layout, image_tokens, self.model.device())?;
+            let _guard = self.model.autocast()?;
+            let image_tokens = if layout.image_targets.is_empty() {
+                None
+            } else {
+                Some(self.model.image_tokens(&self.model.see(&batch.images, None)?, placement.image_sources())?)
+            };
+            let hidden = self.model.read(&placement, image_tokens.as_ref())?;
+            let predicting = match placement.predictions() {
+                Some(index) => gather_rows(&hidden, index)?,
+                None => hidden,
+            };
+            self.model.prediction_loss(&predicting, placement.labels(), 1.0)?.f_double_value(&[])
+        };
+        let sum = tch::no_grad(compute).map_err(|source| LearnerError::Forward { source })?;
+        Ok((sum, layout.labels.len() as u64))
     }
 
     /// The vision tower and pooling without gradients and without drop-path.

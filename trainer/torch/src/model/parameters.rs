@@ -209,6 +209,7 @@ mod tests {
         check(Preset::VitB32Mmc4, 178_642_945);
         check(Preset::VitL14Laion, 467_942_145);
         check(Preset::Tiny, 14_428_417);
+        check(Preset::TinyMmc4, 14_452_993);
     }
 
     #[test]

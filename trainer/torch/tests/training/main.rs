@@ -122,6 +122,21 @@ fn drop_path_changes_with_the_step_and_is_off_when_encoding() {
 }
 
 #[test]
+fn the_generation_loss_that_is_measured_is_that_of_training_without_drop_path() {
+    let mut without = config();
+    without.model.drop_path = 0.0;
+    let trained = support::learner(&without).compute_gradients(0, &[batch(&ROWS)]).expect("losses");
+    // With drop-path in its configuration, which measuring leaves alone.
+    let learner = learner(&config());
+    let (sum, tokens) = learner.generation_loss(&batch(&ROWS)).expect("a loss");
+    assert_eq!(tokens, trained.generation_positions);
+    assert!((sum / tokens as f64 - trained.generation).abs() <= 1e-6 * trained.generation, "{sum} of {tokens}: {trained:?}");
+    assert!(learner.gradients().iter().all(|(_, gradient)| !gradient.defined()), "measuring leaves no gradient");
+    let image_alone = learner.generation_loss(&batch(&[("image", 0)])).expect("a loss");
+    assert_eq!(image_alone, (0.0, 0));
+}
+
+#[test]
 fn the_same_seed_gives_the_same_parameters_twice_and_another_seed_others() {
     let run = |seed: u64| {
         let mut config = config();
