@@ -112,7 +112,7 @@ fn main() -> Result<()> {
             let written = begun.elapsed().as_secs_f64();
             open(
                 &arguments,
-                DataConfig {
+                &DataConfig {
                     cache,
                     index_path: Some(index.display().to_string()),
                     threads: 2,
@@ -138,15 +138,15 @@ fn records(server: &ShardServer, shard: u32, samples: u32) -> Vec<Record> {
     (0..samples).map(record).collect()
 }
 
-fn open(arguments: &Arguments, config: DataConfig, index: &Path, written: f64, steps: u64) -> Result<()> {
+fn open(arguments: &Arguments, config: &DataConfig, index: &Path, written: f64, steps: u64) -> Result<()> {
     let begun = Instant::now();
-    let dataset = Arc::new(Dataset::open(&config)?);
+    let dataset = Arc::new(Dataset::open(config)?);
     let opened = begun.elapsed().as_secs_f64();
     let mut model = Preset::Tiny.shape();
     (model.vision.image_size, model.vision.patch_size) = (224, 16);
     let objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
     let options = LoaderOptions { model, objective, seed: 1, global_batch_size: BATCH, slots: 0..BATCH, first_step: 0, last_step: 1 };
-    let first = Loader::start(Arc::clone(&dataset), &config, options)?.next().context("a batch")??;
+    let first = Loader::start(Arc::clone(&dataset), config, options)?.next().context("a batch")??;
     let (first_batch, rows) = (begun.elapsed().as_secs_f64(), first.rows.len());
     drop(first);
     let order = dataset.order(1, BATCH);

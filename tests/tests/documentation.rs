@@ -77,7 +77,8 @@ impl Block {
     /// The file that a reader saves a manifest in, when its first line says it.
     fn manifest_name(&self) -> Option<&str> {
         let name = self.text.lines().next()?.strip_prefix("# ")?;
-        (self.language == "yaml" && name.ends_with(".yaml") && !name.contains(' ')).then_some(name)
+        let is_yaml = Path::new(name).extension().is_some_and(|ending| ending == "yaml");
+        (self.language == "yaml" && is_yaml && !name.contains(' ')).then_some(name)
     }
 
     /// What a reader types: lines after a prompt, in a script every line; continued lines joined, comments left out.

@@ -487,6 +487,10 @@ fn stats(arguments: &StatsArgs, multi: &MultiProgress) -> Result<ExitCode, Comma
 
 fn convert(arguments: &ConvertArgs, multi: &MultiProgress) -> Result<ExitCode, CommandError> {
     let chosen = data_source::choose(&arguments.data, None)?;
+    if arguments.output.to_str().is_some_and(|output| output.contains("://")) {
+        let rule = "must be a folder: copy the shards to a bucket when they are written";
+        return Err(SourceError::Option { option: "--output", rule }.into());
+    }
     let options = ConvertOptions { output: arguments.output.clone(), documents_per_shard: arguments.documents_per_shard };
     let progress = Progress::new(multi);
     let report = lcl_data::convert::convert(&chosen.data, chosen.origin, &options, |done, of| progress.set(done, of));

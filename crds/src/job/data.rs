@@ -133,6 +133,12 @@ pub struct CacheSpec {
     validation = Rule::new("self.layout != 'documents' || self.keySeparator == 'firstDot'")
         .message("must be firstDot when layout is documents: what follows the first dot tells a document's parts apart")
         .field_path(".keySeparator"),
+    validation = Rule::new("self.layout != 'documents' || !has(self.filter)")
+        .message("must not be given when layout is documents: it is for the json of pairs")
+        .field_path(".filter"),
+    validation = Rule::new("self.layout != 'documents' || !has(self.captions)")
+        .message("must not be given when layout is documents: it is for the json of pairs")
+        .field_path(".captions"),
     validation = Rule::new("self.layout == 'documents' || !has(self.maxImages)")
         .message("must not be given when layout is pairs: a pair has one image")
         .field_path(".maxImages"),

@@ -138,12 +138,11 @@ fn check_uri(text: &str) -> Result<(), PatternError> {
     }
     let is_glob = |text: &str| text.contains(['*', '?', '[']);
     match (scheme.starts_with("http"), is_glob(rest)) {
-        (_, false) => Ok(()),
         (true, true) => Err(PatternError::WebGlob),
         (false, true) if is_glob(bucket) || name.rsplit_once('/').is_some_and(|(folder, _)| is_glob(folder)) => {
             Err(PatternError::FolderGlob)
         }
-        (false, true) => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -27,7 +27,7 @@ pub use reader::BlobReader;
 pub(crate) struct Stamp {
     /// Bytes.
     pub(crate) length: u64,
-    /// Time of the last change, seconds since 1970. An object has its state instead: eight bytes of a hash of its ETag.
+    /// Time of the last change, seconds since 1970. An object has its state instead: eight bytes of a hash of its `ETag`.
     pub(crate) seconds: i64,
     /// The fraction of that time; 0 for an object.
     pub(crate) nanoseconds: u32,
@@ -184,13 +184,12 @@ impl Blob {
         }
         let uri = path.to_str().unwrap_or_default();
         let listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|listed| listed.get(uri)).cloned();
-        let object = match listed {
-            Some(object) => object,
-            None => {
-                let found = objects()?.head(uri)?;
-                let mut listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
-                listed.get_or_insert_default().entry(uri.to_owned()).or_insert(found).clone()
-            }
+        let object = if let Some(object) = listed {
+            object
+        } else {
+            let found = objects()?.head(uri)?;
+            let mut listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
+            listed.get_or_insert_default().entry(uri.to_owned()).or_insert(found).clone()
         };
         let cache = cache()?;
         let chunk = if access == Access::Runs { CHUNK_BYTES } else { SCATTERED_CHUNK_BYTES };

@@ -73,7 +73,7 @@ pub enum IndexError {
     #[error("{} {source}", Field("data.source.keys.filter"))]
     Filter {
         /// Why.
-        source: FilterError,
+        source: Box<FilterError>,
     },
     /// The shard was written to while it was read.
     #[error("shard {shard} changed while it was being indexed or trained on: wait until it is complete and start again")]
@@ -82,7 +82,7 @@ pub enum IndexError {
         shard: PathBuf,
     },
     /// The index file cannot be written.
-    #[error("writing index {path} of shard {shard}")]
+    #[error("writing index {path} of shard {shard}: spec.data.indexPath may name another place")]
     Write {
         /// The shard.
         shard: PathBuf,

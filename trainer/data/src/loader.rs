@@ -102,7 +102,7 @@ pub enum LoaderError {
         /// The slot of the global batch.
         slot: u64,
         /// What went wrong.
-        source: DatasetError,
+        source: Box<DatasetError>,
     },
     /// A fault in this program.
     #[error("a data thread panicked on step {step}, slot {slot} (sample {sample}): {message}; please report this")]

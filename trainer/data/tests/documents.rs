@@ -143,9 +143,12 @@ fn a_document_is_seen_as_a_batch_has_it_and_one_of_no_use_says_why() {
     let mut viewer = Viewer::new(&dataset, &config, options).expect("the settings can be used");
     let mut refused = 0;
     for row in &batch.rows {
-        let viewed = viewer.view(row.sample).expect("the document is read");
-        assert!(viewed.shard.extension().is_some_and(|ending| ending == "parquet") && viewed.key.starts_with("row "), "{viewed:?}");
-        match (viewed.content, row.redrawn) {
+        let view_of_row = viewer.view(row.sample).expect("the document is read");
+        assert!(
+            view_of_row.shard.extension().is_some_and(|ending| ending == "parquet") && view_of_row.key.starts_with("row "),
+            "{view_of_row:?}"
+        );
+        match (view_of_row.content, row.redrawn) {
             (Ok(seen), None) => {
                 assert_eq!((seen.tokens.as_slice(), seen.images.len()), (batch.tokens_of(row), row.images.len()));
                 for png in &seen.images {
@@ -426,7 +429,8 @@ fn a_shard_that_changes_after_it_was_indexed_is_named_and_gives_no_row() {
     };
     let outcome = Loader::start(dataset, &config, options).expect("the loader starts").next().expect("an outcome");
     let error = outcome.expect_err("the shard is another one");
-    let LoaderError::Read { source: DatasetError::Documents(source), .. } = error else { panic!("{error:?}") };
+    let LoaderError::Read { source, .. } = error else { panic!("{error:?}") };
+    let DatasetError::Documents(source) = *source else { panic!("{source:?}") };
     assert!(source.to_string().contains("docs_shard_0_v2.jsonl changed"), "{source}");
 }
 

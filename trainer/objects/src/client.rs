@@ -76,7 +76,7 @@ impl Object {
         Some(if tag.starts_with('"') { tag.clone() } else { format!("\"{tag}\"") })
     }
 
-    /// What tells this state from others: the ETag, which lists and answers write with and without quotes, or else the time of change.
+    /// What tells this state from others: the `ETag`, which lists and answers write with and without quotes, or else the time of change.
     #[must_use]
     pub fn state(&self) -> String {
         match &self.e_tag {

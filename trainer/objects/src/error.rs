@@ -68,10 +68,13 @@ impl ObjectError {
     }
 }
 
-/// Whether the store says that the request itself is wrong (400, 301 of another region), which no further attempt mends. The library has a
-/// type for that and does not give it out: what is left is its text.
+/// Whether the store says that the request itself is wrong (400, 301 of another region), or the client that it may not be sent (`http://` without
+/// `AWS_ALLOW_HTTP=true`), which no further attempt mends. The library has a type for that and does not give it out: what is left is its text.
 fn is_refusal(error: &object_store::Error) -> bool {
     let text = error.to_string();
+    if text.contains("URL scheme is not allowed") {
+        return true;
+    }
     let code = text.split("status code: ").nth(1).and_then(|rest| rest.get(..3)).and_then(|code| code.parse::<u16>().ok());
     code.is_some_and(|code| (300..500).contains(&code) && !matches!(code, 408 | 425 | 429))
 }

@@ -338,6 +338,26 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ),
     ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of pairs, documents"),
     (
+        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.filter = 'width > 9'",
+        "spec.data.webdataset.filter",
+        "must not be given when layout is documents",
+    ),
+    (
+        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.captions = [{'key': 'txt'}]",
+        "spec.data.webdataset.captions",
+        "must not be given when layout is documents",
+    ),
+    (
+        mixed_pairs!("'layout': 'documents', 'filter': 'width > 9'"),
+        "spec.data.mixture.sources[0].webdataset.filter",
+        "must not be given when layout is documents",
+    ),
+    (
+        mixed_pairs!("'layout': 'documents', 'captions': [{'key': 'txt'}]"),
+        "spec.data.mixture.sources[0].webdataset.captions",
+        "must not be given when layout is documents",
+    ),
+    (
         "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.keySeparator = 'lastDot'",
         "spec.data.webdataset.keySeparator",
         "must be firstDot when layout is documents",

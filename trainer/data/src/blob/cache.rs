@@ -50,7 +50,7 @@ const LOOK_PART: u64 = 128;
 const LEFT_FREE_PART: u64 = 8;
 
 /// How old the time of last use may be: a chunk that is read all the time is touched this often.
-const TOUCH_AGE: Duration = Duration::from_secs(60);
+const TOUCH_AGE: Duration = Duration::from_mins(1);
 
 /// The cache cannot be used.
 #[derive(Debug, thiserror::Error)]

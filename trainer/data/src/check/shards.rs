@@ -13,6 +13,7 @@ use std::{
 use lcl_trainer_config::{DataConfig, DataSource};
 
 use crate::{
+    blob::is_remote,
     check::Finding,
     dataset::{Dataset, DatasetError},
     index::{IndexError, over_all},
@@ -107,7 +108,8 @@ fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> 
     let failed = |source| ShardError::Open { path: std::env::temp_dir(), source };
     let mut file = tempfile::Builder::new().prefix("lcl-shards-").suffix(".txt").tempfile().map_err(failed)?;
     for shard in shards {
-        let absolute = std::path::absolute(shard).unwrap_or_else(|_| shard.clone());
+        // A URI is as absolute as it gets.
+        let absolute = if is_remote(shard) { shard.clone() } else { std::path::absolute(shard).unwrap_or_else(|_| shard.clone()) };
         let line = [absolute.as_os_str().as_encoded_bytes(), b"\n"].concat();
         file.write_all(&line).map_err(failed)?;
     }

@@ -390,19 +390,21 @@ mod tests {
 
     #[test]
     fn what_a_filter_leaves_out_is_no_sample_and_is_counted_by_cause() {
+        use FilterCause::{Excluded, MissingField, NoSidecar};
         let keys = SampleKeys { filter: Some("similarity > 0.3".to_owned()), ..SampleKeys::default() };
         let left_out = |shard: &str, causes: &[(FilterCause, &str)]| {
             let (mut grouper, mut collector) = (Grouper::new(&keys), Collector::new(&keys));
             let member = |name: String| Member { kind: MemberKind::File, name: name.into_bytes(), start: 0, offset: 512, length: 1 };
             for (number, (cause, detail)) in causes.iter().enumerate() {
                 let names = ["jpg", "txt"].map(|extension| format!("{shard}{number}.{extension}"));
-                names.into_iter().for_each(|name| drop(grouper.push(member(name))));
+                for name in names {
+                    drop(grouper.push(member(name)));
+                }
                 let group = std::mem::replace(&mut grouper, Grouper::new(&keys)).finish().expect("a sample");
                 collector.leave_out(&group, &Filtered { cause: *cause, detail: (*detail).to_owned() });
             }
             collector.finish(1)
         };
-        use FilterCause::{Excluded, MissingField, NoSidecar};
         let mut found = left_out("a", &[(Excluded, ""), (MissingField, "similarity"), (Excluded, "")]);
         assert_eq!((found.samples, found.usable, found.filtered_count()), (0, 0, 3));
         assert_eq!(found.filtered_listed(), "excluded 2, missing_field 1 (first a1: similarity)");

@@ -51,10 +51,13 @@ impl<'a> Places<'a> {
     /// Where the index of these shards may lie, in the order of preference.
     fn of(&self, first: &Path, identity: &Identity) -> Vec<PathBuf> {
         let name = file_name(identity);
-        let beside = first.parent().map(Path::to_owned);
+        // Nothing can be written to a web server; its index lies where it is made, unless a place is named.
+        let is_web = first.to_str().is_some_and(|uri| uri.starts_with("http"));
+        let beside = first.parent().filter(|_| !is_web).map(Path::to_owned);
         // What is made for all nodes is of no use in a cache of this one.
         let is_remote = |path: &Path| blob::is_remote(path);
-        let is_local = !self.is_asked_for && (is_remote(first) || self.folder().is_some_and(is_remote));
+        let is_only_place = is_web && self.folder().is_none();
+        let is_local = (!self.is_asked_for || is_only_place) && (is_remote(first) || self.folder().is_some_and(is_remote));
         let local = if is_local { blob::index_folder() } else { None };
         self.folder().map(Path::to_owned).into_iter().chain(beside).chain(local).map(|folder| folder.join(&name)).collect()
     }
@@ -97,7 +100,7 @@ pub fn index_whole(
 pub struct KnownShard {
     /// Bytes.
     pub length: u64,
-    /// Its ETag.
+    /// Its `ETag`.
     pub e_tag: String,
     /// Samples.
     pub samples: u64,

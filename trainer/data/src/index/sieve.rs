@@ -24,7 +24,8 @@ pub(super) struct Sieve<'a> {
 impl<'a> Sieve<'a> {
     /// That of these keys, for this shard.
     pub(super) fn new(shard: &'a Path, file: &'a Blob, keys: &SampleKeys) -> Result<Self, IndexError> {
-        let filter = keys.filter.as_deref().map(Filter::parse).transpose().map_err(|source| IndexError::Filter { source })?;
+        let filter =
+            keys.filter.as_deref().map(Filter::parse).transpose().map_err(|source| IndexError::Filter { source: Box::new(source) })?;
         Ok(Self { shard, file, filter })
     }
 

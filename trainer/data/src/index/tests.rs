@@ -343,7 +343,9 @@ fn write_img2dataset(path: &Path, sidecars: &[Option<&str>]) {
     };
     for (number, sidecar) in sidecars.iter().enumerate() {
         append(&format!("{number:09}.jpg"), format!("image {number}").as_bytes());
-        sidecar.iter().for_each(|sidecar| append(&format!("{number:09}.json"), sidecar.as_bytes()));
+        if let Some(sidecar) = sidecar {
+            append(&format!("{number:09}.json"), sidecar.as_bytes());
+        }
         append(&format!("{number:09}.txt"), format!("text {number}").as_bytes());
     }
     archive.finish().expect("the shard is finished");

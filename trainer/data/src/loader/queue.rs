@@ -235,7 +235,7 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
             let content = preparer.prepare(step, slot, &mut buffers, pixels, &queue.waits).map_err(|source| LoaderError::Read {
                 step,
                 slot,
-                source,
+                source: Box::new(source),
             })?;
             queue.stages.add(&mut buffers.stages);
             let source = preparer.source_of(&content);

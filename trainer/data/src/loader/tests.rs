@@ -145,7 +145,8 @@ fn a_lost_shard_ends_the_sequence_with_its_name_after_the_batches_before_it() {
             assert_eq!(loader.next().expect("a batch").expect("its shards are there").step, step);
         }
         let error = loader.next().expect("an error").expect_err("its shard is lost");
-        let LoaderError::Read { step, source: DatasetError::Shard(ShardError::Missing { path }), .. } = error else { panic!("{error:?}") };
+        let LoaderError::Read { step, source, .. } = error else { panic!("{error:?}") };
+        let DatasetError::Shard(ShardError::Missing { path }) = *source else { panic!("{source:?}") };
         assert_eq!((step, path), (failing, folder.path().join(format!("{shard}.tar"))));
         assert!(loader.next().is_none() && loader.next().is_none());
     }

@@ -123,7 +123,9 @@ mod tests {
     #[test]
     fn large_numbers_keep_three_digits_and_their_mean() {
         let mut spread = Spread::default();
-        [9_999, 123_456, u64::MAX].into_iter().for_each(|value| spread.push(value));
+        for value in [9_999, 123_456, u64::MAX] {
+            spread.push(value);
+        }
         assert_eq!((spread.summary().least, spread.summary().median), (9_999, 123_000));
         assert_eq!(spread.summary().most, 18_400_000_000_000_000_000);
         assert!((spread.summary().mean - (133_455.0 + u64::MAX as f64) / 3.0).abs() < 1e6);
