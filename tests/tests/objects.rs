@@ -127,7 +127,12 @@ fn loads_for_another_process() {
     let Ok(source) = env::var("LCL_TEST_SOURCE") else { return };
     let load = || -> Result<String> {
         let cache = CacheConfig { path: env::var("LCL_TEST_CACHE").ok(), ..CacheConfig::default() };
-        let config = DataConfig { cache, threads: 2, max_bad_fraction: 1.0, ..DataConfig::new(serde_json::from_str(&source)?) };
+        let config = DataConfig {
+            cache,
+            threads: env::var("LCL_TEST_THREADS").map_or(Ok(2), |threads| threads.parse())?,
+            max_bad_fraction: 1.0,
+            ..DataConfig::new(serde_json::from_str(&source)?)
+        };
         let dataset = Arc::new(Dataset::open(&config)?);
         let mut model = Preset::Tiny.shape();
         (model.vision.image_size, model.vision.patch_size, model.text.context_length) = (32, 16, 128);
@@ -329,6 +334,58 @@ fn an_object_that_changes_meanwhile_ends_the_reading_with_its_name() -> Result<(
     // The next start indexes it again and reads what is there now.
     std::fs::copy(stage.folder.path().join("other.tar"), stage.folder.path().join("shards/00001.tar"))?;
     assert_eq!(stage.read(&Stage::uri(), &cache)?.digest, stage.read(&stage.local(), &stage.cache("unused"))?.digest);
+    Ok(())
+}
+
+/// Images of documents are found by an address: nothing in the document says what they look like.
+#[test]
+fn an_object_that_is_opened_again_is_not_taken_in_another_state() -> Result<()> {
+    let (server, folder) = (Arc::new(Server::start()?), tempfile::tempdir()?);
+    let mut source = obelics(&folder.path().join("obelics"))?;
+    server.put_folder("all/obelics", &folder.path().join("obelics"))?;
+    let images = folder.path().join("obelics/images");
+    let found: Vec<PathBuf> = std::fs::read_dir(&images)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let mut stores: Vec<String> = found.iter().map(|path| path.display().to_string()).filter(|path| path.ends_with("tar")).collect();
+    stores.sort();
+    // By their names: what a list of the folder has shown is known without another look.
+    let DataSource::Obelics { obelics } = &mut source else { anyhow::bail!("no OBELICS") };
+    obelics.images.clone_from(&stores);
+    let below = folder.path().display().to_string();
+    let remote = source.map(&|entry| entry.replace(&below, &Server::uri("all")), &str::to_owned);
+    let proxy = Proxy::start(server.address())?;
+    let load = || {
+        let child = Command::new(env::current_exe()?)
+            .args(["--exact", "loads_for_another_process", "--ignored", "--nocapture"])
+            .env("LCL_TEST_SOURCE", serde_json::to_string(&remote)?)
+            .env("LCL_TEST_CACHE", folder.path().join("cache"))
+            // A second thread would still have the object open as it was.
+            .env("LCL_TEST_THREADS", "1")
+            .envs(Server::environment_at(&proxy.url()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        finish(child)
+    };
+    load()?;
+    std::fs::remove_dir_all(folder.path().join("cache/lcl-chunks-1"))?;
+    let store = Path::new(stores.last().context("no store")?);
+    let name = store.file_name().and_then(|name| name.to_str()).context("no name")?.to_owned();
+    // Of the same length, and with the same headers: only what is in the files differs.
+    let mut other = std::fs::read(store)?;
+    other
+        .chunks_exact_mut(512)
+        .filter(|block| block.get(257..262) != Some(b"ustar"))
+        .for_each(|block| block.iter_mut().for_each(|byte| *byte ^= 0x55));
+    let replace = {
+        let (server, name) = (Arc::clone(&server), name.clone());
+        move || server.put(&format!("all/obelics/images/{name}"), other.clone()).expect("the object is replaced")
+    };
+    let path = format!("*/{name}");
+    // All attempts of the first request fail, so that the object is opened again; by then it is another one.
+    proxy.add(Rule::new(&path, Fault::Call(Arc::new(replace)))?.method(Method::GET).occurrences(0..1));
+    proxy.add(Rule::new(&path, Fault::Status(500))?.method(Method::GET).occurrences(0..4));
+    let error = load().expect_err("the object is another one").to_string();
+    assert!(error.contains(&name) && error.contains("changed"), "{error}");
     Ok(())
 }
 

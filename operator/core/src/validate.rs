@@ -11,6 +11,7 @@ mod filters;
 mod pod;
 mod rules;
 mod shards;
+mod sources;
 mod structure;
 
 use std::sync::LazyLock;

@@ -4,40 +4,42 @@
 //! caption ([`Dataset::read`]). It decodes no image and tokenizes no text.
 
 mod captions;
+mod error;
 mod files;
 mod no_pair;
+mod pairs;
 
 use std::{
     collections::{BTreeSet, HashSet},
-    io,
     num::NonZero,
-    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use lcl_trainer_config::{DataConfig, DataSource, Field, MixtureUnit, SampleKeys, ShuffleConfig, in_mixture};
+use lcl_trainer_config::{DataConfig, DataSource, MixtureUnit, SampleKeys, ShuffleConfig};
 
 pub(crate) use captions::Choose;
-use captions::Text;
+pub use error::DatasetError;
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, FileRef, Storage};
 pub use no_pair::NoPair;
+pub use pairs::Sample;
+use pairs::{Pairs, pairs_of};
 
 use crate::{
     blob,
     cause::{RedrawCause, SkipCause, Tolerated},
-    documents::{self, DocumentFindings, DocumentIndexError},
+    documents::{self, DocumentFindings},
     index::{
-        Extent, Findings, IndexError, Record, ShardIndex, built,
+        ShardIndex, built,
         pairs::{PairIndex, Places},
     },
     mixture::{Counted, Mixture},
     order::{Order, Orders},
     retry::{sleep, with_retries},
-    shard::{self, BLOCK, ListError, ListOrigin, ShardError, find_present_shards, find_shards, is_header, name_shards},
+    shard::{ListError, ListOrigin, find_present_shards, find_shards, name_shards},
 };
 
 /// Most bytes of an encoded image. Photographs have up to some 50 MB, and what is decoded is bounded by pixels as well.
@@ -46,121 +48,8 @@ pub const IMAGE_BYTES_LIMIT: u32 = 256 << 20;
 /// Most bytes of a caption: far beyond any context (2,048 tokens are some 10 kB), and small enough to tokenize in a moment.
 pub const CAPTION_BYTES_LIMIT: u32 = 1 << 20;
 
-/// Most bytes that are fetched ahead of a sample's use: far beyond any photograph, and what a damaged index may ask for at most.
-const FETCH_LIMIT: u64 = 64 << 20;
-
-/// Bytes between image and caption up to which both are read in one go. Other members (metadata) lie between them, if anything; reading
-/// this much costs less than another round trip to a file server.
-const GAP_LIMIT: u64 = 64 * 1024;
-
 /// Most bad records that are remembered as logged, 16 MiB of memory. A data set with more has one further line in the log.
 const LOGGED_LIMIT: usize = 1 << 20;
-
-/// A data set cannot be opened or read.
-#[derive(Debug, thiserror::Error)]
-pub enum DatasetError {
-    /// The list of shards is malformed.
-    #[error(transparent)]
-    List(#[from] ListError),
-    /// A shard or its index cannot be read.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-    /// A shard cannot be read.
-    #[error(transparent)]
-    Shard(#[from] ShardError),
-    /// There is nothing to train on.
-    #[error(transparent)]
-    NoPair(Box<NoPair>),
-    /// A shard of MMC4 cannot be read.
-    #[error(transparent)]
-    Mmc4(#[from] crate::mmc4::ShardError),
-    /// A file of OBELICS cannot be read.
-    #[error(transparent)]
-    Obelics(#[from] crate::obelics::ObelicsError),
-    /// The table of addresses of images cannot be made or read.
-    #[error(transparent)]
-    Store(#[from] crate::store::StoreError),
-    /// An index of documents cannot be made or read.
-    #[error(transparent)]
-    Documents(#[from] DocumentIndexError),
-    /// An image's file is there and cannot be read.
-    #[error("reading image {path}")]
-    Image {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The folder of images is not there.
-    #[error("{} is {path}, which is no folder here: check the name, and that its volume is mounted", Field(field))]
-    Folder {
-        /// The field that names it, as a path in the trainer's configuration.
-        field: String,
-        /// The folder.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// Images lie in folders by the number of their shard, and a shard has none.
-    #[error("{} is byShard, but the name of {path} has no number (as in docs_shard_17_v2.jsonl)", Field(field))]
-    NoShardNumber {
-        /// The field, as a path in the trainer's configuration.
-        field: String,
-        /// The shard.
-        path: PathBuf,
-    },
-    /// There is no document to train on.
-    #[error("{}: none of the {documents} documents in {shards} shards has an image that may be used: {causes}", Field(field))]
-    NoDocument {
-        /// The field that names the shards, as a path in the trainer's configuration.
-        field: String,
-        /// Number of shards.
-        shards: usize,
-        /// Documents in them.
-        documents: u64,
-        /// How many were left out for which cause, and the first of each.
-        causes: String,
-    },
-    /// A sample's number is not below the number of samples.
-    #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
-    OutOfRange {
-        /// The number asked for.
-        sample: u64,
-        /// Samples of the data set.
-        samples: u64,
-    },
-}
-
-impl DatasetError {
-    /// There is nothing in what this field names.
-    pub(crate) fn no_document(field: &str) -> Self {
-        Self::NoDocument { field: field.to_owned(), shards: 0, documents: 0, causes: String::new() }
-    }
-
-    /// The same with the name of the field that names the shards, for a source that may be one of a mixture.
-    pub(crate) fn of_field(self, name: &str, mixed: Option<usize>) -> Self {
-        match self {
-            Self::NoDocument { shards, documents, causes, .. } => {
-                let field = mixed.map_or_else(|| name.to_owned(), |source| in_mixture(source, name));
-                Self::NoDocument { field, shards, documents, causes }
-            }
-            other => other,
-        }
-    }
-
-    pub(crate) fn io(&self) -> Option<&io::Error> {
-        match self {
-            Self::Index(error) => error.io(),
-            Self::Shard(error) => error.io(),
-            Self::Mmc4(error) => error.io(),
-            Self::Obelics(error) => error.io(),
-            Self::Store(error) => error.io(),
-            Self::Documents(error) => error.io(),
-            Self::Image { source, .. } | Self::Folder { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-}
 
 /// The shards of a data set with their indexes. Cheap in memory: what it holds grows with the number of shards, not of samples.
 #[derive(Debug)]
@@ -201,31 +90,6 @@ pub(crate) struct SourceCounts {
 enum Content {
     Pairs(Pairs),
     Documents(Box<dyn documents::Source>),
-}
-
-/// Image-text pairs in tar shards.
-#[derive(Debug)]
-struct Pairs {
-    index: PairIndex,
-    keys: SampleKeys,
-    storage: Box<dyn Storage>,
-}
-
-/// An image and its caption as they lie in the shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    buffer: Vec<u8>,
-    image: Range<usize>,
-    /// The caption.
-    pub caption: String,
-}
-
-impl Sample {
-    /// The encoded image.
-    #[must_use]
-    pub fn image(&self) -> &[u8] {
-        self.buffer.get(self.image.clone()).unwrap_or_default()
-    }
 }
 
 /// What reading a sample gives.
@@ -612,148 +476,6 @@ fn look_for(source: &DataSource, mixed: Option<usize>, threads: NonZero<usize>) 
             find(&obelics.images, "data.source.obelics.images", false)
         }
         DataSource::Mixture { .. } => Ok(()),
-    }
-}
-
-/// Pairs in these shards; an error when none is usable.
-fn pairs_of(
-    index: PairIndex,
-    keys: &SampleKeys,
-    origin: ListOrigin,
-    storage: Box<dyn Storage>,
-) -> Result<(Content, Arc<[u64]>), DatasetError> {
-    let found = index.findings();
-    if found.iter().all(|(_, findings)| findings.usable == 0) {
-        return Err(DatasetError::NoPair(Box::new(NoPair::of(found, origin))));
-    }
-    if keys.filter.is_some() {
-        let mut all = Findings::none(keys);
-        for (_, findings) in &found {
-            all.add(findings);
-        }
-        let (samples, filtered) = (all.samples, all.filtered_count());
-        tracing::info!(samples, filtered, causes = all.filtered_listed(), "pairs that pass the filter, and those that it leaves out");
-    }
-    let ends = index.ends();
-    Ok((Content::Pairs(Pairs { index, keys: keys.clone(), storage }), ends))
-}
-
-impl Pairs {
-    /// Name of the shard of a sample and the sample's key in it.
-    fn key(&self, (shard, number): (usize, u64), sample: u64) -> Result<(PathBuf, String), DatasetError> {
-        let (path, record) = (self.path(shard), self.record(sample, shard, number)?);
-        let name = shard::name_at(path, record.start)?;
-        let key = shard::split_name(name.as_bytes(), self.keys.separator)
-            .map_or(name.clone(), |(key, _)| String::from_utf8_lossy(key).into_owned());
-        Ok((path.to_owned(), key))
-    }
-
-    /// The image's member of a sample with its first byte; the sample's first member when it has no image.
-    fn member(&self, (shard, number): (usize, u64), sample: u64) -> Result<(PathBuf, String, Option<u64>), DatasetError> {
-        let (record, (path, key)) = (self.record(sample, shard, number)?, self.key((shard, number), sample)?);
-        let image = record.image.and_then(|(image, extent)| Some((self.keys.image.get(usize::from(image))?, extent.offset)));
-        Ok(match image {
-            Some((extension, offset)) => (path, format!("{key}.{extension}"), Some(offset)),
-            None => (path, key, Some(record.start)),
-        })
-    }
-
-    fn read(&self, (shard, number): (usize, u64), sample: u64, choose: Choose) -> Result<Reading, DatasetError> {
-        let record = self.record(sample, shard, number)?;
-        if record.doubled {
-            return Ok(Reading::Skipped(SkipCause::DoubledMember));
-        }
-        let Some((_, image)) = record.image else { return Ok(Reading::Skipped(SkipCause::NoImage)) };
-        let mut texts = captions::texts_of(&self.keys, &record);
-        if texts.is_empty() {
-            return Ok(Reading::Skipped(SkipCause::NoCaption));
-        }
-        if image.length > IMAGE_BYTES_LIMIT {
-            return Ok(Reading::Skipped(SkipCause::ImageTooLarge));
-        }
-        let (buffer, image) = self.read_parts(shard, image, &mut texts)?;
-        Ok(match captions::choose(&self.keys, &texts, choose) {
-            Ok(caption) => Reading::Sample(Sample { buffer, image, caption }),
-            Err(cause) => Reading::Skipped(cause),
-        })
-    }
-
-    /// Reads the image of a sample and the texts that fit, neighbours in one go: the bytes among which the image is, and where there.
-    fn read_parts(&self, shard: usize, image: Extent, texts: &mut [Text]) -> Result<(Vec<u8>, Range<usize>), DatasetError> {
-        let end = |extent: Extent| extent.offset + u64::from(extent.length);
-        let mut parts: Vec<(Extent, Option<&mut Text>)> =
-            texts.iter_mut().filter(|text| text.fits()).map(|text| (text.extent, Some(text))).chain([(image, None)]).collect();
-        parts.sort_by_key(|(extent, _)| extent.offset);
-        let mut found = (Vec::new(), 0..0);
-        let mut rest = parts.as_mut_slice();
-        while let Some((first, _)) = rest.first() {
-            let begin = first.offset.saturating_sub(BLOCK);
-            let is_far = |pair: &[(Extent, _)]| matches!(pair, [(one, _), (next, _)] if next.offset.saturating_sub(end(*one)) > GAP_LIMIT);
-            let near = rest.windows(2).position(is_far).map_or(rest.len(), |last| last + 1);
-            let (run, others) = std::mem::take(&mut rest).split_at_mut(near);
-            rest = others;
-            let buffer = self.read_bytes(shard, begin, run.iter().map(|(extent, _)| end(*extent)).max().unwrap_or(begin))?;
-            let mut has_image = None;
-            for (extent, text) in run {
-                let at = (extent.offset - begin) as usize..(end(*extent) - begin) as usize;
-                let contents = self.contents(shard, &buffer, at.clone(), *extent)?;
-                match text {
-                    Some(text) => text.contents = contents.to_vec(),
-                    None => has_image = Some(at),
-                }
-            }
-            if let Some(at) = has_image {
-                found = (buffer, at);
-            }
-        }
-        Ok(found)
-    }
-
-    fn record(&self, sample: u64, shard: usize, number: u64) -> Result<Record, DatasetError> {
-        let record = self.index.record(sample, shard, number, &*self.storage)?;
-        record.ok_or_else(|| DatasetError::OutOfRange { sample, samples: self.index.ends().last().copied().unwrap_or(0) })
-    }
-
-    /// Has the bytes of a sample at hand.
-    fn fetch(&self, (shard, number): (usize, u64), sample: u64) -> Result<(), DatasetError> {
-        let file = self.index.file(shard);
-        if !blob::is_remote(file.path) {
-            return Ok(());
-        }
-        let record = self.record(sample, shard, number)?;
-        let extents =
-            record.image.map(|(_, extent)| extent).into_iter().chain(record.caption).chain(record.others.iter().copied().flatten());
-        let end = extents.map(|extent| extent.offset + u64::from(extent.length)).max().unwrap_or(record.start);
-        let length = end.saturating_sub(record.start).min(FETCH_LIMIT);
-        self.storage.fetch(file, record.start, length).map_err(|source| self.failed(shard, record.start, source).into())
-    }
-
-    fn read_bytes(&self, shard: usize, begin: u64, end: u64) -> Result<Vec<u8>, ShardError> {
-        let mut buffer = vec![0; (end - begin) as usize];
-        self.storage.read(self.index.file(shard), begin, &mut buffer).map_err(|source| self.failed(shard, begin, source))?;
-        Ok(buffer)
-    }
-
-    fn failed(&self, shard: usize, begin: u64, source: io::Error) -> ShardError {
-        let path = self.path(shard).to_owned();
-        match source.kind() {
-            io::ErrorKind::NotFound => ShardError::Missing { path },
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => ShardError::Changed { path, offset: begin + BLOCK },
-            _ => ShardError::Read { path, offset: begin, source },
-        }
-    }
-
-    /// The bytes at `at`, after a look at the header before them: what is no header there means that the shard is another one by now.
-    fn contents<'a>(&self, shard: usize, buffer: &'a [u8], at: Range<usize>, extent: Extent) -> Result<&'a [u8], ShardError> {
-        let header = at.start.checked_sub(BLOCK as usize).and_then(|begin| buffer.get(begin..at.start));
-        match (header.is_some_and(is_header), buffer.get(at)) {
-            (true, Some(contents)) => Ok(contents),
-            _ => Err(ShardError::Changed { path: self.path(shard).to_owned(), offset: extent.offset }),
-        }
-    }
-
-    fn path(&self, shard: usize) -> &Path {
-        self.index.file(shard).path
     }
 }
 

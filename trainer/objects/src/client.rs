@@ -262,7 +262,14 @@ impl Iterator for ByteStream {
 }
 
 fn of_store(uri: &str, source: object_store::Error) -> io::Error {
-    ObjectError::Store { uri: uri.to_owned(), source }.into_io()
+    let uri = uri.to_owned();
+    // The state that was asked for is not there any more.
+    if matches!(source, object_store::Error::Precondition { .. }) {
+        ObjectError::Changed { uri }
+    } else {
+        ObjectError::Store { uri, source }
+    }
+    .into_io()
 }
 
 /// Not every server honours `If-Match`.

@@ -56,7 +56,6 @@ impl ObjectError {
             Self::Store { source, .. } => match source {
                 Error::NotFound { .. } => io::ErrorKind::NotFound,
                 Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => io::ErrorKind::PermissionDenied,
-                Error::Precondition { .. } => io::ErrorKind::InvalidData,
                 Error::InvalidPath { .. } | Error::NotSupported { .. } | Error::NotImplemented { .. } => io::ErrorKind::InvalidInput,
                 Error::AlreadyExists { .. } => io::ErrorKind::AlreadyExists,
                 source if is_refusal(source) => io::ErrorKind::InvalidInput,

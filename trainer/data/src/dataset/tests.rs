@@ -1,7 +1,7 @@
 //! Reading samples of real shards: sound ones, every kind of bad one, and storage that fails for a while or for good.
 
 use std::{
-    fs,
+    fs, io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,13 +10,14 @@ use std::{
 
 use lcl_trainer_config::{CaptionChoice, CaptionFrom, KeySeparator};
 
-use super::*;
+use super::{pairs::GAP_LIMIT, *};
 use crate::{
     batch::SkipCause::{CaptionNotUtf8, CaptionTooLarge, DoubledMember, NoCaption, NoImage},
     draw::Draw,
+    index::IndexError,
     order::Location,
     permutation::Permutation,
-    shard::{ImageKind, ShardWriter},
+    shard::{BLOCK, ImageKind, ShardError, ShardWriter},
 };
 
 fn config(shards: &[&Path]) -> DataConfig {
