@@ -15,7 +15,7 @@ use lcl_tests::{
     run::{Run, Workbench},
     s3,
 };
-use lcl_trainer_config::ExactConfig;
+use lcl_trainer_config::{DataSource, ExactConfig};
 
 fn member(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Running> {
     process::start_command(support::command(run, coordinator, worker, fault)?)
@@ -138,7 +138,7 @@ fn a_run_restored_by_any_number_of_members_ends_with_the_bits_of_an_undisturbed_
 }
 
 /// Nobody shares a folder. Whoever leads next reads the ledger from the store; the lines since the last upload it has itself, or had them
-/// with the state from a member that was there.
+/// with the state from a member that was there. The data come out of a bucket as well, through a cache that both members share.
 #[test]
 fn the_ledger_of_a_run_on_an_object_store_is_whole_though_one_that_comes_later_leads() -> Result<()> {
     let workbench = Workbench::new(&[])?;
@@ -147,6 +147,9 @@ fn the_ledger_of_a_run_on_an_object_store_is_whole_though_one_that_comes_later_l
     // None before the last step: no checkpoint takes the ledger along.
     run.config.checkpoint.every_steps = 1000;
     run.folder = server.objects("elsewhere");
+    server.put("data/data.tar", fs::read(workbench.shard())?)?;
+    run.config.data.source = DataSource::webdataset(vec![format!("{}/data.tar", s3::Server::uri("data"))]);
+    run.config.data.cache.path = Some(workbench.path("cache").display().to_string());
     let coordinator = Coordinator::start(2, 2)?;
     let start = |worker: &str, fault: Option<(&str, &Path)>| -> Result<Running> {
         let mut command = support::command(&run, &coordinator, worker, fault)?;
