@@ -21,6 +21,7 @@ pub use index::{Findings as DocumentFindings, LeftOut};
 pub(crate) use mmc4::Mmc4;
 pub(crate) use obelics::Obelics;
 pub(crate) use packed::Packed;
+pub(crate) use shards::Shards;
 
 /// Takes an encoded image, given its number in the document; false when it cannot be read.
 pub(crate) type Decode<'a> = dyn FnMut(u32, &[u8]) -> bool + 'a;
@@ -80,11 +81,18 @@ impl WholeImage {
 
 /// A data set of documents. All threads read at once.
 pub(crate) trait Source: fmt::Debug + Send + Sync {
+    /// Its shards with their indexes.
+    fn shards(&self) -> &Shards;
+
     /// For every shard, the number of the sample after its last one.
-    fn ends(&self) -> Arc<[u64]>;
+    fn ends(&self) -> Arc<[u64]> {
+        self.shards().ends()
+    }
 
     /// Images that a pass uses, as far as the index can know it.
-    fn images(&self) -> u64;
+    fn images(&self) -> u64 {
+        self.shards().images()
+    }
 
     /// Name without folders, size and number of samples of every shard, and how samples were made of them.
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String);
@@ -94,6 +102,7 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
 
     /// Has the bytes of a sample at hand, where they come from an object store.
     fn fetch(&self, sample: u64) -> Result<(), DatasetError>;
+
     /// Reads a sample with all that could be drawn of it.
     fn whole(&self, sample: u64, wait: &mut Wait<'_>) -> Result<Whole, DatasetError>;
 
@@ -101,7 +110,9 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     fn most_images(&self) -> usize;
 
     /// What the index of each shard found.
-    fn findings(&self) -> Vec<(PathBuf, &Findings)>;
+    fn findings(&self) -> Vec<(PathBuf, &Findings)> {
+        self.shards().findings()
+    }
 
     /// The shard of a sample, and what it is called there.
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError>;

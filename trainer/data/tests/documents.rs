@@ -302,8 +302,16 @@ fn images_in_tar_shards_are_found_by_their_address_and_give_the_rows_of_those_in
         images: Mmc4Images::Store { shards: vec![folder.path().join("*.tar").display().to_string()] },
         ..in_folder.clone()
     };
-    let [in_folder, in_store] = [in_folder, in_store].map(|mmc4| load(&config(DataSource::Mmc4 { mmc4 }), 8, 0..6, 96));
-    assert!(in_folder == in_store);
+    let digest = || Dataset::open(&config(DataSource::Mmc4 { mmc4: in_store.clone() })).expect("the data set opens").digest();
+    let [from_folder, from_store] = [in_folder, in_store.clone()].map(|mmc4| load(&config(DataSource::Mmc4 { mmc4 }), 8, 0..6, 96));
+    assert!(from_folder == from_store);
+    // Other images are other data.
+    let before = digest();
+    let mut store = ShardWriter::create(&folder.path().join("00001.tar")).expect("another shard is begun");
+    store.append_member("1", "jpg", b"no image").expect("it is written");
+    store.append_member("1", "json", br#"{"url": "http://a.example/other"}"#).expect("its address is written");
+    store.finish().expect("the shard is finished");
+    assert_ne!(digest(), before);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::{
     io,
     num::NonZero,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use lcl_trainer_config::{Mmc4Config, Mmc4Images, in_mixture};
@@ -144,16 +143,17 @@ fn check_folder(folder: &str, field: &str) -> Result<(), DatasetError> {
 }
 
 impl Source for Mmc4 {
-    fn ends(&self) -> Arc<[u64]> {
-        self.shards.ends()
-    }
-
-    fn images(&self) -> u64 {
-        self.shards.images()
+    fn shards(&self) -> &Shards {
+        &self.shards
     }
 
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
-        (self.shards.describe(), settings(&self.config))
+        let mut shards = self.shards.describe();
+        // As with OBELICS: the pixels of a store are part of the data. Of a folder nobody can say what is in it.
+        if let Images::Store(store) = &self.images {
+            shards.extend(store.describe());
+        }
+        (shards, settings(&self.config))
     }
 
     fn read(&self, sample: u64, asked: &mut Asked<'_>) -> Result<Result<(), RedrawCause>, DatasetError> {
@@ -221,10 +221,6 @@ impl Source for Mmc4 {
 
     fn most_images(&self) -> usize {
         self.config.max_images as usize
-    }
-
-    fn findings(&self) -> Vec<(PathBuf, &Findings)> {
-        self.shards.findings()
     }
 
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {

@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     num::NonZero,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use lcl_trainer_config::ObelicsConfig;
@@ -70,12 +69,8 @@ impl Obelics {
 }
 
 impl Source for Obelics {
-    fn ends(&self) -> Arc<[u64]> {
-        self.shards.ends()
-    }
-
-    fn images(&self) -> u64 {
-        self.shards.images()
+    fn shards(&self) -> &Shards {
+        &self.shards
     }
 
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
@@ -134,10 +129,6 @@ impl Source for Obelics {
 
     fn most_images(&self) -> usize {
         self.config.max_images as usize
-    }
-
-    fn findings(&self) -> Vec<(PathBuf, &Findings)> {
-        self.shards.findings()
     }
 
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {

@@ -8,13 +8,12 @@ use std::{
     num::NonZero,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use lcl_trainer_config::{DocumentsConfig, KeySeparator};
 
 use super::{
-    Asked, Findings, Source, Wait, Whole, WholeImage,
+    Asked, Source, Wait, Whole, WholeImage,
     index::{DocumentIndexError, Made},
     shards::{Found, Shards},
 };
@@ -89,12 +88,8 @@ impl Packed {
 }
 
 impl Source for Packed {
-    fn ends(&self) -> Arc<[u64]> {
-        self.shards.ends()
-    }
-
-    fn images(&self) -> u64 {
-        self.shards.images()
+    fn shards(&self) -> &Shards {
+        &self.shards
     }
 
     fn describe(&self) -> (Vec<(PathBuf, u64, u64)>, String) {
@@ -131,10 +126,6 @@ impl Source for Packed {
 
     fn most_images(&self) -> usize {
         self.config.max_images as usize
-    }
-
-    fn findings(&self) -> Vec<(PathBuf, &Findings)> {
-        self.shards.findings()
     }
 
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {

@@ -22,7 +22,7 @@ use crate::{
 
 /// Shards with their indexes.
 #[derive(Debug)]
-pub(super) struct Shards {
+pub(crate) struct Shards {
     indexes: Vec<DocumentIndex>,
     ends: Arc<[u64]>,
 }
