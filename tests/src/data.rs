@@ -4,7 +4,7 @@ use std::{fs, io::Cursor, path::Path};
 
 use anyhow::{Context, Result};
 use lcl_data::shard::{ImageKind, ShardWriter};
-use lcl_trainer_config::{DataSource, Mmc4Config, Mmc4Images, ObelicsConfig};
+use lcl_trainer_config::{DataSource, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ObelicsConfig};
 
 const COLOURS: [(&str, [u8; 3]); 6] = [
     ("red", [220, 40, 40]),
@@ -92,6 +92,14 @@ pub fn obelics(folder: &Path) -> Result<DataSource> {
     let entry = |path: &str| vec![folder.join(path).display().to_string()];
     let obelics = ObelicsConfig { shards: entry("data/*.parquet"), images: entry("images/*.tar"), split: true, max_images: 6 };
     Ok(DataSource::Obelics { obelics })
+}
+
+/// A mixture by images: two parts of the pairs in `shard`, one of MMC4 and one of OBELICS, copied to `folder`.
+pub fn mixture(shard: &Path, folder: &Path) -> Result<DataSource> {
+    let pairs = DataSource::webdataset(vec![shard.display().to_string()]);
+    let mixed = [("pairs", 2, pairs), ("mmc4", 1, mmc4(&folder.join("mmc4"))?), ("obelics", 1, obelics(&folder.join("obelics"))?)];
+    let sources = mixed.into_iter().map(|(name, weight, source)| MixedSource { name: name.to_owned(), weight, source }).collect();
+    Ok(DataSource::Mixture { mixture: MixtureConfig { by: MixtureUnit::Images, sources } })
 }
 
 /// Indexes are written beside the shards, so nobody reads those of the project itself.

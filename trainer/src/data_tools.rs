@@ -16,7 +16,7 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lcl_data::{
-    Dataset, DatasetError, DocumentFindings,
+    Dataset, DatasetError, DocumentFindings, LeftOut,
     check::{CheckReport, Finding},
     convert::ConvertReport,
     stats::{SourceStats, Summary},
@@ -162,13 +162,16 @@ pub fn checked_in_words(report: &CheckReport) -> String {
 /// What was converted.
 #[must_use]
 pub fn converted_in_words(report: &ConvertReport, folder: &Path) -> String {
-    let ConvertReport { written, kept, documents, images, left_out } = report;
+    let ConvertReport { written, kept, documents, images, left_out, no_samples } = report;
     let mut text = format!("wrote {documents} documents with {images} images in {written} shards to {}", folder.display());
     if *kept > 0 {
         let _ = write!(text, "; {kept} were there");
     }
     for (cause, (count, first)) in left_out {
         let _ = write!(text, "\nleft out: {count} {cause}, the first: {first}");
+    }
+    for (cause, LeftOut { count, first }) in no_samples {
+        let _ = write!(text, "\nno sample: {count} {cause}, the first: {first}");
     }
     text
 }

@@ -8,7 +8,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::{DataSource, ExactConfig, ExitCode, MixedSource, MixtureConfig, MixtureUnit, Schedule};
+use lcl_trainer_config::{ExactConfig, ExitCode, Schedule};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -116,10 +116,7 @@ fn check_sources(step: &Value) -> Result<()> {
 fn a_disturbed_run_on_documents_trains_each_once_and_ends_with_the_bits_of_an_undisturbed_one() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let (mmc4, obelics) = (lcl_tests::data::mmc4(&workbench.path("mmc4"))?, lcl_tests::data::obelics(&workbench.path("obelics"))?);
-    let pairs = DataSource::webdataset(vec![workbench.shard().display().to_string()]);
-    let mixed = [("pairs", 2, pairs), ("mmc4", 1, mmc4.clone()), ("obelics", 1, obelics.clone())];
-    let sources = mixed.into_iter().map(|(name, weight, source)| MixedSource { name: name.to_owned(), weight, source }).collect();
-    let mixture = DataSource::Mixture { mixture: MixtureConfig { by: MixtureUnit::Images, sources } };
+    let mixture = lcl_tests::data::mixture(&workbench.shard(), &workbench.path("mixture"))?;
     for (kind, source) in [("mmc4", mmc4), ("obelics", obelics), ("mixture", mixture)] {
         let begin = |name: &str| -> Result<Run> {
             let mut run = workbench.begin(&format!("{name}-{kind}"))?;
@@ -143,8 +140,8 @@ fn a_disturbed_run_on_documents_trains_each_once_and_ends_with_the_bits_of_an_un
         let expected = kind != "obelics";
         ensure!(redrawn(&run)?.iter().any(|samples| !samples.is_null()) == expected, "{:?}", redrawn(&run)?);
         ensure!(run.steps()?.iter().any(|line| line["images"].as_u64() > line["rows"].as_u64()), "no document has two images");
-        // Of a mixture: each source's own sequence without a gap, and the same counts whoever counted them.
-        // So are the losses, bit for bit; how long who waited for what is another matter.
+        // Of a mixture: each source's own sequence without a gap, and the same counts whoever counted them. So are the losses, bit for bit;
+        // how long who waited for what is another matter.
         let sources = |run: &Run| -> Result<Vec<Value>> {
             let mut lines: Vec<Value> = run.steps()?.iter().map(|line| line["sources"].clone()).collect();
             for source in lines.iter_mut().filter_map(Value::as_array_mut).flatten().filter_map(Value::as_object_mut) {

@@ -25,6 +25,9 @@ use serde::{Deserialize, Serialize};
     )
     .message("must not change after the job was created")
     .field_path(".layerScale"),
+    validation = Rule::new("!has(self.shape) || has(self.objective.clip) || self.shape.text.width == self.shape.embedDim")
+        .message("must equal embedDim: the language model takes the image's tokens among its own (clip alone does not)")
+        .field_path(".shape.text.width"),
 )]
 pub struct ModelSpec {
     /// A named model size; either this or `shape` must be given. `vit-b-16-laion` (249.92 M parameters), `vit-b-32-laion` (177.66 M) and
@@ -100,7 +103,7 @@ pub struct ModelShapeSpec {
     pub vision: VisionShapeSpec,
     /// The causal language model.
     pub text: TextShapeSpec,
-    /// Width of the shared contrastive space.
+    /// Width of the shared contrastive space, and with the objective `lcl` of the language model.
     #[schemars(range(min = 1, max = 65_536))]
     pub embed_dim: i32,
     /// Heads of the attention pooling; divides `embedDim`.

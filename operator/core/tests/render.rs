@@ -279,14 +279,15 @@ fn real(least: f64, greatest: f64) -> impl Strategy<Value = Value> {
 
 fn shape() -> impl Strategy<Value = Value> {
     let heads = || 1..=8i64;
+    // The language model is as wide as the space of the contrast: both are a multiple of the heads of both.
     (heads(), heads(), heads(), 1..=16i64, 1..=32i64, 1..=24i64, 0..=2i64).prop_map(
         |(vision_heads, text_heads, pool_heads, grid, patch, width, beyond)| {
             json!({
                 "vision": { "imageSize": grid * patch, "patchSize": patch, "width": vision_heads * width, "layers": 1, "heads": vision_heads },
                 "text": {
-                    "width": text_heads * width, "layers": 1024, "heads": text_heads, "contextLength": (grid * grid + 4 + beyond).max(6),
+                    "width": text_heads * pool_heads * width, "layers": 1024, "heads": text_heads, "contextLength": (grid * grid + 4 + beyond).max(6),
                 },
-                "embedDim": pool_heads * width,
+                "embedDim": text_heads * pool_heads * width,
                 "poolHeads": pool_heads,
             })
         },

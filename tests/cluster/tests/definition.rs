@@ -90,7 +90,7 @@ fn names(answer: &Value, field: &str) -> bool {
 /// What the API server sees in its own way: it judges the envelope before any schema, names the labels as a whole, takes an explicit null
 /// for a field left out, and names the whole entry that stands twice. Patterns of shards and filters are parsed, which CEL cannot: such a job
 /// is stored, and the operator refuses it.
-const ITS_OWN_WAY: [(&str, Option<&str>); 25] = [
+const ITS_OWN_WAY: [(&str, Option<&str>); 27] = [
     ("apiVersion = 'lcl.dev/v2'", Some("v2")),
     ("apiVersion = delete", Some("API version")),
     ("metadata.name = 7", Some("ObjectMeta.name")),
@@ -106,6 +106,8 @@ const ITS_OWN_WAY: [(&str, Option<&str>); 25] = [
     ("spec.data.webdataset.shards = ['/d/[ab.tar']", None),
     ("spec.data.webdataset.shards = ['/d/{a,b}.txt']", None),
     ("spec.data.webdataset.shards = ['/d/{0..99999999}.tar']", None),
+    ("spec.data.webdataset.shards = ['s3://bucket/a/../b.tar']", None),
+    ("spec.data.webdataset.shards = ['https://host:99999/b.tar']", None),
     ("spec.data.webdataset.filter = 'similarity >='", None),
     ("spec.data.webdataset.filter = 'lower(NSFW) == \\\"a\\\"'", None),
     ("spec.data.webdataset.filter = 'width + 1'", None),

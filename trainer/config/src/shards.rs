@@ -101,6 +101,15 @@ pub enum PatternError {
     /// A URI without a bucket.
     #[error("it names no bucket or host, and no object in it: write SCHEME://BUCKET/NAME")]
     NoBucket,
+    /// A host that no request can be sent to.
+    #[error("`{host}` is no host: write a name or an address and, where it is needed, a port of at most 65535")]
+    Host {
+        /// What stands between `://` and the next `/`.
+        host: String,
+    },
+    /// A step to the folder above, which neither stores nor addresses have.
+    #[error("it has a part `.` or `..`: an object store and a web server have no such folders")]
+    Dots,
     /// A name and password in the address.
     #[error("it names a user: credentials are in the environment, where no log shows them")]
     User,
@@ -136,14 +145,24 @@ fn check_uri(text: &str) -> Result<(), PatternError> {
     if scheme != "az" && bucket.contains('@') {
         return Err(PatternError::User);
     }
+    if name.split('/').any(|part| matches!(part, "." | "..")) {
+        return Err(PatternError::Dots);
+    }
     let is_glob = |text: &str| text.contains(['*', '?', '[']);
     match (scheme.starts_with("http"), is_glob(rest)) {
         (true, true) => Err(PatternError::WebGlob),
         (false, true) if is_glob(bucket) || name.rsplit_once('/').is_some_and(|(folder, _)| is_glob(folder)) => {
             Err(PatternError::FolderGlob)
         }
+        (true, false) if !is_host(bucket) => Err(PatternError::Host { host: bucket.to_owned() }),
         _ => Ok(()),
     }
+}
+
+/// Whether this is `NAME` or `NAME:PORT`.
+fn is_host(text: &str) -> bool {
+    let (name, port) = text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
+    !name.is_empty() && !name.contains(char::is_whitespace) && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 impl ShardEntry {
@@ -442,5 +461,14 @@ mod tests {
             check(pattern, "more than 10000000 paths");
         }
         check(&"{a,".repeat(1000), "more than 16 deep");
+        for host in ["host:99999", "host:0", "host:", "host:80:80", ":80", "a b"] {
+            check(&format!("https://{host}/a.tar"), &format!("`{host}` is no host"));
+        }
+        for path in ["s3://bucket/a/../b.tar", "gs://bucket/./b.tar", "http://host/..", "https://host/{a,b}/../c.tar"] {
+            check(path, "has a part `.` or `..`");
+        }
+        for path in ["https://host:8080/a.tar", "http://10.0.0.1/{000..011}.tar", "s3://bucket/a..b/{0..1}.tar", "/d/../a.tar"] {
+            assert!(ShardEntry::parse(path).is_ok(), "{path}");
+        }
     }
 }

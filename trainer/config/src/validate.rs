@@ -156,6 +156,12 @@ impl ModelConfig {
         require(vision.width % vision.heads == 0, "model.shape.vision.heads", vision.heads, "must divide the vision width")?;
         require(text.width % text.heads == 0, "model.shape.text.heads", text.heads, "must divide the text width")?;
         require(self.shape.embed_dim % self.shape.pool_heads == 0, "model.shape.poolHeads", self.shape.pool_heads, "must divide embedDim")?;
+        require(
+            matches!(self.objective, Objective::Clip) || text.width == self.shape.embed_dim,
+            "model.shape.text.width",
+            text.width,
+            "must equal embedDim: the language model takes the image's tokens among its own (clip alone does not)",
+        )?;
         let special = self.shape.special_tokens;
         let highest = [special.start_of_text, special.end_of_text, special.image_placeholder, special.start_of_image, special.end_of_image]
             .into_iter()

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cause::RedrawCause,
     dataset::{Dataset, DatasetError},
-    documents::{IMAGE_MISSING, Source, Whole},
+    documents::{Findings, IMAGE_MISSING, LeftOut, Source, Whole},
     image::{Format, ImageError, Scratch, decode, probe},
     index::over_all,
     packed::PackedDocument,
@@ -56,6 +56,8 @@ pub struct ConvertReport {
     pub images: u64,
     /// What was left out of those: how often for which cause, and the first.
     pub left_out: BTreeMap<String, (u64, String)>,
+    /// What the source's index found no samples: how often for which cause, and the first. These are never written.
+    pub no_samples: BTreeMap<String, LeftOut>,
 }
 
 /// Documents cannot be converted.
@@ -129,7 +131,11 @@ pub fn convert(
         }
         write_shard(source, unit, &path, count)
     });
-    Ok(reports?.into_iter().fold(ConvertReport::default(), ConvertReport::and))
+    let mut all = reports?.into_iter().fold(ConvertReport::default(), ConvertReport::and);
+    let mut found = Findings::default();
+    source.findings().into_iter().for_each(|(_, findings)| found.add(findings));
+    all.no_samples = found.left_out;
+    Ok(all)
 }
 
 impl ConvertReport {

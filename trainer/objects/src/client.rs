@@ -18,7 +18,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use tokio::{runtime::Runtime, sync::mpsc};
 
 use crate::{
-    error::ObjectError,
+    error::{ObjectError, ignores_ranges},
     open::{Patience, open_store},
 };
 
@@ -266,6 +266,8 @@ fn of_store(uri: &str, source: object_store::Error) -> io::Error {
     // The state that was asked for is not there any more.
     if matches!(source, object_store::Error::Precondition { .. }) {
         ObjectError::Changed { uri }
+    } else if ignores_ranges(&source) {
+        ObjectError::NoRanges { uri }
     } else {
         ObjectError::Store { uri, source }
     }
@@ -279,4 +281,50 @@ fn check_same(object: &Object, meta: &ObjectMeta) -> io::Result<()> {
         return Ok(());
     }
     Err(ObjectError::Changed { uri: object.uri.clone() }.into_io())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        net::TcpListener,
+        thread,
+    };
+
+    use super::*;
+
+    /// A web server that sends all of a file whatever part of it is asked for; gives its address.
+    fn serve_whole(body: &'static str) -> io::Result<String> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        thread::spawn(move || {
+            for connection in listener.incoming() {
+                let Ok(mut connection) = connection else { return };
+                let Ok(reading) = connection.try_clone() else { return };
+                let mut lines = BufReader::new(reading).lines().map_while(Result::ok);
+                let Some(asked) = lines.next() else { continue };
+                lines.find(String::is_empty);
+                let sent = if asked.starts_with("HEAD") { "" } else { body };
+                let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nLast-Modified: Sun, 01 Jun 2025 00:00:00 GMT\r\nContent-Length:";
+                // Whoever asked may have had enough.
+                drop(write!(connection, "{head} {}\r\n\r\n{sent}", body.len()));
+            }
+        });
+        Ok(format!("http://{address}"))
+    }
+
+    #[test]
+    fn a_server_without_ranges_is_an_error_that_says_what_to_do_and_is_not_tried_again() -> io::Result<()> {
+        let uri = format!("{}/a.tar", serve_whole("0123456789")?);
+        let objects = Objects::of_process()?;
+        let object = objects.head(&uri)?;
+        assert_eq!(object.size, 10);
+        // From its beginning as well: an index that can be built of what cannot be trained on helps nobody.
+        for error in [objects.get(&object, 2..5).err(), objects.stream(&object, 0).err()] {
+            let error = error.expect("the whole is no part");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+            assert!(error.to_string().contains("supports HTTP range requests"), "{error}");
+        }
+        Ok(())
+    }
 }

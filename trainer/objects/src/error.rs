@@ -37,6 +37,15 @@ pub enum ObjectError {
         /// Bytes that came.
         got: u64,
     },
+    /// The server does not know ranges.
+    #[error(
+        "{uri}: the server sends the whole file when it is asked for a part of it: use one that supports HTTP range requests (nginx, Apache and \
+         Caddy do, Python's http.server does not), or a copy on disk"
+    )]
+    NoRanges {
+        /// What was to be read.
+        uri: String,
+    },
     /// A plain web server lists nothing.
     #[error("{uri}: a web server cannot be asked what it has: name each shard, with braces or in a text file")]
     NoList {
@@ -50,7 +59,7 @@ impl ObjectError {
     pub(crate) fn into_io(self) -> io::Error {
         use object_store::Error;
         let kind = match &self {
-            Self::Open { .. } | Self::NoList { .. } => io::ErrorKind::InvalidInput,
+            Self::Open { .. } | Self::NoList { .. } | Self::NoRanges { .. } => io::ErrorKind::InvalidInput,
             Self::Changed { .. } => io::ErrorKind::InvalidData,
             Self::CutShort { .. } => io::ErrorKind::ConnectionReset,
             Self::Store { source, .. } => match source {
@@ -65,6 +74,11 @@ impl ObjectError {
         };
         io::Error::new(kind, self)
     }
+}
+
+/// Whether a server answered a request for a range with the whole object. The library has no type for that.
+pub(crate) fn ignores_ranges(error: &object_store::Error) -> bool {
+    error.to_string().contains("non-partial response")
 }
 
 /// Whether the store says that the request itself is wrong (400, 301 of another region), or the client that it may not be sent (`http://` without

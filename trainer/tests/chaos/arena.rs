@@ -12,12 +12,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lcl_tests::{
-    data::Fault as BadSample,
+    data::{self, Fault as BadSample},
     process,
     run::{Run, Workbench},
 };
 use lcl_trainer::{fail_point, state_log};
-use lcl_trainer_config::ExactConfig;
+use lcl_trainer_config::{DataSource, ExactConfig};
 
 use crate::{
     checks,
@@ -29,6 +29,8 @@ use crate::{
 /// In fast mode, where the losses of two runs drift apart: at 1e-3 they differ by 1e-6 after 200 steps and by a tenth after 1,000, at this
 /// one by less than 1e-7 after 1,000.
 const FAST_LEARNING_RATE: f64 = 1e-5;
+/// Tokens of a sequence of the mixture, whose documents are longer than the pairs.
+const CONTEXT: i64 = 64;
 /// Steps of the second start of a run that was asked to stop.
 const EPILOGUE: u64 = 6;
 
@@ -37,7 +39,26 @@ const EPILOGUE: u64 = 6;
 pub(crate) struct Arena {
     folder: PathBuf,
     workbench: Workbench,
-    undisturbed: Mutex<HashMap<bool, Undisturbed>>,
+    mixture: DataSource,
+    undisturbed: Mutex<HashMap<Kind, Undisturbed>>,
+}
+
+/// Which undisturbed run a plan is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    exact: bool,
+    mixture: bool,
+}
+
+impl Kind {
+    fn of(plan: &Plan) -> Self {
+        Self { exact: plan.exact, mixture: plan.mixture }
+    }
+
+    fn name(self) -> String {
+        let Self { exact, mixture } = self;
+        format!("undisturbed-{}-{}", if exact { "exact" } else { "fast" }, if mixture { "mixture" } else { "pairs" })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -69,13 +90,18 @@ impl Arena {
     pub(crate) fn new() -> Result<Self> {
         // A slot without a sample, so that shards have different numbers of rows.
         let workbench = Workbench::new(&[(7, BadSample::NoCaption)])?;
+        let mixture = data::mixture(&workbench.shard(), &workbench.path("mixture"))?;
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos").join(std::process::id().to_string());
         fs::create_dir_all(&folder)?;
-        Ok(Self { folder, workbench, undisturbed: Mutex::default() })
+        Ok(Self { folder, workbench, mixture, undisturbed: Mutex::default() })
     }
 
-    fn begin(&self, name: &str, exact: bool, steps: u64) -> Result<Run> {
+    fn begin(&self, name: &str, Kind { exact, mixture }: Kind, steps: u64) -> Result<Run> {
         let mut run = self.workbench.begin(name)?;
+        if mixture {
+            run.config.data.source = self.mixture.clone();
+            run.config.model.shape.text.context_length = CONTEXT;
+        }
         let optimization = &mut run.config.optimization;
         (optimization.steps, optimization.global_batch_size) = (steps, 16);
         optimization.exact = exact.then_some(ExactConfig { virtual_shards: 8, threads: 1 });
@@ -86,21 +112,21 @@ impl Arena {
         Ok(run)
     }
 
-    /// The undisturbed run of a mode, at least so long.
-    fn undisturbed(&self, exact: bool, steps: u64) -> Result<Undisturbed> {
+    /// The undisturbed run of a kind, at least so long.
+    fn undisturbed(&self, kind: Kind, steps: u64) -> Result<Undisturbed> {
         let mut all = self.undisturbed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all.get(&exact).filter(|known| known.steps >= steps) {
+        if let Some(known) = all.get(&kind).filter(|known| known.steps >= steps) {
             return Ok(known.clone());
         }
-        let name = if exact { "undisturbed-exact" } else { "undisturbed-fast" };
-        let run = self.begin(name, exact, steps)?;
+        let name = kind.name();
+        let run = self.begin(&name, kind, steps)?;
         let states = self.workbench.path(&format!("{name}-states"));
         fs::create_dir_all(&states)?;
         let mut command = std::process::Command::new(process::trainer()?);
         command.args(run.arguments(&["--output", "json"])?).env(state_log::FOLDER, &states);
         process::start_command(command)?.wait()?.expect_code(0)?;
         let grown = Undisturbed { run, states, steps };
-        all.insert(exact, grown.clone());
+        all.insert(kind, grown.clone());
         Ok(grown)
     }
 
@@ -135,7 +161,7 @@ impl Arena {
         fs::create_dir_all(&hits)?;
         fs::create_dir_all(&states)?;
         let steps = if let End::Steps(steps) = plan.end { steps } else { 1_000_000 };
-        let mut run = self.begin(&plan.name, plan.exact, steps)?;
+        let mut run = self.begin(&plan.name, Kind::of(plan), steps)?;
         let environment = vec![
             (fail_point::FAULTS, plan.environment()),
             (fail_point::FOLDER, hits.display().to_string()),
@@ -171,7 +197,7 @@ impl Arena {
 
     fn judge(&self, plan: &Plan, run: &Run, states: &Path, absent: &[(u32, f64, f64)], outcome: &mut Outcome) -> Result<()> {
         let steps = run.config.optimization.steps;
-        let undisturbed = self.undisturbed(plan.exact, steps)?;
+        let undisturbed = self.undisturbed(Kind::of(plan), steps)?;
         let states = checks::states(states)?;
         checks::expect_agreement(&states)?;
         if plan.exact {

@@ -100,8 +100,16 @@ pub(crate) fn expect_same_ledger(run: &Run, undisturbed: &Run, exact: bool) -> R
                 ensure!(trained.insert((field("pass")?, total)), "step {step}: slot {slot} is trained twice");
             }
         }
-        for field in ["slots", "samples_digest", "rows", "images", "tokens", "skipped_samples", "update_skipped"] {
+        for field in ["slots", "samples_digest", "rows", "images", "tokens", "skipped_samples", "redrawn_samples", "update_skipped"] {
             ensure!(line[field] == expected[field], "step {step}: {field} is {}, undisturbed {}", line[field], expected[field]);
+        }
+        // Of a mixture each source goes on where it was, too.
+        for field in ["name", "first", "end", "rows", "images", "tokens", "predicted_tokens", "contrastive_images"] {
+            let of_sources = |line: &Value| -> Vec<Value> {
+                line["sources"].as_array().into_iter().flatten().map(|source| source[field].clone()).collect()
+            };
+            let (found, wanted) = (of_sources(line), of_sources(&expected));
+            ensure!(found == wanted, "step {step}: {field} of the sources is {found:?}, undisturbed {wanted:?}");
         }
         let loss = |line: &Value| line["loss"].as_f64().context("no loss");
         let (found, wanted) = (loss(line)?, loss(&expected)?);

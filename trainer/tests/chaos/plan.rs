@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) workers: u32,
     /// Whether the result has the same bits whatever happens.
     pub(crate) exact: bool,
+    /// Whether it trains on a mixture of pairs and documents instead of pairs.
+    pub(crate) mixture: bool,
     /// Where it ends.
     pub(crate) end: End,
     /// In the order in which they are armed.
@@ -134,8 +136,9 @@ impl fmt::Display for Fault {
 
 impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, seed, workers, exact, end, .. } = self;
-        writeln!(formatter, "{name}: seed {seed}, {workers} workers, {}, {end:?}", if *exact { "exact" } else { "fast" })?;
+        let Self { name, seed, workers, exact, mixture, end, .. } = self;
+        let (mode, data) = (if *exact { "exact" } else { "fast" }, if *mixture { "a mixture" } else { "pairs" });
+        writeln!(formatter, "{name}: seed {seed}, {workers} workers, {mode}, {data}, {end:?}")?;
         self.faults.iter().enumerate().try_for_each(|(index, fault)| writeln!(formatter, "  {index}: {fault}"))
     }
 }
@@ -179,7 +182,7 @@ impl Plan {
             Fault { when: When::At { place: *place, keys: keys.join(",") }, what: *what }
         });
         let name = if exact { name.to_owned() } else { format!("fast-{name}") };
-        Self { name, seed: 1, workers, exact, end: End::WhenAllWereHit, faults: chain.collect() }
+        Self { name, seed: 1, workers, exact, mixture: false, end: End::WhenAllWereHit, faults: chain.collect() }
     }
 
     /// Every directed plan, in both modes.
@@ -263,13 +266,14 @@ impl Plan {
         ]
     }
 
-    /// A few faults, for `make test`: one dies in the recovery from the death of another, and a source in the middle of a transfer.
+    /// A few faults on a mixture, for `make test`: one dies in the recovery from the death of another, and a source in the middle of a
+    /// transfer.
     pub(crate) fn short(exact: bool) -> Self {
         let faults = [(Place::Bucket, What::Kill, 1), (Place::Form, What::Kill, 1), (Place::Send, What::Kill, MIDDLE)];
-        Self::directed("short", exact, 3, &faults)
+        Self { mixture: true, ..Self::directed("short", exact, 3, &faults) }
     }
 
-    /// A plan drawn from a seed: at least [`SURE`] faults in at least forty steps.
+    /// A plan drawn from a seed: at least [`SURE`] faults in at least forty steps. Every third one trains on a mixture.
     pub(crate) fn drawn(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let workers = rng.u32(2..=4);
@@ -286,7 +290,7 @@ impl Plan {
             let when = if index < SURE { draw_sure(&mut rng, steps) } else { draw_any(&mut rng, workers, steps) };
             faults.push(Fault { when, what });
         }
-        Self { name: format!("seed-{seed}"), seed, workers, exact, end: End::Steps(steps), faults }
+        Self { name: format!("seed-{seed}"), seed, workers, exact, mixture: seed.is_multiple_of(3), end: End::Steps(steps), faults }
     }
 }
 

@@ -94,6 +94,8 @@ fn check(source: DataSource) {
     assert_eq!(other, after.samples_per_pass());
     assert_eq!(differing > 0, before.key(0).is_ok_and(|(shard, _)| shard.extension().is_some_and(|extension| extension == "zip")));
     assert!(!report.left_out.is_empty(), "{report:?}");
+    // What the index left out is said, too: nobody has to look for it.
+    assert!(!report.no_samples.is_empty(), "{report:?}");
 }
 
 #[test]
