@@ -8,7 +8,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::{ExactConfig, ExitCode, Schedule};
+use lcl_trainer_config::{DataSource, ExactConfig, ExitCode, MixedSource, MixtureConfig, MixtureUnit, Schedule};
 use rustix::process::Signal;
 use serde_json::Value;
 

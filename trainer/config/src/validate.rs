@@ -6,7 +6,7 @@ use crate::{
     FORMAT_VERSION,
     fields::Field,
     keys::KeyKind,
-    model::ModelConfig,
+    model::{ModelConfig, Objective},
     shards::ShardEntry,
     training::{DataConfig, DataSource, GradientCompression, MixtureConfig, Normalization, Schedule, TrainerConfig, in_mixture},
     uri::check_run_uri,

@@ -18,6 +18,7 @@ use lcl_tests::{
 };
 use lcl_trainer::{fail_point, state_log};
 use lcl_trainer_config::{DataSource, ExactConfig};
+use serde_json::Value;
 
 use crate::{
     checks,
@@ -205,6 +206,8 @@ impl Arena {
         }
         outcome.steps = checks::expect_same_ledger(run, &undisturbed.run, plan.exact)?;
         ensure!(outcome.steps as u64 == steps, "{} of {steps} steps are in the ledger", outcome.steps);
+        let sources = |line: &Value| line["sources"].as_array().map_or(0, Vec::len);
+        ensure!(!plan.mixture || run.steps()?.iter().all(|line| sources(line) == 3), "the ledger does not name the sources");
         let last = states.iter().filter(|line| line.step == steps).map(|line| &line.parameter_hash).next_back();
         ensure!(last == Some(&run.hash()?), "the run says that it ended with {}, and its members held {last:?}", run.hash()?);
         outcome.restores = checks::expect_no_needless_restore(&states, absent)?;
