@@ -76,9 +76,11 @@ impl ObjectError {
     }
 }
 
-/// Whether a server answered a request for a range with the whole object. The library has no type for that.
+/// Whether a server answered a request for a range with the whole object. The library gives out no type for that: what is left is its text, which
+/// differs between web servers and object stores.
 pub(crate) fn ignores_ranges(error: &object_store::Error) -> bool {
-    error.to_string().contains("non-partial response")
+    let text = error.to_string();
+    text.contains("not supported by ") && text.contains("Range") || text.contains("non-partial response")
 }
 
 /// Whether the store says that the request itself is wrong (400, 301 of another region), or the client that it may not be sent (`http://` without
