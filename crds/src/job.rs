@@ -5,6 +5,7 @@ pub(crate) mod data;
 pub(crate) mod model;
 pub(crate) mod optimization;
 pub(crate) mod status;
+pub(crate) mod timeouts;
 pub(crate) mod workers;
 
 use kube::{CustomResource, KubeSchema};
@@ -15,6 +16,7 @@ use data::DataSpec;
 use model::ModelSpec;
 use optimization::OptimizationSpec;
 use status::LCLTrainingJobStatus;
+use timeouts::TimeoutsSpec;
 use workers::{ElasticSpec, WorkersSpec};
 
 /// What to train, on what, how, and on how many workers.
@@ -70,9 +72,6 @@ use workers::{ElasticSpec, WorkersSpec};
     validation = Rule::new(WORLD_FITS_SHARDS)
         .message("must be at least the number of members at the job's largest size (workers times membersPerWorker)")
         .field_path(".optimization.exact.virtualShards"),
-    validation = Rule::new(REQUESTS_STAND_ONCE)
-        .message("must not be given when the template's container \"worker\" has resources of its own")
-        .field_path(".workers.requests"),
 )]
 pub struct LCLTrainingJobSpec {
     /// What is trained. Fixed once the job exists, except `activationCheckpointing`.
@@ -90,6 +89,9 @@ pub struct LCLTrainingJobSpec {
     /// Lets the job run with fewer or more workers than `workers.replicas`. Without it the job waits for exactly `workers.replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elastic: Option<ElasticSpec>,
+    /// How long the job waits for its members, also one of a fixed size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<TimeoutsSpec>,
     /// Failures of the training program in a row, without a completed step in between, after which the job is given up. Lost nodes,
     /// evictions and deleted pods do not count.
     #[serde(default = "default_backoff_limit")]
@@ -106,19 +108,36 @@ const CLIP_HAS_CAPTIONS: &str = "!has(self.model.objective.clip) \
     || (has(self.data.webdataset) && self.data.webdataset.layout == 'pairs') || (has(self.data.mixture) \
     && self.data.mixture.sources.all(source, has(source.webdataset) && source.webdataset.layout == 'pairs'))";
 
+/// Members of a worker, in a rule of the spec. A number of accelerators that is none has its own rule.
+macro_rules! members_per_worker {
+    () => {
+        "(has(self.workers.membersPerWorker) ? self.workers.membersPerWorker : \
+         has(self.workers.resources) && has(self.workers.resources.limits) \
+         && self.workers.acceleratorResource in self.workers.resources.limits \
+         && string(self.workers.resources.limits[self.workers.acceleratorResource]).matches('^[0-9]{1,4}$') \
+         ? int(string(self.workers.resources.limits[self.workers.acceleratorResource])) : 1)"
+    };
+}
+
+/// Members at the job's largest size, in a rule of the spec.
+macro_rules! most_members {
+    () => {
+        concat!("(has(self.elastic) ? self.elastic.maxWorkers : self.workers.replicas) * ", members_per_worker!())
+    };
+}
+
 /// Work is assigned in slots of the global batch, so every member needs at least one.
-const WORLD_FITS_BATCH: &str = "self.optimization.globalBatchSize >= \
-    (has(self.elastic) ? self.elastic.maxWorkers : self.workers.replicas) * self.workers.membersPerWorker";
+const WORLD_FITS_BATCH: &str = concat!("self.optimization.globalBatchSize >= ", most_members!());
 
 const PER_RANK_IS_NOT_ELASTIC: &str = "self.optimization.normalization != 'perRank' || !has(self.elastic) \
     || self.elastic.minWorkers == self.elastic.maxWorkers";
 
 /// The reference implementation averages over ranks of equal batch size.
-const PER_RANK_DIVIDES: &str = "self.optimization.normalization != 'perRank' \
-    || self.optimization.globalBatchSize % (self.workers.replicas * self.workers.membersPerWorker) == 0";
+const PER_RANK_DIVIDES: &str = concat!(
+    "self.optimization.normalization != 'perRank' || self.optimization.globalBatchSize % (self.workers.replicas * ",
+    members_per_worker!(),
+    ") == 0"
+);
 
-const WORLD_FITS_SHARDS: &str = "!has(self.optimization.exact) || self.optimization.exact.virtualShards >= \
-    (has(self.elastic) ? self.elastic.maxWorkers : self.workers.replicas) * self.workers.membersPerWorker";
-
-const REQUESTS_STAND_ONCE: &str = "!has(self.workers.requests) || !has(self.workers.template) || !has(self.workers.template.spec) \
-    || !self.workers.template.spec.containers.exists(c, c.name == 'worker' && has(c.resources))";
+const WORLD_FITS_SHARDS: &str =
+    concat!("!has(self.optimization.exact) || self.optimization.exact.virtualShards >= ", most_members!());

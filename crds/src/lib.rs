@@ -30,6 +30,7 @@ pub use job::{
     status::{
         FailureBudgetStatus, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, ReplacingStatus, SourceStatus, WorkersStatus,
     },
+    timeouts::TimeoutsSpec,
     workers::{ElasticSpec, WorkersSpec},
 };
 pub use names::{COORDINATOR_SUFFIX, GROUP, KIND, MAX_NAME_LENGTH, MAX_WORKERS, PLURAL, VERSION, WORKER_CONTAINER, WORKER_INFIX};

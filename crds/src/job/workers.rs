@@ -1,8 +1,6 @@
 //! `spec.workers` and `spec.elastic`: the processes that train.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::api::resource::Quantity};
+use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements};
 use kube::KubeSchema;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -19,31 +17,48 @@ use crate::{names::MAX_WORKERS, patterns::QUANTITY, pod_template::pod_template_s
     .message("must not change after the job was created")
     .field_path(".template"),
     validation = Rule::new(
-        "has(self.requests) == has(oldSelf.requests) && (!has(self.requests) || self.requests == oldSelf.requests)"
+        "has(self.resources) == has(oldSelf.resources) && (!has(self.resources) || self.resources == oldSelf.resources)"
     )
     .message("must not change after the job was created")
-    .field_path(".requests"),
-    validation = Rule::new(A_GPU_FOR_EACH_MEMBER)
-        .message("nvidia.com/gpu must be the number in membersPerWorker: every member computes on a GPU of its own")
-        .field_path(".requests"),
+    .field_path(".resources"),
+    validation = Rule::new(
+        "has(self.membersPerWorker) == has(oldSelf.membersPerWorker) \
+         && (!has(self.membersPerWorker) || self.membersPerWorker == oldSelf.membersPerWorker)"
+    )
+    .message("must not change after the job was created")
+    .field_path(".membersPerWorker"),
+    validation = Rule::new(ACCELERATORS_ARE_COUNTED)
+        .message("must be a whole number of accelerators from 1 to 64, such as 8: each gets a member")
+        .field_path(".resources.limits"),
+    validation = Rule::new(AN_ACCELERATOR_FOR_EACH_MEMBER)
+        .message("must be the number of accelerators in resources.limits, or be left out: every member computes on one of its own")
+        .field_path(".membersPerWorker"),
+    validation = Rule::new(RESOURCES_STAND_ONCE)
+        .message("must not give resources to the container `worker`: spec.workers.resources is their place")
+        .field_path(".template"),
 )]
 pub struct WorkersSpec {
     /// Wanted number of workers; one worker is one pod. `kubectl scale` changes it.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = MAX_WORKERS))]
     pub replicas: i32,
-    /// Training processes in each worker. On GPUs one member per GPU.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 64))]
-    #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
-    pub members_per_worker: i32,
-    /// What each worker asks of its node, such as `cpu: "8"`, `memory: 32Gi`, `nvidia.com/gpu: 1`. A short form for the resources of the
-    /// container `worker` in the template; only one of both may be given.
+    /// Training processes in each worker. Default: the number of accelerators in `resources.limits`, 1 without any; if both are given they
+    /// must be equal. The processors in `resources` are shared out among them as threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "requests_schema")]
-    pub requests: Option<BTreeMap<String, Quantity>>,
-    /// Pod of a worker. The trainer runs in the container named `worker`: give it volume mounts, environment or resources under this
-    /// name; everything left out is filled in. Further containers, volumes, tolerations and so on are kept as they are.
+    #[schemars(range(min = 1, max = MAX_MEMBERS))]
+    pub members_per_worker: Option<i32>,
+    /// Requests and limits of the container `worker`, such as `limits: {nvidia.com/gpu: 8, memory: 900Gi}`; the template must not give
+    /// them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "resources_schema")]
+    pub resources: Option<ResourceRequirements>,
+    /// Name of the resource that members compute on, as the node's device plugin gives it out.
+    #[serde(default = "default_accelerator")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
+    pub accelerator_resource: String,
+    /// Pod of a worker. The trainer runs in the container named `worker`: give it volume mounts or environment under this name;
+    /// everything left out is filled in. Further containers, volumes, tolerations and so on are kept as they are.
     /// With `lcl run --local` no pod exists: paths of the manifest below a mount of the container `worker` are looked up in the volume's
     /// local folder, which is a hostPath volume's own path or that given by `--volume NAME=DIR`; other paths are used as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,22 +66,44 @@ pub struct WorkersSpec {
     pub template: Option<PodTemplateSpec>,
 }
 
-/// A quantity may be written as a number or as a string. The same rule over the template's containers costs more than an API server allows.
-const A_GPU_FOR_EACH_MEMBER: &str = "!has(self.requests) || !('nvidia.com/gpu' in self.requests) \
-    || string(self.requests['nvidia.com/gpu']) == string(self.membersPerWorker)";
+/// Most members of a worker: no node has more accelerators.
+const MAX_MEMBERS: i32 = 64;
 
-/// Names as Kubernetes has them, with amounts.
-fn requests_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
+/// Whether the workers have accelerators; before a rule about their number.
+macro_rules! with_accelerators {
+    ($rule:literal) => {
+        concat!(
+            "!has(self.resources) || !has(self.resources.limits) || !(self.acceleratorResource in self.resources.limits) || ",
+            $rule
+        )
+    };
+}
+
+/// A quantity may be written as a number or as a string.
+const ACCELERATORS_ARE_COUNTED: &str =
+    with_accelerators!("string(self.resources.limits[self.acceleratorResource]).matches('^([1-9]|[1-5][0-9]|6[0-4])$')");
+
+const AN_ACCELERATOR_FOR_EACH_MEMBER: &str = with_accelerators!(
+    "!has(self.membersPerWorker) || string(self.resources.limits[self.acceleratorResource]) == string(self.membersPerWorker)"
+);
+
+/// The same rule over all containers costs more than an API server allows.
+const RESOURCES_STAND_ONCE: &str = "!has(self.template) || !has(self.template.spec) \
+    || !self.template.spec.containers.exists(c, c.name == 'worker' && has(c.resources))";
+
+/// Those of Kubernetes, with names and amounts.
+fn resources_schema(_: &mut SchemaGenerator) -> Schema {
+    let amounts = json_schema!({
         "type": "object",
         "maxProperties": 64,
         "additionalProperties": { "x-kubernetes-int-or-string": true, "pattern": QUANTITY },
-    })
+    });
+    json_schema!({ "type": "object", "properties": { "requests": amounts, "limits": amounts } })
 }
 
 impl Default for WorkersSpec {
     fn default() -> Self {
-        Self { replicas: one(), members_per_worker: one(), requests: None, template: None }
+        Self { replicas: one(), members_per_worker: None, resources: None, accelerator_resource: default_accelerator(), template: None }
     }
 }
 
@@ -74,7 +111,12 @@ fn one() -> i32 {
     1
 }
 
-/// Between how many workers the job may run, and how long it waits for one.
+/// That of NVIDIA's device plugin.
+fn default_accelerator() -> String {
+    "nvidia.com/gpu".to_owned()
+}
+
+/// Between how many workers the job may run.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ElasticSpec {
@@ -84,23 +126,4 @@ pub struct ElasticSpec {
     /// Most workers the job may be scaled to.
     #[schemars(range(min = 1, max = MAX_WORKERS))]
     pub max_workers: i32,
-    /// Seconds without a word after which a member is lost and the others go on; a connection that breaks is noticed at once. Several signs
-    /// of life have to fit in: members give one a second. 10 when left out. A change takes effect on a running job: its coordinator is
-    /// replaced, no worker is, and training goes on meanwhile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 3, max = MAX_TIMEOUT))]
-    pub heartbeat_timeout_seconds: Option<i32>,
-    /// Seconds that a member's training thread may stand still while others wait for it, before the member is taken for hung and evicted;
-    /// has to be longer than any step. 120 when left out. Changes as `heartbeatTimeoutSeconds` does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 10, max = MAX_TIMEOUT))]
-    pub stall_timeout_seconds: Option<i32>,
-    /// Seconds to wait for `workers.replicas` workers once `minWorkers` are there, before training starts with those; survivors of a loss go
-    /// on at once. 30 when left out, 60 with `lcl run --local`. Changes as `heartbeatTimeoutSeconds` does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = MAX_TIMEOUT))]
-    pub formation_wait_seconds: Option<i32>,
 }
-
-/// A day: longer waits are no time-outs any more.
-const MAX_TIMEOUT: i32 = 86_400;

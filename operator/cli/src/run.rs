@@ -85,8 +85,7 @@ fn is_group(job: &ValidatedJob) -> bool {
 
 /// Processes that train: as many as in a cluster.
 fn members(job: &ValidatedJob) -> usize {
-    let workers = &job.spec().workers;
-    (workers.replicas * workers.members_per_worker).unsigned_abs() as usize
+    (job.spec().workers.replicas.unsigned_abs() * job.members_per_worker()) as usize
 }
 
 fn render(job: &ValidatedJob, arguments: &RunArguments) -> Result<TrainerConfig, Error> {
@@ -155,7 +154,7 @@ fn trainer_arguments(config_file: &Path, job: &ValidatedJob, arguments: &RunArgu
         let world = job.spec().elastic.as_ref().map(|_| job.world());
         let numbers = [
             ("--workers", Some(workers.replicas)),
-            ("--members-per-worker", Some(workers.members_per_worker)),
+            ("--members-per-worker", i32::try_from(job.members_per_worker()).ok()),
             ("--min-workers", Some(world.as_ref().map_or(workers.replicas, |world| world.min))),
             ("--max-workers", world.map(|world| world.max)),
         ];

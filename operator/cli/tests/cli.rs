@@ -320,10 +320,11 @@ fn a_job_for_many_members_runs_as_many_processes_that_share_the_processors() {
 
 #[test]
 fn the_time_outs_of_a_job_are_its_local_coordinators_too() {
-    let elastic = "elastic: { minWorkers: 1, maxWorkers: 2, heartbeatTimeoutSeconds: 30, stallTimeoutSeconds: 600 }";
-    let place = Workplace::new(&JOB.replacen("spec:\n", &format!("spec:\n  {elastic}\n"), 1));
+    let timeouts = "timeouts: { heartbeatSeconds: 30, stallSeconds: 600 }";
+    let two = JOB.replace("  workers:\n", "  workers:\n    replicas: 2\n");
+    let place = Workplace::new(&two.replacen("spec:\n", &format!("spec:\n  {timeouts}\n"), 1));
     assert_eq!(place.run(&[]).status.code(), Some(0));
-    assert_eq!(place.trainer_arguments()[11..], ["--heartbeat-timeout", "30", "--stall-timeout", "600"]);
+    assert_eq!(place.trainer_arguments()[9..], ["--heartbeat-timeout", "30", "--stall-timeout", "600"]);
 }
 
 #[test]

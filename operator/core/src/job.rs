@@ -1,6 +1,9 @@
 //! A job that keeps every rule, with its unions and presets resolved.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec},
+    apimachinery::pkg::api::resource::Quantity as Text,
+};
 use lcl_crds::{
     DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, LayoutSpec, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec, ModelShapeSpec,
     ModelSpec, ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
@@ -11,7 +14,7 @@ use lcl_trainer_config::{
     VisionShape,
 };
 
-use crate::validate::FieldError;
+use crate::{quantity::Quantity, validate::FieldError};
 
 /// Most images of a document in tar shards: that of MMC4 and OBELICS.
 const DEFAULT_MAX_IMAGES: u32 = 6;
@@ -75,6 +78,23 @@ impl ValidatedJob {
     #[must_use]
     pub fn source(&self) -> &DataSource {
         &self.source
+    }
+
+    /// Training processes in each worker: as many as it has accelerators, unless the job says so.
+    #[must_use]
+    pub fn members_per_worker(&self) -> u32 {
+        let workers = &self.job.spec.workers;
+        let limits = workers.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+        let accelerators = limits.and_then(|limits| limits.get(&workers.accelerator_resource)).and_then(|Text(text)| text.parse().ok());
+        workers.members_per_worker.map(i32::unsigned_abs).or(accelerators).unwrap_or(1).max(1)
+    }
+
+    /// Processors that each worker asks for, or else is limited to.
+    #[must_use]
+    pub fn processors_per_worker(&self) -> Option<Quantity> {
+        let resources = self.job.spec.workers.resources.as_ref()?;
+        let amounts = [&resources.requests, &resources.limits];
+        amounts.into_iter().flatten().find_map(|amounts| amounts.get("cpu")).and_then(|Text(text)| Quantity::parse(text))
     }
 
     /// Between how many workers the job runs. Without `elastic` all three are `workers.replicas`.

@@ -141,8 +141,8 @@ impl MemberBounds {
     /// Those of a job: its workers times the members of each.
     #[must_use]
     pub fn of(job: &ValidatedJob) -> Self {
-        let (world, each) = (job.world(), job.spec().workers.members_per_worker);
-        let members = |workers: i32| workers.saturating_mul(each).unsigned_abs();
+        let (world, each) = (job.world(), job.members_per_worker());
+        let members = |workers: i32| workers.unsigned_abs().saturating_mul(each);
         Self { min: members(world.min), desired: members(world.desired), max: members(world.max) }
     }
 }

@@ -25,10 +25,10 @@ impl Timeouts {
     /// Those of a job.
     #[must_use]
     pub fn of(job: &ValidatedJob) -> Self {
-        job.spec().elastic.as_ref().map_or_else(Self::default, |elastic| Self {
-            heartbeat: elastic.heartbeat_timeout_seconds,
-            stall: elastic.stall_timeout_seconds,
-            formation: elastic.formation_wait_seconds,
+        job.spec().timeouts.as_ref().map_or_else(Self::default, |timeouts| Self {
+            heartbeat: timeouts.heartbeat_seconds,
+            stall: timeouts.stall_seconds,
+            formation: timeouts.formation_wait_seconds,
         })
     }
 

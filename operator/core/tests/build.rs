@@ -100,27 +100,31 @@ fn what_the_template_says_is_kept_and_the_operators_part_cannot_be_changed_by_it
 }
 
 #[test]
-fn requests_become_limits_except_for_processors() {
-    let pod = worker("spec.workers.requests = {'cpu': '8', 'memory': '32Gi', 'nvidia.com/gpu': '1'}", 0);
-    let resources = &pod["spec"]["containers"][0]["resources"];
-    assert_eq!(resources["requests"], json!({"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}));
-    assert_eq!(resources["limits"], json!({"memory": "32Gi", "nvidia.com/gpu": "1"}));
+fn a_worker_has_the_resources_of_the_job_and_a_member_for_each_accelerator() {
+    let given = "{'requests': {'cpu': '8', 'memory': '32Gi'}, 'limits': {'memory': '32Gi', 'nvidia.com/gpu': '4'}}";
+    for (more, members) in [("", "4"), ("; spec.workers.acceleratorResource = 'amd.com/gpu'", "1")] {
+        let pod = worker(&format!("spec.workers.resources = {given}{more}"), 0);
+        let container = &pod["spec"]["containers"][0];
+        assert_eq!(container["resources"], serde_json::from_str::<Value>(&given.replace('\'', "\"")).unwrap());
+        assert_eq!(env(container, "LCL_MEMBERS_PER_WORKER")[0]["value"], members, "{more}");
+    }
 }
 
 #[test]
 fn members_share_the_processors_that_were_asked_for() {
     for (workers, expected) in [
-        ("{'requests': {'cpu': '8'}}", json!("8")),
-        ("{'requests': {'cpu': '8'}, 'membersPerWorker': 4}", json!("2")),
-        ("{'requests': {'cpu': '3500m'}}", json!("3")),
-        ("{'requests': {'cpu': '500m'}, 'membersPerWorker': 2}", json!("1")),
-        ("{'requests': {'memory': '1Gi'}}", json!(null)),
+        ("{'resources': {'requests': {'cpu': '8'}}}", json!("8")),
+        ("{'resources': {'limits': {'cpu': '8', 'nvidia.com/gpu': 4}}}", json!("2")),
+        ("{'resources': {'requests': {'cpu': '8'}}, 'membersPerWorker': 4}", json!("2")),
+        ("{'resources': {'requests': {'cpu': '3500m'}}}", json!("3")),
+        ("{'resources': {'requests': {'cpu': '500m'}}, 'membersPerWorker': 2}", json!("1")),
+        ("{'resources': {'requests': {'memory': '1Gi'}}}", json!(null)),
     ] {
         let pod = worker(&format!("spec.workers = {workers}"), 0);
         let found = env(&pod["spec"]["containers"][0], "LCL_THREADS");
         assert_eq!(found.first().map_or(Value::Null, |variable| variable["value"].clone()), expected, "{workers}");
     }
-    let given = "spec.workers = {'requests': {'cpu': '8'}, 'template': {'spec': {'containers': \
+    let given = "spec.workers = {'resources': {'requests': {'cpu': '8'}}, 'template': {'spec': {'containers': \
                  [{'name': 'worker', 'env': [{'name': 'LCL_THREADS', 'value': '3'}]}]}}}";
     let pod = worker(given, 0);
     assert_eq!(env(&pod["spec"]["containers"][0], "LCL_THREADS")[0]["value"], "3", "the user knows better");
@@ -148,8 +152,9 @@ fn the_coordinators_metrics_can_be_scraped() {
 
 #[test]
 fn the_coordinator_waits_as_long_as_the_job_says_and_by_itself_where_it_does_not() {
-    let elastic = "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'heartbeatTimeoutSeconds': 30, 'stallTimeoutSeconds': 600}";
-    for (assignments, expected) in [("", [None, None, None]), (elastic, [Some("30"), Some("600"), None])] {
+    // Of a fixed size, too.
+    let timeouts = "spec.timeouts = {'heartbeatSeconds': 30, 'stallSeconds': 600}";
+    for (assignments, expected) in [("", [None, None, None]), (timeouts, [Some("30"), Some("600"), None])] {
         let pod = serde_json::to_value(build_coordinator_pod(&valid(assignments), &context(), 1)).unwrap();
         let found = ["LCL_HEARTBEAT_TIMEOUT", "LCL_STALL_TIMEOUT", "LCL_FORMATION_WAIT"]
             .map(|name| env(&pod["spec"]["containers"][0], name).first().map(|variable| variable["value"].as_str().unwrap().to_owned()));

@@ -179,9 +179,8 @@ fn pod_of(job: &Value) -> Value {
     for container in spec["containers"].as_array_mut().into_iter().flatten() {
         if container["name"] == "worker" {
             container["image"] = json!("trainer");
-            if let Some(requests) = workers["requests"].as_object() {
-                let limits: serde_json::Map<_, _> = requests.clone().into_iter().filter(|(name, _)| name != "cpu").collect();
-                container["resources"] = json!({ "requests": requests, "limits": limits });
+            if workers["resources"].is_object() {
+                container["resources"] = workers["resources"].clone();
             }
         }
     }

@@ -76,7 +76,7 @@ fn annotations(epoch: u64) -> BTreeMap<String, String> {
 }
 
 fn set_environment(container: &mut Container, job: &ValidatedJob, epoch: u64) {
-    let members = i64::from(job.spec().workers.members_per_worker);
+    let members = i64::from(job.members_per_worker());
     let workers = job.world();
     set_env(container, "LCL_LISTEN", &format!("0.0.0.0:{COORDINATOR_PORT}"));
     set_env(container, "LCL_METRICS_LISTEN", &format!("0.0.0.0:{METRICS_PORT}"));

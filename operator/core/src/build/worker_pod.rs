@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{ConfigMapVolumeSource, Container, EmptyDirVolumeSource, Pod, PodSpec, ResourceRequirements, Volume, VolumeMount},
+    api::core::v1::{ConfigMapVolumeSource, Container, EmptyDirVolumeSource, Pod, PodSpec, Volume, VolumeMount},
     apimachinery::pkg::api::resource::Quantity,
 };
 use lcl_crds::{WORKER_CONTAINER, WORKER_INFIX};
@@ -87,9 +87,7 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     if container.command.is_none() && container.args.is_none() {
         container.args = Some(vec!["worker".to_owned()]);
     }
-    if let Some(requests) = &job.spec().workers.requests {
-        container.resources = Some(resources(requests));
-    }
+    container.resources.clone_from(&job.spec().workers.resources);
     container.security_context.get_or_insert_with(container_security);
     for (path, volume, read_only) in
         [(CONFIG_FOLDER, CONFIG_VOLUME, Some(true)), ("/dev/shm", SHARED_MEMORY_VOLUME, None), ("/tmp", TEMPORARY_VOLUME, None)]
@@ -109,7 +107,7 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     set_env(container, "LCL_COORDINATOR", address);
     set_env(container, "LCL_WORKER", &worker_pod_name(job, index));
     set_env(container, "LCL_WORKER_INDEX", &index.to_string());
-    set_env(container, "LCL_MEMBERS_PER_WORKER", &job.spec().workers.members_per_worker.to_string());
+    set_env(container, "LCL_MEMBERS_PER_WORKER", &job.members_per_worker().to_string());
     if let Some(threads) = threads_of_member(job) {
         set_env_unless_given(container, "LCL_THREADS", &threads.to_string());
     }
@@ -123,15 +121,7 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
 /// The processors that were asked for, shared out among the members: a node shows every container all of its processors, and members that
 /// share a node would each start a thread for every one.
 fn threads_of_member(job: &ValidatedJob) -> Option<u64> {
-    let Quantity(asked) = job.spec().workers.requests.as_ref()?.get("cpu")?;
-    let processors = crate::quantity::Quantity::parse(asked)?.whole();
-    Some((processors / u64::from(job.spec().workers.members_per_worker.max(1).unsigned_abs())).max(1))
-}
-
-/// Requests, and as limits those that cannot be shared: devices, and memory, of which more than asked for would be taken from neighbours.
-fn resources(requests: &BTreeMap<String, Quantity>) -> ResourceRequirements {
-    let limits = requests.iter().filter(|(name, _)| *name != "cpu").map(|(name, value)| (name.clone(), value.clone())).collect();
-    ResourceRequirements { requests: Some(requests.clone()), limits: Some(limits), claims: None }
+    Some((job.processors_per_worker()?.whole() / u64::from(job.members_per_worker())).max(1))
 }
 
 /// Whether data come from an object store and the job says not where they are to be kept. A list of shards may name objects too.

@@ -105,7 +105,7 @@ fn judge(draft: &Draft) -> Health {
 /// Workers all of whose members train; before the coordinator says anything, workers that are ready.
 fn count_ready(draft: &Draft) -> i32 {
     let observed = draft.observed;
-    let each = observed.job.spec().workers.members_per_worker.unsigned_abs() as usize;
+    let each = observed.job.members_per_worker() as usize;
     let well = |name: &str| observed.pods.get(name).filter(|pod| pod.owner == observed.uid && pod.end.is_none() && pod.deletion.is_none());
     let before = observed.status.workers.as_ref().map_or(0, |workers| workers.ready);
     let names = (0..observed.job.world().desired).map(|index| worker_pod_name(observed.job, index.unsigned_abs()));

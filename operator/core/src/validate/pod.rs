@@ -140,16 +140,15 @@ pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
     let mut findings = Findings(errors);
     let Some(workers) = spec.get("workers") else { return };
     // What does not have the schema's form has its errors already.
-    if let Some(requests) = workers.get("requests").and_then(|requests| serde_json::from_value(requests.clone()).ok()) {
-        resources::check_requests("spec.workers.requests", &requests, &mut findings);
+    if let Some(resources) = workers.get("resources").and_then(|resources| serde_json::from_value(resources.clone()).ok()) {
+        resources::check("spec.workers.resources", &resources, &mut findings);
     }
     if let Some(template) = workers.get("template").and_then(|template| serde_json::from_value::<PodTemplateSpec>(template.clone()).ok()) {
-        let members = workers.get("membersPerWorker").and_then(Value::as_u64).unwrap_or(1);
-        check_template("spec.workers.template", &template, members, &mut findings);
+        check_template("spec.workers.template", &template, &mut findings);
     }
 }
 
-fn check_template(path: &str, template: &PodTemplateSpec, members: u64, findings: &mut Findings<'_>) {
+fn check_template(path: &str, template: &PodTemplateSpec, findings: &mut Findings<'_>) {
     let metadata = template.metadata.as_ref();
     let labels = metadata.and_then(|metadata| metadata.labels.as_ref());
     let annotations = metadata.and_then(|metadata| metadata.annotations.as_ref());
@@ -162,14 +161,14 @@ fn check_template(path: &str, template: &PodTemplateSpec, members: u64, findings
     let bytes = annotations.into_iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
     check_size(&format!("{path}.metadata.annotations"), bytes, true, findings);
     if let Some(spec) = &template.spec {
-        check_pod(&format!("{path}.spec"), spec, members, findings);
+        check_pod(&format!("{path}.spec"), spec, findings);
     }
 }
 
-fn check_pod(path: &str, spec: &PodSpec, members: u64, findings: &mut Findings<'_>) {
+fn check_pod(path: &str, spec: &PodSpec, findings: &mut Findings<'_>) {
     let field = |name: &str| format!("{path}.{name}");
     volumes::check(&field("volumes"), spec.volumes.as_deref().unwrap_or_default(), findings);
-    containers::check(path, spec, members, findings);
+    containers::check(path, spec, findings);
     scheduling::check(path, spec, findings);
     if let Some(resources) = &spec.resources {
         resources::check(&field("resources"), resources, findings);

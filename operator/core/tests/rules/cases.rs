@@ -61,13 +61,6 @@ macro_rules! pool_shape {
     };
 }
 
-/// `elastic` for one worker, with more.
-macro_rules! elastic {
-    ($more:literal) => {
-        concat!("spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, ", $more, "}")
-    };
-}
-
 /// The container `worker` with one environment variable.
 macro_rules! variable {
     ($name:literal) => {
@@ -459,11 +452,11 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.workers.replicas = 3; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}", "spec.elastic.maxWorkers", "must not be below"),
     ("spec.elastic = {'minWorkers': 1}", "spec.elastic.maxWorkers", "must be given"),
     ("spec.elastic = {'minWorkers': 0, 'maxWorkers': 1}", "spec.elastic.minWorkers", "must be at least 1"),
-    (elastic!("'heartbeatTimeoutSeconds': 2"), "spec.elastic.heartbeatTimeoutSeconds", "must be at least 3"),
-    (elastic!("'heartbeatTimeoutSeconds': 86401"), "spec.elastic.heartbeatTimeoutSeconds", "must be at most 86400"),
-    (elastic!("'heartbeatTimeoutSeconds': 3.5"), "spec.elastic.heartbeatTimeoutSeconds", "must be a whole number"),
-    (elastic!("'stallTimeoutSeconds': 9"), "spec.elastic.stallTimeoutSeconds", "must be at least 10"),
-    (elastic!("'formationWaitSeconds': 0"), "spec.elastic.formationWaitSeconds", "must be at least 1"),
+    ("spec.timeouts = {'heartbeatSeconds': 2}", "spec.timeouts.heartbeatSeconds", "must be at least 3"),
+    ("spec.timeouts = {'heartbeatSeconds': 86401}", "spec.timeouts.heartbeatSeconds", "must be at most 86400"),
+    ("spec.timeouts = {'heartbeatSeconds': 3.5}", "spec.timeouts.heartbeatSeconds", "must be a whole number"),
+    ("spec.timeouts = {'stallSeconds': 9}", "spec.timeouts.stallSeconds", "must be at least 10"),
+    ("spec.timeouts = {'formationWaitSeconds': 0}", "spec.timeouts.formationWaitSeconds", "must be at least 1"),
     (
         "spec.optimization.normalization = 'perRank'; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}",
         "spec.optimization.normalization",
@@ -500,22 +493,43 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.optimization.exact = {'threads': 0}", "spec.optimization.exact.threads", "must be at least 1"),
     ("spec.backoffLimit = -1", "spec.backoffLimit", "must be at least 0"),
     ("spec.backoffLimit = 1001", "spec.backoffLimit", "must be at most 1000"),
-    ("spec.workers.requests = {'nvidia.com/gpu': 8}", "spec.workers.requests", "must be the number in membersPerWorker"),
-    ("spec.workers.requests = {'cpu': 1.5}", "spec.workers.requests.cpu", "must be a whole number or a string"),
-    ("spec.workers.requests = {'cpu': '4 cores'}", "spec.workers.requests.cpu", "at most one suffix and no space"),
-    ("spec.workers.requests = {'memory': '32GiB'}", "spec.workers.requests.memory", "such as 500m, 2, 1.5, 32Gi or 100M"),
-    ("spec.workers.requests = {'memory': '1e'}", "spec.workers.requests.memory", "must be a number"),
-    ("spec.workers.requests = {'memory': ''}", "spec.workers.requests.memory", "must be a number"),
-    // The pod's template.
     (
-        "spec.workers.requests = {'cpu': 1}; spec.workers.template.spec.containers = [{'name': 'worker', 'resources': {}}]",
-        "spec.workers.requests",
-        "must not be given when the template's container",
+        "spec.workers.resources = {'limits': {'nvidia.com/gpu': 8}}; spec.workers.membersPerWorker = 4",
+        "spec.workers.membersPerWorker",
+        "must be the number of accelerators in resources.limits",
     ),
     (
-        "spec.workers.template.spec.containers = [{'name': 'worker', 'resources': {'limits': {'memory': '32GiB'}}}]",
-        "spec.workers.template.spec.containers[0].resources.limits.memory",
-        "must be a number",
+        "spec.workers.acceleratorResource = 'amd.com/gpu'; spec.workers.resources = {'limits': {'amd.com/gpu': '2'}}; \
+         spec.workers.membersPerWorker = 1",
+        "spec.workers.membersPerWorker",
+        "must be the number of accelerators in resources.limits",
+    ),
+    ("spec.workers.resources = {'limits': {'nvidia.com/gpu': 0}}", "spec.workers.resources.limits", "a whole number of accelerators"),
+    ("spec.workers.resources = {'limits': {'nvidia.com/gpu': '65'}}", "spec.workers.resources.limits", "from 1 to 64"),
+    ("spec.workers.resources = {'limits': {'nvidia.com/gpu': '9'}}", "spec.optimization.globalBatchSize", "number of members"),
+    (
+        "spec.optimization.exact = {'virtualShards': 4}; spec.workers.resources = {'limits': {'nvidia.com/gpu': 8}}",
+        "spec.optimization.exact.virtualShards",
+        "number of members at the job's largest size",
+    ),
+    ("spec.workers.acceleratorResource = ''", "spec.workers.acceleratorResource", "at least 1 characters"),
+    ("spec.workers.resources = {'requests': {'cpu': 1.5}}", "spec.workers.resources.requests.cpu", "must be a whole number or a string"),
+    ("spec.workers.resources = {'requests': {'cpu': '4 cores'}}", "spec.workers.resources.requests.cpu", "at most one suffix and no space"),
+    (
+        "spec.workers.resources = {'requests': {'memory': '32GiB'}}",
+        "spec.workers.resources.requests.memory",
+        "such as 500m, 2, 1.5, 32Gi or 100M",
+    ),
+    ("spec.workers.resources = {'requests': {'memory': '1e'}}", "spec.workers.resources.requests.memory", "must be a number"),
+    ("spec.workers.resources = {'requests': {'memory': ''}}", "spec.workers.resources.requests.memory", "must be a number"),
+    ("spec.workers.resources = {'limits': {'memory': '32GiB'}}", "spec.workers.resources.limits.memory", "must be a number"),
+    ("spec.workers.resources = {'cpu': 1}", "spec.workers.resources.cpu", "no such field"),
+    ("spec.workers.requests = {'cpu': 1}", "spec.workers.requests", "no such field"),
+    // The pod's template.
+    (
+        "spec.workers.template.spec.containers = [{'name': 'worker', 'resources': {}}]",
+        "spec.workers.template",
+        "must not give resources to the container `worker`",
     ),
     (
         "spec.workers.template.spec = {'containers': [{'name': 'worker'}], 'volumes': [{'name': 'v', 'emptyDir': {'sizeLimit': '1GB'}}]}",
@@ -621,13 +635,17 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.workers.replicas = 8",
     "spec.workers.replicas = 4096; spec.optimization.globalBatchSize = 4096",
     "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}",
-    elastic!("'heartbeatTimeoutSeconds': 3, 'stallTimeoutSeconds': 10, 'formationWaitSeconds': 1"),
-    elastic!("'heartbeatTimeoutSeconds': 86400, 'stallTimeoutSeconds': 86400, 'formationWaitSeconds': 86400"),
-    "spec.workers.requests = {'cpu': 2, 'memory': '4Gi', 'nvidia.com/gpu': 1}",
-    "spec.workers.template.spec.containers = [{'name': 'worker', 'resources': {'limits': {'nvidia.com/gpu': 1}}}]",
-    "spec.workers.requests = {'cpu': 1}; spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'b', 'image': 'b', 'resources': {}}]",
+    "spec.timeouts = {'heartbeatSeconds': 3, 'stallSeconds': 10, 'formationWaitSeconds': 1}",
+    "spec.timeouts = {'heartbeatSeconds': 86400, 'stallSeconds': 86400, 'formationWaitSeconds': 86400}",
+    "spec.workers.resources = {'requests': {'cpu': 2, 'memory': '4Gi'}, 'limits': {'nvidia.com/gpu': 1}}",
+    "spec.workers.resources = {'limits': {'nvidia.com/gpu': '8'}}; spec.workers.membersPerWorker = 8",
+    "spec.workers.resources = {'limits': {'nvidia.com/gpu': '8'}}; spec.workers.acceleratorResource = 'amd.com/gpu'; \
+     spec.workers.membersPerWorker = 2",
+    "spec.workers.resources = {'limits': {'nvidia.com/gpu': 2}}; spec.workers.replicas = 4; spec.optimization.normalization = 'perRank'",
+    "spec.workers.resources = {'requests': {'cpu': 1}}; \
+     spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'b', 'image': 'b', 'resources': {}}]",
     "spec.workers.template = {'metadata': {'labels': {'a': 'b'}}}",
-    "spec.workers.requests = {'cpu': '.5', 'memory': '+1.Gi'}",
+    "spec.workers.resources = {'requests': {'cpu': '.5', 'memory': '+1.Gi'}}",
     variable!("RANKS"),
     variable!("MY_MASTER_"),
 ];
@@ -676,7 +694,8 @@ pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
     ("spec.optimization.exact = {}", "spec.optimization.exact = {'threads': 2}", "spec.optimization.exact"),
     ("", "spec.checkpoint.uri = 'file:///runs/b'", "spec.checkpoint.uri"),
     ("", "spec.workers.membersPerWorker = 2", "spec.workers.membersPerWorker"),
-    ("", "spec.workers.requests = {'cpu': 1}", "spec.workers.requests"),
+    ("", "spec.workers.resources = {'requests': {'cpu': 1}}", "spec.workers.resources"),
+    ("", "spec.workers.acceleratorResource = 'amd.com/gpu'", "spec.workers.acceleratorResource"),
     ("", "spec.workers.template.spec.containers = [{'name': 'worker'}]", "spec.workers.template"),
 ];
 
@@ -695,7 +714,7 @@ pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ("", "spec.checkpoint.everySteps = 5; spec.checkpoint.keepLast = 1; spec.checkpoint.keepEverySteps = 50"),
     ("", "spec.backoffLimit = 0"),
     ("", "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"),
-    (elastic!("'stallTimeoutSeconds': 60"), elastic!("'heartbeatTimeoutSeconds': 30, 'stallTimeoutSeconds': 600")),
+    ("spec.timeouts = {'stallSeconds': 60}", "spec.timeouts = {'heartbeatSeconds': 30, 'stallSeconds': 600}"),
 ];
 
 const WITH_PRESET_AND_SHAPE: &str = "spec.model.shape = {'vision': {'imageSize': 16, 'patchSize': 8, 'width': 8, 'layers': 1, 'heads': 1}, \

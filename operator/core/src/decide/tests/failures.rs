@@ -70,7 +70,7 @@ fn a_replaced_coordinator_has_the_next_epoch() {
 fn other_time_outs_take_another_coordinator_and_no_worker_and_are_no_failure() {
     let mut scene = Scene::training("");
     let stay = scene.pods.clone();
-    scene.edit("spec.elastic.heartbeatTimeoutSeconds = 30");
+    scene.edit("spec.timeouts.heartbeatSeconds = 30");
     let decision = scene.round();
     let uid = stay[COORDINATOR].uid.clone();
     assert_eq!(decision.actions, [Action::DeletePod { name: COORDINATOR.to_owned(), uid, force: false }]);
@@ -84,7 +84,7 @@ fn other_time_outs_take_another_coordinator_and_no_worker_and_are_no_failure() {
     scene.settle();
     assert_eq!(scene.status.replacing, []);
     scene.pods.insert(COORDINATOR.to_owned(), stay[COORDINATOR].clone());
-    scene.edit("spec.elastic.heartbeatTimeoutSeconds = delete");
+    scene.edit("spec.timeouts.heartbeatSeconds = delete");
     assert_eq!(scene.pods, stay, "a worker was touched");
     assert_eq!(scene.decide().actions, [], "left out is as before");
 }

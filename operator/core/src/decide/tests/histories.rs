@@ -74,7 +74,7 @@ impl History {
             }
             Happening::Disconnect(link) => scene.link = link,
             Happening::Scale(workers) => scene.scale(workers),
-            Happening::Stall(seconds) => scene.edit(&format!("spec.elastic.stallTimeoutSeconds = {seconds}")),
+            Happening::Stall(seconds) => scene.edit(&format!("spec.timeouts.stallSeconds = {seconds}")),
             Happening::Wait(seconds) => scene.after(seconds),
             Happening::Restart => self.forget(),
             Happening::Crash => {

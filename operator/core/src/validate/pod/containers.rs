@@ -1,10 +1,8 @@
 //! Containers and init containers.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{
     api::core::v1::{Container, ContainerPort, PodSpec, Probe, SeccompProfile, SecurityContext, VolumeMount},
-    apimachinery::pkg::{api::resource::Quantity as Text, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use lcl_crds::WORKER_CONTAINER;
 
@@ -13,12 +11,10 @@ use super::{
     syntax::{DNS_LABEL, PORT},
     volumes::OWN_VOLUMES,
 };
-use crate::{build::CONFIG_FOLDER, quantity::Quantity};
-
-const GPU: &str = "nvidia.com/gpu";
+use crate::build::CONFIG_FOLDER;
 
 /// All containers of a pod.
-pub(super) fn check(path: &str, spec: &PodSpec, members: u64, findings: &mut Findings<'_>) {
+pub(super) fn check(path: &str, spec: &PodSpec, findings: &mut Findings<'_>) {
     let volumes: Vec<&str> = spec.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect();
     let regular = spec.containers.iter().enumerate().map(|(index, container)| (format!("{path}.containers[{index}]"), container));
     let init = spec.init_containers.iter().flatten().enumerate();
@@ -29,7 +25,6 @@ pub(super) fn check(path: &str, spec: &PodSpec, members: u64, findings: &mut Fin
     for (index, container) in spec.containers.iter().enumerate() {
         let field = format!("{path}.containers[{index}]");
         if container.name == WORKER_CONTAINER {
-            check_gpus(&field, container, members, findings);
             check_config_folder(&field, container, findings);
             environment::check_of_worker(&format!("{field}.env"), container, findings);
         } else if container.image.as_deref().unwrap_or_default().is_empty() {
@@ -99,20 +94,6 @@ fn check_config_folder(path: &str, container: &Container, findings: &mut Finding
             let field = format!("{path}.volumeMounts[{index}].mountPath");
             findings.add(&field, mount.mount_path.as_str(), "is the folder in which the operator mounts the trainer's configuration");
         }
-    }
-}
-
-/// At least one GPU for each member, as many as `spec.workers.requests` would have.
-fn check_gpus(path: &str, container: &Container, members: u64, findings: &mut Findings<'_>) {
-    let limits: Option<&BTreeMap<String, Text>> = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let Some(Text(text)) = limits.and_then(|limits| limits.get(GPU)) else { return };
-    let Some(gpus) = Quantity::parse(text).filter(|gpus| gpus.is_multiple_of(Quantity::ONE) && !gpus.is_zero() && !gpus.is_negative())
-    else {
-        return;
-    };
-    if gpus.whole() < members {
-        let rule = "must be at least the number in membersPerWorker: every member computes on a GPU of its own";
-        findings.add(&format!("{path}.resources.limits.{GPU}"), text.as_str(), rule);
     }
 }
 

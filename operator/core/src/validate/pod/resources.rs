@@ -87,14 +87,6 @@ fn lack_processor_and_memory(amounts: &[&Amounts]) -> bool {
     names().any(|name| name.starts_with(HUGE_PAGES)) && !names().any(|name| matches!(name.as_str(), CPU | MEMORY))
 }
 
-/// `spec.workers.requests`, of which the operator makes requests and, of all but the processor, limits.
-pub(super) fn check_requests(path: &str, requests: &Amounts, findings: &mut Findings<'_>) {
-    check_amounts(path, requests, findings);
-    if lack_processor_and_memory(&[requests]) {
-        findings.add_rule(path, "must ask for cpu or memory beside hugepages");
-    }
-}
-
 /// The resources of a container or of a whole pod.
 pub(super) fn check(path: &str, resources: &ResourceRequirements, findings: &mut Findings<'_>) {
     let none = Amounts::new();
