@@ -114,7 +114,7 @@ macro_rules! members_per_worker {
         "(has(self.workers.membersPerWorker) ? self.workers.membersPerWorker : \
          has(self.workers.resources) && has(self.workers.resources.limits) \
          && self.workers.acceleratorResource in self.workers.resources.limits \
-         && string(self.workers.resources.limits[self.workers.acceleratorResource]).matches('^[0-9]{1,4}$') \
+         && string(self.workers.resources.limits[self.workers.acceleratorResource]).matches('^([1-9]|[1-5][0-9]|6[0-4])$') \
          ? int(string(self.workers.resources.limits[self.workers.acceleratorResource])) : 1)"
     };
 }
@@ -139,5 +139,4 @@ const PER_RANK_DIVIDES: &str = concat!(
     ") == 0"
 );
 
-const WORLD_FITS_SHARDS: &str =
-    concat!("!has(self.optimization.exact) || self.optimization.exact.virtualShards >= ", most_members!());
+const WORLD_FITS_SHARDS: &str = concat!("!has(self.optimization.exact) || self.optimization.exact.virtualShards >= ", most_members!());

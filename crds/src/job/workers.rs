@@ -72,10 +72,7 @@ const MAX_MEMBERS: i32 = 64;
 /// Whether the workers have accelerators; before a rule about their number.
 macro_rules! with_accelerators {
     ($rule:literal) => {
-        concat!(
-            "!has(self.resources) || !has(self.resources.limits) || !(self.acceleratorResource in self.resources.limits) || ",
-            $rule
-        )
+        concat!("!has(self.resources) || !has(self.resources.limits) || !(self.acceleratorResource in self.resources.limits) || ", $rule)
     };
 }
 

@@ -90,8 +90,7 @@ impl ValidatedJob {
     }
 
     /// Processors that each worker asks for, or else is limited to.
-    #[must_use]
-    pub fn processors_per_worker(&self) -> Option<Quantity> {
+    pub(crate) fn processors_per_worker(&self) -> Option<Quantity> {
         let resources = self.job.spec.workers.resources.as_ref()?;
         let amounts = [&resources.requests, &resources.limits];
         amounts.into_iter().flatten().find_map(|amounts| amounts.get("cpu")).and_then(|Text(text)| Quantity::parse(text))
