@@ -8,6 +8,7 @@ mod cache;
 mod children;
 mod client;
 mod controller;
+mod gate;
 mod http;
 mod leader;
 mod link;

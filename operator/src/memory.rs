@@ -13,7 +13,7 @@ use lcl_operator_core::{
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use crate::{cache::JobKey, link::CoordinatorLink};
+use crate::{cache::JobKey, gate::Gate, link::CoordinatorLink};
 
 /// Of one job.
 #[derive(Debug, Default)]
@@ -30,6 +30,8 @@ pub(crate) struct JobMemory {
     pub(crate) waiting_since: BTreeMap<Wait, Instant>,
     /// Why the last attempt to apply something failed.
     pub(crate) problem: Option<Problem>,
+    /// Whether objects may be created now.
+    pub(crate) gate: Gate,
     /// Failed looks in a row.
     pub(crate) failures: u32,
     /// When progress was last written to the status.

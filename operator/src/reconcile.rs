@@ -29,7 +29,7 @@ use lcl_operator_core::{
     },
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
-    observe::{Link, ObservedJob, ObservedPod, Problem, Wait},
+    observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
     validate,
 };
 use lcl_security::Security;
@@ -87,7 +87,7 @@ pub(crate) struct Images {
 #[derive(Debug, Error)]
 pub(crate) enum ReconcileError {
     /// The API server refused, or did not answer.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", in_words(source))]
     Api { what: String, source: kube::Error },
     /// Somebody else's object has the name.
     #[error("{kind} {name} exists and does not belong to the job: rename the job or remove it")]
@@ -114,6 +114,19 @@ impl ReconcileError {
             }
             Self::Api { .. } | Self::Stale | Self::Coordinator { .. } => None,
         }
+    }
+
+    /// Whether the API server has said no, so that it is certain that nothing was created.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Api { source: kube::Error::Api(answer), .. } if (400..500).contains(&answer.code) && answer.code != 408)
+    }
+}
+
+/// What the API server has said, without what programs make of it.
+fn in_words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(answer) if !answer.message.is_empty() => answer.message.clone(),
+        other => other.to_string(),
     }
 }
 
@@ -170,6 +183,30 @@ fn version(job: &LCLTrainingJob) -> u64 {
     job.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
+/// A pod to create, and its epoch if it is a coordinator's.
+struct NewPod {
+    pod: Pod,
+    epoch: Option<i64>,
+}
+
+/// What came of a decision's actions.
+#[derive(Default)]
+struct Acted {
+    has_created: bool,
+    /// The first that somebody has to solve, or else the first.
+    error: Option<ReconcileError>,
+}
+
+impl Acted {
+    fn note(&mut self, result: Result<(), ReconcileError>) {
+        let Err(error) = result else { return };
+        let is_worse = self.error.as_ref().is_none_or(|known| known.as_problem().is_none() && error.as_problem().is_some());
+        if is_worse {
+            self.error = Some(error);
+        }
+    }
+}
+
 struct Look<'a> {
     context: &'a Context,
     key: &'a JobKey,
@@ -198,8 +235,13 @@ impl Look<'_> {
         let (late, confirmation) = self.context.pods.unconfirmed(self.key);
         confirm_pods(&api, &self.context.pods, self.key, late).await?;
         let is_over = is_final(&status);
-        let applied = if is_over { Ok(true) } else { self.apply_children(&valid, &build).await };
+        let shut = self.memory.gate.shut_for(Instant::now());
+        // While nothing may be created what is there is left as it is, too.
+        let applied = if is_over || shut.is_some() { Ok(true) } else { self.apply_children(&valid, &build).await };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
+        if applied.is_err() {
+            self.memory.gate.refuse(Instant::now(), fastrand::f64());
+        }
         let pods = self.context.pods.pods(self.key);
         self.follow_coordinator(&valid, &pods, is_over);
         let link = self.memory.link.as_ref().map_or(Link::Unknown, CoordinatorLink::state);
@@ -217,6 +259,7 @@ impl Look<'_> {
             unused_epoch: self.memory.unused_epoch,
             waited: &waited,
             problem: problem.as_ref().or(self.memory.problem.as_ref()),
+            creations_wait: self.memory.gate.shut_for(looked).and_then(|wait| SignedDuration::try_from(wait).ok()),
             now: Timestamp::now(),
         });
         let since = |wait: &Wait| (wait.clone(), self.memory.waiting_since.get(wait).copied().unwrap_or(looked));
@@ -224,12 +267,20 @@ impl Look<'_> {
         let status_wait = self.update_status(&status, &decision).await?;
         // Before the actions, one of which may fail: the status that they follow from is written.
         self.tell(&decision.events).await;
-        let objects_are_there = applied?;
-        let has_created = self.act(&valid, &build, &api, &decision, objects_are_there).await?;
+        let objects_are_there = matches!(applied, Ok(true));
+        let Acted { has_created, error } = self.act(&valid, &build, &api, &decision, objects_are_there).await;
+        applied?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let creates = |action: &Action| matches!(action, Action::CreateCoordinator { .. } | Action::CreateWorker { .. });
+        if shut.is_none() && !decision.actions.iter().any(creates) {
+            self.memory.gate.pass();
+        }
         // The watch has nothing to tell of what the answers have told already: nobody else would wake us to say that the pods are there.
         let created_wait = has_created.then_some(Duration::ZERO);
         // The status still says that something is wrong.
-        let solved = self.memory.problem.take().map(|_| Duration::ZERO);
+        let solved = if shut.is_some() { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (!objects_are_there).then_some(Duration::from_secs(1));
         Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait].into_iter().flatten().min())
     }
@@ -321,7 +372,7 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Whether pods were created.
+    /// Takes every action, whatever becomes of the others.
     async fn act(
         &mut self,
         job: &ValidatedJob,
@@ -329,51 +380,80 @@ impl Look<'_> {
         api: &Api<Pod>,
         decision: &Decision,
         objects_are_there: bool,
-    ) -> Result<bool, ReconcileError> {
-        let pods = &self.context.pods;
+    ) -> Acted {
+        let mut acted = Acted::default();
         let mut new_pods = Vec::new();
         for action in &decision.actions {
             match action {
-                Action::SetWorld(bounds) => {
-                    let Some(link) = &self.memory.link else { continue };
-                    let answer = link.set_world(*bounds).await;
-                    answer.map_err(|source| ReconcileError::Coordinator {
-                        what: "setting the world's size".to_owned(),
-                        source: source.into(),
-                    })?;
-                    tracing::info!(job = self.key.name, namespace = self.key.namespace, ?bounds, "told the coordinator the size");
-                }
-                Action::DrainWorker { worker } => {
-                    let Some(link) = &self.memory.link else { continue };
-                    let answer = link.drain_worker(worker).await;
-                    answer.map_err(|source| ReconcileError::Coordinator { what: format!("draining {worker}"), source: source.into() })?;
-                }
+                Action::SetWorld(bounds) => acted.note(self.set_world(*bounds).await),
+                Action::DrainWorker { worker } => acted.note(self.drain_worker(worker).await),
                 Action::DeletePod { name, uid, force } => {
-                    delete_pod(api, pods, name, uid, *force).await?;
-                    tracing::info!(job = self.key.name, namespace = self.key.namespace, pod = name, force, "deleted");
+                    let deleted = delete_pod(api, &self.context.pods, name, uid, *force).await;
+                    if deleted.is_ok() {
+                        tracing::info!(job = self.key.name, namespace = self.key.namespace, pod = name, force, "deleted");
+                    }
+                    acted.note(deleted);
                 }
                 // Without a configuration or an address no pod could start.
                 Action::CreateCoordinator { .. } | Action::CreateWorker { .. } if !objects_are_there => {}
                 Action::CreateCoordinator { epoch } => {
                     self.memory.unused_epoch = None;
-                    new_pods.push(build_coordinator_pod(job, build, epoch.unsigned_abs()));
+                    new_pods.push(NewPod { pod: build_coordinator_pod(job, build, epoch.unsigned_abs()), epoch: Some(*epoch) });
                 }
                 Action::CreateWorker { index } => {
                     let ip = self.memory.service_ip.as_deref().unwrap_or_default();
                     let address = if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") };
-                    new_pods.push(build_worker_pod(job, build, *index, &address));
+                    new_pods.push(NewPod { pod: build_worker_pod(job, build, *index, &address), epoch: None });
                 }
             }
         }
-        let count = new_pods.len();
-        let uid = self.uid;
-        let created = stream::iter(new_pods).map(|pod| async move { create_pod(api, pods, uid, &pod).await });
-        let results: Vec<_> = created.buffer_unordered(PODS_AT_ONCE).collect().await;
+        self.create(api, new_pods, &mut acted).await;
+        acted
+    }
+
+    async fn set_world(&self, bounds: MemberBounds) -> Result<(), ReconcileError> {
+        let Some(link) = &self.memory.link else { return Ok(()) };
+        let answer = link.set_world(bounds).await;
+        answer.map_err(|source| ReconcileError::Coordinator { what: "setting the world's size".to_owned(), source: source.into() })?;
+        tracing::info!(job = self.key.name, namespace = self.key.namespace, ?bounds, "told the coordinator the size");
+        Ok(())
+    }
+
+    async fn drain_worker(&self, worker: &str) -> Result<(), ReconcileError> {
+        let Some(link) = &self.memory.link else { return Ok(()) };
+        let answer = link.drain_worker(worker).await;
+        answer.map_err(|source| ReconcileError::Coordinator { what: format!("draining {worker}"), source: source.into() })
+    }
+
+    /// Creates pods side by side; after a refusal one first, and the others when it was taken.
+    async fn create(&mut self, api: &Api<Pod>, mut new_pods: Vec<NewPod>, acted: &mut Acted) {
+        if self.memory.gate.is_probing() {
+            new_pods.truncate(1);
+        }
+        let (pods, uid) = (&self.context.pods, self.uid);
+        let created = stream::iter(new_pods).map(|new| async move { (new.epoch, create_pod(api, pods, uid, &new.pod).await) });
+        // In order, so that of many refusals the same one is told each time.
+        let results: Vec<_> = created.buffered(PODS_AT_ONCE).collect().await;
+        let count = results.iter().filter(|(_, result)| result.is_ok()).count();
         if count > 0 {
             tracing::info!(job = self.key.name, namespace = self.key.namespace, count, "created pods");
         }
-        results.into_iter().collect::<Result<(), _>>()?;
-        Ok(count > 0)
+        acted.has_created = count > 0;
+        let mut is_refused = false;
+        for (epoch, result) in results {
+            if let Err(error) = &result {
+                is_refused |= !matches!(error, ReconcileError::Stale);
+                if epoch.is_some() && error.is_refusal() {
+                    self.memory.unused_epoch = epoch;
+                }
+            }
+            acted.note(result);
+        }
+        match (is_refused, acted.has_created) {
+            (true, _) => self.memory.gate.refuse(Instant::now(), fastrand::f64()),
+            (false, true) => self.memory.gate.pass(),
+            (false, false) => {}
+        }
     }
 
     async fn tell(&self, events: &[JobEvent]) {

@@ -274,6 +274,21 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
     stalled("poor", "exceeded quota")?;
     stalled("taken", "ConfigMap taken-config exists and does not belong to the job")?;
     assert_eq!(installed.get(&["configmap", "taken-config"])?["data"], json!({ "mine": "yes" }));
+    // Whatever wakes the job meanwhile: a refused creation is tried again at the pace of its pauses, and the reason stands there all the time.
+    let writes = || -> Result<usize> { Ok(installed.operators_writes()?.iter().filter(|write| write.contains("poor")).count()) };
+    let before = writes()?;
+    for turn in 0..20 {
+        let looks = operator.looks();
+        installed.kubectl(&["annotate", "--overwrite", "lcltrainingjob", "poor", &format!("turn={turn}")])?;
+        operator.wait_for_looks_beyond(looks)?;
+        assert_eq!(condition(&installed.status("poor")?, "Stalled")["status"], "True");
+    }
+    let more = writes()? - before;
+    assert!(more <= 8, "{more} writes in 20 looks");
+    let message = condition(&installed.status("poor")?, "Stalled")["message"].as_str().unwrap_or_default().to_owned();
+    assert!(message.starts_with("creating pod poor-") && !message.contains("Status {"), "{message}");
+    let told = installed.event_reasons("poor")?.iter().filter(|reason| *reason == "CreateFailed").count();
+    assert_eq!(told, 1, "one Event");
     installed.apply(&quota(20))?;
     installed.kubectl(&["delete", "configmap", "taken-config"])?;
     wait_for_pods(&installed, "poor", 3)?;
@@ -282,6 +297,7 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
         wait_for("nothing in the way", || {
             let status = installed.status(job)?;
             ensure!(condition(&status, "Stalled").is_null(), "{status}");
+            assert_eq!(status["coordinatorEpoch"], 1, "no epoch was used up: {status}");
             Ok(())
         })?;
     }

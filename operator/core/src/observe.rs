@@ -38,6 +38,8 @@ pub struct ObservedJob<'a> {
     pub waited: &'a BTreeMap<Wait, SignedDuration>,
     /// Why the last attempt to apply something failed.
     pub problem: Option<&'a Problem>,
+    /// Nothing may be created for so long: the API server has refused it.
+    pub creations_wait: Option<SignedDuration>,
     /// The time, for what people read.
     pub now: Timestamp,
 }

@@ -42,7 +42,8 @@ pub(super) fn decide_coordinator(draft: &mut Draft) {
     if presence == Presence::Well {
         replace_outdated(draft, &name);
     }
-    if presence != Presence::Free || is_too_early(draft) {
+    // No epoch is spent on a pod that is not going to be created.
+    if presence != Presence::Free || is_shut(draft) || is_too_early(draft) {
         return;
     }
     let epoch = match draft.status.coordinator_epoch {
@@ -81,7 +82,7 @@ pub(super) fn decide_workers(draft: &mut Draft) {
             Presence::Free => {
                 let recorded = draft.status.replacing.iter().any(|replacing| replacing.pod == name);
                 all_there &= recorded;
-                if !(recorded && is_too_early(draft)) {
+                if !(is_shut(draft) || recorded && is_too_early(draft)) {
                     draft.actions.push(Action::CreateWorker { index: index.unsigned_abs() });
                 }
             }
@@ -132,6 +133,13 @@ fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
     if node_is_lost || draft.has_waited(Wait::Deletion(pod.uid.clone()), given.saturating_add(DELETION_SLACK)) {
         draft.actions.push(delete(true));
     }
+}
+
+/// Whether no pod may be created now; then the draft wakes in time.
+fn is_shut(draft: &mut Draft) -> bool {
+    let Some(wait) = draft.observed.creations_wait else { return false };
+    draft.wake_at(draft.observed.now.checked_add(wait).unwrap_or(draft.observed.now));
+    true
 }
 
 /// Whether a replacement has to wait; then the draft wakes in time.

@@ -50,6 +50,7 @@ pub(super) struct Scene {
     pub(super) unused_epoch: Option<i64>,
     pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
     pub(super) problem: Option<Problem>,
+    pub(super) creations_wait: Option<SignedDuration>,
     pub(super) now: Timestamp,
     uids: u32,
 }
@@ -70,6 +71,7 @@ impl Scene {
             unused_epoch: None,
             waiting_since: BTreeMap::new(),
             problem: None,
+            creations_wait: None,
             now: Timestamp::from_second(1_800_000_000).unwrap(),
             uids: 0,
         }
@@ -97,6 +99,7 @@ impl Scene {
             unused_epoch: self.unused_epoch,
             waited: &waited,
             problem: self.problem.as_ref(),
+            creations_wait: self.creations_wait,
             now: self.now,
         })
     }

@@ -1,5 +1,9 @@
 //! A new job, and one at rest.
 
+use std::time::Duration;
+
+use k8s_openapi::jiff::SignedDuration;
+
 use super::scene::{COORDINATOR, MIXTURE, Scene, reasons, source};
 use crate::decide::{Action, is_progress_only, reason};
 
@@ -99,4 +103,35 @@ fn only_steps_checkpoints_and_figures_of_sources_are_progress() {
     assert!(is_progress_only(&scene.status, &progress));
     scene.change_group(|group| group.n = 2);
     assert!(!is_progress_only(&scene.status, &scene.decide().status));
+}
+
+/// The status that a new epoch changes would wake the job at once, and so on without end.
+#[test]
+fn what_the_api_server_refuses_is_waited_with_and_costs_neither_epochs_nor_writes() {
+    let mut scene = Scene::new("");
+    scene.creations_wait = Some(SignedDuration::from_secs(7));
+    let first = scene.round();
+    assert_eq!((first.actions, first.again_after), (vec![], Some(Duration::from_secs(7))));
+    assert_eq!(scene.status.coordinator_epoch, None);
+    let written = scene.status.clone();
+    assert_eq!(scene.round().status, written);
+    scene.creations_wait = None;
+    scene.settle();
+    assert_eq!((scene.status.coordinator_epoch, scene.pods.len()), (Some(1), 3));
+
+    // A replacement, too.
+    scene.train(1);
+    scene.settle();
+    scene.creations_wait = Some(SignedDuration::from_secs(7));
+    for name in ["job-w-0", COORDINATOR] {
+        scene.exit(name, 1);
+    }
+    scene.settle();
+    for name in ["job-w-0", COORDINATOR] {
+        scene.vanish(name);
+    }
+    scene.settle();
+    let written = scene.status.clone();
+    assert_eq!(scene.round().status, written);
+    assert_eq!((scene.status.coordinator_epoch, scene.pods.len()), (Some(1), 1));
 }

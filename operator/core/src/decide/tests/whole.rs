@@ -90,6 +90,7 @@ impl Scene {
             unused_epoch: self.unused_epoch,
             waited: &waited,
             problem: None,
+            creations_wait: None,
             now: self.now,
         })
     }
