@@ -127,10 +127,6 @@ fn what_the_api_server_refuses_is_waited_with_and_costs_neither_epochs_nor_write
         scene.exit(name, 1);
     }
     scene.settle();
-    for name in ["job-w-0", COORDINATOR] {
-        scene.vanish(name);
-    }
-    scene.settle();
     let written = scene.status.clone();
     assert_eq!(scene.round().status, written);
     assert_eq!((scene.status.coordinator_epoch, scene.pods.len()), (Some(1), 1));
