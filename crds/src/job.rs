@@ -2,6 +2,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod data;
+pub(crate) mod lifetime;
 pub(crate) mod model;
 pub(crate) mod optimization;
 pub(crate) mod status;
@@ -13,11 +14,14 @@ use serde::{Deserialize, Serialize};
 
 use checkpoint::CheckpointSpec;
 use data::DataSpec;
+use lifetime::CleanPodPolicySpec;
 use model::ModelSpec;
 use optimization::OptimizationSpec;
 use status::LCLTrainingJobStatus;
 use timeouts::TimeoutsSpec;
 use workers::{ElasticSpec, WorkersSpec};
+
+use crate::patterns::MANAGER;
 
 /// What to train, on what, how, and on how many workers.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +70,11 @@ use workers::{ElasticSpec, WorkersSpec};
     validation = Rule::new(PER_RANK_DIVIDES)
         .message("must be a multiple of workers times membersPerWorker when normalization is perRank")
         .field_path(".optimization.globalBatchSize"),
+    validation = Rule::new(
+        "has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)"
+    )
+    .message("must not change after the job was created")
+    .field_path(".managedBy"),
     validation = Rule::new(CLIP_HAS_CAPTIONS)
         .message("must be lcl when the data are documents: their images have no caption of their own")
         .field_path(".model.objective"),
@@ -92,6 +101,34 @@ pub struct LCLTrainingJobSpec {
     /// How long the job waits for its members, also one of a fixed size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutsSpec>,
+    /// Must be false: a job cannot be suspended yet. One that is deleted and created again goes on from its newest checkpoint.
+    #[serde(default)]
+    #[x_kube(validation = (
+        "!self",
+        "must be false: suspending does not work yet; delete the job, and create it again later: it goes on from its newest checkpoint"
+    ))]
+    pub suspend: bool,
+    /// Who runs the job. Any value but `lcl.dev/lcl-operator` (which leaving it out means) has this operator leave the job alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = MANAGER))]
+    pub managed_by: Option<String>,
+    /// Seconds after the operator first saw the job in which it has to be complete; then it fails, its workers writing a last checkpoint.
+    /// Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub active_deadline_seconds: Option<i64>,
+    /// Seconds after the operator first saw the job in which it has to begin to train; then it fails. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub pre_running_deadline_seconds: Option<i64>,
+    /// Seconds after which a job that is complete or has failed is deleted, with its pods and all its objects but what it wrote to
+    /// `checkpoint.uri`. 0 deletes it at once. Default: it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub ttl_seconds_after_finished: Option<i32>,
+    /// Which pods are deleted when the job is complete or has failed.
+    #[serde(default)]
+    pub clean_pod_policy: CleanPodPolicySpec,
     /// Failures of the training program in a row, without a completed step in between, after which the job is given up. Lost nodes,
     /// evictions and deleted pods do not count.
     #[serde(default = "default_backoff_limit")]

@@ -22,6 +22,7 @@ pub use job::{
         AugmentationSpec, CacheSpec, CaptionSpec, DataSpec, KeySeparatorSpec, LayoutSpec, MixedSourceSpec, MixtureSpec, MixtureUnitSpec,
         Mmc4ImagesSpec, Mmc4LayoutSpec, Mmc4Spec, ObelicsSpec, ShuffleSpec, WebdatasetSpec,
     },
+    lifetime::CleanPodPolicySpec,
     model::{
         ClipObjectiveSpec, LclObjectiveSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, TextShapeSpec,
         VisionShapeSpec,
@@ -33,6 +34,6 @@ pub use job::{
     timeouts::TimeoutsSpec,
     workers::{ElasticSpec, WorkersSpec},
 };
-pub use names::{COORDINATOR_SUFFIX, GROUP, KIND, MAX_NAME_LENGTH, MAX_WORKERS, PLURAL, VERSION, WORKER_CONTAINER, WORKER_INFIX};
+pub use names::{COORDINATOR_SUFFIX, GROUP, KIND, MANAGER, MAX_NAME_LENGTH, MAX_WORKERS, PLURAL, VERSION, WORKER_CONTAINER, WORKER_INFIX};
 pub use patterns::explain_pattern;
 pub use pod_template::{RESERVED_ENV_NAMES, RESERVED_ENV_PREFIXES};

@@ -6,6 +6,8 @@ pub const GROUP: &str = "lcl.dev";
 pub const VERSION: &str = "v1alpha1";
 /// Kind.
 pub const KIND: &str = "LCLTrainingJob";
+/// The operator, as `spec.managedBy` names it.
+pub const MANAGER: &str = "lcl.dev/lcl-operator";
 /// Plural, as it stands in URLs.
 pub const PLURAL: &str = "lcltrainingjobs";
 /// Name of the container in the worker's pod that runs the trainer. Users add volume mounts and resources to it under this name.

@@ -13,6 +13,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Preconditions},
     core::DeserializeGuard,
     runtime::{
         controller::Action as Next,
@@ -20,7 +21,7 @@ use kube::{
         reflector::ObjectRef,
     },
 };
-use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus};
+use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER};
 use lcl_operator_core::{
     ValidatedJob,
     build::{
@@ -222,6 +223,11 @@ impl Look<'_> {
             self.memory.link = None;
             return Ok(None);
         }
+        if self.job.spec.managed_by.as_deref().is_some_and(|manager| manager != MANAGER) {
+            // Somebody else's.
+            self.memory.link = None;
+            return Ok(None);
+        }
         let status = self.job.status.clone().unwrap_or_default();
         let Some(valid) = self.validate(&status).await? else { return Ok(None) };
         let build = BuildContext {
@@ -394,6 +400,7 @@ impl Look<'_> {
                     }
                     acted.note(deleted);
                 }
+                Action::DeleteJob => acted.note(self.delete_job().await),
                 // Without a configuration or an address no pod could start.
                 Action::CreateCoordinator { .. } | Action::CreateWorker { .. } if !objects_are_there => {}
                 Action::CreateCoordinator { epoch } => {
@@ -409,6 +416,19 @@ impl Look<'_> {
         }
         self.create(api, new_pods, &mut acted).await;
         acted
+    }
+
+    /// Deletes the job that was looked at; Kubernetes takes what belongs to it along.
+    async fn delete_job(&self) -> Result<(), ReconcileError> {
+        let api = Api::<LCLTrainingJob>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let preconditions = Some(Preconditions { uid: Some(self.uid.to_owned()), resource_version: None });
+        match api.delete(&self.key.name, &DeleteParams { preconditions, ..DeleteParams::background() }).await {
+            Ok(_) => tracing::info!(job = self.key.name, namespace = self.key.namespace, "deleted: its time is over"),
+            // Gone, or another one has the name.
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
+            Err(source) => return Err(ReconcileError::Api { what: "deleting the job".to_owned(), source }),
+        }
+        Ok(())
     }
 
     async fn set_world(&self, bounds: MemberBounds) -> Result<(), ReconcileError> {

@@ -12,7 +12,7 @@ use lcl_cluster::ClusterOptions;
 use serde_json::{Value, json};
 
 use jobs::{assign, minimal_job};
-use support::{Installed, condition, name_of, objects, project, wait_for};
+use support::{Installed, JOBS, condition, name_of, objects, project, wait_for};
 
 fn install() -> Result<Installed> {
     Installed::start(&ClusterOptions::default(), &[])
@@ -231,6 +231,19 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
     let operator = installed.start_operator(&[])?;
     operator.wait_for_looks_beyond(0.0)?;
     assert_eq!(installed.pods("replaced")?.len(), 1, "what has failed is not started again");
+
+    // What somebody else runs is left alone, and what is over goes when it says so.
+    installed.apply(&job("others", "spec.managedBy = 'example.com/another'"))?;
+    installed.kubectl(&["patch", "lcltrainingjob", "replaced", "--type=merge", "-p", r#"{"spec":{"ttlSecondsAfterFinished":0}}"#])?;
+    wait_for("the job to go", || {
+        let left = installed.look(JOBS)?;
+        let names: Vec<_> = left["items"].as_array().into_iter().flatten().map(name_of).collect();
+        ensure!(names == ["others"], "{names:?}");
+        Ok(())
+    })?;
+    wait_for_pods(&installed, "replaced", 0)?;
+    assert_eq!(installed.status("others")?, Value::Null);
+    assert_eq!(installed.operators_writes()?.iter().filter(|write| write.contains("others")).count(), 0);
     operator.terminate()
 }
 

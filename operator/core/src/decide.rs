@@ -48,6 +48,8 @@ pub mod reason {
     pub const SCALED: &str = "Scaled";
     /// The last step is done.
     pub const COMPLETE: &str = "Complete";
+    /// It took longer than it may.
+    pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// A program said that it would fail again.
     pub const PERMANENT_FAILURE: &str = "PermanentFailure";
     /// Too many failures without progress.
@@ -110,6 +112,8 @@ pub enum Action {
         /// Without waiting for its node.
         force: bool,
     },
+    /// Delete the job, and with it all that belongs to it.
+    DeleteJob,
     /// Create the coordinator's pod.
     CreateCoordinator {
         /// Its epoch, which the status holds already.
@@ -142,7 +146,7 @@ pub fn decide(observed: &ObservedJob) -> Decision {
         return draft.finish(true);
     }
     draft.begin();
-    if let Some(end) = ending::find_end(observed) {
+    if let Some(end) = ending::find_end(observed).or_else(|| ending::find_deadline(&mut draft)) {
         ending::conclude(&mut draft, end);
         return draft.finish(true);
     }

@@ -26,7 +26,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(50);
 /// Path of the jobs.
-const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
+pub(crate) const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
 /// Where the charts install the operator.
 pub(crate) const SYSTEM: &str = "lcl-system";
 

@@ -1,6 +1,7 @@
 //! Completion and failure: how they are seen, written, and what is tidied up after them.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
+use lcl_crds::CleanPodPolicySpec;
 
 use super::{Action, JobEvent, condition, draft::Draft, reason};
 use crate::{
@@ -39,6 +40,29 @@ pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
         }
     }
     failure
+}
+
+/// Whether the job, or the time before it trains, has taken too long; if not yet, the draft wakes when it has. Who wrote the beginning into the
+/// status may have had another clock: one that is still to come begins now.
+pub(super) fn find_deadline(draft: &mut Draft) -> Option<End> {
+    let (spec, now) = (draft.observed.job.spec(), draft.observed.now);
+    let began = draft.status.start_time.as_ref().map_or(now, |time| time.0).min(now);
+    let before_training = spec.pre_running_deadline_seconds.filter(|_| draft.status.generation.is_none());
+    let limits = [
+        (spec.active_deadline_seconds, "the job was not complete", "activeDeadlineSeconds"),
+        (before_training, "the job did not begin to train", "preRunningDeadlineSeconds"),
+    ];
+    for (limit, what, field) in limits {
+        let Some(seconds) = limit else { continue };
+        // One beyond all time is none.
+        let Ok(deadline) = began.checked_add(SignedDuration::from_secs(seconds)) else { continue };
+        if now >= deadline {
+            let message = format!("{what} within the {seconds} seconds of spec.{field}");
+            return Some(End { complete: false, reason: reason::DEADLINE_EXCEEDED, message, pod: None });
+        }
+        draft.wake_at(deadline);
+    }
+    None
 }
 
 /// Whether there were too many failures without progress.
@@ -83,8 +107,25 @@ pub(super) fn conclude(draft: &mut Draft, end: End) {
     clean_up(draft);
 }
 
-/// Of a job that is over only finished pods stay, for their logs.
+/// Of a job that is over the pods go that it says, and in its time the job itself.
 pub(super) fn clean_up(draft: &mut Draft) {
+    let (spec, now) = (draft.observed.job.spec(), draft.observed.now);
+    if let Some(seconds) = spec.ttl_seconds_after_finished {
+        let ended = draft.status.completion_time.as_ref().map_or(now, |time| time.0).min(now);
+        let expiry = ended.checked_add(SignedDuration::from_secs(i64::from(seconds))).unwrap_or(ended);
+        if now >= expiry {
+            draft.actions.push(Action::DeleteJob);
+            return;
+        }
+        draft.wake_at(expiry);
+    }
+    if spec.clean_pod_policy != CleanPodPolicySpec::None {
+        clean_up_pods(draft, spec.clean_pod_policy == CleanPodPolicySpec::All);
+    }
+}
+
+/// Pods that have not ended get the time that they need for it. Those that have go, too, if `all` do.
+fn clean_up_pods(draft: &mut Draft, all: bool) {
     let observed = draft.observed;
     let completed = draft.status.state.as_deref() == Some(condition::COMPLETE);
     let ended = draft.status.completion_time.as_ref().map_or(observed.now, |time| time.0);
@@ -98,7 +139,7 @@ pub(super) fn clean_up(draft: &mut Draft) {
         let goes = match pod.role {
             // The last members may not have heard of the end yet.
             PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= deadline,
-            PodRole::Worker(_) if pod.end.is_some() => false,
+            PodRole::Worker(_) if pod.end.is_some() => all,
             // One that has no node yet would train for nobody.
             PodRole::Worker(_) => pod.node.is_none() || observed.now >= deadline,
         };

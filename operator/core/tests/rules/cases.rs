@@ -491,6 +491,12 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ),
     ("spec.optimization.exact = {'virtualShards': 0}", "spec.optimization.exact.virtualShards", "must be at least 1"),
     ("spec.optimization.exact = {'threads': 0}", "spec.optimization.exact.threads", "must be at least 1"),
+    ("spec.suspend = true", "spec.suspend", "must be false: suspending does not work yet"),
+    ("spec.managedBy = 'kueue'", "spec.managedBy", "must be a domain, '/' and a name"),
+    ("spec.activeDeadlineSeconds = 0", "spec.activeDeadlineSeconds", "must be at least 1"),
+    ("spec.preRunningDeadlineSeconds = 0", "spec.preRunningDeadlineSeconds", "must be at least 1"),
+    ("spec.ttlSecondsAfterFinished = -1", "spec.ttlSecondsAfterFinished", "must be at least 0"),
+    ("spec.cleanPodPolicy = 'running'", "spec.cleanPodPolicy", "must be one of All, Running, None"),
     ("spec.backoffLimit = -1", "spec.backoffLimit", "must be at least 0"),
     ("spec.backoffLimit = 1001", "spec.backoffLimit", "must be at most 1000"),
     (
@@ -633,6 +639,7 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.checkpoint.uri = 'gs://bucket/a b/c'",
     "spec.checkpoint.uri = 'az://container/a'",
     "spec.workers.replicas = 8",
+    "spec.managedBy = 'kueue.x-k8s.io/multikueue'",
     "spec.workers.replicas = 4096; spec.optimization.globalBatchSize = 4096",
     "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}",
     "spec.timeouts = {'heartbeatSeconds': 3, 'stallSeconds': 10, 'formationWaitSeconds': 1}",
@@ -696,6 +703,7 @@ pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
     ("", "spec.workers.membersPerWorker = 2", "spec.workers.membersPerWorker"),
     ("", "spec.workers.resources = {'requests': {'cpu': 1}}", "spec.workers.resources"),
     ("", "spec.workers.acceleratorResource = 'amd.com/gpu'", "spec.workers.acceleratorResource"),
+    ("", "spec.managedBy = 'lcl.dev/lcl-operator'", "spec.managedBy"),
     ("", "spec.workers.template.spec.containers = [{'name': 'worker'}]", "spec.workers.template"),
 ];
 
@@ -713,6 +721,11 @@ pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ("", "spec.optimization.microBatchSize = 2; spec.optimization.maxConsecutiveSkippedSteps = 3"),
     ("", "spec.checkpoint.everySteps = 5; spec.checkpoint.keepLast = 1; spec.checkpoint.keepEverySteps = 50"),
     ("", "spec.backoffLimit = 0"),
+    (
+        "",
+        "spec.activeDeadlineSeconds = 1; spec.preRunningDeadlineSeconds = 1; spec.ttlSecondsAfterFinished = 0; spec.cleanPodPolicy = 'All'",
+    ),
+    ("spec.activeDeadlineSeconds = 1; spec.ttlSecondsAfterFinished = 0", "spec.suspend = false; spec.cleanPodPolicy = 'Running'"),
     ("", "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"),
     ("spec.timeouts = {'stallSeconds': 60}", "spec.timeouts = {'heartbeatSeconds': 30, 'stallSeconds': 600}"),
 ];

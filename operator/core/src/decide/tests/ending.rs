@@ -1,5 +1,7 @@
 //! Completion and failure.
 
+use std::time::Duration;
+
 use super::scene::{COORDINATOR, Scene, reasons};
 use crate::{
     decide::{Action, condition, reason},
@@ -107,4 +109,67 @@ fn too_many_failures_without_a_step_end_the_job() {
     }
     assert_eq!(scene.condition(condition::FAILED), Some(("True", reason::BACKOFF_LIMIT_EXCEEDED)));
     check_final(&mut scene);
+}
+
+#[test]
+fn a_job_fails_at_its_deadlines_and_sleeps_until_then() {
+    // (what the job says, whether it trains, seconds from the first look, seconds until it is looked at)
+    for (field, trains, seconds) in
+        [("activeDeadlineSeconds", true, 100), ("activeDeadlineSeconds", false, 100), ("preRunningDeadlineSeconds", false, 40)]
+    {
+        let said = format!("spec.{field} = {seconds}");
+        let mut scene = if trains { Scene::training(&said) } else { Scene::new(&said) };
+        scene.settle();
+        scene.after(seconds - 1);
+        let decision = scene.round();
+        assert_eq!((decision.is_final, decision.again_after), (false, Some(Duration::from_secs(1))), "{said}");
+        scene.after(1);
+        let events = scene.settle();
+        assert_eq!(reasons(&events), [reason::DEADLINE_EXCEEDED], "{said}");
+        assert!(events[0].note.contains(&format!("the {seconds} seconds of spec.{field}")), "{}", events[0].note);
+        assert_eq!(value(&scene, condition::FAILED).as_deref(), Some("True"));
+        assert!(scene.pods.values().all(|pod| pod.deletion.is_some()), "they write a checkpoint and go");
+        check_final(&mut scene);
+    }
+    // What trains has begun in time, however long ago, and a longer deadline is given in time.
+    let mut scene = Scene::training("spec.preRunningDeadlineSeconds = 40; spec.activeDeadlineSeconds = 1000");
+    scene.after(999);
+    scene.edit("spec.activeDeadlineSeconds = 2000");
+    scene.settle();
+    scene.after(1000);
+    assert!(!scene.round().is_final);
+}
+
+#[test]
+fn which_pods_stay_of_a_job_that_is_over_is_its_own_affair() {
+    for (policy, left) in [("All", vec![]), ("Running", vec!["job-w-0"]), ("None", vec![COORDINATOR, "job-w-0", "job-w-1"])] {
+        let mut scene = Scene::training(&format!("spec.cleanPodPolicy = '{policy}'"));
+        scene.exit("job-w-0", 65);
+        scene.settle();
+        let stays = |(name, pod): (&String, &std::sync::Arc<crate::observe::ObservedPod>)| pod.deletion.is_none().then(|| name.clone());
+        assert_eq!(scene.pods.iter().filter_map(stays).collect::<Vec<_>>(), left, "{policy}");
+    }
+}
+
+#[test]
+fn a_job_that_is_over_goes_when_it_says_and_not_before() {
+    for seconds in [0, 60] {
+        let mut scene = Scene::training(&format!("spec.ttlSecondsAfterFinished = {seconds}"));
+        scene.connect(GroupPhase::Complete, 100);
+        let decision = scene.round();
+        if seconds > 0 {
+            assert!(decision.again_after.is_some_and(|wait| wait <= Duration::from_secs(60)) && !scene.is_deleted);
+            scene.after(59);
+            assert_eq!((scene.round().again_after, scene.is_deleted), (Some(Duration::from_secs(1)), false));
+            scene.after(1);
+            scene.round();
+        }
+        assert!(scene.is_deleted);
+    }
+    let mut scene = Scene::training("");
+    scene.connect(GroupPhase::Complete, 100);
+    scene.settle();
+    scene.after(1_000_000);
+    scene.settle();
+    assert!(!scene.is_deleted, "it stays where it says nothing");
 }

@@ -138,6 +138,7 @@ fn check_decision(scene: &Scene, decision: &Decision) {
                 continue;
             }
             Action::SetWorld(_) => continue,
+            Action::DeleteJob => panic!("no history has a time after which the job goes"),
             Action::CreateCoordinator { .. } => COORDINATOR.to_owned(),
             Action::CreateWorker { index } => worker_pod_name(&scene.job, *index),
         };

@@ -51,6 +51,8 @@ pub(super) struct Scene {
     pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
     pub(super) problem: Option<Problem>,
     pub(super) creations_wait: Option<SignedDuration>,
+    /// The job's deletion was asked for.
+    pub(super) is_deleted: bool,
     pub(super) now: Timestamp,
     uids: u32,
 }
@@ -72,6 +74,7 @@ impl Scene {
             waiting_since: BTreeMap::new(),
             problem: None,
             creations_wait: None,
+            is_deleted: false,
             now: Timestamp::from_second(1_800_000_000).unwrap(),
             uids: 0,
         }
@@ -149,6 +152,7 @@ impl Scene {
                     self.delete(name);
                 }
             }
+            Action::DeleteJob => self.is_deleted = true,
             Action::CreateCoordinator { epoch } => {
                 self.unused_epoch = None;
                 self.create(&coordinator_name(&self.job), PodRole::Coordinator, Some(*epoch));

@@ -108,6 +108,7 @@ impl Scene {
                 Action::DeletePod { name, uid, .. } => {
                     assert_eq!(self.pods.remove(name).map(|pod| pod.uid.clone()).as_ref(), Some(uid), "another pod's uid");
                 }
+                Action::DeleteJob => panic!("no job here has a time after which it goes"),
                 Action::SetWorld(bounds) => {
                     if let Link::Connected(group) = &mut self.link {
                         group.members_wanted = *bounds;
