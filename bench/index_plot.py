@@ -47,7 +47,7 @@ def panel(at, title, points):
 def main(paths):
     lines = sorted((json.loads(line) for path in paths for line in open(path)), key=lambda line: line["shards"])
     panels = [panel(WIDTH * index, title, [(line["shards"], value(line)) for line in lines]) for index, (title, value) in enumerate(PANELS)]
-    print(f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(PANELS)}" height="{HEIGHT}" font-family="sans-serif" font-size="10">')
+    print(f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(PANELS) + 24}" height="{HEIGHT}" font-family="sans-serif" font-size="10">')
     print('<rect width="100%" height="100%" fill="white"/>')
     print("\n".join(panels))
     print(f'<text x="{WIDTH * len(PANELS) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">shards</text>\n</svg>')

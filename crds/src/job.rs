@@ -1,6 +1,7 @@
 //! `LCLTrainingJob`: the object itself, and the rules that join several of its parts.
 
 pub(crate) mod checkpoint;
+pub(crate) mod coordinator;
 pub(crate) mod data;
 pub(crate) mod lifetime;
 pub(crate) mod model;
@@ -13,6 +14,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use checkpoint::CheckpointSpec;
+use coordinator::CoordinatorSpec;
 use data::DataSpec;
 use lifetime::CleanPodPolicySpec;
 use model::ModelSpec;
@@ -95,6 +97,9 @@ pub struct LCLTrainingJobSpec {
     /// The processes that train.
     #[serde(default)]
     pub workers: WorkersSpec,
+    /// The pod that decides membership.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<CoordinatorSpec>,
     /// Lets the job run with fewer or more workers than `workers.replicas`. Without it the job waits for exactly `workers.replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elastic: Option<ElasticSpec>,

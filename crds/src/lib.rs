@@ -13,11 +13,13 @@ mod job;
 mod names;
 mod patterns;
 mod pod_template;
+mod resources;
 
 pub use definition::custom_resource_definition;
 pub use job::{
     LCLTrainingJob, LCLTrainingJobSpec,
     checkpoint::CheckpointSpec,
+    coordinator::CoordinatorSpec,
     data::{
         AugmentationSpec, CacheSpec, CaptionSpec, DataSpec, KeySeparatorSpec, LayoutSpec, MixedSourceSpec, MixtureSpec, MixtureUnitSpec,
         Mmc4ImagesSpec, Mmc4LayoutSpec, Mmc4Spec, ObelicsSpec, ShuffleSpec, WebdatasetSpec,

@@ -15,8 +15,22 @@ use serde_json::{Value, json};
 
 use crate::{names::WORKER_CONTAINER, patterns::QUANTITY};
 
-/// Environment variables that the operator sets itself.
-pub const RESERVED_ENV_NAMES: [&str; 2] = ["RANK", "WORLD_SIZE"];
+/// Environment variables that the operator sets itself, and those by which torch's own launcher tells a process its place.
+pub const RESERVED_ENV_NAMES: [&str; 13] = [
+    "RANK",
+    "WORLD_SIZE",
+    "LCL_CONFIG",
+    "LCL_COORDINATOR",
+    "LCL_INSECURE",
+    "LCL_JOB",
+    "LCL_JOB_UID",
+    "LCL_LOG_FORMAT",
+    "LCL_MEMBERS_PER_WORKER",
+    "LCL_NODE",
+    "LCL_POD_IP",
+    "LCL_WORKER",
+    "LCL_WORKER_INDEX",
+];
 /// Beginnings of environment variables that the operator, or torch's own launcher, claims.
 pub const RESERVED_ENV_PREFIXES: [&str; 2] = ["MASTER_", "PET_"];
 
@@ -55,6 +69,13 @@ pub(crate) fn pod_template_schema(generator: &mut SchemaGenerator) -> Schema {
     Schema::try_from(schema).unwrap_or_default()
 }
 
+/// Schema of one field of a pod, by its name in manifests.
+pub(crate) fn pod_field_schema(generator: &mut SchemaGenerator, name: &str) -> Schema {
+    let mut schema = PodTemplateSpec::json_schema(generator).to_value();
+    drop_descriptions(&mut schema);
+    Schema::try_from(schema["properties"]["spec"]["properties"][name].take()).unwrap_or_default()
+}
+
 fn bound_containers(containers: &mut Value) {
     make_map(containers, "name");
     containers["maxItems"] = json!(MAX_CONTAINERS);
@@ -66,15 +87,15 @@ fn bound_containers(containers: &mut Value) {
     env["items"]["properties"]["name"]["maxLength"] = json!(MAX_ENV_NAME);
     env["items"]["x-kubernetes-validations"] = json!([{
         "rule": reserved_env_rule(),
-        "message": "is set by the operator (RANK, WORLD_SIZE, MASTER_*, PET_*) and must not be given",
+        "message": "is set by the operator or means something to torch's launcher (RANK, WORLD_SIZE, MASTER_*, PET_*, LCL_JOB and the like): must not be given",
         "fieldPath": ".name",
     }]);
 }
 
 fn reserved_env_rule() -> String {
-    let names = RESERVED_ENV_NAMES.map(|name| format!("self.name != '{name}'"));
+    let names = RESERVED_ENV_NAMES.map(|name| format!("'{name}'")).join(", ");
     let prefixes = RESERVED_ENV_PREFIXES.map(|prefix| format!("!self.name.startsWith('{prefix}')"));
-    names.into_iter().chain(prefixes).collect::<Vec<_>>().join(" && ")
+    format!("!(self.name in [{names}]) && {}", prefixes.join(" && "))
 }
 
 fn make_map(list: &mut Value, key: &str) {

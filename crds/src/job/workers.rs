@@ -2,10 +2,9 @@
 
 use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements};
 use kube::KubeSchema;
-use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{names::MAX_WORKERS, patterns::QUANTITY, pod_template::pod_template_schema};
+use crate::{names::MAX_WORKERS, pod_template::pod_template_schema, resources::resources_schema};
 
 /// The processes that train.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,16 +86,6 @@ const AN_ACCELERATOR_FOR_EACH_MEMBER: &str = with_accelerators!(
 /// The same rule over all containers costs more than an API server allows.
 const RESOURCES_STAND_ONCE: &str = "!has(self.template) || !has(self.template.spec) \
     || !self.template.spec.containers.exists(c, c.name == 'worker' && has(c.resources))";
-
-/// Those of Kubernetes, with names and amounts.
-fn resources_schema(_: &mut SchemaGenerator) -> Schema {
-    let amounts = json_schema!({
-        "type": "object",
-        "maxProperties": 64,
-        "additionalProperties": { "x-kubernetes-int-or-string": true, "pattern": QUANTITY },
-    });
-    json_schema!({ "type": "object", "properties": { "requests": amounts, "limits": amounts } })
-}
 
 impl Default for WorkersSpec {
     fn default() -> Self {

@@ -74,9 +74,9 @@ fn a_worker_is_the_same_whatever_the_size_of_the_world() {
 fn what_the_template_says_is_kept_and_the_operators_part_cannot_be_changed_by_it() {
     let pod = worker(
         "spec.workers.template = {'metadata': {'labels': {'team': 'vision', 'lcl.dev/role': 'x'}, 'annotations': {'karpenter.sh/do-not-disrupt': 'false'}}, \
-         'spec': {'containers': [{'name': 'sidecar', 'image': 'a'}, {'name': 'worker', 'image': 'mine', 'env': [{'name': 'LCL_NODE', 'value': 'x'}, \
+         'spec': {'containers': [{'name': 'sidecar', 'image': 'a'}, {'name': 'worker', 'image': 'mine', 'env': [ \
          {'name': 'NCCL_DEBUG', 'value': 'INFO'}], 'volumeMounts': [{'name': 'fast', 'mountPath': '/dev/shm'}]}], \
-         'volumes': [{'name': 'fast', 'emptyDir': {}}], 'restartPolicy': 'Always', \
+         'volumes': [{'name': 'fast', 'emptyDir': {}}], \
          'tolerations': [{'key': 'node.kubernetes.io/not-ready', 'operator': 'Exists', 'effect': 'NoExecute', 'tolerationSeconds': 300}]}}",
         0,
     );
@@ -160,6 +160,30 @@ fn the_coordinator_waits_as_long_as_the_job_says_and_by_itself_where_it_does_not
             .map(|name| env(&pod["spec"]["containers"][0], name).first().map(|variable| variable["value"].as_str().unwrap().to_owned()));
         assert_eq!(found, expected.map(|value: Option<&str>| value.map(str::to_owned)), "{assignments}");
     }
+}
+
+#[test]
+fn the_coordinator_runs_where_the_workers_may_unless_the_job_says_otherwise() {
+    let workers = "spec.workers.template.spec = {'containers': [{'name': 'worker'}], 'nodeSelector': {'pool': 'gpu'}, \
+         'tolerations': [{'key': 'gpu', 'operator': 'Exists'}], 'priorityClassName': 'high', 'runtimeClassName': 'gvisor', \
+         'imagePullSecrets': [{'name': 'pull'}], 'affinity': {'podAntiAffinity': {}}}";
+    let own = "spec.coordinator = {'nodeSelector': {'pool': 'cpu'}, 'tolerations': [], 'priorityClassName': 'low', 'schedulerName': 'own', \
+         'resources': {'limits': {'memory': '1Gi'}}}";
+    let spec = |assignments: &str| serde_json::to_value(build_coordinator_pod(&valid(assignments), &context(), 1)).unwrap()["spec"].take();
+    let keys = |spec: &Value| spec["tolerations"].as_array().unwrap().iter().map(|one| one["key"].clone()).collect::<Vec<_>>();
+    let away = [json!("node.kubernetes.io/not-ready"), json!("node.kubernetes.io/unreachable")];
+
+    let found = spec(workers);
+    assert_eq!((&found["nodeSelector"], &found["priorityClassName"]), (&json!({ "pool": "gpu" }), &json!("high")));
+    assert_eq!((&found["runtimeClassName"], &found["imagePullSecrets"]), (&json!("gvisor"), &json!([{ "name": "pull" }])));
+    assert_eq!(keys(&found), [&[json!("gpu")][..], &away].concat());
+    assert_eq!((&found["affinity"], &found["schedulerName"]), (&Value::Null, &Value::Null), "those are about the workers");
+
+    let found = spec(&format!("{workers}; {own}"));
+    assert_eq!((&found["nodeSelector"], &found["priorityClassName"]), (&json!({ "pool": "cpu" }), &json!("low")));
+    assert_eq!((&found["runtimeClassName"], &found["schedulerName"]), (&json!("gvisor"), &json!("own")));
+    assert_eq!(keys(&found), away);
+    assert_eq!(found["containers"][0]["resources"], json!({ "limits": { "memory": "1Gi" } }));
 }
 
 #[test]

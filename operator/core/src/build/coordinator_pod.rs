@@ -43,20 +43,43 @@ pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: 
             period_seconds: Some(2),
             ..Probe::default()
         }),
-        resources: Some(ResourceRequirements {
-            requests: Some(quantities([("cpu", "50m"), ("memory", "64Mi")])),
-            limits: Some(quantities([("memory", "512Mi")])),
-            claims: None,
-        }),
+        resources: Some(resources(job)),
         security_context: Some(container_security()),
         ..Container::default()
     };
     set_environment(&mut container, job, epoch);
-    let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..PodSpec::default() };
+    let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..placement(job) };
     fill_pod(&mut spec, service_account_name(job));
     let mut pod_metadata = metadata(job, context, coordinator_name(job), COORDINATOR_ROLE);
     pod_metadata.annotations = Some(annotations(epoch));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
+}
+
+fn resources(job: &ValidatedJob) -> ResourceRequirements {
+    let given = job.spec().coordinator.as_ref().and_then(|coordinator| coordinator.resources.clone());
+    given.unwrap_or_else(|| ResourceRequirements {
+        requests: Some(quantities([("cpu", "50m"), ("memory", "64Mi")])),
+        limits: Some(quantities([("memory", "512Mi")])),
+        claims: None,
+    })
+}
+
+/// Where the pod may run and with what its image is pulled: as the job says, or else as its workers do, which a cluster has made room for.
+/// Affinities and spreading are not taken over: they are about the workers themselves.
+fn placement(job: &ValidatedJob) -> PodSpec {
+    let own = job.spec().coordinator.clone().unwrap_or_default();
+    let workers = job.pod().cloned().unwrap_or_default();
+    PodSpec {
+        node_selector: own.node_selector.or(workers.node_selector),
+        tolerations: own.tolerations.or(workers.tolerations),
+        affinity: own.affinity,
+        topology_spread_constraints: own.topology_spread_constraints,
+        priority_class_name: own.priority_class_name.or(workers.priority_class_name),
+        runtime_class_name: own.runtime_class_name.or(workers.runtime_class_name),
+        scheduler_name: own.scheduler_name,
+        image_pull_secrets: own.image_pull_secrets.or(workers.image_pull_secrets),
+        ..PodSpec::default()
+    }
 }
 
 fn port((name, number): (&str, i32)) -> ContainerPort {

@@ -16,6 +16,7 @@ mod volumes;
 use std::fmt::Display;
 
 use k8s_openapi::api::core::v1::{PodSecurityContext, PodSpec, PodTemplateSpec};
+use lcl_crds::CoordinatorSpec;
 use serde_json::{Map, Value};
 
 use self::syntax::{DNS_LABEL, DNS_SUBDOMAIN, LABEL_VALUE, QUALIFIED_NAME, Syntax};
@@ -135,17 +136,42 @@ fn check_size(field: &str, bytes: usize, is_bounded: bool, findings: &mut Findin
     }
 }
 
-/// `spec.workers`.
+/// `spec.coordinator` and `spec.workers`.
 pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
     let mut findings = Findings(errors);
-    let Some(workers) = spec.get("workers") else { return };
     // What does not have the schema's form has its errors already.
+    if let Some(coordinator) = spec.get("coordinator").and_then(|coordinator| serde_json::from_value(coordinator.clone()).ok()) {
+        check_coordinator("spec.coordinator", coordinator, &mut findings);
+    }
+    let Some(workers) = spec.get("workers") else { return };
     if let Some(resources) = workers.get("resources").and_then(|resources| serde_json::from_value(resources.clone()).ok()) {
         resources::check("spec.workers.resources", &resources, &mut findings);
     }
     if let Some(template) = workers.get("template").and_then(|template| serde_json::from_value::<PodTemplateSpec>(template.clone()).ok()) {
         check_template("spec.workers.template", &template, &mut findings);
     }
+}
+
+fn check_coordinator(path: &str, coordinator: CoordinatorSpec, findings: &mut Findings<'_>) {
+    if let Some(resources) = &coordinator.resources {
+        resources::check(&format!("{path}.resources"), resources, findings);
+    }
+    let names = [
+        ("priorityClassName", &coordinator.priority_class_name),
+        ("runtimeClassName", &coordinator.runtime_class_name),
+        ("schedulerName", &coordinator.scheduler_name),
+    ];
+    for (name, value) in names {
+        findings.check_optional_name(&DNS_SUBDOMAIN, &format!("{path}.{name}"), value.as_deref());
+    }
+    let placement = PodSpec {
+        node_selector: coordinator.node_selector,
+        tolerations: coordinator.tolerations,
+        affinity: coordinator.affinity,
+        topology_spread_constraints: coordinator.topology_spread_constraints,
+        ..PodSpec::default()
+    };
+    scheduling::check(path, &placement, findings);
 }
 
 fn check_template(path: &str, template: &PodTemplateSpec, findings: &mut Findings<'_>) {
@@ -183,7 +209,12 @@ fn check_pod(path: &str, spec: &PodSpec, findings: &mut Findings<'_>) {
         findings.add_rule(&field("dnsConfig.nameservers"), "must name at least one server when dnsPolicy is None");
     }
     findings.check_range(&field("terminationGracePeriodSeconds"), spec.termination_grace_period_seconds, 0, None);
-    findings.check_range(&field("activeDeadlineSeconds"), spec.active_deadline_seconds, 1, Some(i64::from(i32::MAX)));
+    if let Some(seconds) = spec.active_deadline_seconds {
+        findings.add(&field("activeDeadlineSeconds"), seconds, "must be left out: spec.activeDeadlineSeconds limits the time of the job");
+    }
+    if let Some(policy) = spec.restart_policy.as_deref().filter(|policy| *policy != "Never") {
+        findings.add(&field("restartPolicy"), policy, "must be left out, or Never: the operator replaces a worker that has ended");
+    }
     for (name, syntax, value) in [
         ("serviceAccountName", DNS_SUBDOMAIN, &spec.service_account_name),
         ("priorityClassName", DNS_SUBDOMAIN, &spec.priority_class_name),

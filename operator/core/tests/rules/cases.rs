@@ -551,6 +551,8 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     (variable!("RANK"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
     (variable!("WORLD_SIZE"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
     (variable!("MASTER_ADDR"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
+    (variable!("LCL_JOB"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
+    (variable!("LCL_WORKER_INDEX"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
     (variable!("PET_NNODES"), "spec.workers.template.spec.containers[0].env[0].name", "is set by the operator"),
     (
         "spec.workers.template.spec = {'containers': [{'name': 'worker'}], 'initContainers': [{'name': 'a', 'image': 'a', 'env': [{'name': 'RANK'}]}]}",
@@ -654,6 +656,8 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.workers.template = {'metadata': {'labels': {'a': 'b'}}}",
     "spec.workers.resources = {'requests': {'cpu': '.5', 'memory': '+1.Gi'}}",
     variable!("RANKS"),
+    variable!("LCL_THREADS"),
+    "spec.coordinator = {'resources': {'requests': {'cpu': '1'}}, 'tolerations': [{'operator': 'Exists'}], 'schedulerName': 'volcano'}",
     variable!("MY_MASTER_"),
 ];
 
@@ -721,6 +725,7 @@ pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ("", "spec.optimization.microBatchSize = 2; spec.optimization.maxConsecutiveSkippedSteps = 3"),
     ("", "spec.checkpoint.everySteps = 5; spec.checkpoint.keepLast = 1; spec.checkpoint.keepEverySteps = 50"),
     ("", "spec.backoffLimit = 0"),
+    ("", "spec.coordinator = {'nodeSelector': {'a': 'b'}}"),
     (
         "",
         "spec.activeDeadlineSeconds = 1; spec.preRunningDeadlineSeconds = 1; spec.ttlSecondsAfterFinished = 0; spec.cleanPodPolicy = 'All'",
