@@ -112,6 +112,16 @@ impl ImageTransform {
         self.finish(bytes, (&probe, 1), window, scratch, out)
     }
 
+    /// The evaluation transform before it is normalised: `[S, S, 3]` bytes, as of [`ImageTransform::train_bytes`].
+    ///
+    /// # Panics
+    /// When `out` does not hold exactly [`ImageTransform::output_len`] bytes.
+    pub fn evaluate_bytes(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut [u8]) -> Result<Option<Tolerated>, ImageError> {
+        let probe = probe(bytes)?;
+        let window = Window::of_central_square(probe.width, probe.height, self.size);
+        self.resize(bytes, (&probe, 1), window, scratch, out)
+    }
+
     /// The largest of 1, 2, 4 and 8 that leaves the crop large enough.
     fn reduction(&self, crop: CropBox) -> u32 {
         let shortest = f64::from(crop.width.min(crop.height));

@@ -194,12 +194,14 @@ impl Units<'_> {
             let Some((codes, targets)) = &self.parts[number] else { return None };
             for y in 0..down {
                 for x in 0..across {
+                    if !wanted {
+                        reader.skip(*codes, &mut self.before[number])?;
+                        continue;
+                    }
                     block.first_chunk_mut::<64>()?.fill(0);
                     let extent = reader.block(*codes, targets, &mut self.before[number], block)?;
-                    if wanted {
-                        let place = ((row % 2 * down + y) * stride + column * across + x) * side;
-                        put_block(block.first_chunk()?, extent, side, &mut planes[number], place, stride)?;
-                    }
+                    let place = ((row % 2 * down + y) * stride + column * across + x) * side;
+                    put_block(block.first_chunk()?, extent, side, &mut planes[number], place, stride)?;
                 }
             }
         }
