@@ -82,7 +82,8 @@ fn time(files: &[Vec<u8>], work: &Work, scratch: &mut Scratch) -> Result<(f64, u
             match (*least < 1.0, floats) {
                 (true, true) => transform.train(file, crop, scratch, &mut out)?,
                 (true, false) => transform.train_bytes(file, crop, scratch, &mut bytes)?,
-                (false, _) => transform.evaluate(file, scratch, &mut out)?,
+                (false, true) => transform.evaluate(file, scratch, &mut out)?,
+                (false, false) => transform.evaluate_bytes(file, scratch, &mut bytes)?,
             };
         }
         images += files.len();

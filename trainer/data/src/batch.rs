@@ -75,27 +75,27 @@ pub struct Skipped {
     pub cause: SkipCause,
 }
 
-/// Where buffers of pixels wait to be used again: they are the largest thing in the data path, and fresh memory of that size costs as much
+/// Where buffers wait to be used again: those of pixels are the largest thing in the data path, and fresh memory of that size costs as much
 /// time in the kernel as copying it.
 #[derive(Debug)]
-pub(crate) struct Pool {
-    buffers: Mutex<Vec<Vec<u8>>>,
+pub(crate) struct Pool<T = u8> {
+    buffers: Mutex<Vec<Vec<T>>>,
     limit: usize,
 }
 
-impl Pool {
+impl<T> Pool<T> {
     /// Keeps at most `limit` buffers; what comes back beyond that is freed.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { buffers: Mutex::default(), limit })
     }
 
     /// An empty buffer, with the memory of one that was used before if there is one.
-    pub(crate) fn take(self: &Arc<Self>) -> Buffer {
-        let bytes = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        Buffer { bytes, pool: Arc::downgrade(self) }
+    pub(crate) fn take(self: &Arc<Self>) -> Buffer<T> {
+        let items = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        Buffer { items, pool: Arc::downgrade(self) }
     }
 
-    fn give_back(&self, mut buffer: Vec<u8>) {
+    fn give_back(&self, mut buffer: Vec<T>) {
         buffer.clear();
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         if buffers.len() < self.limit {
@@ -104,44 +104,49 @@ impl Pool {
     }
 }
 
-/// Bytes whose memory goes back to the loader when they are dropped.
-#[derive(Default)]
-pub struct Buffer {
-    bytes: Vec<u8>,
+/// Bytes, or whatever else, whose memory goes back to the loader when they are dropped.
+pub struct Buffer<T = u8> {
+    items: Vec<T>,
     /// Gone when the loader is.
-    pool: Weak<Pool>,
+    pool: Weak<Pool<T>>,
 }
 
-impl Deref for Buffer {
-    type Target = Vec<u8>;
-
-    fn deref(&self) -> &Vec<u8> {
-        &self.bytes
+impl<T> Default for Buffer<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), pool: Weak::new() }
     }
 }
 
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+impl<T> Deref for Buffer<T> {
+    type Target = Vec<T>;
+
+    fn deref(&self) -> &Vec<T> {
+        &self.items
     }
 }
 
-impl PartialEq for Buffer {
+impl<T> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut Vec<T> {
+        &mut self.items
+    }
+}
+
+impl<T: PartialEq> PartialEq for Buffer<T> {
     fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
+        self.items == other.items
     }
 }
 
-impl fmt::Debug for Buffer {
+impl<T> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({} bytes)", self.bytes.len())
+        write!(f, "Buffer({} items)", self.items.len())
     }
 }
 
-impl Drop for Buffer {
+impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.give_back(std::mem::take(&mut self.bytes));
+            pool.give_back(std::mem::take(&mut self.items));
         }
     }
 }
@@ -152,7 +157,7 @@ mod tests {
 
     #[test]
     fn memory_of_dropped_buffers_is_used_again_up_to_the_limit() {
-        let pool = Pool::new(1);
+        let pool = Pool::<u8>::new(1);
         let (mut first, mut second) = (pool.take(), pool.take());
         first.reserve_exact(1000);
         second.reserve_exact(2000);

@@ -25,6 +25,7 @@ pub use error::DatasetError;
 pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, FileRef, Storage};
 pub use no_pair::NoPair;
+pub(crate) use pairs::Room;
 pub use pairs::Sample;
 use pairs::{Pairs, pairs_of};
 
@@ -258,7 +259,22 @@ impl Dataset {
 
     /// As [`Dataset::read`], with the caption that is chosen, waiting by `wait`, which returns true to give up.
     pub(crate) fn read_with(&self, sample: u64, choose: Choose, wait: impl FnMut(Duration) -> bool) -> Result<Reading, DatasetError> {
-        with_retries(sample, wait, DatasetError::io, || self.read_once(sample, choose))
+        let mut room = Room::default();
+        Ok(match self.read_into(&mut room, sample, choose, wait)? {
+            None => Reading::Sample(room.sample),
+            Some(cause) => Reading::Skipped(cause),
+        })
+    }
+
+    /// As [`Dataset::read_with`], into a room; the cause when there is no sample in it.
+    pub(crate) fn read_into(
+        &self,
+        room: &mut Room,
+        sample: u64,
+        choose: Choose,
+        wait: impl FnMut(Duration) -> bool,
+    ) -> Result<Option<SkipCause>, DatasetError> {
+        with_retries(sample, wait, DatasetError::io, || self.read_once(sample, choose, room))
     }
 
     /// Whether some samples come from object stores.
@@ -397,12 +413,12 @@ impl Dataset {
         tracing::warn!(shard, key, sample, cause = %fault, "image with a fault that costs no pixel: it is used; further ones are only counted");
     }
 
-    fn read_once(&self, sample: u64, choose: Choose) -> Result<Reading, DatasetError> {
+    fn read_once(&self, sample: u64, choose: Choose, room: &mut Room) -> Result<Option<SkipCause>, DatasetError> {
         let (source, own) = self.find(sample)?;
         match &source.content {
-            Content::Pairs(pairs) => pairs.read(source.place(own)?, own, choose),
+            Content::Pairs(pairs) => pairs.read(source.place(own)?, own, choose, room),
             // Whoever reads documents has asked for them.
-            Content::Documents(_) => Ok(Reading::Skipped(SkipCause::NoCaption)),
+            Content::Documents(_) => Ok(Some(SkipCause::NoCaption)),
         }
     }
 

@@ -7,7 +7,7 @@ use lcl_trainer_config::{AugmentationConfig, Objective};
 use crate::{
     image::{CropBox, random_resized_crop},
     random::{SlotRandom, Stream},
-    sequence::{Layout, caption_sequence, pair_sequence},
+    sequence::{Layout, append_caption, append_pair},
 };
 
 /// Largest side of the model's input in pixels; a slip of the finger beyond that would take all memory.
@@ -63,9 +63,16 @@ impl Draw {
 
 /// The sequence of a caption and its image. `image_first` matters to the LCL objective only.
 pub(crate) fn tokens(caption: &[u32], image_first: bool, layout: &Layout, objective: Objective) -> Vec<i64> {
+    let mut tokens = Vec::new();
+    append_tokens((caption, image_first), layout, objective, &mut tokens);
+    tokens
+}
+
+/// As [`tokens`], behind what is there.
+pub(crate) fn append_tokens((caption, image_first): (&[u32], bool), layout: &Layout, objective: Objective, tokens: &mut Vec<i64>) {
     match objective {
-        Objective::Lcl { .. } => pair_sequence(caption, image_first, layout),
-        Objective::Clip => caption_sequence(caption, layout),
+        Objective::Lcl { .. } => append_pair(caption, image_first, layout, tokens),
+        Objective::Clip => append_caption(caption, layout, tokens),
     }
 }
 

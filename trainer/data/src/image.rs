@@ -12,10 +12,13 @@ mod crop;
 mod format;
 mod gif;
 mod jpeg;
+mod lines;
 mod other;
 mod png;
 mod resample;
+mod transform;
 mod webp;
+mod window;
 
 use std::fmt;
 
@@ -23,10 +26,12 @@ use crate::cause::{SkipCause, Tolerated};
 
 pub use crop::{CropBox, random_resized_crop};
 pub use format::{Format, MAX_PIXELS, Probe, probe};
+use lines::Whole;
 pub use other::OtherFormat;
 pub(crate) use png::encode as bytes_to_png;
 pub use png::to_png;
-use resample::{Resampler, Window};
+use resample::Resampler;
+pub use transform::{ImageTransform, REDUCTION_MARGIN};
 
 /// Mean of the red, green and blue channel (in 0..1) that the reference subtracts.
 pub const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -96,14 +101,20 @@ impl ImageError {
 /// Buffers of one thread, reused from image to image.
 #[derive(Default)]
 pub struct Scratch {
-    jpeg: jpeg::Decoder,
+    decoding: Decoding,
     resampler: Resampler,
+    /// RGB after the resize.
+    resized: Vec<u8>,
+}
+
+/// What decoding needs of it.
+#[derive(Default)]
+struct Decoding {
+    jpeg: jpeg::Decoder,
     /// Decoded RGB.
     pixels: Vec<u8>,
     /// What the codec writes when it is not RGB.
     staging: Vec<u8>,
-    /// RGB after the resize.
-    resized: Vec<u8>,
 }
 
 impl Scratch {
@@ -118,7 +129,7 @@ impl Scratch {
     }
 
     fn release_large_buffers(&mut self) {
-        for buffer in [&mut self.pixels, &mut self.staging] {
+        for buffer in [&mut self.decoding.pixels, &mut self.decoding.staging] {
             if buffer.capacity() > Self::KEPT_BYTES {
                 *buffer = Vec::new();
             }
@@ -128,7 +139,7 @@ impl Scratch {
 
 impl fmt::Debug for Scratch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Scratch({} bytes)", self.pixels.capacity() + self.staging.capacity() + self.resized.capacity())
+        write!(f, "Scratch({} bytes)", self.decoding.pixels.capacity() + self.decoding.staging.capacity() + self.resized.capacity())
     }
 }
 
@@ -149,28 +160,21 @@ pub struct Pixels<'a> {
 pub fn decode<'a>(bytes: &[u8], scratch: &'a mut Scratch) -> Result<Pixels<'a>, ImageError> {
     let probe = probe(bytes)?;
     scratch.release_large_buffers();
-    let whole = CropBox { top: 0, left: 0, height: probe.height, width: probe.width };
-    let Part { area: CropBox { width, height, .. }, length, tolerated } = decode_part(bytes, &probe, 1, whole, scratch)?;
-    Ok(Pixels { width, height, bytes: scratch.pixels.get(..length).unwrap_or_default(), tolerated })
-}
-
-/// What [`decode_part`] left at the beginning of the scratch's pixels.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    /// Which part of the image it is: the one that was wanted, or more.
-    area: CropBox,
-    /// Bytes.
-    length: usize,
-    tolerated: Option<Tolerated>,
-}
-
-/// Decodes the part `wanted` of an image at 1 / `reduction` of both sides (rounded up), or all of it; only a JPEG has reductions other than 1.
-fn decode_part(bytes: &[u8], probe: &Probe, reduction: u32, wanted: CropBox, scratch: &mut Scratch) -> Result<Part, ImageError> {
-    let length = |area: CropBox| area.width as usize * area.height as usize * 3;
-    let Scratch { jpeg, pixels, staging, .. } = scratch;
-    if probe.format == Format::Jpeg && jpeg.decode_part(bytes, reduction, wanted, pixels) {
-        return Ok(Part { area: wanted, length: length(wanted), tolerated: None });
+    let Probe { width, height, format } = probe;
+    if format == Format::Jpeg {
+        let whole = CropBox { top: 0, left: 0, height, width };
+        if scratch.decoding.jpeg.decode_part(bytes, 1, whole, &mut Whole::new(&mut scratch.decoding.pixels, (width, height))) {
+            let length = 3 * width as usize * height as usize;
+            return Ok(Pixels { width, height, bytes: scratch.decoding.pixels.get(..length).unwrap_or_default(), tolerated: None });
+        }
     }
+    decode_any(bytes, &probe, 1, &mut scratch.decoding)
+}
+
+/// Decodes all of an image at 1 / `reduction` of both sides (rounded up) to `scratch.pixels`, unless it is a JPEG of the usual kind, which was
+/// tried before; only a JPEG has reductions other than 1.
+fn decode_any<'a>(bytes: &[u8], probe: &Probe, reduction: u32, decoding: &'a mut Decoding) -> Result<Pixels<'a>, ImageError> {
+    let Decoding { jpeg, pixels, staging } = decoding;
     let mut tolerated = None;
     match probe.format {
         Format::Jpeg => tolerated = jpeg.decode(bytes, reduction, pixels, staging)?,
@@ -179,123 +183,9 @@ fn decode_part(bytes: &[u8], probe: &Probe, reduction: u32, wanted: CropBox, scr
         Format::Gif => gif::decode(bytes, pixels, staging)?,
         Format::Bmp => bmp::decode(bytes, pixels)?,
     }
-    let area = CropBox { top: 0, left: 0, height: probe.height.div_ceil(reduction), width: probe.width.div_ceil(reduction) };
-    if scratch.pixels.len() != length(area) {
+    let (width, height) = (probe.width.div_ceil(reduction), probe.height.div_ceil(reduction));
+    if pixels.len() != width as usize * height as usize * 3 {
         return Err(ImageError::Corrupt { format: probe.format, reason: "its headers contradict each other about its size".to_owned() });
     }
-    Ok(Part { area, length: length(area), tolerated })
-}
-
-/// The transforms from a file's bytes to the model's input.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ImageTransform {
-    /// Side S of the square output.
-    pub size: u32,
-    /// Subtracted from each channel's values in 0..1.
-    pub mean: [f32; 3],
-    /// Divides each channel after that.
-    pub std: [f32; 3],
-    /// Decode a JPEG at 1/2, 1/4 or 1/8 of its size when the crop stays large enough (see [`REDUCTION_MARGIN`]). Evaluation never does.
-    ///
-    /// Off unless asked for: photographs of 640 x 480 pixels gain nothing at S = 224, as their crops are too small for a half; photographs of one to
-    /// two megapixels are done 2.5 times as fast and change by 0.4 of 255 on average (`bench/image.py`).
-    pub reduced_scale_decoding: bool,
-}
-
-/// A crop is decoded at a reduced scale only while each of its sides still has at least this many times the output's pixels.
-///
-/// Measured on 17 photographs of 640 x 480 pixels as the mean difference from full-scale decoding on the worst of them (a lawn): 3.03 of 255 at a
-/// margin of 1.0, 2.4 at 1.1, 1.8 at 1.25, 1.3 at 1.5, 0.7 at 2. Allowed is less than 3.
-pub const REDUCTION_MARGIN: f64 = 1.1;
-
-impl ImageTransform {
-    /// The reference's normalisation, full-scale decoding.
-    #[must_use]
-    pub const fn new(size: u32) -> Self {
-        Self { size, mean: MEAN, std: STD, reduced_scale_decoding: false }
-    }
-
-    /// Values that one image takes in `out`: 3 · S · S.
-    #[must_use]
-    pub const fn output_len(&self) -> usize {
-        3 * self.size as usize * self.size as usize
-    }
-
-    /// The training transform: `crop` gets the image's width and height and says which box is kept, usually through [`random_resized_crop`].
-    /// Writes `[3, S, S]` normalised values to `out` and says which fault of the file cost no pixel, as all transforms do.
-    ///
-    /// # Panics
-    /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
-    pub fn train(
-        &self,
-        bytes: &[u8],
-        crop: impl FnOnce(u32, u32) -> CropBox,
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) -> Result<Option<Tolerated>, ImageError> {
-        let probe = probe(bytes)?;
-        self.apply(bytes, &probe, crop(probe.width, probe.height), scratch, out)
-    }
-
-    /// The training transform before it is normalised: writes `[S, S, 3]` bytes, red, green, blue, to `out`. They become the model's input by
-    /// `(value / 255 - mean) / std` and a permutation, wherever the model is.
-    ///
-    /// # Panics
-    /// When `out` does not hold exactly [`ImageTransform::output_len`] bytes.
-    pub fn train_bytes(
-        &self,
-        bytes: &[u8],
-        crop: impl FnOnce(u32, u32) -> CropBox,
-        scratch: &mut Scratch,
-        out: &mut [u8],
-    ) -> Result<Option<Tolerated>, ImageError> {
-        let probe = probe(bytes)?;
-        let (reduction, window) = self.window(&probe, crop(probe.width, probe.height))?;
-        self.resize(bytes, (&probe, reduction), window, scratch, out)
-    }
-
-    /// The training transform with a given box.
-    ///
-    /// # Panics
-    /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
-    pub fn crop(&self, bytes: &[u8], crop: CropBox, scratch: &mut Scratch, out: &mut [f32]) -> Result<Option<Tolerated>, ImageError> {
-        self.apply(bytes, &probe(bytes)?, crop, scratch, out)
-    }
-
-    fn apply(
-        &self,
-        bytes: &[u8],
-        probe: &Probe,
-        crop: CropBox,
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) -> Result<Option<Tolerated>, ImageError> {
-        let (reduction, window) = self.window(probe, crop)?;
-        self.finish(bytes, (probe, reduction), window, scratch, out)
-    }
-
-    /// At which scale an image is decoded of which `crop` is wanted, and where that lies then.
-    fn window(&self, probe: &Probe, crop: CropBox) -> Result<(u32, Window), ImageError> {
-        if !crop.lies_within(probe.width, probe.height) {
-            return Err(ImageError::CropOutside { crop, width: probe.width, height: probe.height });
-        }
-        let reduction = if self.reduced_scale_decoding && probe.format == Format::Jpeg { self.reduction(crop) } else { 1 };
-        Ok((reduction, Window::of_crop(crop, reduction)))
-    }
-
-    /// The evaluation transform: the shortest side to S, then the central S x S pixels.
-    ///
-    /// # Panics
-    /// When `out` does not hold exactly [`ImageTransform::output_len`] values.
-    pub fn evaluate(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut [f32]) -> Result<Option<Tolerated>, ImageError> {
-        let probe = probe(bytes)?;
-        let window = Window::of_central_square(probe.width, probe.height, self.size);
-        self.finish(bytes, (&probe, 1), window, scratch, out)
-    }
-
-    /// The largest of 1, 2, 4 and 8 that leaves the crop large enough.
-    fn reduction(&self, crop: CropBox) -> u32 {
-        let shortest = f64::from(crop.width.min(crop.height));
-        [8, 4, 2].into_iter().find(|&reduction| shortest >= f64::from(self.size) * REDUCTION_MARGIN * f64::from(reduction)).unwrap_or(1)
-    }
+    Ok(Pixels { width, height, bytes: pixels, tolerated })
 }

@@ -146,10 +146,13 @@ pub struct ShardIndex {
     store: RwLock<Store>,
 }
 
+/// Bytes of a record that is read without allocating: those of eight files that captions come from.
+const SHORT_RECORD: usize = 84;
+
 /// Where the records are.
 #[derive(Clone, Debug)]
 enum Store {
-    File(PathBuf),
+    File(Arc<Path>),
     Memory(Arc<[u8]>),
 }
 
@@ -173,7 +176,7 @@ impl ShardIndex {
                 shard: shard.to_owned(),
                 header,
                 findings,
-                store: RwLock::new(Store::File(path.clone())),
+                store: RwLock::new(Store::File(path.as_path().into())),
             }))
         };
         if let Some(index) = found()? {
@@ -187,7 +190,7 @@ impl ShardIndex {
         }
         let Built { header, findings, bytes } = build::build(shard, &file, keys)?;
         let store = match build::write_first(&places, &bytes) {
-            Ok(path) => Store::File(path.clone()),
+            Ok(path) => Store::File(path.as_path().into()),
             Err((path, error)) => {
                 tracing::warn!(
                     shard = %shard.display(), index = %path.display(), %error,
@@ -256,18 +259,27 @@ impl ShardIndex {
         let at = self.header.record_at(number);
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
         let found = match &store {
-            Store::Memory(bytes) => self.in_memory_at(bytes, at),
+            Store::Memory(bytes) => self.in_memory_at(bytes, at).and_then(|bytes| Record::decode(bytes, seal, number)),
             Store::File(path) => {
-                let mut bytes = vec![0; self.header.record_bytes as usize];
-                match read(path, at, &mut bytes) {
-                    Ok(()) => Some(bytes),
-                    Err(source) if crate::retry::is_transient(&source) => return Err(IndexError::Read { path: path.clone(), source }),
+                let length = self.header.record_bytes as usize;
+                let (mut short, mut long) = ([0; SHORT_RECORD], Vec::new());
+                let bytes = if let Some(bytes) = short.get_mut(..length) {
+                    bytes
+                } else {
+                    long.resize(length, 0);
+                    &mut long
+                };
+                match read(path, at, bytes) {
+                    Ok(()) => Record::decode(bytes, seal, number),
+                    Err(source) if crate::retry::is_transient(&source) => {
+                        return Err(IndexError::Read { path: path.to_path_buf(), source });
+                    }
                     // Removed or cut short since it was opened.
                     Err(_) => None,
                 }
             }
         };
-        match found.and_then(|bytes| Record::decode(&bytes, seal, number)) {
+        match found {
             Some(record) => Ok(record),
             None => self.rebuilt_record(number, seal),
         }
@@ -285,18 +297,18 @@ impl ShardIndex {
             if built != self.header {
                 return Err(changed());
             }
-            if let Err((path, error)) = build::write_first(std::slice::from_ref(path), &bytes) {
+            if let Err((path, error)) = build::write_first(&[path.to_path_buf()], &bytes) {
                 tracing::warn!(index = %path.display(), %error, "index cannot be written and stays in memory");
             }
             *store = Store::Memory(bytes.into());
         }
         let Store::Memory(bytes) = &*store else { return Err(changed()) };
-        self.in_memory_at(bytes, at).and_then(|bytes| Record::decode(&bytes, seal, number)).ok_or_else(changed)
+        self.in_memory_at(bytes, at).and_then(|bytes| Record::decode(bytes, seal, number)).ok_or_else(changed)
     }
 
     /// The bytes of the record that begins at a byte of an index in memory.
-    fn in_memory_at(&self, bytes: &[u8], at: u64) -> Option<Vec<u8>> {
-        bytes.get(usize::try_from(at).ok()?..)?.get(..self.header.record_bytes as usize).map(<[u8]>::to_vec)
+    fn in_memory_at<'a>(&self, bytes: &'a [u8], at: u64) -> Option<&'a [u8]> {
+        bytes.get(usize::try_from(at).ok()?..)?.get(..self.header.record_bytes as usize)
     }
 }
 

@@ -97,19 +97,25 @@ fn size(field: &'static str, value: i64, minimum: i64) -> Result<usize, LayoutEr
 /// The caption is cut to context − N − 4 tokens. The result has between N + 3 and context − 1 tokens.
 #[must_use]
 pub fn pair_sequence(caption: &[u32], image_first: bool, layout: &Layout) -> Vec<i64> {
+    let mut sequence = Vec::new();
+    append_pair(caption, image_first, layout, &mut sequence);
+    sequence
+}
+
+/// As [`pair_sequence`], behind what is there.
+pub(crate) fn append_pair(caption: &[u32], image_first: bool, layout: &Layout, sequence: &mut Vec<i64>) {
     let special = &layout.special;
     let text = cut(caption, layout.pair_caption_limit());
     let image = [special.start_of_image]
         .into_iter()
         .chain(std::iter::repeat_n(special.image_placeholder, layout.image_tokens))
         .chain([special.end_of_image]);
-    let mut sequence = Vec::with_capacity(layout.image_tokens + text.len() + PAIR_RESERVE);
+    sequence.reserve(layout.image_tokens + text.len() + PAIR_RESERVE);
     if image_first {
         sequence.extend(image.chain(text).chain([special.end_of_text]));
     } else {
         sequence.extend([special.start_of_text].into_iter().chain(text).chain(image));
     }
-    sequence
 }
 
 /// A caption on its own, `sot text eot`: the text side of the CLIP objective, and of retrieval with either objective.
@@ -117,9 +123,16 @@ pub fn pair_sequence(caption: &[u32], image_first: bool, layout: &Layout) -> Vec
 /// The caption is cut so that `eot` still fits the context, as the reference's tokenizer cuts it.
 #[must_use]
 pub fn caption_sequence(caption: &[u32], layout: &Layout) -> Vec<i64> {
+    let mut sequence = Vec::new();
+    append_caption(caption, layout, &mut sequence);
+    sequence
+}
+
+/// As [`caption_sequence`], behind what is there.
+pub(crate) fn append_caption(caption: &[u32], layout: &Layout, sequence: &mut Vec<i64>) {
     let text = cut(caption, layout.context_length - CAPTION_RESERVE);
     let special = &layout.special;
-    [special.start_of_text].into_iter().chain(text).chain([special.end_of_text]).collect()
+    sequence.extend([special.start_of_text].into_iter().chain(text).chain([special.end_of_text]));
 }
 
 fn cut(caption: &[u32], limit: usize) -> impl ExactSizeIterator<Item = i64> + '_ {

@@ -47,8 +47,14 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Vec<u32> {
         // Captions have about four bytes a token.
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.append_cleaned(&clean(text), usize::MAX, &mut ids);
+        self.append(text, &mut String::new(), &mut ids);
         ids
+    }
+
+    /// Appends the ids of `text`; `cleaned` is a buffer. Text without characters beyond ASCII and without entities allocates nothing else.
+    pub(crate) fn append(self, text: &str, cleaned: &mut String, ids: &mut Vec<u32>) {
+        clean_into(text, cleaned);
+        self.append_cleaned(cleaned, usize::MAX, ids);
     }
 
     /// Appends the ids of a text that is [`clean`] already to `ids`, until these are `enough`; the last piece may bring more than that.
@@ -114,17 +120,24 @@ impl Tokenizer {
 /// Text as it is before it is cut into tokens: repaired as ftfy does, HTML-unescaped twice, white space squeezed, lower-cased.
 #[must_use]
 pub fn clean(text: &str) -> String {
+    let mut cleaned = String::with_capacity(text.len());
+    clean_into(text, &mut cleaned);
+    cleaned
+}
+
+/// As [`clean`], into a buffer.
+fn clean_into(text: &str, cleaned: &mut String) {
     let repaired = repair::fix_text(text);
     let once = entities::unescape(&repaired);
     let twice: Cow<'_, str> = entities::unescape(&once);
-    let mut squeezed = String::with_capacity(twice.len());
+    cleaned.clear();
     for word in twice.split(unicode::is_space).filter(|word| !word.is_empty()) {
-        if !squeezed.is_empty() {
-            squeezed.push(' ');
+        if !cleaned.is_empty() {
+            cleaned.push(' ');
         }
-        squeezed.push_str(word);
+        cleaned.push_str(word);
     }
-    unicode::lower(&squeezed)
+    unicode::lower(cleaned);
 }
 
 fn special_name(token: i64) -> Option<&'static str> {

@@ -3,6 +3,8 @@
 //! Comes in: the keys, what the index says of a sample, and the contents of its files. Goes out: the caption, or why there is none. Where captions
 //! are drawn, the draw is among those that the sample has, by their weights; what a caption lacks to be one is found once it is drawn.
 
+use std::borrow::Cow;
+
 use lcl_filter::fields_of;
 use lcl_trainer_config::{CaptionFrom, SIDECAR_KEY, SampleKeys};
 use serde_json::Value;
@@ -51,30 +53,66 @@ impl Text {
     }
 }
 
-/// The files of a sample that a caption may come from.
-pub(super) fn texts_of(keys: &SampleKeys, record: &Record) -> Vec<Text> {
-    let extents = [record.caption].into_iter().chain(record.others.iter().copied()).enumerate();
-    let texts = extents.filter_map(|(number, extent)| Some(Text { number, extent: extent?, contents: Vec::new() }));
-    // What img2dataset writes where there is no caption.
-    let is_there = |text: &Text| !keys.draws_captions() || text.extent.length > 0;
-    texts.filter(is_there).collect()
+/// The files of a sample that a caption may come from. Keeps buffers from sample to sample.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    /// Those behind the first `count` are of samples before.
+    all: Vec<Text>,
+    count: usize,
+}
+
+impl Texts {
+    /// Takes the files that a sample has.
+    pub(super) fn take(&mut self, keys: &SampleKeys, record: &Record) {
+        self.count = 0;
+        let extents = [record.caption].into_iter().chain(record.others.iter().copied()).enumerate();
+        for (number, extent) in extents.filter_map(|(number, extent)| Some((number, extent?))) {
+            // What img2dataset writes where there is no caption.
+            if keys.draws_captions() && extent.length == 0 {
+                continue;
+            }
+            if let Some(text) = self.all.get_mut(self.count) {
+                text.contents.clear();
+                (text.number, text.extent) = (number, extent);
+            } else {
+                self.all.push(Text { number, extent, contents: Vec::new() });
+            }
+            self.count += 1;
+        }
+    }
+
+    pub(super) fn get(&self) -> &[Text] {
+        self.all.get(..self.count).unwrap_or_default()
+    }
+
+    pub(super) fn get_mut(&mut self) -> &mut [Text] {
+        self.all.get_mut(..self.count).unwrap_or_default()
+    }
 }
 
 /// What a caption would be.
-enum Candidate<'a> {
+enum Candidate<'text, 'field> {
     Nothing,
-    File(&'a Text),
-    Field(&'a Value),
+    File(&'text Text),
+    Field(&'field Value),
 }
 
-/// The caption of a sample with these files.
-pub(super) fn choose(keys: &SampleKeys, texts: &[Text], choose: Choose) -> Result<String, SkipCause> {
-    if !keys.draws_captions() {
-        return texts.first().ok_or(SkipCause::NoCaption).and_then(text_in);
-    }
+/// Puts the caption of a sample with these files into `caption`. Allocates where captions are drawn.
+pub(super) fn choose(keys: &SampleKeys, texts: &[Text], choose: Choose, caption: &mut String) -> Result<(), SkipCause> {
+    caption.clear();
+    let chosen = if keys.draws_captions() {
+        drawn(keys, texts, choose)?
+    } else {
+        Cow::Borrowed(texts.first().ok_or(SkipCause::NoCaption).and_then(text_in)?)
+    };
+    caption.push_str(&chosen);
+    Ok(())
+}
+
+fn drawn<'a>(keys: &SampleKeys, texts: &'a [Text], choose: Choose) -> Result<Cow<'a, str>, SkipCause> {
     let fields = fields(keys, texts)?;
     let mut fields = fields.iter();
-    let candidates: Vec<Candidate> = keys
+    let candidates: Vec<Candidate<'_, '_>> = keys
         .captions
         .iter()
         .map(|choice| match &choice.from {
@@ -93,8 +131,8 @@ pub(super) fn choose(keys: &SampleKeys, texts: &[Text], choose: Choose) -> Resul
     }
     match candidates.get(choose.among(&weights)) {
         None | Some(Candidate::Nothing) => Err(SkipCause::NoCaption),
-        Some(Candidate::File(text)) => text_in(text),
-        Some(Candidate::Field(Value::String(text))) => Ok(text.clone()),
+        Some(Candidate::File(text)) => text_in(text).map(Cow::Borrowed),
+        Some(Candidate::Field(Value::String(text))) => Ok(Cow::Owned(text.clone())),
         Some(Candidate::Field(_)) => Err(SkipCause::CaptionNotText),
     }
 }
@@ -108,11 +146,11 @@ fn file_in<'a>(keys: &SampleKeys, texts: &'a [Text], key: &str) -> Option<&'a Te
     texts.iter().find(|text| text.number == usize::from(number))
 }
 
-fn text_in(text: &Text) -> Result<String, SkipCause> {
+fn text_in(text: &Text) -> Result<&str, SkipCause> {
     if !text.fits() {
         return Err(SkipCause::CaptionTooLarge);
     }
-    String::from_utf8(text.contents.clone()).map_err(|_| SkipCause::CaptionNotUtf8)
+    str::from_utf8(&text.contents).map_err(|_| SkipCause::CaptionNotUtf8)
 }
 
 /// For every choice that is a field of the json, the field of the json's object that it begins at. The json is parsed once for all of them.
@@ -154,6 +192,11 @@ mod tests {
         SampleKeys { captions: captions.iter().map(choice).collect(), ..SampleKeys::default() }
     }
 
+    fn chosen(keys: &SampleKeys, texts: &[Text], how: Choose) -> Result<String, SkipCause> {
+        let mut caption = "the one before".to_owned();
+        choose(keys, texts, how, &mut caption).map(|()| caption)
+    }
+
     /// The captions of a sample with these files that are drawn in 200 slots, each once, in order.
     fn drawn(keys: &SampleKeys, files: &[(&str, &[u8])]) -> Vec<Result<String, &'static str>> {
         let record = |key: &str| {
@@ -162,12 +205,13 @@ mod tests {
         };
         let mut extents = keys.caption_files().map(record);
         let record = Record { start: 0, image: None, caption: extents.next().flatten(), others: extents.collect(), doubled: false };
-        let mut texts = texts_of(keys, &record);
-        for text in texts.iter_mut().filter(|text| text.fits()) {
+        let mut texts = Texts::default();
+        texts.take(keys, &record);
+        for text in texts.get_mut().iter_mut().filter(|text| text.fits()) {
             let key = keys.caption_files().nth(text.number).expect("a file of the keys");
             text.contents = files.iter().find(|(name, _)| *name == key).expect("a file of the sample").1.to_vec();
         }
-        let of = |slot| choose(keys, &texts, Choose::Drawn(Draw { seed: 1, step: 2, slot })).map_err(SkipCause::name);
+        let of = |slot| chosen(keys, texts.get(), Choose::Drawn(Draw { seed: 1, step: 2, slot })).map_err(SkipCause::name);
         let mut found: Vec<_> = (0..200).map(of).collect();
         found.sort();
         found.dedup();
@@ -214,8 +258,8 @@ mod tests {
             contents: contents.to_vec(),
         };
         let texts = [text(0, br#"{"caption": "c"}"#), text(1, b"t")];
-        assert_eq!(choose(&keys, &texts, Choose::First), Ok("c".to_owned()));
-        assert_eq!(choose(&keys, &texts[1..], Choose::First), Ok("t".to_owned()));
-        assert_eq!(choose(&keys, &[], Choose::First), Err(SkipCause::NoCaption));
+        assert_eq!(chosen(&keys, &texts, Choose::First), Ok("c".to_owned()));
+        assert_eq!(chosen(&keys, &texts[1..], Choose::First), Ok("t".to_owned()));
+        assert_eq!(chosen(&keys, &[], Choose::First), Err(SkipCause::NoCaption));
     }
 }

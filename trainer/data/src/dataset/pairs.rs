@@ -13,8 +13,8 @@ use std::{
 use lcl_trainer_config::SampleKeys;
 
 use super::{
-    Choose, Content, DatasetError, IMAGE_BYTES_LIMIT, NoPair, Reading, Storage,
-    captions::{self, Text},
+    Choose, Content, DatasetError, IMAGE_BYTES_LIMIT, NoPair, Storage,
+    captions::{self, Texts},
 };
 use crate::{
     blob,
@@ -39,7 +39,7 @@ pub(super) struct Pairs {
 }
 
 /// An image and its caption as they lie in the shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     buffer: Vec<u8>,
     image: Range<usize>,
@@ -52,6 +52,31 @@ impl Sample {
     #[must_use]
     pub fn image(&self) -> &[u8] {
         self.buffer.get(self.image.clone()).unwrap_or_default()
+    }
+}
+
+/// Where a sample is read to. Keeps its buffers: a sample that fits into them allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// The last that was read; what is in it counts only if reading said so.
+    pub(crate) sample: Sample,
+    texts: Texts,
+    /// What is read, in the order in which it lies: text of this number, or the image.
+    parts: Vec<(Extent, Option<usize>)>,
+    /// What does not lie near the image.
+    far: Vec<u8>,
+}
+
+impl Room {
+    /// Most bytes that it keeps for the next sample: an image of a camera. More is given back.
+    const KEPT_BYTES: usize = 16 << 20;
+
+    fn release_large_buffers(&mut self) {
+        for buffer in [&mut self.sample.buffer, &mut self.far] {
+            if buffer.capacity() > Self::KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+        }
     }
 }
 
@@ -98,55 +123,59 @@ impl Pairs {
         })
     }
 
-    pub(super) fn read(&self, (shard, number): (usize, u64), sample: u64, choose: Choose) -> Result<Reading, DatasetError> {
+    /// Reads a sample into a room; the cause when there is none.
+    pub(super) fn read(
+        &self,
+        (shard, number): (usize, u64),
+        sample: u64,
+        choose: Choose,
+        room: &mut Room,
+    ) -> Result<Option<SkipCause>, DatasetError> {
         let record = self.record(sample, shard, number)?;
         if record.doubled {
-            return Ok(Reading::Skipped(SkipCause::DoubledMember));
+            return Ok(Some(SkipCause::DoubledMember));
         }
-        let Some((_, image)) = record.image else { return Ok(Reading::Skipped(SkipCause::NoImage)) };
-        let mut texts = captions::texts_of(&self.keys, &record);
-        if texts.is_empty() {
-            return Ok(Reading::Skipped(SkipCause::NoCaption));
+        let Some((_, image)) = record.image else { return Ok(Some(SkipCause::NoImage)) };
+        room.texts.take(&self.keys, &record);
+        if room.texts.get().is_empty() {
+            return Ok(Some(SkipCause::NoCaption));
         }
         if image.length > IMAGE_BYTES_LIMIT {
-            return Ok(Reading::Skipped(SkipCause::ImageTooLarge));
+            return Ok(Some(SkipCause::ImageTooLarge));
         }
-        let (buffer, image) = self.read_parts(shard, image, &mut texts)?;
-        Ok(match captions::choose(&self.keys, &texts, choose) {
-            Ok(caption) => Reading::Sample(Sample { buffer, image, caption }),
-            Err(cause) => Reading::Skipped(cause),
-        })
+        room.release_large_buffers();
+        self.read_parts(shard, image, room)?;
+        Ok(captions::choose(&self.keys, room.texts.get(), choose, &mut room.sample.caption).err())
     }
 
-    /// Reads the image of a sample and the texts that fit, neighbours in one go: the bytes among which the image is, and where there.
-    fn read_parts(&self, shard: usize, image: Extent, texts: &mut [Text]) -> Result<(Vec<u8>, Range<usize>), DatasetError> {
+    /// Reads the image of a sample and the texts that fit, neighbours in one go.
+    fn read_parts(&self, shard: usize, image: Extent, room: &mut Room) -> Result<(), DatasetError> {
+        let Room { sample, texts, parts, far } = room;
         let end = |extent: Extent| extent.offset + u64::from(extent.length);
-        let mut parts: Vec<(Extent, Option<&mut Text>)> =
-            texts.iter_mut().filter(|text| text.fits()).map(|text| (text.extent, Some(text))).chain([(image, None)]).collect();
+        parts.clear();
+        let fitting = texts.get().iter().enumerate().filter(|(_, text)| text.fits());
+        parts.extend(fitting.map(|(number, text)| (text.extent, Some(number))).chain([(image, None)]));
         parts.sort_by_key(|(extent, _)| extent.offset);
-        let mut found = (Vec::new(), 0..0);
-        let mut rest = parts.as_mut_slice();
+        let mut rest = parts.as_slice();
         while let Some((first, _)) = rest.first() {
             let begin = first.offset.saturating_sub(BLOCK);
             let is_far = |pair: &[(Extent, _)]| matches!(pair, [(one, _), (next, _)] if next.offset.saturating_sub(end(*one)) > GAP_LIMIT);
             let near = rest.windows(2).position(is_far).map_or(rest.len(), |last| last + 1);
-            let (run, others) = std::mem::take(&mut rest).split_at_mut(near);
+            let (run, others) = rest.split_at(near);
             rest = others;
-            let buffer = self.read_bytes(shard, begin, run.iter().map(|(extent, _)| end(*extent)).max().unwrap_or(begin))?;
-            let mut has_image = None;
+            let has_image = run.iter().any(|(_, text)| text.is_none());
+            let buffer = if has_image { &mut sample.buffer } else { &mut *far };
+            self.read_bytes(shard, begin, run.iter().map(|(extent, _)| end(*extent)).max().unwrap_or(begin), buffer)?;
             for (extent, text) in run {
                 let at = (extent.offset - begin) as usize..(end(*extent) - begin) as usize;
-                let contents = self.contents(shard, &buffer, at.clone(), *extent)?;
-                match text {
-                    Some(text) => text.contents = contents.to_vec(),
-                    None => has_image = Some(at),
+                let contents = self.contents(shard, buffer, at.clone(), *extent)?;
+                match text.and_then(|text| texts.get_mut().get_mut(text)) {
+                    Some(text) => text.contents.extend_from_slice(contents),
+                    None => sample.image = at,
                 }
             }
-            if let Some(at) = has_image {
-                found = (buffer, at);
-            }
         }
-        Ok(found)
+        Ok(())
     }
 
     pub(super) fn record(&self, sample: u64, shard: usize, number: u64) -> Result<Record, DatasetError> {
@@ -168,10 +197,10 @@ impl Pairs {
         self.storage.fetch(file, record.start, length).map_err(|source| self.failed(shard, record.start, source).into())
     }
 
-    fn read_bytes(&self, shard: usize, begin: u64, end: u64) -> Result<Vec<u8>, ShardError> {
-        let mut buffer = vec![0; (end - begin) as usize];
-        self.storage.read(self.index.file(shard), begin, &mut buffer).map_err(|source| self.failed(shard, begin, source))?;
-        Ok(buffer)
+    /// Makes the buffer hold these bytes of a shard.
+    fn read_bytes(&self, shard: usize, begin: u64, end: u64, buffer: &mut Vec<u8>) -> Result<(), ShardError> {
+        buffer.resize((end - begin) as usize, 0);
+        self.storage.read(self.index.file(shard), begin, buffer).map_err(|source| self.failed(shard, begin, source))
     }
 
     fn failed(&self, shard: usize, begin: u64, source: io::Error) -> ShardError {

@@ -11,7 +11,7 @@ mod scan;
 use memchr::memchr;
 use turbojpeg::{Decompressor, Error, Image, PixelFormat, ScalingFactor};
 
-use super::{CropBox, Format, ImageError};
+use super::{CropBox, Format, ImageError, lines::Lines};
 use crate::cause::Tolerated;
 use baseline::Baseline;
 use mend::Mended;
@@ -28,10 +28,10 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Decodes the part `wanted` of the image at 1 / `reduction` of its size, if it is a usual file without any fault: exactly this part is
-    /// then at the beginning of `pixels`, and true is returned.
-    pub(super) fn decode_part(&mut self, bytes: &[u8], reduction: u32, wanted: CropBox, pixels: &mut Vec<u8>) -> bool {
-        self.baseline.decode(bytes, reduction as usize, wanted, pixels).is_some()
+    /// Decodes the part `wanted` of the image at 1 / `reduction` of its size, if it is a usual file without any fault: exactly the rows of this
+    /// part are then given, and true is returned. Otherwise those that were given do not count.
+    pub(super) fn decode_part(&mut self, bytes: &[u8], reduction: u32, wanted: CropBox, lines: &mut dyn Lines) -> bool {
+        self.baseline.decode(bytes, reduction as usize, wanted, lines).is_some()
     }
 
     /// Decodes to RGB at 1 / `reduction` (1, 2, 4 or 8) of both sides, rounded up. `staging` holds CMYK on the way. Says which fault the file

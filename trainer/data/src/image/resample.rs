@@ -1,214 +1,164 @@
-//! From decoded RGB to the model's input: bicubic resize of a part, then normalised planes.
+//! Bicubic resize of a part of an image, row by row.
 //!
-//! Comes in: RGB and the [`Window`] of it that is wanted. Goes out: `[3, S, S]` float32. The resize is Pillow's: Catmull-Rom (a = -0.5) stretched
-//! over the pixels that fall into one output pixel, horizontally, then vertically, with 8 bits in between.
+//! Comes in: the [`Window`] that is wanted, and the image's rows from the top down. Goes out: `[S, S, 3]` bytes, the same that Pillow makes: Catmull-Rom
+//! (a = -0.5) stretched over the pixels that fall into one output pixel, horizontally, then vertically, with 8 bits in between. A row is resized
+//! as soon as it is there, so that a decoder need not keep it. Nothing is allocated once buffers are as large as the images need.
 
-use fast_image_resize::{
-    FilterType, ResizeAlg, ResizeOptions, Resizer,
-    images::{TypedCroppedImage, TypedImage, TypedImageRef},
-    pixels::U8x3,
-};
+mod avx2;
+mod avx512;
+mod coefficients;
+mod passes;
+mod strip;
 
-use super::{CropBox, ImageError, ImageTransform, Part, Pixels, Probe, Scratch, decode_part};
-use crate::cause::Tolerated;
+use super::{CropBox, Pixels, lines::Lines, window::Window};
+use coefficients::Coefficients;
+use passes::{BEHIND, BLOCK, Between, Passes, QUADS, Quad, ROWS, Rows, Two};
 
-/// Which part of an image becomes the output.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Window {
-    /// The pixels that may be looked at; beyond them the image counts as ended.
-    visible: CropBox,
-    /// Left edge, top edge, width and height of what is resized, in pixels of the image; within `visible`.
-    area: [f64; 4],
-}
-
-impl Window {
-    /// A crop of the full-size image, in the coordinates of the image at 1 / `reduction` of its size.
-    /// As in torchvision, where the crop is cut out before it is resized, pixels outside it have no influence.
-    pub(super) fn of_crop(crop: CropBox, reduction: u32) -> Self {
-        let (left, right) = (crop.left / reduction, (crop.left + crop.width).div_ceil(reduction));
-        let (top, bottom) = (crop.top / reduction, (crop.top + crop.height).div_ceil(reduction));
-        let scaled = |value: u32| f64::from(value) / f64::from(reduction);
-        Self {
-            visible: CropBox { top, left, height: bottom - top, width: right - left },
-            area: [scaled(crop.left), scaled(crop.top), scaled(crop.width), scaled(crop.height)],
-        }
-    }
-
-    /// What remains of an image whose shorter side is resized to `size` and of which the central square is kept. Only that square is computed.
-    ///
-    /// The longer side becomes ⌊size · long / short⌋ and the margin half of what is over, rounded to even, as in torchvision's `Resize` and
-    /// `CenterCrop`.
-    pub(super) fn of_central_square(width: u32, height: u32, size: u32) -> Self {
-        let short = width.min(height);
-        let along = |length: u32| {
-            let resized = if length == short { u64::from(size) } else { u64::from(size) * u64::from(length) / u64::from(short) };
-            let margin = ((resized - u64::from(size)) as f64 / 2.0).round_ties_even();
-            let pixel = f64::from(length) / resized as f64;
-            let start = margin * pixel;
-            (start, (f64::from(size) * pixel).min(f64::from(length) - start))
-        };
-        let ((left, area_width), (top, area_height)) = (along(width), along(height));
-        Self { visible: CropBox { top: 0, left: 0, height, width }, area: [left, top, area_width, area_height] }
-    }
-
-    /// The pixels that a resize to `size` x `size` looks at.
-    fn needed(&self, size: u32) -> CropBox {
-        let [left, top, width, height] = self.area;
-        let (first, end) = needed_along((left, width), size, self.visible.left, self.visible.width);
-        let (above, below) = needed_along((top, height), size, self.visible.top, self.visible.height);
-        CropBox { top: above, left: first, height: below - above, width: end - first }
-    }
-
-    /// The same in the coordinates of a part of the image.
-    fn in_part(self, part: CropBox) -> Self {
-        let Self { mut visible, area: [left, top, width, height] } = self;
-        (visible.left, visible.top) = (visible.left.saturating_sub(part.left), visible.top.saturating_sub(part.top));
-        (visible.width, visible.height) = (visible.width.min(part.width - visible.left), visible.height.min(part.height - visible.top));
-        Self { visible, area: [left - f64::from(part.left), top - f64::from(part.top), width, height] }
-    }
-}
-
-/// Resizes; keeps its buffers.
-#[derive(Default)]
+/// Buffers of resizes.
 pub(super) struct Resampler {
-    resizer: Resizer,
-    /// Result of the horizontal pass, `[rows, size, 3]`.
-    narrowed: Vec<u8>,
+    passes: Passes,
+    columns: Coefficients,
+    lines: Coefficients,
+    /// The rows that the horizontal pass takes next, and what it needs for it.
+    rows: Vec<u8>,
+    quads: Box<[Quad; QUADS]>,
+    /// What it made of those that are still needed, two rows together, in a ring.
+    between: Vec<Two>,
+    /// What is left of a strip, see [`strip`].
+    strip: Vec<u8>,
+}
+
+impl Default for Resampler {
+    fn default() -> Self {
+        Self::with(Passes::fastest())
+    }
+}
+
+/// What a window of some rows needs.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Columns, and how many columns left of them and rows above them are there besides.
+    left: usize,
+    width: usize,
+    above: usize,
+    rows: usize,
+    size: usize,
 }
 
 impl Resampler {
-    /// Most pixels between the two passes (48 MB). Only the enlargement of a strip some 70,000 rows long needs more.
-    const MOST_NARROWED: usize = 16 << 20;
+    fn with(passes: Passes) -> Self {
+        let (columns, lines) = (Coefficients::default(), Coefficients::default());
+        Self { passes, columns, lines, rows: Vec::new(), quads: Box::new([Quad::default(); _]), between: Vec::new(), strip: Vec::new() }
+    }
 
-    /// Resizes the window to `size` x `size` RGB pixels in `out`.
-    fn resize(&mut self, source: Pixels<'_>, window: Window, size: u32, out: &mut [u8]) -> Result<(), String> {
+    /// Computes the weights for resizing a window to `size` x `size`.
+    fn plan(&mut self, window: Window, size: u32) -> Plan {
         let CropBox { left, width, .. } = window.visible;
         let [area_left, area_top, area_width, area_height] = window.area;
-        let CropBox { top: first, height: rows, .. } = window.needed(size);
-        let source = View::new(source.bytes, (source.width, source.height), (left, first, width, rows))?;
-        let columns = (area_left - f64::from(left), area_width);
-        let lines = (area_top - f64::from(first), area_height);
-        let pixels = size as usize * rows as usize;
-        if pixels > Self::MOST_NARROWED {
-            // The resizer's own order, vertical first, needs little memory here; it differs by a rounding.
-            return self.pass(&source, out, (size, size), &options(columns, lines));
+        let CropBox { top: above, height: rows, .. } = window.needed(size);
+        self.columns.compute(width, (area_left - f64::from(left), area_width), size);
+        self.lines.compute(rows, (area_top - f64::from(above), area_height), size);
+        let [left, width, above, rows, size] = [left, width, above, rows, size].map(|value| value as usize);
+        Plan { left, width, above, rows, size }
+    }
+
+    /// Resizes a window of a JPEG to `size` x `size` RGB pixels in `out`. The rows come one by one, none of its columns beyond the window; when all
+    /// that the window needs were there, so is the output.
+    pub(super) fn start<'a>(&'a mut self, window: Window, size: u32, out: &'a mut [u8]) -> Resize<'a> {
+        let plan = self.plan(window, size);
+        self.begin(plan, out)
+    }
+
+    fn begin<'a>(&'a mut self, plan: Plan, out: &'a mut [u8]) -> Resize<'a> {
+        // Weights of nothing behind an output's last go on beyond the image.
+        let length = plan.width + 2 * self.columns.width + BEHIND;
+        if self.rows.len() < 3 * ROWS * length {
+            self.rows.resize(3 * ROWS * length, 0);
         }
-        // Two calls, as the resizer by itself would begin with the vertical pass, which Pillow does not: the 8 bits in between make a difference
-        // of 1 in every fifth value.
-        let mut narrowed = std::mem::take(&mut self.narrowed);
-        narrowed.resize(pixels * 3, 0);
-        self.pass(&source, &mut narrowed, (size, rows), &options(columns, (0.0, f64::from(rows))))?;
-        let between = View::new(&narrowed, (size, rows), (0, 0, size, rows))?;
-        self.pass(&between, out, (size, size), &options((0.0, f64::from(size)), lines))?;
-        self.narrowed = narrowed;
-        Ok(())
+        let (stride, twos) = ring(&self.lines, plan.size);
+        if self.between.len() < stride * twos {
+            self.between.resize(stride * twos, 0);
+        }
+        Resize { plan, length, stride, mask: twos - 1, row: 0, done: 0, out, resampler: self }
     }
 
-    /// One call of the resizer. The only one, with one type of source and of pixel: every other makes the compiler build the whole resizer,
-    /// for all instruction sets, once more.
-    fn pass(&mut self, source: &View<'_>, out: &mut [u8], (width, height): (u32, u32), options: &ResizeOptions) -> Result<(), String> {
-        let mut target = TypedImage::<U8x3>::from_buffer(width, height, out).map_err(|error| error.to_string())?;
-        self.resizer.resize_typed(&source.0, &mut target, options).map_err(|error| error.to_string())
-    }
-}
-
-/// A part of an RGB image.
-struct View<'a>(TypedCroppedImage<'a, TypedImageRef<'a, U8x3>>);
-
-impl<'a> View<'a> {
-    /// The part at (left, top, width, height) of an image of (width, height) pixels.
-    fn new(bytes: &'a [u8], (width, height): (u32, u32), part: (u32, u32, u32, u32)) -> Result<Self, String> {
-        let image = TypedImageRef::from_buffer(width, height, bytes).map_err(|error| error.to_string())?;
-        TypedCroppedImage::new(image, part.0, part.1, part.2, part.3).map(Self).map_err(|error| error.to_string())
+    /// Resizes a window of an image that is there.
+    pub(super) fn resize(&mut self, source: Pixels<'_>, window: Window, size: u32, out: &mut [u8]) {
+        let plan = self.plan(window, size);
+        if let Some(long) = strip::long(&plan, &self.lines) {
+            return self.resize_strip(long, source, plan, out);
+        }
+        let mut resize = self.begin(plan, out);
+        let rows = source.bytes.chunks_exact(3 * source.width.max(1) as usize);
+        rows.take(plan.above + plan.rows).for_each(|row| resize.take(row));
     }
 }
 
-/// The filter, applied to the part from `.0` of length `.1` of the columns and the rows.
-fn options(columns: (f64, f64), rows: (f64, f64)) -> ResizeOptions {
-    ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .use_alpha(false)
-        .crop(columns.0, rows.0, columns.1, rows.1)
+/// Samples of a row between the passes, and for how many times two rows there is room: those of an output and four rows more, a power of two.
+fn ring(lines: &Coefficients, size: usize) -> (usize, usize) {
+    // A value more than the row has is written.
+    ((3 * size + 1).next_multiple_of(BLOCK), (lines.width + 2).next_power_of_two())
 }
 
-/// First and end of the rows (or columns) that a pass looks at, of those from `visible` on; `area`: where what is resized begins, and its length.
-fn needed_along((start, length): (f64, f64), size: u32, visible: u32, count: u32) -> (u32, u32) {
-    // The filter reaches two output pixels to either side, at least two rows; one row more for rounding.
-    let reach = 2.0 * (length / f64::from(size)).max(1.0) + 1.0;
-    let first = (start - reach).floor().max(f64::from(visible)) as u32;
-    let end = (start + length + reach).ceil().min(f64::from(visible + count)) as u32;
-    (first, end)
+/// A resize to which rows are given.
+pub(super) struct Resize<'a> {
+    resampler: &'a mut Resampler,
+    plan: Plan,
+    /// Samples of a row of one colour before the passes, and of a row between them.
+    length: usize,
+    stride: usize,
+    mask: usize,
+    /// Rows that were there.
+    row: usize,
+    /// Rows of the output that are done.
+    done: usize,
+    out: &'a mut [u8],
 }
 
-impl ImageTransform {
-    /// Decodes, resizes what `window` (of the decoded image's width and height) says and normalises.
-    pub(super) fn finish(
-        &self,
-        bytes: &[u8],
-        (probe, reduction): (&Probe, u32),
-        window: Window,
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) -> Result<Option<Tolerated>, ImageError> {
-        assert_eq!(out.len(), self.output_len(), "the output of side {} has three planes", self.size);
-        let mut resized = std::mem::take(&mut scratch.resized);
-        resized.resize(self.output_len(), 0);
-        let tolerated = self.resize(bytes, (probe, reduction), window, scratch, &mut resized);
-        normalise(&resized, self.mean, self.std, out);
-        scratch.resized = resized;
-        tolerated
+impl Resize<'_> {
+    /// Takes the next row of RGB.
+    fn take(&mut self, row: &[u8]) {
+        let Plan { left, above, .. } = self.plan;
+        if self.row >= above {
+            let split = self.resampler.passes.split;
+            split(row.as_chunks().0.get(left..).unwrap_or_default(), self.line());
+        }
+        self.filled();
     }
 
-    /// Decodes and resizes what `window` says to `[S, S, 3]` bytes.
-    pub(super) fn resize(
-        &self,
-        bytes: &[u8],
-        (probe, reduction): (&Probe, u32),
-        window: Window,
-        scratch: &mut Scratch,
-        out: &mut [u8],
-    ) -> Result<Option<Tolerated>, ImageError> {
-        assert_eq!(out.len(), self.output_len(), "the output of side {} has three channels", self.size);
-        scratch.release_large_buffers();
-        let Part { area, length, tolerated } = decode_part(bytes, probe, reduction, window.needed(self.size), scratch)?;
-        let source = Pixels { width: area.width, height: area.height, bytes: scratch.pixels.get(..length).unwrap_or_default(), tolerated };
-        scratch
-            .resampler
-            .resize(source, window.in_part(area), self.size, out)
-            .map_err(|reason| ImageError::Corrupt { format: probe.format, reason })?;
-        Ok(tolerated)
+    /// Four rows, or the last ones, are there.
+    fn advance(&mut self) {
+        let Self { resampler, plan, length, stride, mask, row, done, out } = self;
+        let Resampler { passes, columns, lines, rows, quads, between, .. } = &mut **resampler;
+        // Behind them by two rows.
+        let end = (*row - plan.above).div_ceil(ROWS) * (ROWS / 2);
+        let place = (end - 2 & *mask) * *stride;
+        let Some(target) = between.get_mut(place..place + 2 * *stride) else { return };
+        (passes.along)(Rows { samples: rows, length: *length }, columns, quads, target.split_at_mut(*stride).into());
+        let between = Between { samples: between, stride: *stride, mask: *mask };
+        for out in out.chunks_exact_mut(3 * plan.size).skip(*done) {
+            let Some(weights) = lines.of(*done).filter(|(place, _)| place.end <= end) else { return };
+            (passes.down)(&between, weights, lines.bits, out);
+            *done += 1;
+        }
     }
 }
 
-/// RGB to planes of `(value / 255 - mean) / std`, rounded as torchvision's `ToTensor` and `Normalize` round.
-///
-/// By table: a byte has only 256 values, and the three tables fit the fastest cache.
-fn normalise(rgb: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
-    let tables: [[f32; 256]; 3] =
-        std::array::from_fn(|channel| std::array::from_fn(|value| (value as f32 / 255.0 - mean[channel]) / std[channel]));
-    let area = rgb.len() / 3;
-    let (red, rest) = out.split_at_mut(area);
-    let (green, blue) = rest.split_at_mut(area);
-    for (((pixel, red), green), blue) in rgb.chunks_exact(3).zip(red).zip(green).zip(blue) {
-        *red = tables[0][usize::from(pixel[0])];
-        *green = tables[1][usize::from(pixel[1])];
-        *blue = tables[2][usize::from(pixel[2])];
+impl Lines for Resize<'_> {
+    fn line(&mut self) -> [&mut [u8]; 3] {
+        let (number, width) = (self.row.saturating_sub(self.plan.above) % ROWS, self.plan.width);
+        let mut rows = self.resampler.rows.chunks_exact_mut(self.length).skip(3 * number);
+        std::array::from_fn(|_| rows.next().and_then(|row| row.get_mut(..width)).unwrap_or_default())
+    }
+
+    fn filled(&mut self) {
+        let end = self.plan.above + self.plan.rows;
+        self.row += 1;
+        if self.row > self.plan.above && self.row <= end && ((self.row - self.plan.above).is_multiple_of(ROWS) || self.row == end) {
+            self.advance();
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn enlarging_a_long_strip_keeps_the_memory_between_the_passes_bounded() {
-        let (width, height, size) = (1, 100_000, 224);
-        let strip = vec![77; height as usize * 3];
-        let mut resampler = Resampler::default();
-        let mut out = vec![0; size as usize * size as usize * 3];
-        let window = Window::of_crop(CropBox { top: 0, left: 0, height, width }, 1);
-        resampler.resize(Pixels { width, height, bytes: &strip, tolerated: None }, window, size, &mut out).unwrap();
-        assert!(out.iter().all(|&value| value == 77));
-        assert!(resampler.narrowed.capacity() <= Resampler::MOST_NARROWED * 3);
-    }
-}
+mod tests;

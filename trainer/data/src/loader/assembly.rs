@@ -21,25 +21,26 @@ pub(super) struct Content {
     pub(super) sample: u64,
     pub(super) used: u64,
     pub(super) redrawn: Option<(RedrawCause, u32)>,
-    pub(super) tokens: Vec<i64>,
+    pub(super) tokens: Buffer<i64>,
     /// `[images, S, S, 3]` bytes.
     pub(super) pixels: Buffer,
     pub(super) images: usize,
     pub(super) tolerated: Vec<Tolerated>,
 }
 
-/// Builds the batch of `step`. `slots` are in slot order; `pixels` is the empty buffer that the batch gets.
-pub(super) fn build_batch(step: u64, slots: Vec<Prepared>, pixels: Buffer) -> Batch {
+/// Builds the batch of `step`. `slots` are in slot order, all of them there; `pixels` is the empty buffer that the batch gets.
+pub(super) fn build_batch(step: u64, slots: Vec<Option<Prepared>>, pixels: Buffer) -> Batch {
     let mut batch = Batch { pixels, ..Batch::empty(step) };
     let (mut tokens, mut bytes) = (0, 0);
-    for slot in &slots {
+    for slot in slots.iter().flatten() {
         if let Prepared::Row(content) = slot {
             (tokens, bytes) = (tokens + content.tokens.len(), bytes + content.pixels.len());
         }
     }
+    batch.rows.reserve_exact(slots.len());
     batch.tokens.reserve_exact(tokens);
     batch.pixels.reserve_exact(bytes);
-    for slot in slots {
+    for slot in slots.into_iter().flatten() {
         match slot {
             Prepared::Row(content) => {
                 let (first_token, first_image) = (batch.tokens.len(), batch.images);
@@ -74,13 +75,15 @@ mod tests {
         let row = |slot, tokens: &[i64], bytes: &[u8], images| {
             let mut pixels = pool.take();
             pixels.extend_from_slice(bytes);
+            let mut row_tokens = Buffer::default();
+            row_tokens.extend_from_slice(tokens);
             Prepared::Row(Content {
                 slot,
                 pass: 0,
                 sample: slot + 10,
                 used: slot + 10,
                 redrawn: None,
-                tokens: tokens.to_vec(),
+                tokens: row_tokens,
                 pixels,
                 images,
                 tolerated: Vec::new(),
@@ -93,7 +96,7 @@ mod tests {
             Prepared::Skipped(skipped(6)),
             row(7, &[3, 4, 5], &[70, 71, 72, 73], 2),
         ];
-        let batch = build_batch(9, slots, pool.take());
+        let batch = build_batch(9, slots.into_iter().map(Some).collect(), pool.take());
         assert_eq!((batch.step, batch.images, batch.rows.len()), (9, 3, 2));
         assert_eq!((batch.rows[0].slot, batch.tokens_of(&batch.rows[0]), &batch.rows[0].images), (5, &[1, 2][..], &(0..1)));
         assert_eq!((batch.rows[1].slot, batch.tokens_of(&batch.rows[1]), &batch.rows[1].images), (7, &[3, 4, 5][..], &(1..3)));
@@ -104,7 +107,7 @@ mod tests {
     #[test]
     fn a_step_without_any_sample_is_an_empty_batch() {
         let skipped = Skipped { slot: 0, pass: 1, sample: 2, cause: SkipCause::NoCaption };
-        let batch = build_batch(0, vec![Prepared::Skipped(skipped)], Buffer::default());
+        let batch = build_batch(0, vec![Some(Prepared::Skipped(skipped))], Buffer::default());
         assert_eq!(batch, Batch { skipped: vec![skipped], ..Batch::empty(0) });
     }
 }

@@ -8,7 +8,7 @@ use lcl_trainer_config::{DataConfig, Objective};
 
 use crate::{
     batch::{Buffer, RedrawCause, SkipCause, Skipped, Tolerated},
-    dataset::{Choose, Dataset, DatasetError, Reading},
+    dataset::{Choose, Dataset, DatasetError, Room},
     document::{Composer, Document},
     documents::Asked,
     draw::{self, Draw, IMAGE_SIZE_LIMIT},
@@ -44,11 +44,22 @@ pub(super) struct Buffers {
     scratch: Scratch,
     composer: Composer,
     document: Document,
+    room: Room,
+    /// A cleaned caption, and its ids.
+    cleaned: String,
+    ids: Vec<u32>,
     /// Numbers of the images of a document whose pixels are there, in their order.
     decoded: Vec<u32>,
     tolerated: Vec<Tolerated>,
     /// Time of the stages of the slot at hand.
     pub(super) stages: Stages,
+}
+
+/// Buffers of a row, empty when they are taken.
+#[derive(Default)]
+pub(super) struct Filled {
+    pub(super) pixels: Buffer,
+    pub(super) tokens: Buffer<i64>,
 }
 
 impl Preparer {
@@ -79,6 +90,9 @@ impl Preparer {
             scratch: Scratch::new(),
             composer,
             document: Document::new(),
+            room: Room::default(),
+            cleaned: String::new(),
+            ids: Vec::new(),
             decoded: Vec::new(),
             tolerated: Vec::new(),
             stages: Stages::default(),
@@ -110,17 +124,17 @@ impl Preparer {
         self.order.source_of(sample)
     }
 
-    /// Prepares the slot; `pixels`, an empty buffer, takes a row's image. Stopping `waits` ends those between attempts to read.
+    /// Prepares the slot; `filled`, which is empty, becomes the row's. Stopping `waits` ends those between attempts to read.
     pub(super) fn prepare(
         &self,
         step: u64,
         slot: u64,
         buffers: &mut Buffers,
-        pixels: Buffer,
+        filled: Filled,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
         let draw = Draw { seed: self.options.seed, step, slot };
-        self.prepare_at(draw, self.locate(step, slot), buffers, pixels, waits)
+        self.prepare_at(draw, self.locate(step, slot), buffers, filled, waits)
     }
 
     /// As [`Preparer::prepare`], for a sample that stands in the slot of `draw`.
@@ -129,27 +143,27 @@ impl Preparer {
         draw: Draw,
         location: Location,
         buffers: &mut Buffers,
-        mut pixels: Buffer,
+        filled: Filled,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
         if self.dataset.is_document(location.sample) {
-            return self.prepare_document(draw, location, buffers, pixels, waits);
+            return self.prepare_document(draw, location, buffers, filled, waits);
         }
+        let Filled { mut pixels, mut tokens } = filled;
         let (Location { pass, sample, .. }, Draw { slot, .. }) = (location, draw);
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
             Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
         };
         let mut watch = Watch::start();
-        let read = self.dataset.read_with(sample, Choose::Drawn(draw), |delay| waits.wait(delay));
+        let read = self.dataset.read_into(&mut buffers.room, sample, Choose::Drawn(draw), |delay| waits.wait(delay));
         buffers.stages.read += watch.lap();
-        let record = match read? {
-            Reading::Sample(record) => record,
-            Reading::Skipped(cause) => return skipped(cause, ""),
-        };
+        if let Some(cause) = read? {
+            return skipped(cause, "");
+        }
         let crop = |width, height| draw.crop(self.config.augmentation, width, height);
         pixels.resize(self.transform.output_len(), 0);
-        let transformed = self.transform.train_bytes(record.image(), crop, &mut buffers.scratch, &mut pixels);
+        let transformed = self.transform.train_bytes(buffers.room.sample.image(), crop, &mut buffers.scratch, &mut pixels);
         buffers.stages.decode += watch.lap();
         let tolerated = match transformed {
             Ok(tolerated) => tolerated,
@@ -159,8 +173,10 @@ impl Preparer {
             self.dataset.log_tolerated(sample, fault);
         }
         let image_first = draw.image_first(self.config.image_first_probability);
-        let caption = self.tokenizer.encode(&record.caption);
-        let tokens = draw::tokens(&caption, image_first, &self.layout, self.options.objective);
+        let Buffers { room, cleaned, ids, .. } = buffers;
+        ids.clear();
+        self.tokenizer.append(&room.sample.caption, cleaned, ids);
+        draw::append_tokens((ids, image_first), &self.layout, self.options.objective, &mut tokens);
         let tolerated = tolerated.into_iter().collect();
         buffers.stages.compose += watch.lap();
         Ok(Prepared::Row(Content { slot, pass, sample, used: sample, redrawn: None, tokens, pixels, images: 1, tolerated }))
@@ -172,15 +188,16 @@ impl Preparer {
         draw: Draw,
         location: Location,
         buffers: &mut Buffers,
-        mut pixels: Buffer,
+        mut filled: Filled,
         waits: &Stop,
     ) -> Result<Prepared, DatasetError> {
         let (Draw { step, slot, .. }, Location { source, pass, sample, .. }) = (draw, location);
         let mut first = None;
         for attempt in 0..ATTEMPTS {
             let used = if attempt == 0 { sample } else { self.order.redraw(source, step, slot, attempt) };
-            match self.try_document(used, (draw, attempt), buffers, &mut pixels, waits)? {
-                Ok((tokens, images)) => {
+            match self.try_document(used, (draw, attempt), buffers, &mut filled, waits)? {
+                Ok(images) => {
+                    let Filled { pixels, tokens } = filled;
                     for fault in &buffers.tolerated {
                         self.dataset.log_tolerated(used, *fault);
                     }
@@ -197,16 +214,16 @@ impl Preparer {
         Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause: SkipCause::NoDocument }))
     }
 
-    /// The sequence of a document and its number of images, whose pixels are left in `pixels`; or why there is none.
+    /// The number of images of a document, whose sequence and pixels are left in `filled`; or why there is none.
     pub(super) fn try_document(
         &self,
         sample: u64,
         (draw, attempt): (Draw, u32),
         buffers: &mut Buffers,
-        pixels: &mut Buffer,
+        Filled { pixels, tokens }: &mut Filled,
         waits: &Stop,
-    ) -> Result<Result<(Vec<i64>, usize), RedrawCause>, DatasetError> {
-        let Buffers { scratch, composer, document, decoded, tolerated, stages } = buffers;
+    ) -> Result<Result<usize, RedrawCause>, DatasetError> {
+        let Buffers { scratch, composer, document, decoded, tolerated, stages, .. } = buffers;
         let (mut watch, mut decoding) = (Watch::start(), Duration::ZERO);
         let bytes = self.transform.output_len();
         pixels.clear();
@@ -246,9 +263,11 @@ impl Preparer {
             Err(cause) => return Ok(Err(cause)),
         };
         keep(sequence.images, decoded, pixels, bytes);
-        let laid_out = (sequence.tokens.to_vec(), sequence.images.len());
+        tokens.clear();
+        tokens.extend_from_slice(sequence.tokens);
+        let images = sequence.images.len();
         stages.compose += watch.lap();
-        Ok(Ok(laid_out))
+        Ok(Ok(images))
     }
 }
 

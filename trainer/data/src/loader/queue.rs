@@ -17,7 +17,7 @@ use crate::{
     loader::{
         LoaderError, LoaderOptions,
         assembly::{Prepared, build_batch},
-        prepare::Preparer,
+        prepare::{Filled, Preparer},
         stages::{Stages, Sums, Watch},
     },
     retry::Stop,
@@ -32,8 +32,9 @@ pub(super) struct Queue {
     pub(super) waits: Stop,
     /// What the threads spend their time with.
     pub(super) stages: Sums,
-    /// For the pixels of a slot, and of a batch.
+    /// For the pixels and the tokens of a slot, and the pixels of a batch.
     slot_pool: Arc<Pool>,
+    token_pool: Arc<Pool<i64>>,
     batch_pool: Arc<Pool>,
     state: Mutex<State>,
     /// There may be work: a batch was taken, or all is over.
@@ -84,6 +85,7 @@ impl Queue {
             waits: Stop::default(),
             stages: Sums::default(),
             slot_pool: Pool::new(batches.saturating_mul(slots)),
+            token_pool: Pool::new(batches.saturating_mul(slots)),
             batch_pool: Pool::new(batches),
             state: Mutex::new(State {
                 deliver: options.first_step,
@@ -189,7 +191,7 @@ impl Queue {
         if begun.missing > 0 || begun.outcome.is_some() {
             return;
         }
-        let slots = std::mem::take(&mut begun.slots).into_iter().flatten().collect();
+        let slots = std::mem::take(&mut begun.slots);
         drop(state);
         let mut watch = Watch::start();
         let batch = build_batch(step, slots, self.batch_pool.take());
@@ -231,8 +233,9 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
         let (step, slot) = (work.step, queue.slots.start + work.place as u64);
         // Buffers that a panic leaves half-written are overwritten by the next image.
         let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LoaderError> {
-            let (begin, pixels) = (Instant::now(), queue.slot_pool.take());
-            let content = preparer.prepare(step, slot, &mut buffers, pixels, &queue.waits).map_err(|source| LoaderError::Read {
+            let begin = Instant::now();
+            let filled = Filled { pixels: queue.slot_pool.take(), tokens: queue.token_pool.take() };
+            let content = preparer.prepare(step, slot, &mut buffers, filled, &queue.waits).map_err(|source| LoaderError::Read {
                 step,
                 slot,
                 source: Box::new(source),

@@ -8,14 +8,13 @@ use std::{path::PathBuf, sync::Arc};
 use lcl_trainer_config::DataConfig;
 
 use crate::{
-    batch::Buffer,
     dataset::{Dataset, DatasetError},
     draw::Draw,
     image::bytes_to_png,
     loader::{
         LoaderError, LoaderOptions,
         assembly::{Content, Prepared},
-        prepare::{Buffers, Preparer},
+        prepare::{Buffers, Filled, Preparer},
     },
     order::Location,
     retry::Stop,
@@ -74,22 +73,22 @@ impl Viewer {
         let source = self.dataset.source_name(sample).to_owned();
         let draw = Draw { seed: self.preparer.options().seed, step: 0, slot: sample };
         let content = if self.dataset.is_document(sample) {
-            let mut pixels = Buffer::default();
-            let tried = self.preparer.try_document(sample, (draw, 0), &mut self.buffers, &mut pixels, &self.stop)?;
-            tried.map(|(tokens, images)| self.seen(tokens, images, &pixels)).map_err(|cause| cause.name().to_owned())
+            let mut filled = Filled::default();
+            let tried = self.preparer.try_document(sample, (draw, 0), &mut self.buffers, &mut filled, &self.stop)?;
+            tried.map(|images| self.seen(&filled.tokens, images, &filled.pixels)).map_err(|cause| cause.name().to_owned())
         } else {
             let location = Location { pass: 0, source: 0, position: sample, sample };
-            match self.preparer.prepare_at(draw, location, &mut self.buffers, Buffer::default(), &self.stop)? {
-                Prepared::Row(Content { tokens, images, pixels, .. }) => Ok(self.seen(tokens, images, &pixels)),
+            match self.preparer.prepare_at(draw, location, &mut self.buffers, Filled::default(), &self.stop)? {
+                Prepared::Row(Content { tokens, images, pixels, .. }) => Ok(self.seen(&tokens, images, &pixels)),
                 Prepared::Skipped(skipped) => Err(skipped.cause.name().to_owned()),
             }
         };
         Ok(Viewed { source, shard, key, content })
     }
 
-    fn seen(&self, tokens: Vec<i64>, images: usize, pixels: &[u8]) -> Seen {
+    fn seen(&self, tokens: &[i64], images: usize, pixels: &[u8]) -> Seen {
         let bytes = pixels.len() / images.max(1);
         let images = pixels.chunks_exact(bytes.max(1)).take(images).map(|rgb| bytes_to_png(rgb, self.size)).collect();
-        Seen { tokens, images }
+        Seen { tokens: tokens.to_vec(), images }
     }
 }

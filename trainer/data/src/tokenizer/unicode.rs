@@ -100,8 +100,12 @@ fn contains(ranges: &[(u32, u32)], point: u32) -> bool {
 }
 
 /// `str.lower()`: the full mapping, with the final sigma.
-pub(super) fn lower(text: &str) -> String {
-    if text.is_ascii() { text.to_ascii_lowercase() } else { by_known_runs(text, |run| Cow::Owned(lower_known(run))).into_owned() }
+pub(super) fn lower(text: &mut String) {
+    if text.is_ascii() {
+        text.make_ascii_lowercase();
+    } else {
+        *text = by_known_runs(text, |run| Cow::Owned(lower_known(run))).into_owned();
+    }
 }
 
 /// Lower case of characters that Python knew. Only at a sigma do the standard library's newer properties make a difference.

@@ -1,6 +1,6 @@
 //! The usual JPEG (sequential, Huffman codes, gray or luminance with two colour differences) without libjpeg, to the same pixels.
 //!
-//! Comes in: a file's bytes, a reduction and the part that is wanted. Goes out: RGB of that part alone. Reading codes is what decoding a photograph
+//! Comes in: a file's bytes, a reduction and the part that is wanted. Goes out: rows of that part alone. Reading codes is what decoding a photograph
 //! takes longest for, and libjpeg-turbo looks into two tables for each coefficient where one is enough; parts that are not wanted are neither
 //! transformed nor coloured. Files of any other kind, and all that libjpeg might find fault with, are left to libjpeg: here nothing is
 //! tolerated and nothing reported. Nothing is allocated once buffers are as large as the images.
@@ -13,7 +13,8 @@ mod transform;
 use std::ops::Range;
 
 use super::CropBox;
-use colour::{Bands, Spread, colour_row, gray_row, spread_row};
+use crate::image::lines::Lines;
+use colour::{Bands, Spread, colour_row, spread_row};
 use entropy::{Block, Codes, Data, Reader, Targets};
 use header::{Component, Header, Tables};
 use transform::put_block;
@@ -33,8 +34,9 @@ impl Baseline {
     /// Most bytes that a buffer keeps between images: as those of [`super::super::Scratch`].
     const KEPT_BYTES: usize = 16 << 20;
 
-    /// Writes the part `wanted` of the image at 1 / `reduction` of its size to the beginning of `pixels`; nothing when the file is not a usual one.
-    pub(super) fn decode(&mut self, bytes: &[u8], reduction: usize, wanted: CropBox, pixels: &mut Vec<u8>) -> Option<()> {
+    /// Gives the rows of the part `wanted` of the image at 1 / `reduction` of its size; `None`, after some rows or before, when the file is not a
+    /// usual one.
+    pub(super) fn decode(&mut self, bytes: &[u8], reduction: usize, wanted: CropBox, lines: &mut dyn Lines) -> Option<()> {
         if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("bmi1") || !is_x86_feature_detected!("bmi2") {
             return None;
         }
@@ -45,16 +47,16 @@ impl Baseline {
         }
         #[expect(unsafe_code, reason = "the processor was asked above for the instructions that the function is compiled for")]
         unsafe {
-            self.decode_here(bytes, reduction, wanted, pixels)
+            self.decode_here(bytes, reduction, wanted, lines)
         }
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn decode_here(&mut self, bytes: &[u8], reduction: usize, wanted: CropBox, pixels: &mut Vec<u8>) -> Option<()> {
+    fn decode_here(&mut self, bytes: &[u8], reduction: usize, wanted: CropBox, lines: &mut dyn Lines) -> Option<()> {
         let header = header::read(bytes, &mut self.tables)?;
         let layout = Layout::new(&header, reduction);
         self.data.unpack(header.data)?;
-        self.decode_bands(&header, &layout, wanted, pixels)
+        self.decode_bands(&header, &layout, wanted, lines)
     }
 }
 
@@ -105,14 +107,11 @@ type Part<'a> = ((&'a Codes, &'a Codes), Targets);
 impl Baseline {
     /// Reads all blocks, a row of units after the other, and transforms and colours what is wanted.
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn decode_bands(&mut self, header: &Header<'_>, layout: &Layout, wanted: CropBox, pixels: &mut Vec<u8>) -> Option<()> {
+    fn decode_bands(&mut self, header: &Header<'_>, layout: &Layout, wanted: CropBox, lines: &mut dyn Lines) -> Option<()> {
         let Self { tables, data, planes, rows: buffers, sums } = self;
         let [top, left, height, width] = [wanted.top, wanted.left, wanted.height, wanted.width].map(|value| value as usize);
         if left + width > layout.width || top + height > layout.height || width == 0 {
             return None;
-        }
-        if pixels.len() < 3 * width * height {
-            pixels.resize(3 * width * height, 0);
         }
         for ((plane, component), (side, stride)) in planes.iter_mut().zip(header.components()).zip(layout.blocks) {
             let length = 2 * stride * component.down * side;
@@ -131,7 +130,6 @@ impl Baseline {
         let rows = units_of(top, top + height, layout.unit.1);
         let (mut reader, mut ends) = (data.reader(), data.ends.iter());
         let mut left_in_part = header.restart_interval;
-        let mut targets = pixels.chunks_exact_mut(3 * width).take(height);
         let mut next = top;
         for row in 0..layout.units.1 {
             for column in 0..layout.units.0 {
@@ -151,7 +149,7 @@ impl Baseline {
             let these = next..complete.min(top + height);
             if rows.contains(&row) && !these.is_empty() {
                 next = these.end;
-                colour_rows(header, layout, planes, (buffers, sums), (these, left, width), &mut targets)?;
+                colour_rows(header, layout, planes, (buffers, sums), (these, left, width), lines)?;
             }
         }
         let end = *ends.next()?;
@@ -196,12 +194,14 @@ impl Units<'_> {
             let Some((codes, targets)) = &self.parts[number] else { return None };
             for y in 0..down {
                 for x in 0..across {
+                    if !wanted {
+                        reader.skip(*codes, &mut self.before[number])?;
+                        continue;
+                    }
                     block.first_chunk_mut::<64>()?.fill(0);
                     let extent = reader.block(*codes, targets, &mut self.before[number], block)?;
-                    if wanted {
-                        let place = ((row % 2 * down + y) * stride + column * across + x) * side;
-                        put_block(block.first_chunk()?, extent, side, &mut planes[number], place, stride)?;
-                    }
+                    let place = ((row % 2 * down + y) * stride + column * across + x) * side;
+                    put_block(block.first_chunk()?, extent, side, &mut planes[number], place, stride)?;
                 }
             }
         }
@@ -209,15 +209,15 @@ impl Units<'_> {
     }
 }
 
-/// Colours rows and columns of pixels into the next `targets`.
+/// Colours rows and columns of pixels into the next lines.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn colour_rows<'a>(
+fn colour_rows(
     header: &Header<'_>,
     layout: &Layout,
     planes: &[Vec<u8>; 3],
     (buffers, sums): (&mut [Vec<u8>; 2], &mut Vec<u16>),
     (rows, left, width): (Range<usize>, usize, usize),
-    targets: &mut impl Iterator<Item = &'a mut [u8]>,
+    lines: &mut dyn Lines,
 ) -> Option<()> {
     let bands = |number: usize| -> Option<Bands<'_>> {
         let (component, first) = (header.components.0[number], header.components.0[0]);
@@ -232,19 +232,22 @@ fn colour_rows<'a>(
         })
     };
     let (luminance, blue, red) = (bands(0)?, bands(1)?, bands(2)?);
-    let (columns, lines) = (layout.unit.0 > layout.blocks[1].0, layout.unit.1 > layout.blocks[1].0);
-    let smooth = (columns && blue.width > 2 || !columns && lines) && layout.reduction < 8;
-    let how = Spread { columns, rows: lines, smooth };
+    let (columns, twice) = (layout.unit.0 > layout.blocks[1].0, layout.unit.1 > layout.blocks[1].0);
+    let smooth = (columns && blue.width > 2 || !columns && twice) && layout.reduction < 8;
+    let how = Spread { columns, rows: twice, smooth };
     let [blues, reds] = buffers;
-    for (y, target) in rows.zip(targets) {
+    for y in rows {
         let luminance = luminance.row(y)?.get(left..left + width)?;
         if header.components().len() == 1 {
-            gray_row(luminance, target);
-            continue;
+            for colour in lines.line() {
+                colour.iter_mut().zip(luminance).for_each(|(target, sample)| *target = *sample);
+            }
+        } else {
+            let start = spread_row(&blue, how, (y, left, left + width), sums, blues)?;
+            spread_row(&red, how, (y, left, left + width), sums, reds)?;
+            colour_row(luminance, blues.get(start..start + width)?, reds.get(start..start + width)?, lines.line());
         }
-        let start = spread_row(&blue, how, (y, left, left + width), sums, blues)?;
-        spread_row(&red, how, (y, left, left + width), sums, reds)?;
-        colour_row(luminance, blues.get(start..start + width)?, reds.get(start..start + width)?, target);
+        lines.filled();
     }
     Some(())
 }

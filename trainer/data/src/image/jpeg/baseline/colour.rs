@@ -1,13 +1,12 @@
-//! Planes of samples to rows of RGB: chroma is interpolated, then the colours are computed.
+//! Planes of samples to rows of red, green and blue: chroma is interpolated, then the colours are computed.
 //!
-//! Comes in: one row of luminance, the rows of chroma near it. Goes out: RGB. Both steps as libjpeg's (`jdsample.c`, "fancy" upsampling, and
+//! Comes in: one row of luminance, the rows of chroma near it. Goes out: one row of each colour. Both steps as libjpeg's (`jdsample.c`, "fancy" upsampling, and
 //! `jdcolor.c`) to the last bit.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_or_si128, _mm_packus_epi16, _mm_set_epi8, _mm_shuffle_epi8, _mm256_add_epi16, _mm256_add_epi32,
-    _mm256_castsi256_si128, _mm256_cvtepu8_epi16, _mm256_extracti128_si256, _mm256_madd_epi16, _mm256_mulhi_epi16, _mm256_packs_epi32,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_srai_epi16, _mm256_srai_epi32, _mm256_sub_epi16, _mm256_unpackhi_epi16,
-    _mm256_unpacklo_epi16,
+    __m256i, _mm_packus_epi16, _mm256_add_epi16, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_cvtepu8_epi16, _mm256_extracti128_si256,
+    _mm256_madd_epi16, _mm256_mulhi_epi16, _mm256_packs_epi32, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_srai_epi16, _mm256_srai_epi32,
+    _mm256_sub_epi16, _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
 };
 
 /// Twice the columns: of each sample three parts and of its nearer neighbour one. `padded` has one more sample before and behind those that
@@ -111,22 +110,14 @@ pub(super) fn spread_row(
     Some(start)
 }
 
-/// Gray as RGB.
+/// Luminance and two colour differences to red, green and blue; all of one length.
 #[target_feature(enable = "avx2")]
-pub(super) fn gray_row(luminance: &[u8], out: &mut [u8]) {
-    for (sample, out) in luminance.iter().zip(out.as_chunks_mut().0) {
-        *out = [*sample; 3];
-    }
-}
-
-/// Luminance and two colour differences to RGB; all of one length.
-#[target_feature(enable = "avx2")]
-pub(super) fn colour_row(luminance: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) {
+pub(super) fn colour_row(luminance: &[u8], blue: &[u8], red: &[u8], [r, g, b]: [&mut [u8]; 3]) {
     let ((luminance, last_luminance), (blue, last_blue), (red, last_red)) =
         (luminance.as_chunks::<16>(), blue.as_chunks::<16>(), red.as_chunks::<16>());
-    let (out, last_out) = out.as_chunks_mut::<48>();
-    for (((luminance, blue), red), out) in luminance.iter().zip(blue).zip(red).zip(out) {
-        *out = colours(*luminance, *blue, *red);
+    let ((r, last_r), (g, last_g), (b, last_b)) = (r.as_chunks_mut::<16>(), g.as_chunks_mut::<16>(), b.as_chunks_mut::<16>());
+    for (((luminance, blue), red), ((r, g), b)) in luminance.iter().zip(blue).zip(red).zip(r.iter_mut().zip(g).zip(b)) {
+        [*r, *g, *b] = colours(*luminance, *blue, *red);
     }
     if !last_luminance.is_empty() {
         let filled = |last: &[u8]| {
@@ -135,14 +126,16 @@ pub(super) fn colour_row(luminance: &[u8], blue: &[u8], red: &[u8], out: &mut [u
             block
         };
         let colours = colours(filled(last_luminance), filled(last_blue), filled(last_red));
-        last_out.iter_mut().zip(colours).for_each(|(target, value)| *target = value);
+        for (last, colour) in [last_r, last_g, last_b].into_iter().zip(colours) {
+            last.iter_mut().zip(colour).for_each(|(target, value)| *target = value);
+        }
     }
 }
 
 /// Sixteen pixels. Constants have 16 bits behind the point; what exceeds 16 bits with the sign is added whole.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn colours(luminance: [u8; 16], blue: [u8; 16], red: [u8; 16]) -> [u8; 48] {
+fn colours(luminance: [u8; 16], blue: [u8; 16], red: [u8; 16]) -> [[u8; 16]; 3] {
     let wide = |samples: [u8; 16]| _mm256_cvtepu8_epi16(bytemuck::cast(samples));
     let middle = _mm256_set1_epi16(128);
     let (y, cb, cr) = (wide(luminance), _mm256_sub_epi16(wide(blue), middle), _mm256_sub_epi16(wide(red), middle));
@@ -161,37 +154,6 @@ fn colours(luminance: [u8; 16], blue: [u8; 16], red: [u8; 16]) -> [u8; 48] {
     let green = |pairs| _mm256_srai_epi32::<16>(_mm256_add_epi32(_mm256_madd_epi16(pairs, factors), half));
     let green = _mm256_packs_epi32(green(_mm256_unpacklo_epi16(cb, cr)), green(_mm256_unpackhi_epi16(cb, cr)));
     let g = _mm256_sub_epi16(_mm256_add_epi16(y, green), cr);
-    let narrow = |value: __m256i| _mm_packus_epi16(_mm256_castsi256_si128(value), _mm256_extracti128_si256::<1>(value));
-    interleaved(narrow(r), narrow(g), narrow(b))
-}
-
-/// Three planes of sixteen samples as pixels.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn interleaved(r: __m128i, g: __m128i, b: __m128i) -> [u8; 48] {
-    let mut out = [0; 48];
-    let put = |mask_r, mask_g, mask_b| {
-        let both = _mm_or_si128(_mm_shuffle_epi8(r, mask_r), _mm_shuffle_epi8(g, mask_g));
-        bytemuck::cast::<__m128i, [u8; 16]>(_mm_or_si128(both, _mm_shuffle_epi8(b, mask_b)))
-    };
-    // Which sample of a plane stands at each byte, the last first; -1: none.
-    let parts = [
-        put(
-            _mm_set_epi8(5, -1, -1, 4, -1, -1, 3, -1, -1, 2, -1, -1, 1, -1, -1, 0),
-            _mm_set_epi8(-1, -1, 4, -1, -1, 3, -1, -1, 2, -1, -1, 1, -1, -1, 0, -1),
-            _mm_set_epi8(-1, 4, -1, -1, 3, -1, -1, 2, -1, -1, 1, -1, -1, 0, -1, -1),
-        ),
-        put(
-            _mm_set_epi8(-1, 10, -1, -1, 9, -1, -1, 8, -1, -1, 7, -1, -1, 6, -1, -1),
-            _mm_set_epi8(10, -1, -1, 9, -1, -1, 8, -1, -1, 7, -1, -1, 6, -1, -1, 5),
-            _mm_set_epi8(-1, -1, 9, -1, -1, 8, -1, -1, 7, -1, -1, 6, -1, -1, 5, -1),
-        ),
-        put(
-            _mm_set_epi8(-1, -1, 15, -1, -1, 14, -1, -1, 13, -1, -1, 12, -1, -1, 11, -1),
-            _mm_set_epi8(-1, 15, -1, -1, 14, -1, -1, 13, -1, -1, 12, -1, -1, 11, -1, -1),
-            _mm_set_epi8(15, -1, -1, 14, -1, -1, 13, -1, -1, 12, -1, -1, 11, -1, -1, 10),
-        ),
-    ];
-    out.as_chunks_mut::<16>().0.iter_mut().zip(parts).for_each(|(target, part)| *target = part);
-    out
+    let narrow = |value: __m256i| bytemuck::cast(_mm_packus_epi16(_mm256_castsi256_si128(value), _mm256_extracti128_si256::<1>(value)));
+    [narrow(r), narrow(g), narrow(b)]
 }

@@ -29,6 +29,9 @@ pub(super) struct Codes {
     lookup: Box<[u32; 1 << LOOKAHEAD]>,
     /// For every length the first code, its number and how many there are.
     long: [(u32, u32, u32); LONGEST + 1],
+    /// For every value of the next [`LOOKAHEAD`] bits what all codes and values that are whole among them come to: bits (4 bits), coefficients to go on
+    /// by (10 bits), whether the block ends with them (the highest bit). 0 when there is none.
+    skips: Box<[u16; 1 << LOOKAHEAD]>,
     /// What it was made from.
     counts: [u8; 16],
     symbols: Vec<u8>,
@@ -37,7 +40,14 @@ pub(super) struct Codes {
 
 impl Default for Codes {
     fn default() -> Self {
-        Self { lookup: Box::new([0; _]), long: [(0, 0, 0); _], counts: [0; 16], symbols: Vec::new(), defined: false }
+        Self {
+            lookup: Box::new([0; _]),
+            long: [(0, 0, 0); _],
+            skips: Box::new([0; _]),
+            counts: [0; 16],
+            symbols: Vec::new(),
+            defined: false,
+        }
     }
 }
 
@@ -53,6 +63,8 @@ impl Codes {
             self.counts = [0; 16];
             self.symbols.clear();
             self.fill(counts, symbols)?;
+            let Self { lookup, skips, .. } = self;
+            (0..).zip(skips.iter_mut()).for_each(|(bits, entry)| *entry = skip(lookup, bits));
             self.counts = *counts;
             self.symbols.extend_from_slice(symbols);
         }
@@ -97,6 +109,26 @@ fn entry(length: u32, symbol: u8) -> u32 {
     let size = u32::from(symbol & 15);
     (length + size) | step(symbol) << 8 | length << 16 | size << 24
 }
+
+/// What the codes and values at the beginning of [`LOOKAHEAD`] bits come to, see [`Codes::skips`].
+fn skip(lookup: &[u32; 1 << LOOKAHEAD], bits: u32) -> u16 {
+    let (mut length, mut steps) = (0, 0);
+    loop {
+        // Bits behind the last count as zeros: a code that needs them is longer than what is left.
+        let found = lookup[(bits << length & ((1 << LOOKAHEAD) - 1)) as usize];
+        let (taken, step) = (found & 0xff, found >> 8 & 0xff);
+        if found == 0 || length + taken > LOOKAHEAD {
+            return (length | steps << 4) as u16;
+        }
+        length += taken;
+        if step == END_OF_BLOCK {
+            return (length | steps << 4) as u16 | ENDS_BLOCK;
+        }
+        steps += step;
+    }
+}
+
+const ENDS_BLOCK: u16 = 1 << 15;
 
 /// By how many coefficients a symbol goes on: zeros and the one behind them. The end of a block goes beyond all of them.
 fn step(symbol: u8) -> u32 {
@@ -222,6 +254,33 @@ impl Reader<'_> {
         self.bits <<= found & 63;
         self.count = self.count.wrapping_sub(found);
         Some((found >> 8 & 0xff, value as i32))
+    }
+
+    /// Reads a block of which nothing but its mean is wanted, for the mean of the next one: what several codes come to is looked up at once.
+    #[target_feature(enable = "bmi1,bmi2,lzcnt,popcnt")]
+    #[inline(never)]
+    pub(super) fn skip(&mut self, codes: (&Codes, &Codes), before: &mut i32) -> Option<()> {
+        self.refill();
+        let (_, difference) = self.symbol(codes.0)?;
+        *before = before.wrapping_add(difference);
+        let mut place = 0;
+        while place < 63 {
+            self.refill();
+            let found = u32::from(codes.1.skips[(self.bits >> (64 - LOOKAHEAD)) as usize]);
+            let (length, steps) = (found & 15, found >> 4 & 0x3ff);
+            // Behind the last coefficient there is no code for the end: what follows is of the next block.
+            if found > 0 && place + steps < 63 {
+                self.bits <<= length;
+                self.count = self.count.wrapping_sub(length);
+                if found & u32::from(ENDS_BLOCK) > 0 {
+                    return Some(());
+                }
+                place += steps;
+            } else {
+                place += self.symbol(codes.1)?.0;
+            }
+        }
+        (place == 63 || place >= END_OF_BLOCK).then_some(())
     }
 
     /// Reads a block whose coefficients are zero so far. `before` is the mean of the component's block before, and becomes this one's. Says

@@ -29,7 +29,8 @@ pub(super) fn put_block(block: &[i16; 64], extent: Extent, size: usize, plane: &
         let value = (((shifted + 16) >> 5).clamp(-128, 127) + 128) as u8;
         return plane.chunks_mut(stride).take(size).try_for_each(|row| row.get_mut(..size).map(|row| row.fill(value)));
     }
-    let rows: &[__m128i; 8] = bytemuck::cast_ref(block);
+    // A copy: where the block lies is up to the compiler, and a reference would have to be aligned.
+    let rows: &[__m128i; 8] = &bytemuck::cast(*block);
     match size {
         8 if extent == Extent::Quarter => put(&whole_of_quarter(rows), plane, stride),
         8 => put(&whole(rows), plane, stride),
