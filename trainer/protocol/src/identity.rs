@@ -108,7 +108,7 @@ pub struct HeldGroup {
     pub rank: u32,
     /// Number of members.
     pub world: u32,
-    /// The member's seat, and how many there are: [`crate::Division`].
+    /// The member's seat in the [`crate::Division`].
     pub seat: u32,
     /// Seats, empty ones included.
     pub seats: u32,
