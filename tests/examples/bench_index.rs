@@ -145,7 +145,8 @@ fn open(arguments: &Arguments, config: &DataConfig, index: &Path, written: f64, 
     let mut model = Preset::Tiny.shape();
     (model.vision.image_size, model.vision.patch_size) = (224, 56);
     let objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
-    let options = LoaderOptions { model, objective, seed: 1, global_batch_size: BATCH, slots: 0..BATCH, first_step: 0, last_step: 1 };
+    let options =
+        LoaderOptions { model, objective, seed: 1, global_batch_size: BATCH, slots: (0..BATCH).into(), first_step: 0, last_step: 1 };
     let first = Loader::start(Arc::clone(&dataset), config, options)?.next().context("a batch")??;
     let (first_batch, rows) = (begun.elapsed().as_secs_f64(), first.rows.len());
     drop(first);

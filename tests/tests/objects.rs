@@ -137,7 +137,8 @@ fn loads_for_another_process() {
         let mut model = Preset::Tiny.shape();
         (model.vision.image_size, model.vision.patch_size, model.text.context_length) = (32, 16, 128);
         let objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
-        let options = LoaderOptions { model, objective, seed: 3, global_batch_size: 16, slots: 0..16, first_step: 0, last_step: 12 };
+        let options =
+            LoaderOptions { model, objective, seed: 3, global_batch_size: 16, slots: (0..16).into(), first_step: 0, last_step: 12 };
         let mut hasher = blake3::Hasher::new();
         hasher.update(dataset.digest().as_bytes());
         for batch in Loader::start(dataset, &config, options)? {

@@ -517,7 +517,7 @@ fn show_page(arguments: &ShowArgs, path: &Path) -> Result<ExitCode, CommandError
         objective: model.objective,
         seed: arguments.seed.unwrap_or(seed),
         global_batch_size: 1,
-        slots: 0..1,
+        slots: (0..1).into(),
         first_step: 0,
         last_step: 1,
     };

@@ -105,6 +105,11 @@ pub struct HeldGroup {
     pub list_digest: u64,
     #[prost(bool, tag = "5")]
     pub finished: bool,
+    /// The member's seat, and how many there are.
+    #[prost(uint32, tag = "6")]
+    pub seat: u32,
+    #[prost(uint32, tag = "7")]
+    pub seats: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
@@ -391,11 +396,26 @@ pub struct Plan {
     pub lost: ::prost::alloc::vec::Vec<Loss>,
     #[prost(uint32, tag = "10")]
     pub further_losses: u32,
+    /// How the slots of the global batch are divided: this member's seat, how many seats there are, and runs of empty ones.
+    #[prost(uint32, tag = "11")]
+    pub seat: u32,
+    #[prost(uint32, tag = "12")]
+    pub seats: u32,
+    #[prost(message, repeated, tag = "13")]
+    pub empty_seats: ::prost::alloc::vec::Vec<plan::SeatRange>,
     #[prost(oneof = "plan::Role", tags = "5, 6, 7, 8")]
     pub role: ::core::option::Option<plan::Role>,
 }
 /// Nested message and enum types in `Plan`.
 pub mod plan {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct SeatRange {
+        #[prost(uint32, tag = "1")]
+        pub first: u32,
+        /// The seat after the last one.
+        #[prost(uint32, tag = "2")]
+        pub end: u32,
+    }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Level {}
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

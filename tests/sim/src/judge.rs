@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_protocol::{EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Plan, Role, StateLabel, Status, World, slots_of};
+use lcl_protocol::{Division, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Plan, Role, StateLabel, Status, World};
 
 use crate::{
     model::{GLOBAL_BATCH, Part, State, Undisturbed},
@@ -29,8 +29,9 @@ struct Formed {
     world: u32,
     list_digest: u64,
     base: Option<StateLabel>,
-    /// By rank.
-    members: BTreeMap<u32, ProcessId>,
+    division: Division,
+    /// By rank, with the slots of each.
+    members: BTreeMap<u32, (ProcessId, Vec<u64>)>,
     /// When the first member got its plan.
     seen: Duration,
 }
@@ -152,7 +153,7 @@ impl Judge {
 
     /// A member got a plan on one of its streams; `held` is the state it has.
     pub(crate) fn plan(&mut self, process: ProcessId, plan: &Plan, held: Option<StateLabel>, stream: u64) {
-        let Plan { generation, rank, world, list_digest, base, ref role, .. } = *plan;
+        let Plan { generation, rank, world, list_digest, base, ref role, ref division, seat, .. } = *plan;
         self.note(&format!("process {} gets {generation}: rank {rank} of {world}, base {base:?}, {role:?}, holds {held:?}", process.0));
         let last = self.last.insert(process, (generation, stream));
         let before = last.map(|(before, _)| before);
@@ -161,10 +162,17 @@ impl Judge {
             self.expect_nothing_passed_over(process, (before, generation), held);
         }
         let now = self.now;
-        let formed =
-            self.generations.entry(generation).or_insert_with(|| Formed { world, list_digest, base, members: BTreeMap::new(), seen: now });
-        let is_same = (formed.world, formed.list_digest, formed.base) == (world, list_digest, base);
-        let other = formed.members.insert(rank, process).filter(|other| *other != process);
+        let formed = self.generations.entry(generation).or_insert_with(|| Formed {
+            world,
+            list_digest,
+            base,
+            division: division.clone(),
+            members: BTreeMap::new(),
+            seen: now,
+        });
+        let is_same = (formed.world, formed.list_digest, formed.base, &formed.division) == (world, list_digest, base, division);
+        let slots = division.slots_of(seat, GLOBAL_BATCH).into_iter().flatten().collect();
+        let other = formed.members.insert(rank, (process, slots)).filter(|(other, _)| *other != process);
         self.expect(is_same && other.is_none(), || {
             format!("{generation} has two lists of members: {plan:?} for process {}, {other:?}", process.0)
         });
@@ -199,14 +207,14 @@ impl Judge {
         let label = state.label;
         self.note(&format!("process {} applies {label}", process.0));
         let formed = self.generations.get(&plan.generation);
-        let world = formed.map_or(0, |formed| formed.world);
-        let is_member = formed.and_then(|formed| formed.members.get(&plan.rank)) == Some(&process);
+        let shares: Vec<Vec<u64>> = formed.into_iter().flat_map(|formed| formed.members.values()).map(|(_, slots)| slots.clone()).collect();
+        let is_member = formed.and_then(|formed| formed.members.get(&plan.rank)).is_some_and(|(member, _)| *member == process);
         self.expect(is_member, || format!("process {} commits {label}, of which it is no member", process.0));
         let same = parts.iter().all(|part| part.step == label.step && (part.exact, part.fast) == (parts[0].exact, parts[0].fast));
         self.expect(same, || format!("members of {} hold different states before {label}: {parts:?}", plan.generation));
         let is_first = self.ledger.entry(label).or_default().insert(process);
         self.expect(is_first, || format!("process {} commits {label} twice", process.0));
-        self.expect_slots(label, world, parts);
+        self.expect_slots(label, &shares, parts);
         self.expect_wishes(process, label, parts);
         self.holds(process, state);
     }
@@ -234,14 +242,13 @@ impl Judge {
         });
     }
 
-    /// Every slot once, and each from the member whose it is in a group of `world`.
-    fn expect_slots(&mut self, label: StateLabel, world: u32, parts: &[Part]) {
+    /// Every slot once, and each from the member whose it is: `shares` has each rank's.
+    fn expect_slots(&mut self, label: StateLabel, shares: &[Vec<u64>], parts: &[Part]) {
         let mut slots: Vec<u64> = parts.iter().flat_map(|part| part.slots.clone()).collect();
         slots.sort_unstable();
         self.expect(slots == (0..GLOBAL_BATCH).collect::<Vec<_>>(), || format!("{label} has slots {slots:?}"));
-        let shares = parts.iter().map(|part| part.slots.clone());
-        self.expect(shares.eq((0..world).map(|rank| slots_of(rank, world, GLOBAL_BATCH))), || {
-            format!("{label} was computed by other members than its generation's {world}: {parts:?}")
+        self.expect(parts.iter().map(|part| &part.slots).eq(shares), || {
+            format!("{label} was computed by other members than its generation's: {parts:?}, not {shares:?}")
         });
     }
 

@@ -3,11 +3,9 @@
 //! Pure. The exact number is the same whatever the members: a slot that is left out, taken twice or taken from an aborted step changes it
 //! for ever. The fast number depends on who committed, too, as sums in another order do.
 
-use std::ops::Range;
-
 use lcl_protocol::{Flags, Generation, StateLabel};
 
-/// Samples per step; no multiple of 3, so that shares differ.
+/// Samples per step; no multiple of 3, so that shares differ. A number of a frame has a bit for each.
 pub(crate) const GLOBAL_BATCH: u64 = 16;
 
 /// What travels between members: eight numbers, the first of which says what they are.
@@ -31,7 +29,7 @@ pub(crate) struct State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) step: u64,
-    pub(crate) slots: Range<u64>,
+    pub(crate) slots: Vec<u64>,
     /// The state from which its gradients were computed.
     pub(crate) exact: u64,
     pub(crate) fast: u64,
@@ -99,11 +97,13 @@ impl State {
 
 impl Part {
     pub(crate) fn to_frame(&self) -> Frame {
-        [PART, self.step, self.slots.start, self.slots.end, self.exact, self.fast, self.flags.bits().into(), 0]
+        let slots = self.slots.iter().fold(0, |slots, slot| slots | 1 << slot);
+        [PART, self.step, slots, self.exact, self.fast, self.flags.bits().into(), 0, 0]
     }
 
     pub(crate) fn from_frame(frame: Frame) -> Option<Self> {
-        let [PART, step, start, end, exact, fast, flags, _] = frame else { return None };
-        Some(Self { step, slots: start..end, exact, fast, flags: Flags::from_bits(u32::try_from(flags).ok()?) })
+        let [PART, step, slots, exact, fast, flags, ..] = frame else { return None };
+        let slots = (0..GLOBAL_BATCH).filter(|slot| slots >> slot & 1 == 1).collect();
+        Some(Self { step, slots, exact, fast, flags: Flags::from_bits(u32::try_from(flags).ok()?) })
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lcl_coordinator::{Commands, MemberClient};
-use lcl_protocol::{Activity, Flags, Generation, MemberCommand, MemberEvent, Plan, Refusal, Role, StateLabel, slots_of};
+use lcl_protocol::{Activity, Flags, Generation, MemberCommand, MemberEvent, Plan, Refusal, Role, StateLabel};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -279,7 +279,7 @@ impl Training {
         }
         let part = Part {
             step: state.label.step + 1,
-            slots: slots_of(plan.rank, plan.world, GLOBAL_BATCH),
+            slots: plan.division.slots_of(plan.seat, GLOBAL_BATCH).into_iter().flatten().collect(),
             exact: state.exact,
             fast: state.fast,
             flags: self.client.flags(),

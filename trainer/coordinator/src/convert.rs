@@ -28,6 +28,9 @@ pub enum WireError {
     /// Bounds on the number of members that contradict each other.
     #[error("the bounds on the number of members are refused")]
     World(#[from] lcl_protocol::InvalidWorld),
+    /// Seats that divide no batch.
+    #[error("the division of the batch is refused")]
+    Division(#[from] lcl_protocol::InvalidDivision),
 }
 
 /// A field that must be there.

@@ -112,7 +112,7 @@ fn time_loader(folder: &str, side: i64, threads: usize) -> Result<(f64, usize)> 
         objective: Objective::Lcl { generation_weight: 1.0, contrastive_weight: 1.0 },
         seed: 0,
         global_batch_size: 256,
-        slots: 0..256,
+        slots: (0..256).into(),
         first_step: 0,
         last_step: 1_000_000,
     };

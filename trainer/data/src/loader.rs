@@ -8,10 +8,11 @@ mod ahead;
 mod assembly;
 mod prepare;
 mod queue;
+mod slots;
 mod stages;
 mod view;
 
-use std::{fmt, io, ops::Range, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{fmt, io, sync::Arc, thread::JoinHandle, time::Duration};
 
 use lcl_trainer_config::{DataConfig, Field, ModelShape, Objective};
 
@@ -24,6 +25,7 @@ use crate::{
     sequence::LayoutError,
 };
 
+pub use slots::Slots;
 pub use stages::Stages;
 
 /// Which steps and slots are wanted, and for which model.
@@ -37,8 +39,8 @@ pub struct LoaderOptions {
     pub seed: u64,
     /// Slots of a step over all members.
     pub global_batch_size: u64,
-    /// The slots of this member, within `0..global_batch_size`.
-    pub slots: Range<u64>,
+    /// The slots of this member, ascending and within `0..global_batch_size`.
+    pub slots: Slots,
     /// First step whose batch is delivered.
     pub first_step: u64,
     /// Step after the last one.
@@ -185,9 +187,10 @@ fn check(config: &DataConfig, options: &LoaderOptions) -> Result<(), LoaderError
             return Err(LoaderError::Setting { field, value: value.to_string(), rule: "must be at least 1" });
         }
     }
-    let Range { start, end } = options.slots;
-    require(start < end, "slots", &options.slots, "must not be empty")?;
-    require(end <= options.global_batch_size, "slots", &options.slots, "must end within the global batch")?;
+    let slots = &options.slots;
+    require(slots.count() > 0, "slots", slots, "must not be empty")?;
+    require(slots.ascend(), "slots", slots, "must ascend")?;
+    require(slots.end() <= options.global_batch_size, "slots", slots, "must end within the global batch")?;
     require(options.first_step <= options.last_step, "first_step", &options.first_step, "must not exceed last_step")?;
     let fits = options.last_step.checked_mul(options.global_batch_size).is_some();
     require(fits, "last_step", &options.last_step, "times the global batch must stay below 2^64")

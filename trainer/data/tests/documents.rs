@@ -79,7 +79,7 @@ fn load(config: &DataConfig, batch: u64, steps: Range<u64>, context_length: i64)
         objective: LCL,
         seed: SEED,
         global_batch_size: batch,
-        slots: 0..batch,
+        slots: (0..batch).into(),
         first_step: steps.start,
         last_step: steps.end,
     };
@@ -138,8 +138,15 @@ fn a_document_is_seen_as_a_batch_has_it_and_one_of_no_use_says_why() {
     let dataset = Arc::new(Dataset::open(&config).expect("the data set opens"));
     let samples = dataset.samples_per_pass();
     let batch = load(&config, samples, 0..1, 12).remove(0);
-    let options =
-        LoaderOptions { model: model(12), objective: LCL, seed: SEED, global_batch_size: 1, slots: 0..1, first_step: 0, last_step: 1 };
+    let options = LoaderOptions {
+        model: model(12),
+        objective: LCL,
+        seed: SEED,
+        global_batch_size: 1,
+        slots: (0..1).into(),
+        first_step: 0,
+        last_step: 1,
+    };
     let mut viewer = Viewer::new(&dataset, &config, options).expect("the settings can be used");
     let mut refused = 0;
     for row in &batch.rows {
@@ -391,7 +398,7 @@ fn what_cannot_be_trained_on_is_said_at_the_start() {
         objective: Objective::Clip,
         seed: 0,
         global_batch_size: 1,
-        slots: 0..1,
+        slots: (0..1).into(),
         first_step: 0,
         last_step: 1,
     };
@@ -431,7 +438,7 @@ fn a_shard_that_changes_after_it_was_indexed_is_named_and_gives_no_row() {
         objective: LCL,
         seed: 0,
         global_batch_size: dataset.samples_per_pass(),
-        slots: 0..dataset.samples_per_pass(),
+        slots: (0..dataset.samples_per_pass()).into(),
         first_step: 0,
         last_step: 1,
     };

@@ -89,7 +89,7 @@ fn options(global_batch_size: u64, steps: Range<u64>) -> LoaderOptions {
         objective: LCL,
         seed: 5,
         global_batch_size,
-        slots: 0..global_batch_size,
+        slots: (0..global_batch_size).into(),
         first_step: steps.start,
         last_step: steps.end,
     }
@@ -297,7 +297,7 @@ fn each_caption_of_a_sample_is_drawn_as_often_as_its_weight_says() {
     for threads in [1, 5] {
         data.config.threads = threads;
         // A part of the slots, as another member would prepare it.
-        let part = batches(&data, LoaderOptions { slots: 3..8, ..options(8, 100..130) });
+        let part = batches(&data, LoaderOptions { slots: (3..8).into(), ..options(8, 100..130) });
         let (part, whole) = (slots(&part), slots(&found));
         assert!(part.len() == 150 && part.iter().all(|(key, slot)| whole.get(key) == Some(slot)), "{threads} threads");
     }
@@ -488,10 +488,14 @@ proptest! {
         cuts.extend([0, 12]);
         cuts.sort_unstable();
         cuts.dedup();
+        let runs: Vec<Range<u64>> = cuts.windows(2).map(|bounds| bounds[0]..bounds[1]).collect();
         let mut parts = HashMap::new();
-        for bounds in cuts.windows(2) {
-            let part = batches(&data, LoaderOptions { slots: bounds[0]..bounds[1], ..options(12, 0..steps) });
+        // Every other run is one member's, the others another's.
+        for first in 0..runs.len().min(2) {
+            let of_member: Vec<Range<u64>> = runs.iter().skip(first).step_by(2).cloned().collect();
+            let part = batches(&data, LoaderOptions { slots: of_member.into(), ..options(12, 0..steps) });
             prop_assert_eq!(part.len() as u64, steps);
+            prop_assert!(part.iter().all(|batch| batch.rows.is_sorted_by_key(|row| row.slot)));
             parts.extend(slots(&part));
         }
         prop_assert!(parts == whole);

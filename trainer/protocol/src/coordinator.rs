@@ -15,6 +15,7 @@ mod forming;
 mod group;
 mod pace;
 mod roster;
+mod seating;
 mod turns;
 
 use std::{
@@ -28,6 +29,7 @@ use crate::{
 };
 use group::Group;
 use roster::Roster;
+use seating::Seating;
 use turns::{Standing, Turns};
 
 /// Entries of history that a status carries: a few recoveries of a large job, and still small.
@@ -172,6 +174,8 @@ pub struct Coordinator {
     /// Which process of each name is the newest.
     turns: Turns,
     group: Option<Group>,
+    /// Who sits where, in the last generation or one that is gathered.
+    seating: Seating,
     /// The last generation that was closed here.
     given_up: Option<Generation>,
     /// Since when the fewest members have been there without a group.
@@ -216,6 +220,7 @@ impl Coordinator {
             peers: Roster::default(),
             turns: Turns::new(settings.epoch),
             group: None,
+            seating: Seating::default(),
             given_up: None,
             enough_since: None,
             helpless_since: None,

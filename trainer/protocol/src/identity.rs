@@ -67,7 +67,7 @@ pub struct Identity {
     pub name: MemberName,
     /// Which process of that name it is.
     pub incarnation: Incarnation,
-    /// The node it runs on. Ranks are ordered by it, so that neighbours share one.
+    /// The node it runs on. Ranks and seats are dealt out by it, so that neighbours share one.
     pub node: String,
     /// The IP address (and port, where it has one) under which the others reach it for collectives.
     pub address: String,
@@ -108,6 +108,10 @@ pub struct HeldGroup {
     pub rank: u32,
     /// Number of members.
     pub world: u32,
+    /// The member's seat in the [`crate::Division`].
+    pub seat: u32,
+    /// Seats, empty ones included.
+    pub seats: u32,
     /// See [`crate::Plan::list_digest`].
     pub list_digest: u64,
     /// The last step is done.

@@ -38,10 +38,10 @@ pub use identity::{Activity, Attach, HeldGroup, Identity, Incarnation, MOST_SOUR
 pub use member::{Member, MemberCommand, MemberError, MemberEvent, MemberSettings};
 pub use message::{EndReason, Flags, Refusal, ReportCause, ToCoordinator, ToMember};
 pub use plan::{Loss, Plan, Role};
-pub use slots::slots_of;
+pub use slots::{Division, InvalidDivision};
 pub use status::{HistoryEntry, HistoryEvent, LossCause, MemberStatus, Phase, Status};
 pub use store::{MAX_STORE_BYTES, StoreRequest, StoreResponse};
 pub use world::{InvalidWorld, World};
 
 /// Version of the messages and their meaning. A coordinator refuses a member with any other.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;

@@ -346,8 +346,8 @@ impl Member {
     }
 
     fn train(&mut self, plan: &Plan, step: u64) {
-        let Plan { generation, rank, world, list_digest, .. } = *plan;
-        self.group = Some(HeldGroup { generation, rank, world, list_digest, finished: false });
+        let Plan { generation, rank, world, seat, list_digest, .. } = *plan;
+        self.group = Some(HeldGroup { generation, rank, world, seat, seats: plan.division.seats(), list_digest, finished: false });
         self.activity.operations = 0;
         self.work = Work::Training { generation, agreed: None, has_committed: false };
         self.out.push(MemberCommand::Train { generation, step });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Generation, Identity, MemberName, StateLabel};
+use crate::{Division, Generation, Identity, MemberName, StateLabel};
 
 /// Losses that a plan names: with all of them, the loss of a rack would be told thousands of members name by name.
 pub(crate) const NAMED_LOSSES: usize = 8;
@@ -17,7 +17,13 @@ pub struct Plan {
     pub rank: u32,
     /// Number of members.
     pub world: u32,
-    /// Digest of the list of members in rank order; the same on all of them.
+    /// How the slots of the global batch are divided; the same on all members. Where the job asks for the same bits whatever happens, whole
+    /// shards are divided by rank instead, and this says nothing.
+    pub division: Division,
+    /// This member's seat in it, which it keeps from generation to generation. All are seated anew, in the order of their seats, when there
+    /// are more members than seats, when more than a quarter of the seats is empty, or when these lie in more than 64 places.
+    pub seat: u32,
+    /// Digest of the list of members in rank order with their seats; the same on all of them.
     pub list_digest: u64,
     /// The state from which the generation goes on. `None`: no live member holds any, so rank 0 reads the last complete checkpoint
     /// (or initialises, when there is none) and all others receive from it.
@@ -88,9 +94,9 @@ pub(crate) fn assign_roles(held: &[Option<StateLabel>]) -> (Option<StateLabel>, 
     (base, ranks().map(|(rank, _)| role(rank)).collect())
 }
 
-/// FNV-1a (64 bit) over names and incarnations in rank order, each part ended by a byte that no name holds: enough to see that two
-/// members were given different lists, and nothing that must withstand an attack.
-pub(crate) fn digest_of<'a>(members: impl Iterator<Item = &'a Identity>) -> u64 {
+/// FNV-1a (64 bit) over the number of seats, and names, incarnations and seats in rank order, each part ended by a byte that no name holds:
+/// enough to see that two members were given different lists, and nothing that must withstand an attack.
+pub(crate) fn digest_of<'a>(seats: u32, members: impl Iterator<Item = (&'a Identity, u32)>) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     let mut digest = OFFSET;
@@ -99,11 +105,13 @@ pub(crate) fn digest_of<'a>(members: impl Iterator<Item = &'a Identity>) -> u64 
             digest = (digest ^ u64::from(*byte)).wrapping_mul(PRIME);
         }
     };
-    for member in members {
+    feed(&seats.to_le_bytes());
+    for (member, seat) in members {
         feed(member.name.worker.as_bytes());
         feed(&member.name.index.to_le_bytes());
         feed(&member.incarnation.run.to_le_bytes());
         feed(&member.incarnation.start.to_le_bytes());
+        feed(&seat.to_le_bytes());
     }
     digest
 }

@@ -24,7 +24,7 @@ use std::{
 
 use lcl_checkpoint::{CheckpointStore, StoreOptions};
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
-use lcl_data::{Batch, Dataset, Loader, LoaderOptions, Orders};
+use lcl_data::{Batch, Dataset, Loader, LoaderOptions, Orders, Slots};
 use lcl_protocol::{
     EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, Incarnation, MemberCommand, MemberError, MemberEvent,
     MemberName, MemberSettings, Plan, Refusal, Role,
@@ -142,6 +142,7 @@ struct Joined {
     generation: Generation,
     rank: u32,
     world: u32,
+    slots: Slots,
     group: Group,
     loader: Option<Loader>,
     /// The step of the loader's next batch.
@@ -329,13 +330,14 @@ impl<'a> MemberRun<'a> {
         log_place::set(Some((plan.rank, generation)));
         // The first batch is read while the group is built and the state travels.
         let loads = plan.base.map_or(0, |base| base.step);
-        let loader = plan.base.map_or(Ok(None), |_| self.load(plan.rank, plan.world, loads))?;
+        let slots = share::slots(&self.config.optimization, plan);
+        let loader = plan.base.map_or(Ok(None), |_| self.load(&slots, loads))?;
         fail_point::stand(plan.rank, plan.world, self.progress.completed_steps);
         fail_point::reach(Place::Form);
         match Group::form(options, &abort) {
             Ok(group) => {
                 tracing::info!(%generation, rank = plan.rank, world = plan.world, seconds = begun.elapsed().as_secs_f64(), "group formed");
-                self.joined = Some(Joined { generation, rank: plan.rank, world: plan.world, group, loader, loads });
+                self.joined = Some(Joined { generation, rank: plan.rank, world: plan.world, slots, group, loader, loads });
                 self.report(MemberEvent::GroupFormed { generation })
             }
             Err(error) => self.close(generation, Some(chain(&error))),
@@ -399,10 +401,9 @@ impl<'a> MemberRun<'a> {
     }
 
     /// Reads this member's part of the batches from `step` on; `None` when there is nothing to read.
-    fn load(&self, rank: u32, world: u32, step: u64) -> Result<Option<Loader>, TrainError> {
+    fn load(&self, slots: &Slots, step: u64) -> Result<Option<Loader>, TrainError> {
         let optimization = &self.config.optimization;
-        let slots = share::slots(optimization, rank, world);
-        if step >= optimization.steps || slots.is_empty() {
+        if step >= optimization.steps || slots.count() == 0 {
             return Ok(None);
         }
         let options = LoaderOptions {
@@ -410,7 +411,7 @@ impl<'a> MemberRun<'a> {
             objective: self.config.model.objective,
             seed: optimization.seed,
             global_batch_size: optimization.global_batch_size,
-            slots,
+            slots: slots.clone(),
             first_step: step,
             last_step: optimization.steps,
         };
@@ -423,7 +424,7 @@ impl<'a> MemberRun<'a> {
         let steps = self.config.optimization.steps;
         let (rank, world) = (joined.rank, joined.world);
         if joined.loader.is_none() || joined.loads != step {
-            let loader = self.load(rank, world, step)?;
+            let loader = self.load(&joined.slots, step)?;
             if let Some(joined) = self.joined.as_mut() {
                 (joined.loader, joined.loads) = (loader, step);
             }

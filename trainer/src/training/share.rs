@@ -1,9 +1,7 @@
 //! The part of a step that a process computes: its slots, its micro-batches, and the learner's step over them.
 
-use std::ops::Range;
-
-use lcl_data::{Batch, Orders};
-use lcl_protocol::slots_of;
+use lcl_data::{Batch, Orders, Slots};
+use lcl_protocol::Plan;
 use lcl_torch::{
     Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, emulates_bfloat16, machine, set_threads, shards_of,
     shim::runtime::set_deterministic,
@@ -15,12 +13,13 @@ use super::{
     tensors::{Target, TensorsError, micro_batches},
 };
 
-/// Slots of the global batch that rank `rank` of `world` computes. In exact mode they are whole virtual shards.
-pub(super) fn slots(optimization: &OptimizationConfig, rank: u32, world: u32) -> Range<u64> {
-    let Some(exact) = optimization.exact else { return slots_of(rank, world, optimization.global_batch_size) };
-    let shards = shards_of(rank as usize, world.max(1) as usize, exact.virtual_shards as usize);
+/// Slots of the global batch that the member of this plan computes: those of its seat, and its part of those of empty seats. In exact mode
+/// they are whole virtual shards, consecutive in rank order, since sums are made along a tree of them.
+pub(super) fn slots(optimization: &OptimizationConfig, plan: &Plan) -> Slots {
+    let Some(exact) = optimization.exact else { return plan.division.slots_of(plan.seat, optimization.global_batch_size).into() };
+    let shards = shards_of(plan.rank as usize, plan.world.max(1) as usize, exact.virtual_shards as usize);
     let size = shard_size(optimization, exact);
-    shards.start as u64 * size..shards.end as u64 * size
+    (shards.start as u64 * size..shards.end as u64 * size).into()
 }
 
 fn shard_size(optimization: &OptimizationConfig, exact: ExactConfig) -> u64 {
@@ -100,16 +99,31 @@ pub(super) fn train_step(
 
 #[cfg(test)]
 mod tests {
+    use lcl_protocol::{Division, Generation, Role};
+
     use super::*;
     use crate::test_support::tiny_config;
 
     #[test]
-    fn in_exact_mode_a_member_has_whole_shards() {
+    fn a_member_has_the_slots_of_its_seat_and_in_exact_mode_whole_shards_by_its_rank() {
         let mut optimization = tiny_config().optimization;
         optimization.global_batch_size = 24;
-        assert_eq!((0..3).map(|rank| slots(&optimization, rank, 3)).collect::<Vec<_>>(), [0..8, 8..16, 16..24]);
+        // Rank 0 sits behind the others, and a seat is empty.
+        let plan = |rank: u32| Plan {
+            generation: Generation { epoch: 1, n: 1 },
+            rank,
+            world: 3,
+            division: Division::new(4, vec![1..2]).unwrap(),
+            seat: [3, 0, 2][rank as usize],
+            list_digest: 0,
+            base: None,
+            role: Role::Level,
+            lost: Vec::new(),
+            further_losses: 0,
+        };
+        let all = |optimization: &OptimizationConfig| [0, 1, 2].map(|rank| slots(optimization, &plan(rank)));
+        assert_eq!(all(&optimization), [vec![10..12, 18..24].into(), (0..8).into(), vec![8..10, 12..18].into()]);
         optimization.exact = Some(ExactConfig { virtual_shards: 4, threads: 1 });
-        assert_eq!((0..3).map(|rank| slots(&optimization, rank, 3)).collect::<Vec<_>>(), [0..12, 12..18, 18..24]);
-        assert_eq!(slots(&optimization, 0, 1), 0..24);
+        assert_eq!(all(&optimization), [0..12, 12..18, 18..24].map(Slots::from));
     }
 }

@@ -81,7 +81,7 @@ impl StepLoop {
             objective: config.model.objective,
             seed: config.optimization.seed,
             global_batch_size: config.optimization.global_batch_size,
-            slots: 0..config.optimization.global_batch_size,
+            slots: (0..config.optimization.global_batch_size).into(),
             first_step: progress.completed_steps,
             last_step: config.optimization.steps.max(progress.completed_steps),
         };

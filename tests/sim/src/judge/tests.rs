@@ -22,14 +22,15 @@ fn world(min: u32, desired: u32, max: u32) -> World {
 
 /// A plan of a generation of two.
 fn plan(generation: Generation, rank: u32, base: Option<StateLabel>, role: Role) -> Plan {
-    Plan { generation, rank, world: 2, list_digest: generation.n, base, role, lost: Vec::new(), further_losses: 0 }
+    let (division, seat) = (Division::full(2), rank);
+    Plan { generation, rank, world: 2, division, seat, list_digest: generation.n, base, role, lost: Vec::new(), further_losses: 0 }
 }
 
 /// What two members give to the step after a state.
 fn parts(state: State) -> Vec<Part> {
     let part = |rank| Part {
         step: state.label.step + 1,
-        slots: slots_of(rank, 2, GLOBAL_BATCH),
+        slots: Division::full(2).slots_of(rank, GLOBAL_BATCH).into_iter().flatten().collect(),
         exact: state.exact,
         fast: state.fast,
         flags: Flags::NONE,
@@ -154,6 +155,7 @@ fn a_generation_has_one_list_of_members() {
     };
     allows(after_a(|_| {}));
     finds(&two_lists, after_a(|plan| plan.list_digest += 1));
+    finds(&two_lists, after_a(|plan| plan.division = Division::full(3)));
     finds(&two_lists, after_a(|plan| plan.world = 3));
     finds(&two_lists, after_a(|plan| plan.base = Some(StateLabel { step: 2, generation: FIRST })));
     finds(&two_lists, after_a(|plan| plan.rank = 0));
@@ -249,9 +251,9 @@ fn a_step_has_every_slot_once_and_from_the_member_whose_it_is() {
     let others = "other members than its generation's";
     allows(given(|_| {}));
     finds(&["has slots", others], given(|parts| parts.truncate(1)));
-    finds(&["has slots", others], given(|parts| parts[1].slots.start -= 1));
+    finds(&["has slots", others], given(|parts| parts[1].slots.push(0)));
     finds(&[others], given(|parts| parts.reverse()));
-    finds(&[others], given(|parts| (parts[0].slots, parts[1].slots) = (0..5, 5..GLOBAL_BATCH)));
+    finds(&[others], given(|parts| (parts[0].slots, parts[1].slots) = ((0..5).collect(), (5..GLOBAL_BATCH).collect())));
 }
 
 /// A member raises a wish, and steps are committed from then on.

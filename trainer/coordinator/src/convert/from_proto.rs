@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss, LossCause,
-    MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status, StoreRequest,
-    StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
+    Activity, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss,
+    LossCause, MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status,
+    StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
 };
 
 use super::{WireError, required, wire};
@@ -100,6 +100,8 @@ fn held_group(group: wire::HeldGroup) -> Result<HeldGroup, WireError> {
         generation: required_generation(group.generation)?,
         rank: group.rank,
         world: group.world,
+        seat: group.seat,
+        seats: group.seats,
         list_digest: group.list_digest,
         finished: group.finished,
     })
@@ -177,6 +179,8 @@ fn plan(generation: Generation, plan: wire::Plan) -> Result<Plan, WireError> {
         generation,
         rank: plan.rank,
         world: plan.world,
+        division: Division::new(plan.seats, plan.empty_seats.into_iter().map(|run| run.first..run.end).collect())?,
+        seat: plan.seat,
         list_digest: plan.list_digest,
         base: held(plan.base)?,
         role,

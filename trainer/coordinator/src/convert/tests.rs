@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, Attach, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss, LossCause,
-    MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status, StoreRequest, StoreResponse,
-    Ticket, ToCoordinator, ToMember, Turn, World,
+    Activity, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss,
+    LossCause, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status, StoreRequest,
+    StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
 };
 
 use super::*;
@@ -44,7 +44,7 @@ fn every_message_of_a_member_is_read_back() {
         known: Some(GENERATION),
         held: HELD,
         draining: true,
-        group: Some(HeldGroup { generation: GENERATION, rank: 1, world: 2, list_digest: u64::MAX, finished: true }),
+        group: Some(HeldGroup { generation: GENERATION, rank: 1, world: 2, seat: 7, seats: 9, list_digest: u64::MAX, finished: true }),
         saved: Some(6),
     };
     let mut messages = vec![
@@ -119,6 +119,8 @@ fn every_message_of_the_coordinator_is_read_back() {
             generation,
             rank: 1,
             world: 5,
+            division: Division::new(9, vec![1..2, 4..7]).unwrap(),
+            seat: 8,
             list_digest: u64::MAX,
             base: HELD,
             role,

@@ -95,8 +95,8 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
 }
 
 fn held_group(group: HeldGroup) -> wire::HeldGroup {
-    let HeldGroup { generation: held, rank, world, list_digest, finished } = group;
-    wire::HeldGroup { generation: Some(generation(held)), rank, world, list_digest, finished }
+    let HeldGroup { generation: held, rank, world, seat, seats, list_digest, finished } = group;
+    wire::HeldGroup { generation: Some(generation(held)), rank, world, list_digest, finished, seat, seats }
 }
 
 fn store_request(id: u64, request: StoreRequest) -> wire::StoreRequest {
@@ -166,7 +166,7 @@ fn refusal(refusal: Refusal) -> wire::Refused {
 }
 
 fn plan(plan: Plan) -> wire::Plan {
-    use wire::plan::{Level, Ranks, Receive, Role as WireRole};
+    use wire::plan::{Level, Ranks, Receive, Role as WireRole, SeatRange};
     let role = match plan.role {
         Role::Level => WireRole::Level(Level {}),
         Role::Send { to } => WireRole::Send(Ranks { to }),
@@ -181,6 +181,9 @@ fn plan(plan: Plan) -> wire::Plan {
         role: Some(role),
         lost: plan.lost.into_iter().map(|loss| wire::Loss { member: Some(name(loss.member)), reason: loss.reason }).collect(),
         further_losses: plan.further_losses,
+        seat: plan.seat,
+        seats: plan.division.seats(),
+        empty_seats: plan.division.empty().iter().map(|run| SeatRange { first: run.start, end: run.end }).collect(),
     }
 }
 

@@ -15,7 +15,6 @@ use std::{
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StoreError};
 use lcl_protocol::{
     EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal, Role,
-    slots_of,
 };
 
 /// Samples per step; no multiple of 3.
@@ -31,6 +30,8 @@ static RUN: AtomicU64 = AtomicU64::new(u64::MAX);
 struct Collective {
     /// What each rank held and wished.
     arrived: BTreeMap<u32, (u64, Flags)>,
+    /// What each had computed.
+    slots: Vec<u64>,
     /// Whether this is the last step; decided once, when the last rank arrives.
     last: bool,
 }
@@ -62,6 +63,7 @@ impl Fabric {
         let mut shared = self.shared.lock().unwrap();
         let collective = shared.collectives.entry(key).or_default();
         collective.arrived.insert(plan.rank, (state, flags));
+        collective.slots.extend(plan.division.slots_of(plan.seat, GLOBAL_BATCH).into_iter().flatten());
         if collective.arrived.len() == plan.world as usize {
             collective.last = self.finish.load(Ordering::SeqCst);
             self.changed.notify_all();
@@ -120,9 +122,7 @@ impl Fabric {
         for (step, generation) in last {
             let by = &shared.commits[&(step, generation)];
             assert_eq!(by.iter().collect::<BTreeSet<_>>().len(), by.len(), "step {step} was committed twice by one member");
-            let arrived = &shared.collectives[&(generation, step)].arrived;
-            let world = arrived.len() as u32;
-            let mut slots: Vec<u64> = arrived.keys().flat_map(|rank| slots_of(*rank, world, GLOBAL_BATCH)).collect();
+            let mut slots = shared.collectives[&(generation, step)].slots.clone();
             slots.sort_unstable();
             assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "step {step} of {generation}");
         }

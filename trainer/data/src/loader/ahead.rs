@@ -32,10 +32,11 @@ impl Ahead {
     /// Fetches slot by slot until there are no more; what a thread runs.
     pub(super) fn work(&self, queue: &Arc<Queue>, preparer: &Preparer) {
         let options = preparer.options();
-        let slots = options.slots.end - options.slots.start;
+        let slots = options.slots.count();
         loop {
             let number = self.next.fetch_add(1, Relaxed);
-            let (step, slot) = (options.first_step + number / slots, options.slots.start + number % slots);
+            let (step, slot) = (options.first_step + number / slots, options.slots.at(number % slots));
+            let Some(slot) = slot else { return };
             if step >= options.last_step || !queue.wait_until_near(step, STEPS) {
                 return;
             }

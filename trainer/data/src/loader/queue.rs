@@ -6,7 +6,6 @@
 use std::{
     any::Any,
     collections::VecDeque,
-    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -15,7 +14,7 @@ use std::{
 use crate::{
     batch::{Batch, Pool},
     loader::{
-        LoaderError, LoaderOptions,
+        LoaderError, LoaderOptions, Slots,
         assembly::{Prepared, build_batch},
         prepare::{Filled, Preparer},
         stages::{Stages, Sums, Watch},
@@ -25,7 +24,7 @@ use crate::{
 
 /// What the threads and the training loop share.
 pub(super) struct Queue {
-    slots: Range<u64>,
+    slots: Slots,
     last_step: u64,
     prefetch: u64,
     /// Heard by threads that wait before another attempt to read.
@@ -71,13 +70,14 @@ struct Begun {
 struct Work {
     step: u64,
     place: usize,
+    slot: u64,
 }
 
 impl Queue {
     pub(super) fn new(options: &LoaderOptions, prefetch: usize) -> Self {
         // Those being made, one in use by the training loop and one just handed back.
         let batches = prefetch + 2;
-        let slots = (options.slots.end - options.slots.start) as usize;
+        let slots = options.slots.count() as usize;
         Self {
             slots: options.slots.clone(),
             last_step: options.last_step,
@@ -154,7 +154,7 @@ impl Queue {
                 return None;
             }
             if step - state.deliver < self.prefetch {
-                let count = (self.slots.end - self.slots.start) as usize;
+                let (count, slot) = (self.slots.count() as usize, self.slots.at(place as u64)?);
                 if place == 0 {
                     state.begun.push_back(Begun {
                         slots: (0..count).map(|_| None).collect(),
@@ -164,7 +164,7 @@ impl Queue {
                     });
                 }
                 state.next = if place + 1 == count { (step + 1, 0) } else { (step, place + 1) };
-                return Some(Work { step, place });
+                return Some(Work { step, place, slot });
             }
             let mut watch = Watch::start();
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +175,7 @@ impl Queue {
     /// Takes what a slot gave, of which source it is and how long a thread was at it; the last one of a batch puts it together, outside the
     /// lock.
     fn complete(&self, work: Work, prepared: Prepared, source: usize, took: Duration) {
-        let Work { step, place } = work;
+        let Work { step, place, .. } = work;
         let mut state = self.lock();
         let Some(begun) = state.begun_at(step) else { return };
         if let Some(slot) = begun.slots.get_mut(place) {
@@ -230,7 +230,7 @@ impl State {
 pub(super) fn work(queue: &Queue, preparer: &Preparer) {
     let mut buffers = preparer.buffers();
     while let Some(work) = queue.claim() {
-        let (step, slot) = (work.step, queue.slots.start + work.place as u64);
+        let Work { step, slot, .. } = work;
         // Buffers that a panic leaves half-written are overwritten by the next image.
         let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LoaderError> {
             let begin = Instant::now();
@@ -276,14 +276,14 @@ mod tests {
             objective: Objective::Clip,
             seed: 0,
             global_batch_size: 3,
-            slots: 0..3,
+            slots: (0..3).into(),
             first_step: 0,
             last_step: 2,
         };
         let queue = Queue::new(&options, 2);
         let works: Vec<Work> = (0..6).map_while(|_| queue.claim()).collect();
         let finish = |work: &Work, source, seconds| {
-            let slot = Skipped { slot: work.place as u64, pass: 0, sample: 0, cause: SkipCause::NoImage };
+            let slot = Skipped { slot: work.slot, pass: 0, sample: 0, cause: SkipCause::NoImage };
             queue.complete(*work, Prepared::Skipped(slot), source, Duration::from_secs(seconds));
         };
         // Of the second step first; sources 0 and 2 have slots in the first, source 1 in the second.

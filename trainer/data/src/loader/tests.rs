@@ -74,7 +74,7 @@ fn loader(prefetch: usize, hook: impl Fn(usize) -> io::Result<()> + Send + Sync 
         objective: Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 },
         seed: 3,
         global_batch_size: SLOTS,
-        slots: 0..SLOTS,
+        slots: (0..SLOTS).into(),
         first_step: 0,
         last_step: 10,
     };
@@ -119,7 +119,7 @@ fn errors_that_pass_in_the_middle_of_a_document_change_nothing() {
         let mut model = Preset::Tiny.shape();
         (model.vision.image_size, model.text.context_length) = (32, 256);
         let objective = Objective::Lcl { generation_weight: 1.0, contrastive_weight: 0.1 };
-        let options = LoaderOptions { model, objective, seed: 3, global_batch_size: 7, slots: 0..7, first_step: 0, last_step: 6 };
+        let options = LoaderOptions { model, objective, seed: 3, global_batch_size: 7, slots: (0..7).into(), first_step: 0, last_step: 6 };
         Loader::start(Arc::new(dataset), &config, options)
             .expect("the loader starts")
             .collect::<Result<_, _>>()
@@ -240,15 +240,16 @@ fn options_that_contradict_each_other_are_named() {
         objective: Objective::Clip,
         seed: 0,
         global_batch_size: 4,
-        slots: 0..4,
+        slots: (0..4).into(),
         first_step: 0,
         last_step: 1,
     };
     let mut wrong_size = Preset::Tiny.shape();
     wrong_size.vision.image_size = 1 << 40;
     for (options, field) in [
-        (LoaderOptions { slots: 2..2, ..sound.clone() }, "slots"),
-        (LoaderOptions { slots: 2..5, ..sound.clone() }, "slots"),
+        (LoaderOptions { slots: (2..2).into(), ..sound.clone() }, "slots"),
+        (LoaderOptions { slots: (2..5).into(), ..sound.clone() }, "slots"),
+        (LoaderOptions { slots: vec![2..4, 0..1].into(), ..sound.clone() }, "slots"),
         (LoaderOptions { first_step: 2, ..sound.clone() }, "first_step"),
         (LoaderOptions { last_step: u64::MAX, ..sound.clone() }, "last_step"),
     ] {

@@ -1,11 +1,14 @@
 //! What an order is for: each sample once a pass, whatever the numbers; mixed well; read in long stretches, and by few nodes.
 
+mod nodes;
+
 use std::collections::HashSet;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::mixture::Mixture;
+use nodes::{Job, Shares};
 
 /// The order of shards of these sizes.
 fn order(sizes: &[u64], pace: Pace, lanes: u64, window: u64) -> Order {
@@ -165,25 +168,36 @@ fn a_window_is_read_in_one_or_two_stretches() {
     assert!(reads < 0.0025, "{reads} reads a sample");
 }
 
+/// 64 nodes as the reference deployment has them: 512 members, batches of 32,768 in 16 lanes a node. A window lasts for 32 steps and a pass for
+/// ten windows; with LAION-400M it lasts for fifty, which makes every change of the members as much cheaper.
+const NODES: u32 = 64;
+const BATCH: u64 = 32_768;
+
+fn order_of_64_nodes() -> Order {
+    order(&vec![1250; 8192], Pace::whole(BATCH), BATCH / 32, 1024)
+}
+
 /// What the nodes of a job fetch in a pass, as a multiple of its samples: every node fetches a window once when it needs a sample of it.
-/// `nodes_at` says how many nodes there are at a part of the pass; each has an equal part of the slots.
-fn fetched(order: &Order, batch: u64, nodes_at: impl Fn(f64) -> u64) -> f64 {
+/// Shares of the batch are those of the last entry whose part of the pass has begun.
+fn fetched(order: &Order, shares: &[(f64, Shares)]) -> f64 {
     let samples = order.samples_per_pass();
     let mut fetched = HashSet::new();
     let mut total = 0;
-    // A window lasts for hundreds of steps: every sixteenth sees each.
-    for first in (0..samples / batch * batch).step_by(16 * batch as usize) {
-        let nodes = nodes_at(first as f64 / samples as f64);
-        for node in 0..nodes {
-            // The first slot of each lane within the node's part: a lane's slots of a step have one window or two neighbouring ones.
-            let (begin, end) = (batch * node / nodes, batch * (node + 1) / nodes);
-            let mut lane = None;
-            for slot in begin..end {
-                let of_slot = order.lanes.lane(u128::from(first + slot));
-                if lane.replace(of_slot) != Some(of_slot) {
-                    let (window, _) = order.place(0, first + slot);
-                    if fetched.insert((node, window.start)) {
-                        total += window.end - window.start;
+    // A window lasts for dozens of steps: every fourth sees each.
+    for first in (0..samples / BATCH * BATCH).step_by(4 * BATCH as usize) {
+        let part = first as f64 / samples as f64;
+        let (_, shares) = shares.iter().rfind(|(begin, _)| *begin <= part).expect("somebody trains from the beginning");
+        for (node, ranges) in shares {
+            for range in ranges {
+                // The first slot of each lane within the range: a lane's slots of a step have one window or two neighbouring ones.
+                let mut lane = None;
+                for slot in range.clone() {
+                    let of_slot = order.lanes.lane(u128::from(first + slot));
+                    if lane.replace(of_slot) != Some(of_slot) {
+                        let (window, _) = order.place(0, first + slot);
+                        if fetched.insert((node, window.start)) {
+                            total += window.end - window.start;
+                        }
                     }
                 }
             }
@@ -192,17 +206,81 @@ fn fetched(order: &Order, batch: u64, nodes_at: impl Fn(f64) -> u64) -> f64 {
     total as f64 / samples as f64
 }
 
+/// Each node with each lane that it reads.
+fn readers(order: &Order, shares: &Shares) -> HashSet<(u64, u64)> {
+    let slots = shares.iter().flat_map(|(node, ranges)| ranges.iter().cloned().flatten().map(move |slot| (*node, slot)));
+    slots.map(|(node, slot)| (node, order.lanes.lane(slot.into()))).collect()
+}
+
+/// Lanes that a node reads and did not read before; one that two nodes begin to read counts twice.
+fn moved(order: &Order, before: &Shares, after: &Shares) -> usize {
+    readers(order, after).difference(&readers(order, before)).count()
+}
+
+#[test]
+fn a_lost_node_moves_its_own_lanes_and_its_successor_takes_them_over() {
+    let order = order_of_64_nodes();
+    let mut job = Job::new(NODES, BATCH);
+    let (whole, by_rank) = (job.shares(), job.shares_by_rank());
+    assert_eq!(whole, by_rank);
+    job.lose(20);
+    let (without, without_by_rank) = (job.shares(), job.shares_by_rank());
+    // Each of the 63 that are left has a piece of the 16 lanes.
+    assert_eq!((moved(&order, &whole, &without), moved(&order, &by_rank, &without_by_rank)), (63, 327));
+    job.start("node-020");
+    assert_eq!((moved(&order, &without, &job.shares()), moved(&order, &without_by_rank, &job.shares_by_rank())), (16, 266));
+
+    // A node that sorts behind all others waits, and takes the place of one that is lost.
+    let mut job = Job::new(NODES, BATCH);
+    job.start("spare");
+    assert_eq!(job.shares()[&64], [], "there is no room");
+    job.lose(20);
+    assert_eq!((moved(&order, &whole, &job.shares()), moved(&order, &by_rank, &job.shares_by_rank())), (16, 704));
+}
+
+#[test]
+fn many_losses_move_fewer_lanes_than_a_division_by_rank_and_leave_no_more_readers() {
+    let order = order_of_64_nodes();
+    let mut job = Job::new(NODES, BATCH);
+    let (mut all, mut all_by_rank) = (0, 0);
+    // Up to a quarter.
+    for number in 0..16 {
+        let (before, before_by_rank) = (job.shares(), job.shares_by_rank());
+        job.lose(number * 27 % 64);
+        let (after, after_by_rank) = (job.shares(), job.shares_by_rank());
+        let (lanes, lanes_by_rank) = (moved(&order, &before, &after), moved(&order, &before_by_rank, &after_by_rank));
+        assert!(lanes < lanes_by_rank, "loss {number} moves {lanes} lanes, by rank {lanes_by_rank}");
+        (all, all_by_rank) = (all + lanes, all_by_rank + lanes_by_rank);
+        let (read, read_by_rank) = (readers(&order, &after).len(), readers(&order, &after_by_rank).len());
+        assert!(read <= read_by_rank, "after loss {number} lanes have {read} readers, by rank {read_by_rank}");
+    }
+    assert!(2 * all < all_by_rank, "{all} lanes, by rank {all_by_rank}");
+}
+
 #[test]
 fn all_nodes_together_fetch_little_more_than_a_pass() {
-    // 64 nodes as the reference deployment has them, with an eighth of the slots and of the window: 16 lanes a node, a window for 256 steps.
-    let batch = 64 * 64;
-    let order = order(&vec![1250; 8192], Pace::whole(batch), batch / 4, 1024);
-    let settled = fetched(&order, batch, |_| 64);
+    let order = order_of_64_nodes();
+    let mut job = Job::new(NODES, BATCH);
+    let whole = || (0.0, Job::new(NODES, BATCH).shares());
+    let settled = fetched(&order, &[whole()]);
     assert!((0.99..1.001).contains(&settled), "{settled} passes");
-    // 63 nodes share 63 lanes with a neighbour.
-    let odd = fetched(&order, batch, |_| 63);
-    assert!((1.04..1.06).contains(&odd), "{odd} passes");
-    // A node is lost and comes back: lanes that move are fetched once more. A pass over LAION-400M has five times as many windows.
-    let disturbed = fetched(&order, batch, |part| if (0.4..0.45).contains(&part) { 63 } else { 64 });
-    assert!((1.05..1.1).contains(&disturbed), "{disturbed} passes");
+    // 63 nodes share the 16 lanes of a lost one, so that four of them read each of these.
+    job.lose(20);
+    let (without, without_by_rank) = (job.shares(), job.shares_by_rank());
+    let odd = fetched(&order, &[(0.0, without.clone())]);
+    assert!((1.04..1.05).contains(&odd), "{odd} passes");
+    // It comes back: lanes that move are fetched once more.
+    job.start("node-020");
+    let disturbed = fetched(&order, &[whole(), (0.42, without), (0.48, job.shares())]);
+    let by_rank = fetched(&order, &[whole(), (0.42, without_by_rank), (0.48, job.shares_by_rank())]);
+    assert!((1.0..1.01).contains(&disturbed), "{disturbed} passes");
+    assert!((1.03..1.04).contains(&by_rank), "by rank {by_rank} passes");
+    // A spare takes its place.
+    let mut job = Job::new(NODES, BATCH);
+    job.start("spare");
+    job.lose(20);
+    let replaced = fetched(&order, &[whole(), (0.42, job.shares())]);
+    let by_rank = fetched(&order, &[whole(), (0.42, job.shares_by_rank())]);
+    assert!((1.0..1.002).contains(&replaced), "{replaced} passes");
+    assert!((1.06..1.07).contains(&by_rank), "by rank {by_rank} passes");
 }

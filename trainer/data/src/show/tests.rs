@@ -75,7 +75,7 @@ fn what_is_shown_is_what_the_loader_delivers_for_the_same_seed_step_and_slot() {
         objective: options.objective,
         seed: options.seed,
         global_batch_size: 1,
-        slots: 0..1,
+        slots: (0..1).into(),
         first_step: 0,
         last_step: 1,
     };

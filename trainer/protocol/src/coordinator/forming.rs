@@ -133,7 +133,8 @@ impl Coordinator {
         let chosen = self.choose();
         let held: Vec<Option<StateLabel>> = chosen.iter().map(|name| self.peers.get(name).and_then(|peer| peer.held)).collect();
         let identities: Vec<&Identity> = chosen.iter().filter_map(|name| self.peers.get(name)).map(|peer| &peer.identity).collect();
-        let list_digest = digest_of(identities.into_iter());
+        let (division, seats) = self.seating.seat(&identities, self.world.desired());
+        let list_digest = digest_of(division.seats(), identities.into_iter().zip(seats.iter().copied()));
         let (base, roles) = assign_roles(&held);
         if self.group.as_ref().is_some_and(|group| !group.fruitful) {
             self.fruitless = self.fruitless.saturating_add(1);
@@ -144,13 +145,14 @@ impl Coordinator {
         let further_losses = lost.len().saturating_sub(NAMED_LOSSES) as u32;
         lost.truncate(NAMED_LOSSES);
         self.group = Some(Group::new(generation, base, chosen.iter().cloned().zip(held).collect()));
-        for ((rank, name), role) in (0..).zip(&chosen).zip(roles) {
+        for (((rank, name), role), seat) in (0..).zip(&chosen).zip(roles).zip(seats) {
             let joined = self.peers.update(name, |peer| {
                 peer.holds = Some(generation);
                 peer.connection
             });
             let Some(connection) = joined else { continue };
-            let plan = Plan { generation, rank, world, list_digest, base, role, lost: lost.clone(), further_losses };
+            let (division, lost) = (division.clone(), lost.clone());
+            let plan = Plan { generation, rank, world, division, seat, list_digest, base, role, lost, further_losses };
             self.send(connection, ToMember::Form(plan));
         }
         self.record(HistoryEvent::Formed { generation, world, base: base.map(|base| base.step) });

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::{ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, Peer, ReportCause, StateLabel, ToMember, pace::Pace};
+use super::{
+    ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, Peer, ReportCause, StateLabel, ToMember, pace::Pace,
+    seating::Seating,
+};
 use crate::{
     HeldGroup, StoreRequest, StoreResponse,
     plan::digest_of,
@@ -204,16 +207,23 @@ impl Coordinator {
     pub(super) fn attached_with(&mut self, name: &MemberName, held: HeldGroup) {
         let earlier = held.generation.epoch < self.settings.epoch && self.given_up < Some(held.generation);
         match &mut self.group {
-            None if earlier => self.group = Some(Group::gathering(held, self.now)),
+            None if earlier => {
+                self.group = Some(Group::gathering(held, self.now));
+                self.seating = Seating::of_group(&held);
+            }
             // What it holds is still awaited with the reports of the others.
             Some(group) if group.generation == held.generation && !group.trains() => {
                 group.heard_of.insert(held.rank);
+                if let Some(peer) = self.peers.get(name) {
+                    self.seating.find(held.seat, &peer.identity);
+                }
                 return self.drop_held(name, held.generation);
             }
             Some(group) if group.is_the_one(&held) => {}
             Some(group) if earlier && !group.was_open() && group.trains() && group.generation < held.generation => {
                 // Another coordinator formed a later generation, and died before all had heard of it: the older one cannot be whole.
                 self.group = Some(Group::gathering(held, self.now));
+                self.seating = Seating::of_group(&held);
                 let stale = self.peers.values().filter_map(|peer| Some((peer.identity.name.clone(), peer.holds?)));
                 let stale: Vec<_> = stale.filter(|(_, generation)| *generation != held.generation).collect();
                 for (name, generation) in stale {
@@ -222,7 +232,9 @@ impl Coordinator {
             }
             _ => return self.drop_held(name, held.generation),
         }
-        let step = self.peers.get(name).and_then(|peer| peer.held).map(|label| label.step);
+        let Some(peer) = self.peers.get(name) else { return };
+        self.seating.find(held.seat, &peer.identity);
+        let step = peer.held.map(|label| label.step);
         if let Some(group) = &mut self.group {
             group.admit(name.clone(), held, step);
         }
@@ -238,8 +250,9 @@ impl Coordinator {
             return;
         }
         by_rank.sort_unstable_by_key(|(rank, _)| *rank);
-        let identities = by_rank.iter().filter_map(|(_, name)| self.peers.get(*name)).map(|peer| &peer.identity);
-        if digest_of(identities) != list_digest {
+        let seats = self.seating.by_name();
+        let seated = by_rank.iter().filter_map(|(_, name)| Some((&self.peers.get(*name)?.identity, *seats.get(*name)?)));
+        if digest_of(self.seating.seats(), seated) != list_digest {
             group.heard_of.clear();
             return self.break_group("those who attached with it are not its members");
         }

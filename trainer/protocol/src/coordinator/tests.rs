@@ -4,7 +4,7 @@ mod takeover;
 use takeover::{EARLIER, trains_in};
 
 use super::*;
-use crate::{Activity, HeldGroup, Incarnation, MOST_SOURCES, Plan, Role, StoreRequest, StoreResponse};
+use crate::{Activity, Division, HeldGroup, Incarnation, MOST_SOURCES, Plan, Role, StoreRequest, StoreResponse};
 
 const WAIT: Duration = Duration::from_secs(3);
 const STALL: Duration = Duration::from_secs(8);
@@ -144,6 +144,30 @@ fn ranks_follow_nodes_so_that_neighbours_share_one() {
         bench.attach(member.into(), member, |attach| attach.identity.node = node.to_owned());
     }
     assert_eq!([1, 2, 3].map(|stream| bench.plan(stream).unwrap().rank), [1, 0, 2]);
+}
+
+#[test]
+fn a_lost_member_leaves_its_seat_to_the_next_that_comes_and_nobody_else_moves() {
+    let mut bench = Bench::new(1, 9, 9);
+    let node = |member: u32| move |attach: &mut Attach| attach.identity.node = format!("n-{member}");
+    (1..=9).for_each(|member| bench.attach(member.into(), member, node(member)));
+    let plans: Vec<Plan> = (1..=9).map(|stream| bench.plan(stream).unwrap()).collect();
+    assert!(plans.iter().all(|plan| plan.seat == plan.rank && plan.division == Division::full(9)), "{plans:?}");
+    bench.close(4);
+    let others = [1, 2, 3, 5, 6, 7, 8, 9];
+    let report = |bench: &mut Bench, n: u64, cause: ReportCause| {
+        others.into_iter().for_each(|stream| bench.report(stream, n, Some(label(5, 0)), cause.clone()));
+    };
+    report(&mut bench, 1, ReportCause::Aborted);
+    let plans = others.map(|stream| bench.plan(stream).unwrap());
+    assert_eq!(plans.each_ref().map(|plan| (plan.rank, plan.seat)), [(0, 0), (1, 1), (2, 2), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]);
+    assert!(plans.iter().all(|plan| plan.division == Division::new(9, vec![3..4]).unwrap()));
+    // It sorts before all others, and has the first rank.
+    bench.attach(10, 0, node(0));
+    report(&mut bench, 2, ReportCause::Agreed);
+    let plan = bench.plan(10).unwrap();
+    assert_eq!((plan.rank, plan.seat, plan.division), (0, 3, Division::full(9)));
+    assert_eq!(others.map(|stream| bench.plan(stream).unwrap().seat), [0, 1, 2, 4, 5, 6, 7, 8]);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Activity, HeldGroup, Identity, Incarnation, MemberName, Role, Turn};
+use crate::{Activity, Division, HeldGroup, Identity, Incarnation, MemberName, Role, Turn};
 
 const TICKET: Ticket = Ticket { epoch: 1, n: 4 };
 
@@ -12,7 +12,9 @@ fn label(step: u64, n: u64) -> StateLabel {
 }
 
 fn plan(n: u64, base: Option<StateLabel>, role: Role) -> Plan {
-    Plan { generation: generation(n), rank: 0, world: 2, list_digest: 0, base, role, lost: Vec::new(), further_losses: 0 }
+    let division = Division::new(9, vec![2..9]).unwrap();
+    let (rank, world, seat) = (0, 2, 1);
+    Plan { generation: generation(n), rank, world, division, seat, list_digest: 0, base, role, lost: Vec::new(), further_losses: 0 }
 }
 
 struct Bench {
@@ -186,7 +188,7 @@ fn a_broken_stream_does_not_end_a_group_that_trains() {
     let attach = bench.event(MemberEvent::Connected);
     let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
     assert_eq!((attach.known, attach.held, attach.saved), (Some(generation(1)), Some(label(4, 1)), Some(4)));
-    let group = HeldGroup { generation: generation(1), rank: 0, world: 2, list_digest: 0, finished: false };
+    let group = HeldGroup { generation: generation(1), rank: 0, world: 2, seat: 1, seats: 9, list_digest: 0, finished: false };
     assert_eq!(attach.group, Some(group));
     // The new coordinator has another epoch; what the member says is about its group.
     bench.hear(ToMember::Attached { generation: Generation { epoch: 2, n: 0 }, ticket: TICKET });

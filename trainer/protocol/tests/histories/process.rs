@@ -10,6 +10,8 @@ use lcl_protocol::{
     Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator,
 };
 
+use crate::simulation::GLOBAL_BATCH;
+
 /// Number of the store operation that has to succeed before a checkpoint is made visible.
 const FENCE: u64 = 9;
 
@@ -31,6 +33,8 @@ pub(crate) struct Fabric {
     pub(crate) storage: Option<Line>,
     /// The plan under which a process works in a generation, by rank.
     pub(crate) members: BTreeMap<(Generation, u32), usize>,
+    /// The slots that it has by it.
+    pub(crate) slots: BTreeMap<(Generation, u32), Vec<u64>>,
     /// Every committed step with the rank that applied it.
     pub(crate) commits: BTreeMap<StateLabel, Vec<u32>>,
 }
@@ -252,6 +256,8 @@ impl Process {
                 let generation = plan.generation;
                 let before = fabric.members.insert((generation, plan.rank), self.id);
                 assert_eq!(before, None, "two members of {generation} with rank {}", plan.rank);
+                let slots = plan.division.slots_of(plan.seat, GLOBAL_BATCH).into_iter().flatten().collect();
+                fabric.slots.insert((generation, plan.rank), slots);
                 self.work = Some(Work { plan, stage: Stage::Building });
                 let request = StoreRequest::Add { key: "arrived".to_owned(), amount: 1 };
                 self.tell(now, MemberEvent::Store { generation, id: 1, request });

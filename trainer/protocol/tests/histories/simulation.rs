@@ -7,7 +7,7 @@ use std::{
 
 use lcl_protocol::{
     ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings, EndReason, Generation, HistoryEvent, MemberEvent,
-    Phase, Plan, Refusal, Role, StateLabel, Status, Ticket, ToCoordinator, ToMember, World, slots_of,
+    Phase, Plan, Refusal, Role, StateLabel, Status, Ticket, ToCoordinator, ToMember, World,
 };
 
 use crate::process::{Fabric, Process};
@@ -15,7 +15,7 @@ use crate::process::{Fabric, Process};
 /// Names of members; a new process takes the first that no live one bears.
 const NAMES: u8 = 4;
 /// Samples per step. Not divisible by 3, so that shares differ.
-const GLOBAL_BATCH: u64 = 16;
+pub(crate) const GLOBAL_BATCH: u64 = 16;
 /// Steps that must be trained after the faults have stopped.
 const STEPS_TO_COME: u64 = 12;
 /// Rounds of 20 ms within which they must be: 40 s, against time-outs of 0.6 s, 1 s and 2 s and a longest delay of 5 s.
@@ -532,19 +532,21 @@ impl Simulation {
             })
             .collect();
         let Some((_, first)) = plans.first() else { return };
-        let Plan { generation, world, base, list_digest, .. } = **first;
+        let Plan { generation, world, base, list_digest, ref division, .. } = **first;
         assert!(self.highest.is_none_or(|highest| generation > highest), "{generation} after {:?}", self.highest);
         self.highest = Some(generation);
         assert!((self.world.min()..=self.world.max()).contains(&world), "{world} members, allowed {:?}", self.world);
         let ranks: BTreeSet<u32> = plans.iter().map(|(_, plan)| plan.rank).collect();
         assert!(plans.len() == world as usize && ranks == (0..world).collect(), "{generation} has not one list of members: {plans:?}");
-        let mut slots: Vec<u64> = plans.iter().flat_map(|(_, plan)| slots_of(plan.rank, plan.world, GLOBAL_BATCH)).collect();
+        let mut slots: Vec<u64> = plans.iter().flat_map(|(_, plan)| division.slots_of(plan.seat, GLOBAL_BATCH)).flatten().collect();
         slots.sort_unstable();
         assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "every slot belongs to one member");
+        assert_eq!(division.members(), world);
         let mut sources = BTreeSet::new();
         let mut receivers = BTreeMap::new();
         for (connection, plan) in &plans {
             assert_eq!((plan.generation, plan.world, plan.base, plan.list_digest), (generation, world, base, list_digest));
+            assert_eq!(plan.division, *division);
             // A process whose stream is broken is not live as far as anyone can know.
             let live = self.streams.get(connection).map(|stream| &self.processes[stream.process]);
             if let Some(process) = live.filter(|process| process.alive && process.connection == Some(*connection)) {
@@ -600,8 +602,7 @@ impl Simulation {
         assert!(line.windows(2).all(|pair| pair[0].generation <= pair[1].generation), "generations never decrease: {line:?}");
         for label in line {
             let arrived = &self.fabric.arrivals[&(label.generation, label.step)];
-            let world = self.bases[&label.generation].0;
-            let mut slots: Vec<u64> = arrived.keys().flat_map(|rank| slots_of(*rank, world, GLOBAL_BATCH)).collect();
+            let mut slots: Vec<u64> = arrived.keys().flat_map(|rank| self.fabric.slots[&(label.generation, *rank)].clone()).collect();
             slots.sort_unstable();
             assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "{label}: every slot by exactly one member");
             let mut by = self.fabric.commits[label].clone();

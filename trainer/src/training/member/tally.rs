@@ -317,7 +317,7 @@ mod tests {
             objective: config.model.objective,
             seed: config.optimization.seed,
             global_batch_size: config.optimization.global_batch_size,
-            slots,
+            slots: slots.into(),
             first_step: STEP,
             last_step: STEP + 1,
         };

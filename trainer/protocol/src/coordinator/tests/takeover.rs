@@ -16,12 +16,56 @@ fn claims(bench: &mut Bench, connection: u64, worker: u32, rank: u32, step: u64)
         address: "10.0.0.1".to_owned(),
     });
     let generation = Generation { epoch: 6, n: 4 };
-    let list_digest = crate::plan::digest_of(members.iter());
+    let list_digest = crate::plan::digest_of(2, members.iter().zip(0..));
     bench.attach(connection, worker, |attach| {
         attach.known = Some(generation);
         attach.held = Some(StateLabel { step, generation });
-        attach.group = Some(HeldGroup { generation, rank, world: 2, list_digest, finished: false });
+        attach.group = Some(HeldGroup { generation, rank, world: 2, seat: rank, seats: 2, list_digest, finished: false });
     });
+}
+
+/// Member `rank` of a group of nine on ten seats. It says that it sits on `seat`, while the coordinator before has seated all on `seats`.
+fn sits(bench: &mut Bench, rank: u32, seat: u32, seats: &[u32; 9]) {
+    let members: Vec<Identity> = (1..=9)
+        .map(|worker| Identity {
+            name: MemberName { worker: format!("w-{worker}"), index: 0 },
+            incarnation: INCARNATION,
+            node: "n".to_owned(),
+            address: "10.0.0.1".to_owned(),
+        })
+        .collect();
+    let list_digest = crate::plan::digest_of(10, members.iter().zip(seats.iter().copied()));
+    bench.attach((rank + 1).into(), rank + 1, |attach| {
+        attach.known = Some(EARLIER);
+        attach.held = Some(StateLabel { step: 8, generation: EARLIER });
+        attach.group = Some(HeldGroup { generation: EARLIER, rank, world: 9, seat, seats: 10, list_digest, finished: false });
+    });
+}
+
+#[test]
+fn members_of_a_group_that_is_taken_over_keep_their_seats() {
+    let mut bench = Bench::new(1, 10, 10);
+    let seats = [7, 3, 8, 0, 1, 2, 4, 5, 9];
+    (0..).zip(seats).for_each(|(rank, seat)| sits(&mut bench, rank, seat, &seats));
+    assert_eq!(bench.coordinator.status().generation, EARLIER);
+    bench.attach(10, 10, |_| {});
+    for stream in 1..=9 {
+        bench.say(stream, ToCoordinator::Report { generation: EARLIER, held: Some(label(9, 0)), cause: ReportCause::Agreed });
+    }
+    let plans: Vec<Plan> = (1..=10).map(|stream| bench.plan(stream).unwrap()).collect();
+    // In the order of the names w-1, w-10, w-2 …; the newcomer has the seat that nobody had.
+    assert_eq!(plans.iter().map(|plan| plan.seat).collect::<Vec<_>>(), [7, 3, 8, 0, 1, 2, 4, 5, 9, 6]);
+    assert!(plans.iter().all(|plan| plan.division == Division::full(10)));
+}
+
+#[test]
+fn a_group_whose_members_sit_elsewhere_than_on_its_list_is_given_up() {
+    let seats = [7, 3, 8, 0, 1, 2, 4, 5, 9];
+    for wrong in [6, 7, 10] {
+        let mut bench = Bench::new(1, 9, 9);
+        (0..).zip(seats).for_each(|(rank, seat)| sits(&mut bench, rank, if rank == 8 { wrong } else { seat }, &seats));
+        assert!(matches!(bench.taken(1).last(), Some(ToMember::Abort { generation: EARLIER, .. })), "seat {wrong} instead of 9");
+    }
 }
 
 pub(super) const EARLIER: Generation = Generation { epoch: 6, n: 4 };
@@ -131,7 +175,7 @@ fn of_two_groups_of_coordinators_before_the_later_one_counts() {
     let older = Generation { epoch: 6, n: 3 };
     bench.attach(5, 5, |attach| {
         attach.held = Some(StateLabel { step: 7, generation: older });
-        attach.group = Some(HeldGroup { generation: older, rank: 0, world: 2, list_digest: 1, finished: false });
+        attach.group = Some(HeldGroup { generation: older, rank: 0, world: 2, seat: 0, seats: 2, list_digest: 1, finished: false });
     });
     trains_in(&mut bench, 1, 0, 8);
     assert!(matches!(bench.taken(5).last(), Some(ToMember::Abort { generation, .. }) if *generation == older));
@@ -150,7 +194,7 @@ fn a_member_that_does_not_let_go_of_a_group_given_up_is_evicted() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     bench.attach(3, 3, |attach| {
         let generation = generation(0);
-        attach.group = Some(HeldGroup { generation, rank: 0, world: 1, list_digest: 0, finished: false });
+        attach.group = Some(HeldGroup { generation, rank: 0, world: 1, seat: 0, seats: 1, list_digest: 0, finished: false });
     });
     assert!(matches!(bench.taken(3).last(), Some(ToMember::Abort { .. })), "of this very coordinator: it was counted as lost");
     bench.tick(Duration::from_millis(4999));
@@ -164,10 +208,10 @@ fn a_member_that_does_not_let_go_of_a_group_given_up_is_evicted() {
 fn a_new_coordinator_learns_of_the_newest_checkpoint_and_of_the_end() {
     let mut bench = Bench::new(1, 1, 1);
     bench.attach(1, 1, |attach| {
-        let list_digest = crate::plan::digest_of(std::iter::once(&attach.identity));
+        let list_digest = crate::plan::digest_of(1, std::iter::once((&attach.identity, 0)));
         attach.saved = Some(6);
         attach.held = Some(StateLabel { step: 8, generation: EARLIER });
-        attach.group = Some(HeldGroup { generation: EARLIER, rank: 0, world: 1, list_digest, finished: true });
+        attach.group = Some(HeldGroup { generation: EARLIER, rank: 0, world: 1, seat: 0, seats: 1, list_digest, finished: true });
     });
     let status = bench.coordinator.status();
     assert_eq!((status.phase, status.step, status.last_checkpoint), (Phase::Ended(EndReason::Complete), 8, Some(6)));
