@@ -132,7 +132,7 @@ impl Resize<'_> {
         let Resampler { passes, columns, lines, rows, quads, between, .. } = &mut **resampler;
         // Behind them by two rows.
         let end = (*row - plan.above).div_ceil(ROWS) * (ROWS / 2);
-        let place = (end - 2 & *mask) * *stride;
+        let place = ((end - 2) & *mask) * *stride;
         let Some(target) = between.get_mut(place..place + 2 * *stride) else { return };
         (passes.along)(Rows { samples: rows, length: *length }, columns, quads, target.split_at_mut(*stride).into());
         let between = Between { samples: between, stride: *stride, mask: *mask };
@@ -148,7 +148,8 @@ impl Lines for Resize<'_> {
     fn line(&mut self) -> [&mut [u8]; 3] {
         let (number, width) = (self.row.saturating_sub(self.plan.above) % ROWS, self.plan.width);
         let mut rows = self.resampler.rows.chunks_exact_mut(self.length).skip(3 * number);
-        std::array::from_fn(|_| rows.next().and_then(|row| row.get_mut(..width)).unwrap_or_default())
+        let mut next = || rows.next().and_then(|row| row.get_mut(..width)).unwrap_or_default();
+        [next(), next(), next()]
     }
 
     fn filled(&mut self) {

@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 };
 
 use super::{
-    coefficients::{Coefficients, Place},
+    coefficients::{Coefficients, Place, Weights},
     passes::{self, BLOCK, Between, Passes, QUADS, Quad, ROWS, Rows, Two},
 };
 
@@ -166,7 +166,7 @@ pub(super) fn put([first, second]: [__m256i; 2], bits: u32, (upper, lower): (&mu
 }
 
 #[target_feature(enable = "avx2")]
-fn down(between: &Between<'_>, (place, pairs): (Place, &[i32]), bits: u32, out: &mut [u8]) {
+fn down(between: &Between<'_>, (place, pairs): Weights<'_>, bits: u32, out: &mut [u8]) {
     let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
     let count = blocks.len();
     for (number, block) in blocks.iter_mut().enumerate() {
@@ -182,7 +182,7 @@ fn down(between: &Between<'_>, (place, pairs): (Place, &[i32]), bits: u32, out: 
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn down_block(between: &Between<'_>, (place, pairs): (Place, &[i32]), bits: u32, number: usize) -> Option<[u8; BLOCK]> {
+fn down_block(between: &Between<'_>, (place, pairs): Weights<'_>, bits: u32, number: usize) -> Option<[u8; BLOCK]> {
     let mut sums = [_mm256_set1_epi32(1 << bits >> 1); BLOCK / 8];
     for (rows, pair) in (place.first..place.end).zip(pairs) {
         let block: [__m256i; BLOCK / 8] = bytemuck::cast(*between.block(rows, number * BLOCK)?);

@@ -43,6 +43,9 @@ pub(super) struct Place {
     pub(super) end: usize,
 }
 
+/// Where the weights of an output are, and they, by two.
+pub(super) type Weights<'a> = (Place, &'a [i32]);
+
 impl Coefficients {
     /// Weights for making `size` pixels of those from `start` to `start + length`, of `count` that there are.
     pub(super) fn compute(&mut self, count: u32, (start, length): (f64, f64), size: u32) {
@@ -67,7 +70,9 @@ impl Coefficients {
             let weights = self.exact.get_mut(begin..).unwrap_or_default();
             let sum: f64 = weights.iter().sum();
             if sum != 0.0 {
-                weights.iter_mut().for_each(|weight| *weight /= sum);
+                for weight in weights {
+                    *weight /= sum;
+                }
             }
             self.bounds.push((first, self.exact.len() as u32));
         }
@@ -103,7 +108,7 @@ impl Coefficients {
     }
 
     /// The weights of an output, by two.
-    pub(super) fn of(&self, output: usize) -> Option<(Place, &[i32])> {
+    pub(super) fn of(&self, output: usize) -> Option<Weights<'_>> {
         let place = *self.places.get(output)?;
         Some((place, self.pairs.get(output * self.width..)?.get(..place.end - place.first)?))
     }

@@ -5,7 +5,7 @@
 
 use super::{
     avx2, avx512,
-    coefficients::{Coefficients, Place},
+    coefficients::{Coefficients, Weights},
 };
 
 /// Rows that are resized at once.
@@ -27,7 +27,8 @@ impl<'a> Rows<'a> {
     #[inline]
     pub(super) fn row(self, number: usize, pair: usize) -> [&'a [u8]; 3] {
         let mut rows = self.samples.chunks_exact(self.length).skip(3 * number);
-        std::array::from_fn(|_| rows.next().and_then(|row| row.get(2 * pair..)).unwrap_or_default())
+        let mut next = || rows.next().and_then(|row| row.get(2 * pair..)).unwrap_or_default();
+        [next(), next(), next()]
     }
 }
 
@@ -53,7 +54,7 @@ pub(super) struct Passes {
     /// Rows to as many of the output's columns.
     pub(super) along: fn(Rows<'_>, &Coefficients, &mut [Quad; QUADS], [&mut [Two]; ROWS / 2]),
     /// Rows between the passes to a row of the output.
-    pub(super) down: fn(&Between<'_>, (Place, &[i32]), u32, &mut [u8]),
+    pub(super) down: fn(&Between<'_>, Weights<'_>, u32, &mut [u8]),
 }
 
 impl Passes {
@@ -115,7 +116,7 @@ pub(super) fn along(rows: Rows<'_>, coefficients: &Coefficients, _quads: &mut [Q
     }
 }
 
-fn down(between: &Between<'_>, (place, pairs): (Place, &[i32]), bits: u32, out: &mut [u8]) {
+fn down(between: &Between<'_>, (place, pairs): Weights<'_>, bits: u32, out: &mut [u8]) {
     for (number, out) in out.chunks_mut(BLOCK).enumerate() {
         let mut sums = [half(bits); BLOCK];
         for (rows, pair) in (place.first..place.end).zip(pairs) {

@@ -55,7 +55,7 @@ fn resized(source: Pixels<'_>, window: Window, size: u32) -> Vec<Vec<u8>> {
         // Buffers are used again, with what was in them.
         resampler.rows.resize(4000, 77);
         resampler.quads.fill(Quad([[77; 16]; ROWS / 2]));
-        resampler.between.resize(5000, 77 << 16 | 77);
+        resampler.between.resize(5000, 0x4d_004d);
         let mut out = vec![0; 3 * (size * size) as usize];
         resampler.resize(source, window, size, &mut out);
         out
