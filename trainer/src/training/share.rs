@@ -113,7 +113,7 @@ mod tests {
             generation: Generation { epoch: 1, n: 1 },
             rank,
             world: 3,
-            division: Division::new(4, vec![1..2]).unwrap(),
+            division: Division::new(4, std::iter::once(1..2).collect()).unwrap(),
             seat: [3, 0, 2][rank as usize],
             list_digest: 0,
             base: None,

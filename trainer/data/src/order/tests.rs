@@ -168,8 +168,8 @@ fn a_window_is_read_in_one_or_two_stretches() {
     assert!(reads < 0.0025, "{reads} reads a sample");
 }
 
-/// 64 nodes as the reference deployment has them: 512 members, batches of 32,768 in 16 lanes a node. A window lasts for 32 steps and a pass for
-/// ten windows; with LAION-400M it lasts for fifty, which makes every change of the members as much cheaper.
+/// 64 nodes as the reference deployment has them: 512 members, batches of 32,768 in 16 lanes a node. A window lasts for 32 steps and a pass
+/// for ten windows; with LAION-400M it lasts for fifty, which makes every change of the members as much cheaper.
 const NODES: u32 = 64;
 const BATCH: u64 = 32_768;
 

@@ -1,9 +1,9 @@
 //! Who sits where: which member has which interval of the batch, and keeps it from generation to generation ([`crate::Division`]).
 //!
-//! Comes in: the members of each generation. Goes out: a seat for each of them. A member keeps the seat that it had; one that is new or comes
-//! back takes a seat that was left, if it can one of its own node's, since the members of a node share what they have read. All are seated
-//! anew when there are more of them than seats, and when too many seats are empty. Seats are kept for those who are desired and not there yet.
-//! It must not look at a clock, and depends on no order but that of names.
+//! Comes in: the members of each generation. Goes out: a seat for each of them. A member keeps the seat that it had; one that is new or
+//! comes back takes a seat that was left, if it can one of its own node's, since the members of a node share what they have read. All are
+//! seated anew when there are more of them than seats, and when too many seats are empty; then seats are kept for those who are desired and
+//! not there yet. It must not look at a clock, and depends on no order but that of names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -125,8 +125,8 @@ fn division_for(members: u32, desired: u32) -> Division {
     with_empty.and_then(Result::ok).unwrap_or(Division::full(members))
 }
 
-/// The first seats for these members, in the order of the seats that they had, so that they find much of what they have read; members of a node stay
-/// together, and those for whom there was no seat come last.
+/// The first seats for these members, in the order of the seats that they had, so that they find much of what they have read; members of a
+/// node stay together, and those for whom there was no seat come last.
 fn anew(members: &[&Identity], found: &[Option<u32>]) -> Vec<u32> {
     let mut first_of_node: BTreeMap<&str, u32> = BTreeMap::new();
     for (member, seat) in members.iter().zip(found) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Activity, Division, HeldGroup, Identity, Incarnation, MemberName, Role, Turn};
+use crate::{Activity, HeldGroup, Identity, Incarnation, MemberName, Role, Turn, slots::tests::with_empty};
 
 const TICKET: Ticket = Ticket { epoch: 1, n: 4 };
 
@@ -12,7 +12,7 @@ fn label(step: u64, n: u64) -> StateLabel {
 }
 
 fn plan(n: u64, base: Option<StateLabel>, role: Role) -> Plan {
-    let division = Division::new(9, vec![2..9]).unwrap();
+    let division = with_empty(9, &[2, 3, 4, 5, 6, 7, 8]).unwrap();
     let (rank, world, seat) = (0, 2, 1);
     Plan { generation: generation(n), rank, world, division, seat, list_digest: 0, base, role, lost: Vec::new(), further_losses: 0 }
 }

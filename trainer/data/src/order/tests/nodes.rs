@@ -118,7 +118,8 @@ impl Job {
     pub(super) fn shares_by_rank(&self) -> Shares {
         self.shares_by(|plan| {
             let bound = |rank: u32| self.batch * u64::from(rank) / u64::from(plan.world);
-            vec![bound(plan.rank)..bound(plan.rank + 1)]
+            let slots = bound(plan.rank)..bound(plan.rank + 1);
+            vec![slots]
         })
     }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Incarnation;
+use crate::{Incarnation, slots::tests::with_empty};
 
 /// Members `index` of the workers on these nodes, in the order in which a coordinator seats them.
 fn members(nodes: &[(&str, &[u32])]) -> Vec<Identity> {
@@ -60,7 +60,7 @@ fn a_spare_node_takes_the_seats_of_a_lost_one_and_all_others_keep_theirs() {
 fn a_node_that_is_lost_leaves_its_seats_empty_and_takes_them_again_even_if_a_spare_comes_with_it() {
     let mut seating = seating();
     let (division, seats) = seat(&mut seating, &without("c"));
-    assert_eq!(division, Division::new(16, vec![4..6]).unwrap());
+    assert_eq!(division, with_empty(16, &[4, 5]).unwrap());
     assert_eq!(seats.concat(), [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
     // "aa" sorts before "c".
     let mut nodes = without("e");
@@ -78,10 +78,13 @@ fn members_under_other_names_take_the_seats_of_their_node_and_those_of_other_nod
     nodes.push(("z", TWO));
     // One of node b is lost, too: it has a seat when it comes back, and so has another on its node.
     let (division, seats) = seat(&mut seating, &nodes);
-    assert_eq!((division, &seats[1], &seats[7]), (Division::new(16, vec![3..4]).unwrap(), &vec![2], &vec![10, 11]));
+    assert_eq!((division, &seats[1], &seats[7]), (with_empty(16, &[3]).unwrap(), &vec![2], &vec![10, 11]));
     nodes[1] = ("b", &[0, 7]);
     let (division, seats) = seat(&mut seating, &nodes);
     assert_eq!((division, &seats[1]), (Division::full(16), &vec![2, 3]));
+    // Both at once.
+    let (division, seats) = seat(&mut self::seating(), &nodes);
+    assert_eq!((division, &seats[1], &seats[7]), (Division::full(16), &vec![2, 3], &vec![10, 11]));
 }
 
 #[test]
@@ -92,7 +95,7 @@ fn all_are_seated_anew_in_the_order_of_their_seats_when_more_than_a_quarter_is_e
     seat(&mut seating, &nodes);
     nodes.retain(|(node, _)| !["a", "g"].contains(node));
     let (division, _) = seat(&mut seating, &nodes);
-    assert_eq!(division, Division::new(16, vec![0..2, 12..14]).unwrap(), "a quarter is empty");
+    assert_eq!(division, with_empty(16, &[0, 1, 12, 13]).unwrap(), "a quarter is empty");
     nodes.retain(|(node, _)| *node != "e");
     let (division, seats) = seat(&mut seating, &nodes);
     // The node named 0 sits where c sat, between b and d.
@@ -115,7 +118,7 @@ fn all_are_seated_anew_when_there_are_more_members_than_seats_and_those_of_a_nod
 fn seats_are_kept_for_those_who_are_desired_and_not_there_unless_they_are_too_many() {
     let mut seating = Seating::default();
     let (division, seats) = seat_desired(&mut seating, &without("c"), 16);
-    assert_eq!((division, seats.concat()), (Division::new(16, vec![14..16]).unwrap(), (0..14).collect::<Vec<_>>()));
+    assert_eq!((division, seats.concat()), (with_empty(16, &[14, 15]).unwrap(), (0..14).collect::<Vec<_>>()));
     let (division, seats) = seat_desired(&mut seating, &NODES.map(|node| (node, TWO)), 16);
     assert_eq!(
         (division, seats),
