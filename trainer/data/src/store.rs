@@ -24,6 +24,7 @@ use std::{
 
 pub use build::{BuildOptions, BuildReport, LeftOutSamples, Progress, build_table};
 pub use scan::LeftOut;
+pub(crate) use scan::check_shard;
 pub use table::AddressTable;
 
 use crate::{index::Extent, shard::ShardError};

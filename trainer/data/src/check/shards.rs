@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lcl_trainer_config::{DataConfig, DataSource};
+use lcl_trainer_config::{DataConfig, DataSource, Mmc4Config, Mmc4Images};
 
 use crate::{
     blob::is_remote,
@@ -18,7 +18,9 @@ use crate::{
     dataset::{Dataset, DatasetError},
     index::{IndexError, over_all},
     mmc4,
+    obelics::ObelicsError,
     shard::{ListOrigin, ShardError, find_present_shards, find_shards},
+    store::{StoreError, check_shard},
 };
 
 /// Opens what can be opened; `None` when that is nothing. What holds for all shards (a list that names none, a folder that is not there) is an
@@ -37,6 +39,12 @@ pub(super) fn open_what_can_be(
     let mut lists = Vec::new();
     let mut sound = config.clone();
     let mut keep = |source: &mut DataSource, name: &str| -> Result<bool, DatasetError> {
+        // First, since no shard of documents can be opened without them.
+        if let Some(images) = images_of(source) {
+            let list = list_of(&good_images(config, images, (name, origin), tell)?)?;
+            *images = vec![list.path().display().to_string()];
+            lists.push(list);
+        }
         let good = good_shards(config, source, (name, origin), tell)?;
         let list = list_of(&good)?;
         set_shards(source, list.path());
@@ -54,6 +62,44 @@ pub(super) fn open_what_can_be(
         source => keep(source, "data")?,
     };
     if any { Dataset::open_from(&sound, origin).map(Some) } else { Ok(None) }
+}
+
+/// The shards of a source's store of images.
+fn images_of(source: &mut DataSource) -> Option<&mut Vec<String>> {
+    match source {
+        DataSource::Obelics { obelics } => Some(&mut obelics.images),
+        DataSource::Mmc4 { mmc4: Mmc4Config { images: Mmc4Images::Store { shards }, .. } } => Some(shards),
+        _ => None,
+    }
+}
+
+/// Those of them that can be read.
+fn good_images(
+    config: &DataConfig,
+    images: &[String],
+    named: (&str, ListOrigin),
+    tell: &mut impl FnMut(Finding),
+) -> Result<Vec<PathBuf>, DatasetError> {
+    let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+    let paths = find_shards(images, named.1, threads)?;
+    let outcomes = over_all(threads, &paths, |path| Ok::<_, DatasetError>(check_shard(path).map_err(DatasetError::from)))?;
+    Ok(keep_good(paths, outcomes, named.0, tell))
+}
+
+/// The paths of the shards that could be read; `tell` hears of the others.
+fn keep_good(paths: Vec<PathBuf>, outcomes: Vec<Result<(), DatasetError>>, source: &str, tell: &mut impl FnMut(Finding)) -> Vec<PathBuf> {
+    let mut good = Vec::new();
+    for (path, outcome) in paths.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(()) => good.push(path),
+            Err(error) => {
+                let (cause, byte) = cause_of(&error);
+                let (cause, source, detail) = (cause.to_owned(), source.to_owned(), in_words(&error));
+                tell(Finding { cause, bad: true, source, shard: path, member: String::new(), byte, detail, count: 1 });
+            }
+        }
+    }
+    good
 }
 
 /// The shards of a source that can be read.
@@ -77,19 +123,7 @@ fn good_shards(
         set_shards(&mut source, list.path());
         Ok::<_, DatasetError>(Dataset::open_from(&DataConfig { source, threads: 1, ..config.clone() }, origin).map(drop))
     })?;
-    let mut good = Vec::new();
-    for (path, outcome) in paths.into_iter().zip(outcomes) {
-        match outcome {
-            Ok(()) => good.push(path),
-            Err(error) => {
-                let (cause, byte) = cause_of(&error);
-                let detail = in_words(&error);
-                let (source, member) = (name.to_owned(), String::new());
-                tell(Finding { cause: cause.to_owned(), bad: true, source, shard: path, member, byte, detail, count: 1 });
-            }
-        }
-    }
-    Ok(good)
+    Ok(keep_good(paths, outcomes, name, tell))
 }
 
 fn set_shards(source: &mut DataSource, list: &Path) {
@@ -126,15 +160,23 @@ fn is_of_a_shard(error: &DatasetError) -> bool {
         | DatasetError::Documents(_)
         | DatasetError::NoPair(_)
         | DatasetError::NoDocument { .. } => true,
-        DatasetError::Obelics(error) => !matches!(error, crate::obelics::ObelicsError::Store(_)),
+        DatasetError::Obelics(ObelicsError::Store(error)) | DatasetError::Store(error) => is_of_an_image_shard(error),
+        DatasetError::Obelics(_) => true,
         _ => false,
     }
+}
+
+/// The same of a store of images.
+fn is_of_an_image_shard(error: &StoreError) -> bool {
+    matches!(error, StoreError::Shard(_) | StoreError::ShardChanged { .. })
 }
 
 /// The name that an error is counted under, and the byte that it names.
 pub(super) fn cause_of(error: &DatasetError) -> (&'static str, Option<u64>) {
     match error {
-        DatasetError::Index(IndexError::Shard(error)) | DatasetError::Shard(error) => of_shard(error),
+        DatasetError::Index(IndexError::Shard(error)) | DatasetError::Shard(error) | DatasetError::Store(StoreError::Shard(error)) => {
+            of_shard(error)
+        }
         DatasetError::Mmc4(error) => match error {
             mmc4::ShardError::Damaged { offset, .. } => ("shard_damaged", Some(*offset)),
             mmc4::ShardError::Read { offset, .. } => ("shard_not_readable", Some(*offset)),

@@ -148,6 +148,38 @@ fn an_archive_that_is_damaged_takes_no_other_shard_of_a_mixture_along() {
     assert!(report.samples > lines / 2, "{report:?}");
 }
 
+/// Of a store of images what can be read is used, and the rest is named.
+#[test]
+fn a_shard_of_images_that_is_damaged_is_named_and_the_rest_is_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fixtures = fixtures("obelics");
+    let images = folder.path().join("images");
+    fs::create_dir(&images).expect("a folder");
+    let mut shards: Vec<PathBuf> =
+        fs::read_dir(fixtures.join("images")).expect("images").map(|entry| entry.expect("an entry").path()).collect();
+    shards.retain(|path| path.extension().is_some_and(|extension| extension == "tar"));
+    shards.sort();
+    for path in &shards {
+        fs::copy(path, images.join(path.file_name().expect("a name"))).expect("a shard is copied");
+    }
+    let source = || {
+        let images = vec![images.join("*.tar").display().to_string()];
+        let shards = vec![fixtures.join("data/*.parquet").display().to_string()];
+        DataSource::Obelics { obelics: ObelicsConfig { shards, images, split: true, max_images: 6 } }
+    };
+    let (sound, findings) = run(source(), &folder.path().join("sound"));
+    assert!(findings.iter().all(|finding| !finding.bad), "{findings:#?}");
+    // Cut in the middle of a member.
+    let cut = images.join(shards[0].file_name().expect("a name"));
+    let bytes = fs::read(&cut).expect("the shard");
+    fs::write(&cut, &bytes[..bytes.len() / 2]).expect("half of it");
+    let (report, findings) = run(source(), &folder.path().join("cut"));
+    let bad: Vec<(&str, &Path)> =
+        findings.iter().filter(|finding| finding.bad).map(|finding| (finding.cause.as_str(), finding.shard.as_path())).collect();
+    assert_eq!(bad, [("shard_cut_short", cut.as_path())], "{findings:#?}");
+    assert!(shards.len() < 2 || (0 < report.images && report.images < sound.images), "{report:?}, {sound:?}");
+}
+
 #[test]
 fn documents_in_tar_shards_are_named_by_their_keys() {
     let folder = tempfile::tempdir().expect("a folder");

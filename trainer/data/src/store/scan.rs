@@ -15,7 +15,7 @@ use crate::{
     shard::{self, Group, Member, ShardError},
     store::{
         StoreError,
-        record::{Hash, Record},
+        record::{Hash, Record, digest},
     },
 };
 
@@ -76,6 +76,11 @@ pub(crate) struct Scanned {
 fn keys() -> SampleKeys {
     let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
     SampleKeys { image: list(&["jpg", "png", "webp", "jpeg"]), caption: list(&["json"]), ..SampleKeys::default() }
+}
+
+/// Reads a shard to its end, for what is wrong with it.
+pub(crate) fn check_shard(path: &Path) -> Result<(), StoreError> {
+    scan(path, 0, digest, drop).map(drop)
 }
 
 /// Calls `visit` for every image of shard `number` that has an address, in the shard's order.
