@@ -76,7 +76,7 @@ fn a_sample_takes_no_allocation_once_the_loader_is_warm() {
         objective: Objective::Lcl { generation_weight: 1.0, contrastive_weight: 1.0 },
         seed: 0,
         global_batch_size: ROWS,
-        slots: 0..ROWS,
+        slots: (0..ROWS).into(),
         first_step: 0,
         last_step: 200,
     };
