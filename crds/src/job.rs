@@ -7,6 +7,7 @@ pub(crate) mod lifetime;
 pub(crate) mod model;
 pub(crate) mod optimization;
 pub(crate) mod status;
+#[allow(clippy::struct_field_names, reason = "in a manifest the name of a time says its unit")]
 pub(crate) mod timeouts;
 pub(crate) mod workers;
 

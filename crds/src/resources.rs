@@ -6,10 +6,15 @@ use crate::patterns::QUANTITY;
 
 /// Requests and limits: Kubernetes' names of resources, with amounts.
 pub(crate) fn resources_schema(_: &mut SchemaGenerator) -> Schema {
-    let amounts = json_schema!({
-        "type": "object",
-        "maxProperties": 64,
-        "additionalProperties": { "x-kubernetes-int-or-string": true, "pattern": QUANTITY },
-    });
-    json_schema!({ "type": "object", "properties": { "requests": amounts, "limits": amounts } })
+    let amounts = |description: &str| {
+        json_schema!({
+            "description": description,
+            "type": "object",
+            "maxProperties": 64,
+            "additionalProperties": { "x-kubernetes-int-or-string": true, "pattern": QUANTITY },
+        })
+    };
+    let requests = amounts("What is reserved on the node. Of what is left out here as much as its limit.");
+    let limits = amounts("What the container may use at most. Devices are given here.");
+    json_schema!({ "type": "object", "properties": { "requests": requests, "limits": limits } })
 }

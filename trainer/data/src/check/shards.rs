@@ -154,14 +154,14 @@ fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> 
 /// Whether it says something about one shard, so that others may be read.
 fn is_of_a_shard(error: &DatasetError) -> bool {
     match error {
+        DatasetError::Obelics(ObelicsError::Store(error)) | DatasetError::Store(error) => is_of_an_image_shard(error),
         DatasetError::Index(_)
         | DatasetError::Shard(_)
         | DatasetError::Mmc4(_)
         | DatasetError::Documents(_)
         | DatasetError::NoPair(_)
-        | DatasetError::NoDocument { .. } => true,
-        DatasetError::Obelics(ObelicsError::Store(error)) | DatasetError::Store(error) => is_of_an_image_shard(error),
-        DatasetError::Obelics(_) => true,
+        | DatasetError::NoDocument { .. }
+        | DatasetError::Obelics(_) => true,
         _ => false,
     }
 }

@@ -158,7 +158,7 @@ fn a_job_that_is_over_goes_when_it_says_and_not_before() {
         scene.connect(GroupPhase::Complete, 100);
         let decision = scene.round();
         if seconds > 0 {
-            assert!(decision.again_after.is_some_and(|wait| wait <= Duration::from_secs(60)) && !scene.is_deleted);
+            assert!(decision.again_after.is_some_and(|wait| wait <= Duration::from_mins(1)) && !scene.is_deleted);
             scene.after(59);
             assert_eq!((scene.round().again_after, scene.is_deleted), (Some(Duration::from_secs(1)), false));
             scene.after(1);
