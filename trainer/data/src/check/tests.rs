@@ -169,14 +169,14 @@ fn a_shard_of_images_that_is_damaged_is_named_and_the_rest_is_checked() {
     };
     let (sound, findings) = run(source(), &folder.path().join("sound"));
     assert!(findings.iter().all(|finding| !finding.bad), "{findings:#?}");
-    // Cut at a block's end.
+    // Cut behind a header that announces what does not come any more.
     let cut = images.join(shards[0].file_name().expect("a name"));
     let bytes = fs::read(&cut).expect("the shard");
     fs::write(&cut, &bytes[..bytes.len() / 2 / 512 * 512]).expect("half of it");
     let (report, findings) = run(source(), &folder.path().join("cut"));
     let bad: Vec<(&str, &Path)> =
         findings.iter().filter(|finding| finding.bad).map(|finding| (finding.cause.as_str(), finding.shard.as_path())).collect();
-    assert_eq!(bad, [("shard_cut_short", cut.as_path())], "{findings:#?}");
+    assert_eq!(bad, [("shard_damaged", cut.as_path())], "{findings:#?}");
     assert!(shards.len() < 2 || (0 < report.images && report.images < sound.images), "{report:?}, {sound:?}");
 }
 
