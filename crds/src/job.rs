@@ -24,7 +24,7 @@ use status::LCLTrainingJobStatus;
 use timeouts::TimeoutsSpec;
 use workers::{ElasticSpec, WorkersSpec};
 
-use crate::patterns::MANAGER;
+use crate::patterns::MANAGER_NAME;
 
 /// What to train, on what, how, and on how many workers.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -116,7 +116,7 @@ pub struct LCLTrainingJobSpec {
     pub suspend: bool,
     /// Who runs the job. Any value but `lcl.dev/lcl-operator` (which leaving it out means) has this operator leave the job alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63), regex(pattern = MANAGER))]
+    #[schemars(length(max = 63), regex(pattern = MANAGER_NAME))]
     pub managed_by: Option<String>,
     /// Seconds after the operator first saw the job in which it has to be complete; then it fails, its workers writing a last checkpoint.
     /// Default: no limit.

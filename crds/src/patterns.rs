@@ -13,7 +13,7 @@ pub(crate) const CHECKPOINT_URI: &str = r"^(file:///[^?#]*|(s3|gs|az)://[^/?#]+(
 pub(crate) const QUANTITY: &str = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$";
 
 /// Who runs a job: a domain, `/` and a path, as batch Jobs have it.
-pub(crate) const MANAGER: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/[A-Za-z0-9/\-._~%!$&'()*+,;=:]+$";
+pub(crate) const MANAGER_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/[A-Za-z0-9/\-._~%!$&'()*+,;=:]+$";
 
 /// A job's name. Stricter than a pod's: it begins a Service's name, which must begin with a letter, and pods' host names, which hold no dot.
 pub(crate) const JOB_NAME: &str = "^[a-z]([-a-z0-9]*[a-z0-9])?$";
@@ -36,7 +36,7 @@ pub fn explain_pattern(pattern: &str) -> Option<&'static str> {
         DATA_PLACE => Some("must be an absolute path without a `..` component, or a URI such as s3://bucket/a.tar"),
         CHECKPOINT_URI => Some("must be a URI such as file:///runs/a, s3://bucket/a, gs://bucket/a or az://container/a"),
         QUANTITY => Some("must be a number with at most one suffix and no space, such as 500m, 2, 1.5, 32Gi or 100M"),
-        MANAGER => Some("must be a domain, '/' and a name, such as kueue.x-k8s.io/multikueue"),
+        MANAGER_NAME => Some("must be a domain, '/' and a name, such as kueue.x-k8s.io/multikueue"),
         SAMPLE_KEY => Some("must be the ending of a file's name without its first dot, in lower case, such as jpg or seg.png"),
         JSON_PATH => Some("must be a field of the sample's json, such as caption or meta.alt_text"),
         JOB_NAME => Some("must begin with a letter, hold only lower-case letters, digits and '-', and not end in '-'"),

@@ -25,7 +25,7 @@ pub use labels::{
 };
 pub use service::{build_service, coordinator_name};
 pub use service_account::{build_service_account, service_account_name};
-pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES};
+pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, worker_grace_seconds};
 pub use worker_pod::{build_worker_pod, worker_pod_name};
 
 use crate::job::ValidatedJob;

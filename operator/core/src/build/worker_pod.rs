@@ -40,6 +40,11 @@ const GRACE_SECONDS: i64 = 120;
 /// Place of a pod among its peers, as batch Jobs label it: topology-aware schedulers order by it.
 const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
+/// How long a worker is given to end.
+pub(crate) fn worker_grace_seconds(job: &ValidatedJob) -> i64 {
+    job.pod().and_then(|pod| pod.termination_grace_period_seconds).unwrap_or(GRACE_SECONDS)
+}
+
 /// `<job>-w-<index>`.
 #[must_use]
 pub fn worker_pod_name(job: &ValidatedJob, index: u32) -> String {
@@ -73,7 +78,7 @@ pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32, 
     spec.containers.insert(0, container);
     add_volumes(&mut spec, job);
     spec.hostname.get_or_insert_with(|| worker_pod_name(job, index));
-    spec.termination_grace_period_seconds.get_or_insert(GRACE_SECONDS);
+    spec.termination_grace_period_seconds = Some(worker_grace_seconds(job));
     fill_pod(&mut spec, service_account_name(job));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
 }

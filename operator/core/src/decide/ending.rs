@@ -5,6 +5,7 @@ use lcl_crds::CleanPodPolicySpec;
 
 use super::{Action, JobEvent, condition, draft::Draft, reason};
 use crate::{
+    build::worker_grace_seconds,
     cause::{Cause, PodEnd, judge_end},
     observe::{GroupPhase, Link, ObservedJob, PodRole},
 };
@@ -130,15 +131,18 @@ fn clean_up_pods(draft: &mut Draft, all: bool) {
     let completed = draft.status.state.as_deref() == Some(condition::COMPLETE);
     let ended = draft.status.completion_time.as_ref().map_or(observed.now, |time| time.0);
     // Who put the end on record may have had another clock: a time that is still to come is not waited for.
-    let patience = if completed && ended <= observed.now { END_BY_THEMSELVES } else { SignedDuration::ZERO };
+    let is_past = ended <= observed.now;
     let ended = ended.min(observed.now);
-    let deadline = ended.checked_add(patience).unwrap_or(ended);
+    let after = |patience: SignedDuration| if is_past { ended.checked_add(patience).unwrap_or(ended) } else { ended };
+    let deadline = if completed { after(END_BY_THEMSELVES) } else { ended };
+    // Without it those who are asked to end could not agree on a last checkpoint.
+    let last = if completed { deadline } else { after(SignedDuration::from_secs(worker_grace_seconds(observed.job))) };
     let ours = || observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid);
-    let workers_end = completed && ours().any(|(_, pod)| matches!(pod.role, PodRole::Worker(_)) && pod.end.is_none() && pod.node.is_some());
+    let workers_end = ours().any(|(_, pod)| matches!(pod.role, PodRole::Worker(_)) && pod.end.is_none() && pod.node.is_some());
     for (name, pod) in ours().filter(|(_, pod)| pod.deletion.is_none()) {
         let goes = match pod.role {
             // The last members may not have heard of the end yet.
-            PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= deadline,
+            PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= last,
             PodRole::Worker(_) if pod.end.is_some() => all,
             // One that has no node yet would train for nobody.
             PodRole::Worker(_) => pod.node.is_none() || observed.now >= deadline,
@@ -146,7 +150,7 @@ fn clean_up_pods(draft: &mut Draft, all: bool) {
         if goes {
             draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: false });
         } else if pod.end.is_none() {
-            draft.wake_at(deadline);
+            draft.wake_at(if pod.role == PodRole::Coordinator { last } else { deadline });
         }
     }
 }

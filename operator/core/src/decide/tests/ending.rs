@@ -128,7 +128,19 @@ fn a_job_fails_at_its_deadlines_and_sleeps_until_then() {
         assert_eq!(reasons(&events), [reason::DEADLINE_EXCEEDED], "{said}");
         assert!(events[0].note.contains(&format!("the {seconds} seconds of spec.{field}")), "{}", events[0].note);
         assert_eq!(value(&scene, condition::FAILED).as_deref(), Some("True"));
-        assert!(scene.pods.values().all(|pod| pod.deletion.is_some()), "they write a checkpoint and go");
+        // They write a checkpoint, which takes the coordinator, and go.
+        let stays =
+            |scene: &Scene| scene.pods.iter().filter(|(_, pod)| pod.deletion.is_none()).map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        assert_eq!(stays(&scene), [COORDINATOR], "{said}");
+        let mut slow = scene.clone();
+        slow.after(120);
+        slow.settle();
+        assert_eq!(stays(&slow), [""; 0], "it waits no longer than they are given");
+        for name in ["job-w-0", "job-w-1"] {
+            scene.vanish(name);
+        }
+        scene.settle();
+        assert_eq!(stays(&scene), [""; 0]);
         check_final(&mut scene);
     }
     // What trains has begun in time, however long ago, and a longer deadline is given in time.
@@ -146,6 +158,11 @@ fn which_pods_stay_of_a_job_that_is_over_is_its_own_affair() {
         let mut scene = Scene::training(&format!("spec.cleanPodPolicy = '{policy}'"));
         scene.exit("job-w-0", 65);
         scene.settle();
+        if policy != "None" {
+            // The coordinator goes once it has ended.
+            scene.vanish("job-w-1");
+            scene.settle();
+        }
         let stays = |(name, pod): (&String, &std::sync::Arc<crate::observe::ObservedPod>)| pod.deletion.is_none().then(|| name.clone());
         assert_eq!(scene.pods.iter().filter_map(stays).collect::<Vec<_>>(), left, "{policy}");
     }

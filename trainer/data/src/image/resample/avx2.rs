@@ -71,41 +71,49 @@ pub(super) fn along_by(
     }
 }
 
-#[target_feature(enable = "avx2")]
-fn add(quads: &[Quad], columns: Columns<'_>, bits: u32, targets: [&mut [Two]; ROWS / 2]) {
-    // Photographs of up to six times the output's size. Where the processor knows how many turns there are, it begins the next column before this
-    // one is done.
-    match columns.width {
-        3 => add_by::<3>(quads, columns, bits, targets),
-        4 => add_by::<4>(quads, columns, bits, targets),
-        5 => add_by::<5>(quads, columns, bits, targets),
-        6 => add_by::<6>(quads, columns, bits, targets),
-        7 => add_by::<7>(quads, columns, bits, targets),
-        8 => add_by::<8>(quads, columns, bits, targets),
-        9 => add_by::<9>(quads, columns, bits, targets),
-        10 => add_by::<10>(quads, columns, bits, targets),
-        11 => add_by::<11>(quads, columns, bits, targets),
-        12 => add_by::<12>(quads, columns, bits, targets),
-        width => {
-            let [upper, lower] = targets;
-            let outputs = columns.places.iter().zip(columns.pairs.chunks_exact(width)).enumerate();
+/// The loops over columns, for a `sums` with the same instructions: a function cannot take these as a parameter.
+macro_rules! add_columns {
+    ($instructions:literal) => {
+        #[target_feature(enable = $instructions)]
+        fn add(quads: &[Quad], columns: Columns<'_>, bits: u32, targets: [&mut [Two]; ROWS / 2]) {
+            // Photographs of up to six times the output's size. Where the processor knows how many turns there are, it begins the next column before this
+            // one is done.
+            match columns.width {
+                3 => add_by::<3>(quads, columns, bits, targets),
+                4 => add_by::<4>(quads, columns, bits, targets),
+                5 => add_by::<5>(quads, columns, bits, targets),
+                6 => add_by::<6>(quads, columns, bits, targets),
+                7 => add_by::<7>(quads, columns, bits, targets),
+                8 => add_by::<8>(quads, columns, bits, targets),
+                9 => add_by::<9>(quads, columns, bits, targets),
+                10 => add_by::<10>(quads, columns, bits, targets),
+                11 => add_by::<11>(quads, columns, bits, targets),
+                12 => add_by::<12>(quads, columns, bits, targets),
+                width => {
+                    let [upper, lower] = targets;
+                    let outputs = columns.places.iter().zip(columns.pairs.chunks_exact(width)).enumerate();
+                    for (output, (place, pairs)) in outputs {
+                        let Some(quads) = quads.get(place.first - columns.first..) else { return };
+                        put(sums(quads, pairs, bits), bits, (&mut *upper, &mut *lower), output);
+                    }
+                }
+            }
+        }
+
+        /// For outputs of N pairs of weights.
+        #[target_feature(enable = $instructions)]
+        fn add_by<const N: usize>(quads: &[Quad], columns: Columns<'_>, bits: u32, [upper, lower]: [&mut [Two]; ROWS / 2]) {
+            let outputs = columns.places.iter().zip(columns.pairs.as_chunks::<N>().0).enumerate();
             for (output, (place, pairs)) in outputs {
-                let Some(quads) = quads.get(place.first - columns.first..) else { return };
+                let Some(quads) = quads.get(place.first - columns.first..).and_then(<[Quad]>::first_chunk::<N>) else { return };
                 put(sums(quads, pairs, bits), bits, (&mut *upper, &mut *lower), output);
             }
         }
-    }
+    };
 }
+pub(super) use add_columns;
 
-/// For outputs of N pairs of weights.
-#[target_feature(enable = "avx2")]
-fn add_by<const N: usize>(quads: &[Quad], columns: Columns<'_>, bits: u32, [upper, lower]: [&mut [Two]; ROWS / 2]) {
-    let outputs = columns.places.iter().zip(columns.pairs.as_chunks::<N>().0).enumerate();
-    for (output, (place, pairs)) in outputs {
-        let Some(quads) = quads.get(place.first - columns.first..).and_then(<[Quad]>::first_chunk::<N>) else { return };
-        put(sums(quads, pairs, bits), bits, (&mut *upper, &mut *lower), output);
-    }
-}
+add_columns!("avx2");
 
 /// The sums of a column: of two rows each.
 #[target_feature(enable = "avx2")]
