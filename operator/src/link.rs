@@ -81,6 +81,11 @@ impl CoordinatorLink {
         self.ask(Command::DrainWorker(command_request::DrainWorker { worker: worker.to_owned() })).await
     }
 
+    /// Asks the coordinator to have all members write a checkpoint and end.
+    pub(crate) async fn stop_group(&self) -> Result<(), tonic::Status> {
+        self.ask(Command::Stop(command_request::Stop {})).await
+    }
+
     /// Done when it was accepted; the status tells the rest.
     async fn ask(&self, command: Command) -> Result<(), tonic::Status> {
         let mut request = tonic::Request::new(CommandRequest { epoch: self.epoch, command: Some(command) });

@@ -15,7 +15,7 @@ fn a_new_job_gets_its_coordinator_and_all_workers_at_once_with_the_epoch_in_the_
         [Action::CreateCoordinator { epoch: 1 }, Action::CreateWorker { index: 0 }, Action::CreateWorker { index: 1 }]
     );
     assert_eq!(decision.status.coordinator_epoch, Some(1));
-    assert_eq!(decision.status.restarts, None);
+    assert_eq!(decision.status.restarts.total, 0);
     assert!(decision.events.is_empty() && !decision.is_final);
 }
 
@@ -93,6 +93,8 @@ fn sources_stand_in_the_status_in_the_order_of_the_manifest_and_no_others() {
 #[test]
 fn only_steps_checkpoints_and_figures_of_sources_are_progress() {
     let mut scene = Scene::training(MIXTURE);
+    scene.change_group(|group| group.last_checkpoint = Some(1));
+    scene.settle();
     scene.train(2);
     scene.change_group(|group| {
         group.last_checkpoint = Some(2);
