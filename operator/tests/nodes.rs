@@ -207,7 +207,7 @@ fn read_step(line: &Value) -> Result<Committed> {
     Ok(Committed {
         number: number(&line["step"])?,
         time: line["time"].as_f64().context("no time")?,
-        generation: (number(&line["generation"]["epoch"])?, number(&line["generation"]["n"])?),
+        generation: (number(&line["group"]["epoch"])?, number(&line["group"]["number"])?),
         digest: line["samples_digest"].as_str().context("no digest")?.to_owned(),
     })
 }
@@ -275,6 +275,8 @@ fn trains_and_exports(stage: &Stage) -> Result<Vec<Committed>> {
     let status = run.complete(&[])?;
     assert_eq!(status["restarts"]["total"], 0);
     assert_eq!(status["lastCheckpoint"]["step"], 120, "{status}");
+    assert_eq!(status["lastCheckpoint"]["uri"], "file:///runs/plain/step-00000120-g000001-000001", "{status}");
+    ensure!(status["loss"].as_f64() > Some(0.0) && status["samplesPerSecond"].as_f64() > Some(0.0), "{status}");
     let reasons = stage.installed.event_reasons("plain")?;
     assert!(["TrainingStarted", "Complete"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
 

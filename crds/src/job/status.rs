@@ -32,6 +32,12 @@ pub struct LCLTrainingJobStatus {
     /// Number of the newest coordinator. Written before its pod is created; every coordinator has a higher one than those before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator_epoch: Option<i64>,
+    /// The loss that is minimised, the mean of the last steps. Written with `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Samples of all members a second, the mean of the last steps. Written with `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples_per_second: Option<f64>,
     /// Pods that were replaced since the job was created.
     #[serde(default)]
     pub restarts: RestartsStatus,
@@ -180,8 +186,11 @@ pub struct WorkersStatus {
 pub struct LastCheckpointStatus {
     /// Completed steps it holds.
     pub step: i64,
-    /// When it was complete.
+    /// When it was complete, by the clock of the member that wrote it.
     pub time: Time,
+    /// Where it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
     /// Seconds from the one before it, or from the job's start, until it was complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_seconds: Option<i64>,

@@ -194,8 +194,8 @@ pub fn decide(observed: &ObservedJob) -> Decision {
 
 /// All pods are to be there; or the job ends.
 fn run(draft: &mut Draft) -> Option<ending::End> {
-    draft.status.start_time.get_or_insert(Time(draft.observed.now));
     suspension::resume(draft);
+    draft.status.start_time.get_or_insert(Time(draft.observed.now));
     if let Some(end) = ending::find_deadline(draft) {
         return Some(end);
     }

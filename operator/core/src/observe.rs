@@ -94,10 +94,32 @@ pub struct GroupStatus {
     pub members: Vec<MemberSeen>,
     /// Steps that every member has committed.
     pub step: u64,
-    /// Step of the newest checkpoint.
-    pub last_checkpoint: Option<u64>,
+    /// The newest checkpoint.
+    pub last_checkpoint: Option<CheckpointSeen>,
+    /// How training comes along.
+    pub training: Option<TrainingSeen>,
     /// The sources of a mixture.
     pub sources: Vec<SourceSeen>,
+}
+
+/// A checkpoint that is complete in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointSeen {
+    /// Completed steps in it.
+    pub step: u64,
+    /// When it was complete, by the clock of the member that wrote it.
+    pub time: Timestamp,
+    /// Name of its folder in the run's.
+    pub folder: String,
+}
+
+/// How training comes along: means of the last steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainingSeen {
+    /// The loss that is minimised.
+    pub loss: Option<f64>,
+    /// Samples of all members.
+    pub samples_per_second: Option<f64>,
 }
 
 /// How a source of a mixture comes along, as the coordinator has heard. Losses and waits are means of the last steps.

@@ -7,7 +7,7 @@ use super::{JobEvent, condition, draft::Draft, reason};
 use crate::{
     ValidatedJob,
     build::{coordinator_name, worker_pod_name},
-    observe::{GroupPhase, Link, SourceSeen},
+    observe::{CheckpointSeen, GroupPhase, Link, SourceSeen},
 };
 
 /// Checkpoints that follow each other faster are taken for as far apart: progress reaches the status some seconds late.
@@ -71,9 +71,10 @@ fn judge_checkpoint(draft: &mut Draft) {
 pub(super) fn note_progress(draft: &mut Draft) {
     // A coordinator that has formed nothing yet knows of no progress.
     let Some(group) = draft.group().filter(|group| group.n > 0) else { return };
-    // One that has just begun may not have heard yet what its members hold; that training went back is certain when it goes on.
+    // One that has just begun may not have heard yet what its members hold, or read from storage: that training went back is certain when it
+    // has gone on.
     let before = draft.status.steps.map_or(0, |steps| steps.completed);
-    let is_known = group.phase != GroupPhase::Recovering || group.step.cast_signed() >= before;
+    let is_known = (group.phase != GroupPhase::Recovering && group.step > 0) || group.step.cast_signed() >= before;
     if let (true, Some(steps)) = (is_known, &mut draft.status.steps) {
         steps.completed = group.step.cast_signed();
     }
@@ -99,14 +100,26 @@ pub(super) fn note_progress(draft: &mut Draft) {
     if !group.sources.is_empty() {
         draft.status.sources = source_statuses(draft.observed.job, &group.sources);
     }
-    if let Some(step) = group.last_checkpoint.map(u64::cast_signed)
-        && draft.status.last_checkpoint.as_ref().is_none_or(|last| last.step != step)
-    {
-        let now = draft.observed.now;
-        let before = draft.status.last_checkpoint.as_ref().map(|last| &last.time).or(draft.status.start_time.as_ref());
-        let interval_seconds = before.map(|before| now.duration_since(before.0).as_secs().max(0));
-        draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(now), interval_seconds });
+    if let Some(training) = group.training {
+        (draft.status.loss, draft.status.samples_per_second) = (training.loss, training.samples_per_second);
     }
+    if let Some(seen) = &group.last_checkpoint {
+        note_checkpoint(draft, seen);
+    }
+}
+
+/// The time is the writer's. A clock that is ahead of ours would keep an old checkpoint fresh: what is still to come is taken for now.
+fn note_checkpoint(draft: &mut Draft, seen: &CheckpointSeen) {
+    let step = seen.step.cast_signed();
+    if draft.status.last_checkpoint.as_ref().is_some_and(|last| last.step == step) {
+        return;
+    }
+    let time = seen.time.min(draft.observed.now);
+    let before = draft.status.last_checkpoint.as_ref().map(|last| &last.time).or(draft.status.start_time.as_ref());
+    let interval_seconds = before.map(|before| time.duration_since(before.0).as_secs().max(0));
+    let folder = draft.observed.job.spec().checkpoint.uri.trim_end_matches('/');
+    let uri = (!seen.folder.is_empty()).then(|| format!("{folder}/{}", seen.folder));
+    draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(time), uri, interval_seconds });
 }
 
 /// What is told of the manifest's sources, in its order; of no others, whatever the members say.
@@ -252,6 +265,7 @@ pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) 
     let mut new = new.clone();
     new.steps = old.steps;
     new.last_checkpoint.clone_from(&old.last_checkpoint);
+    (new.loss, new.samples_per_second) = (old.loss, old.samples_per_second);
     new.sources.clone_from(&old.sources);
     new == *old
 }

@@ -34,7 +34,7 @@ pub(super) fn stop(draft: &mut Draft) {
 pub(super) fn rest(draft: &mut Draft) {
     begin_anew(draft);
     // What is told of a group is told of one that is there.
-    draft.status.group = None;
+    (draft.status.group, draft.status.start_time) = (None, None);
     describe(draft, JobState::Suspended, "True", reason::SUSPENDED, "spec.suspend is true");
     draft.unset(condition::RECONCILING);
     draft.unset(condition::STALLED);
@@ -45,7 +45,7 @@ pub(super) fn resume(draft: &mut Draft) {
     if !matches!(draft.status.state, Some(JobState::Suspending | JobState::Suspended)) {
         return;
     }
-    draft.status.group = None;
+    (draft.status.group, draft.status.start_time) = (None, None);
     draft.status.state = Some(JobState::Pending);
     draft.set(condition::SUSPENDED, "False", reason::RESUMED, "spec.suspend is false");
     draft.events.push(JobEvent { warning: false, reason: reason::RESUMED, note: "its pods are created".to_owned() });
@@ -79,7 +79,6 @@ fn coordinator_runs(draft: &Draft) -> bool {
 
 /// Nothing that is missing from now on is a loss, and a failure that was is no reason to wait when the job goes on.
 fn begin_anew(draft: &mut Draft) {
-    draft.status.start_time = None;
     draft.status.replacing.clear();
     if let Some(workers) = &mut draft.status.workers {
         (workers.created, workers.ready) = (0, 0);

@@ -55,6 +55,8 @@ fn the_step_falls_only_once_training_goes_on_from_a_lower_one() {
     look(GroupPhase::Running, 50, 50);
     look(GroupPhase::Recovering, 0, 50);
     look(GroupPhase::Recovering, 51, 51);
+    // A group that reads its state from storage has not said yet how far that is.
+    look(GroupPhase::Running, 0, 51);
     look(GroupPhase::Running, 40, 40);
 }
 
@@ -128,13 +130,15 @@ fn a_checkpoint_is_fresh_until_the_next_is_overdue() {
     let fresh = |scene: &Scene| scene.condition(condition::CHECKPOINT_FRESH).map(|(value, reason)| (value == "True", reason.to_owned()));
     assert_eq!(fresh(&scene), Some((false, reason::NO_CHECKPOINT.to_owned())));
     scene.after(100);
-    scene.change_group(|group| group.last_checkpoint = Some(50));
+    scene.save(50);
     scene.settle();
     assert_eq!(scene.status.last_checkpoint.as_ref().unwrap().interval_seconds, Some(100), "since the start");
     scene.after(40);
-    scene.change_group(|group| group.last_checkpoint = Some(100));
+    scene.save(100);
     scene.settle();
-    assert_eq!(scene.status.last_checkpoint.as_ref().unwrap().interval_seconds, Some(40));
+    let last = scene.status.last_checkpoint.as_ref().unwrap();
+    assert_eq!((last.interval_seconds, last.time.0), (Some(40), scene.now));
+    assert_eq!(last.uri.as_deref(), Some("file:///runs/a/step-00000100-g000001-000001"));
     assert_eq!(scene.decide().again_after, Some(Duration::from_secs(81)));
     scene.after(80);
     scene.settle();
@@ -143,7 +147,18 @@ fn a_checkpoint_is_fresh_until_the_next_is_overdue() {
     scene.settle();
     assert_eq!(fresh(&scene), Some((false, reason::CHECKPOINT_OLD.to_owned())));
     assert_eq!(scene.decide().again_after, None);
-    scene.change_group(|group| group.last_checkpoint = Some(150));
+    scene.save(150);
     scene.settle();
     assert_eq!(fresh(&scene), Some((true, reason::CHECKPOINT_WRITTEN.to_owned())));
+}
+
+#[test]
+fn a_writer_whose_clock_is_ahead_keeps_no_checkpoint_fresh() {
+    let mut scene = Scene::training("");
+    let now = scene.now;
+    scene.after(3600);
+    scene.save(50);
+    scene.now = now;
+    scene.settle();
+    assert_eq!(scene.status.last_checkpoint.as_ref().unwrap().time.0, now);
 }

@@ -12,7 +12,8 @@ use crate::{
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
     observe::{
-        GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem, SourceSeen, Wait,
+        CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem,
+        SourceSeen, Wait,
     },
 };
 
@@ -243,6 +244,7 @@ impl Scene {
             members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
             step,
             last_checkpoint: None,
+            training: None,
             sources: Vec::new(),
         });
     }
@@ -251,6 +253,12 @@ impl Scene {
         if let Link::Connected(group) = &mut self.link {
             change(group);
         }
+    }
+
+    /// A checkpoint has become complete now.
+    pub(super) fn save(&mut self, step: u64) {
+        let (time, folder) = (self.now, format!("step-{step:08}-g000001-000001"));
+        self.change_group(|group| group.last_checkpoint = Some(CheckpointSeen { step, time, folder }));
     }
 
     /// Value and reason of a condition.
