@@ -1,5 +1,9 @@
 //! Writes the definition from the Rust types: `cargo run -p lcl-crds --example generate_crds`. Once as a file for `kubectl apply`
-//! (`crds/generated/lcltrainingjobs.yaml`), once as the template of the chart `charts/lcl-crds`.
+//! (`crds/generated/lcltrainingjobs.yaml`), once as the template of the chart `charts/lcl-crds`; and the page that describes it
+//! (`docs/api.md`).
+
+#[path = "api/page.rs"]
+mod page;
 
 use std::{error::Error, fs, path::PathBuf};
 
@@ -42,8 +46,18 @@ pub(crate) fn render_template() -> Result<String, Box<dyn Error>> {
     Ok(format!("{{{{- if .Values.crds.enabled }}}}\n{}{TEMPLATED}{}{{{{- end }}}}\n", escape(head), escape(tail)))
 }
 
+/// Where the page lies.
+pub(crate) fn page_path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/api.md")
+}
+
+/// What the page has to hold.
+pub(crate) fn render_page() -> Result<String, Box<dyn Error>> {
+    page::render()
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
-    for (path, content) in [(path(), render()?), (template_path(), render_template()?)] {
+    for (path, content) in [(path(), render()?), (template_path(), render_template()?), (page_path(), render_page()?)] {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }

@@ -70,10 +70,10 @@ use crate::patterns::MANAGER_NAME;
         .message("must not be below workers.replicas")
         .field_path(".elastic.maxWorkers"),
     validation = Rule::new(PER_RANK_IS_NOT_ELASTIC)
-        .message("perRank makes the result depend on the number of members: elastic.minWorkers and elastic.maxWorkers must be equal")
+        .message("PerRank makes the result depend on the number of members: elastic.minWorkers and elastic.maxWorkers must be equal")
         .field_path(".optimization.normalization"),
     validation = Rule::new(PER_RANK_DIVIDES)
-        .message("must be a multiple of workers times membersPerWorker when normalization is perRank")
+        .message("must be a multiple of workers times membersPerWorker when normalization is PerRank")
         .field_path(".optimization.globalBatchSize"),
     validation = Rule::new(
         "has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)"
@@ -140,8 +140,8 @@ pub struct LCLTrainingJobSpec {
 }
 
 const CLIP_HAS_CAPTIONS: &str = "!has(self.model.objective.clip) \
-    || (has(self.data.webdataset) && self.data.webdataset.layout == 'pairs') || (has(self.data.mixture) \
-    && self.data.mixture.sources.all(source, has(source.webdataset) && source.webdataset.layout == 'pairs'))";
+    || (has(self.data.webdataset) && self.data.webdataset.layout == 'Pairs') || (has(self.data.mixture) \
+    && self.data.mixture.sources.all(source, has(source.webdataset) && source.webdataset.layout == 'Pairs'))";
 
 /// Members of a worker, in a rule of the spec. A number of accelerators that is none has its own rule.
 macro_rules! members_per_worker {
@@ -164,12 +164,12 @@ macro_rules! most_members {
 /// Work is assigned in slots of the global batch, so every member needs at least one.
 const WORLD_FITS_BATCH: &str = concat!("self.optimization.globalBatchSize >= ", most_members!());
 
-const PER_RANK_IS_NOT_ELASTIC: &str = "self.optimization.normalization != 'perRank' || !has(self.elastic) \
+const PER_RANK_IS_NOT_ELASTIC: &str = "self.optimization.normalization != 'PerRank' || !has(self.elastic) \
     || self.elastic.minWorkers == self.elastic.maxWorkers";
 
 /// The reference implementation averages over ranks of equal batch size.
 const PER_RANK_DIVIDES: &str = concat!(
-    "self.optimization.normalization != 'perRank' || self.optimization.globalBatchSize % (self.workers.replicas * ",
+    "self.optimization.normalization != 'PerRank' || self.optimization.globalBatchSize % (self.workers.replicas * ",
     members_per_worker!(),
     ") == 0"
 );

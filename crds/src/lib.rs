@@ -36,7 +36,7 @@ pub use job::{
     optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
     status::{
         BudgetStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus,
-        ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
+        PinnedStatus, ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
     },
     timeouts::TimeoutsSpec,
     workers::{ElasticSpec, WorkersSpec},

@@ -29,9 +29,11 @@ fn walk(value: &Value, visit: &mut impl FnMut(&serde_json::Map<String, Value>)) 
 
 #[test]
 fn the_committed_files_are_up_to_date() {
-    for (path, expected) in
-        [(generate::path(), generate::render().unwrap()), (generate::template_path(), generate::render_template().unwrap())]
-    {
+    for (path, expected) in [
+        (generate::path(), generate::render().unwrap()),
+        (generate::template_path(), generate::render_template().unwrap()),
+        (generate::page_path(), generate::render_page().unwrap()),
+    ] {
         let committed = fs::read_to_string(&path).unwrap();
         assert!(committed == expected, "{} differs from the types: run `cargo run -p lcl-crds --example generate_crds`", path.display());
     }
@@ -125,4 +127,21 @@ fn names_columns_and_subresources_are_those_users_rely_on() {
     assert_eq!(scale["statusReplicasPath"], ".status.workers.ready");
     assert_eq!(scale["labelSelectorPath"], ".status.workers.selector");
     assert!(version["subresources"]["status"].is_object());
+}
+
+/// Of every field of the spec the page says what becomes of a change.
+#[test]
+fn the_page_says_of_every_field_when_a_change_takes_effect() {
+    let page = generate::render_page().unwrap();
+    let spec = page.split("## `status`").next().unwrap();
+    let rows: Vec<&str> = spec.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(rows.len() > 100, "{} rows", rows.len());
+    for row in rows {
+        let cells: Vec<&str> = row.trim_end_matches(" |").rsplit(" | ").collect();
+        assert!(!cells[0].trim().is_empty() && cells[1].trim().len() > 10, "{row}");
+    }
+    for (field, change) in [("| `preset` |", "| never |"), ("| `steps` |", "starts again with it |"), ("| `replicas` |", "leave in order |")] {
+        let row = spec.lines().find(|line| line.starts_with(field)).unwrap();
+        assert!(row.ends_with(change), "{row}");
+    }
 }

@@ -36,7 +36,7 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use lcl_cluster::ClusterOptions;
-use lcl_crds::LCLTrainingJob;
+use lcl_crds::{LCLTrainingJob, PinnedStatus};
 use lcl_operator_core::{
     build::{BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
     validate,
@@ -167,8 +167,13 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
     let context = BuildContext {
         namespace: namespace.to_owned(),
         uid: "00000000-0000-0000-0000-000000000000".to_owned(),
-        coordinator_image: "coordinator".to_owned(),
-        trainer_image: "trainer".to_owned(),
+        pins: PinnedStatus {
+            generation: 1,
+            config: "CONFIG".to_owned(),
+            coordinator_image: "coordinator".to_owned(),
+            trainer_image: "trainer".to_owned(),
+            address: Some("10.96.0.17".to_owned()),
+        },
         image_pull_policy: None,
         incident: 0,
     };
@@ -197,7 +202,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
 /// The operator's worker pods as an Indexed Job.
 fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
     let job = validate(&manifest(name))?;
-    let mut pod = build_worker_pod(&job, context, 0, "10.96.0.10:7433");
+    let mut pod = build_worker_pod(&job, context, 0);
     pod.metadata.owner_references = None;
     let mut spec = pod.spec.context("a worker pod has a specification")?;
     // Each of them is the controller's to give, or is not there on this side.
@@ -214,6 +219,11 @@ fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
 
 /// The objects that the operator makes, without owners: these would have to exist.
 async fn create_bare(client: &Client, names: &[String], context: &BuildContext) -> Result<()> {
+    fn own(job: &ValidatedJob, context: &BuildContext) -> BuildContext {
+        let pins = PinnedStatus { config: format!("{}-config-1", job.name()), ..context.pins.clone() };
+        BuildContext { pins, ..context.clone() }
+    }
+
     fn unowned<K: Resource>(mut object: K) -> K {
         object.meta_mut().owner_references = None;
         object
@@ -221,13 +231,13 @@ async fn create_bare(client: &Client, names: &[String], context: &BuildContext) 
     let valid: Vec<_> = names.iter().map(|name| Ok(validate(&manifest(name))?)).collect::<Result<_>>()?;
     let namespace = &context.namespace;
     create_all(client, namespace, valid.iter().map(|job| unowned(build_service_account(job, context))).collect()).await?;
-    create_all(client, namespace, valid.iter().map(|job| unowned(build_config_map(job, context))).collect()).await?;
+    create_all(client, namespace, valid.iter().map(|job| unowned(build_config_map(job, &own(job, context)))).collect()).await?;
     create_all(client, namespace, valid.iter().map(|job| unowned(build_service(job, context))).collect()).await?;
     let mut pods = Vec::new();
     for job in &valid {
         pods.push(unowned(build_coordinator_pod(job, context, 1)));
         for index in 0..WORKERS {
-            pods.push(unowned(build_worker_pod(job, context, u32::try_from(index)?, "10.96.0.10:7433")));
+            pods.push(unowned(build_worker_pod(job, &own(job, context), u32::try_from(index)?)));
         }
     }
     create_all(client, namespace, pods).await

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use k8s_openapi::{
-    api::core::v1::Pod,
+    api::core::v1::{ConfigMap, Pod},
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
@@ -21,17 +21,18 @@ use kube::{
         reflector::ObjectRef,
     },
 };
-use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER};
+use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
     ValidatedJob,
     build::{
-        BuildContext, COORDINATOR_PORT, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod,
+        BuildContext, COORDINATOR_PORT, SPEC_FILE, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod,
         coordinator_name, worker_selector,
     },
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
     observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
-    validate,
+    pins::{find_change, in_force, offer},
+    read_unchecked, validate,
 };
 use lcl_security::Security;
 use thiserror::Error;
@@ -230,23 +231,28 @@ impl Look<'_> {
         }
         let status = self.job.status.clone().unwrap_or_default();
         let Some(valid) = self.validate(&status).await? else { return Ok(None) };
-        let mut build = BuildContext {
-            namespace: self.key.namespace.clone(),
-            uid: self.uid.to_owned(),
-            coordinator_image: self.context.images.coordinator.clone(),
-            trainer_image: self.context.images.trainer.clone(),
-            image_pull_policy: self.context.images.pull_policy.clone(),
-            incident: 0,
-        };
         let api = Api::<Pod>::namespaced(self.context.client.clone(), &self.key.namespace);
         let (late, confirmation) = self.context.pods.unconfirmed(self.key);
         confirm_pods(&api, &self.context.pods, self.key, late).await?;
         let is_over = is_final(&status);
         let shut = self.memory.gate.shut_for(Instant::now());
         let pods = self.context.pods.pods(self.key);
-        let is_suspended = valid.spec().suspend && !pods.values().any(|pod| pod.owner == self.uid);
+        let has_pods = pods.values().any(|pod| pod.owner == self.uid);
+        let images = &self.context.images;
+        let mut offer = offer(&valid, self.job.metadata.generation.unwrap_or(0), &images.coordinator, &images.trainer);
+        let held = in_force(&status, has_pods).cloned();
+        let mut build = BuildContext {
+            namespace: self.key.namespace.clone(),
+            uid: self.uid.to_owned(),
+            pins: held.clone().unwrap_or_else(|| offer.clone()),
+            image_pull_policy: images.pull_policy.clone(),
+            incident: 0,
+        };
+        let is_at_rest = is_over || (valid.spec().suspend && !has_pods);
         // While nothing may be created what is there is left as it is, too.
-        let applied = if is_over || is_suspended || shut.is_some() { Ok(true) } else { self.apply_children(&valid, &build).await };
+        let applied = if is_at_rest || shut.is_some() { Ok(true) } else { self.apply_children(&valid, &build, held.is_some()).await };
+        offer.address.clone_from(&self.memory.service_ip);
+        let change = if is_at_rest { None } else { held.and_then(|held| self.find_change(&valid, &held)) };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
         if applied.is_err() {
             self.memory.gate.refuse(Instant::now(), fastrand::f64());
@@ -264,6 +270,8 @@ impl Look<'_> {
             selector: &worker_selector(&valid, &build),
             pods: &pods,
             link: &link,
+            offer: &offer,
+            change: change.as_deref(),
             unused_epoch: self.memory.unused_epoch,
             waited: &waited,
             problem: problem.as_ref().or(self.memory.problem.as_ref()),
@@ -276,6 +284,7 @@ impl Look<'_> {
         // Before the actions, one of which may fail: the status that they follow from is written.
         self.tell(&decision.events).await;
         let objects_are_there = matches!(applied, Ok(true));
+        build.pins = decision.status.pinned.clone().unwrap_or(offer);
         build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
         let Acted { has_created, error } = self.act(&valid, &build, &api, &decision, objects_are_there).await;
         applied?;
@@ -289,7 +298,8 @@ impl Look<'_> {
         // The watch has nothing to tell of what the answers have told already: nobody else would wake us to say that the pods are there.
         let created_wait = has_created.then_some(Duration::ZERO);
         // The status still says that something is wrong.
-        let solved = if shut.is_some() { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
+        let is_told = self.memory.problem.as_ref().is_some_and(|problem| problem.reason == reason::VALIDATION_FAILED);
+        let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (!objects_are_there).then_some(Duration::from_secs(1));
         Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait].into_iter().flatten().min())
     }
@@ -304,11 +314,19 @@ impl Look<'_> {
         match validate(&manifest) {
             Ok(valid) => {
                 let valid = Arc::new(valid);
+                self.memory.problem.take_if(|problem| problem.reason == reason::VALIDATION_FAILED);
                 self.memory.valid = Some((generation, Arc::clone(&valid)));
                 Ok(Some(valid))
             }
             Err(errors) => {
-                let (new, event) = derive_invalid(status, generation, &errors.to_string(), Timestamp::now());
+                let message = errors.to_string();
+                // One that has begun under other rules goes on by what it says.
+                let has_begun = status.pinned.is_some() && !is_final(status);
+                if let Some(job) = has_begun.then(|| read_unchecked(&manifest).ok()).flatten() {
+                    self.memory.problem = Some(Problem { reason: reason::VALIDATION_FAILED, message });
+                    return Ok(Some(Arc::new(job)));
+                }
+                let (new, event) = derive_invalid(status, generation, &message, Timestamp::now());
                 if new != *status {
                     self.write(&new).await?;
                 }
@@ -318,18 +336,69 @@ impl Look<'_> {
         }
     }
 
-    /// Whether all objects but the pods are there, as far as the watch knows.
-    async fn apply_children(&mut self, job: &ValidatedJob, build: &BuildContext) -> Result<bool, ReconcileError> {
+    /// Whether all objects but the pods are there, as far as the watch knows. `is_held`: pods are there that have the configuration.
+    async fn apply_children(&mut self, job: &ValidatedJob, build: &BuildContext, is_held: bool) -> Result<bool, ReconcileError> {
         let stores = &self.context.children;
         let mut applier = Applier { client: &self.context.client, job_uid: self.uid, applied: &mut self.memory.applied };
         let account = applier.ensure(&stores.accounts, "ServiceAccount", &build_service_account(job, build)).await?;
-        let config = applier.ensure(&stores.config_maps, "ConfigMap", &build_config_map(job, build)).await?;
         let service = applier.ensure(&stores.services, "Service", &build_service(job, build)).await?;
         if let Child::There(service) = &service {
             self.memory.service_ip = service.spec.as_ref().and_then(|spec| spec.cluster_ip.clone());
         }
-        let are_leaving = matches!(account, Child::Leaving) || matches!(config, Child::Leaving) || matches!(service, Child::Leaving);
-        Ok(!are_leaving && self.memory.service_ip.is_some())
+        let are_leaving = matches!(account, Child::Leaving) || matches!(service, Child::Leaving);
+        let has_config = self.apply_config(job, build, is_held).await?;
+        Ok(!are_leaving && has_config && self.memory.service_ip.is_some())
+    }
+
+    /// Whether the pinned configuration is there. One that pods have is never made from another spec than theirs.
+    async fn apply_config(&mut self, job: &ValidatedJob, build: &BuildContext, is_held: bool) -> Result<bool, ReconcileError> {
+        let name = &build.pins.config;
+        let stored = |context: &Context| context.children.config_maps.get(&ObjectRef::new(name).within(&build.namespace));
+        let ours = stored(self.context).filter(|found| found.owner_references().iter().any(|owner| owner.uid == self.uid));
+        if let Some(found) = ours {
+            self.memory.config = Some(found);
+            return Ok(true);
+        }
+        let remembered = self.memory.config.as_ref().filter(|known| known.name_any() == *name);
+        let wanted = match remembered {
+            Some(known) if is_held => ConfigMap { data: known.data.clone(), ..build_config_map(job, build) },
+            _ if is_held && self.job.metadata.generation != Some(build.pins.generation) => return Ok(false),
+            _ => build_config_map(job, build),
+        };
+        let mut applier = Applier { client: &self.context.client, job_uid: self.uid, applied: &mut self.memory.applied };
+        let applied = applier.ensure(&self.context.children.config_maps, "ConfigMap", &wanted).await?;
+        if let Child::There(config) = &applied {
+            self.memory.config = Some(Arc::clone(config));
+            self.delete_other_configs(&config.name_any()).await?;
+        }
+        Ok(!matches!(applied, Child::Leaving))
+    }
+
+    /// Configurations of earlier groups of the job, which nobody reads any more.
+    async fn delete_other_configs(&self, kept: &str) -> Result<(), ReconcileError> {
+        let api = Api::<ConfigMap>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let is_ours = |config: &ConfigMap| config.owner_references().iter().any(|owner| owner.uid == self.uid);
+        for old in self.context.children.config_maps.state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
+            let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
+            match api.delete(&old.name_any(), &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
+                Err(source) => return Err(ReconcileError::Api { what: format!("deleting ConfigMap {}", old.name_any()), source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// In what the job differs from what its group was started with.
+    fn find_change(&self, job: &ValidatedJob, held: &PinnedStatus) -> Option<String> {
+        if self.job.metadata.generation == Some(held.generation) {
+            return None;
+        }
+        let config = self.memory.config.as_ref().filter(|config| config.name_any() == held.config);
+        let Some(spec) = config.and_then(|config| config.data.as_ref()?.get(SPEC_FILE)) else {
+            return Some(format!("the ConfigMap {}", held.config));
+        };
+        find_change(&serde_json::from_str(spec).unwrap_or_default(), job)
     }
 
     /// Follows the coordinator in the pod that runs now.
@@ -412,9 +481,7 @@ impl Look<'_> {
                     new_pods.push(NewPod { pod: build_coordinator_pod(job, build, epoch.unsigned_abs()), epoch: Some(*epoch) });
                 }
                 Action::CreateWorker { index } => {
-                    let ip = self.memory.service_ip.as_deref().unwrap_or_default();
-                    let address = if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") };
-                    new_pods.push(NewPod { pod: build_worker_pod(job, build, *index, &address), epoch: None });
+                    new_pods.push(NewPod { pod: build_worker_pod(job, build, *index), epoch: None });
                 }
             }
         }

@@ -68,13 +68,13 @@ fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
         "controller": true, "blockOwnerDeletion": true,
     }]);
     let service = installed.get(&["service", "emoji-coordinator"])?;
-    let config = installed.get(&["configmap", "emoji-config"])?;
+    let config = installed.get(&["configmap", "emoji-config-1"])?;
     let account = installed.get(&["serviceaccount", "emoji"])?;
     for object in pods.iter().chain([&service, &config, &account]) {
         assert_eq!(object["metadata"]["ownerReferences"], owner, "{}", name_of(object));
     }
     assert_eq!(account["automountServiceAccountToken"], false);
-    assert!(config["data"].as_object().is_some_and(|data| data.len() == 1), "{config}");
+    assert!(config["data"]["trainer-config.json"].is_string() && config["immutable"] == true, "{config}");
     assert_eq!(pods.iter().map(name_of).collect::<Vec<_>>(), ["emoji-coordinator", "emoji-w-0", "emoji-w-1"]);
     let environment = |pod: &Value, name: &str| {
         let variables = pod["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
@@ -130,15 +130,26 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
     }
     assert_eq!(installed.operators_writes()?[before.len()..], [""; 0]);
 
-    installed.kubectl(&["delete", "service", "still-coordinator"])?;
-    installed.kubectl(&["patch", "configmap", "still-config", "--type=merge", "-p", r#"{"data":{"trainer-config.json":"changed"}}"#])?;
-    wait_for("the Service", || installed.look(&objects("services/still-coordinator")))?;
-    wait_for("the configuration", || {
-        let config = installed.look(&objects("configmaps/still-config"))?;
-        ensure!(!config["data"].to_string().contains("changed"), "{}", config["data"]);
+    // Made anew, with the address that the workers know and the configuration that they have.
+    let pods = uids(&installed.pods("still")?);
+    for (kind, name, part) in
+        [("services", "still-coordinator", "/spec/clusterIP"), ("configmaps", "still-config-1", "/data"), ("serviceaccounts", "still", "/metadata/name")]
+    {
+        let path = objects(&format!("{kind}/{name}"));
+        let before = installed.look(&path)?;
+        installed.kubectl(&["delete", kind, name])?;
+        let after = wait_for(name, || installed.look(&path))?;
+        assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
+        assert_eq!(after.pointer(part), before.pointer(part), "{name}");
+    }
+    installed.kubectl(&["patch", "service", "still-coordinator", "--type=merge", "-p", r#"{"spec":{"selector":{"lcl.dev/role":"nobody"}}}"#])?;
+    wait_for("the selector", || {
+        let service = installed.look(&objects("services/still-coordinator"))?;
+        ensure!(service["spec"]["selector"]["lcl.dev/role"] == "coordinator", "{service}");
         Ok(())
     })?;
-    Ok(())
+    assert_eq!(uids(&installed.pods("still")?), pods, "no pod was touched");
+    operator.terminate()
 }
 
 #[test]
@@ -267,6 +278,60 @@ fn scaling_touches_no_pod_that_stays() -> Result<()> {
 }
 
 #[test]
+fn a_group_keeps_what_it_was_started_with_until_a_change_of_the_job_starts_it_again() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    installed.apply(&job("kept", "spec.workers = {'replicas': 2}"))?;
+    wait_for_pods(&installed, "kept", 3)?;
+    wait_for("a status", || {
+        ensure!(installed.status("kept")?["workers"]["created"] == 2, "not yet");
+        Ok(())
+    })?;
+    operator.terminate()?;
+    // Another release.
+    let operator = installed.start_operator(&["--coordinator-image=coordinator:2", "--trainer-image=trainer:2"])?;
+    let before = uids(&installed.pods("kept")?);
+    installed.kubectl(&["delete", "pod", "kept-w-1", "--force", "--grace-period=0"])?;
+    let pods = wait_for("the replacement", || {
+        let pods = installed.pods("kept")?;
+        ensure!(pods.len() == 3 && uids(&pods)["kept-w-1"] != before["kept-w-1"], "not yet");
+        Ok(pods)
+    })?;
+    let image_and_config = |pod: &Value| {
+        let volumes = pod["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+        let config = volumes.iter().find(|volume| volume["name"] == "lcl-config").map(|volume| volume["configMap"]["name"].clone());
+        (pod["spec"]["containers"][0]["image"].clone(), config.unwrap_or_default())
+    };
+    assert_eq!(pods.iter().map(|pod| image_and_config(pod).0).collect::<Vec<_>>(), ["coordinator", "trainer", "trainer"]);
+    assert_eq!(uids(&pods)["kept-coordinator"], before["kept-coordinator"]);
+
+    installed.kubectl(&["patch", "lcltrainingjob", "kept", "--type=merge", "-p", r#"{"spec":{"optimization":{"steps":50}}}"#])?;
+    let pods = wait_for("the next group", || {
+        let pods = installed.pods("kept")?;
+        let all_new = pods.iter().all(|pod| image_and_config(pod).0.as_str().is_some_and(|image| image.ends_with(":2")));
+        ensure!(pods.len() == 3 && all_new, "not yet");
+        Ok(pods)
+    })?;
+    for worker in &pods[1..] {
+        assert_eq!(image_and_config(worker), (json!("trainer:2"), json!("kept-config-2")));
+    }
+    let status = wait_for("a status", || {
+        let status = installed.status("kept")?;
+        ensure!(status["state"] == "Pending" && status["workers"]["created"] == 2, "{status}");
+        Ok(status)
+    })?;
+    assert_eq!((&status["restarts"]["total"], &status["pinned"]["config"]), (&json!(1), &json!("kept-config-2")), "the deleted pod alone");
+    assert!(installed.event_reasons("kept")?.iter().any(|reason| reason == "SpecChanged"));
+    wait_for("one configuration", || {
+        let left = installed.look(&objects("configmaps?labelSelector=lcl.dev/job-name=kept"))?;
+        let names: Vec<_> = left["items"].as_array().into_iter().flatten().map(name_of).collect();
+        ensure!(names == ["kept-config-2"], "{names:?}");
+        Ok(())
+    })?;
+    operator.terminate()
+}
+
+#[test]
 fn a_suspended_job_has_no_objects_until_it_may_start_and_none_of_its_pods_is_a_failure_when_it_must_stop() -> Result<()> {
     let installed = install()?;
     let operator = installed.start_operator(&[])?;
@@ -312,7 +377,7 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
     let quota = |pods: u32| json!({ "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "pods" }, "spec": { "hard": { "pods": pods.to_string() } } });
     installed.apply(&quota(1))?;
     installed
-        .apply(&json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "taken-config" }, "data": { "mine": "yes" } }))?;
+        .apply(&json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "taken-config-1" }, "data": { "mine": "yes" } }))?;
     installed.apply(&job("poor", "spec.workers = {'replicas': 2}"))?;
     installed.apply(&job("taken", ""))?;
     let stalled = |job: &str, words: &str| {
@@ -324,8 +389,8 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
         })
     };
     stalled("poor", "exceeded quota")?;
-    stalled("taken", "ConfigMap taken-config exists and does not belong to the job")?;
-    assert_eq!(installed.get(&["configmap", "taken-config"])?["data"], json!({ "mine": "yes" }));
+    stalled("taken", "ConfigMap taken-config-1 exists and does not belong to the job")?;
+    assert_eq!(installed.get(&["configmap", "taken-config-1"])?["data"], json!({ "mine": "yes" }));
     // Whatever wakes the job meanwhile: a refused creation is tried again at the pace of its pauses, and the reason stands there all the time.
     let writes = || -> Result<usize> { Ok(installed.operators_writes()?.iter().filter(|write| write.contains("poor")).count()) };
     let before = writes()?;
@@ -342,7 +407,7 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
     let told = installed.event_reasons("poor")?.iter().filter(|reason| *reason == "CreateFailed").count();
     assert_eq!(told, 1, "one Event");
     installed.apply(&quota(20))?;
-    installed.kubectl(&["delete", "configmap", "taken-config"])?;
+    installed.kubectl(&["delete", "configmap", "taken-config-1"])?;
     wait_for_pods(&installed, "poor", 3)?;
     wait_for_pods(&installed, "taken", 2)?;
     for job in ["poor", "taken"] {

@@ -368,9 +368,13 @@ fn is_suspended_and_goes_on(run: &Run) -> Result<()> {
 }
 
 fn is_suspended_grows_and_shrinks(stage: &Stage, plain: &[Committed]) -> Result<()> {
-    let run = stage.apply("elastic", 120)?;
+    let mut run = stage.apply("elastic", 60)?;
     run.wait_for_steps(20)?;
     is_suspended_and_goes_on(&run)?;
+    // All members train on by the new number of steps, from the same step.
+    run.kubectl(&["patch", "lcltrainingjob", "elastic", "--type=merge", "-p", r#"{"spec":{"optimization":{"steps":120}}}"#])?;
+    run.steps = 120;
+    run.wait_for_steps(61)?;
     let stayed = [("w-0", run.uid("w-0")?), ("w-1", run.uid("w-1")?)];
     run.kubectl(&["scale", "lcltrainingjob", "elastic", "--replicas=3"])?;
     run.wait_for_workers(3)?;

@@ -359,10 +359,10 @@ pub struct KeyArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SeparatorArg {
     /// The first, as the webdataset library has it.
-    #[value(alias = "firstDot")]
+    #[value(aliases = ["firstDot", "FirstDot"])]
     FirstDot,
     /// The last.
-    #[value(alias = "lastDot")]
+    #[value(aliases = ["lastDot", "LastDot"])]
     LastDot,
 }
 

@@ -109,11 +109,11 @@ pub struct CacheSpec {
     validation = Rule::new("!self.captionKeys.exists(key, key in self.imageKeys)")
         .message("must not share a key with imageKeys (the defaults are txt, and jpg, png, jpeg, webp)")
         .field_path(".captionKeys"),
-    validation = Rule::new("self.keySeparator != 'lastDot' || !self.imageKeys.exists(key, key.contains('.'))")
-        .message("must hold no dot when keySeparator is lastDot")
+    validation = Rule::new("self.keySeparator != 'LastDot' || !self.imageKeys.exists(key, key.contains('.'))")
+        .message("must hold no dot when keySeparator is LastDot")
         .field_path(".imageKeys"),
-    validation = Rule::new("self.keySeparator != 'lastDot' || !self.captionKeys.exists(key, key.contains('.'))")
-        .message("must hold no dot when keySeparator is lastDot")
+    validation = Rule::new("self.keySeparator != 'LastDot' || !self.captionKeys.exists(key, key.contains('.'))")
+        .message("must hold no dot when keySeparator is LastDot")
         .field_path(".captionKeys"),
     // Left out, it has its default by the time that this is asked.
     validation = Rule::new("!has(self.captions) || self.captionKeys == ['txt']")
@@ -126,21 +126,21 @@ pub struct CacheSpec {
         .message("must not come from json when imageKeys has that key")
         .field_path(".captions"),
     validation = Rule::new(
-        "!has(self.captions) || self.keySeparator != 'lastDot' || !self.captions.exists(caption, has(caption.key) && caption.key.contains('.'))"
+        "!has(self.captions) || self.keySeparator != 'LastDot' || !self.captions.exists(caption, has(caption.key) && caption.key.contains('.'))"
     )
-    .message("must hold no dot when keySeparator is lastDot")
+    .message("must hold no dot when keySeparator is LastDot")
     .field_path(".captions"),
-    validation = Rule::new("self.layout != 'documents' || self.keySeparator == 'firstDot'")
-        .message("must be firstDot when layout is documents: what follows the first dot tells a document's parts apart")
+    validation = Rule::new("self.layout != 'Documents' || self.keySeparator == 'FirstDot'")
+        .message("must be FirstDot when layout is Documents: what follows the first dot tells a document's parts apart")
         .field_path(".keySeparator"),
-    validation = Rule::new("self.layout != 'documents' || !has(self.filter)")
-        .message("must not be given when layout is documents: it is for the json of pairs")
+    validation = Rule::new("self.layout != 'Documents' || !has(self.filter)")
+        .message("must not be given when layout is Documents: it is for the json of pairs")
         .field_path(".filter"),
-    validation = Rule::new("self.layout != 'documents' || !has(self.captions)")
-        .message("must not be given when layout is documents: it is for the json of pairs")
+    validation = Rule::new("self.layout != 'Documents' || !has(self.captions)")
+        .message("must not be given when layout is Documents: it is for the json of pairs")
         .field_path(".captions"),
-    validation = Rule::new("self.layout == 'documents' || !has(self.maxImages)")
-        .message("must not be given when layout is pairs: a pair has one image")
+    validation = Rule::new("self.layout == 'Documents' || !has(self.maxImages)")
+        .message("must not be given when layout is Pairs: a pair has one image")
         .field_path(".maxImages"),
 )]
 pub struct WebdatasetSpec {
@@ -169,16 +169,16 @@ pub struct WebdatasetSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub filter: Option<String>,
-    /// Which dot of a file's name ends the sample's name: `firstDot`, as the webdataset library has it (`a.b.jpg` is `b.jpg` of the sample
-    /// `a`), or `lastDot` (`jpg` of the sample `a.b`).
+    /// Which dot of a file's name ends the sample's name: `FirstDot`, as the webdataset library has it (`a.b.jpg` is `b.jpg` of the sample
+    /// `a`), or `LastDot` (`jpg` of the sample `a.b`).
     #[serde(default)]
     pub key_separator: KeySeparatorSpec,
-    /// What a sample is: `pairs`, an image and a caption, or `documents`, as `lcl data convert` writes them: `KEY.json` with the parts of a
+    /// What a sample is: `Pairs`, an image and a caption, or `Documents`, as `lcl data convert` writes them: `KEY.json` with the parts of a
     /// document in their order, and `KEY.0.jpg`, `KEY.1.png` and so on with its images. With documents the keys of images and captions are of no
-    /// use. Default: pairs.
+    /// use. Default: Pairs.
     #[serde(default)]
     pub layout: LayoutSpec,
-    /// Most images of a document, with `layout: documents` alone. Default: 6, as with MMC4.
+    /// Most images of a document, with `layout: Documents` alone. Default: 6, as with MMC4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub max_images: Option<i32>,
@@ -186,7 +186,6 @@ pub struct WebdatasetSpec {
 
 /// What a sample in tar shards is.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub enum LayoutSpec {
     /// An image and a caption.
     #[default]
@@ -220,7 +219,7 @@ pub struct CaptionSpec {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MixtureSpec {
-    /// What the weights count: `images`, so that a source of documents gives fewer samples the more images these have, or `samples`.
+    /// What the weights count: `Images`, so that a source of documents gives fewer samples the more images these have, or `Samples`.
     /// Default: images, as in the paper.
     #[serde(default)]
     pub by: MixtureUnitSpec,
@@ -231,7 +230,6 @@ pub struct MixtureSpec {
 
 /// What the weights of a mixture count.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub enum MixtureUnitSpec {
     /// Images.
     #[default]
@@ -296,7 +294,7 @@ pub struct Mmc4Spec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("has(self.folder) != has(self.shards)", "exactly one of folder and shards must be given"),
-    validation = Rule::new("has(self.folder) || self.layout == 'flat'")
+    validation = Rule::new("has(self.folder) || self.layout == 'Flat'")
         .message("must be left out with shards")
         .field_path(".layout"),
 )]
@@ -317,7 +315,6 @@ pub struct Mmc4ImagesSpec {
 
 /// How the images of MMC4 lie in their folder.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub enum Mmc4LayoutSpec {
     /// `FOLDER/NAME`, as the released code reads them.
     #[default]
@@ -362,7 +359,6 @@ fn default_split() -> bool {
 
 /// Which dot of a file's name ends the sample's name.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub enum KeySeparatorSpec {
     /// The first.
     #[default]

@@ -57,7 +57,7 @@ pub struct ModelSpec {
     /// Recompute each block's activations in the backward pass instead of keeping them: less memory, more time, the same result.
     #[serde(default)]
     pub activation_checkpointing: bool,
-    /// Arithmetic of matrix products: `float32`, or `bfloat16` with parameters and moments in float32. Norms, similarities and losses are
+    /// Arithmetic of matrix products: `Float32`, or `Bfloat16` with parameters and moments in float32. Norms, similarities and losses are
     /// float32 in every case.
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
@@ -214,7 +214,6 @@ pub struct ClipObjectiveSpec {}
 
 /// Arithmetic of matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
 pub enum PrecisionSpec {
     /// IEEE single precision throughout.
     #[default]

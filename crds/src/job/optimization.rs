@@ -20,11 +20,11 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(self.exact) || self.globalBatchSize % self.exact.virtualShards == 0")
         .message("must be a multiple of optimization.exact.virtualShards (the default is 8)")
         .field_path(".globalBatchSize"),
-    validation = Rule::new("!has(self.exact) || self.normalization == 'global'")
-        .message("must be global when optimization.exact is given")
+    validation = Rule::new("!has(self.exact) || self.normalization == 'Global'")
+        .message("must be Global when optimization.exact is given")
         .field_path(".normalization"),
-    validation = Rule::new("!has(self.exact) || self.gradientCompression == 'none'")
-        .message("must be none when optimization.exact is given")
+    validation = Rule::new("!has(self.exact) || self.gradientCompression == 'None'")
+        .message("must be None when optimization.exact is given")
         .field_path(".gradientCompression"),
     validation = Rule::new("has(self.exact) == has(oldSelf.exact) && (!has(self.exact) || self.exact == oldSelf.exact)")
         .message("must not change after the job was created")
@@ -68,8 +68,8 @@ pub struct OptimizationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1e-9, max = 1e9))]
     pub gradient_clip: Option<f64>,
-    /// How losses are averaged over the members: `global`, by the counts of the whole global batch, so that the result does not depend on
-    /// the number of members; or `perRank`, by each member's own counts and then the mean over members, as the released code does.
+    /// How losses are averaged over the members: `Global`, by the counts of the whole global batch, so that the result does not depend on
+    /// the number of members; or `PerRank`, by each member's own counts and then the mean over members, as the released code does.
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
     pub normalization: NormalizationSpec,
@@ -78,7 +78,7 @@ pub struct OptimizationSpec {
     /// on the processor's or GPU's type and on the program's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact: Option<ExactSpec>,
-    /// How gradients travel between the members: `none`, as they are; or `bf16`, rounded to 16 bits, which halves what the network carries
+    /// How gradients travel between the members: `None`, as they are; or `Bf16`, rounded to 16 bits, which halves what the network carries
     /// and costs accuracy (a relative error of some thousandths in the gradient). Matters to jobs whose network is slower than their steps.
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "must not change after the job was created"))]
@@ -132,7 +132,6 @@ pub struct WarmupSpec {
 
 /// How losses are averaged over the members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
 pub enum NormalizationSpec {
     /// By the counts of the whole global batch: the result does not depend on the number of members.
     #[default]
@@ -143,7 +142,6 @@ pub enum NormalizationSpec {
 
 /// How gradients travel between the members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
 pub enum GradientCompressionSpec {
     /// As they are.
     #[default]

@@ -29,6 +29,9 @@ pub struct LCLTrainingJobStatus {
     /// The group that trains, or trained last; absent while the job is suspended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupStatus>,
+    /// What all pods of the running group have, and keep though the job or the operator changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<PinnedStatus>,
     /// Number of the newest coordinator. Written before its pod is created; every coordinator has a higher one than those before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator_epoch: Option<i64>,
@@ -77,6 +80,8 @@ pub enum JobState {
     Recovering,
     /// Its coordinator runs and cannot be reached.
     Unknown,
+    /// Its pods are going, since its group is to start again with what has changed.
+    Restarting,
     /// Its pods are going, since it is to be suspended.
     Suspending,
     /// It is suspended: no pod of it is there.
@@ -96,6 +101,7 @@ impl JobState {
             Self::Running => "Running",
             Self::Recovering => "Recovering",
             Self::Unknown => "Unknown",
+            Self::Restarting => "Restarting",
             Self::Suspending => "Suspending",
             Self::Suspended => "Suspended",
             Self::Complete => "Complete",
@@ -124,6 +130,23 @@ pub struct GroupStatus {
     pub number: i64,
     /// Its members.
     pub members: i32,
+}
+
+/// What the pods of a group have in common. A pod that is replaced gets it, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PinnedStatus {
+    /// Generation of the spec that the configuration was made from.
+    pub generation: i64,
+    /// Name of the `ConfigMap` with the trainer's configuration.
+    pub config: String,
+    /// Image of the coordinator.
+    pub coordinator_image: String,
+    /// Image of the workers.
+    pub trainer_image: String,
+    /// Cluster IP of the coordinator's Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// Pods that were replaced since the job was created, by cause.

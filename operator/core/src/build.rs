@@ -16,9 +16,9 @@ mod service_account;
 mod worker_pod;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use lcl_crds::{GROUP, KIND, VERSION};
+use lcl_crds::{GROUP, KIND, PinnedStatus, VERSION};
 
-pub use config_map::{CONFIG_FILE, build_config_map, config_map_name};
+pub use config_map::{CONFIG_FILE, SPEC_FILE, build_config_map};
 pub use coordinator_pod::{COORDINATOR_CONTAINER, COORDINATOR_PORT, EPOCH_ANNOTATION, build_coordinator_pod};
 pub use labels::{
     COORDINATOR_ROLE, JOB_NAME_LABEL, JOB_UID_LABEL, MANAGED_BY, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, worker_selector,
@@ -37,10 +37,8 @@ pub struct BuildContext {
     pub namespace: String,
     /// The job's `metadata.uid`.
     pub uid: String,
-    /// Image of the coordinator.
-    pub coordinator_image: String,
-    /// Image of the workers, unless the job's template names one.
-    pub trainer_image: String,
+    /// Images, configuration and address.
+    pub pins: PinnedStatus,
     /// `imagePullPolicy` of both; `None` leaves it to Kubernetes.
     pub image_pull_policy: Option<String>,
     /// Number of the newest incident, which new pods bear.

@@ -180,7 +180,7 @@ pub fn judge_end(pod: Option<&ObservedPod>) -> PodEnd {
     }
 }
 
-fn shorten(message: &str) -> String {
+pub(crate) fn shorten(message: &str) -> String {
     match message.char_indices().nth(LONGEST_MESSAGE) {
         Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
         None => message.to_owned(),

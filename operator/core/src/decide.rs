@@ -58,6 +58,8 @@ pub mod reason {
     pub const PERMANENT_FAILURE: &str = "PermanentFailure";
     /// As many workers are ready as the job needs at least.
     pub const PODS_READY: &str = "PodsReady";
+    /// A pod's image cannot be pulled, a Secret is missing, no node has room, …
+    pub const POD_CANNOT_START: &str = "PodCannotStart";
     /// No checkpoint was written yet.
     pub const NO_CHECKPOINT: &str = "NoCheckpoint";
     /// Checkpoints are written in time.
@@ -68,6 +70,10 @@ pub mod reason {
     pub const POD_FAILURE_POLICY: &str = "PodFailurePolicy";
     /// The job's pods are ending, since it is to be suspended.
     pub const SUSPENDING: &str = "Suspending";
+    /// The job's pods are ending, since its group is to start again with what has changed.
+    pub const SPEC_CHANGED: &str = "SpecChanged";
+    /// Pods are still there that are to be away.
+    pub const STOPPING: &str = "Stopping";
     /// The job has no pods, since it is suspended.
     pub const SUSPENDED: &str = "Suspended";
     /// The job goes on after a suspension.
@@ -181,7 +187,7 @@ pub fn decide(observed: &ObservedJob) -> Decision {
     }
     match life_cycle {
         LifeCycle::Suspended => suspension::rest(&mut draft),
-        LifeCycle::Stopping => suspension::stop(&mut draft),
+        LifeCycle::Stopping(why) => suspension::stop(&mut draft, why),
         LifeCycle::Running | LifeCycle::Finished => {
             if let Some(end) = run(&mut draft) {
                 ending::conclude(&mut draft, end);
@@ -196,6 +202,7 @@ pub fn decide(observed: &ObservedJob) -> Decision {
 fn run(draft: &mut Draft) -> Option<ending::End> {
     suspension::resume(draft);
     draft.status.start_time.get_or_insert(Time(draft.observed.now));
+    draft.pin();
     if let Some(end) = ending::find_deadline(draft) {
         return Some(end);
     }

@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod},
     jiff::{SignedDuration, Timestamp},
 };
-use lcl_crds::{LCLTrainingJobStatus, WORKER_CONTAINER};
+use lcl_crds::{LCLTrainingJobStatus, PinnedStatus, WORKER_CONTAINER};
 
 use crate::{
     ValidatedJob,
@@ -31,6 +31,10 @@ pub struct ObservedJob<'a> {
     pub pods: &'a BTreeMap<String, Arc<ObservedPod>>,
     /// What the coordinator says.
     pub link: &'a Link,
+    /// What a group that starts now would have.
+    pub offer: &'a PinnedStatus,
+    /// In what the job differs from what its group was started with, as a field of the spec or in words.
+    pub change: Option<&'a str>,
     /// An epoch that is written to the status, and of which it is certain that no coordinator has got it.
     pub unused_epoch: Option<i64>,
     /// How long what was waited for at the look before has been: measured here, so that no other machine's clock, and no step of our own,
@@ -220,8 +224,21 @@ pub struct ObservedPod {
     pub disruption: Option<(String, String)>,
     /// Type and status of all its conditions, once it ends.
     pub conditions: Vec<(String, String)>,
+    /// Why it does not start.
+    pub obstacle: Option<Obstacle>,
     /// How it ended.
     pub end: Option<ObservedEnd>,
+}
+
+/// Why a pod does not start. Worded so that it stays the same for as long as the reason does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The container, unless it is about the pod as a whole.
+    pub container: Option<String>,
+    /// Reason as Kubernetes gives it, such as `ImagePullBackOff` or Unschedulable.
+    pub reason: String,
+    /// What Kubernetes says.
+    pub message: String,
 }
 
 /// How a pod's main container, or the pod itself, ended.
@@ -270,9 +287,37 @@ impl ObservedPod {
                 .filter(|_| end.is_some() || is_deleted)
                 .map(|condition| (condition.type_.clone(), condition.status.clone()))
                 .collect(),
+            obstacle: if end.is_none() && !is_deleted { read_obstacle(pod) } else { None },
             end,
         })
     }
+}
+
+/// What a container waits for while all goes well.
+const ON_THE_WAY: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+
+fn read_obstacle(pod: &Pod) -> Option<Obstacle> {
+    let status = pod.status.as_ref()?;
+    let unscheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    if let Some(condition) = unscheduled {
+        let reason = condition.reason.clone().unwrap_or_default();
+        return Some(Obstacle { container: None, reason, message: condition.message.clone().unwrap_or_default() });
+    }
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    containers.into_iter().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref().filter(|reason| !ON_THE_WAY.contains(reason))?;
+        let message = waiting.message.as_deref().unwrap_or_default();
+        // The kubelet says by turns that a pull has failed and that it waits before the next, and how long it waits.
+        let (reason, message) = match reason {
+            "ErrImagePull" | "ImagePullBackOff" => {
+                ("ImagePullBackOff", message.split_once("ErrImagePull: ").map_or(message, |(_, message)| message))
+            }
+            "CrashLoopBackOff" => (reason, "it ends again and again"),
+            _ => (reason, message),
+        };
+        Some(Obstacle { container: Some(container.name.clone()), reason: reason.to_owned(), message: message.to_owned() })
+    })
 }
 
 fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {

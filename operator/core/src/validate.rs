@@ -65,6 +65,17 @@ pub fn validate_change(manifest: &Value, stored: &Value) -> Result<ValidatedJob,
     check(manifest, Some(stored))
 }
 
+/// Reads a job without asking whether it keeps the rules: one that was stored, and runs, under other rules than these.
+pub fn read_unchecked(manifest: &Value) -> Result<ValidatedJob, FieldErrors> {
+    read(complete(manifest))
+}
+
+fn read(complete: Value) -> Result<ValidatedJob, FieldErrors> {
+    let job: LCLTrainingJob =
+        serde_json::from_value(complete).map_err(|source| FieldErrors::from(vec![FieldError::new("spec", None, source.to_string())]))?;
+    ValidatedJob::new(job).map_err(|error| FieldErrors::from(vec![error]))
+}
+
 fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, FieldErrors> {
     let mut errors = Vec::new();
     check_envelope(manifest, &mut errors);
@@ -89,13 +100,11 @@ fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, Field
     if !errors.is_empty() {
         return Err(FieldErrors::from(errors));
     }
-    let job: LCLTrainingJob =
-        serde_json::from_value(complete).map_err(|source| FieldErrors::from(vec![FieldError::new("spec", None, source.to_string())]))?;
-    ValidatedJob::new(job).map_err(|error| FieldErrors::from(vec![error]))
+    read(complete)
 }
 
 /// The object as the API server sees it when it evaluates the rules: defaults filled in, numbers of the schema's kind, no status.
-fn complete(manifest: &Value) -> Value {
+pub(crate) fn complete(manifest: &Value) -> Value {
     let mut object = apply_defaults(&SCHEMA, manifest);
     if let Some(fields) = object.as_object_mut() {
         fields.remove("status");

@@ -5,6 +5,7 @@ mod support;
 
 use std::{fs, path::PathBuf};
 
+use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
     ValidatedJob,
     build::{
@@ -17,14 +18,17 @@ use serde_json::{Value, json};
 
 use support::{assign, minimal_job};
 
-const ADDRESS: &str = "10.96.0.17:7433";
-
 fn context() -> BuildContext {
     BuildContext {
         namespace: "vision".to_owned(),
         uid: "6c1c5e0c-0000-4000-8000-000000000001".to_owned(),
-        coordinator_image: "registry.example/lcl-coordinator:1".to_owned(),
-        trainer_image: "registry.example/lcl-trainer:1".to_owned(),
+        pins: PinnedStatus {
+            generation: 1,
+            config: "CONFIG".to_owned(),
+            coordinator_image: "registry.example/lcl-coordinator:1".to_owned(),
+            trainer_image: "registry.example/lcl-trainer:1".to_owned(),
+            address: Some("10.96.0.17".to_owned()),
+        },
         image_pull_policy: None,
         incident: 3,
     }
@@ -37,7 +41,7 @@ fn valid(assignments: &str) -> ValidatedJob {
 }
 
 fn worker(assignments: &str, index: u32) -> Value {
-    serde_json::to_value(build_worker_pod(&valid(assignments), &context(), index, ADDRESS)).unwrap()
+    serde_json::to_value(build_worker_pod(&valid(assignments), &context(), index)).unwrap()
 }
 
 fn env(container: &Value, name: &str) -> Vec<Value> {
@@ -54,7 +58,7 @@ fn the_example_needs_these_objects() {
         "serviceAccount": build_service_account(&job, &context),
         "service": build_service(&job, &context),
         "coordinator": build_coordinator_pod(&job, &context, 3),
-        "worker": build_worker_pod(&job, &context, 0, ADDRESS),
+        "worker": build_worker_pod(&job, &context, 0),
     }));
 }
 

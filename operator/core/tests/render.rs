@@ -302,7 +302,7 @@ fn model() -> impl Strategy<Value = Value> {
         (real(0.0, 1e6), real(0.0, 1e6))
             .prop_map(|(generation, contrast)| { json!({ "lcl": { "generationWeight": generation, "contrastiveWeight": contrast } }) }),
     ];
-    (size, objective, real(0.0, 0.99), real(0.0, 10.0), any::<bool>(), prop::sample::select(vec!["float32", "bfloat16"])).prop_map(
+    (size, objective, real(0.0, 0.99), real(0.0, 10.0), any::<bool>(), prop::sample::select(vec!["Float32", "Bfloat16"])).prop_map(
         |((size, value), objective, drop_path, layer_scale, checkpointing, precision)| {
             json!({
                 size: value, "objective": objective, "dropPath": drop_path, "layerScale": layer_scale,
@@ -315,14 +315,14 @@ fn model() -> impl Strategy<Value = Value> {
 fn optimization() -> impl Strategy<Value = Value> {
     let sizes = (whole(1, 1_000_000_000_000), whole(1, 16_777_216), whole(1, 16_777_216), prop_oneof![Just(0), Just(1), 0..=10_000i64]);
     let constants = (real(1e-12, 10.0), real(0.0, 10.0), real(0.0, 0.999_999_999), real(1e-16, 1.0), real(1e-9, 1e9));
-    let rest = (whole(0, i64::MAX), whole(1, 1_000_000), any::<bool>(), any::<bool>(), prop::sample::select(vec!["none", "bf16"]));
+    let rest = (whole(0, i64::MAX), whole(1, 1_000_000), any::<bool>(), any::<bool>(), prop::sample::select(vec!["None", "Bf16"]));
     (sizes, constants, rest).prop_map(
         |((steps, batch, micro, warmup), (rate, decay, beta, epsilon, clip), (seed, skips, is_cosine, per_rank, compression))| {
             let kind = if is_cosine { "cosine" } else { "constant" };
             json!({
                 "steps": steps, "globalBatchSize": batch, "microBatchSize": micro, "learningRate": rate, "weightDecay": decay,
                 "betas": [beta, beta], "epsilon": epsilon, "gradientClip": clip, "schedule": { kind: { "warmupSteps": warmup } },
-                "normalization": if per_rank { "perRank" } else { "global" }, "gradientCompression": compression, "seed": seed,
+                "normalization": if per_rank { "PerRank" } else { "Global" }, "gradientCompression": compression, "seed": seed,
                 "maxConsecutiveSkippedSteps": skips,
             })
         },

@@ -245,7 +245,11 @@ impl Operator {
         let log = folder.join(format!("operator-{}.log", fs::read_dir(folder)?.count()));
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", installed.operators_kubeconfig()?)
-            .args(["--coordinator-image=coordinator", "--trainer-image=trainer", "--log-format=json"])
+            .args(["--coordinator-image=coordinator", "--trainer-image=trainer"].iter().filter(|own| {
+                let name = own.split_once('=').map_or("", |(name, _)| name);
+                !arguments.iter().any(|given| given.starts_with(name))
+            }))
+            .arg("--log-format=json")
             .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0", "--insecure"])
             .args(arguments)
             .stdin(Stdio::null())

@@ -109,13 +109,13 @@ impl TrainerConfig {
                 o.normalization == Normalization::Global,
                 "optimization.normalization",
                 o.normalization,
-                "must be global when spec.optimization.exact is given",
+                "must be Global when spec.optimization.exact is given",
             )?;
             require(
                 o.gradient_compression == GradientCompression::None,
                 "optimization.gradientCompression",
                 o.gradient_compression,
-                "must be none when spec.optimization.exact is given",
+                "must be None when spec.optimization.exact is given",
             )?;
         }
         // Only what somebody wrote can be wrong, and it is called what the manifest calls it.

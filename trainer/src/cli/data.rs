@@ -58,7 +58,7 @@ pub struct DataArgs {
 pub enum SourceArg {
     /// Image-text pairs in tar shards.
     Webdataset,
-    /// Documents in tar shards, as `data convert` writes them (layout: documents in a manifest).
+    /// Documents in tar shards, as `data convert` writes them (layout: Documents in a manifest).
     Documents,
     /// MMC4 as it is published: JSON lines, zipped or not.
     Mmc4,
@@ -72,7 +72,7 @@ pub enum ImagesLayout {
     /// FOLDER/NAME.
     Flat,
     /// FOLDER/SHARD/NAME, with the number of the shard.
-    #[value(alias = "byShard")]
+    #[value(aliases = ["byShard", "ByShard"])]
     ByShard,
 }
 

@@ -95,7 +95,7 @@ pub(super) enum ResizeError {
         most: u64,
     },
     /// The result depends on the number of members.
-    #[error("spec.optimization.normalization is perRank, so the result depends on the number of members: it stays as it is")]
+    #[error("spec.optimization.normalization is PerRank, so the result depends on the number of members: it stays as it is")]
     Fixed,
     /// No worker is called that.
     #[error("no worker of this run is called {worker}: there are {known}")]

@@ -9,6 +9,7 @@ use crate::{
     build::{BuildContext, labels::COORDINATOR_ROLE, metadata, worker_pod::CACHE_FOLDER},
     job::ValidatedJob,
     paths::PathMapping,
+    pins::pinned_spec,
     render::{Surroundings, render_trainer_config},
 };
 
@@ -18,13 +19,11 @@ pub const CONFIG_FILE: &str = "trainer-config.json";
 /// Threads that read and decode in a worker whose job does not say.
 const DATA_THREADS: usize = 4;
 
-/// `<job>-config`.
-#[must_use]
-pub fn config_map_name(job: &ValidatedJob) -> String {
-    format!("{}-config", job.name())
-}
+/// Key of the parts of the spec that it was made from.
+pub const SPEC_FILE: &str = "spec.json";
 
-/// `<job>-config`. Changes of the job that running pods may follow (steps, schedule) change it; each worker reads it when it starts.
+/// The configuration of one group, under the name that is pinned: it never changes, so that a worker that is replaced reads what the others
+/// have read.
 #[must_use]
 pub fn build_config_map(job: &ValidatedJob, context: &BuildContext) -> ConfigMap {
     let surroundings = Surroundings {
@@ -36,9 +35,11 @@ pub fn build_config_map(job: &ValidatedJob, context: &BuildContext) -> ConfigMap
     };
     // A configuration is numbers, texts and lists: it always has a JSON form.
     let json = serde_json::to_string_pretty(&render_trainer_config(job, &surroundings)).unwrap_or_default();
+    let data = [(CONFIG_FILE.to_owned(), json), (SPEC_FILE.to_owned(), pinned_spec(job).to_string())];
     ConfigMap {
-        metadata: metadata(job, context, config_map_name(job), COORDINATOR_ROLE),
-        data: Some(BTreeMap::from([(CONFIG_FILE.to_owned(), json)])),
+        metadata: metadata(job, context, context.pins.config.clone(), COORDINATOR_ROLE),
+        data: Some(BTreeMap::from(data)),
+        immutable: Some(true),
         ..ConfigMap::default()
     }
 }

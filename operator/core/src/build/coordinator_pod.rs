@@ -35,7 +35,7 @@ const METRICS_PORT: i32 = 8080;
 pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: u64) -> Pod {
     let mut container = Container {
         name: COORDINATOR_CONTAINER.to_owned(),
-        image: Some(context.coordinator_image.clone()),
+        image: Some(context.pins.coordinator_image.clone()),
         image_pull_policy: context.image_pull_policy.clone(),
         ports: Some([("grpc", COORDINATOR_PORT), ("metrics", METRICS_PORT)].map(port).into()),
         readiness_probe: Some(Probe {

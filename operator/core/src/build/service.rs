@@ -35,6 +35,8 @@ pub fn build_service(job: &ValidatedJob, context: &BuildContext) -> Service {
     Service {
         metadata: metadata(job, context, coordinator_name(job), COORDINATOR_ROLE),
         spec: Some(ServiceSpec {
+            // Made anew it has the address again that the workers know.
+            cluster_ip: context.pins.address.clone(),
             type_: Some("ClusterIP".to_owned()),
             publish_not_ready_addresses: Some(true),
             selector: Some(selector),

@@ -11,8 +11,8 @@ use lcl_trainer_config::{CACHE_BYTES, ShardEntry, is_object_uri};
 
 use crate::{
     build::{
-        BuildContext, INCIDENT_ANNOTATION,
-        config_map::{CONFIG_FILE, config_map_name},
+        BuildContext, COORDINATOR_PORT, INCIDENT_ANNOTATION,
+        config_map::CONFIG_FILE,
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
         metadata,
         pod_defaults::{container_security, fill_pod, set_env, set_env_from_field, set_env_unless_given},
@@ -51,9 +51,9 @@ pub fn worker_pod_name(job: &ValidatedJob, index: u32) -> String {
     format!("{}{WORKER_INFIX}{index}", job.name())
 }
 
-/// The pod of worker `index`, which finds the coordinator at `address` (an IP and a port). The same for every size of the world, so that scaling touches no pod that stays.
+/// The pod of worker `index`. The same for every size of the world, so that scaling touches no pod that stays.
 #[must_use]
-pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32, address: &str) -> Pod {
+pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
     let template = job.spec().workers.template.clone().unwrap_or_default();
     let mut pod_metadata = metadata(job, context, worker_pod_name(job, index), WORKER_ROLE);
     let given = template.metadata.unwrap_or_default();
@@ -74,19 +74,19 @@ pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32, 
     let mut spec = template.spec.unwrap_or_default();
     let position = spec.containers.iter().position(|container| container.name == WORKER_CONTAINER);
     let mut container = position.map_or_else(Container::default, |position| spec.containers.remove(position));
-    fill_worker(&mut container, job, context, index, address);
+    fill_worker(&mut container, job, context, index);
     // First, so that `kubectl logs` and `exec` take it without being told.
     spec.containers.insert(0, container);
-    add_volumes(&mut spec, job);
+    add_volumes(&mut spec, job, context);
     spec.hostname.get_or_insert_with(|| worker_pod_name(job, index));
     spec.termination_grace_period_seconds = Some(worker_grace_seconds(job));
     fill_pod(&mut spec, service_account_name(job));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
 }
 
-fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildContext, index: u32, address: &str) {
+fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildContext, index: u32) {
     WORKER_CONTAINER.clone_into(&mut container.name);
-    container.image.get_or_insert_with(|| context.trainer_image.clone());
+    container.image = Some(context.pins.trainer_image.clone());
     if container.image_pull_policy.is_none() {
         container.image_pull_policy.clone_from(&context.image_pull_policy);
     }
@@ -110,7 +110,7 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     set_env(container, "LCL_JOB", job.name());
     set_env(container, "LCL_JOB_UID", &context.uid);
     set_env(container, "LCL_CONFIG", &format!("{CONFIG_FOLDER}/{CONFIG_FILE}"));
-    set_env(container, "LCL_COORDINATOR", address);
+    set_env(container, "LCL_COORDINATOR", &coordinator_address(context));
     set_env(container, "LCL_WORKER", &worker_pod_name(job, index));
     set_env(container, "LCL_WORKER_INDEX", &index.to_string());
     set_env(container, "LCL_MEMBERS_PER_WORKER", &job.members_per_worker().to_string());
@@ -122,6 +122,12 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     // Until there are certificates.
     set_env(container, "LCL_INSECURE", "true");
     set_env(container, "LCL_LOG_FORMAT", "json");
+}
+
+/// An IP and a port: no DNS is needed.
+fn coordinator_address(context: &BuildContext) -> String {
+    let ip = context.pins.address.as_deref().unwrap_or_default();
+    if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") }
 }
 
 /// The processors that were asked for, shared out among the members: a node shows every container all of its processors, and members that
@@ -138,10 +144,10 @@ fn has_cache_volume(job: &ValidatedJob) -> bool {
     !is_given && (has_index || job.source().lists().iter().any(|(_, list)| list.iter().any(is_object)))
 }
 
-fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob) {
+fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob, context: &BuildContext) {
     let config = Volume {
         name: CONFIG_VOLUME.to_owned(),
-        config_map: Some(ConfigMapVolumeSource { name: config_map_name(job), ..ConfigMapVolumeSource::default() }),
+        config_map: Some(ConfigMapVolumeSource { name: context.pins.config.clone(), ..ConfigMapVolumeSource::default() }),
         ..Volume::default()
     };
     let empty = |name: &str, medium: Option<&str>, limit: Option<&str>| Volume {

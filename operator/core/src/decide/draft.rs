@@ -17,6 +17,7 @@ use crate::{
     build::coordinator_name,
     cause::{PodEnd, Verdict, judge_by_policy},
     observe::{GroupStatus, Link, ObservedJob, ObservedPod, Wait},
+    pins::in_force,
 };
 
 /// Pods that are on record as being replaced at the same time. It bounds the status; further ones follow as these come back.
@@ -61,6 +62,18 @@ impl<'a> Draft<'a> {
         }
         workers.desired = desired;
         workers.selector = Some(self.observed.selector.to_owned());
+    }
+
+    /// A group that starts has what is offered; one that runs keeps what it has.
+    pub(super) fn pin(&mut self) {
+        let observed = self.observed;
+        let has_pods = observed.pods.values().any(|pod| pod.owner == observed.uid);
+        if in_force(&self.status, has_pods).is_none() {
+            self.status.pinned = Some(observed.offer.clone());
+        }
+        if let Some(pinned) = self.status.pinned.as_mut().filter(|pinned| pinned.address.is_none()) {
+            pinned.address.clone_from(&observed.offer.address);
+        }
     }
 
     pub(super) fn group(&self) -> Option<&'a GroupStatus> {

@@ -25,7 +25,9 @@ pub(super) struct End {
 /// Whether the coordinator, a pod or a rule says that the job is over. A worker returns success only when the whole job is complete.
 pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
     let complete = || End { complete: true, reason: reason::COMPLETE, message: "the last step is done".to_owned(), pod: None };
-    if matches!(observed.link, Link::Connected(group) if group.phase == GroupPhase::Complete) {
+    // A group that was started for fewer steps than the job asks for now has not done the last one.
+    let may_be_complete = observed.change.is_none();
+    if may_be_complete && matches!(observed.link, Link::Connected(group) if group.phase == GroupPhase::Complete) {
         return Some(complete());
     }
     let mut failure = None;
@@ -34,7 +36,7 @@ pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
             continue;
         }
         let end = judge_end(Some(pod));
-        if end.cause == Cause::Complete && matches!(pod.role, PodRole::Worker(_)) {
+        if may_be_complete && end.cause == Cause::Complete && matches!(pod.role, PodRole::Worker(_)) {
             return Some(complete());
         }
         let (reason, message) = match judge_by_policy(&observed.job.spec().failure_policy, Some(pod), &end) {
@@ -54,7 +56,8 @@ pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
 fn ended_by_itself(observed: &ObservedJob, name: &str, pod: &ObservedPod) -> bool {
     let is_surplus = matches!(pod.role, PodRole::Worker(index) if index >= observed.job.world().desired.unsigned_abs());
     let is_known = observed.status.replacing.iter().any(|replacing| replacing.pod == name && replacing.uid == pod.uid);
-    let is_stopping = observed.job.spec().suspend || observed.status.state == Some(JobState::Suspending);
+    let is_stopping =
+        observed.job.spec().suspend || matches!(observed.status.state, Some(JobState::Suspending | JobState::Restarting));
     !(is_surplus || is_known || is_stopping)
 }
 

@@ -12,11 +12,20 @@ pub(super) enum LifeCycle {
     Suspended,
     /// All its pods are to be there.
     Running,
-    /// Its pods are to end in order, for a suspension. Once begun this is finished, whatever the job says meanwhile: a pod that was asked to
-    /// end cannot be kept, and must not be taken for one that failed.
-    Stopping,
+    /// Its pods are to end in order. Once begun this is finished, whatever the job says meanwhile: a pod that was asked to end cannot be kept,
+    /// and must not be taken for one that failed.
+    Stopping(Why),
     /// It is complete or has failed, for good.
     Finished,
+}
+
+/// Why the pods of a job that is not over end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It is to be suspended.
+    Suspension,
+    /// Its group is to start again with what has changed.
+    Change,
 }
 
 impl LifeCycle {
@@ -25,12 +34,16 @@ impl LifeCycle {
             return Self::Finished;
         }
         let has_pods = observed.pods.values().any(|pod| pod.owner == observed.uid);
-        let is_stopping = observed.status.state == Some(JobState::Suspending);
-        match (observed.job.spec().suspend, has_pods) {
-            (true, true) => Self::Stopping,
-            (false, true) if is_stopping => Self::Stopping,
-            (true, false) => Self::Suspended,
-            (false, _) => Self::Running,
+        let begun = match observed.status.state {
+            Some(JobState::Suspending) => Some(Why::Suspension),
+            Some(JobState::Restarting) => Some(Why::Change),
+            _ => observed.change.map(|_| Why::Change),
+        };
+        match (observed.job.spec().suspend, has_pods, begun) {
+            (true, true, _) => Self::Stopping(Why::Suspension),
+            (false, true, Some(why)) => Self::Stopping(why),
+            (true, false, _) => Self::Suspended,
+            (false, ..) => Self::Running,
         }
     }
 }

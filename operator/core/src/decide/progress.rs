@@ -6,6 +6,7 @@ use lcl_crds::{GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus
 use super::{JobEvent, condition, draft::Draft, reason};
 use crate::{
     ValidatedJob,
+    cause::shorten,
     build::{coordinator_name, worker_pod_name},
     observe::{CheckpointSeen, GroupPhase, Link, SourceSeen},
 };
@@ -46,8 +47,29 @@ pub(super) fn derive(draft: &mut Draft) {
 /// Whether the fewest workers that the job trains with are ready.
 fn judge_workers(draft: &mut Draft, ready: i32) {
     let min = draft.observed.job.world().min;
-    let (value, reason) = if ready >= min { ("True", reason::PODS_READY) } else { ("False", reason::WAITING_FOR_WORKERS) };
-    draft.set(condition::PODS_READY, value, reason, &format!("{ready} workers are ready, at least {min} are needed"));
+    let message = format!("{ready} workers are ready, at least {min} are needed");
+    if ready >= min {
+        return draft.set(condition::PODS_READY, "True", reason::PODS_READY, &message);
+    }
+    match describe_obstacles(draft) {
+        Some(obstacles) => draft.set(condition::PODS_READY, "False", reason::POD_CANNOT_START, &format!("{message}; {obstacles}")),
+        None => draft.set(condition::PODS_READY, "False", reason::WAITING_FOR_WORKERS, &message),
+    }
+}
+
+/// What keeps pods of the job from starting: the first by name, and how many more there are.
+fn describe_obstacles(draft: &Draft) -> Option<String> {
+    let observed = draft.observed;
+    let ours = observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid);
+    let mut found = ours.filter_map(|(name, pod)| Some((name, pod.obstacle.as_ref()?)));
+    let (name, obstacle) = found.next()?;
+    let container = obstacle.container.as_ref().map_or_else(String::new, |container| format!("container {container}: "));
+    let more = match found.count() {
+        0 => String::new(),
+        more => format!(" (and {more} more pods)"),
+    };
+    let message = shorten(&obstacle.message);
+    Some(format!("pod {name} cannot start: {container}{}: {message}{more}", obstacle.reason))
 }
 
 /// Whether the newest checkpoint is as young as checkpoints of this job usually are.
@@ -248,6 +270,12 @@ fn describe_recovery(draft: &Draft, why: &str) -> String {
 fn set_rest(draft: &mut Draft, as_wanted: bool) {
     if as_wanted {
         draft.unset(condition::RECONCILING);
+    } else if let Some(obstacles) = describe_obstacles(draft) {
+        let is_news = !draft.observed.status.conditions.iter().any(|old| old.type_ == condition::RECONCILING && old.message == obstacles);
+        draft.set(condition::RECONCILING, "True", reason::POD_CANNOT_START, &obstacles);
+        if is_news {
+            draft.events.push(JobEvent { warning: true, reason: reason::POD_CANNOT_START, note: obstacles });
+        }
     } else {
         draft.set(condition::RECONCILING, "True", "InProgress", "not all workers train yet");
     }

@@ -1,16 +1,16 @@
-//! A job whose pods are to be away: how they end, and what the status says.
+//! A job whose pods are to be away, for good or for a moment: how they end, and what the status says.
 
 use k8s_openapi::jiff::SignedDuration;
 use lcl_crds::JobState;
 
-use super::{Action, JobEvent, condition, draft::Draft, pods, progress, reason};
+use super::{Action, JobEvent, condition, draft::Draft, life_cycle::Why, pods, progress, reason};
 use crate::{
     build::worker_grace_seconds,
     observe::{GroupPhase, Link, PodRole, Wait},
 };
 
 /// The workers write a checkpoint and end; then their pods go, and the coordinator's at last.
-pub(super) fn stop(draft: &mut Draft) {
+pub(super) fn stop(draft: &mut Draft, why: Why) {
     progress::note_progress(draft);
     let observed = draft.observed;
     let workers_are_done = stop_group(draft);
@@ -26,8 +26,19 @@ pub(super) fn stop(draft: &mut Draft) {
         }
     }
     begin_anew(draft);
-    describe(draft, JobState::Suspending, "False", reason::SUSPENDING, "the workers write a checkpoint and end");
-    draft.set(condition::RECONCILING, "True", reason::SUSPENDING, "pods are still there");
+    match why {
+        Why::Suspension => {
+            let message = "the workers write a checkpoint and end";
+            draft.set(condition::SUSPENDED, "False", reason::SUSPENDING, message);
+            describe(draft, JobState::Suspending, reason::SUSPENDING, message);
+        }
+        Why::Change => {
+            let change = observed.change.unwrap_or("the job");
+            let message = format!("{change} has changed: the workers write a checkpoint and end, and others start with it");
+            describe(draft, JobState::Restarting, reason::SPEC_CHANGED, &message);
+        }
+    }
+    draft.set(condition::RECONCILING, "True", reason::STOPPING, "pods are still there");
 }
 
 /// Nothing is there, and nothing is to be.
@@ -35,18 +46,24 @@ pub(super) fn rest(draft: &mut Draft) {
     begin_anew(draft);
     // What is told of a group is told of one that is there.
     (draft.status.group, draft.status.start_time) = (None, None);
-    describe(draft, JobState::Suspended, "True", reason::SUSPENDED, "spec.suspend is true");
+    draft.set(condition::SUSPENDED, "True", reason::SUSPENDED, "spec.suspend is true");
+    describe(draft, JobState::Suspended, reason::SUSPENDED, "spec.suspend is true");
     draft.unset(condition::RECONCILING);
     draft.unset(condition::STALLED);
 }
 
-/// The job goes on, if it was suspended.
+/// The job goes on, if its pods were to be away.
 pub(super) fn resume(draft: &mut Draft) {
-    if !matches!(draft.status.state, Some(JobState::Suspending | JobState::Suspended)) {
+    let state = draft.status.state;
+    if !matches!(state, Some(JobState::Suspending | JobState::Suspended | JobState::Restarting)) {
         return;
     }
-    (draft.status.group, draft.status.start_time) = (None, None);
+    draft.status.group = None;
     draft.status.state = Some(JobState::Pending);
+    if state == Some(JobState::Restarting) {
+        return;
+    }
+    draft.status.start_time = None;
     draft.set(condition::SUSPENDED, "False", reason::RESUMED, "spec.suspend is false");
     draft.events.push(JobEvent { warning: false, reason: reason::RESUMED, note: "its pods are created".to_owned() });
 }
@@ -89,12 +106,11 @@ fn begin_anew(draft: &mut Draft) {
     }
 }
 
-fn describe(draft: &mut Draft, state: JobState, is_suspended: &str, reason: &'static str, message: &str) {
+fn describe(draft: &mut Draft, state: JobState, reason: &'static str, message: &str) {
     if draft.observed.status.state != Some(state) {
         draft.events.push(JobEvent { warning: false, reason, note: message.to_owned() });
     }
     draft.status.state = Some(state);
-    draft.set(condition::SUSPENDED, is_suspended, reason, message);
     draft.set(condition::RUNNING, "False", reason, message);
     draft.set(condition::RECOVERING, "False", reason, message);
     draft.set(condition::PODS_READY, "False", reason, message);

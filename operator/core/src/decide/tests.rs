@@ -4,6 +4,7 @@ mod conditions;
 mod ending;
 mod failures;
 mod histories;
+mod pins;
 #[path = "../../tests/support/jobs.rs"]
 mod jobs;
 mod scaling;

@@ -104,3 +104,34 @@ fn a_pod_that_is_being_deleted_is_known_by_the_time_it_was_given_and_not_by_the_
     assert_eq!(deleted(json!(0)), Some(SignedDuration::ZERO));
     assert_eq!(deleted(Value::Null), Some(GRACE));
 }
+
+#[test]
+fn what_keeps_a_pod_from_starting_reads_the_same_while_the_reason_is_the_same() {
+    let waiting = |name: &str, reason: &str, message: &str| {
+        json!({ "name": name, "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": { "waiting": { "reason": reason, "message": message } } })
+    };
+    let obstacle = |status: Value| read("worker", &status).unwrap().obstacle.map(|it| (it.container, it.reason, it.message));
+    let expected = |container: Option<&str>, reason: &str, message: &str| {
+        Some((container.map(str::to_owned), reason.to_owned(), message.to_owned()))
+    };
+    let pulls = [
+        waiting("worker", "ErrImagePull", "registry.example/a: not found"),
+        waiting("worker", "ImagePullBackOff", "Back-off pulling image \"registry.example/a\": ErrImagePull: registry.example/a: not found"),
+    ];
+    for pull in pulls {
+        let found = obstacle(json!({ "phase": "Pending", "containerStatuses": [pull] }));
+        assert_eq!(found, expected(Some("worker"), "ImagePullBackOff", "registry.example/a: not found"));
+    }
+    let missing = waiting("worker", "CreateContainerConfigError", "secret \"keys\" not found");
+    let found = obstacle(json!({ "phase": "Pending", "containerStatuses": [running("proxy"), missing] }));
+    assert_eq!(found, expected(Some("worker"), "CreateContainerConfigError", "secret \"keys\" not found"));
+    let init = waiting("fetch", "CrashLoopBackOff", "back-off 20s restarting failed container");
+    let status = json!({ "initContainerStatuses": [init], "containerStatuses": [waiting("worker", "PodInitializing", "")] });
+    assert_eq!(obstacle(status), expected(Some("fetch"), "CrashLoopBackOff", "it ends again and again"));
+    let unschedulable = json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available" });
+    let found = obstacle(json!({ "phase": "Pending", "conditions": [unschedulable] }));
+    assert_eq!(found, expected(None, "Unschedulable", "0/3 nodes are available"));
+    assert_eq!(obstacle(json!({ "phase": "Pending", "containerStatuses": [waiting("worker", "ContainerCreating", "")] })), None);
+    assert_eq!(obstacle(json!({ "phase": "Running", "containerStatuses": [running("worker")] })), None);
+}

@@ -106,7 +106,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.model.dropPath = 1.0", "spec.model.dropPath", "must be at most 0.99"),
     ("spec.model.dropPath = -0.1", "spec.model.dropPath", "must be at least 0"),
     ("spec.model.layerScale = -1e-5", "spec.model.layerScale", "must be at least 0"),
-    ("spec.model.precision = 'float16'", "spec.model.precision", "must be one of float32, bfloat16"),
+    ("spec.model.precision = 'float16'", "spec.model.precision", "must be one of Float32, Bfloat16"),
     ("spec.model.activationCheckpointing = 'yes'", "spec.model.activationCheckpointing", "must be true or false"),
     ("spec.model.objective = {}", "spec.model.objective", "exactly one of lcl and clip must be given"),
     ("spec.model.objective = {'lcl': {}, 'clip': {}}", "spec.model.objective", "exactly one of lcl and clip must be given"),
@@ -133,7 +133,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "exactly one of folder and shards must be given",
     ),
     (
-        mmc4!("'shards': ['/m.jsonl'], 'images': {'shards': ['/i.tar'], 'layout': 'byShard'}"),
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'shards': ['/i.tar'], 'layout': 'ByShard'}"),
         "spec.data.mmc4.images.layout",
         "must be left out with shards",
     ),
@@ -146,7 +146,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ),
     (
         mixture!(
-            "{'name': 'a', 'mmc4': {'shards': ['/m.jsonl'], 'images': {'shards': ['/i.tar'], 'layout': 'byShard'}}}, {'name': 'b', 'webdataset': {'shards': ['/b']}}"
+            "{'name': 'a', 'mmc4': {'shards': ['/m.jsonl'], 'images': {'shards': ['/i.tar'], 'layout': 'ByShard'}}}, {'name': 'b', 'webdataset': {'shards': ['/b']}}"
         ),
         "spec.data.mixture.sources[0].mmc4.images.layout",
         "must be left out with shards",
@@ -157,7 +157,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     (
         mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i', 'layout': 'tree'}"),
         "spec.data.mmc4.images.layout",
-        "must be one of flat, byShard",
+        "must be one of Flat, ByShard",
     ),
     (
         mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}, 'minSimilarity': 1.5"),
@@ -207,19 +207,19 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ),
     (
         mixture!(
-            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'captionKeys': ['en.txt'], 'keySeparator': 'lastDot'}}, \
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'captionKeys': ['en.txt'], 'keySeparator': 'LastDot'}}, \
              {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
         ),
         "spec.data.mixture.sources[0].webdataset.captionKeys",
-        "must hold no dot when keySeparator is lastDot",
+        "must hold no dot when keySeparator is LastDot",
     ),
     (
         mixture!(
-            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'imageKeys': ['seg.png'], 'keySeparator': 'lastDot'}}, \
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'imageKeys': ['seg.png'], 'keySeparator': 'LastDot'}}, \
              {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
         ),
         "spec.data.mixture.sources[0].webdataset.imageKeys",
-        "must hold no dot when keySeparator is lastDot",
+        "must hold no dot when keySeparator is LastDot",
     ),
     (
         concat!(
@@ -253,14 +253,14 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.data.webdataset.captionKeys = ['txt,caption']", "spec.data.webdataset.captionKeys[0]", "such as jpg or seg.png"),
     ("spec.data.webdataset.captionKeys = ['json', 'png']", "spec.data.webdataset.captionKeys", "must not share a key with imageKeys"),
     (
-        "spec.data.webdataset.imageKeys = ['seg.png']; spec.data.webdataset.keySeparator = 'lastDot'",
+        "spec.data.webdataset.imageKeys = ['seg.png']; spec.data.webdataset.keySeparator = 'LastDot'",
         "spec.data.webdataset.imageKeys",
-        "must hold no dot when keySeparator is lastDot",
+        "must hold no dot when keySeparator is LastDot",
     ),
     (
-        "spec.data.webdataset.captionKeys = ['en.txt']; spec.data.webdataset.keySeparator = 'lastDot'",
+        "spec.data.webdataset.captionKeys = ['en.txt']; spec.data.webdataset.keySeparator = 'LastDot'",
         "spec.data.webdataset.captionKeys",
-        "must hold no dot when keySeparator is lastDot",
+        "must hold no dot when keySeparator is LastDot",
     ),
     (
         "spec.data.webdataset.captions = [{'key': 'txt'}]; spec.data.webdataset.captionKeys = ['caption']",
@@ -288,9 +288,9 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "must not come from json when imageKeys has that key",
     ),
     (
-        "spec.data.webdataset.captions = [{'key': 'en.txt'}]; spec.data.webdataset.keySeparator = 'lastDot'",
+        "spec.data.webdataset.captions = [{'key': 'en.txt'}]; spec.data.webdataset.keySeparator = 'LastDot'",
         "spec.data.webdataset.captions",
-        "must hold no dot when keySeparator is lastDot",
+        "must hold no dot when keySeparator is LastDot",
     ),
     (
         mixed_pairs!("'captionKeys': ['a'], 'captions': [{'key': 'txt'}]"),
@@ -305,7 +305,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "must not come from json",
     ),
     (
-        mixed_pairs!("'captions': [{'key': 'en.txt'}], 'keySeparator': 'lastDot'"),
+        mixed_pairs!("'captions': [{'key': 'en.txt'}], 'keySeparator': 'LastDot'"),
         "spec.data.mixture.sources[0].webdataset.captions",
         "must hold no dot",
     ),
@@ -317,67 +317,67 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     (mixed_pairs!("'filter': 'true'"), "spec.data.mixture.sources[0].webdataset.filter", "must name a field of the sample's json"),
     (
         mixture!(
-            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'layout': 'documents', 'keySeparator': 'lastDot'}}, \
+            "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'layout': 'Documents', 'keySeparator': 'LastDot'}}, \
              {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
         ),
         "spec.data.mixture.sources[0].webdataset.keySeparator",
-        "must be firstDot when layout is documents",
+        "must be FirstDot when layout is Documents",
     ),
     (
         mixture!(
             "{'name': 'a', 'webdataset': {'shards': ['/a.tar'], 'maxImages': 6}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"
         ),
         "spec.data.mixture.sources[0].webdataset.maxImages",
-        "must not be given when layout is pairs",
+        "must not be given when layout is Pairs",
     ),
     ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of pairs, documents"),
     (
-        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.filter = 'width > 9'",
+        "spec.data.webdataset.layout = 'Documents'; spec.data.webdataset.filter = 'width > 9'",
         "spec.data.webdataset.filter",
-        "must not be given when layout is documents",
+        "must not be given when layout is Documents",
     ),
     (
-        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.captions = [{'key': 'txt'}]",
+        "spec.data.webdataset.layout = 'Documents'; spec.data.webdataset.captions = [{'key': 'txt'}]",
         "spec.data.webdataset.captions",
-        "must not be given when layout is documents",
+        "must not be given when layout is Documents",
     ),
     (
-        mixed_pairs!("'layout': 'documents', 'filter': 'width > 9'"),
+        mixed_pairs!("'layout': 'Documents', 'filter': 'width > 9'"),
         "spec.data.mixture.sources[0].webdataset.filter",
-        "must not be given when layout is documents",
+        "must not be given when layout is Documents",
     ),
     (
-        mixed_pairs!("'layout': 'documents', 'captions': [{'key': 'txt'}]"),
+        mixed_pairs!("'layout': 'Documents', 'captions': [{'key': 'txt'}]"),
         "spec.data.mixture.sources[0].webdataset.captions",
-        "must not be given when layout is documents",
+        "must not be given when layout is Documents",
     ),
     (
-        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.keySeparator = 'lastDot'",
+        "spec.data.webdataset.layout = 'Documents'; spec.data.webdataset.keySeparator = 'LastDot'",
         "spec.data.webdataset.keySeparator",
-        "must be firstDot when layout is documents",
+        "must be FirstDot when layout is Documents",
     ),
-    ("spec.data.webdataset.maxImages = 6", "spec.data.webdataset.maxImages", "must not be given when layout is pairs"),
+    ("spec.data.webdataset.maxImages = 6", "spec.data.webdataset.maxImages", "must not be given when layout is Pairs"),
     (
-        "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.maxImages = 0",
+        "spec.data.webdataset.layout = 'Documents'; spec.data.webdataset.maxImages = 0",
         "spec.data.webdataset.maxImages",
         "must be at least 1",
     ),
     (
-        "spec.data.webdataset.layout = 'documents'; spec.model.objective = {'clip': {}}",
+        "spec.data.webdataset.layout = 'Documents'; spec.model.objective = {'clip': {}}",
         "spec.model.objective",
         "must be lcl when the data are documents",
     ),
     (
         concat!(
             mixture!(
-                "{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b'], 'layout': 'documents'}}"
+                "{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b'], 'layout': 'Documents'}}"
             ),
             "; spec.model.objective = {'clip': {}}"
         ),
         "spec.model.objective",
         "must be lcl when the data are documents",
     ),
-    ("spec.data.webdataset.keySeparator = 'middle'", "spec.data.webdataset.keySeparator", "must be one of firstDot, lastDot"),
+    ("spec.data.webdataset.keySeparator = 'middle'", "spec.data.webdataset.keySeparator", "must be one of FirstDot, LastDot"),
     ("spec.data.indexPath = 'index'", "spec.data.indexPath", "must be an absolute path"),
     ("spec.data.indexPath = 'ftp://a/b'", "spec.data.indexPath", "or a URI such as s3://bucket/a.tar"),
     ("spec.data.webdataset.shards = ['s3://bucket']", "spec.data.webdataset.shards[0]", "or a URI such as s3://bucket/a.tar"),
@@ -422,7 +422,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ),
     ("spec.optimization.schedule.constant.warmupSteps = -1", "spec.optimization.schedule.constant.warmupSteps", "at least 0"),
     ("spec.optimization.gradientClip = 0", "spec.optimization.gradientClip", "must be at least"),
-    ("spec.optimization.normalization = 'local'", "spec.optimization.normalization", "must be one of global, perRank"),
+    ("spec.optimization.normalization = 'local'", "spec.optimization.normalization", "must be one of Global, PerRank"),
     ("spec.optimization.seed = -1", "spec.optimization.seed", "must be at least 0"),
     ("spec.optimization.seed = 9223372036854775808", "spec.optimization.seed", "must be a whole number below 2^63"),
     ("spec.optimization.maxConsecutiveSkippedSteps = 0", "spec.optimization.maxConsecutiveSkippedSteps", "must be at least 1"),
@@ -458,12 +458,12 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.timeouts = {'stallSeconds': 9}", "spec.timeouts.stallSeconds", "must be at least 10"),
     ("spec.timeouts = {'formationWaitSeconds': 0}", "spec.timeouts.formationWaitSeconds", "must be at least 1"),
     (
-        "spec.optimization.normalization = 'perRank'; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}",
+        "spec.optimization.normalization = 'PerRank'; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}",
         "spec.optimization.normalization",
         "elastic.minWorkers and elastic.maxWorkers must be equal",
     ),
     (
-        "spec.optimization.normalization = 'perRank'; spec.workers.replicas = 3",
+        "spec.optimization.normalization = 'PerRank'; spec.workers.replicas = 3",
         "spec.optimization.globalBatchSize",
         "must be a multiple of workers times membersPerWorker",
     ),
@@ -474,16 +474,16 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ),
     ("spec.optimization.exact = {}; spec.optimization.globalBatchSize = 12", "spec.optimization.globalBatchSize", "the default is 8"),
     (
-        "spec.optimization.exact = {}; spec.optimization.normalization = 'perRank'",
+        "spec.optimization.exact = {}; spec.optimization.normalization = 'PerRank'",
         "spec.optimization.normalization",
-        "must be global when optimization.exact is given",
+        "must be Global when optimization.exact is given",
     ),
     (
-        "spec.optimization.exact = {}; spec.optimization.gradientCompression = 'bf16'",
+        "spec.optimization.exact = {}; spec.optimization.gradientCompression = 'Bf16'",
         "spec.optimization.gradientCompression",
-        "must be none when optimization.exact is given",
+        "must be None when optimization.exact is given",
     ),
-    ("spec.optimization.gradientCompression = 'fp8'", "spec.optimization.gradientCompression", "must be one of none, bf16"),
+    ("spec.optimization.gradientCompression = 'fp8'", "spec.optimization.gradientCompression", "must be one of None, Bf16"),
     (
         "spec.optimization.exact = {'virtualShards': 4}; spec.workers.replicas = 5",
         "spec.optimization.exact.virtualShards",
@@ -644,7 +644,7 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.model.preset = 'vit-l-14-laion'",
     "spec.model.dropPath = 0.99; spec.model.layerScale = 0",
     "spec.model.dropPath = 0",
-    "spec.model.precision = 'bfloat16'",
+    "spec.model.precision = 'Bfloat16'",
     "spec.model.objective = {'clip': {}}",
     "spec.model.objective = {'lcl': {}}",
     "spec.model.objective = {'lcl': {'generationWeight': 0}}",
@@ -653,7 +653,7 @@ pub(crate) const KEPT: &[&str] = &[
     // A 16-pixel image in patches of 8 is 4 tokens: 9 are enough, 8 are not.
     text_shape!("'contextLength': 9"),
     mmc4!(
-        "'shards': ['/m/docs_no_face_shard_{0..23098}_v2.jsonl.zip'], 'images': {'folder': '/i', 'layout': 'byShard'}, 'minSimilarity': -1"
+        "'shards': ['/m/docs_no_face_shard_{0..23098}_v2.jsonl.zip'], 'images': {'folder': '/i', 'layout': 'ByShard'}, 'minSimilarity': -1"
     ),
     mixture!(
         "{'name': 'laion', 'webdataset': {'shards': ['/a.tar']}}, \
@@ -661,17 +661,17 @@ pub(crate) const KEPT: &[&str] = &[
     ),
     concat!(
         mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"),
-        "; spec.data.mixture.by = 'samples'; spec.model.objective = {'clip': {}}"
+        "; spec.data.mixture.by = 'Samples'; spec.model.objective = {'clip': {}}"
     ),
     "spec.data = {'obelics': {'shards': ['/o/*.parquet'], 'images': ['/i/{00000..00099}.tar'], 'split': false, 'maxImages': 64}}",
     "spec.data.webdataset.shards = ['/a/..b/.c/...tar', '/train-{000..007}.tar', '//x/./y']",
     "spec.data.webdataset.shards = ['/{a..c}/{3..1}.tar', '/d/*-[0-9]?.tar', '/d/**/x.tar', '/lists/train.txt']",
     "spec.data.webdataset.imageKeys = ['seg.png', '0']; spec.data.webdataset.captionKeys = ['en.txt']",
-    "spec.data.webdataset.keySeparator = 'lastDot'; spec.data.webdataset.captionKeys = ['caption']",
+    "spec.data.webdataset.keySeparator = 'LastDot'; spec.data.webdataset.captionKeys = ['caption']",
     "spec.data.webdataset.captions = [{'key': 'txt', 'weight': 1000000}, {'json': 'meta.alt text'}, {'key': 'json'}]",
     "spec.data.webdataset.captions = [{'key': 'txt'}]; spec.data.webdataset.captionKeys = ['txt']",
     "spec.data.webdataset.filter = 'similarity >= 0.28 && width >= 200 && NSFW != \\\"NSFW\\\" && (!has(json.punsafe) || punsafe < 0.5)'",
-    "spec.data.webdataset.layout = 'documents'; spec.data.webdataset.maxImages = 64",
+    "spec.data.webdataset.layout = 'Documents'; spec.data.webdataset.maxImages = 64",
     "spec.data.imageFirstProbability = 0",
     "spec.data.imageFirstProbability = 1",
     "spec.data.shuffle = {'lanes': 1, 'window': 1000000000}",
@@ -685,9 +685,9 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.optimization.learningRate = 1",
     "spec.optimization.weightDecay = 0; spec.optimization.betas = [0, 0]; spec.optimization.gradientClip = 1",
     "spec.optimization.seed = 9223372036854775807",
-    "spec.optimization.normalization = 'perRank'; spec.workers.replicas = 4; spec.workers.membersPerWorker = 2",
-    "spec.optimization.normalization = 'perRank'; spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 2}",
-    "spec.optimization.gradientCompression = 'bf16'",
+    "spec.optimization.normalization = 'PerRank'; spec.workers.replicas = 4; spec.workers.membersPerWorker = 2",
+    "spec.optimization.normalization = 'PerRank'; spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 2}",
+    "spec.optimization.gradientCompression = 'Bf16'",
     "spec.optimization.exact = {}; spec.workers.replicas = 8",
     "spec.optimization.exact = {'virtualShards': 4, 'threads': 2}; spec.workers.replicas = 2; spec.workers.membersPerWorker = 2",
     "spec.checkpoint.uri = 's3://bucket'",
@@ -703,7 +703,7 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.workers.resources = {'limits': {'nvidia.com/gpu': '8'}}; spec.workers.membersPerWorker = 8",
     "spec.workers.resources = {'limits': {'nvidia.com/gpu': '8'}}; spec.workers.acceleratorResource = 'amd.com/gpu'; \
      spec.workers.membersPerWorker = 2",
-    "spec.workers.resources = {'limits': {'nvidia.com/gpu': 2}}; spec.workers.replicas = 4; spec.optimization.normalization = 'perRank'",
+    "spec.workers.resources = {'limits': {'nvidia.com/gpu': 2}}; spec.workers.replicas = 4; spec.optimization.normalization = 'PerRank'",
     "spec.workers.resources = {'requests': {'cpu': 1}}; \
      spec.workers.template.spec.containers = [{'name': 'worker'}, {'name': 'b', 'image': 'b', 'resources': {}}]",
     "spec.workers.template = {'metadata': {'labels': {'a': 'b'}}}",
@@ -722,7 +722,7 @@ pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
     ("", "spec.model.dropPath = 0.1", "spec.model.dropPath"),
     ("spec.model.dropPath = 0.1", "spec.model.dropPath = 0.2", "spec.model.dropPath"),
     ("spec.model.layerScale = 0.1", "", "spec.model.layerScale"),
-    ("", "spec.model.precision = 'bfloat16'", "spec.model.precision"),
+    ("", "spec.model.precision = 'Bfloat16'", "spec.model.precision"),
     ("", "spec.data.webdataset.shards = ['/data/b.tar']", "spec.data.webdataset"),
     (
         mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}"),
@@ -750,8 +750,8 @@ pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
     ("", "spec.optimization.globalBatchSize = 16", "spec.optimization.globalBatchSize"),
     ("", "spec.optimization.betas = [0.9, 0.95]", "spec.optimization.betas"),
     ("", "spec.optimization.epsilon = 1e-8", "spec.optimization.epsilon"),
-    ("", "spec.optimization.normalization = 'perRank'", "spec.optimization.normalization"),
-    ("", "spec.optimization.gradientCompression = 'bf16'", "spec.optimization.gradientCompression"),
+    ("", "spec.optimization.normalization = 'PerRank'", "spec.optimization.normalization"),
+    ("", "spec.optimization.gradientCompression = 'Bf16'", "spec.optimization.gradientCompression"),
     ("", "spec.optimization.seed = 1", "spec.optimization.seed"),
     ("", "spec.optimization.exact = {}", "spec.optimization.exact"),
     ("spec.optimization.exact = {}", "", "spec.optimization.exact"),
@@ -769,7 +769,7 @@ pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ("", ""),
     // Defaults written out, and numbers written another way, are no change.
     ("", "spec.optimization.betas = [0.9, 0.98]; spec.model.objective = {'lcl': {'generationWeight': 1}}; spec.workers.replicas = 1"),
-    ("", "spec.data.webdataset.imageKeys = ['jpg', 'png', 'jpeg', 'webp']; spec.data.webdataset.keySeparator = 'firstDot'"),
+    ("", "spec.data.webdataset.imageKeys = ['jpg', 'png', 'jpeg', 'webp']; spec.data.webdataset.keySeparator = 'FirstDot'"),
     ("", "spec.model.activationCheckpointing = true"),
     ("", "spec.data.threads = 3; spec.data.prefetch = 9; spec.data.indexPath = 'gs://b/index'; spec.data.cache = {'sizeGib': 9}"),
     ("", "spec.optimization.steps = 200; spec.optimization.learningRate = 1e-4; spec.optimization.weightDecay = 0.1"),

@@ -60,7 +60,7 @@ pub enum DatasetError {
         source: io::Error,
     },
     /// Images lie in folders by the number of their shard, and a shard has none.
-    #[error("{} is byShard, but the name of {path} has no number (as in docs_shard_17_v2.jsonl)", Field(field))]
+    #[error("{} is ByShard, but the name of {path} has no number (as in docs_shard_17_v2.jsonl)", Field(field))]
     NoShardNumber {
         /// The field, as a path in the trainer's configuration.
         field: String,

@@ -322,7 +322,7 @@ fn data_without_a_single_pair_is_refused_with_what_was_looked_for_and_what_is_th
     assert!(message.ends_with("json 1"), "there is nothing to advise: {message}");
     check([&["README"], &[]], &usual, &["there is no sample in", "found no file with a dot in its name"]);
     check([&["0.jpg", "1.jpg"], &["0.txt", "1.txt"]], &usual, &["none of the 4 samples", "have to stand next to each other"]);
-    check([&["a.b.jpg", "a.b.txt"], &[]], &usual, &["found b.jpg 1, b.txt 1", "spec.data.webdataset.keySeparator to lastDot"]);
+    check([&["a.b.jpg", "a.b.txt"], &[]], &usual, &["found b.jpg 1, b.txt 1", "spec.data.webdataset.keySeparator to LastDot"]);
     let others = SampleKeys { image: vec!["seg.png".to_owned()], ..usual };
     check([&["0.png", "0.txt"], &["1.png"]], &others, &["looked for images seg.png and captions txt", "found png 2, txt 1"]);
     let filtered = SampleKeys { filter: Some("similarity > 0.3".to_owned()), ..SampleKeys::default() };

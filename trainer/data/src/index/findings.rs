@@ -142,7 +142,7 @@ impl Findings {
         add(
             self.dotted,
             "have dots in their names before the extension: a sample's name ends at the first dot, rename them or set \
-             spec.data.webdataset.keySeparator to lastDot (--key-separator last-dot)",
+             spec.data.webdataset.keySeparator to LastDot (--key-separator last-dot)",
         );
         add(
             self.elsewhere,

@@ -7,7 +7,7 @@ use lcl_crds::JobState;
 use super::scene::{COORDINATOR, Scene, reasons};
 use crate::{
     decide::{condition, reason},
-    observe::{GroupPhase, Link, Problem},
+    observe::{GroupPhase, Link, Obstacle, Problem},
 };
 
 fn check(scene: &Scene, state: JobState, running: &str, recovering: &str, why: &str) {
@@ -161,4 +161,33 @@ fn a_writer_whose_clock_is_ahead_keeps_no_checkpoint_fresh() {
     scene.now = now;
     scene.settle();
     assert_eq!(scene.status.last_checkpoint.as_ref().unwrap().time.0, now);
+}
+
+#[test]
+fn a_pod_that_cannot_start_is_named_with_its_container_and_the_reason_and_is_no_failure() {
+    let mut scene = Scene::training("spec.workers.replicas = 3");
+    for name in ["job-w-1", "job-w-2"] {
+        scene.change(name, |pod| {
+            (pod.running, pod.ready) = (false, false);
+            let container = Some("worker".to_owned());
+            pod.obstacle = Some(Obstacle { container, reason: "ImagePullBackOff".to_owned(), message: "not found".to_owned() });
+        });
+        scene.change_group(|group| group.members.retain(|member| member.worker != name));
+    }
+    let events = scene.settle();
+    assert_eq!(reasons(&events), [reason::POD_CANNOT_START]);
+    assert_eq!(events[0].note, "pod job-w-1 cannot start: container worker: ImagePullBackOff: not found (and 1 more pods)");
+    // The other trains on, and is enough.
+    check(&scene, JobState::Running, "True", "False", reason::TRAINING);
+    assert_eq!(scene.condition(condition::PODS_READY), Some(("True", reason::PODS_READY)));
+    assert_eq!(scene.condition(condition::RECONCILING), Some(("True", reason::POD_CANNOT_START)));
+    assert_eq!((scene.restarts(), scene.incidents()), (0, 0));
+    scene.edit("spec.elastic.minWorkers = 2");
+    scene.settle();
+    assert_eq!(scene.condition(condition::PODS_READY), Some(("False", reason::POD_CANNOT_START)));
+    for name in ["job-w-1", "job-w-2"] {
+        scene.change(name, |pod| pod.obstacle = None);
+    }
+    scene.settle();
+    assert_eq!(scene.condition(condition::PODS_READY), Some(("False", reason::WAITING_FOR_WORKERS)));
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use lcl_crds::LCLTrainingJobStatus;
+use lcl_crds::{LCLTrainingJobStatus, PinnedStatus};
 use serde_json::Value;
 
 use super::jobs::{assign, minimal_job};
@@ -11,6 +11,7 @@ use crate::{
     Timeouts, ValidatedJob,
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
+    pins::{find_change, in_force, offer, pinned_spec},
     observe::{
         CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem,
         SourceSeen, Wait,
@@ -38,6 +39,7 @@ pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> Obs
         deletion: None,
         disruption: None,
         conditions: Vec::new(),
+        obstacle: None,
         end: None,
     }
 }
@@ -50,6 +52,10 @@ pub(super) struct Scene {
     pub(super) status: LCLTrainingJobStatus,
     pub(super) pods: BTreeMap<String, Arc<ObservedPod>>,
     pub(super) link: Link,
+    /// What the operator would pin.
+    pub(super) offer: PinnedStatus,
+    /// The parts of the spec that the group was started with.
+    held: Value,
     pub(super) unused_epoch: Option<i64>,
     pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
     pub(super) problem: Option<Problem>,
@@ -69,13 +75,15 @@ impl Scene {
             "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}; spec.failurePolicy.application = {'limit': 3}",
         );
         assign(&mut manifest, assignments);
-        Self {
+        let mut scene = Self {
             job: read(&manifest),
             manifest,
             generation: 1,
             status: LCLTrainingJobStatus::default(),
             pods: BTreeMap::new(),
             link: Link::Unknown,
+            offer: PinnedStatus::default(),
+            held: Value::Null,
             unused_epoch: None,
             waiting_since: BTreeMap::new(),
             problem: None,
@@ -83,7 +91,14 @@ impl Scene {
             is_deleted: false,
             now: Timestamp::from_second(1_800_000_000).unwrap(),
             uids: 0,
-        }
+        };
+        scene.offer_now();
+        scene
+    }
+
+    fn offer_now(&mut self) {
+        let address = Some("10.96.0.17".to_owned());
+        self.offer = PinnedStatus { address, ..offer(&self.job, self.generation, "coordinator:1", "trainer:1") };
     }
 
     /// The same when its first generation trains.
@@ -96,6 +111,8 @@ impl Scene {
     }
 
     pub(super) fn decide(&self) -> Decision {
+        let has_pods = self.pods.values().any(|pod| pod.owner == UID);
+        let change = in_force(&self.status, has_pods).and_then(|_| find_change(&self.held, &self.job));
         let waited = self.waiting_since.iter().map(|(wait, since)| (wait.clone(), self.now.duration_since(*since))).collect();
         decide(&ObservedJob {
             job: &self.job,
@@ -105,6 +122,8 @@ impl Scene {
             selector: "lcl.dev/job-name=job",
             pods: &self.pods,
             link: &self.link,
+            offer: &self.offer,
+            change: change.as_deref(),
             unused_epoch: self.unused_epoch,
             waited: &waited,
             problem: self.problem.as_ref(),
@@ -140,6 +159,9 @@ impl Scene {
     pub(super) fn write(&mut self, decision: &Decision) {
         if decision.status.coordinator_epoch != self.status.coordinator_epoch {
             self.unused_epoch = decision.status.coordinator_epoch;
+        }
+        if decision.status.pinned != self.status.pinned {
+            self.held = pinned_spec(&self.job);
         }
         self.status = decision.status.clone();
         let since = |wait: &Wait| (wait.clone(), self.waiting_since.get(wait).copied().unwrap_or(self.now));
@@ -189,6 +211,7 @@ impl Scene {
         assign(&mut self.manifest, assignments);
         self.job = read(&self.manifest);
         self.generation += 1;
+        self.offer_now();
     }
 
     pub(super) fn after(&mut self, seconds: i64) {
