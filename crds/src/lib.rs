@@ -35,8 +35,8 @@ pub use job::{
     },
     optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
     status::{
-        BudgetStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus,
-        PinnedStatus, ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
+        BudgetStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, PinnedStatus,
+        ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
     },
     timeouts::TimeoutsSpec,
     workers::{ElasticSpec, WorkersSpec},

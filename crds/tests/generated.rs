@@ -140,7 +140,9 @@ fn the_page_says_of_every_field_when_a_change_takes_effect() {
         let cells: Vec<&str> = row.trim_end_matches(" |").rsplit(" | ").collect();
         assert!(!cells[0].trim().is_empty() && cells[1].trim().len() > 10, "{row}");
     }
-    for (field, change) in [("| `preset` |", "| never |"), ("| `steps` |", "starts again with it |"), ("| `replicas` |", "leave in order |")] {
+    for (field, change) in
+        [("| `preset` |", "| never |"), ("| `steps` |", "starts again with it |"), ("| `replicas` |", "leave in order |")]
+    {
         let row = spec.lines().find(|line| line.starts_with(field)).unwrap();
         assert!(row.ends_with(change), "{row}");
     }

@@ -38,7 +38,9 @@ use kube::{
 use lcl_cluster::ClusterOptions;
 use lcl_crds::{LCLTrainingJob, PinnedStatus};
 use lcl_operator_core::{
-    build::{BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
+    ValidatedJob,
+    build::BuildContext,
+    resources::{Applied, JobResources, Prepared},
     validate,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -172,7 +174,8 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
             config: "CONFIG".to_owned(),
             coordinator_image: "coordinator".to_owned(),
             trainer_image: "trainer".to_owned(),
-            address: Some("10.96.0.17".to_owned()),
+            // The API server gives each job one of its own.
+            address: None,
         },
         image_pull_policy: None,
         incident: 0,
@@ -202,7 +205,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
 /// The operator's worker pods as an Indexed Job.
 fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
     let job = validate(&manifest(name))?;
-    let mut pod = build_worker_pod(&job, context, 0);
+    let mut pod = applied(&job, context)?.worker_pod(&job, context, 0);
     pod.metadata.owner_references = None;
     let mut spec = pod.spec.context("a worker pod has a specification")?;
     // Each of them is the controller's to give, or is not there on this side.
@@ -218,26 +221,33 @@ fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
 }
 
 /// The objects that the operator makes, without owners: these would have to exist.
-async fn create_bare(client: &Client, names: &[String], context: &BuildContext) -> Result<()> {
-    fn own(job: &ValidatedJob, context: &BuildContext) -> BuildContext {
-        let pins = PinnedStatus { config: format!("{}-config-1", job.name()), ..context.pins.clone() };
-        BuildContext { pins, ..context.clone() }
-    }
+fn prepared(job: &ValidatedJob, context: &BuildContext) -> JobResources<Prepared> {
+    let pins = PinnedStatus { config: format!("{}-config-1", job.name()), ..context.pins.clone() };
+    JobResources::prepare(job, &BuildContext { pins, ..context.clone() })
+}
 
+/// Pods are the same whatever the address is.
+fn applied(job: &ValidatedJob, context: &BuildContext) -> Result<JobResources<Applied>> {
+    let JobResources { account, mut service, config, .. } = prepared(job, context);
+    service.spec.get_or_insert_default().cluster_ip = Some("10.96.0.10".to_owned());
+    JobResources::applied(account, service, config).context("a Service with an address")
+}
+
+async fn create_bare(client: &Client, names: &[String], context: &BuildContext) -> Result<()> {
     fn unowned<K: Resource>(mut object: K) -> K {
         object.meta_mut().owner_references = None;
         object
     }
     let valid: Vec<_> = names.iter().map(|name| Ok(validate(&manifest(name))?)).collect::<Result<_>>()?;
     let namespace = &context.namespace;
-    create_all(client, namespace, valid.iter().map(|job| unowned(build_service_account(job, context))).collect()).await?;
-    create_all(client, namespace, valid.iter().map(|job| unowned(build_config_map(job, &own(job, context)))).collect()).await?;
-    create_all(client, namespace, valid.iter().map(|job| unowned(build_service(job, context))).collect()).await?;
+    create_all(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).account)).collect()).await?;
+    create_all(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).config)).collect()).await?;
+    create_all(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).service)).collect()).await?;
     let mut pods = Vec::new();
     for job in &valid {
-        pods.push(unowned(build_coordinator_pod(job, context, 1)));
+        pods.push(unowned(applied(job, context)?.coordinator_pod(job, context, 1)));
         for index in 0..WORKERS {
-            pods.push(unowned(build_worker_pod(job, &own(job, context), u32::try_from(index)?)));
+            pods.push(unowned(applied(job, context)?.worker_pod(job, context, u32::try_from(index)?)));
         }
     }
     create_all(client, namespace, pods).await

@@ -1,4 +1,4 @@
-//! The objects of a job that are not pods: applied where they are missing or differ, and left alone where they do not.
+//! The objects of a job that are not pods: watched, applied where they are missing or differ, and left alone where they do not.
 
 use std::{
     collections::BTreeMap,
@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
+use futures_util::StreamExt;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::core::v1::{ConfigMap, Service, ServiceAccount},
@@ -14,28 +16,125 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
-    runtime::reflector::{ObjectRef, Store},
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
 };
 use lcl_crds::KIND;
 use lcl_operator_core::covers;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::task::JoinSet;
 
-use crate::{FIELD_MANAGER, reconcile::ReconcileError};
+use crate::{
+    FIELD_MANAGER,
+    controller::{Wake, managed},
+    reconcile::ReconcileError,
+};
 
 /// Time for the watch to tell of an object that was applied; after that it is taken for missing.
 const WATCH_LAG: Duration = Duration::from_secs(5);
 
+/// A kind of object that a job has beside its pods: what it takes to watch it, to apply it, and to wake the job it belongs to.
+pub(crate) trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// As it stands in messages.
+    const KIND: &'static str;
+
+    /// What is there of this kind.
+    fn store(stores: &ChildStores) -> &Store<Self>;
+}
+
+impl Child for ConfigMap {
+    const KIND: &'static str = "ConfigMap";
+
+    fn store(stores: &ChildStores) -> &Store<Self> {
+        &stores.config_maps
+    }
+}
+
+impl Child for Service {
+    const KIND: &'static str = "Service";
+
+    fn store(stores: &ChildStores) -> &Store<Self> {
+        &stores.services
+    }
+}
+
+impl Child for ServiceAccount {
+    const KIND: &'static str = "ServiceAccount";
+
+    fn store(stores: &ChildStores) -> &Store<Self> {
+        &stores.accounts
+    }
+}
+
 /// What is there.
 #[derive(Debug)]
 pub(crate) struct ChildStores {
-    pub(crate) config_maps: Store<ConfigMap>,
-    pub(crate) services: Store<Service>,
-    pub(crate) accounts: Store<ServiceAccount>,
+    config_maps: Store<ConfigMap>,
+    services: Store<Service>,
+    accounts: Store<ServiceAccount>,
+}
+
+impl ChildStores {
+    /// Watches all kinds, in one namespace or in all. A change wakes the job that owns the object.
+    pub(crate) fn watch(client: &Client, namespace: Option<&str>, wake: &Wake, watches: &mut JoinSet<()>) -> Self {
+        Self {
+            config_maps: watch(client, namespace, wake, watches),
+            services: watch(client, namespace, wake, watches),
+            accounts: watch(client, namespace, wake, watches),
+        }
+    }
+
+    /// Until all that is there was told.
+    pub(crate) async fn wait_until_ready(&self) -> anyhow::Result<()> {
+        wait_until_ready::<ConfigMap>(self).await?;
+        wait_until_ready::<Service>(self).await?;
+        wait_until_ready::<ServiceAccount>(self).await
+    }
+
+    /// An object by its name.
+    pub(crate) fn get<K: Child>(&self, name: &str, namespace: &str) -> Option<Arc<K>> {
+        K::store(self).get(&ObjectRef::new(name).within(namespace))
+    }
+}
+
+async fn wait_until_ready<K: Child>(stores: &ChildStores) -> anyhow::Result<()> {
+    K::store(stores).wait_until_ready().await.with_context(|| format!("listing objects of kind {}", K::KIND))
+}
+
+fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watches: &mut JoinSet<()>) -> Store<K> {
+    let api = match namespace {
+        Some(namespace) => Api::<K>::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let (store, writer) = reflector::store();
+    let wake = wake.clone();
+    let changes = watcher(api, managed()).default_backoff().reflect(writer).touched_objects();
+    watches.spawn(async move {
+        let mut changes = std::pin::pin!(changes);
+        while let Some(change) = changes.next().await {
+            match change {
+                Ok(object) => {
+                    let owner = object.owner_references().iter().find(|owner| owner.kind == KIND);
+                    if let (Some(owner), Some(namespace)) = (owner, object.namespace()) {
+                        // The receiver ends with the controller.
+                        let _ = wake.send(ObjectRef::new(&owner.name).within(&namespace));
+                    }
+                }
+                Err(error) => tracing::warn!(%error, kind = K::KIND, "a watch failed; it is begun anew"),
+            }
+        }
+    });
+    store
 }
 
 /// An object as it is there now.
 #[derive(Debug)]
-pub(crate) enum Child<K> {
+pub(crate) enum Found<K> {
     /// As wanted.
     There(Arc<K>),
     /// Applied a moment ago; the watch will tell.
@@ -44,9 +143,21 @@ pub(crate) enum Child<K> {
     Leaving,
 }
 
+impl<K: Clone> Found<K> {
+    /// The object, for which the answer to our own write counts until the watch has told.
+    pub(crate) fn or_known(self, known: Option<&K>) -> Option<K> {
+        match self {
+            Self::There(object) => Some(Arc::unwrap_or_clone(object)),
+            Self::Applied => known.cloned(),
+            Self::Leaving => None,
+        }
+    }
+}
+
 /// Applies objects of one job.
 pub(crate) struct Applier<'a> {
     pub(crate) client: &'a Client,
+    pub(crate) stores: &'a ChildStores,
     pub(crate) job_uid: &'a str,
     /// When each kind was applied last.
     pub(crate) applied: &'a mut BTreeMap<&'static str, Instant>,
@@ -54,10 +165,8 @@ pub(crate) struct Applier<'a> {
 
 impl Applier<'_> {
     /// Makes sure that an object is there as wanted.
-    pub(crate) async fn ensure<K>(&mut self, store: &Store<K>, kind: &'static str, wanted: &K) -> Result<Child<K>, ReconcileError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned,
-    {
+    pub(crate) async fn ensure<K: Child>(&mut self, wanted: &K) -> Result<Found<K>, ReconcileError> {
+        let (kind, store) = (K::KIND, K::store(self.stores));
         let (name, namespace) = (wanted.name_any(), wanted.namespace().unwrap_or_default());
         let api = Api::<K>::namespaced(self.client.clone(), &namespace);
         let failed = |verb: &str| {
@@ -67,7 +176,7 @@ impl Applier<'_> {
         let mut live = store.get(&ObjectRef::from_obj(wanted));
         if live.is_none() {
             if self.applied.get(kind).is_some_and(|at| at.elapsed() < WATCH_LAG) {
-                return Ok(Child::Applied);
+                return Ok(Found::Applied);
             }
             // What does not bear the operator's label is not watched, and must not be taken over.
             live = api.get_opt(&name).await.map_err(failed("getting"))?.map(Arc::new);
@@ -75,17 +184,17 @@ impl Applier<'_> {
         if let Some(live) = live {
             if !live.owner_references().iter().any(|owner| owner.uid == self.job_uid) {
                 let is_of_a_job = live.owner_references().iter().any(|owner| owner.kind == KIND);
-                return if is_of_a_job { Ok(Child::Leaving) } else { Err(ReconcileError::Foreign { kind, name }) };
+                return if is_of_a_job { Ok(Found::Leaving) } else { Err(ReconcileError::Foreign { kind, name }) };
             }
             let as_value = |object: &K| serde_json::to_value(object).map_err(|source| ReconcileError::Encode { kind, source });
             if covers(&as_value(&live)?, &as_value(wanted)?) {
-                return Ok(Child::There(live));
+                return Ok(Found::There(live));
             }
         }
         let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(wanted)).await;
         let applied = applied.map_err(failed("applying"))?;
         self.applied.insert(kind, Instant::now());
         tracing::info!(kind, name, namespace, "applied");
-        Ok(Child::There(Arc::new(applied)))
+        Ok(Found::There(Arc::new(applied)))
     }
 }

@@ -1,24 +1,22 @@
 //! Watches that feed the looks: jobs, their pods, and their other objects, in one namespace or in all.
 
-use std::{fmt::Debug, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use futures_util::StreamExt;
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, Resource,
     runtime::{
         Controller, WatchStreamExt,
         controller::{Action as Next, Config},
         events::Recorder,
-        reflector::{self, ObjectRef, Store},
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
-use lcl_crds::KIND;
 use lcl_operator_core::build::MANAGED_BY;
 use lcl_security::Security;
-use serde::de::DeserializeOwned;
 use tokio::{
     sync::{mpsc, mpsc::UnboundedSender},
     task::JoinSet,
@@ -37,7 +35,8 @@ use crate::{
 /// Between two searches for jobs that are gone.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-type Wake = UnboundedSender<ObjectRef<StoredJob>>;
+/// Has a job reconciled.
+pub(crate) type Wake = UnboundedSender<ObjectRef<StoredJob>>;
 
 /// Looks after the jobs of one namespace, or of all.
 pub(crate) struct Scope {
@@ -65,14 +64,8 @@ impl Scope {
         let mut watches = JoinSet::new();
         let pods = Arc::new(PodCache::default());
         watches.spawn(watch_pods(self.api(), Arc::clone(&pods), wake.clone()));
-        let children = ChildStores {
-            config_maps: self.watch_children(&mut watches, &wake),
-            services: self.watch_children(&mut watches, &wake),
-            accounts: self.watch_children(&mut watches, &wake),
-        };
-        children.config_maps.wait_until_ready().await.context("listing ConfigMaps")?;
-        children.services.wait_until_ready().await.context("listing Services")?;
-        children.accounts.wait_until_ready().await.context("listing ServiceAccounts")?;
+        let children = ChildStores::watch(&self.client, self.namespace.as_deref(), &wake, &mut watches);
+        children.wait_until_ready().await?;
         while !pods.is_complete() {
             time::sleep(Duration::from_millis(10)).await;
         }
@@ -126,35 +119,10 @@ impl Scope {
             None => Api::all(self.client.clone()),
         }
     }
-
-    /// A store of objects that bear the operator's label; a change wakes the job that owns the object.
-    fn watch_children<K>(&self, watches: &mut JoinSet<()>, wake: &Wake) -> Store<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    {
-        let (store, writer) = reflector::store();
-        let wake = wake.clone();
-        let changes = watcher(self.api::<K>(), managed()).default_backoff().reflect(writer).touched_objects();
-        watches.spawn(async move {
-            let mut changes = std::pin::pin!(changes);
-            while let Some(change) = changes.next().await {
-                match change {
-                    Ok(object) => {
-                        let owner = object.owner_references().iter().find(|owner| owner.kind == KIND);
-                        if let (Some(owner), Some(namespace)) = (owner, object.namespace()) {
-                            // The receiver ends with the controller.
-                            let _ = wake.send(ObjectRef::new(&owner.name).within(&namespace));
-                        }
-                    }
-                    Err(error) => tracing::warn!(%error, "watching {}", K::kind(&())),
-                }
-            }
-        });
-        store
-    }
 }
 
-fn managed() -> watcher::Config {
+/// All that bears the operator's label.
+pub(crate) fn managed() -> watcher::Config {
     watcher::Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1))
 }
 

@@ -6,11 +6,11 @@ use std::{
     time::Instant,
 };
 
-use k8s_openapi::api::core::v1::ConfigMap;
 use lcl_crds::LCLTrainingJob;
 use lcl_operator_core::{
     ValidatedJob,
     observe::{Problem, Wait},
+    resources::{Applied, JobResources},
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
@@ -39,10 +39,8 @@ pub(crate) struct JobMemory {
     pub(crate) progress_written: Option<Instant>,
     /// When each kind of object was applied, and the version it got.
     pub(crate) applied: BTreeMap<&'static str, Instant>,
-    /// The configuration that is pinned, as it was last seen.
-    pub(crate) config: Option<Arc<ConfigMap>>,
-    /// The Service's cluster IP.
-    pub(crate) service_ip: Option<String>,
+    /// The objects that are not pods, as they were last there.
+    pub(crate) resources: Option<JobResources<Applied>>,
     /// The stream from the coordinator.
     pub(crate) link: Option<CoordinatorLink>,
 }

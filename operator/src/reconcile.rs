@@ -24,15 +24,14 @@ use kube::{
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
     ValidatedJob,
-    build::{
-        BuildContext, COORDINATOR_PORT, SPEC_FILE, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod,
-        coordinator_name, worker_selector,
-    },
+    build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, coordinator_name, worker_selector},
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
     observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
     pins::{find_change, in_force, offer},
-    read_unchecked, validate,
+    read_unchecked,
+    resources::{Applied, JobResources, Prepared},
+    validate,
 };
 use lcl_security::Security;
 use thiserror::Error;
@@ -40,7 +39,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     cache::{JobKey, PodCache},
-    children::{Applier, Child, ChildStores},
+    children::{Applier, Child, ChildStores, Found},
     link::CoordinatorLink,
     memory::{JobMemory, Memories},
     metrics::Metrics,
@@ -250,8 +249,12 @@ impl Look<'_> {
         };
         let is_at_rest = is_over || (valid.spec().suspend && !has_pods);
         // While nothing may be created what is there is left as it is, too.
-        let applied = if is_at_rest || shut.is_some() { Ok(true) } else { self.apply_children(&valid, &build, held.is_some()).await };
-        offer.address.clone_from(&self.memory.service_ip);
+        let applied = if is_at_rest || shut.is_some() {
+            Ok(self.memory.resources.clone())
+        } else {
+            self.apply_children(&valid, &build, held.is_some()).await
+        };
+        offer.address = self.memory.resources.as_ref().map(|resources| resources.address().to_owned());
         let change = if is_at_rest { None } else { held.and_then(|held| self.find_change(&valid, &held)) };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
         if applied.is_err() {
@@ -283,10 +286,10 @@ impl Look<'_> {
         let status_wait = self.update_status(&status, &decision).await?;
         // Before the actions, one of which may fail: the status that they follow from is written.
         self.tell(&decision.events).await;
-        let objects_are_there = matches!(applied, Ok(true));
+        let resources = applied.as_ref().ok().and_then(Clone::clone);
         build.pins = decision.status.pinned.clone().unwrap_or(offer);
         build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
-        let Acted { has_created, error } = self.act(&valid, &build, &api, &decision, objects_are_there).await;
+        let Acted { has_created, error } = self.act(&valid, &build, &api, &decision, resources.as_ref()).await;
         applied?;
         if let Some(error) = error {
             return Err(error);
@@ -300,7 +303,7 @@ impl Look<'_> {
         // The status still says that something is wrong.
         let is_told = self.memory.problem.as_ref().is_some_and(|problem| problem.reason == reason::VALIDATION_FAILED);
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
-        let applied_wait = (!objects_are_there).then_some(Duration::from_secs(1));
+        let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
         Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait].into_iter().flatten().min())
     }
 
@@ -336,49 +339,61 @@ impl Look<'_> {
         }
     }
 
-    /// Whether all objects but the pods are there, as far as the watch knows. `is_held`: pods are there that have the configuration.
-    async fn apply_children(&mut self, job: &ValidatedJob, build: &BuildContext, is_held: bool) -> Result<bool, ReconcileError> {
-        let stores = &self.context.children;
-        let mut applier = Applier { client: &self.context.client, job_uid: self.uid, applied: &mut self.memory.applied };
-        let account = applier.ensure(&stores.accounts, "ServiceAccount", &build_service_account(job, build)).await?;
-        let service = applier.ensure(&stores.services, "Service", &build_service(job, build)).await?;
-        if let Child::There(service) = &service {
-            self.memory.service_ip = service.spec.as_ref().and_then(|spec| spec.cluster_ip.clone());
+    /// All objects but the pods, if they are there, as far as the watch knows. `is_held`: pods are there that have the configuration.
+    async fn apply_children(
+        &mut self,
+        job: &ValidatedJob,
+        build: &BuildContext,
+        is_held: bool,
+    ) -> Result<Option<JobResources<Applied>>, ReconcileError> {
+        let JobResources { account, service, config, .. } = JobResources::<Prepared>::prepare(job, build);
+        let (client, stores) = (&self.context.client, &self.context.children);
+        let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
+        let found = (applier.ensure(&account).await?, applier.ensure(&service).await?);
+        let config = self.apply_config(config, build, is_held).await?;
+        let known = self.memory.resources.as_ref();
+        let account = found.0.or_known(known.map(|known| &known.account));
+        let service = found.1.or_known(known.map(|known| &known.service));
+        let resources =
+            account.zip(service).zip(config).and_then(|((account, service), config)| JobResources::applied(account, service, config));
+        if resources.is_some() {
+            self.memory.resources.clone_from(&resources);
         }
-        let are_leaving = matches!(account, Child::Leaving) || matches!(service, Child::Leaving);
-        let has_config = self.apply_config(job, build, is_held).await?;
-        Ok(!are_leaving && has_config && self.memory.service_ip.is_some())
+        Ok(resources)
     }
 
-    /// Whether the pinned configuration is there. One that pods have is never made from another spec than theirs.
-    async fn apply_config(&mut self, job: &ValidatedJob, build: &BuildContext, is_held: bool) -> Result<bool, ReconcileError> {
+    /// The pinned configuration, if it is there. One that pods have is never made from another spec than theirs.
+    async fn apply_config(
+        &mut self,
+        prepared: ConfigMap,
+        build: &BuildContext,
+        is_held: bool,
+    ) -> Result<Option<ConfigMap>, ReconcileError> {
         let name = &build.pins.config;
-        let stored = |context: &Context| context.children.config_maps.get(&ObjectRef::new(name).within(&build.namespace));
-        let ours = stored(self.context).filter(|found| found.owner_references().iter().any(|owner| owner.uid == self.uid));
-        if let Some(found) = ours {
-            self.memory.config = Some(found);
-            return Ok(true);
+        let there = self.context.children.get::<ConfigMap>(name, &build.namespace);
+        if let Some(found) = there.filter(|found| found.owner_references().iter().any(|owner| owner.uid == self.uid)) {
+            return Ok(Some(Arc::unwrap_or_clone(found)));
         }
-        let remembered = self.memory.config.as_ref().filter(|known| known.name_any() == *name);
-        let wanted = match remembered {
-            Some(known) if is_held => ConfigMap { data: known.data.clone(), ..build_config_map(job, build) },
-            _ if is_held && self.job.metadata.generation != Some(build.pins.generation) => return Ok(false),
-            _ => build_config_map(job, build),
+        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|known| known.name_any() == *name).cloned();
+        let wanted = match &known {
+            Some(known) if is_held => ConfigMap { data: known.data.clone(), ..prepared },
+            None if is_held && self.job.metadata.generation != Some(build.pins.generation) => return Ok(None),
+            _ => prepared,
         };
-        let mut applier = Applier { client: &self.context.client, job_uid: self.uid, applied: &mut self.memory.applied };
-        let applied = applier.ensure(&self.context.children.config_maps, "ConfigMap", &wanted).await?;
-        if let Child::There(config) = &applied {
-            self.memory.config = Some(Arc::clone(config));
-            self.delete_other_configs(&config.name_any()).await?;
+        let (client, stores) = (&self.context.client, &self.context.children);
+        let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
+        let result = applier.ensure(&wanted).await?;
+        if matches!(result, Found::There(_)) {
+            self.delete_other_configs(name).await?;
         }
-        Ok(!matches!(applied, Child::Leaving))
+        Ok(result.or_known(known.as_ref()))
     }
 
     /// Configurations of earlier groups of the job, which nobody reads any more.
     async fn delete_other_configs(&self, kept: &str) -> Result<(), ReconcileError> {
         let api = Api::<ConfigMap>::namespaced(self.context.client.clone(), &self.key.namespace);
         let is_ours = |config: &ConfigMap| config.owner_references().iter().any(|owner| owner.uid == self.uid);
-        for old in self.context.children.config_maps.state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
+        for old in ConfigMap::store(&self.context.children).state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
             let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
             match api.delete(&old.name_any(), &DeleteParams { preconditions, ..DeleteParams::default() }).await {
                 Ok(_) => {}
@@ -394,7 +409,9 @@ impl Look<'_> {
         if self.job.metadata.generation == Some(held.generation) {
             return None;
         }
-        let config = self.memory.config.as_ref().filter(|config| config.name_any() == held.config);
+        let stored = self.context.children.get::<ConfigMap>(&held.config, &self.key.namespace);
+        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|config| config.name_any() == held.config);
+        let config = stored.as_deref().or(known);
         let Some(spec) = config.and_then(|config| config.data.as_ref()?.get(SPEC_FILE)) else {
             return Some(format!("the ConfigMap {}", held.config));
         };
@@ -457,7 +474,7 @@ impl Look<'_> {
         build: &BuildContext,
         api: &Api<Pod>,
         decision: &Decision,
-        objects_are_there: bool,
+        resources: Option<&JobResources<Applied>>,
     ) -> Acted {
         let mut acted = Acted::default();
         let mut new_pods = Vec::new();
@@ -474,14 +491,15 @@ impl Look<'_> {
                     acted.note(deleted);
                 }
                 Action::DeleteJob => acted.note(self.delete_job().await),
-                // Without a configuration or an address no pod could start.
-                Action::CreateCoordinator { .. } | Action::CreateWorker { .. } if !objects_are_there => {}
                 Action::CreateCoordinator { epoch } => {
+                    // Without a configuration and an address no pod could start.
+                    let Some(resources) = resources else { continue };
                     self.memory.unused_epoch = None;
-                    new_pods.push(NewPod { pod: build_coordinator_pod(job, build, epoch.unsigned_abs()), epoch: Some(*epoch) });
+                    new_pods.push(NewPod { pod: resources.coordinator_pod(job, build, epoch.unsigned_abs()), epoch: Some(*epoch) });
                 }
                 Action::CreateWorker { index } => {
-                    new_pods.push(NewPod { pod: build_worker_pod(job, build, *index), epoch: None });
+                    let Some(resources) = resources else { continue };
+                    new_pods.push(NewPod { pod: resources.worker_pod(job, build, *index), epoch: None });
                 }
             }
         }

@@ -132,9 +132,11 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
 
     // Made anew, with the address that the workers know and the configuration that they have.
     let pods = uids(&installed.pods("still")?);
-    for (kind, name, part) in
-        [("services", "still-coordinator", "/spec/clusterIP"), ("configmaps", "still-config-1", "/data"), ("serviceaccounts", "still", "/metadata/name")]
-    {
+    for (kind, name, part) in [
+        ("services", "still-coordinator", "/spec/clusterIP"),
+        ("configmaps", "still-config-1", "/data"),
+        ("serviceaccounts", "still", "/metadata/name"),
+    ] {
         let path = objects(&format!("{kind}/{name}"));
         let before = installed.look(&path)?;
         installed.kubectl(&["delete", kind, name])?;
@@ -142,7 +144,14 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
         assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
         assert_eq!(after.pointer(part), before.pointer(part), "{name}");
     }
-    installed.kubectl(&["patch", "service", "still-coordinator", "--type=merge", "-p", r#"{"spec":{"selector":{"lcl.dev/role":"nobody"}}}"#])?;
+    installed.kubectl(&[
+        "patch",
+        "service",
+        "still-coordinator",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"selector":{"lcl.dev/role":"nobody"}}}"#,
+    ])?;
     wait_for("the selector", || {
         let service = installed.look(&objects("services/still-coordinator"))?;
         ensure!(service["spec"]["selector"]["lcl.dev/role"] == "coordinator", "{service}");

@@ -80,7 +80,11 @@ impl Page {
         if !rules.own.is_empty() {
             self.text.push('\n');
         }
-        let head = if is_spec { "| field | type | default | meaning and rules | change |\n|---|---|---|---|---|\n" } else { "| field | type | meaning |\n|---|---|---|\n" };
+        let head = if is_spec {
+            "| field | type | default | meaning and rules | change |\n|---|---|---|---|---|\n"
+        } else {
+            "| field | type | meaning |\n|---|---|---|\n"
+        };
         self.text.push_str(head);
         let mut nested = Vec::new();
         for (name, field) in properties {
@@ -127,7 +131,10 @@ impl Rules {
         let mut rules = Self::default();
         for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
             let message = rule["message"].as_str().unwrap_or_default().to_owned();
-            match rule["fieldPath"].as_str().map(|path| path.trim_start_matches('.').split_once('.').unwrap_or((path.trim_start_matches('.'), ""))) {
+            match rule["fieldPath"]
+                .as_str()
+                .map(|path| path.trim_start_matches('.').split_once('.').unwrap_or((path.trim_start_matches('.'), "")))
+            {
                 None => rules.own.push(message),
                 Some((field, "")) => rules.of_fields.entry(field.to_owned()).or_default().push(message),
                 Some((field, rest)) => rules.of_fields.entry(field.to_owned()).or_default().push(format!("`{rest}` {message}")),
@@ -159,7 +166,13 @@ fn limits(field: &Value) -> Vec<String> {
         let values: Vec<_> = values.iter().filter_map(Value::as_str).map(|value| format!("`{value}`")).collect();
         limits.push(format!("one of {}", values.join(", ")));
     }
-    for (key, words) in [("minimum", "at least"), ("maximum", "at most"), ("minItems", "entries: at least"), ("maxItems", "entries: at most"), ("maxLength", "characters: at most")] {
+    for (key, words) in [
+        ("minimum", "at least"),
+        ("maximum", "at most"),
+        ("minItems", "entries: at least"),
+        ("maxItems", "entries: at most"),
+        ("maxLength", "characters: at most"),
+    ] {
         if let Some(value) = field[key].as_f64() {
             limits.push(format!("{words} {value}"));
         }
@@ -188,7 +201,8 @@ fn kind(path: &str, field: &Value) -> String {
 
 /// When a change of a field takes effect.
 fn effect(path: &str) -> &'static str {
-    let fits = EFFECTS.iter().filter(|(known, _)| path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])));
+    let fits =
+        EFFECTS.iter().filter(|(known, _)| path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])));
     fits.max_by_key(|(known, _)| known.len()).map_or("", |(_, effect)| effect)
 }
 

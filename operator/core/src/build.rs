@@ -18,15 +18,18 @@ mod worker_pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use lcl_crds::{GROUP, KIND, PinnedStatus, VERSION};
 
-pub use config_map::{CONFIG_FILE, SPEC_FILE, build_config_map};
-pub use coordinator_pod::{COORDINATOR_CONTAINER, COORDINATOR_PORT, EPOCH_ANNOTATION, build_coordinator_pod};
+pub(crate) use config_map::build_config_map;
+pub use config_map::{CONFIG_FILE, SPEC_FILE};
+pub(crate) use coordinator_pod::build_coordinator_pod;
+pub use coordinator_pod::{COORDINATOR_CONTAINER, COORDINATOR_PORT, EPOCH_ANNOTATION};
 pub use labels::{
     COORDINATOR_ROLE, JOB_NAME_LABEL, JOB_UID_LABEL, MANAGED_BY, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, worker_selector,
 };
-pub use service::{build_service, coordinator_name};
-pub use service_account::{build_service_account, service_account_name};
-pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, worker_grace_seconds};
-pub use worker_pod::{build_worker_pod, worker_pod_name};
+pub(crate) use service::build_service;
+pub use service::coordinator_name;
+pub(crate) use service_account::build_service_account;
+pub use worker_pod::worker_pod_name;
+pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, build_worker_pod, worker_grace_seconds};
 
 use crate::job::ValidatedJob;
 

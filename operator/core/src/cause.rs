@@ -102,9 +102,8 @@ pub fn judge_by_policy(policy: &FailurePolicySpec, pod: Option<&ObservedPod>, en
     match rule.map(|(index, rule)| (index, rule.action)) {
         Some((index, FailureActionSpec::FailJob)) => Verdict::FailJob(index),
         Some((_, FailureActionSpec::Ignore)) => Verdict::Replace(Budget::Ignored),
-        Some((_, FailureActionSpec::Count)) => Verdict::Replace(end.cause.budget()),
         None if end.cause == Cause::Permanent => Verdict::Permanent,
-        None => Verdict::Replace(end.cause.budget()),
+        Some((_, FailureActionSpec::Count)) | None => Verdict::Replace(end.cause.budget()),
     }
 }
 

@@ -14,6 +14,7 @@ mod paths;
 pub mod pins;
 mod quantity;
 mod render;
+pub mod resources;
 mod timeouts;
 mod validate;
 

@@ -8,9 +8,8 @@ use std::{fs, path::PathBuf};
 use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
     ValidatedJob,
-    build::{
-        BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod, worker_selector,
-    },
+    build::{BuildContext, worker_selector},
+    resources::{Applied, JobResources, Prepared},
     validate,
 };
 use lcl_trainer_config::TrainerConfig;
@@ -40,8 +39,19 @@ fn valid(assignments: &str) -> ValidatedJob {
     validate(&job).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
+fn applied(job: &ValidatedJob) -> JobResources<Applied> {
+    let prepared = JobResources::<Prepared>::prepare(job, &context());
+    JobResources::applied(prepared.account, prepared.service, prepared.config).unwrap()
+}
+
 fn worker(assignments: &str, index: u32) -> Value {
-    serde_json::to_value(build_worker_pod(&valid(assignments), &context(), index)).unwrap()
+    let job = valid(assignments);
+    serde_json::to_value(applied(&job).worker_pod(&job, &context(), index)).unwrap()
+}
+
+fn coordinator(assignments: &str) -> Value {
+    let job = valid(assignments);
+    serde_json::to_value(applied(&job).coordinator_pod(&job, &context(), 1)).unwrap()
 }
 
 fn env(container: &Value, name: &str) -> Vec<Value> {
@@ -53,18 +63,18 @@ fn the_example_needs_these_objects() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
     let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let job = validate(&manifest).unwrap_or_else(|errors| panic!("{errors}"));
-    let context = context();
+    let (context, resources) = (context(), applied(&job));
     insta::assert_json_snapshot!(json!({
-        "serviceAccount": build_service_account(&job, &context),
-        "service": build_service(&job, &context),
-        "coordinator": build_coordinator_pod(&job, &context, 3),
-        "worker": build_worker_pod(&job, &context, 0),
+        "serviceAccount": resources.account,
+        "service": resources.service,
+        "coordinator": resources.coordinator_pod(&job, &context, 3),
+        "worker": resources.worker_pod(&job, &context, 0),
     }));
 }
 
 #[test]
 fn the_configuration_is_one_the_trainer_accepts() {
-    let config_map = build_config_map(&valid(""), &context());
+    let config_map = applied(&valid("")).config;
     let json = &config_map.data.unwrap()["trainer-config.json"];
     serde_json::from_str::<TrainerConfig>(json).unwrap().validate().unwrap();
 }
@@ -138,7 +148,7 @@ fn members_share_the_processors_that_were_asked_for() {
 #[test]
 fn the_coordinator_counts_members_and_not_workers() {
     let job = valid("spec.workers = {'replicas': 2, 'membersPerWorker': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}");
-    let pod = serde_json::to_value(build_coordinator_pod(&job, &context(), 1)).unwrap();
+    let pod = serde_json::to_value(applied(&job).coordinator_pod(&job, &context(), 1)).unwrap();
     let container = &pod["spec"]["containers"][0];
     let values = ["LCL_MIN_MEMBERS", "LCL_DESIRED_MEMBERS", "LCL_MAX_MEMBERS"].map(|name| env(container, name)[0]["value"].clone());
     assert_eq!(values, [json!("2"), json!("4"), json!("8")]);
@@ -146,7 +156,7 @@ fn the_coordinator_counts_members_and_not_workers() {
 
 #[test]
 fn the_coordinators_metrics_can_be_scraped() {
-    let pod = serde_json::to_value(build_coordinator_pod(&valid(""), &context(), 1)).unwrap();
+    let pod = coordinator("");
     let (container, annotations) = (&pod["spec"]["containers"][0], &pod["metadata"]["annotations"]);
     let port = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == "metrics").unwrap();
     let number = port["containerPort"].to_string();
@@ -160,7 +170,7 @@ fn the_coordinator_waits_as_long_as_the_job_says_and_by_itself_where_it_does_not
     // Of a fixed size, too.
     let timeouts = "spec.timeouts = {'heartbeatSeconds': 30, 'stallSeconds': 600}";
     for (assignments, expected) in [("", [None, None, None]), (timeouts, [Some("30"), Some("600"), None])] {
-        let pod = serde_json::to_value(build_coordinator_pod(&valid(assignments), &context(), 1)).unwrap();
+        let pod = coordinator(assignments);
         let found = ["LCL_HEARTBEAT_TIMEOUT", "LCL_STALL_TIMEOUT", "LCL_FORMATION_WAIT"]
             .map(|name| env(&pod["spec"]["containers"][0], name).first().map(|variable| variable["value"].as_str().unwrap().to_owned()));
         assert_eq!(found, expected.map(|value: Option<&str>| value.map(str::to_owned)), "{assignments}");
@@ -174,7 +184,7 @@ fn the_coordinator_runs_where_the_workers_may_unless_the_job_says_otherwise() {
          'imagePullSecrets': [{'name': 'pull'}], 'affinity': {'podAntiAffinity': {}}}";
     let own = "spec.coordinator = {'nodeSelector': {'pool': 'cpu'}, 'tolerations': [], 'priorityClassName': 'low', 'schedulerName': 'own', \
          'resources': {'limits': {'memory': '1Gi'}}}";
-    let spec = |assignments: &str| serde_json::to_value(build_coordinator_pod(&valid(assignments), &context(), 1)).unwrap()["spec"].take();
+    let spec = |assignments: &str| coordinator(assignments)["spec"].take();
     let keys = |spec: &Value| spec["tolerations"].as_array().unwrap().iter().map(|one| one["key"].clone()).collect::<Vec<_>>();
     let away = [json!("node.kubernetes.io/not-ready"), json!("node.kubernetes.io/unreachable")];
 

@@ -39,9 +39,9 @@ pub struct Metrics {
     store: Gauge,
     losses: Family<CauseLabel, Counter>,
     recovery: Histogram,
-    /// Without a series until they are known.
-    loss: Family<NoLabel, Figure>,
-    pace: Family<NoLabel, Figure>,
+    /// No number until they are known.
+    loss: Figure,
+    pace: Figure,
     sources: Sources,
     messages: Family<MessageLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
@@ -60,8 +60,12 @@ struct Sources {
 
 /// A mean.
 type Figure = Gauge<f64, AtomicU64>;
-/// Of a series that may be missing.
-type NoLabel = Vec<(String, String)>;
+
+fn unknown() -> Figure {
+    let figure = Figure::default();
+    figure.set(f64::NAN);
+    figure
+}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct SourceLabel {
@@ -167,8 +171,8 @@ impl Metrics {
             losses: Family::default(),
             // From 10 ms to about 160 s: from the best recovery on one machine to the time-outs behind the worst.
             recovery: Histogram::new(exponential_buckets(0.01, 2.0, 15)),
-            loss: Family::default(),
-            pace: Family::default(),
+            loss: unknown(),
+            pace: unknown(),
             sources: Sources::default(),
             messages: Family::default(),
             refused: Family::default(),
@@ -278,9 +282,9 @@ impl Metrics {
         self.last_checkpoint_step.set(status.saved_step().unwrap_or(0));
         self.store.set(store_bytes as i64);
         if let Some(training) = status.training {
-            self.pace.get_or_create(&NoLabel::new()).set(training.samples_per_second);
+            self.pace.set(training.samples_per_second);
             if let Some(loss) = training.loss {
-                self.loss.get_or_create(&NoLabel::new()).set(loss);
+                self.loss.set(loss);
             }
         }
         self.sources.show(&status.sources);

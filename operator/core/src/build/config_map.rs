@@ -24,8 +24,7 @@ pub const SPEC_FILE: &str = "spec.json";
 
 /// The configuration of one group, under the name that is pinned: it never changes, so that a worker that is replaced reads what the others
 /// have read.
-#[must_use]
-pub fn build_config_map(job: &ValidatedJob, context: &BuildContext) -> ConfigMap {
+pub(crate) fn build_config_map(job: &ValidatedJob, context: &BuildContext) -> ConfigMap {
     let surroundings = Surroundings {
         paths: PathMapping::in_container(),
         device: Device::Auto,

@@ -31,8 +31,7 @@ const METRICS_PORT: i32 = 8080;
 
 /// `<job>-coordinator` for the given epoch, a number that grows with every coordinator of the job: by it members and checkpoints tell a new
 /// coordinator from an old one. It keeps nothing on disk.
-#[must_use]
-pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: u64) -> Pod {
+pub(crate) fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: u64) -> Pod {
     let mut container = Container {
         name: COORDINATOR_CONTAINER.to_owned(),
         image: Some(context.pins.coordinator_image.clone()),

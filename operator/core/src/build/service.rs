@@ -26,8 +26,7 @@ pub fn coordinator_name(job: &ValidatedJob) -> String {
 /// The Service `<job>-coordinator`. Its cluster IP is what workers are told, so that they need no DNS and no new address when the
 /// coordinator is replaced. Not-ready pods are published: workers connect while the coordinator is still coming up, and a
 /// probe that fails once must not cut them off.
-#[must_use]
-pub fn build_service(job: &ValidatedJob, context: &BuildContext) -> Service {
+pub(crate) fn build_service(job: &ValidatedJob, context: &BuildContext) -> Service {
     let selector: BTreeMap<String, String> =
         [(JOB_NAME_LABEL, job.name()), (JOB_UID_LABEL, context.uid.as_str()), (ROLE_LABEL, COORDINATOR_ROLE)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))

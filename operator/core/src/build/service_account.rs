@@ -8,14 +8,12 @@ use crate::{
 };
 
 /// The job's name.
-#[must_use]
-pub fn service_account_name(job: &ValidatedJob) -> String {
+pub(crate) fn service_account_name(job: &ValidatedJob) -> String {
     job.name().to_owned()
 }
 
 /// An account of the job's name that no role is bound to and whose token is not mounted: training needs nothing of the API server.
-#[must_use]
-pub fn build_service_account(job: &ValidatedJob, context: &BuildContext) -> ServiceAccount {
+pub(crate) fn build_service_account(job: &ValidatedJob, context: &BuildContext) -> ServiceAccount {
     ServiceAccount {
         metadata: metadata(job, context, service_account_name(job), COORDINATOR_ROLE),
         automount_service_account_token: Some(false),

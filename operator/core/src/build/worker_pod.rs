@@ -19,6 +19,7 @@ use crate::{
         service_account::service_account_name,
     },
     job::ValidatedJob,
+    resources::{Applied, JobResources},
 };
 
 /// Where the configuration is mounted.
@@ -52,8 +53,7 @@ pub fn worker_pod_name(job: &ValidatedJob, index: u32) -> String {
 }
 
 /// The pod of worker `index`. The same for every size of the world, so that scaling touches no pod that stays.
-#[must_use]
-pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
+pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resources: &JobResources<Applied>, index: u32) -> Pod {
     let template = job.spec().workers.template.clone().unwrap_or_default();
     let mut pod_metadata = metadata(job, context, worker_pod_name(job, index), WORKER_ROLE);
     let given = template.metadata.unwrap_or_default();
@@ -75,9 +75,10 @@ pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32) 
     let position = spec.containers.iter().position(|container| container.name == WORKER_CONTAINER);
     let mut container = position.map_or_else(Container::default, |position| spec.containers.remove(position));
     fill_worker(&mut container, job, context, index);
+    set_env(&mut container, "LCL_COORDINATOR", &coordinator_address(resources));
     // First, so that `kubectl logs` and `exec` take it without being told.
     spec.containers.insert(0, container);
-    add_volumes(&mut spec, job, context);
+    add_volumes(&mut spec, job, resources.config_name());
     spec.hostname.get_or_insert_with(|| worker_pod_name(job, index));
     spec.termination_grace_period_seconds = Some(worker_grace_seconds(job));
     fill_pod(&mut spec, service_account_name(job));
@@ -110,7 +111,6 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     set_env(container, "LCL_JOB", job.name());
     set_env(container, "LCL_JOB_UID", &context.uid);
     set_env(container, "LCL_CONFIG", &format!("{CONFIG_FOLDER}/{CONFIG_FILE}"));
-    set_env(container, "LCL_COORDINATOR", &coordinator_address(context));
     set_env(container, "LCL_WORKER", &worker_pod_name(job, index));
     set_env(container, "LCL_WORKER_INDEX", &index.to_string());
     set_env(container, "LCL_MEMBERS_PER_WORKER", &job.members_per_worker().to_string());
@@ -125,8 +125,8 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
 }
 
 /// An IP and a port: no DNS is needed.
-fn coordinator_address(context: &BuildContext) -> String {
-    let ip = context.pins.address.as_deref().unwrap_or_default();
+fn coordinator_address(resources: &JobResources<Applied>) -> String {
+    let ip = resources.address();
     if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") }
 }
 
@@ -144,10 +144,10 @@ fn has_cache_volume(job: &ValidatedJob) -> bool {
     !is_given && (has_index || job.source().lists().iter().any(|(_, list)| list.iter().any(is_object)))
 }
 
-fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob, context: &BuildContext) {
+fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob, config: &str) {
     let config = Volume {
         name: CONFIG_VOLUME.to_owned(),
-        config_map: Some(ConfigMapVolumeSource { name: context.pins.config.clone(), ..ConfigMapVolumeSource::default() }),
+        config_map: Some(ConfigMapVolumeSource { name: config.to_owned(), ..ConfigMapVolumeSource::default() }),
         ..Volume::default()
     };
     let empty = |name: &str, medium: Option<&str>, limit: Option<&str>| Volume {

@@ -168,7 +168,9 @@ impl<'a> Draft<'a> {
         let now = self.observed.now;
         let refused = self.observed.creations_wait.and_then(|wait| now.checked_add(wait).ok());
         let opens = refused.into_iter().chain(self.end_of_pause()).filter(|at| *at > now).max();
-        opens.into_iter().for_each(|at| self.wake_at(at));
+        if let Some(at) = opens {
+            self.wake_at(at);
+        }
         opens.is_none()
     }
 

@@ -56,8 +56,7 @@ pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
 fn ended_by_itself(observed: &ObservedJob, name: &str, pod: &ObservedPod) -> bool {
     let is_surplus = matches!(pod.role, PodRole::Worker(index) if index >= observed.job.world().desired.unsigned_abs());
     let is_known = observed.status.replacing.iter().any(|replacing| replacing.pod == name && replacing.uid == pod.uid);
-    let is_stopping =
-        observed.job.spec().suspend || matches!(observed.status.state, Some(JobState::Suspending | JobState::Restarting));
+    let is_stopping = observed.job.spec().suspend || matches!(observed.status.state, Some(JobState::Suspending | JobState::Restarting));
     !(is_surplus || is_known || is_stopping)
 }
 

@@ -6,8 +6,8 @@ use lcl_crds::{GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus
 use super::{JobEvent, condition, draft::Draft, reason};
 use crate::{
     ValidatedJob,
-    cause::shorten,
     build::{coordinator_name, worker_pod_name},
+    cause::shorten,
     observe::{CheckpointSeen, GroupPhase, Link, SourceSeen},
 };
 

@@ -4,9 +4,9 @@ mod conditions;
 mod ending;
 mod failures;
 mod histories;
-mod pins;
 #[path = "../../tests/support/jobs.rs"]
 mod jobs;
+mod pins;
 mod scaling;
 mod scene;
 mod starting;

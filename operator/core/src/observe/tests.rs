@@ -112,9 +112,8 @@ fn what_keeps_a_pod_from_starting_reads_the_same_while_the_reason_is_the_same() 
             "state": { "waiting": { "reason": reason, "message": message } } })
     };
     let obstacle = |status: Value| read("worker", &status).unwrap().obstacle.map(|it| (it.container, it.reason, it.message));
-    let expected = |container: Option<&str>, reason: &str, message: &str| {
-        Some((container.map(str::to_owned), reason.to_owned(), message.to_owned()))
-    };
+    let expected =
+        |container: Option<&str>, reason: &str, message: &str| Some((container.map(str::to_owned), reason.to_owned(), message.to_owned()));
     let pulls = [
         waiting("worker", "ErrImagePull", "registry.example/a: not found"),
         waiting("worker", "ImagePullBackOff", "Back-off pulling image \"registry.example/a\": ErrImagePull: registry.example/a: not found"),
@@ -129,7 +128,8 @@ fn what_keeps_a_pod_from_starting_reads_the_same_while_the_reason_is_the_same() 
     let init = waiting("fetch", "CrashLoopBackOff", "back-off 20s restarting failed container");
     let status = json!({ "initContainerStatuses": [init], "containerStatuses": [waiting("worker", "PodInitializing", "")] });
     assert_eq!(obstacle(status), expected(Some("fetch"), "CrashLoopBackOff", "it ends again and again"));
-    let unschedulable = json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available" });
+    let unschedulable =
+        json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available" });
     let found = obstacle(json!({ "phase": "Pending", "conditions": [unschedulable] }));
     assert_eq!(found, expected(None, "Unschedulable", "0/3 nodes are available"));
     assert_eq!(obstacle(json!({ "phase": "Pending", "containerStatuses": [waiting("worker", "ContainerCreating", "")] })), None);

@@ -218,7 +218,8 @@ fn what_ends_many_at_once_is_one_incident_and_all_are_replaced_at_once() {
 
 #[test]
 fn every_cause_has_a_budget_of_its_own_and_somebody_who_deletes_pods_spends_the_clusters() {
-    let lose: [(&str, fn(&mut Scene)); 5] = [
+    type Lose = (&'static str, fn(&mut Scene));
+    let lose: [Lose; 5] = [
         ("application", |scene| scene.exit("job-w-0", 75)),
         ("infrastructure", |scene| scene.disrupt("job-w-0", "EvictionByEvictionAPI")),
         ("infrastructure", |scene| scene.vanish("job-w-0")),

@@ -11,11 +11,11 @@ use crate::{
     Timeouts, ValidatedJob,
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
-    pins::{find_change, in_force, offer, pinned_spec},
     observe::{
         CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem,
         SourceSeen, Wait,
     },
+    pins::{find_change, in_force, offer, pinned_spec},
 };
 
 pub(super) const UID: &str = "job-uid";

@@ -1,0 +1,81 @@
+//! The objects of a job that are not pods, before and after they were applied.
+//!
+//! Comes in: a valid job and what its group has pinned. Goes out: [`JobResources<Prepared>`], which says what has to be there; once all of it
+//! is there, [`JobResources<Applied>`], without which no pod is built: a pod without its configuration or its coordinator's address could
+//! not start.
+
+use std::marker::PhantomData;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+
+use crate::{
+    build::{BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
+    job::ValidatedJob,
+};
+
+/// As they have to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared;
+
+/// As they are there.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied;
+
+/// A job's objects that are not pods.
+#[derive(Clone, Debug)]
+pub struct JobResources<S> {
+    /// Without rights; its name is in every pod.
+    pub account: ServiceAccount,
+    /// The coordinator's address.
+    pub service: Service,
+    /// The trainer's configuration, under the pinned name.
+    pub config: ConfigMap,
+    state: PhantomData<S>,
+}
+
+impl JobResources<Prepared> {
+    /// What a job needs.
+    #[must_use]
+    pub fn prepare(job: &ValidatedJob, context: &BuildContext) -> Self {
+        Self {
+            account: build_service_account(job, context),
+            service: build_service(job, context),
+            config: build_config_map(job, context),
+            state: PhantomData,
+        }
+    }
+
+    /// They were applied, and this is what is there. `None`: the Service has no address yet.
+    #[must_use]
+    pub fn applied(account: ServiceAccount, service: Service, config: ConfigMap) -> Option<JobResources<Applied>> {
+        let applied = JobResources { account, service, config, state: PhantomData };
+        applied.service.spec.as_ref()?.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None")?;
+        Some(applied)
+    }
+}
+
+impl JobResources<Applied> {
+    /// Cluster IP of the coordinator's Service.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).unwrap_or_default()
+    }
+
+    /// `<job>-coordinator` for the given epoch, a number that grows with every coordinator of the job: by it members and checkpoints tell a
+    /// new coordinator from an old one. It keeps nothing on disk.
+    #[must_use]
+    pub fn coordinator_pod(&self, job: &ValidatedJob, context: &BuildContext, epoch: u64) -> Pod {
+        build_coordinator_pod(job, context, epoch)
+    }
+
+    /// `<job>-w-<index>`: the same for every size of the world, so that scaling touches no pod that stays.
+    #[must_use]
+    pub fn worker_pod(&self, job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
+        build_worker_pod(job, context, self, index)
+    }
+
+    /// Name of the configuration.
+    pub(crate) fn config_name(&self) -> &str {
+        self.config.metadata.name.as_deref().unwrap_or_default()
+    }
+}
