@@ -16,7 +16,6 @@ use kube::{
     },
 };
 use lcl_operator_core::build::MANAGED_BY;
-use lcl_security::Security;
 use tokio::{
     sync::{mpsc, mpsc::UnboundedSender},
     task::JoinSet,
@@ -25,6 +24,7 @@ use tokio::{
 use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 
 use crate::{
+    authority::Authority,
     cache::{JobKey, PodCache},
     children::ChildStores,
     memory::Memories,
@@ -43,7 +43,7 @@ pub(crate) struct Scope {
     pub(crate) client: Client,
     pub(crate) namespace: Option<String>,
     pub(crate) images: Images,
-    pub(crate) security: Security,
+    pub(crate) authority: Arc<Authority>,
     pub(crate) concurrency: u16,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
@@ -74,7 +74,7 @@ impl Scope {
         let context = Arc::new(Context {
             client: self.client,
             images: self.images,
-            security: self.security,
+            authority: self.authority,
             pods,
             children,
             memories: Memories::default(),

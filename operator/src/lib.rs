@@ -4,6 +4,7 @@
 //! apply; pods, created once and deleted by uid; the status; Events. What to do is decided in `lcl-operator-core`, from what was seen and
 //! nothing else: an operator that starts anew goes on where the one before stopped.
 
+mod authority;
 mod cache;
 mod children;
 mod client;

@@ -6,6 +6,7 @@ use std::{
     time::Instant,
 };
 
+use k8s_openapi::jiff::Timestamp;
 use lcl_crds::LCLTrainingJob;
 use lcl_operator_core::{
     ValidatedJob,
@@ -41,6 +42,10 @@ pub(crate) struct JobMemory {
     pub(crate) applied: BTreeMap<&'static str, Instant>,
     /// The objects that are not pods, as they were last there.
     pub(crate) resources: Option<JobResources<Applied>>,
+    /// Until when the certificates hold that were applied last, and when that was.
+    pub(crate) certificates: Option<(Timestamp, Instant)>,
+    /// Until when those hold that the stream shows.
+    pub(crate) link_expires: Option<Timestamp>,
     /// The stream from the coordinator.
     pub(crate) link: Option<CoordinatorLink>,
 }

@@ -8,12 +8,13 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod},
+    api::core::v1::{ConfigMap, Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
     core::DeserializeGuard,
     runtime::{
         controller::Action as Next,
@@ -24,7 +25,7 @@ use kube::{
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
     ValidatedJob,
-    build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, coordinator_name, worker_selector},
+    build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, build_secret, coordinator_name, worker_selector},
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
     observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
@@ -33,11 +34,12 @@ use lcl_operator_core::{
     resources::{Applied, JobResources, Prepared},
     validate,
 };
-use lcl_security::Security;
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
+    FIELD_MANAGER,
+    authority::{Authority, AuthorityError},
     cache::{JobKey, PodCache},
     children::{Applier, Child, ChildStores, Found},
     link::CoordinatorLink,
@@ -59,6 +61,10 @@ const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Pause after a failed look; doubled with every further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// Certificates that were written so short a time ago are taken for being there.
+const CERTIFICATES_FRESH: Duration = Duration::from_mins(1);
+/// New certificates are not written again while the status does not say yet that they were.
+const RENEWAL_PAUSE: Duration = Duration::from_hours(1);
 /// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,8 +72,8 @@ const STALE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) images: Images,
-    /// Of the streams of coordinators.
-    pub(crate) security: Security,
+    /// Of all jobs' wires.
+    pub(crate) authority: Arc<Authority>,
     pub(crate) pods: Arc<PodCache>,
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
@@ -99,6 +105,9 @@ pub(crate) enum ReconcileError {
     /// An object cannot be written as JSON.
     #[error("{kind} cannot be written as JSON: {source}")]
     Encode { kind: &'static str, source: serde_json::Error },
+    /// No certificates for the job.
+    #[error(transparent)]
+    Certificates(#[from] AuthorityError),
     /// The coordinator refused, or did not answer.
     #[error("{what}: {source}")]
     Coordinator { what: String, source: Box<tonic::Status> },
@@ -109,7 +118,7 @@ impl ReconcileError {
     fn as_problem(&self) -> Option<Problem> {
         let problem = || Some(Problem { reason: reason::CREATE_FAILED, message: self.to_string() });
         match self {
-            Self::Foreign { .. } | Self::Encode { .. } => problem(),
+            Self::Foreign { .. } | Self::Encode { .. } | Self::Certificates(_) => problem(),
             Self::Api { source: kube::Error::Api(answer), .. } => {
                 matches!(answer.code, 400..=499 if ![408, 409, 429].contains(&answer.code)).then(problem).flatten()
             }
@@ -254,6 +263,13 @@ impl Look<'_> {
         } else {
             self.apply_children(&valid, &build, held.is_some()).await
         };
+        let expiry = Authority::expiry(Timestamp::now());
+        let is_current = |held: &PinnedStatus| held.certificates_expire.as_ref().is_some_and(|until| until.0 == expiry);
+        if !is_at_rest && shut.is_none() && held.as_ref().is_some_and(|held| !is_current(held)) {
+            self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await?;
+        }
+        let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
+        offer.certificates_expire = is_applied.then_some(Time(expiry));
         offer.address = self.memory.resources.as_ref().map(|resources| resources.address().to_owned());
         let change = if is_at_rest { None } else { held.and_then(|held| self.find_change(&valid, &held)) };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
@@ -426,15 +442,21 @@ impl Look<'_> {
             return;
         };
         let address = if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") };
-        if self.memory.link.as_ref().is_some_and(|link| link.leads_to(&pod.uid, &address)) {
+        let now = Timestamp::now();
+        let expires = Some(Authority::expiry(now));
+        if self.memory.link_expires == expires && self.memory.link.as_ref().is_some_and(|link| link.leads_to(&pod.uid, &address)) {
             return;
         }
+        let security = match self.context.authority.operator(self.uid, now) {
+            Ok(security) => security,
+            Err(error) => return tracing::error!(job = self.key.name, namespace = self.key.namespace, %error, "no certificate to show"),
+        };
         let wake = self.context.wake.clone();
         let job = ObjectRef::<StoredJob>::new(&self.key.name).within(&self.key.namespace);
         // The receiver is gone only when the operator ends.
         let changed = move || drop(wake.send(job.clone()));
-        match CoordinatorLink::start(pod.uid.clone(), address.clone(), pod.epoch.map(i64::unsigned_abs), &self.context.security, changed) {
-            Ok(link) => self.memory.link = Some(link),
+        match CoordinatorLink::start(pod.uid.clone(), address.clone(), pod.epoch.map(i64::unsigned_abs), &security, changed) {
+            Ok(link) => (self.memory.link, self.memory.link_expires) = (Some(link), expires),
             Err(error) => tracing::warn!(job = self.key.name, address, %error, "no address to connect to"),
         }
     }
@@ -503,8 +525,33 @@ impl Look<'_> {
                 }
             }
         }
+        if !new_pods.is_empty() {
+            // A pod whose Secret somebody has deleted could not start.
+            let applied = self.apply_certificates(job, build, CERTIFICATES_FRESH).await;
+            if applied.is_err() {
+                self.memory.gate.refuse(Instant::now(), fastrand::f64());
+                acted.note(applied);
+                return acted;
+            }
+        }
         self.create(api, new_pods, &mut acted).await;
         acted
+    }
+
+    /// Writes the job's certificates, unless they were written a moment ago.
+    async fn apply_certificates(&mut self, job: &ValidatedJob, build: &BuildContext, pause: Duration) -> Result<(), ReconcileError> {
+        let now = Timestamp::now();
+        let expiry = Authority::expiry(now);
+        if self.memory.certificates.is_some_and(|(until, at)| until == expiry && at.elapsed() < pause) {
+            return Ok(());
+        }
+        let secret = build_secret(job, build, self.context.authority.files(self.uid, now)?);
+        let name = secret.name_any();
+        let api = Api::<Secret>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await;
+        applied.map_err(|source| ReconcileError::Api { what: format!("applying Secret {name}"), source })?;
+        self.memory.certificates = Some((expiry, Instant::now()));
+        Ok(())
     }
 
     /// Deletes the job that was looked at; Kubernetes takes what belongs to it along.

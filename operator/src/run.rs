@@ -6,18 +6,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use futures_util::future::try_join_all;
 use kube::runtime::{
     events::{Recorder, Reporter},
     reflector::Store,
 };
 use lcl_crds::JobState;
-use lcl_security::Security;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    FIELD_MANAGER, client,
+    FIELD_MANAGER,
+    authority::Authority,
+    client,
     controller::Scope,
     http::{serve_health, serve_metrics},
     leader::Candidate,
@@ -81,11 +82,6 @@ async fn listen(address: std::net::SocketAddr, what: &str) -> Result<TcpListener
 
 async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: impl Future<Output = ()>) -> Result<()> {
     let mut stop = std::pin::pin!(stop);
-    ensure!(
-        settings.insecure,
-        "the pods of jobs have no certificates yet: start with --insecure, and keep others out with a NetworkPolicy"
-    );
-    let security = Security::Insecure;
     let client = tokio::select! {
         client = client::connect(settings, Arc::clone(metrics)) => client?,
         () = &mut stop => return Ok(()),
@@ -101,6 +97,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
         }
     }
     metrics.set_leads(true);
+    let authority = Arc::new(Authority::open(client.clone(), &settings.pod_namespace, &settings.ca_secret).await?);
     let (ending, is_ending) = watch::channel(false);
     let namespaces: Vec<_> = match settings.watch_namespaces.iter().filter(|namespace| !namespace.is_empty()).collect::<Vec<_>>() {
         all if all.is_empty() => vec![None],
@@ -115,8 +112,8 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
             pull_policy: settings.image_pull_policy.clone(),
         };
         let (client, recorder, metrics) = (client.clone(), recorder.clone(), Arc::clone(metrics));
-        let security = security.clone();
-        Scope { client, namespace, images, security, concurrency: settings.concurrency, recorder, metrics }.start(is_ending.clone())
+        let authority = Arc::clone(&authority);
+        Scope { client, namespace, images, authority, concurrency: settings.concurrency, recorder, metrics }.start(is_ending.clone())
     }));
     let resigns = candidate.clone();
     let lost = async {

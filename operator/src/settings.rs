@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
+use clap::{Parser, ValueEnum};
 
 /// Runs training jobs in a Kubernetes cluster.
 #[derive(Clone, Debug, Parser)]
@@ -44,10 +44,9 @@ pub struct Settings {
     /// Who holds the lease, and who reports Events
     #[arg(long, env = "POD_NAME", hide = true)]
     pub pod_name: Option<String>,
-    /// Let coordinators, workers and this process talk without encryption and without asking who is there: needed until they are given
-    /// certificates; a network policy should keep others away
-    #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
-    pub insecure: bool,
+    /// Secret in the namespace `POD_NAMESPACE` that the certificates of jobs come from; made if it is not there
+    #[arg(long, env = "LCL_CA_SECRET", default_value = "lcl-operator-ca")]
+    pub ca_secret: String,
     /// How log lines are written
     #[arg(long, env = "LCL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,

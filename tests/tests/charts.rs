@@ -69,14 +69,8 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is no text")
 }
 
-/// What `helm template` writes for the chart with further arguments, or what it complains about. The operator's is told that plain text is
-/// accepted, without which it renders nothing.
+/// What `helm template` writes for the chart with further arguments, or what it complains about.
 fn render(name: &str, arguments: &[&str]) -> Result<Result<String, String>> {
-    let accepted: &[&str] = if name == OPERATOR { &["--set", "insecure=true"] } else { &[] };
-    render_as_it_is(name, &[accepted, arguments].concat())
-}
-
-fn render_as_it_is(name: &str, arguments: &[&str]) -> Result<Result<String, String>> {
     let path = chart(name);
     let output = helm(&[&["template", "lcl", text(&path)?, "--namespace", "lcl-system"], arguments].concat())?;
     Ok(if output.status.success() { Ok(String::from_utf8(output.stdout)?) } else { Err(String::from_utf8(output.stderr)?) })
@@ -225,16 +219,6 @@ fn values_that_make_no_sense_are_refused_by_name() -> Result<()> {
             Err(message) => assert!(message.contains(field), "--set {value} is refused without naming {field}: {message}"),
         }
     }
-    Ok(())
-}
-
-#[test]
-fn a_wire_without_certificates_has_to_be_accepted_in_so_many_words() -> Result<()> {
-    let message = render_as_it_is(OPERATOR, &[])?.err().context("the chart is rendered without a word about the wire")?;
-    assert!(message.contains("insecure=true"), "{message}");
-    let accepted = objects(OPERATOR, &[])?;
-    let arguments = &find(&accepted, "Deployment")?["spec"]["template"]["spec"]["containers"][0]["args"];
-    assert!(arguments.as_array().is_some_and(|list| list.contains(&json!("--insecure"))), "{arguments}");
     Ok(())
 }
 

@@ -59,7 +59,7 @@ fn workers_with_certificates_of_the_jobs_authority_train_and_one_of_another_auth
     let server: Vec<&str> = server.iter().map(String::as_str).collect();
     let coordinator = Coordinator::start_with(2, 2, &[&server[..], &["--listen", "127.0.0.1:0"]].concat())?;
 
-    let stranger = worker(&run, &coordinator, "w-9", &foreign.issue(&workbench.path("foreign"), "member", &own)?)?;
+    let stranger = worker(&run, &coordinator, "w-9", &foreign.issue(&workbench.path("foreign"), lcl_coordinator::MEMBER_NAME, &own)?)?;
     let told = ["cannot attach", "refuses the certificate in", "foreign/tls.crt", "issue it from that"];
     await_condition("a refusal that says what to do", || {
         let log = stranger.stderr()?;
@@ -68,7 +68,8 @@ fn workers_with_certificates_of_the_jobs_authority_train_and_one_of_another_auth
     // The stranger may have read the refusal before the coordinator writes of it.
     await_condition("the coordinator's line", || Ok(coordinator.log()?.contains("refused a connection").then_some(())))?;
 
-    let workers = ["w-0", "w-1"].map(|name| worker(&run, &coordinator, name, &own.issue(&workbench.path(name), "member", &own)?));
+    let workers =
+        ["w-0", "w-1"].map(|name| worker(&run, &coordinator, name, &own.issue(&workbench.path(name), lcl_coordinator::MEMBER_NAME, &own)?));
     for worker in workers {
         worker?.wait()?.expect_code(0)?;
     }

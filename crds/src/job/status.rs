@@ -147,6 +147,9 @@ pub struct PinnedStatus {
     /// Cluster IP of the coordinator's Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Until when the certificates of the job's pods hold. They are renewed long before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates_expire: Option<Time>,
 }
 
 /// Pods that were replaced since the job was created, by cause.

@@ -7,6 +7,7 @@
 //! Pods get the coordinator's address and their own identity; whatever can change while they run comes over gRPC, so that a resize
 //! never changes a pod.
 
+mod certificates;
 mod config_map;
 mod coordinator_pod;
 mod labels;
@@ -18,6 +19,7 @@ mod worker_pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use lcl_crds::{GROUP, KIND, PinnedStatus, VERSION};
 
+pub use certificates::{AUTHORITY_FILE, COORDINATOR_PAIR, PairFiles, WORKER_PAIR, build_secret};
 pub(crate) use config_map::build_config_map;
 pub use config_map::{CONFIG_FILE, SPEC_FILE};
 pub(crate) use coordinator_pod::build_coordinator_pod;

@@ -9,6 +9,7 @@ use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
     ValidatedJob,
     build::{BuildContext, worker_selector},
+    pins::offer,
     resources::{Applied, JobResources, Prepared},
     validate,
 };
@@ -27,6 +28,7 @@ fn context() -> BuildContext {
             coordinator_image: "registry.example/lcl-coordinator:1".to_owned(),
             trainer_image: "registry.example/lcl-trainer:1".to_owned(),
             address: Some("10.96.0.17".to_owned()),
+            certificates_expire: None,
         },
         image_pull_policy: None,
         incident: 3,
@@ -46,7 +48,9 @@ fn applied(job: &ValidatedJob) -> JobResources<Applied> {
 
 fn worker(assignments: &str, index: u32) -> Value {
     let job = valid(assignments);
-    serde_json::to_value(applied(&job).worker_pod(&job, &context(), index)).unwrap()
+    let images = context().pins;
+    let pins = PinnedStatus { address: images.address, ..offer(&job, 1, &images.coordinator_image, &images.trainer_image) };
+    serde_json::to_value(applied(&job).worker_pod(&job, &BuildContext { pins, ..context() }, index)).unwrap()
 }
 
 fn coordinator(assignments: &str) -> Value {
@@ -207,5 +211,22 @@ fn the_selector_finds_this_jobs_workers_alone() {
     for requirement in worker_selector(&valid(""), &context()).split(',') {
         let (key, value) = requirement.split_once('=').unwrap();
         assert_eq!(pod["metadata"]["labels"][key], value, "{key}");
+    }
+}
+
+/// A pod sees its own pair and the authority's certificate, and nothing else of the Secret.
+#[test]
+fn each_pod_mounts_its_own_certificates_and_no_others() {
+    let coordinator = coordinator("");
+    assert_eq!(coordinator["spec"]["containers"][0]["readinessProbe"]["httpGet"], json!({ "path": "/healthz", "port": "metrics" }));
+    for (pod, own) in [(coordinator, "coordinator"), (worker("", 0), "worker")] {
+        let volumes = pod["spec"]["volumes"].as_array().unwrap();
+        let secrets: Vec<&Value> = volumes.iter().filter(|volume| volume["name"] == "lcl-tls").map(|volume| &volume["secret"]).collect();
+        let keys: Vec<&str> = secrets[0]["items"].as_array().unwrap().iter().map(|item| item["key"].as_str().unwrap()).collect();
+        assert_eq!((secrets.len(), keys), (1, vec![&*format!("{own}.crt"), &*format!("{own}.key"), "ca.crt"]));
+        assert_eq!(secrets[0]["secretName"], "job-tls-6c1c5e0c");
+        let container = &pod["spec"]["containers"][0];
+        assert_eq!(env(container, "LCL_TLS_CERTIFICATE")[0]["value"], format!("/etc/lcl-tls/{own}.crt"));
+        assert_eq!(env(container, "LCL_INSECURE").len(), 0);
     }
 }

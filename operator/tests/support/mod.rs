@@ -92,7 +92,7 @@ impl Installed {
             "--create-namespace",
         ])?;
         let operator = charts.join("lcl-operator").to_string_lossy().into_owned();
-        installed.helm(&[&["install", "lcl-operator", &operator, "--namespace", SYSTEM, "--set", "insecure=true"], values].concat())?;
+        installed.helm(&[&["install", "lcl-operator", &operator, "--namespace", SYSTEM], values].concat())?;
         wait_for("the definition", || installed.look(JOBS))?;
         Ok(installed)
     }
@@ -250,7 +250,8 @@ impl Operator {
                 !arguments.iter().any(|given| given.starts_with(name))
             }))
             .arg("--log-format=json")
-            .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0", "--insecure"])
+            .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0"])
+            .env("POD_NAMESPACE", SYSTEM)
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(File::create(&log)?)

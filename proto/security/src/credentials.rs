@@ -1,4 +1,4 @@
-//! Certificates by path, read again when the files have changed.
+//! Certificates by path, read again when the files have changed, or as they are given.
 
 use std::{
     fs, io,
@@ -80,12 +80,27 @@ pub enum CredentialsError {
     },
 }
 
-/// Certificates as they lie in their files now.
+/// Certificates themselves, in PEM.
+#[derive(Clone, Debug)]
+pub struct CertificateTexts {
+    /// The own certificate, with those between it and the authority.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+    /// The certificates of the authority.
+    pub authority: String,
+}
+
+/// Certificates as they lie in their files now, or as they were given.
 #[derive(Debug)]
 pub struct Credentials {
-    files: CertificateFiles,
+    /// `None`: they were given.
+    files: Option<CertificateFiles>,
     loaded: Mutex<Loaded>,
 }
+
+/// What certificates that were given are called in errors.
+const GIVEN: &str = "(given)";
 
 #[derive(Clone, Debug)]
 struct Loaded {
@@ -112,24 +127,45 @@ impl Credentials {
         // Before the files: what is written in between is read again.
         let written = written(&files);
         let configs = load(&files)?;
-        Ok(Self { files, loaded: Mutex::new(Loaded { written, configs }) })
+        Ok(Self { files: Some(files), loaded: Mutex::new(Loaded { written, configs }) })
+    }
+
+    /// Takes certificates as they are. Other ones are other credentials.
+    ///
+    /// # Errors
+    /// See [`CredentialsError`].
+    pub fn given(texts: &CertificateTexts) -> Result<Self, CredentialsError> {
+        let path = PathBuf::from(GIVEN);
+        let names = CertificateFiles { certificate: path.clone(), key: path.clone(), authority: path };
+        let configs = configure(&names, [&texts.certificate, &texts.key, &texts.authority].map(|text| text.as_bytes()))?;
+        Ok(Self { files: None, loaded: Mutex::new(Loaded { written: Written::default(), configs }) })
     }
 
     /// Where they lie.
     #[must_use]
-    pub const fn files(&self) -> &CertificateFiles {
-        &self.files
+    pub const fn files(&self) -> Option<&CertificateFiles> {
+        self.files.as_ref()
+    }
+
+    /// What the own certificate, and those of the authority, are called in errors.
+    pub(crate) fn names(&self) -> (String, String) {
+        let name = |path: &Path| path.display().to_string();
+        self.files.as_ref().map_or_else(
+            || ("what this program was given".to_owned(), "what this program was given".to_owned()),
+            |files| (name(&files.certificate), name(&files.authority)),
+        )
     }
 
     /// For the next connection. Files that were changed are read again; when they cannot be used (one may not be written yet), those from
     /// before are used on, and that is logged.
     pub(crate) fn current(&self) -> Configs {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = written(&self.files);
+        let Some(files) = &self.files else { return loaded.configs.clone() };
+        let written = written(files);
         if written != loaded.written {
-            match load(&self.files) {
+            match load(files) {
                 Ok(configs) => {
-                    tracing::info!(certificate = %self.files.certificate.display(), "certificates have changed and are read again");
+                    tracing::info!(certificate = %files.certificate.display(), "certificates have changed and are read again");
                     *loaded = Loaded { written, configs };
                 }
                 Err(error) => {
@@ -150,21 +186,27 @@ fn read(path: &Path) -> Result<Vec<u8>, CredentialsError> {
     fs::read(path).map_err(|source| CredentialsError::Read { path: path.to_owned(), source })
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
+fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
     let failed = |source| CredentialsError::Pem { path: path.to_owned(), what: "certificate", source };
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(failed)?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(failed)?;
     if found.is_empty() { Err(failed(pem::Error::NoItemsFound)) } else { Ok(found) }
 }
 
 fn load(files: &CertificateFiles) -> Result<Configs, CredentialsError> {
-    let chain = certificates(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|source| CredentialsError::Pem {
+    let texts = [read(&files.certificate)?, read(&files.key)?, read(&files.authority)?];
+    configure(files, texts.each_ref().map(Vec::as_slice))
+}
+
+/// From the texts of certificate, key and authority, which are called by these names in errors.
+fn configure(files: &CertificateFiles, [certificate, key, authority]: [&[u8]; 3]) -> Result<Configs, CredentialsError> {
+    let chain = certificates(&files.certificate, certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| CredentialsError::Pem {
         path: files.key.clone(),
         what: "private key",
         source,
     })?;
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(&files.authority)? {
+    for certificate in certificates(&files.authority, authority)? {
         roots.add(certificate).map_err(|source| CredentialsError::Authority { path: files.authority.clone(), source })?;
     }
     let roots = Arc::new(roots);

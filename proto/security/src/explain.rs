@@ -4,7 +4,7 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
-use crate::{CertificateFiles, SERVER_NAME};
+use crate::SERVER_NAME;
 
 /// An error with its sources, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
@@ -64,8 +64,7 @@ fn alert_in_words(alert: AlertDescription) -> String {
 }
 
 /// Why a client has no connection to `peer`, and what to do about it; nothing when TLS is not the reason.
-pub(crate) fn advice(error: &io::Error, peer: &str, files: &CertificateFiles) -> Option<String> {
-    let (own, authority) = (files.certificate.display(), files.authority.display());
+pub(crate) fn advice(error: &io::Error, peer: &str, (own, authority): (String, String)) -> Option<String> {
     Some(match tls_error(error)? {
         Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => format!(
             "the certificate of the coordinator at {peer} is of no authority in {authority}: give both ends certificates of one authority"

@@ -19,8 +19,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tower::Service;
+use webpki::EndEntityCert;
 
-use crate::{Credentials, SERVER_NAME, Security, explain};
+use crate::{Caller, Credentials, SERVER_NAME, Security, explain};
 
 /// Longest handshake: two round trips and some signatures; peers that open connections and say nothing are not kept.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -87,7 +88,7 @@ pub struct Peer {
 
 impl Peer {
     fn explain(&self, error: io::Error) -> io::Error {
-        match explain::advice(&error, &self.name, self.credentials.files()) {
+        match explain::advice(&error, &self.name, self.credentials.names()) {
             Some(advice) => {
                 *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(advice.clone());
                 io::Error::new(error.kind(), advice)
@@ -112,6 +113,17 @@ pub enum Connection<IO> {
 }
 
 impl<IO> Connection<IO> {
+    /// What the other end may do.
+    pub fn caller(&self) -> Caller {
+        let Self::Tls { stream, .. } = self else { return Caller::Anybody };
+        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let names = certificates.first().and_then(|certificate| {
+            let certificate = EndEntityCert::try_from(certificate).ok()?;
+            Some(certificate.valid_dns_names().map(str::to_owned).collect())
+        });
+        Caller::Named(names.unwrap_or_default())
+    }
+
     /// The connection underneath.
     pub fn get_ref(&self) -> &IO {
         match self {

@@ -11,11 +11,36 @@ mod handshake;
 
 use std::{path::PathBuf, sync::Arc};
 
-pub use credentials::{CertificateFiles, Credentials, CredentialsError};
+pub use credentials::{CertificateFiles, CertificateTexts, Credentials, CredentialsError};
 pub use handshake::{Connection, Connector, Refused, Tcp, Transport, accept};
 
 /// The name that a coordinator's certificate must hold, whatever its address: pods are reached by IP.
 pub const SERVER_NAME: &str = "lcl-coordinator";
+
+/// The name in a member's certificate: it may attach.
+pub const MEMBER_NAME: &str = "lcl-member";
+/// The name in the operator's certificate: it may command.
+pub const OPERATOR_NAME: &str = "lcl-operator";
+
+/// Who is at the other end of a server's connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Nobody was asked: the wire is not protected.
+    Anybody,
+    /// Somebody whose certificate bears these names.
+    Named(Vec<String>),
+}
+
+impl Caller {
+    /// Whether it may do what is for the bearer of a name.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        match self {
+            Self::Anybody => true,
+            Self::Named(names) => names.iter().any(|own| own == name),
+        }
+    }
+}
 
 /// How connections are protected.
 #[derive(Clone, Debug)]
@@ -76,7 +101,7 @@ impl Security {
     pub fn files(&self) -> Option<&CertificateFiles> {
         match self {
             Self::Insecure => None,
-            Self::MutualTls(credentials) => Some(credentials.files()),
+            Self::MutualTls(credentials) => credentials.files(),
         }
     }
 }

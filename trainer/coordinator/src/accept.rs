@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::stream;
-use lcl_security::{Connection, Refused, Security, accept};
+use lcl_security::{Caller, Connection, Refused, Security, accept};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinSet,
@@ -87,11 +87,11 @@ where
 #[derive(Debug)]
 pub(crate) struct Accepted<IO>(Connection<IO>);
 
-impl<IO: Connected> Connected for Accepted<IO> {
-    type ConnectInfo = IO::ConnectInfo;
+impl<IO> Connected for Accepted<IO> {
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.0.get_ref().connect_info()
+    fn connect_info(&self) -> Caller {
+        self.0.caller()
     }
 }
 

@@ -17,7 +17,9 @@ mod server;
 
 pub use client::{ClientOptions, Commands, GroupStore, MemberClient, PendingAnswer, StartError, StoreError, draw_number};
 pub use convert::{WireError, status_from_proto};
-pub use lcl_security::{CertificateFiles, Credentials, CredentialsError, SERVER_NAME, Security, SecurityError, Transport};
+pub use lcl_security::{
+    CertificateFiles, Credentials, CredentialsError, MEMBER_NAME, OPERATOR_NAME, SERVER_NAME, Security, SecurityError, Transport,
+};
 pub use metrics::Metrics;
 pub use metrics_page::serve_metrics;
 pub use overseer::{Overseer, Sight};

@@ -16,6 +16,7 @@ use lcl_proto::v1alpha1::{
     coordinator_server::{Coordinator, CoordinatorServer},
 };
 use lcl_protocol::{ConnectionId, CoordinatorEvent, CoordinatorSettings, Status as JobStatus};
+use lcl_security::{Caller, MEMBER_NAME, OPERATOR_NAME};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -29,10 +30,7 @@ use tokio_stream::{
 };
 use tonic::{
     Request, Response, Status, Streaming,
-    transport::{
-        Server,
-        server::{Connected, TcpIncoming},
-    },
+    transport::{Server, server::TcpIncoming},
 };
 
 use crate::{
@@ -131,8 +129,7 @@ pub async fn serve_on<IO>(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError>
 where
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    IO::ConnectInfo: Clone + Send + Sync,
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Incoming { connections, address, peer } = incoming;
     let (driver, status) = Driver::new(settings, Arc::clone(&metrics));
@@ -196,6 +193,7 @@ impl Coordinator for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<wire::Status, Status>> + Send>>;
 
     async fn attach(&self, request: Request<Streaming<wire::ToCoordinator>>) -> Result<Response<Self::AttachStream>, Status> {
+        allow(&request, MEMBER_NAME, "attaching")?;
         let connection = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
         let (outbox, messages) = mpsc::channel(OUTBOX);
         self.feed(Input::Opened { connection, outbox }).await?;
@@ -209,6 +207,7 @@ impl Coordinator for Service {
     }
 
     async fn command(&self, request: Request<wire::CommandRequest>) -> Result<Response<wire::CommandResponse>, Status> {
+        allow(&request, OPERATOR_NAME, "commanding")?;
         let request = request.into_inner();
         if let Some(epoch) = request.epoch.filter(|epoch| *epoch != self.epoch) {
             return Err(Status::failed_precondition(format!("this is the coordinator of epoch {}, not that of epoch {epoch}", self.epoch)));
@@ -218,6 +217,19 @@ impl Coordinator for Service {
         self.feed(Input::Command { command, answer }).await?;
         answered.await.map(Response::new).map_err(|_| Status::unavailable(STOPPING))
     }
+}
+
+/// An error unless the caller's certificate is for this name.
+fn allow<T>(request: &Request<T>, name: &str, what: &str) -> Result<(), Status> {
+    let caller = request.extensions().get::<Caller>();
+    if caller.is_some_and(|caller| caller.is(name)) {
+        return Ok(());
+    }
+    let names = match caller {
+        Some(Caller::Named(names)) if !names.is_empty() => names.join(", "),
+        _ => "nobody".to_owned(),
+    };
+    Err(Status::permission_denied(format!("{what} takes a certificate for {name}: the one that is shown is for {names}")))
 }
 
 /// An error with its sources, in one line.

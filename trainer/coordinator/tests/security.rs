@@ -9,8 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lcl_coordinator::{CertificateFiles, ClientOptions, Commands, Credentials, MemberClient, Metrics, SERVER_NAME, Security, serve_with};
+use lcl_coordinator::{
+    CertificateFiles, ClientOptions, Commands, Credentials, MEMBER_NAME, MemberClient, Metrics, OPERATOR_NAME, SERVER_NAME, Security,
+    serve_with,
+};
+use lcl_proto::v1alpha1::{CommandRequest, ToCoordinator, WatchRequest, command_request, coordinator_client::CoordinatorClient};
 use lcl_protocol::{CoordinatorSettings, Identity, Incarnation, MemberCommand, MemberName, MemberSettings, World};
+use lcl_security::Connector;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, runtime::Runtime};
@@ -161,7 +166,7 @@ fn who_has_a_certificate_of_the_authority_gets_in_and_everybody_else_is_refused_
     let server = Server::start(tls(own.issue(&files("server"), SERVER_NAME, false, &own)));
     let address = server.address.to_string();
 
-    let good = member(server.address, tls(own.issue(&files("good"), "member", false, &own)));
+    let good = member(server.address, tls(own.issue(&files("good"), MEMBER_NAME, false, &own)));
     assert!(matches!(good.1.next(PATIENCE), Some(MemberCommand::FormGroup(_))));
 
     let check = |security: Security, category: &str, at_server: &str, at_client: &[&str]| {
@@ -172,16 +177,16 @@ fn who_has_a_certificate_of_the_authority_gets_in_and_everybody_else_is_refused_
         assert!(server.metrics.render().unwrap().contains(&counted));
         assert!(peer.1.try_next().is_none());
     };
-    let expired = own.issue(&files("expired"), "member", true, &own);
+    let expired = own.issue(&files("expired"), MEMBER_NAME, true, &own);
     check(tls(expired), "expired", "its certificate", &["refuses the certificate in", "expired/tls.crt", "renew it"]);
-    let other = foreign.issue(&files("foreign"), "member", false, &own);
+    let other = foreign.issue(&files("foreign"), MEMBER_NAME, false, &own);
     check(
         tls(other),
         "unknown_authority",
         "of another authority",
         &["refuses the certificate in", "foreign/tls.crt", "issue it from that"],
     );
-    let renewed = Authority::new("of a job").issue(&files("renewed"), "member", false, &own);
+    let renewed = Authority::new("of a job").issue(&files("renewed"), MEMBER_NAME, false, &own);
     check(
         tls(renewed),
         "unknown_authority",
@@ -189,7 +194,7 @@ fn who_has_a_certificate_of_the_authority_gets_in_and_everybody_else_is_refused_
         &["refuses the certificate in", "renewed/tls.crt", "issue it from that"],
     );
     check(Security::Insecure, "no_tls", "does not speak TLS", &[]);
-    let distrusting = own.issue(&files("distrusting"), "member", false, &foreign);
+    let distrusting = own.issue(&files("distrusting"), MEMBER_NAME, false, &foreign);
     check(tls(distrusting), "refused_by_peer", "of another authority", &["is of no authority in", "distrusting/ca.crt"]);
 }
 
@@ -220,7 +225,7 @@ fn a_coordinator_whose_certificate_is_for_another_name_or_that_speaks_no_tls_is_
     let log = Log::start();
     let own = Authority::new("of a job");
     let folder = TempDir::new().unwrap();
-    let client = || tls(own.issue(&folder.path().join("client"), "member", false, &own));
+    let client = || tls(own.issue(&folder.path().join("client"), MEMBER_NAME, false, &own));
     let server = Server::start(tls(own.issue(&folder.path().join("server"), "somebody", false, &own)));
     let _named = member(server.address, client());
     log.wait_for(&["cannot attach", &server.address.to_string(), "is not for the name lcl-coordinator", "issue one"]);
@@ -228,4 +233,37 @@ fn a_coordinator_whose_certificate_is_for_another_name_or_that_speaks_no_tls_is_
     let plain = Server::start(Security::Insecure);
     let _plain = member(plain.address, client());
     log.wait_for(&["cannot attach", &plain.address.to_string(), "does not speak TLS", "--insecure"]);
+}
+
+/// What a certificate's name allows: members attach, the operator commands, and either may look.
+#[test]
+fn a_certificate_allows_what_its_name_is_for_and_nothing_else() {
+    let own = Authority::new("of a job");
+    let folder = TempDir::new().unwrap();
+    let pair = |name: &str| tls(own.issue(&folder.path().join(name), name, false, &own));
+    let server = Server::start(pair(SERVER_NAME));
+    let runtime = Runtime::new().unwrap();
+    let client = |name: &str| {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+        let _inside = runtime.enter();
+        CoordinatorClient::new(endpoint.connect_with_connector_lazy(Connector::new(pair(name))))
+    };
+    let command = |name: &str| {
+        let checkpoint = Some(command_request::Command::Checkpoint(command_request::Checkpoint { from: None }));
+        runtime.block_on(client(name).command(CommandRequest { epoch: None, command: checkpoint }))
+    };
+    let attach = |name: &str| runtime.block_on(client(name).attach(tokio_stream::pending::<ToCoordinator>())).map(drop);
+    let watch = |name: &str| runtime.block_on(client(name).watch(WatchRequest {})).map(drop);
+    for name in [MEMBER_NAME, SERVER_NAME, "somebody"] {
+        let refused = command(name).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{name}");
+        assert!(refused.message().contains("takes a certificate for lcl-operator") && refused.message().contains(name), "{refused}");
+    }
+    command(OPERATOR_NAME).unwrap();
+    attach(MEMBER_NAME).unwrap();
+    for name in [OPERATOR_NAME, "somebody"] {
+        assert_eq!(attach(name).unwrap_err().code(), tonic::Code::PermissionDenied, "{name}");
+    }
+    watch(OPERATOR_NAME).unwrap();
+    watch(MEMBER_NAME).unwrap();
 }

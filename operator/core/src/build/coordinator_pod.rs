@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Container, ContainerPort, GRPCAction, Pod, PodSpec, Probe, ResourceRequirements},
-    apimachinery::pkg::api::resource::Quantity,
+    api::core::v1::{Container, ContainerPort, HTTPGetAction, Pod, PodSpec, Probe, ResourceRequirements},
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 
 use crate::{
     build::{
-        BuildContext, INCIDENT_ANNOTATION,
+        BuildContext, COORDINATOR_PAIR, INCIDENT_ANNOTATION,
+        certificates::{mount_certificates, secret_name},
         labels::COORDINATOR_ROLE,
         metadata,
         pod_defaults::{container_security, fill_pod, set_env},
@@ -38,7 +39,12 @@ pub(crate) fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, 
         image_pull_policy: context.image_pull_policy.clone(),
         ports: Some([("grpc", COORDINATOR_PORT), ("metrics", METRICS_PORT)].map(port).into()),
         readiness_probe: Some(Probe {
-            grpc: Some(GRPCAction { port: COORDINATOR_PORT, service: None }),
+            // The gRPC port takes nobody without a certificate.
+            http_get: Some(HTTPGetAction {
+                path: Some("/healthz".to_owned()),
+                port: IntOrString::String("metrics".to_owned()),
+                ..HTTPGetAction::default()
+            }),
             period_seconds: Some(2),
             ..Probe::default()
         }),
@@ -47,7 +53,9 @@ pub(crate) fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, 
         ..Container::default()
     };
     set_environment(&mut container, job, epoch);
-    let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..placement(job) };
+    let mut spec = PodSpec { termination_grace_period_seconds: Some(10), ..placement(job) };
+    mount_certificates(&mut spec, &mut container, secret_name(job, context), COORDINATOR_PAIR);
+    spec.containers.push(container);
     fill_pod(&mut spec, service_account_name(job));
     let mut pod_metadata = metadata(job, context, coordinator_name(job), COORDINATOR_ROLE);
     pod_metadata.annotations = Some(annotations(epoch, context.incident));
@@ -107,8 +115,6 @@ fn set_environment(container: &mut Container, job: &ValidatedJob, epoch: u64) {
     set_env(container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
     set_env(container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());
     set_env(container, "LCL_MAX_MEMBERS", &(i64::from(workers.max) * members).to_string());
-    // Until there are certificates; the operator itself runs only when told so.
-    set_env(container, "LCL_INSECURE", "true");
     set_env(container, "LCL_LOG_FORMAT", "json");
     for (name, seconds) in Timeouts::of(job).variables() {
         if let Some(seconds) = seconds {

@@ -11,7 +11,8 @@ use lcl_trainer_config::{CACHE_BYTES, ShardEntry, is_object_uri};
 
 use crate::{
     build::{
-        BuildContext, COORDINATOR_PORT, INCIDENT_ANNOTATION,
+        BuildContext, COORDINATOR_PORT, INCIDENT_ANNOTATION, WORKER_PAIR,
+        certificates::{CERTIFICATES_VOLUME, mount_certificates, secret_name},
         config_map::CONFIG_FILE,
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
         metadata,
@@ -29,7 +30,7 @@ const CONFIG_VOLUME: &str = "lcl-config";
 const SHARED_MEMORY_VOLUME: &str = "lcl-shm";
 const TEMPORARY_VOLUME: &str = "lcl-tmp";
 const CACHE_VOLUME: &str = "lcl-cache";
-pub(crate) const OWN_VOLUMES: [&str; 4] = [CONFIG_VOLUME, SHARED_MEMORY_VOLUME, TEMPORARY_VOLUME, CACHE_VOLUME];
+pub(crate) const OWN_VOLUMES: [&str; 5] = [CONFIG_VOLUME, SHARED_MEMORY_VOLUME, TEMPORARY_VOLUME, CACHE_VOLUME, CERTIFICATES_VOLUME];
 /// Where the cache of data is mounted, when data come from an object store and the job does not say where it is.
 pub(crate) const CACHE_FOLDER: &str = "/var/cache/lcl";
 /// The volume's limit beside the cache's: indexes lie there too, and a pod over the limit is evicted.
@@ -76,6 +77,7 @@ pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resou
     let mut container = position.map_or_else(Container::default, |position| spec.containers.remove(position));
     fill_worker(&mut container, job, context, index);
     set_env(&mut container, "LCL_COORDINATOR", &coordinator_address(resources));
+    mount_certificates(&mut spec, &mut container, secret_name(job, context), WORKER_PAIR);
     // First, so that `kubectl logs` and `exec` take it without being told.
     spec.containers.insert(0, container);
     add_volumes(&mut spec, job, resources.config_name());
@@ -119,8 +121,6 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     }
     set_env_from_field(container, "LCL_NODE", "spec.nodeName");
     set_env_from_field(container, "LCL_POD_IP", "status.podIP");
-    // Until there are certificates.
-    set_env(container, "LCL_INSECURE", "true");
     set_env(container, "LCL_LOG_FORMAT", "json");
 }
 

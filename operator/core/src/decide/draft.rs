@@ -71,8 +71,14 @@ impl<'a> Draft<'a> {
         if in_force(&self.status, has_pods).is_none() {
             self.status.pinned = Some(observed.offer.clone());
         }
-        if let Some(pinned) = self.status.pinned.as_mut().filter(|pinned| pinned.address.is_none()) {
-            pinned.address.clone_from(&observed.offer.address);
+        if let Some(pinned) = &mut self.status.pinned {
+            if pinned.address.is_none() {
+                pinned.address.clone_from(&observed.offer.address);
+            }
+            // The one thing that is renewed under a group that runs.
+            if observed.offer.certificates_expire.is_some() {
+                pinned.certificates_expire.clone_from(&observed.offer.certificates_expire);
+            }
         }
     }
 
