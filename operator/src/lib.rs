@@ -6,15 +6,21 @@
 
 mod cache;
 mod children;
+mod claims;
 mod client;
+mod clock;
 mod controller;
+mod events;
+mod fence;
 mod gate;
 mod http;
 mod leader;
+mod lease;
 mod link;
 mod memory;
 mod metrics;
 mod pod_actions;
+mod readiness;
 mod reconcile;
 mod run;
 mod settings;
