@@ -23,7 +23,7 @@ use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 
 use super::support::connect;
 
-/// A request that has passed, with the status of its answer.
+/// A request that has come, and once more when the API server has answered it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Passed {
     pub(crate) method: String,
@@ -35,6 +35,10 @@ pub(crate) struct Passed {
 impl Passed {
     pub(crate) fn is(&self, method: &str, resource: &str) -> bool {
         self.method == method && self.path.split('/').any(|part| part == resource)
+    }
+
+    pub(crate) fn is_answered(&self, method: &str, resource: &str) -> bool {
+        self.is(method, resource) && self.status.is_some()
     }
 }
 
@@ -84,12 +88,13 @@ impl Proxy {
 
     /// How many requests of this kind the API server has answered.
     pub(crate) fn count(&self, method: &str, resource: &str) -> usize {
-        self.log.borrow().iter().filter(|passed| passed.is(method, resource) && passed.status.is_some()).count()
+        self.log.borrow().iter().filter(|passed| passed.is_answered(method, resource)).count()
     }
 }
 
 async fn pass(client: Client, request: Request, hook: Hook, log: Log) -> Response {
     let mut passed = Passed { method: request.method().to_string(), path: request.uri().path().to_owned(), status: None };
+    log.send_modify(|log| log.push(passed.clone()));
     hook(passed.clone(), log.clone()).await;
     match forward(&client, request).await {
         Ok(answer) => {
