@@ -67,22 +67,23 @@ fn a_standby_says_so_and_takes_over_when_the_leader_ends() -> Result<()> {
     second.terminate()
 }
 
-/// Keeps the answer to the first write of a status back until it is told to let it go.
-async fn keep_first_status_answer(passed: Passed, log: Log, mut go: watch::Receiver<bool>) {
-    let is_status = |passed: &Passed| passed.is("PATCH", "status") && passed.status.is_some();
-    let is_first = log.borrow().iter().filter(|passed| is_status(passed)).count() == 1;
-    if is_status(&passed) && is_first {
-        // The test is over when the sender is gone.
-        let _ = go.wait_for(|go| *go).await;
+/// Keeps the answer to the first write of a status back until the operator is stopped, and from then on all that is asked about the lease:
+/// whether it writes must not depend on how soon it hears of its loss.
+async fn delay(passed: Passed, log: Log, mut is_stopped: watch::Receiver<bool>) {
+    let statuses = log.borrow().iter().filter(|passed| passed.is_answered("PATCH", "status")).count();
+    // Nobody waits any more when the sender is gone: the test is over.
+    if passed.is_answered("PATCH", "status") && statuses == 1 {
+        let _ = is_stopped.wait_for(|is_stopped| *is_stopped).await;
+    } else if passed.is(&passed.method, "leases") && *is_stopped.borrow() {
+        let _ = is_stopped.wait_for(|is_stopped| !is_stopped).await;
     }
 }
 
 #[test]
 fn a_leader_that_was_stopped_for_longer_than_its_lease_writes_nothing_more() -> Result<()> {
     let installed = install()?;
-    let (lets_go, go) = watch::channel(false);
-    let proxy =
-        Proxy::start(&installed.kubeconfig_of("lcl-operator")?, move |passed, log| keep_first_status_answer(passed, log, go.clone()))?;
+    let (stopped, is_stopped) = watch::channel(false);
+    let proxy = Proxy::start(&installed.kubeconfig_of("lcl-operator")?, move |passed, log| delay(passed, log, is_stopped.clone()))?;
     // Two containers of one name, as two processes of one number would be.
     let named = [&ELECT[..], &["--pod-name=operator-0"]].concat();
     let first = installed.start_operator_with(&proxy.kubeconfig, &named)?;
@@ -98,7 +99,7 @@ fn a_leader_that_was_stopped_for_longer_than_its_lease_writes_nothing_more() -> 
         Ok(())
     })?;
     first.signal(Signal::STOP)?;
-    lets_go.send_replace(true);
+    stopped.send_replace(true);
     wait_until_ready(&second)?;
     assert_ne!(holder()?, firsts, "another identity");
     let pods = uids(&wait_for_pods(&installed, "paused", 3)?);
@@ -123,14 +124,14 @@ async fn hinder(passed: Passed, log: Log, administrator: PathBuf, pods: usize) {
     if passed.status.is_some() {
         return;
     }
-    let renewals = log.borrow().iter().filter(|passed| passed.is("PUT", "lcl-operator")).count();
+    let renewals = log.borrow().iter().filter(|passed| passed.is_answered("PUT", "lcl-operator")).count();
     if passed.is("PUT", "lcl-operator") && renewals == 2 {
         let patch = json!({ "metadata": { "annotations": { "example.com/looked-at": "yes" } } });
         let leases = Api::<Lease>::namespaced(connect(&administrator).await.expect("a client"), SYSTEM);
         leases.patch("lcl-operator", &PatchParams::default(), &Patch::Merge(patch)).await.expect("a patch");
     }
     if passed.is("POST", "events") {
-        let are_there = |log: &Vec<Passed>| log.iter().filter(|passed| passed.is("POST", "pods")).count() >= pods;
+        let are_there = |log: &Vec<Passed>| log.iter().filter(|passed| passed.is_answered("POST", "pods")).count() >= pods;
         // The test is over when the sender is gone.
         let _ = log.subscribe().wait_for(are_there).await;
     }
@@ -161,7 +162,7 @@ fn neither_work_nor_events_nor_a_conflict_cost_a_leader_its_lease_and_another_ho
         Ok(())
     })?;
     let renewals: Vec<_> =
-        proxy.log.borrow().iter().filter(|passed| passed.is("PUT", "lcl-operator")).map(|passed| passed.status).collect();
+        proxy.log.borrow().iter().filter(|passed| passed.is_answered("PUT", "lcl-operator")).map(|passed| passed.status).collect();
     let conflict = renewals.iter().position(|status| *status == Some(409)).context("no renewal met a conflict")?;
     assert!(renewals[conflict + 1..].contains(&Some(200)), "it was not renewed again: {renewals:?}");
     let after = lease(&installed, SYSTEM, "lcl-operator")?;
