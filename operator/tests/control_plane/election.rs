@@ -67,14 +67,11 @@ fn a_standby_says_so_and_takes_over_when_the_leader_ends() -> Result<()> {
     second.terminate()
 }
 
-/// Keeps the answer to the first write of a status back until the operator is stopped, and from then on all that is asked about the lease:
-/// whether it writes must not depend on how soon it hears of its loss.
-async fn delay(passed: Passed, log: Log, mut is_stopped: watch::Receiver<bool>) {
-    let statuses = log.borrow().iter().filter(|passed| passed.is_answered("PATCH", "status")).count();
-    // Nobody waits any more when the sender is gone: the test is over.
-    if passed.is_answered("PATCH", "status") && statuses == 1 {
-        let _ = is_stopped.wait_for(|is_stopped| *is_stopped).await;
-    } else if passed.is(&passed.method, "leases") && *is_stopped.borrow() {
+/// Keeps back what is asked about the lease once the operator is stopped: whether it writes must not depend on how soon it hears of its
+/// loss.
+async fn keep_leases_back(passed: Passed, mut is_stopped: watch::Receiver<bool>) {
+    if passed.is(&passed.method, "leases") && *is_stopped.borrow() {
+        // Nobody waits any more when the sender is gone: the test is over.
         let _ = is_stopped.wait_for(|is_stopped| !is_stopped).await;
     }
 }
@@ -83,7 +80,7 @@ async fn delay(passed: Passed, log: Log, mut is_stopped: watch::Receiver<bool>) 
 fn a_leader_that_was_stopped_for_longer_than_its_lease_writes_nothing_more() -> Result<()> {
     let installed = install()?;
     let (stopped, is_stopped) = watch::channel(false);
-    let proxy = Proxy::start(&installed.kubeconfig_of("lcl-operator")?, move |passed, log| delay(passed, log, is_stopped.clone()))?;
+    let proxy = Proxy::start(&installed.kubeconfig_of("lcl-operator")?, move |passed, _| keep_leases_back(passed, is_stopped.clone()))?;
     // Two containers of one name, as two processes of one number would be.
     let named = [&ELECT[..], &["--pod-name=operator-0"]].concat();
     let first = installed.start_operator_with(&proxy.kubeconfig, &named)?;
@@ -91,32 +88,34 @@ fn a_leader_that_was_stopped_for_longer_than_its_lease_writes_nothing_more() -> 
     let holder = || -> Result<String> { Ok(lease(&installed, SYSTEM, "lcl-operator")?["holderIdentity"].to_string()) };
     let firsts = holder()?;
     assert!(firsts.contains("operator-0_"), "{firsts}");
-    let second = installed.start_operator(&named)?;
     installed.apply(&job("paused", "spec.workers = {'replicas': 2}"))?;
-    // The first has written the status, waits for the answer, and would create pods next.
-    wait_for("a status", || {
-        ensure!(proxy.count("PATCH", "status") > 0, "not yet");
-        Ok(())
-    })?;
+    wait_for_pods(&installed, "paused", 3)?;
+    let second = installed.start_operator(&named)?;
     first.signal(Signal::STOP)?;
     stopped.send_replace(true);
     wait_until_ready(&second)?;
     assert_ne!(holder()?, firsts, "another identity");
-    let pods = uids(&wait_for_pods(&installed, "paused", 3)?);
-    // Something that whoever leads would have to do.
-    installed.kubectl(&["delete", "pod", "paused-w-1", "--force", "--grace-period=0"])?;
-    wait_for("a replacement", || {
-        let now = uids(&installed.pods("paused")?);
-        ensure!(now.len() == 3 && now != pods, "{now:?}");
-        Ok(())
-    })?;
+    let replace = || -> Result<()> {
+        let pods = uids(&wait_for_pods(&installed, "paused", 3)?);
+        installed.kubectl(&["delete", "pod", "paused-w-1", "--force", "--grace-period=0"])?;
+        wait_for("a replacement", || {
+            let now = uids(&installed.pods("paused")?);
+            ensure!(now.len() == 3 && now != pods, "{now:?}");
+            Ok(())
+        })
+    };
+    replace()?;
+    // The lease is the second's, which does nothing any more: whatever is done now, the first would have to do.
+    second.signal(Signal::STOP)?;
+    installed.kubectl(&["delete", "pod", "paused-w-0", "--force", "--grace-period=0"])?;
     let before = proxy.log.borrow().len();
     first.signal(Signal::CONT)?;
     let complaint = first.wait_for_failure()?;
     let after = proxy.log.borrow()[before..].iter().filter(|passed| passed.method != "GET").cloned().collect::<Vec<_>>();
     assert_eq!(after, [], "written after it was stopped");
     assert!(complaint.contains("leads no longer: the lease lcl-system/lcl-operator was last renewed"), "{complaint}");
-    second.terminate()
+    assert_eq!(installed.pods("paused")?.len(), 2, "a pod was created");
+    Ok(())
 }
 
 /// Writes the lease once before the operator does, and keeps Events back until so many pods were created.
