@@ -168,12 +168,12 @@ def formations(log):
     found = collections.defaultdict(dict)
     for line in lines_of(log):
         if line.get("fields", {}).get("message") == "group formed":
-            found[line["fields"]["generation"]][line["member"]] = (seconds_of(line), line["fields"]["world"])
+            found[line["fields"]["group"]][line["member"]] = (seconds_of(line), line["fields"]["world"])
     return found
 
 
 def generation_of(step):
-    return "g{epoch:06}-{n:06}".format(**step["generation"])
+    return "g{epoch:06}-{number:06}".format(**step["group"])
 
 
 def steps_together(run, log, members):
@@ -195,9 +195,9 @@ def lose_one_of_ours(job, run, log, members, worker, samples):
     said = lambda message: [seconds_of(line) for line in survivors if line["fields"].get("message") == message]
     broken = generation_of(before[-1])
     noticed = [seconds_of(line) for line in survivors
-               if line["fields"].get("message") in ("the group failed", "leaving the group") and line["fields"]["generation"] == broken]
+               if line["fields"].get("message") in ("the group failed", "leaving the group") and line["fields"]["group"] == broken]
     closed = [seconds_of(line) for line in survivors
-              if line["fields"].get("message") == "group closed" and line["fields"]["generation"] == broken]
+              if line["fields"].get("message") == "group closed" and line["fields"]["group"] == broken]
     groups = sorted((min(when for when, _ in group.values()), name) for name, group in formations(log).items())
     first = next(name for when, name in groups if when > instant)
     formed = max(when for when, _ in formations(log)[first].values())

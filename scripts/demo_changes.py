@@ -60,7 +60,7 @@ class Run:
             return None
         status = json.loads(done.stdout)
         for event in status["history"]:
-            if event["event"] == "generation_formed":
+            if event["event"] == "group_formed":
                 self.formed[name(event)] = event["members"]
         return status
 
@@ -98,7 +98,7 @@ class Run:
 
 
 def name(line):
-    return "g{epoch:06}-{n:06}".format(**line["generation"])
+    return "g{epoch:06}-{number:06}".format(**line["group"])
 
 
 def make(lcl, launcher, folder, steps):

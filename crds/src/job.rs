@@ -3,6 +3,7 @@
 pub(crate) mod checkpoint;
 pub(crate) mod coordinator;
 pub(crate) mod data;
+pub(crate) mod failure_policy;
 pub(crate) mod lifetime;
 pub(crate) mod model;
 pub(crate) mod optimization;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use checkpoint::CheckpointSpec;
 use coordinator::CoordinatorSpec;
 use data::DataSpec;
+use failure_policy::FailurePolicySpec;
 use lifetime::CleanPodPolicySpec;
 use model::ModelSpec;
 use optimization::OptimizationSpec;
@@ -46,8 +48,8 @@ use crate::patterns::MANAGER_NAME;
     ),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Workers", type_ = "string", json_path = ".status.workers.summary", description = "Ready of desired workers"),
-    printcolumn(name = "Step", type_ = "integer", json_path = ".status.step"),
-    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
+    printcolumn(name = "Step", type_ = "integer", json_path = ".status.steps.completed"),
+    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts.total"),
     printcolumn(
         name = "Checkpoint",
         type_ = "date",
@@ -107,23 +109,20 @@ pub struct LCLTrainingJobSpec {
     /// How long the job waits for its members, also one of a fixed size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutsSpec>,
-    /// Must be false: a job cannot be suspended yet. One that is deleted and created again goes on from its newest checkpoint.
+    /// Whether the job's pods are to be away. Workers that train write a checkpoint and end, then the coordinator goes; set to false again, the
+    /// job goes on from there. Its deadlines begin anew then.
     #[serde(default)]
-    #[x_kube(validation = (
-        "!self",
-        "must be false: suspending does not work yet; delete the job, and create it again later: it goes on from its newest checkpoint"
-    ))]
     pub suspend: bool,
     /// Who runs the job. Any value but `lcl.dev/lcl-operator` (which leaving it out means) has this operator leave the job alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63), regex(pattern = MANAGER_NAME))]
     pub managed_by: Option<String>,
-    /// Seconds after the operator first saw the job in which it has to be complete; then it fails, its workers writing a last checkpoint.
-    /// Default: no limit.
+    /// Seconds after the job's start, or the end of its last suspension, in which it has to be complete; then it fails, its workers writing a
+    /// last checkpoint. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub active_deadline_seconds: Option<i64>,
-    /// Seconds after the operator first saw the job in which it has to begin to train; then it fails. Default: no limit.
+    /// Seconds after the job's start, or the end of its last suspension, in which it has to begin to train; then it fails. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub pre_running_deadline_seconds: Option<i64>,
@@ -135,16 +134,9 @@ pub struct LCLTrainingJobSpec {
     /// Which pods are deleted when the job is complete or has failed.
     #[serde(default)]
     pub clean_pod_policy: CleanPodPolicySpec,
-    /// Failures of the training program in a row, without a completed step in between, after which the job is given up. Lost nodes,
-    /// evictions and deleted pods do not count.
-    #[serde(default = "default_backoff_limit")]
-    #[schemars(range(min = 0, max = 1000))]
-    pub backoff_limit: i32,
-}
-
-/// That of batch Jobs.
-fn default_backoff_limit() -> i32 {
-    6
+    /// Which failures the job survives, and how many of them.
+    #[serde(default)]
+    pub failure_policy: FailurePolicySpec,
 }
 
 const CLIP_HAS_CAPTIONS: &str = "!has(self.model.objective.clip) \

@@ -24,6 +24,10 @@ pub use job::{
         AugmentationSpec, CacheSpec, CaptionSpec, DataSpec, KeySeparatorSpec, LayoutSpec, MixedSourceSpec, MixtureSpec, MixtureUnitSpec,
         Mmc4ImagesSpec, Mmc4LayoutSpec, Mmc4Spec, ObelicsSpec, ShuffleSpec, WebdatasetSpec,
     },
+    failure_policy::{
+        ConditionValueSpec, ExitCodeOperatorSpec, ExitCodesSpec, FailureActionSpec, FailureBudgetSpec, FailurePolicySpec, FailureRuleSpec,
+        PodConditionSpec,
+    },
     lifetime::CleanPodPolicySpec,
     model::{
         ClipObjectiveSpec, LclObjectiveSpec, ModelShapeSpec, ModelSpec, ObjectiveSpec, PrecisionSpec, PresetName, TextShapeSpec,
@@ -31,7 +35,8 @@ pub use job::{
     },
     optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
     status::{
-        FailureBudgetStatus, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, ReplacingStatus, SourceStatus, WorkersStatus,
+        BudgetStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus,
+        ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
     },
     timeouts::TimeoutsSpec,
     workers::{ElasticSpec, WorkersSpec},

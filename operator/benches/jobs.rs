@@ -170,6 +170,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
         coordinator_image: "coordinator".to_owned(),
         trainer_image: "trainer".to_owned(),
         image_pull_policy: None,
+        incident: 0,
     };
     let started = Instant::now();
     let create = async {

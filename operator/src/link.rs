@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lcl_operator_core::observe::{GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, SourceSeen};
+use k8s_openapi::jiff::Timestamp;
+use lcl_operator_core::observe::{CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, SourceSeen, TrainingSeen};
 use lcl_proto::v1alpha1::{
-    CommandRequest, EndReason, Phase, SourceProgress, Status, WatchRequest, World, command_request, command_request::Command,
-    coordinator_client::CoordinatorClient,
+    CommandRequest, EndReason, Phase, SavedCheckpoint, SourceProgress, Status, TrainingProgress, WatchRequest, World, command_request,
+    command_request::Command, coordinator_client::CoordinatorClient,
 };
 use lcl_security::{Connector, Security};
 use tokio::{task::JoinHandle, time};
@@ -85,6 +86,11 @@ impl CoordinatorLink {
     /// Asks the coordinator to let a worker's members leave.
     pub(crate) async fn drain_worker(&self, worker: &str, may_send: impl FnOnce() -> Result<(), Refused>) -> Result<(), tonic::Status> {
         self.ask(Command::DrainWorker(command_request::DrainWorker { worker: worker.to_owned() }), may_send).await
+    }
+
+    /// Asks the coordinator to have all members write a checkpoint and end.
+    pub(crate) async fn stop_group(&self, may_send: impl FnOnce() -> Result<(), Refused>) -> Result<(), tonic::Status> {
+        self.ask(Command::Stop(command_request::Stop {}), may_send).await
     }
 
     /// Done when it was accepted; the status tells the rest. A command is a write: it is sent if `may_send` allows it, and its deadline is one
@@ -169,8 +175,13 @@ impl Follower {
 }
 
 fn differs_in_progress_only(old: &GroupStatus, new: &GroupStatus) -> bool {
-    let with_old_progress =
-        GroupStatus { step: old.step, last_checkpoint: old.last_checkpoint, sources: old.sources.clone(), ..new.clone() };
+    let with_old_progress = GroupStatus {
+        step: old.step,
+        last_checkpoint: old.last_checkpoint.clone(),
+        training: old.training,
+        sources: old.sources.clone(),
+        ..new.clone()
+    };
     with_old_progress == *old && old.n > 0
 }
 
@@ -186,6 +197,17 @@ fn read_source(source: &SourceProgress) -> SourceSeen {
     }
 }
 
+fn read_checkpoint(saved: &SavedCheckpoint) -> CheckpointSeen {
+    let time = i64::try_from(saved.unix_milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
+    CheckpointSeen { step: saved.step, time: time.unwrap_or(Timestamp::UNIX_EPOCH), folder: saved.folder.clone() }
+}
+
+fn read_training(training: &TrainingProgress) -> TrainingSeen {
+    // What is not finite has no place in JSON.
+    let finite = |value: f64| value.is_finite().then_some(value);
+    TrainingSeen { loss: training.loss.and_then(finite), samples_per_second: finite(training.samples_per_second) }
+}
+
 fn read_status(status: &Status) -> GroupStatus {
     let phase = match (status.phase(), status.end_reason()) {
         (Phase::Unspecified | Phase::Waiting, _) => GroupPhase::Waiting,
@@ -194,19 +216,20 @@ fn read_status(status: &Status) -> GroupStatus {
         (Phase::Ended, EndReason::Complete) => GroupPhase::Complete,
         (Phase::Ended, _) => GroupPhase::Ended,
     };
-    let (generation, world) = (status.generation.unwrap_or_default(), status.world.unwrap_or_default());
+    let (group, world) = (status.group.unwrap_or_default(), status.world.unwrap_or_default());
     let members = status.members.iter().map(|member| MemberSeen {
         worker: member.name.as_ref().map(|name| name.worker.clone()).unwrap_or_default(),
         ranked: member.rank.is_some(),
     });
     GroupStatus {
         phase,
-        epoch: generation.epoch,
-        n: generation.n,
+        epoch: group.epoch,
+        n: group.number,
         members_wanted: MemberBounds { min: world.min, desired: world.desired, max: world.max },
         members: members.collect(),
         step: status.step,
-        last_checkpoint: status.last_checkpoint,
+        last_checkpoint: status.last_checkpoint.as_ref().map(read_checkpoint),
+        training: status.training.as_ref().map(read_training),
         sources: status.sources.iter().map(read_source).collect(),
     }
 }
@@ -225,8 +248,8 @@ mod tests {
             contrastive_loss: Some(0.5),
             data_wait_microseconds: 1_500,
         };
-        let generation = Some(lcl_proto::v1alpha1::Generation { epoch: 1, n: 1 });
-        let status = |source| Status { generation, sources: vec![source], ..Status::default() };
+        let group = Some(lcl_proto::v1alpha1::GroupId { epoch: 1, number: 1 });
+        let status = |source| Status { group, sources: vec![source], ..Status::default() };
         let (earlier, later) = (read_status(&status(source(7, Some(2.5)))), read_status(&status(source(8, Some(f64::NAN)))));
         let seen = SourceSeen {
             name: "laion".to_owned(),

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use lcl_crds::RestartsStatus;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -135,10 +136,17 @@ impl Metrics {
     }
 
     /// Counts what was added to a job's restarts.
-    pub(crate) fn count_restarts(&self, old: &BTreeMap<String, i32>, new: &BTreeMap<String, i32>) {
-        for (cause, count) in new {
-            let added = count.saturating_sub(old.get(cause).copied().unwrap_or(0));
-            self.restarts.get_or_create(&CauseLabel { cause: cause.clone() }).inc_by(u64::try_from(added).unwrap_or(0));
+    pub(crate) fn count_restarts(&self, old: &RestartsStatus, new: &RestartsStatus) {
+        let causes = [
+            ("application", old.application, new.application),
+            ("infrastructure", old.infrastructure, new.infrastructure),
+            ("preemption", old.preemption, new.preemption),
+            ("deletion", old.deletion, new.deletion),
+        ];
+        for (cause, old, new) in causes {
+            if let Ok(added @ 1..) = u64::try_from(new.saturating_sub(old)) {
+                self.restarts.get_or_create(&CauseLabel { cause: cause.to_owned() }).inc_by(added);
+            }
         }
     }
 
@@ -186,7 +194,8 @@ mod tests {
         let first = metrics.begin_look();
         let _second = metrics.begin_look();
         drop(first);
-        metrics.count_restarts(&BTreeMap::from([("deletion".to_owned(), 1)]), &BTreeMap::from([("deletion".to_owned(), 3)]));
+        let restarts = |deletion| RestartsStatus { total: deletion, deletion, ..RestartsStatus::default() };
+        metrics.count_restarts(&restarts(1), &restarts(3));
         let text = metrics.render(&BTreeMap::from([("Running".to_owned(), 2)])).expect("text");
         for line in [
             "controller_runtime_reconcile_total{controller=\"lcltrainingjob\",result=\"error\"} 1",

@@ -233,26 +233,28 @@ impl Look<'_> {
         }
         let status = self.job.status.clone().unwrap_or_default();
         let Some(valid) = self.validate(&status).await? else { return Ok(None) };
-        let build = BuildContext {
+        let mut build = BuildContext {
             namespace: self.key.namespace.clone(),
             uid: self.uid.to_owned(),
             coordinator_image: self.context.images.coordinator.clone(),
             trainer_image: self.context.images.trainer.clone(),
             image_pull_policy: self.context.images.pull_policy.clone(),
+            incident: 0,
         };
         let api = Api::<Pod>::namespaced(self.context.client.clone(), &self.key.namespace);
         let (late, confirmation) = self.context.pods.unconfirmed(self.key);
         confirm_pods(&api, &self.context.pods, self.key, late).await?;
         let is_over = is_final(&status);
         let shut = self.memory.gate.shut_for(Instant::now());
+        let pods = self.context.pods.pods(self.key);
+        let is_suspended = valid.spec().suspend && !pods.values().any(|pod| pod.owner == self.uid);
         // While nothing may be created what is there is left as it is, too.
-        let applied = if is_over || shut.is_some() { Ok(true) } else { self.apply_children(&valid, &build).await };
+        let applied = if is_over || is_suspended || shut.is_some() { Ok(true) } else { self.apply_children(&valid, &build).await };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
         if applied.is_err() {
             self.memory.gate.refuse(Instant::now(), fastrand::f64());
         }
-        let pods = self.context.pods.pods(self.key);
-        self.follow_coordinator(&valid, &pods, is_over);
+        self.follow_coordinator(&valid, &pods);
         let link = self.memory.link.as_ref().map_or(Link::Unknown, CoordinatorLink::state);
         let looked = Instant::now();
         let waited = |since: &Instant| SignedDuration::try_from(looked.duration_since(*since)).unwrap_or(SignedDuration::MAX);
@@ -277,6 +279,7 @@ impl Look<'_> {
         // Before the actions, one of which may fail: the status that they follow from is written.
         self.tell(&decision.events);
         let objects_are_there = matches!(applied, Ok(true));
+        build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
         let Acted { has_created, error } = self.act(&valid, &build, &api, &decision, objects_are_there).await;
         applied?;
         if let Some(error) = error {
@@ -333,8 +336,8 @@ impl Look<'_> {
     }
 
     /// Follows the coordinator in the pod that runs now.
-    fn follow_coordinator(&mut self, job: &ValidatedJob, pods: &BTreeMap<String, Arc<ObservedPod>>, is_over: bool) {
-        let pod = pods.get(&coordinator_name(job)).filter(|pod| !is_over && pod.owner == self.uid && pod.running && pod.end.is_none());
+    fn follow_coordinator(&mut self, job: &ValidatedJob, pods: &BTreeMap<String, Arc<ObservedPod>>) {
+        let pod = pods.get(&coordinator_name(job)).filter(|pod| pod.owner == self.uid && pod.running && pod.end.is_none());
         let Some((pod, ip)) = pod.and_then(|pod| Some((pod, pod.ip.as_ref()?))) else {
             self.memory.link = None;
             return;
@@ -369,7 +372,7 @@ impl Look<'_> {
         if decision.status.coordinator_epoch != old.coordinator_epoch {
             self.memory.unused_epoch = decision.status.coordinator_epoch;
         }
-        self.context.metrics.count_restarts(&old.restarts_by_cause, &decision.status.restarts_by_cause);
+        self.context.metrics.count_restarts(&old.restarts, &decision.status.restarts);
         Ok(None)
     }
 
@@ -395,6 +398,7 @@ impl Look<'_> {
         for action in &decision.actions {
             match action {
                 Action::SetWorld(bounds) => acted.note(self.set_world(*bounds).await),
+                Action::StopGroup => acted.note(self.stop_group().await),
                 Action::DrainWorker { worker } => acted.note(self.drain_worker(worker).await),
                 Action::DeletePod { name, uid, force } => {
                     let deleted = delete_pod(api, &self.context.pods, name, uid, *force).await;
@@ -440,6 +444,12 @@ impl Look<'_> {
         answer.map_err(|source| ReconcileError::Coordinator { what: "setting the world's size".to_owned(), source: source.into() })?;
         tracing::info!(job = self.key.name, namespace = self.key.namespace, ?bounds, "told the coordinator the size");
         Ok(())
+    }
+
+    async fn stop_group(&self) -> Result<(), ReconcileError> {
+        let Some(link) = &self.memory.link else { return Ok(()) };
+        let answer = link.stop_group(|| self.context.fences.check(&self.key.namespace)).await;
+        answer.map_err(|source| ReconcileError::Coordinator { what: "stopping the group".to_owned(), source: source.into() })
     }
 
     async fn drain_worker(&self, worker: &str) -> Result<(), ReconcileError> {

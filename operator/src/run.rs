@@ -13,6 +13,7 @@ use kube::{
     Client,
     runtime::{events::Reporter, reflector::Store},
 };
+use lcl_crds::JobState;
 use lcl_security::Security;
 use tokio::{net::TcpListener, sync::watch};
 
@@ -48,7 +49,7 @@ impl Shown {
         let mut counts = BTreeMap::new();
         for store in self.jobs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             for job in store.state() {
-                let state = job.0.as_ref().map_or_else(|_| Some("Unreadable"), |job| job.status.as_ref()?.state.as_deref());
+                let state = job.0.as_ref().map_or_else(|_| Some("Unreadable"), |job| job.status.as_ref()?.state.map(JobState::name));
                 *counts.entry(state.unwrap_or("Pending").to_owned()).or_insert(0) += 1;
             }
         }

@@ -169,7 +169,7 @@ fn an_operator_killed_while_it_creates_leaves_nothing_doubled() -> Result<()> {
         ensure!(status["workers"]["created"] == WORKERS, "{status}");
         Ok(status)
     })?;
-    assert_eq!(status["restarts"], Value::Null, "{status}");
+    assert_eq!(status["restarts"]["total"], 0, "{status}");
     let coordinator = installed.get(&["pod", "large-coordinator"])?;
     let epoch = coordinator["metadata"]["annotations"]["lcl.dev/coordinator-epoch"].as_str().unwrap_or_default().parse::<i64>()?;
     ensure!(status["coordinatorEpoch"].as_i64() >= Some(epoch), "the pod's epoch {epoch} is not in {status}");
@@ -192,14 +192,14 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
             let after = uids(&installed.pods("replaced")?);
             ensure!(after.len() == 3 && after.get(name) != before.get(name), "{after:?}");
             let status = installed.status("replaced")?;
-            ensure!(status["restarts"] == times && status["replacing"].is_null(), "{status}");
+            ensure!(status["restarts"]["total"] == times && status["replacing"].is_null(), "{status}");
             Ok((after, status))
         })
     };
     let (after, status) = replaced("replaced-w-1", 1)?;
     assert_eq!(after["replaced-w-0"], before["replaced-w-0"]);
     assert_eq!(after["replaced-coordinator"], before["replaced-coordinator"]);
-    assert_eq!(status["restartsByCause"], json!({ "deletion": 1 }));
+    assert_eq!(status["restarts"], json!({ "total": 1, "application": 0, "infrastructure": 0, "preemption": 0, "deletion": 1 }));
     assert_eq!(status["lastFailure"]["pod"], "replaced-w-1");
 
     set_pod_status(&installed, "replaced-w-0", &terminated("worker", 75, "the data could not be read"))?;
@@ -264,9 +264,48 @@ fn scaling_touches_no_pod_that_stays() -> Result<()> {
     assert_eq!(again, two);
     assert!(two.iter().all(|(name, uid)| four.get(name) == Some(uid)), "{two:?} {four:?}");
     let status = installed.status("scaled")?;
-    assert_eq!(status["restarts"], Value::Null, "scaling is no failure: {status}");
+    assert_eq!(status["restarts"]["total"], 0, "scaling is no failure: {status}");
     let refused = installed.kubectl(&["scale", "lcltrainingjob", "scaled", "--replicas=5"]).expect_err("more than maxWorkers");
     assert!(format!("{refused:#}").contains("maxWorkers"), "{refused:#}");
+    operator.terminate()
+}
+
+#[test]
+fn a_suspended_job_has_no_objects_until_it_may_start_and_none_of_its_pods_is_a_failure_when_it_must_stop() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    installed.apply(&job("queued", "spec.suspend = true; spec.workers = {'replicas': 2}"))?;
+    let wait_for_state = |state: &str| {
+        wait_for(state, || {
+            let status = installed.status("queued")?;
+            ensure!(status["state"] == state, "{status}");
+            Ok(status)
+        })
+    };
+    let status = wait_for_state("Suspended")?;
+    assert_eq!((&condition(&status, "Suspended")["status"], &status["startTime"]), (&json!("True"), &Value::Null));
+    let writes = installed.operators_writes()?;
+    assert!(!writes.iter().any(|write| write.contains("queued-") || write.starts_with("create pods")), "{writes:?}");
+    let suspend = |suspend: bool| {
+        let patch = json!({ "spec": { "suspend": suspend } }).to_string();
+        installed.kubectl(&["patch", "lcltrainingjob", "queued", "--type=merge", "-p", &patch])
+    };
+    for epoch in 1..=2 {
+        suspend(false)?;
+        wait_for_pods(&installed, "queued", 3)?;
+        let status = wait_for_state("Pending")?;
+        assert_eq!(
+            (&status["coordinatorEpoch"], &condition(&status, "Suspended")["reason"]),
+            (&json!(epoch), &json!("Resumed")),
+            "{status}"
+        );
+        suspend(true)?;
+        wait_for_pods(&installed, "queued", 0)?;
+        let status = wait_for_state("Suspended")?;
+        assert_eq!((&status["restarts"]["total"], &status["failures"]), (&json!(0), &Value::Null), "{status}");
+    }
+    let reasons = installed.event_reasons("queued")?;
+    assert!(["Suspended", "Resumed"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
     operator.terminate()
 }
 

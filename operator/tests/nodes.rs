@@ -113,7 +113,7 @@ impl Run<'_> {
     /// The job's status, whose step never falls.
     fn status(&self) -> Result<Value> {
         let status = self.stage.installed.status(&self.name)?;
-        let step = status["step"].as_u64().unwrap_or(0);
+        let step = status["steps"]["completed"].as_u64().unwrap_or(0);
         // Not an error, which a waiting caller would try again.
         assert!(step >= self.highest.get(), "the status tells step {step} after step {}: {status}", self.highest.get());
         self.highest.set(step);
@@ -170,7 +170,7 @@ impl Run<'_> {
             ensure!(condition(&status, "Complete")["status"] == "True", "{status}");
             Ok(status)
         })?;
-        assert_eq!(status["step"], self.steps, "{status}");
+        assert_eq!(status["steps"], json!({ "completed": self.steps, "total": self.steps }), "{status}");
         assert_eq!(status["state"], "Complete");
         for (pod, uid) in stayed {
             assert_eq!(self.uid(pod)?, *uid, "{pod} was made anew");
@@ -207,7 +207,7 @@ fn read_step(line: &Value) -> Result<Committed> {
     Ok(Committed {
         number: number(&line["step"])?,
         time: line["time"].as_f64().context("no time")?,
-        generation: (number(&line["generation"]["epoch"])?, number(&line["generation"]["n"])?),
+        generation: (number(&line["group"]["epoch"])?, number(&line["group"]["number"])?),
         digest: line["samples_digest"].as_str().context("no digest")?.to_owned(),
     })
 }
@@ -246,7 +246,7 @@ fn kubectl_apply_trains_a_model_that_survives_accidents() -> Result<()> {
     let stage = Stage::set_up()?;
     let plain = trains_and_exports(&stage)?;
     survives_the_loss_of_a_pod(&stage, &plain)?;
-    grows_and_shrinks(&stage, &plain)?;
+    is_suspended_grows_and_shrinks(&stage, &plain)?;
     let operators = stage.installed.get(&["pods", "--namespace", SYSTEM])?;
     for pod in operators["items"].as_array().context("no list")? {
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{}", name_of(pod));
@@ -296,14 +296,16 @@ fn trains_and_exports(stage: &Stage) -> Result<Vec<Committed>> {
         Ok(status)
     })?;
     assert_eq!(status["workers"]["summary"], "2/2");
-    assert_eq!(status["generation"], "1.1");
+    assert_eq!(status["group"], json!({ "epoch": 1, "number": 1, "members": 2 }));
     let pods = run.pods()?;
     let workers = pods.iter().filter(|pod| name_of(pod).starts_with("plain-w-"));
     let nodes: BTreeSet<_> = workers.map(|pod| pod["spec"]["nodeName"].as_str().unwrap_or_default()).collect();
     assert_eq!(nodes.len(), 2, "both workers are on {nodes:?}: nothing goes from node to node");
     let status = run.complete(&[])?;
-    assert_eq!(status["restarts"], Value::Null);
+    assert_eq!(status["restarts"]["total"], 0);
     assert_eq!(status["lastCheckpoint"]["step"], 120, "{status}");
+    assert_eq!(status["lastCheckpoint"]["uri"], "file:///runs/plain/step-00000120-g000001-000001", "{status}");
+    ensure!(status["loss"].as_f64() > Some(0.0) && status["samplesPerSecond"].as_f64() > Some(0.0), "{status}");
     let reasons = stage.installed.event_reasons("plain")?;
     assert!(["TrainingStarted", "Complete"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
 
@@ -360,10 +362,10 @@ fn survives_the_loss_of_a_pod(stage: &Stage, plain: &[Committed]) -> Result<()> 
     tell(&format!("pod deleted to the replacement's first committed step: {:.2} s (step {})", together.time - deleted, together.number));
     assert_eq!(members_of(&survivor)?, processes, "the survivor's process is another");
     let status = run.complete(&[("w-0", survivor)])?;
-    assert_eq!(status["restarts"], 1, "{status}");
+    assert_eq!(status["restarts"]["total"], 1, "{status}");
     assert_eq!(status["lastFailure"]["pod"], "lossy-w-1");
     let reasons = stage.installed.event_reasons("lossy")?;
-    assert!(["GenerationFormed", "WorkerReplaced"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
+    assert!(["GroupFormed", "WorkerReplaced"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)), "{reasons:?}");
     expect_same_samples(&run.ledger()?, plain);
     // The state came from the survivor, and never from storage.
     let (source, joiner) = (run.log("w-0")?, run.log("w-1")?);
@@ -373,9 +375,31 @@ fn survives_the_loss_of_a_pod(stage: &Stage, plain: &[Committed]) -> Result<()> 
     Ok(())
 }
 
-fn grows_and_shrinks(stage: &Stage, plain: &[Committed]) -> Result<()> {
+/// No pod is left, and nothing is lost: the last checkpoint holds every step of the ledger.
+fn is_suspended_and_goes_on(run: &Run) -> Result<()> {
+    let suspend = |suspend: bool| {
+        let patch = json!({ "spec": { "suspend": suspend } }).to_string();
+        run.kubectl(&["patch", "lcltrainingjob", &run.name, "--type=merge", "-p", &patch])
+    };
+    suspend(true)?;
+    let status = wait_within(TRAINING, "the suspension", || {
+        let status = run.status()?;
+        ensure!(status["state"] == "Suspended", "{status}");
+        Ok(status)
+    })?;
+    ensure!(run.pods()?.is_empty() && condition(&status, "Suspended")["status"] == "True", "{status}");
+    let done = run.ledger()?.len();
+    assert!((20..run.steps as usize).contains(&done), "suspended after {done} steps");
+    assert_eq!((&status["steps"]["completed"], &status["lastCheckpoint"]["step"]), (&json!(done), &json!(done)), "{status}");
+    assert_eq!((&status["group"], &status["startTime"]), (&Value::Null, &Value::Null), "{status}");
+    suspend(false)?;
+    run.wait_for_steps(done as u64 + 1).map(drop)
+}
+
+fn is_suspended_grows_and_shrinks(stage: &Stage, plain: &[Committed]) -> Result<()> {
     let run = stage.apply("elastic", 120)?;
     run.wait_for_steps(20)?;
+    is_suspended_and_goes_on(&run)?;
     let stayed = [("w-0", run.uid("w-0")?), ("w-1", run.uid("w-1")?)];
     run.kubectl(&["scale", "lcltrainingjob", "elastic", "--replicas=3"])?;
     run.wait_for_workers(3)?;
@@ -386,7 +410,7 @@ fn grows_and_shrinks(stage: &Stage, plain: &[Committed]) -> Result<()> {
         Ok(())
     })?;
     let status = run.complete(&stayed)?;
-    assert_eq!(status["restarts"], Value::Null, "scaling is no failure: {status}");
+    assert_eq!(status["restarts"]["total"], 0, "scaling is no failure: {status}");
     expect_same_samples(&run.ledger()?, plain);
     Ok(())
 }

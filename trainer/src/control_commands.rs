@@ -90,7 +90,10 @@ fn status_text(status: &RunStatus) -> String {
             let Members { ready, desired, min, .. } = group.members;
             let _ = writeln!(text, "{job}: {}{end}, step {} of {steps}, {saved}", group.phase, group.step);
             let _ = writeln!(text, "members      {ready}/{desired} ready (at least {min} to train)");
-            let _ = writeln!(text, "generation   {}", group.generation);
+            let _ = writeln!(text, "group        {}", group.generation);
+            if let (Some(loss), Some(rate)) = (group.loss, group.samples_per_second) {
+                let _ = writeln!(text, "loss         {loss:.4}, {rate:.1} samples/s");
+            }
         }
     }
     let most = size.max.map_or_else(|| " or more".to_owned(), |max| format!(" to {max}"));
@@ -175,6 +178,8 @@ mod tests {
                 members: Members { ready: 1, desired: 2, min: 1, max: 2 },
                 step: 198,
                 last_checkpoint: None,
+                loss: None,
+                samples_per_second: None,
                 sources: vec![
                     SourceStatus {
                         name: "laion".to_owned(),

@@ -374,6 +374,8 @@ mod tests {
             members: Members { ready, desired: 2, min: 1, max: 2 },
             step: 9,
             last_checkpoint: None,
+            loss: None,
+            samples_per_second: None,
             sources: Vec::new(),
         };
         let happen = |event| [Happening { time: 1.0, event }];
@@ -384,7 +386,7 @@ mod tests {
             bars.members.iter().chain(&bars.happened).map(ProgressBar::message).collect::<Vec<_>>()
         };
         assert_eq!(shown(&display), ["members 1/2  generation g000001-000001  recovering", "w-1/0 lost (stream closed)"]);
-        let formed = Event::GenerationFormed { generation: generation(2), members: 1, desired: 2, base: Some(9) };
+        let formed = Event::GroupFormed { generation: generation(2), members: 1, desired: 2, base: Some(9) };
         display.show_members(&group("running", 1, 2), &happen(formed));
         assert_eq!(shown(&display), ["members 1/2  generation g000001-000002", "w-1/0 lost (stream closed); 1 of 2 together"]);
     }

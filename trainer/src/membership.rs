@@ -16,7 +16,8 @@ pub struct Group {
     /// Why the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_reason: Option<String>,
-    /// Who trains, or trained last; `n` is 0 before the first.
+    /// Who trains, or trained last; its number is 0 before the first.
+    #[serde(rename = "id")]
     pub generation: GenerationRecord,
     /// How many there are, and how many there should be.
     pub members: Members,
@@ -24,6 +25,12 @@ pub struct Group {
     pub step: u64,
     /// Step of the newest checkpoint.
     pub last_checkpoint: Option<u64>,
+    /// The loss that is minimised, a mean of the last steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Samples of all members a second, a mean of the last steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples_per_second: Option<f64>,
     /// The sources of a mixture, in its order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceStatus>,
@@ -91,7 +98,9 @@ impl From<&Status> for Group {
                 max: status.world.max(),
             },
             step: status.step,
-            last_checkpoint: status.last_checkpoint,
+            last_checkpoint: status.saved_step(),
+            loss: status.training.and_then(|training| training.loss),
+            samples_per_second: status.training.map(|training| training.samples_per_second),
             sources: status.sources.iter().map(SourceStatus::from).collect(),
         }
     }
@@ -103,7 +112,7 @@ impl Group {
     pub fn line(&self) -> String {
         let Members { ready, desired, .. } = self.members;
         let phase = if self.phase == "running" { String::new() } else { format!("  {}", self.phase) };
-        format!("members {ready}/{desired}  generation {}{phase}", self.generation)
+        format!("members {ready}/{desired}  group {}{phase}", self.generation)
     }
 }
 
@@ -151,9 +160,10 @@ pub enum Event {
         /// The median of all.
         median_seconds: f64,
     },
-    /// A generation was formed.
-    GenerationFormed {
+    /// A group was formed.
+    GroupFormed {
         /// Which.
+        #[serde(rename = "group")]
         generation: GenerationRecord,
         /// Its members.
         members: u32,
@@ -163,24 +173,27 @@ pub enum Event {
         base: Option<u64>,
     },
     /// A coordinator that was started again leads the group as it is.
-    GenerationAdopted {
+    GroupAdopted {
         /// Which.
+        #[serde(rename = "group")]
         generation: GenerationRecord,
         /// Its members.
         members: u32,
     },
-    /// A generation ended before its time.
-    GenerationBroken {
+    /// A group ended before its time.
+    GroupBroken {
         /// Which.
+        #[serde(rename = "group")]
         generation: GenerationRecord,
         /// What was seen.
         reason: String,
     },
-    /// All members of a generation have completed a step.
+    /// All members of a group have completed a step.
     Recovered {
         /// Which.
+        #[serde(rename = "group")]
         generation: GenerationRecord,
-        /// Since the end of the generation before.
+        /// Since the end of the group before.
         seconds: f64,
     },
     /// No live member held what was completed before.
@@ -205,10 +218,10 @@ impl Event {
                 Self::MemberSlow { member: text(member), step_seconds: step_work.as_secs_f64(), median_seconds: median.as_secs_f64() }
             }
             HistoryEvent::Formed { generation, world, base } => {
-                Self::GenerationFormed { generation: generation.into(), members: world, desired, base }
+                Self::GroupFormed { generation: generation.into(), members: world, desired, base }
             }
-            HistoryEvent::Adopted { generation, world } => Self::GenerationAdopted { generation: generation.into(), members: world },
-            HistoryEvent::Broken { generation, reason } => Self::GenerationBroken { generation: generation.into(), reason },
+            HistoryEvent::Adopted { generation, world } => Self::GroupAdopted { generation: generation.into(), members: world },
+            HistoryEvent::Broken { generation, reason } => Self::GroupBroken { generation: generation.into(), reason },
             HistoryEvent::Recovered { generation, took } => Self::Recovered { generation: generation.into(), seconds: took.as_secs_f64() },
             HistoryEvent::WentBack { from, to } => Self::WentBack { from, to },
         }
@@ -224,16 +237,16 @@ impl Event {
             Self::MemberSlow { member, step_seconds, median_seconds } => {
                 format!("{member} is slow: {step_seconds:.2} s of work in a step, the median is {median_seconds:.2} s")
             }
-            Self::GenerationFormed { generation, members, desired, base } => {
+            Self::GroupFormed { generation, members, desired, base } => {
                 let base = base.map_or_else(|| "from storage or the start".to_owned(), |step| format!("from step {step}"));
                 format!("{generation} formed: {members} of {desired} members, {base}")
             }
-            Self::GenerationAdopted { generation, members } => {
+            Self::GroupAdopted { generation, members } => {
                 format!("{generation} goes on under a new coordinator: {members} members, uninterrupted")
             }
-            Self::GenerationBroken { generation, reason } => format!("{generation} broken: {reason}"),
+            Self::GroupBroken { generation, reason } => format!("{generation} broken: {reason}"),
             Self::Recovered { generation, seconds } => {
-                format!("{generation} completed its first step {seconds:.2} s after the generation before had ended")
+                format!("{generation} completed its first step {seconds:.2} s after the group before had ended")
             }
             Self::WentBack { from, to } => format!("went back from step {from} to step {to}: no live member held more"),
         }
@@ -287,6 +300,7 @@ mod tests {
             members: Vec::new(),
             step: 7,
             last_checkpoint: None,
+            training: None,
             wanted_checkpoint: None,
             sources: Vec::new(),
             history: history.iter().map(entry).collect(),
@@ -326,7 +340,7 @@ mod tests {
             lines,
             [
                 r#"{"time":3.5,"event":"member_lost","member":"w-0/1","cause":"silent","reason":"nothing heard"}"#,
-                r#"{"time":3.5,"event":"generation_formed","generation":{"epoch":1,"n":2},"members":1,"desired":2,"base":198}"#
+                r#"{"time":3.5,"event":"group_formed","group":{"epoch":1,"number":2},"members":1,"desired":2,"base":198}"#
             ]
         );
         let read: Vec<Happening> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();

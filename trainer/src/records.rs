@@ -30,6 +30,7 @@ pub struct Started {
     /// Steps that were complete: 0 for a new run, else those of the restored checkpoint.
     pub completed_steps: u64,
     /// Who writes from here on.
+    #[serde(rename = "group", alias = "generation")]
     pub generation: GenerationRecord,
     /// Unix time in seconds.
     pub time: f64,
@@ -56,6 +57,7 @@ pub struct GenerationRecord {
     /// Grows with every start of the run.
     pub epoch: u64,
     /// Grows with every change of the membership within an epoch.
+    #[serde(rename = "number", alias = "n")]
     pub n: u64,
 }
 
@@ -78,6 +80,7 @@ pub struct StepRecord {
     /// Number of the step, from 0.
     pub step: u64,
     /// Who computed it.
+    #[serde(rename = "group", alias = "generation")]
     pub generation: GenerationRecord,
     /// Unix time in seconds at the step's end.
     pub time: f64,
@@ -248,6 +251,7 @@ pub struct CheckpointCommitted {
     /// Completed steps in it.
     pub completed_steps: u64,
     /// Who wrote it.
+    #[serde(rename = "group", alias = "generation")]
     pub generation: GenerationRecord,
     /// Seconds that training stood still for the copy to host memory on the process that records it. In a group each member copies its
     /// part, so the others stand still for about as long.
@@ -264,6 +268,7 @@ pub struct CheckpointFailed {
     /// Completed steps in it.
     pub completed_steps: u64,
     /// Who tried.
+    #[serde(rename = "group", alias = "generation")]
     pub generation: GenerationRecord,
     /// What went wrong.
     pub reason: String,
@@ -277,6 +282,7 @@ pub struct Ended {
     /// Completed steps.
     pub completed_steps: u64,
     /// Who leaves.
+    #[serde(rename = "group", alias = "generation")]
     pub generation: GenerationRecord,
     /// Unix time in seconds.
     pub time: f64,
@@ -387,7 +393,7 @@ pub(crate) mod tests {
     #[test]
     fn a_step_line_reads_as_documented() {
         let line = serde_json::to_value(Record::Step(Box::new(step_record(0)))).unwrap();
-        for field in ["step", "generation", "slots", "loss", "learning_rate", "logit_scale", "samples_per_second", "data_wait_seconds"] {
+        for field in ["step", "group", "slots", "loss", "learning_rate", "logit_scale", "samples_per_second", "data_wait_seconds"] {
             assert!(line.get(field).is_some(), "{field} is missing in {line}");
         }
         assert_eq!(line["event"], "step");

@@ -115,7 +115,7 @@ fn a_checkpoint_that_is_asked_for_is_written_once_while_training_goes_on_and_a_s
     let checkpoint = |from| request::Command::Checkpoint(request::Checkpoint { from });
     let Accepted::Checkpoint(accepted) = asked.command(checkpoint(None))? else { anyhow::bail!("something else was accepted") };
     ensure!(accepted.from >= 5 && !accepted.is_committed, "{accepted:?}");
-    let committed = await_condition("the checkpoint", || Ok(asked.status()?.last_checkpoint))?;
+    let committed = await_condition("the checkpoint", || Ok(asked.status()?.saved_step()))?;
     ensure!(committed >= accepted.from, "{committed}");
     let Accepted::Checkpoint(again) = asked.command(checkpoint(Some(accepted.from)))? else { anyhow::bail!("something else was accepted") };
     ensure!(again.is_committed, "{again:?}");
@@ -128,9 +128,9 @@ fn a_checkpoint_that_is_asked_for_is_written_once_while_training_goes_on_and_a_s
         member.wait()?.expect_code(ExitCode::Preempted.code())?;
     }
     let (last, status) = (run.ledger()?.len() as u64, asked.status()?);
-    ensure!((status.phase, status.step, status.last_checkpoint) == (Phase::Ended(EndReason::Stopped), last, Some(last)), "{status:?}");
+    ensure!((status.phase, status.step, status.saved_step()) == (Phase::Ended(EndReason::Stopped), last, Some(last)), "{status:?}");
     let found = run.checkpoints()?;
     ensure!(found.iter().map(|found| (found.step, found.complete)).eq([(last, true), (committed, true)]), "{found:?}");
-    ensure!(run.steps()?.iter().all(|line| line["generation"]["n"] == 1));
+    ensure!(run.steps()?.iter().all(|line| line["group"]["number"] == 1));
     Ok(())
 }

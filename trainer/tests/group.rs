@@ -52,7 +52,7 @@ impl Coordinator {
 
 /// The generations of a run's ledger, in order and without repetition.
 fn generations(run: &Run) -> Result<Vec<u64>> {
-    let mut found: Vec<u64> = run.steps()?.iter().filter_map(|line| line["generation"]["n"].as_u64()).collect();
+    let mut found: Vec<u64> = run.steps()?.iter().filter_map(|line| line["group"]["number"].as_u64()).collect();
     found.dedup();
     Ok(found)
 }

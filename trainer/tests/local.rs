@@ -84,7 +84,7 @@ fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> R
         more_steps(&run)?;
     }
     local.wait()?.expect_code(0)?;
-    let generations: BTreeSet<String> = run.steps()?.iter().map(|line| line["generation"].to_string()).collect();
+    let generations: BTreeSet<String> = run.steps()?.iter().map(|line| line["group"].to_string()).collect();
     ensure!(generations.len() >= 3, "too little was disturbed to show anything: {generations:?}");
     for (step, (got, wanted)) in run.ledger()?.iter().zip(alone.ledger()?).enumerate() {
         ensure!(*got == wanted, "step {step} is {got}, and undisturbed {wanted}; by {:?}", run.steps()?[step]);
@@ -330,7 +330,7 @@ fn a_run_grows_and_shrinks_as_asked_and_the_process_that_stays_is_not_touched() 
     local.signal(Signal::TERM)?;
     let finished = local.wait()?.expect_code(ExitCode::Preempted.code())?;
     run.ledger()?;
-    ensure!(finished.stdout.contains(r#""event":"generation_formed""#), "{}", finished.stdout);
+    ensure!(finished.stdout.contains(r#""event":"group_formed""#), "{}", finished.stdout);
     ensure!(!finished.stderr.contains("it is started again"), "{}", finished.stderr);
     ensure!(seen.iter().all(|(id, _)| !exists(*id)), "left behind: {seen:?}");
     ensure!(!run.folder.join("control.sock").exists());
@@ -405,7 +405,7 @@ fn a_drained_worker_leaves_without_a_failure_and_is_not_replaced_and_a_new_coord
         let status = asked(&run, "status", &[])?;
         let events: Vec<&str> = status["history"].as_array().into_iter().flatten().filter_map(|entry| entry["event"].as_str()).collect();
         ensure!(!events.contains(&"member_lost"), "{status}");
-        Ok((events.contains(&"generation_adopted") && status["group"]["members"]["desired"] == 1).then_some(()))
+        Ok((events.contains(&"group_adopted") && status["group"]["members"]["desired"] == 1).then_some(()))
     })?;
     let now = named(&local, "--desired-members 1")?;
     ensure!(now.len() == 1 && !before.contains(&now[0]), "{before:?}, then {now:?}");

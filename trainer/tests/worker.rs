@@ -72,9 +72,9 @@ fn a_worker_keeps_its_members_alive_waits_for_orphans_and_tells_how_it_ended() -
         let lines = finished.stderr.lines().filter(|line| line.starts_with(&author));
         lines.filter_map(|line| line.rfind(r#""rank":"#).map(|place| &line[place..])).collect()
     };
-    ensure!(places(0).contains(r#""rank":0,"generation":"g000001-000001"}"#), "{:?}", places(0));
+    ensure!(places(0).contains(r#""rank":0,"group":"g000001-000001"}"#), "{:?}", places(0));
     let second = places(1);
-    ensure!(second.len() >= 2 && second.iter().all(|place| place.starts_with(r#""rank":1,"generation":"g000001-"#)), "{second:?}");
+    ensure!(second.len() >= 2 && second.iter().all(|place| place.starts_with(r#""rank":1,"group":"g000001-"#)), "{second:?}");
     ensure!(fs::read_to_string(&termination_log)? == "the job is complete\n");
     Ok(())
 }
@@ -193,7 +193,7 @@ fn training_goes_on_without_a_coordinator_and_without_checkpoints_and_members_wa
     }
     drop(second);
     ensure!(before.iter().all(|member| !exists(*member)));
-    let epochs: BTreeSet<String> = run.steps()?.iter().map(|line| line["generation"].to_string()).collect();
+    let epochs: BTreeSet<String> = run.steps()?.iter().map(|line| line["group"].to_string()).collect();
     ensure!(epochs.len() == 1, "the group was interrupted: {epochs:?}");
     let events = run.events()?;
     let committed: Vec<u64> = events

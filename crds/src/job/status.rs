@@ -1,7 +1,5 @@
 //! `status`: counts and ranges, never an entry per member.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -11,44 +9,48 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LCLTrainingJobStatus {
-    /// Conditions: `Running`, `Recovering`, `Complete`, `Failed`, and for tools that know no jobs `Reconciling` and `Stalled`.
+    /// Conditions: `Running`, `Recovering`, `Suspended`, `PodsReady`, `CheckpointFresh`, `Complete`, `Failed`, and for tools that know no jobs
+    /// `Reconciling` and `Stalled`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
     /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// One word for people; programs read the conditions.
+    /// The conditions in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<String>,
+    pub state: Option<JobState>,
     /// The workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<WorkersStatus>,
-    /// Completed steps. Written at a bounded rate, so it may lag behind.
+    /// Steps. Written at a bounded rate, so what is completed may lag behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub step: Option<i64>,
-    /// Number of the membership that trains, or trained last, as `EPOCH.N`.
+    pub steps: Option<StepsStatus>,
+    /// The group that trains, or trained last; absent while the job is suspended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<String>,
+    pub group: Option<GroupStatus>,
     /// Number of the newest coordinator. Written before its pod is created; every coordinator has a higher one than those before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator_epoch: Option<i64>,
-    /// Pods that were replaced since the job was created.
+    /// The loss that is minimised, the mean of the last steps. Written with `steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restarts: Option<i32>,
-    /// The same by cause: `application`, `infrastructure`, `preemption`, `deletion`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub restarts_by_cause: BTreeMap<String, i32>,
+    pub loss: Option<f64>,
+    /// Samples of all members a second, the mean of the last steps. Written with `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples_per_second: Option<f64>,
+    /// Pods that were replaced since the job was created.
+    #[serde(default)]
+    pub restarts: RestartsStatus,
     /// The last pod that had to be replaced, or that ended the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailureStatus>,
-    /// Failures that count towards `spec.backoffLimit`.
+    /// Incidents, as far as `spec.failurePolicy` and the pauses before replacements need them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure_budget: Option<FailureBudgetStatus>,
+    pub failures: Option<FailuresStatus>,
     /// Pods whose end is on record and that are being replaced. Bounded: when many fail at once they are taken in turns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replacing: Vec<ReplacingStatus>,
-    /// When the operator first saw the job.
+    /// When the job was started, or went on after its last suspension; absent while it is suspended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
     /// When the job became `Complete` or `Failed`.
@@ -57,11 +59,87 @@ pub struct LCLTrainingJobStatus {
     /// The newest complete checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<LastCheckpointStatus>,
-    /// The sources of a mixture, in its order. Written with `step`, so at a bounded rate.
+    /// The sources of a mixture, in its order. Written with `steps`, so at a bounded rate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub sources: Vec<SourceStatus>,
+}
+
+/// A job's conditions in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum JobState {
+    /// It has not begun to train.
+    Pending,
+    /// It trains.
+    Running,
+    /// It stands still until its group is formed again.
+    Recovering,
+    /// Its coordinator runs and cannot be reached.
+    Unknown,
+    /// Its pods are going, since it is to be suspended.
+    Suspending,
+    /// It is suspended: no pod of it is there.
+    Suspended,
+    /// Its last step is done.
+    Complete,
+    /// It was given up.
+    Failed,
+}
+
+impl JobState {
+    /// As it stands in the status.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Recovering => "Recovering",
+            Self::Unknown => "Unknown",
+            Self::Suspending => "Suspending",
+            Self::Suspended => "Suspended",
+            Self::Complete => "Complete",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+/// Steps of the job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepsStatus {
+    /// Steps that every member has committed.
+    pub completed: i64,
+    /// Steps after which the job is complete.
+    pub total: i64,
+}
+
+/// A group of members that trains together. Numbers are compared by epoch first and never decrease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupStatus {
+    /// Epoch of the coordinator that formed it.
+    pub epoch: i64,
+    /// Its number under this coordinator, from 1.
+    pub number: i64,
+    /// Its members.
+    pub members: i32,
+}
+
+/// Pods that were replaced since the job was created, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestartsStatus {
+    /// All of them.
+    pub total: i32,
+    /// The program ended with an error, or was killed for its memory.
+    pub application: i32,
+    /// The node was lost, or did not take or keep the pod.
+    pub infrastructure: i32,
+    /// The pod made room for another, or was asked to leave.
+    pub preemption: i32,
+    /// Somebody deleted the pod.
+    pub deletion: i32,
 }
 
 /// How a source of a mixture comes along. Losses are not weighted, and means over the source's own terms in the last steps: every predicted
@@ -108,8 +186,14 @@ pub struct WorkersStatus {
 pub struct LastCheckpointStatus {
     /// Completed steps it holds.
     pub step: i64,
-    /// When it was complete.
+    /// When it was complete, by the clock of the member that wrote it.
     pub time: Time,
+    /// Where it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
+    /// Seconds from the one before it, or from the job's start, until it was complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_seconds: Option<i64>,
 }
 
 /// A pod that ended before its time.
@@ -129,14 +213,38 @@ pub struct LastFailureStatus {
     pub time: Time,
 }
 
-/// Failures in a row without a step in between.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct FailureBudgetStatus {
-    /// Failures since the last progress.
-    pub failures: i32,
-    /// Completed steps at the last of them.
+/// Incidents: what several pods suffer within a minute for the same cause is one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FailuresStatus {
+    /// Number of the newest incident. A pod bears the number that was the newest when it was created.
+    pub incidents: i64,
+    /// Incidents without a completed step in between. Each doubles the pause before replacements.
+    pub in_a_row: i32,
+    /// Completed steps at the newest of them.
     pub step: i64,
+    /// Of `spec.failurePolicy.application`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application: Option<BudgetStatus>,
+    /// Of `spec.failurePolicy.infrastructure`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub infrastructure: Option<BudgetStatus>,
+    /// Of `spec.failurePolicy.preemption`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preemption: Option<BudgetStatus>,
+    /// Those that a rule says to ignore; the newest alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignored: Option<BudgetStatus>,
+}
+
+/// Incidents of one budget.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetStatus {
+    /// Number of the newest one.
+    pub newest: i64,
+    /// When they began, oldest first: those that were within the budget's window when the newest began.
+    pub times: Vec<Time>,
 }
 
 /// A pod whose end is on record.

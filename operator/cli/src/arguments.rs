@@ -101,7 +101,7 @@ with this program. From another terminal `lcl status`, `lcl resize`, `lcl drain`
 `lcl stop` talk to it.
 
 With -o json every record is one object a line, told apart by its `event`: started, step, checkpoint_committed, checkpoint_failed, ended; of
-several processes also member_joined, member_lost, member_left, member_slow, generation_formed, generation_adopted, generation_broken,
+several processes also member_joined, member_lost, member_left, member_slow, group_formed, group_adopted, group_broken,
 recovered and went_back, each with its `time`.
 
 The trainer is lcl-trainer: beside this program, else in PATH; LCL_TRAINER names another. lcl-coordinator lies beside it. Its exit code is passed on: 0 done, 65 will fail

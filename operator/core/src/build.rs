@@ -43,7 +43,12 @@ pub struct BuildContext {
     pub trainer_image: String,
     /// `imagePullPolicy` of both; `None` leaves it to Kubernetes.
     pub image_pull_policy: Option<String>,
+    /// Number of the newest incident, which new pods bear.
+    pub incident: i64,
 }
+
+/// On a pod: number of the incident that was the newest when it was created.
+pub const INCIDENT_ANNOTATION: &str = "lcl.dev/incident";
 
 /// Name, namespace, labels and owner that every object of the job has.
 fn metadata(job: &ValidatedJob, context: &BuildContext, name: String, role: &str) -> ObjectMeta {

@@ -1,5 +1,6 @@
 //! Why a pod ended, and whose fault it is. Pure.
 
+use lcl_crds::{ConditionValueSpec, ExitCodeOperatorSpec, FailureActionSpec, FailurePolicySpec, FailureRuleSpec, RestartsStatus};
 use lcl_trainer_config::ExitCode;
 
 use crate::observe::ObservedPod;
@@ -24,18 +25,94 @@ pub enum Cause {
     Deletion,
 }
 
-impl Cause {
-    /// Its name in counters.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
+/// Which budget of `spec.failurePolicy` the end of a pod is charged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// `application`.
+    Application,
+    /// `infrastructure`.
+    Infrastructure,
+    /// `preemption`.
+    Preemption,
+    /// None.
+    Ignored,
+}
+
+impl Budget {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Application, Self::Infrastructure, Self::Preemption, Self::Ignored];
+
+    /// Its field.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::Complete => "complete",
-            Self::Permanent => "permanent",
             Self::Application => "application",
             Self::Infrastructure => "infrastructure",
             Self::Preemption => "preemption",
-            Self::Deletion => "deletion",
+            Self::Ignored => "ignored",
         }
+    }
+}
+
+impl Cause {
+    /// Whose budget it is charged to. Somebody who deletes pods again and again is a fault of the cluster's.
+    #[must_use]
+    pub const fn budget(self) -> Budget {
+        match self {
+            Self::Application | Self::Permanent | Self::Complete => Budget::Application,
+            Self::Infrastructure | Self::Deletion => Budget::Infrastructure,
+            Self::Preemption => Budget::Preemption,
+        }
+    }
+
+    /// Counts a pod that is replaced.
+    pub(crate) fn count(self, restarts: &mut RestartsStatus) {
+        restarts.total = restarts.total.saturating_add(1);
+        let own = match self {
+            Self::Application | Self::Permanent | Self::Complete => &mut restarts.application,
+            Self::Infrastructure => &mut restarts.infrastructure,
+            Self::Preemption => &mut restarts.preemption,
+            Self::Deletion => &mut restarts.deletion,
+        };
+        *own = own.saturating_add(1);
+    }
+}
+
+/// What follows from the end of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The job fails by the rule of this index.
+    FailJob(usize),
+    /// The pod is replaced at the expense of this budget.
+    Replace(Budget),
+    /// The job fails: the program said that it would fail again.
+    Permanent,
+}
+
+/// What follows from the end of a pod: the first rule that fits says it, or else its cause. Success is no matter of rules.
+#[must_use]
+pub fn judge_by_policy(policy: &FailurePolicySpec, pod: Option<&ObservedPod>, end: &PodEnd) -> Verdict {
+    let fits = |rule: &FailureRuleSpec| {
+        let codes = rule.on_exit_codes.as_ref().zip(end.exit_code.filter(|code| *code != 0));
+        let by_code = codes.is_some_and(|(codes, code)| codes.values.contains(&code) == (codes.operator == ExitCodeOperatorSpec::In));
+        let conditions = pod.map(|pod| pod.conditions.as_slice()).unwrap_or_default();
+        let mut wanted = rule.on_pod_conditions.iter().flatten();
+        by_code || wanted.any(|wanted| conditions.iter().any(|(type_, status)| *type_ == wanted.type_ && *status == name(wanted.status)))
+    };
+    let rule = policy.rules.iter().enumerate().filter(|_| end.cause != Cause::Complete).find(|(_, rule)| fits(rule));
+    match rule.map(|(index, rule)| (index, rule.action)) {
+        Some((index, FailureActionSpec::FailJob)) => Verdict::FailJob(index),
+        Some((_, FailureActionSpec::Ignore)) => Verdict::Replace(Budget::Ignored),
+        Some((_, FailureActionSpec::Count)) => Verdict::Replace(end.cause.budget()),
+        None if end.cause == Cause::Permanent => Verdict::Permanent,
+        None => Verdict::Replace(end.cause.budget()),
+    }
+}
+
+const fn name(status: ConditionValueSpec) -> &'static str {
+    match status {
+        ConditionValueSpec::True => "True",
+        ConditionValueSpec::False => "False",
+        ConditionValueSpec::Unknown => "Unknown",
     }
 }
 

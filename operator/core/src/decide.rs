@@ -5,26 +5,30 @@
 //! before anything depends on it is done. Deciding twice over the same observation gives the same; acting twice changes nothing.
 //! A job that is complete or has failed stays so: this is looked at before anything else.
 
+mod budgets;
 mod draft;
 mod ending;
+mod life_cycle;
 mod pods;
 mod progress;
+mod suspension;
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use lcl_crds::LCLTrainingJobStatus;
 
 pub use progress::is_progress_only;
 
 use crate::observe::{MemberBounds, ObservedJob, Wait};
 use draft::Draft;
+use life_cycle::LifeCycle;
 
 /// Reasons of conditions and events.
 pub mod reason {
-    /// A generation trains.
+    /// The group trains.
     pub const TRAINING: &str = "Training";
-    /// No generation was formed yet.
+    /// No group was formed yet.
     pub const WAITING_FOR_WORKERS: &str = "WaitingForWorkers";
     /// The group broke and forms anew.
     pub const GROUP_BROKEN: &str = "GroupBroken";
@@ -32,10 +36,10 @@ pub mod reason {
     pub const COORDINATOR_LOST: &str = "CoordinatorLost";
     /// The coordinator's pod runs, but does not answer.
     pub const COORDINATOR_UNREACHABLE: &str = "CoordinatorUnreachable";
-    /// Event: the first generation trains.
+    /// Event: the first group trains.
     pub const TRAINING_STARTED: &str = "TrainingStarted";
-    /// Event: another generation than before trains.
-    pub const GENERATION_FORMED: &str = "GenerationFormed";
+    /// Event: another group than before trains.
+    pub const GROUP_FORMED: &str = "GroupFormed";
     /// Event: training stopped for a recovery.
     pub const RECOVERING: &str = "Recovering";
     /// Event: training goes on.
@@ -52,7 +56,23 @@ pub mod reason {
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// A program said that it would fail again.
     pub const PERMANENT_FAILURE: &str = "PermanentFailure";
-    /// Too many failures without progress.
+    /// As many workers are ready as the job needs at least.
+    pub const PODS_READY: &str = "PodsReady";
+    /// No checkpoint was written yet.
+    pub const NO_CHECKPOINT: &str = "NoCheckpoint";
+    /// Checkpoints are written in time.
+    pub const CHECKPOINT_WRITTEN: &str = "CheckpointWritten";
+    /// The next checkpoint is overdue.
+    pub const CHECKPOINT_OLD: &str = "CheckpointOld";
+    /// A rule of the failure policy says so.
+    pub const POD_FAILURE_POLICY: &str = "PodFailurePolicy";
+    /// The job's pods are ending, since it is to be suspended.
+    pub const SUSPENDING: &str = "Suspending";
+    /// The job has no pods, since it is suspended.
+    pub const SUSPENDED: &str = "Suspended";
+    /// The job goes on after a suspension.
+    pub const RESUMED: &str = "Resumed";
+    /// A budget of the failure policy is spent.
     pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
     /// The stored job breaks a rule: the installed definition is another one than the operator's.
     pub const VALIDATION_FAILED: &str = "ValidationFailed";
@@ -62,10 +82,16 @@ pub mod reason {
 
 /// Types of conditions.
 pub mod condition {
-    /// A generation trains.
+    /// The group trains.
     pub const RUNNING: &str = "Running";
-    /// Training stands still until a generation is formed again.
+    /// Training stands still until a group is formed again.
     pub const RECOVERING: &str = "Recovering";
+    /// The job is suspended, and has no pods.
+    pub const SUSPENDED: &str = "Suspended";
+    /// As many workers are ready as the job needs at least.
+    pub const PODS_READY: &str = "PodsReady";
+    /// The newest checkpoint is not older than twice the time from one to the next.
+    pub const CHECKPOINT_FRESH: &str = "CheckpointFresh";
     /// Final: the last step is done.
     pub const COMPLETE: &str = "Complete";
     /// Final: given up.
@@ -98,6 +124,8 @@ pub struct Decision {
 pub enum Action {
     /// Tell the coordinator the bounds.
     SetWorld(MemberBounds),
+    /// Ask the coordinator to have all members write a checkpoint and end.
+    StopGroup,
     /// Ask the coordinator to let a worker's members leave.
     DrainWorker {
         /// The worker: its pod's name.
@@ -141,25 +169,45 @@ pub struct JobEvent {
 #[must_use]
 pub fn decide(observed: &ObservedJob) -> Decision {
     let mut draft = Draft::new(observed);
-    if is_final(observed.status) {
+    let life_cycle = LifeCycle::of(observed);
+    if life_cycle == LifeCycle::Finished {
         ending::clean_up(&mut draft);
         return draft.finish(true);
     }
     draft.begin();
-    if let Some(end) = ending::find_end(observed).or_else(|| ending::find_deadline(&mut draft)) {
+    if let Some(end) = ending::find_end(observed) {
         ending::conclude(&mut draft, end);
         return draft.finish(true);
     }
-    pods::decide_coordinator(&mut draft);
-    pods::decide_workers(&mut draft);
-    if let Some(end) = ending::find_exhaustion(&draft) {
-        ending::conclude(&mut draft, end);
-        return draft.finish(true);
+    match life_cycle {
+        LifeCycle::Suspended => suspension::rest(&mut draft),
+        LifeCycle::Stopping => suspension::stop(&mut draft),
+        LifeCycle::Running | LifeCycle::Finished => {
+            if let Some(end) = run(&mut draft) {
+                ending::conclude(&mut draft, end);
+                return draft.finish(true);
+            }
+        }
     }
-    pods::decide_surplus(&mut draft);
-    pods::decide_world(&mut draft);
-    progress::derive(&mut draft);
     draft.finish(false)
+}
+
+/// All pods are to be there; or the job ends.
+fn run(draft: &mut Draft) -> Option<ending::End> {
+    suspension::resume(draft);
+    draft.status.start_time.get_or_insert(Time(draft.observed.now));
+    if let Some(end) = ending::find_deadline(draft) {
+        return Some(end);
+    }
+    pods::decide_coordinator(draft);
+    pods::decide_workers(draft);
+    if let Some(end) = ending::find_exhaustion(draft) {
+        return Some(end);
+    }
+    pods::decide_surplus(draft);
+    pods::decide_world(draft);
+    progress::derive(draft);
+    None
 }
 
 /// Whether the status says that the job is complete or has failed.

@@ -10,7 +10,7 @@ use lcl_crds::{LCLTrainingJobStatus, WORKER_CONTAINER};
 
 use crate::{
     ValidatedJob,
-    build::{COORDINATOR_CONTAINER, EPOCH_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE},
+    build::{COORDINATOR_CONTAINER, EPOCH_ANNOTATION, INCIDENT_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE},
     timeouts::Timeouts,
 };
 
@@ -44,13 +44,15 @@ pub struct ObservedJob<'a> {
     pub now: Timestamp,
 }
 
-/// Something whose time is limited, begun by what was seen of a pod (its uid).
+/// Something whose time is limited; that of a pod begins with what was seen of it (its uid).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wait {
     /// It is beyond the job's size.
     Surplus(String),
     /// It is being deleted.
     Deletion(String),
+    /// The group was asked to write a checkpoint and end.
+    Stop,
 }
 
 /// Kubernetes' own time for a pod to end, where a pod that is being deleted does not say how long it was given.
@@ -92,10 +94,32 @@ pub struct GroupStatus {
     pub members: Vec<MemberSeen>,
     /// Steps that every member has committed.
     pub step: u64,
-    /// Step of the newest checkpoint.
-    pub last_checkpoint: Option<u64>,
+    /// The newest checkpoint.
+    pub last_checkpoint: Option<CheckpointSeen>,
+    /// How training comes along.
+    pub training: Option<TrainingSeen>,
     /// The sources of a mixture.
     pub sources: Vec<SourceSeen>,
+}
+
+/// A checkpoint that is complete in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointSeen {
+    /// Completed steps in it.
+    pub step: u64,
+    /// When it was complete, by the clock of the member that wrote it.
+    pub time: Timestamp,
+    /// Name of its folder in the run's.
+    pub folder: String,
+}
+
+/// How training comes along: means of the last steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainingSeen {
+    /// The loss that is minimised.
+    pub loss: Option<f64>,
+    /// Samples of all members.
+    pub samples_per_second: Option<f64>,
 }
 
 /// How a source of a mixture comes along, as the coordinator has heard. Losses and waits are means of the last steps.
@@ -178,6 +202,8 @@ pub struct ObservedPod {
     pub role: PodRole,
     /// The coordinator's epoch.
     pub epoch: Option<i64>,
+    /// Number of the incident that was the newest when it was created.
+    pub incident: i64,
     /// The coordinator's time-outs.
     pub timeouts: Timeouts,
     /// Its address, once it has one.
@@ -192,6 +218,8 @@ pub struct ObservedPod {
     pub deletion: Option<SignedDuration>,
     /// Reason and message of a true `DisruptionTarget` condition.
     pub disruption: Option<(String, String)>,
+    /// Type and status of all its conditions, once it ends.
+    pub conditions: Vec<(String, String)>,
     /// How it ended.
     pub end: Option<ObservedEnd>,
 }
@@ -221,24 +249,28 @@ impl ObservedPod {
         let status = pod.status.as_ref();
         let conditions = || status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         let is_true = |type_: &str| conditions().find(|condition| condition.type_ == type_ && condition.status == "True");
-        let annotation = metadata.annotations.as_ref().and_then(|annotations| annotations.get(EPOCH_ANNOTATION));
+        let number = |key: &str| metadata.annotations.as_ref()?.get(key)?.parse().ok();
+        let (end, is_deleted) = (read_end(pod, role), metadata.deletion_timestamp.is_some());
         Some(Self {
             uid: metadata.uid.clone()?,
             owner: owner.uid.clone(),
             role,
-            epoch: annotation.and_then(|epoch| epoch.parse().ok()),
+            epoch: number(EPOCH_ANNOTATION),
+            incident: number(INCIDENT_ANNOTATION).unwrap_or(0),
             timeouts: Timeouts::read(pod),
             ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             running: status.and_then(|status| status.phase.as_deref()) == Some("Running"),
             ready: is_true("Ready").is_some(),
-            deletion: metadata
-                .deletion_timestamp
-                .as_ref()
-                .map(|_| metadata.deletion_grace_period_seconds.map_or(GRACE, SignedDuration::from_secs)),
+            deletion: is_deleted.then(|| metadata.deletion_grace_period_seconds.map_or(GRACE, SignedDuration::from_secs)),
             disruption: is_true("DisruptionTarget")
                 .map(|condition| (condition.reason.clone().unwrap_or_default(), condition.message.clone().unwrap_or_default())),
-            end: read_end(pod, role),
+            // Nothing asks for them before, and there may be ten thousand pods.
+            conditions: conditions()
+                .filter(|_| end.is_some() || is_deleted)
+                .map(|condition| (condition.type_.clone(), condition.status.clone()))
+                .collect(),
+            end,
         })
     }
 }

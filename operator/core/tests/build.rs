@@ -26,6 +26,7 @@ fn context() -> BuildContext {
         coordinator_image: "registry.example/lcl-coordinator:1".to_owned(),
         trainer_image: "registry.example/lcl-trainer:1".to_owned(),
         image_pull_policy: None,
+        incident: 3,
     }
 }
 

@@ -71,7 +71,7 @@ impl Training {
         let name = self.name(state);
         let is_complete = self.scene.storage().commit(name, world, state);
         self.scene.judge().visible(self.process, name, is_complete, asked);
-        self.report(MemberEvent::CheckpointCommitted { generation, step: state.label.step });
+        self.report(MemberEvent::CheckpointCommitted { generation, saved: (state.label.step).into() });
         // Whether the others hear of it changes nothing for the checkpoint.
         let _ = store.ask(StoreRequest::Set { key: key(attempt, "outcome"), value: Vec::new() }).await;
         Ok(())

@@ -41,7 +41,7 @@ impl Command {
             CoordinatorEvent::DrainWorker { worker } => Accepted::DrainWorker(DrainWorker { members: count(Some(worker)) }),
             CoordinatorEvent::Checkpoint { from } => {
                 let from = from.map_or(before.step, |from| from.min(before.step));
-                Accepted::Checkpoint(Checkpoint { from, is_committed: after.last_checkpoint >= Some(from) })
+                Accepted::Checkpoint(Checkpoint { from, is_committed: after.saved_step() >= Some(from) })
             }
             _ => Accepted::Stop(Stop { members: count(None) }),
         };
@@ -72,7 +72,8 @@ mod tests {
             world: World::new(1, 2, 3).unwrap(),
             members: vec![member("w-0"), member("w-1")],
             step,
-            last_checkpoint,
+            last_checkpoint: last_checkpoint.map(Into::into),
+            training: None,
             wanted_checkpoint: None,
             sources: Vec::new(),
             history: Vec::new(),

@@ -192,10 +192,10 @@ fn log(event: &HistoryEvent) {
         HistoryEvent::Joined { member } => tracing::info!(%member, "joined"),
         HistoryEvent::Lost { member, cause, reason } => tracing::warn!(%member, cause = cause.category(), reason, "lost"),
         HistoryEvent::Left { member, reason } => tracing::info!(%member, %reason, "left"),
-        HistoryEvent::Formed { generation, world, base } => tracing::info!(%generation, world, base, "formed"),
-        HistoryEvent::Adopted { generation, world } => tracing::info!(%generation, world, "taken over"),
-        HistoryEvent::Broken { generation, reason } => tracing::warn!(%generation, reason, "broken"),
-        HistoryEvent::Recovered { generation, took } => tracing::info!(%generation, milliseconds = took.as_millis(), "recovered"),
+        HistoryEvent::Formed { generation, world, base } => tracing::info!(group = %generation, world, base, "formed"),
+        HistoryEvent::Adopted { generation, world } => tracing::info!(group = %generation, world, "taken over"),
+        HistoryEvent::Broken { generation, reason } => tracing::warn!(group = %generation, reason, "broken"),
+        HistoryEvent::Recovered { generation, took } => tracing::info!(group = %generation, milliseconds = took.as_millis(), "recovered"),
         HistoryEvent::Slow { member, step_work, median } => {
             tracing::warn!(%member, ?step_work, ?median, "slower than the others for a while: all wait for it in every step");
         }

@@ -39,6 +39,9 @@ pub struct Metrics {
     store: Gauge,
     losses: Family<CauseLabel, Counter>,
     recovery: Histogram,
+    /// Without a series until they are known.
+    loss: Family<NoLabel, Figure>,
+    pace: Family<NoLabel, Figure>,
     sources: Sources,
     messages: Family<MessageLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
@@ -57,6 +60,8 @@ struct Sources {
 
 /// A mean.
 type Figure = Gauge<f64, AtomicU64>;
+/// Of a series that may be missing.
+type NoLabel = Vec<(String, String)>;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct SourceLabel {
@@ -162,6 +167,8 @@ impl Metrics {
             losses: Family::default(),
             // From 10 ms to about 160 s: from the best recovery on one machine to the time-outs behind the worst.
             recovery: Histogram::new(exponential_buckets(0.01, 2.0, 15)),
+            loss: Family::default(),
+            pace: Family::default(),
             sources: Sources::default(),
             messages: Family::default(),
             refused: Family::default(),
@@ -170,7 +177,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let own = registry.sub_registry_with_prefix("lcl_coordinator");
         own.register("epoch", "Number of this coordinator among those of its job", metrics.epoch.clone());
-        own.register("generation", "Newest membership formed under this epoch, 0 before the first", metrics.generation.clone());
+        own.register("group", "Number of the newest group formed under this epoch, 0 before the first", metrics.generation.clone());
         own.register("step", "Steps that every member of the group has committed", metrics.step.clone());
         own.register(
             "last_checkpoint_step",
@@ -178,14 +185,16 @@ impl Metrics {
             metrics.last_checkpoint_step.clone(),
         );
         own.register("members", "Attached members by state", metrics.members.clone());
-        own.register_with_unit("store", "Keys and values in the store of the running generation", Unit::Bytes, metrics.store.clone());
+        own.register_with_unit("store", "Keys and values in the store of the running group", Unit::Bytes, metrics.store.clone());
         own.register("losses", "Members that went without having been asked to, by the sign of it", metrics.losses.clone());
         own.register_with_unit(
             "recovery",
-            "From the end of a generation to the first step that all members of the next have committed",
+            "From the end of a group to the first step that all members of the next have committed",
             Unit::Seconds,
             metrics.recovery.clone(),
         );
+        own.register("loss", "The loss that is minimised, mean of the last steps", metrics.loss.clone());
+        own.register("samples_per_second", "Samples of all members a second, mean of the last steps", metrics.pace.clone());
         metrics.sources.register(own);
         own.register("messages", "Messages on members' streams", metrics.messages.clone());
         own.register("refused_peers", "Connections and members that were refused", metrics.refused.clone());
@@ -266,8 +275,14 @@ impl Metrics {
         self.epoch.set(status.generation.epoch);
         self.generation.set(status.generation.n);
         self.step.set(status.step);
-        self.last_checkpoint_step.set(status.last_checkpoint.unwrap_or(0));
+        self.last_checkpoint_step.set(status.saved_step().unwrap_or(0));
         self.store.set(store_bytes as i64);
+        if let Some(training) = status.training {
+            self.pace.get_or_create(&NoLabel::new()).set(training.samples_per_second);
+            if let Some(loss) = training.loss {
+                self.loss.get_or_create(&NoLabel::new()).set(loss);
+            }
+        }
         self.sources.show(&status.sources);
         let ranked = status.members.iter().filter(|member| member.rank.is_some()).count();
         let is_running = status.phase == Phase::Running;

@@ -182,7 +182,7 @@ impl Follower {
 
     fn note_checkpoint(&mut self, status: &Status) {
         let wanted = self.wanted.borrow().checkpoint;
-        if status.last_checkpoint >= wanted {
+        if status.saved_step() >= wanted {
             self.fulfilled = wanted;
         }
     }

@@ -8,7 +8,9 @@ use std::{
 };
 
 use lcl_coordinator::{ClientOptions, MemberClient, Security};
-use lcl_protocol::{Activity, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, SourceProgress, StateLabel};
+use lcl_protocol::{
+    Activity, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, SourceProgress, StateLabel, TrainingProgress,
+};
 use serde_json::Value;
 
 /// The longest anything here may take on a busy machine.
@@ -91,7 +93,10 @@ fn member(coordinator: &Coordinator, worker: &str, digest: &str) -> (MemberClien
     };
     let sources = vec![source("laion", Some(2.5)), source("mmc4", None)];
     let mut options = ClientOptions::new(coordinator.address("address"), Security::Insecure);
-    options.activity = Box::new(move || Activity { sources: sources.clone(), ..Activity::default() });
+    options.activity = Box::new(move || {
+        let training = Some(TrainingProgress { loss: Some(1.5), samples_per_second: 40.0 });
+        Activity { training, sources: sources.clone(), ..Activity::default() }
+    });
     MemberClient::start(options, settings).unwrap()
 }
 
@@ -111,22 +116,24 @@ fn train(client: &MemberClient, commands: &lcl_coordinator::Commands) -> StateLa
 fn metrics_and_health_are_served_over_http_and_follow_what_happens() {
     let coordinator = Coordinator::start();
     assert_eq!(coordinator.page("/healthz"), ("200".to_owned(), "ok".to_owned()));
-    coordinator.wait_for(&["lcl_coordinator_epoch 4", "lcl_coordinator_generation 0", "lcl_coordinator_members{state=\"training\"} 0"]);
+    coordinator.wait_for(&["lcl_coordinator_epoch 4", "lcl_coordinator_group 0", "lcl_coordinator_members{state=\"training\"} 0"]);
 
     let (client, commands) = member(&coordinator, "w-0", "digest");
     let StateLabel { step, generation } = train(&client, &commands);
     assert_eq!(step, 3);
     client.store(generation).set("key", b"value", PATIENCE).unwrap();
-    client.report(MemberEvent::CheckpointCommitted { generation, step }).unwrap();
+    client.report(MemberEvent::CheckpointCommitted { generation, saved: step.into() }).unwrap();
     let (refused, answers) = member(&coordinator, "w-1", "another digest");
     assert!(matches!(answers.next(PATIENCE), Some(MemberCommand::GiveUp(_))));
     drop(refused);
     coordinator.wait_for(&[
-        "lcl_coordinator_generation 1",
+        "lcl_coordinator_group 1",
         "lcl_coordinator_step 3",
         "lcl_coordinator_last_checkpoint_step 3",
         "lcl_coordinator_members{state=\"training\"} 1",
         "lcl_coordinator_store_bytes 8",
+        "lcl_coordinator_loss 1.5",
+        "lcl_coordinator_samples_per_second 40.0",
         "lcl_coordinator_source_samples{source=\"laion\"} 70",
         "lcl_coordinator_source_generation_loss{source=\"laion\"} 2.5",
         "lcl_coordinator_source_data_wait_seconds{source=\"mmc4\"} 0.25",
@@ -142,7 +149,7 @@ fn metrics_and_health_are_served_over_http_and_follow_what_happens() {
     let (client, commands) = member(&coordinator, "w-2", "digest");
     let StateLabel { generation, .. } = train(&client, &commands);
     client.report(MemberEvent::Committed { generation, step: 4, agreed: lcl_protocol::Flags::NONE }).unwrap();
-    let text = coordinator.wait_for(&["lcl_coordinator_generation 2", "lcl_coordinator_step 4"]);
+    let text = coordinator.wait_for(&["lcl_coordinator_group 2", "lcl_coordinator_step 4"]);
     // No series for a member or a worker.
     assert!(!text.contains("_loss{source=\"mmc4\"}"), "it has none: {text}");
     assert!(!text.contains("w-0") && !text.contains("w-2"), "{text}");

@@ -25,7 +25,8 @@ use std::{
 
 use crate::{
     Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName, MemberStatus,
-    PROTOCOL_VERSION, Phase, Refusal, ReportCause, SourceProgress, StateLabel, Status, Ticket, ToCoordinator, ToMember, Turn, World,
+    PROTOCOL_VERSION, Phase, Refusal, ReportCause, Saved, SourceProgress, StateLabel, Status, Ticket, ToCoordinator, ToMember,
+    TrainingProgress, Turn, World,
 };
 use group::Group;
 use roster::Roster;
@@ -192,7 +193,9 @@ pub struct Coordinator {
     stopping: bool,
     ended: Option<EndReason>,
     step: u64,
-    last_checkpoint: Option<u64>,
+    last_checkpoint: Option<Saved>,
+    /// How training comes along, as the member of rank 0 last told.
+    training: Option<TrainingProgress>,
     /// The sources of a mixture, as the member of rank 0 last told.
     sources: Vec<SourceProgress>,
     /// A checkpoint of this step or a later one was asked for and is not there yet.
@@ -231,6 +234,7 @@ impl Coordinator {
             ended: None,
             step: 0,
             last_checkpoint: None,
+            training: None,
             sources: Vec::new(),
             wanted_checkpoint: None,
             history: VecDeque::new(),
@@ -267,7 +271,7 @@ impl Coordinator {
             }
             CoordinatorEvent::Checkpoint { from } => {
                 let from = from.map_or(self.step, |from| from.min(self.step));
-                if self.ended.is_none() && self.last_checkpoint < Some(from) {
+                if self.ended.is_none() && self.saved_step() < Some(from) {
                     self.wanted_checkpoint = self.wanted_checkpoint.max(Some(from));
                 }
             }
@@ -336,7 +340,8 @@ impl Coordinator {
             world: self.world,
             members: members.collect(),
             step: self.step,
-            last_checkpoint: self.last_checkpoint,
+            last_checkpoint: self.last_checkpoint.clone(),
+            training: self.training,
             wanted_checkpoint: self.wanted_checkpoint,
             sources: self.sources.clone(),
             history: self.history.iter().cloned().collect(),
@@ -377,9 +382,9 @@ impl Coordinator {
             ToCoordinator::Drain { .. } => {
                 self.peers.update(&name, |peer| peer.draining = true);
             }
-            ToCoordinator::CheckpointCommitted { generation, step } => {
+            ToCoordinator::CheckpointCommitted { generation, saved } => {
                 if group == Some(generation) && in_group {
-                    self.checkpoint_committed(step);
+                    self.checkpoint_committed(saved);
                 }
             }
             ToCoordinator::Finished { generation, step } => self.finished(&name, generation, step),
@@ -535,7 +540,7 @@ impl Coordinator {
                 self.evict(
                     &name,
                     LossCause::NoReport,
-                    &format!("no report within {:?} after its generation ended", self.settings.report_timeout),
+                    &format!("no report within {:?} after its group ended", self.settings.report_timeout),
                 );
             }
         }

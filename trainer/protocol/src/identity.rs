@@ -95,8 +95,26 @@ pub struct Attach {
     pub draining: bool,
     /// The group it still holds; `None` when there is nothing that it could report the end of.
     pub group: Option<HeldGroup>,
-    /// Completed steps of the newest checkpoint that it made visible.
-    pub saved: Option<u64>,
+    /// The newest checkpoint that it made visible.
+    pub saved: Option<Saved>,
+}
+
+/// A checkpoint that is complete in the store. Greater is newer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Saved {
+    /// Completed steps in it.
+    pub step: u64,
+    /// When it was complete, by the clock of the member that wrote it, since the Unix epoch.
+    pub time: Duration,
+    /// Name of its folder in the run's.
+    pub folder: String,
+}
+
+impl From<u64> for Saved {
+    /// One of which nothing is known but its steps.
+    fn from(step: u64) -> Self {
+        Self { step, ..Self::default() }
+    }
 }
 
 /// A group that a member holds while it attaches: it trains in it without a coordinator, or is about to drop it.
@@ -126,8 +144,19 @@ pub struct Activity {
     pub operations: u64,
     /// Its own work in a step, data included, waiting for others not; the mean of the last steps. `None` before the first.
     pub step_work: Option<Duration>,
+    /// How training comes along, which the member of rank 0 tells for all; of others, and before the first step, `None`.
+    pub training: Option<TrainingProgress>,
     /// How the sources of a mixture come along, which the member of rank 0 tells for all; of others empty.
     pub sources: Vec<SourceProgress>,
+}
+
+/// How training comes along: means of the last steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainingProgress {
+    /// The loss that is minimised; `None` where it is no finite number.
+    pub loss: Option<f64>,
+    /// Samples of all members a second.
+    pub samples_per_second: f64,
 }
 
 /// How a source of a mixture comes along.

@@ -34,7 +34,9 @@ mod world;
 
 pub use coordinator::{ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings};
 pub use generation::{Generation, StateLabel};
-pub use identity::{Activity, Attach, HeldGroup, Identity, Incarnation, MOST_SOURCES, MemberName, SourceProgress, Ticket, Turn};
+pub use identity::{
+    Activity, Attach, HeldGroup, Identity, Incarnation, MOST_SOURCES, MemberName, Saved, SourceProgress, Ticket, TrainingProgress, Turn,
+};
 pub use member::{Member, MemberCommand, MemberError, MemberEvent, MemberSettings};
 pub use message::{EndReason, Flags, Refusal, ReportCause, ToCoordinator, ToMember};
 pub use plan::{Loss, Plan, Role};
@@ -44,4 +46,4 @@ pub use store::{MAX_STORE_BYTES, StoreRequest, StoreResponse};
 pub use world::{InvalidWorld, World};
 
 /// Version of the messages and their meaning. A coordinator refuses a member with any other.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;

@@ -16,7 +16,7 @@ mod vocabulary;
 use std::time::Duration;
 
 use crate::{Activity, Attach, EndReason, Flags, Generation, HeldGroup, PROTOCOL_VERSION, Plan, Refusal, ReportCause, Role, StateLabel};
-use crate::{StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember};
+use crate::{Saved, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember};
 
 pub use vocabulary::{MemberCommand, MemberError, MemberEvent, MemberSettings};
 
@@ -67,7 +67,7 @@ pub struct Member {
     /// The group that the training thread holds, from its first step on.
     group: Option<HeldGroup>,
     /// Completed steps of the newest checkpoint that it made visible.
-    saved: Option<u64>,
+    saved: Option<Saved>,
     activity: Activity,
     /// What to raise on the next collective.
     flags: Flags,
@@ -129,10 +129,10 @@ impl Member {
             MemberEvent::Overtaken { generation, by } => self.overtaken(generation, by),
             MemberEvent::Committed { generation, step, agreed } => self.committed(generation, step, agreed)?,
             MemberEvent::GroupClosed { generation, failure } => self.group_closed(generation, failure),
-            MemberEvent::CheckpointCommitted { generation, step } => {
-                self.saved = self.saved.max(Some(step));
+            MemberEvent::CheckpointCommitted { generation, saved } => {
+                self.saved = self.saved.take().max(Some(saved.clone()));
                 // After the group was aborted it is the coordinator who refuses it.
-                self.send_if_up(ToCoordinator::CheckpointCommitted { generation, step });
+                self.send_if_up(ToCoordinator::CheckpointCommitted { generation, saved });
             }
             MemberEvent::Finished { generation } => self.finished(generation)?,
             MemberEvent::Store { generation, id, request } => self.store(generation, id, request),
@@ -200,7 +200,7 @@ impl Member {
             held: self.held,
             draining: self.draining,
             group: self.group,
-            saved: self.saved,
+            saved: self.saved.clone(),
         };
         self.send(ToCoordinator::Attach(Box::new(attach)));
     }
@@ -437,7 +437,7 @@ impl Member {
         if current && self.link == Link::Up {
             self.send(ToCoordinator::Store { generation, id, request });
         } else {
-            let response = StoreResponse::Cancelled { reason: format!("generation {generation} has ended") };
+            let response = StoreResponse::Cancelled { reason: format!("group {generation} has ended") };
             self.out.push(MemberCommand::StoreResponse { generation, id, response });
         }
     }

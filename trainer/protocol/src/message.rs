@@ -5,7 +5,7 @@ use std::{
     ops::{BitOr, BitOrAssign},
 };
 
-use crate::{Activity, Attach, Generation, Plan, StateLabel, StoreRequest, StoreResponse, Ticket, Turn};
+use crate::{Activity, Attach, Generation, Plan, Saved, StateLabel, StoreRequest, StoreResponse, Ticket, Turn};
 
 /// From a member. All but [`ToCoordinator::Attach`] are ignored before it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,12 +35,12 @@ pub enum ToCoordinator {
         /// The highest generation it knows.
         generation: Option<Generation>,
     },
-    /// A complete checkpoint of this step is visible.
+    /// A complete checkpoint is visible.
     CheckpointCommitted {
         /// Generation of the writer.
         generation: Generation,
-        /// Completed steps in the checkpoint.
-        step: u64,
+        /// Which.
+        saved: Saved,
     },
     /// The last step is done, and what this member had to write is written.
     Finished {

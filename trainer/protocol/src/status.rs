@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{EndReason, Generation, MemberName, SourceProgress, World};
+use crate::{EndReason, Generation, MemberName, Saved, SourceProgress, TrainingProgress, World};
 
 /// A snapshot of the job as the coordinator sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,14 +18,24 @@ pub struct Status {
     /// Steps that every member of the group has committed, as far as the coordinator has heard. Falls only when no live member held more,
     /// and then [`HistoryEvent::WentBack`] says so.
     pub step: u64,
-    /// Step of the newest checkpoint that was reported.
-    pub last_checkpoint: Option<u64>,
+    /// The newest checkpoint that was reported.
+    pub last_checkpoint: Option<Saved>,
     /// A checkpoint of this step or a later one was asked for and is not there yet.
     pub wanted_checkpoint: Option<u64>,
+    /// How training comes along, as the member of rank 0 last told.
+    pub training: Option<TrainingProgress>,
     /// The sources of a mixture, as the member of rank 0 last told.
     pub sources: Vec<SourceProgress>,
     /// The last things that happened, oldest first. Numbers show whether some were missed.
     pub history: Vec<HistoryEntry>,
+}
+
+impl Status {
+    /// Completed steps of the newest checkpoint that was reported.
+    #[must_use]
+    pub fn saved_step(&self) -> Option<u64> {
+        self.last_checkpoint.as_ref().map(|saved| saved.step)
+    }
 }
 
 /// What the group is doing.

@@ -182,7 +182,7 @@ impl Store {
         let old = self.values.get(&key).map_or(0, |old| key.len() + old.len());
         let bytes = self.bytes - old + key.len() + value.len();
         if bytes > MAX_STORE_BYTES {
-            return Err(format!("the store of one generation holds at most {MAX_STORE_BYTES} bytes, with `{key}` it would be {bytes}"));
+            return Err(format!("the store of one group holds at most {MAX_STORE_BYTES} bytes, with `{key}` it would be {bytes}"));
         }
         self.bytes = bytes;
         for waiting in self.waiting_for.remove(&key).unwrap_or_default() {

@@ -42,7 +42,7 @@ impl Episodes {
                 self.waiting.retain(|other| other != member);
                 self.add(&format!("{member} left"));
             }
-            Event::GenerationFormed { members, desired, .. } => {
+            Event::GroupFormed { members, desired, .. } => {
                 let joined = std::mem::take(&mut self.waiting);
                 if joined.is_empty() {
                     self.add(&format!("{members} of {desired} together"));
@@ -51,7 +51,7 @@ impl Episodes {
                 }
                 self.is_open = members < desired;
             }
-            Event::GenerationAdopted { members, .. } => {
+            Event::GroupAdopted { members, .. } => {
                 self.waiting.clear();
                 self.add(&format!("new coordinator, {members} members uninterrupted"));
                 self.is_open = false;
@@ -59,7 +59,7 @@ impl Episodes {
             Event::Recovered { seconds, .. } => self.append(&format!("; next step after {seconds:.1} s")),
             Event::WentBack { from, to } => self.add(&format!("went back from step {from} to {to}")),
             // The loss before it, or the report of a member, says it already; slowness is in the log.
-            Event::GenerationBroken { .. } | Event::MemberSlow { .. } => return false,
+            Event::GroupBroken { .. } | Event::MemberSlow { .. } => return false,
         }
         true
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     fn formed(members: u32, desired: u32) -> Event {
-        Event::GenerationFormed { generation: GenerationRecord { epoch: 1, n: 1 }, members, desired, base: Some(9) }
+        Event::GroupFormed { generation: GenerationRecord { epoch: 1, n: 1 }, members, desired, base: Some(9) }
     }
 
     fn recovered(seconds: f64) -> Event {

@@ -27,7 +27,7 @@ const HISTORY: usize = 64;
 /// What can no longer be asked for.
 const STOPPING: &str = "the run is being stopped, after a checkpoint: the command that started it goes on with it";
 const NOTHING_TO_SAVE: &str =
-    "no member trains at the moment, so there is nothing new to save: ask again when `lcl status` tells of a running generation";
+    "no member trains at the moment, so there is nothing new to save: ask again when `lcl status` tells of a running group";
 
 /// See the module's description.
 #[derive(Debug)]
@@ -154,12 +154,12 @@ impl Board {
         let (Some(seen), Some(overseer)) = (trains, &self.overseer) else {
             return Answer::Refused { reason: NOTHING_TO_SAVE.to_owned() };
         };
-        let is_committed = seen.last_checkpoint >= Some(seen.step);
+        let is_committed = seen.saved_step() >= Some(seen.step);
         if !is_committed {
             overseer.want_checkpoint(seen.step);
         }
         tracing::info!(from = seen.step, is_committed, "a checkpoint is asked for");
-        Answer::Saving(Saving { from: seen.step, is_committed, last_checkpoint: seen.last_checkpoint })
+        Answer::Saving(Saving { from: seen.step, is_committed, last_checkpoint: seen.saved_step() })
     }
 
     /// As by a signal: the supervisor has the workers leave, and they save.

@@ -297,7 +297,7 @@ impl<'a> MemberRun<'a> {
                 self.close(generation, None)?;
             }
             MemberCommand::AbortGroup { generation, reason } => {
-                tracing::warn!(%generation, reason, "leaving the group");
+                tracing::warn!(group = %generation, reason, "leaving the group");
                 self.close(generation, None)?;
             }
             MemberCommand::Exit(reason) => return self.exit(reason).map(Some),
@@ -310,10 +310,10 @@ impl<'a> MemberRun<'a> {
 
     fn form(&mut self, plan: &Plan) -> Result<(), TrainError> {
         for loss in &plan.lost {
-            tracing::warn!(generation = %plan.generation, member = %loss.member, reason = loss.reason, "member lost");
+            tracing::warn!(group = %plan.generation, member = %loss.member, reason = loss.reason, "member lost");
         }
         if plan.further_losses > 0 {
-            tracing::warn!(generation = %plan.generation, further = plan.further_losses, "more members were lost: the coordinator names them");
+            tracing::warn!(group = %plan.generation, further = plan.further_losses, "more members were lost: the coordinator names them");
         }
         let (generation, begun) = (plan.generation, Instant::now());
         let abort = collectives::abort_handle();
@@ -336,7 +336,7 @@ impl<'a> MemberRun<'a> {
         fail_point::reach(Place::Form);
         match Group::form(options, &abort) {
             Ok(group) => {
-                tracing::info!(%generation, rank = plan.rank, world = plan.world, seconds = begun.elapsed().as_secs_f64(), "group formed");
+                tracing::info!(group = %generation, rank = plan.rank, world = plan.world, seconds = begun.elapsed().as_secs_f64(), "group formed");
                 self.joined = Some(Joined { generation, rank: plan.rank, world: plan.world, slots, group, loader, loads });
                 self.report(MemberEvent::GroupFormed { generation })
             }
@@ -392,7 +392,7 @@ impl<'a> MemberRun<'a> {
             Ok(()) => {
                 let step = self.progress.completed_steps;
                 state_log::note(&self.learner, generation, step, role)?;
-                tracing::info!(%generation, step, ?role, seconds = begun.elapsed().as_secs_f64(), "state is level");
+                tracing::info!(group = %generation, step, ?role, seconds = begun.elapsed().as_secs_f64(), "state is level");
                 self.report(MemberEvent::Recovered { generation, step })
             }
             Err(transfer::TransferError::Group(error)) => self.close(generation, Some(chain(&error))),
@@ -434,7 +434,7 @@ impl<'a> MemberRun<'a> {
             self.lead(generation)?;
         } else {
             self.leader = None;
-            self.activity.forget_sources();
+            self.activity.forget();
         }
         self.activity.begin();
         loop {
@@ -539,6 +539,7 @@ impl<'a> MemberRun<'a> {
         let seconds = tally::Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end, stages };
         let record = self.tally.record(&wanted, joined.generation, &shared, &report, &seconds);
         if let Some(leader) = self.leader.as_mut() {
+            self.activity.training(&record);
             self.activity.sources(&record.sources);
             leader.record_step(record);
         }
@@ -561,13 +562,13 @@ impl<'a> MemberRun<'a> {
     /// Drops the group and says so.
     fn close(&mut self, generation: Generation, failure: Option<String>) -> Result<(), TrainError> {
         if let Some(reason) = &failure {
-            tracing::warn!(%generation, reason, "the group failed");
+            tracing::warn!(group = %generation, reason, "the group failed");
         }
         *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.joined = None;
         log_place::set(None);
         self.stop_saving(generation)?;
-        tracing::info!(%generation, "group closed");
+        tracing::info!(group = %generation, "group closed");
         self.report(MemberEvent::GroupClosed { generation, failure })
     }
 

@@ -9,7 +9,7 @@ use k8s_openapi::{
 
 use crate::{
     build::{
-        BuildContext,
+        BuildContext, INCIDENT_ANNOTATION,
         labels::COORDINATOR_ROLE,
         metadata,
         pod_defaults::{container_security, fill_pod, set_env},
@@ -51,7 +51,7 @@ pub fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, epoch: 
     let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..placement(job) };
     fill_pod(&mut spec, service_account_name(job));
     let mut pod_metadata = metadata(job, context, coordinator_name(job), COORDINATOR_ROLE);
-    pod_metadata.annotations = Some(annotations(epoch));
+    pod_metadata.annotations = Some(annotations(epoch, context.incident));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
 }
 
@@ -87,9 +87,10 @@ fn port((name, number): (&str, i32)) -> ContainerPort {
 }
 
 /// Whoever scrapes by annotation finds the metrics; whoever selects pods by label (a `PodMonitor`) names the port.
-fn annotations(epoch: u64) -> BTreeMap<String, String> {
+fn annotations(epoch: u64, incident: i64) -> BTreeMap<String, String> {
     [
         (EPOCH_ANNOTATION, epoch.to_string()),
+        (INCIDENT_ANNOTATION, incident.to_string()),
         ("prometheus.io/scrape", "true".to_owned()),
         ("prometheus.io/port", METRICS_PORT.to_string()),
         ("prometheus.io/path", "/metrics".to_owned()),

@@ -11,7 +11,7 @@ use lcl_trainer_config::{CACHE_BYTES, ShardEntry, is_object_uri};
 
 use crate::{
     build::{
-        BuildContext,
+        BuildContext, INCIDENT_ANNOTATION,
         config_map::{CONFIG_FILE, config_map_name},
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
         metadata,
@@ -68,6 +68,7 @@ pub fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, index: u32, 
             .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
     annotations.extend(given.annotations.unwrap_or_default());
+    annotations.insert(INCIDENT_ANNOTATION.to_owned(), context.incident.to_string());
     pod_metadata.annotations = Some(annotations);
 
     let mut spec = template.spec.unwrap_or_default();

@@ -6,22 +6,21 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::{SignedDuration, Timestamp},
 };
-use lcl_crds::{FailureBudgetStatus, LCLTrainingJobStatus, LastFailureStatus, ReplacingStatus};
+use lcl_crds::{LCLTrainingJobStatus, LastFailureStatus, ReplacingStatus, StepsStatus};
 
-use super::{Action, Decision, JobEvent, reason};
+use super::{
+    Action, Decision, JobEvent,
+    budgets::{self, Charge},
+    reason,
+};
 use crate::{
     build::coordinator_name,
-    cause::{Cause, PodEnd},
-    observe::{GroupStatus, Link, ObservedJob, Wait},
+    cause::{PodEnd, Verdict, judge_by_policy},
+    observe::{GroupStatus, Link, ObservedJob, ObservedPod, Wait},
 };
 
 /// Pods that are on record as being replaced at the same time. It bounds the status; further ones follow as these come back.
 const MAX_REPLACING: usize = 64;
-/// Delay before the second replacement without progress in between; doubled with every further one.
-const FIRST_DELAY: SignedDuration = SignedDuration::from_secs(1);
-/// Longest delay: a cause that goes away is found out within a minute.
-const LONGEST_DELAY: SignedDuration = SignedDuration::from_secs(60);
-
 pub(super) struct Draft<'a> {
     pub(super) observed: &'a ObservedJob<'a>,
     pub(super) status: LCLTrainingJobStatus,
@@ -49,9 +48,10 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Fields that every job has from the first look on.
+    /// Fields that every job has from the beginning.
     pub(super) fn begin(&mut self) {
-        self.status.start_time.get_or_insert(Time(self.observed.now));
+        let completed = self.status.steps.map_or(0, |steps| steps.completed);
+        self.status.steps = Some(StepsStatus { completed, total: self.observed.job.spec().optimization.steps });
         self.status.observed_generation = Some(self.observed.generation);
         let desired = self.observed.job.world().desired;
         let workers = self.status.workers.get_or_insert_default();
@@ -73,7 +73,7 @@ impl<'a> Draft<'a> {
     /// Completed steps, as far as known.
     pub(super) fn step(&self) -> i64 {
         let heard = self.group().filter(|group| group.n > 0).map(|group| group.step.cast_signed());
-        heard.or(self.status.step).unwrap_or(0)
+        heard.or(self.status.steps.map(|steps| steps.completed)).unwrap_or(0)
     }
 
     pub(super) fn wake_at(&mut self, at: Timestamp) {
@@ -101,7 +101,8 @@ impl<'a> Draft<'a> {
     }
 
     /// Puts the end of a pod on record, once. `false`: there is no room now.
-    pub(super) fn record_end(&mut self, name: &str, uid: &str, end: &PodEnd) -> bool {
+    pub(super) fn record_end(&mut self, name: &str, pod: Option<&ObservedPod>, end: &PodEnd) -> bool {
+        let uid = pod.map_or("", |pod| pod.uid.as_str());
         if self.is_on_record(name, uid) {
             return true;
         }
@@ -112,15 +113,16 @@ impl<'a> Draft<'a> {
         if !self.put_on_record(name, uid) {
             return false;
         }
-        *self.status.restarts.get_or_insert(0) += 1;
-        *self.status.restarts_by_cause.entry(end.cause.name().to_owned()).or_insert(0) += 1;
+        end.cause.count(&mut self.status.restarts);
         self.set_last_failure(name, end);
-        if end.cause == Cause::Application {
-            let step = self.step();
-            let budget = self.status.failure_budget.get_or_insert_default();
-            let failures = if step > budget.step { 1 } else { budget.failures + 1 };
-            *budget = FailureBudgetStatus { failures, step: step.max(budget.step) };
-        }
+        let policy = &self.observed.job.spec().failure_policy;
+        let budget = match judge_by_policy(policy, pod, end) {
+            Verdict::Replace(budget) => budget,
+            // It ends the job, which is looked at before.
+            Verdict::FailJob(_) | Verdict::Permanent => end.cause.budget(),
+        };
+        let charge = Charge { budget, created_in: pod.map_or(0, |pod| pod.incident), step: self.step(), now: self.observed.now };
+        budgets::charge(self.status.failures.get_or_insert_default(), policy, charge);
         let is_coordinator = name == coordinator_name(self.observed.job);
         let reason = if is_coordinator { reason::COORDINATOR_REPLACED } else { reason::WORKER_REPLACED };
         self.events.push(JobEvent { warning: true, reason, note: format!("{name}: {}: {}", end.reason, end.message) });
@@ -147,18 +149,21 @@ impl<'a> Draft<'a> {
         });
     }
 
-    /// Failures without a step in between.
-    pub(super) fn failures(&self) -> i32 {
-        self.status.failure_budget.as_ref().filter(|budget| self.step() <= budget.step).map_or(0, |budget| budget.failures)
+    /// The one gate that all creations go through: whether anything may be created now. If not, the draft wakes when it may. The API server may
+    /// have refused the last creation, and after an incident there is a pause.
+    pub(super) fn may_create(&mut self) -> bool {
+        let now = self.observed.now;
+        let refused = self.observed.creations_wait.and_then(|wait| now.checked_add(wait).ok());
+        let opens = refused.into_iter().chain(self.end_of_pause()).filter(|at| *at > now).max();
+        opens.into_iter().for_each(|at| self.wake_at(at));
+        opens.is_none()
     }
 
-    /// When a pod may be created that follows one that failed. Who put the failure on record may have had another clock: a time that is
-    /// still to come says nothing, and is not waited for.
-    pub(super) fn may_replace_at(&self) -> Option<Timestamp> {
-        let doublings = u32::try_from(self.failures().checked_sub(2)?).ok()?;
-        let delay = FIRST_DELAY.checked_mul(1 << doublings.min(16)).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
+    /// Who put the last failure on record may have had another clock: a time that is still to come says nothing, and is not waited for.
+    fn end_of_pause(&self) -> Option<Timestamp> {
+        let pause = budgets::pause(self.status.failures.as_ref()?, self.step());
         let failed = self.status.last_failure.as_ref()?.time.0;
-        (failed <= self.observed.now).then(|| failed.checked_add(delay).ok())?
+        (failed <= self.observed.now).then(|| failed.checked_add(pause).ok())?
     }
 
     pub(super) fn set(&mut self, type_: &str, value: &str, reason: &str, message: &str) {

@@ -1,13 +1,13 @@
 //! Completion and failure: how they are seen, written, and what is tidied up after them.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
-use lcl_crds::CleanPodPolicySpec;
+use lcl_crds::{CleanPodPolicySpec, JobState, StepsStatus};
 
-use super::{Action, JobEvent, condition, draft::Draft, reason};
+use super::{Action, JobEvent, budgets, condition, draft::Draft, reason, suspension::stop_group};
 use crate::{
     build::worker_grace_seconds,
-    cause::{Cause, PodEnd, judge_end},
-    observe::{GroupPhase, Link, ObservedJob, PodRole},
+    cause::{Cause, PodEnd, Verdict, judge_by_policy, judge_end},
+    observe::{GroupPhase, Link, ObservedJob, ObservedPod, PodRole},
 };
 
 /// After completion, workers have this long to end by themselves, with their logs complete.
@@ -22,25 +22,40 @@ pub(super) struct End {
     pod: Option<(String, PodEnd)>,
 }
 
-/// Whether the coordinator or a pod says that the job is over. A worker returns success only when the whole job is complete.
+/// Whether the coordinator, a pod or a rule says that the job is over. A worker returns success only when the whole job is complete.
 pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
     let complete = || End { complete: true, reason: reason::COMPLETE, message: "the last step is done".to_owned(), pod: None };
     if matches!(observed.link, Link::Connected(group) if group.phase == GroupPhase::Complete) {
         return Some(complete());
     }
     let mut failure = None;
-    for (name, pod) in observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid && pod.end.is_some()) {
-        let end = judge_end(Some(pod));
-        match (end.cause, pod.role) {
-            (Cause::Complete, PodRole::Worker(_)) => return Some(complete()),
-            (Cause::Permanent, _) => {
-                let message = format!("{name}: {}", end.message);
-                failure = Some(End { complete: false, reason: reason::PERMANENT_FAILURE, message, pod: Some((name.clone(), end)) });
-            }
-            _ => {}
+    for (name, pod) in observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid) {
+        if pod.end.is_none() && pod.deletion.is_none() {
+            continue;
         }
+        let end = judge_end(Some(pod));
+        if end.cause == Cause::Complete && matches!(pod.role, PodRole::Worker(_)) {
+            return Some(complete());
+        }
+        let (reason, message) = match judge_by_policy(&observed.job.spec().failure_policy, Some(pod), &end) {
+            Verdict::Permanent => (reason::PERMANENT_FAILURE, format!("{name}: {}", end.message)),
+            Verdict::FailJob(index) if ended_by_itself(observed, name, pod) => {
+                let message = format!("{name}: {} (spec.failurePolicy.rules[{index}])", end.message);
+                (reason::POD_FAILURE_POLICY, message)
+            }
+            _ => continue,
+        };
+        failure = Some(End { complete: false, reason, message, pod: Some((name.clone(), end)) });
     }
     failure
+}
+
+/// Whether nobody here asked the pod to end: it is not beyond the job's size, no suspension is under way, and it is not on record already.
+fn ended_by_itself(observed: &ObservedJob, name: &str, pod: &ObservedPod) -> bool {
+    let is_surplus = matches!(pod.role, PodRole::Worker(index) if index >= observed.job.world().desired.unsigned_abs());
+    let is_known = observed.status.replacing.iter().any(|replacing| replacing.pod == name && replacing.uid == pod.uid);
+    let is_stopping = observed.job.spec().suspend || observed.status.state == Some(JobState::Suspending);
+    !(is_surplus || is_known || is_stopping)
 }
 
 /// Whether the job, or the time before it trains, has taken too long; if not yet, the draft wakes when it has. Who wrote the beginning into the
@@ -48,7 +63,7 @@ pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
 pub(super) fn find_deadline(draft: &mut Draft) -> Option<End> {
     let (spec, now) = (draft.observed.job.spec(), draft.observed.now);
     let began = draft.status.start_time.as_ref().map_or(now, |time| time.0).min(now);
-    let before_training = spec.pre_running_deadline_seconds.filter(|_| draft.status.generation.is_none());
+    let before_training = spec.pre_running_deadline_seconds.filter(|_| draft.status.group.is_none());
     let limits = [
         (spec.active_deadline_seconds, "the job was not complete", "activeDeadlineSeconds"),
         (before_training, "the job did not begin to train", "preRunningDeadlineSeconds"),
@@ -66,28 +81,31 @@ pub(super) fn find_deadline(draft: &mut Draft) -> Option<End> {
     None
 }
 
-/// Whether there were too many failures without progress.
+/// Whether a budget of failures is spent.
 pub(super) fn find_exhaustion(draft: &Draft) -> Option<End> {
-    let (failures, limit) = (draft.failures(), draft.observed.job.spec().backoff_limit);
+    let policy = &draft.observed.job.spec().failure_policy;
+    let spent = budgets::find_spent(draft.status.failures.as_ref()?, policy, draft.observed.now)?;
     let last = draft.status.last_failure.as_ref().map_or_else(String::new, |last| format!(", the last: {}: {}", last.pod, last.message));
-    (failures > limit).then(|| End {
+    let budgets::Spent { budget, incidents, window_seconds } = spent;
+    Some(End {
         complete: false,
         reason: reason::BACKOFF_LIMIT_EXCEEDED,
-        message: format!("{failures} failures without a step in between{last}"),
+        message: format!("{incidents} incidents within {window_seconds} seconds (spec.failurePolicy.{}){last}", budget.name()),
         pod: None,
     })
 }
 
 /// Writes the end into the status, and tidies up.
 pub(super) fn conclude(draft: &mut Draft, end: End) {
-    let type_ = if end.complete { condition::COMPLETE } else { condition::FAILED };
+    let (type_, state) = if end.complete { (condition::COMPLETE, JobState::Complete) } else { (condition::FAILED, JobState::Failed) };
     if let Some((name, pod_end)) = &end.pod {
         draft.set_last_failure(name, pod_end);
     }
-    let step = if end.complete { draft.observed.job.spec().optimization.steps } else { draft.step() };
+    let total = draft.observed.job.spec().optimization.steps;
+    let completed = if end.complete { total } else { draft.step() };
     super::progress::note_progress(draft);
-    draft.status.step = Some(step);
-    draft.status.state = Some(type_.to_owned());
+    draft.status.steps = Some(StepsStatus { completed, total });
+    draft.status.state = Some(state);
     draft.status.completion_time = Some(Time(draft.observed.now));
     draft.status.replacing.clear();
     if let Some(workers) = &mut draft.status.workers {
@@ -96,6 +114,8 @@ pub(super) fn conclude(draft: &mut Draft, end: End) {
     }
     draft.set(condition::RUNNING, "False", end.reason, &end.message);
     draft.set(condition::RECOVERING, "False", end.reason, &end.message);
+    draft.set(condition::PODS_READY, "False", end.reason, &end.message);
+    draft.unset(condition::CHECKPOINT_FRESH);
     draft.set(type_, "True", end.reason, &end.message);
     draft.unset(condition::RECONCILING);
     if end.complete {
@@ -128,29 +148,30 @@ pub(super) fn clean_up(draft: &mut Draft) {
 /// Pods that have not ended get the time that they need for it. Those that have go, too, if `all` do.
 fn clean_up_pods(draft: &mut Draft, all: bool) {
     let observed = draft.observed;
-    let completed = draft.status.state.as_deref() == Some(condition::COMPLETE);
+    let completed = draft.status.state == Some(JobState::Complete);
     let ended = draft.status.completion_time.as_ref().map_or(observed.now, |time| time.0);
     // Who put the end on record may have had another clock: a time that is still to come is not waited for.
     let is_past = ended <= observed.now;
     let ended = ended.min(observed.now);
     let after = |patience: SignedDuration| if is_past { ended.checked_add(patience).unwrap_or(ended) } else { ended };
-    let deadline = if completed { after(END_BY_THEMSELVES) } else { ended };
-    // Without it those who are asked to end could not agree on a last checkpoint.
-    let last = if completed { deadline } else { after(SignedDuration::from_secs(worker_grace_seconds(observed.job))) };
+    // Of a job that failed the others write a last checkpoint, which they agree on through the coordinator.
+    let patience = if completed { END_BY_THEMSELVES } else { SignedDuration::from_secs(worker_grace_seconds(observed.job)) };
+    let deadline = after(patience);
     let ours = || observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid);
     let workers_end = ours().any(|(_, pod)| matches!(pod.role, PodRole::Worker(_)) && pod.end.is_none() && pod.node.is_some());
+    let is_over = observed.now >= deadline || !completed && workers_end && stop_group(draft);
     for (name, pod) in ours().filter(|(_, pod)| pod.deletion.is_none()) {
         let goes = match pod.role {
             // The last members may not have heard of the end yet.
-            PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= last,
+            PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= deadline,
             PodRole::Worker(_) if pod.end.is_some() => all,
             // One that has no node yet would train for nobody.
-            PodRole::Worker(_) => pod.node.is_none() || observed.now >= deadline,
+            PodRole::Worker(_) => pod.node.is_none() || is_over,
         };
         if goes {
             draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: false });
         } else if pod.end.is_none() {
-            draft.wake_at(if pod.role == PodRole::Coordinator { last } else { deadline });
+            draft.wake_at(deadline);
         }
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn decide_coordinator(draft: &mut Draft) {
         replace_outdated(draft, &name);
     }
     // No epoch is spent on a pod that is not going to be created.
-    if presence != Presence::Free || is_shut(draft) || is_too_early(draft) {
+    if presence != Presence::Free || !draft.may_create() {
         return;
     }
     let epoch = match draft.status.coordinator_epoch {
@@ -80,9 +80,8 @@ pub(super) fn decide_workers(draft: &mut Draft) {
         let name = worker_pod_name(job, index.unsigned_abs());
         match look_at(draft, &name, index < created) {
             Presence::Free => {
-                let recorded = draft.status.replacing.iter().any(|replacing| replacing.pod == name);
-                all_there &= recorded;
-                if !(is_shut(draft) || recorded && is_too_early(draft)) {
+                all_there &= draft.status.replacing.iter().any(|replacing| replacing.pod == name);
+                if draft.may_create() {
                     draft.actions.push(Action::CreateWorker { index: index.unsigned_abs() });
                 }
             }
@@ -106,7 +105,7 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
         if !existed {
             return Presence::Free;
         }
-        return if draft.record_end(name, "", &judge_end(None)) { Presence::Free } else { Presence::Unrecorded };
+        return if draft.record_end(name, None, &judge_end(None)) { Presence::Free } else { Presence::Unrecorded };
     };
     if pod.owner != observed.uid {
         // Left behind by a job of the same name; Kubernetes removes it, and its removal wakes us.
@@ -116,14 +115,14 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
         draft.is_well(name);
         return Presence::Well;
     }
-    if draft.record_end(name, &pod.uid, &judge_end(Some(pod))) {
+    if draft.record_end(name, Some(pod), &judge_end(Some(pod))) {
         remove(draft, name, pod);
     }
     Presence::Taken
 }
 
 /// Deletes a pod that has ended, and one whose node does not answer without asking the node: the coordinator has fenced its members.
-fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
+pub(super) fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
     let delete = |force| Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force };
     let Some(given) = pod.deletion else {
         draft.actions.push(delete(false));
@@ -132,24 +131,6 @@ fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
     let node_is_lost = pod.disruption.as_ref().is_some_and(|(reason, _)| reason == "DeletionByTaintManager");
     if node_is_lost || draft.has_waited(Wait::Deletion(pod.uid.clone()), given.saturating_add(DELETION_SLACK)) {
         draft.actions.push(delete(true));
-    }
-}
-
-/// Whether no pod may be created now; then the draft wakes in time.
-fn is_shut(draft: &mut Draft) -> bool {
-    let Some(wait) = draft.observed.creations_wait else { return false };
-    draft.wake_at(draft.observed.now.checked_add(wait).unwrap_or(draft.observed.now));
-    true
-}
-
-/// Whether a replacement has to wait; then the draft wakes in time.
-fn is_too_early(draft: &mut Draft) -> bool {
-    match draft.may_replace_at().filter(|at| *at > draft.observed.now) {
-        Some(at) => {
-            draft.wake_at(at);
-            true
-        }
-        None => false,
     }
 }
 

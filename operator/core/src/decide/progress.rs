@@ -1,14 +1,17 @@
 //! How the job is doing, for the status.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use lcl_crds::{LCLTrainingJobStatus, LastCheckpointStatus, SourceStatus};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
+use lcl_crds::{GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, SourceStatus};
 
 use super::{JobEvent, condition, draft::Draft, reason};
 use crate::{
     ValidatedJob,
     build::{coordinator_name, worker_pod_name},
-    observe::{GroupPhase, Link, SourceSeen},
+    observe::{CheckpointSeen, GroupPhase, Link, SourceSeen},
 };
+
+/// Checkpoints that follow each other faster are taken for as far apart: progress reaches the status some seconds late.
+const SHORTEST_INTERVAL: SignedDuration = SignedDuration::from_secs(15);
 
 /// How training is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,38 +39,87 @@ pub(super) fn derive(draft: &mut Draft) {
         workers.summary = Some(format!("{ready}/{desired}"));
     }
     set_conditions(draft, health, ready, desired);
+    judge_workers(draft, ready);
+    judge_checkpoint(draft);
+}
+
+/// Whether the fewest workers that the job trains with are ready.
+fn judge_workers(draft: &mut Draft, ready: i32) {
+    let min = draft.observed.job.world().min;
+    let (value, reason) = if ready >= min { ("True", reason::PODS_READY) } else { ("False", reason::WAITING_FOR_WORKERS) };
+    draft.set(condition::PODS_READY, value, reason, &format!("{ready} workers are ready, at least {min} are needed"));
+}
+
+/// Whether the newest checkpoint is as young as checkpoints of this job usually are.
+fn judge_checkpoint(draft: &mut Draft) {
+    let Some(last) = draft.status.last_checkpoint.clone() else {
+        return draft.set(condition::CHECKPOINT_FRESH, "False", reason::NO_CHECKPOINT, "no checkpoint was written yet");
+    };
+    let interval = SignedDuration::from_secs(last.interval_seconds.unwrap_or(0)).max(SHORTEST_INTERVAL);
+    let limit = interval.saturating_add(interval);
+    let now = draft.observed.now;
+    if now.duration_since(last.time.0) > limit {
+        let message = format!("the newest checkpoint is older than {} seconds, twice the time from one to the next", limit.as_secs());
+        return draft.set(condition::CHECKPOINT_FRESH, "False", reason::CHECKPOINT_OLD, &message);
+    }
+    draft.set(condition::CHECKPOINT_FRESH, "True", reason::CHECKPOINT_WRITTEN, "checkpoints are written in time");
+    let expires = last.time.0.checked_add(limit).and_then(|at| at.checked_add(SignedDuration::from_secs(1)));
+    draft.wake_at(expires.unwrap_or(now));
 }
 
 /// Step, generation, checkpoint and sources, if the coordinator tells them.
 pub(super) fn note_progress(draft: &mut Draft) {
     // A coordinator that has formed nothing yet knows of no progress.
     let Some(group) = draft.group().filter(|group| group.n > 0) else { return };
-    // One that has just begun may not have heard yet what its members hold; that training went back is certain when it goes on.
-    let is_known = group.phase != GroupPhase::Recovering || draft.status.step.is_none_or(|step| group.step.cast_signed() >= step);
-    if is_known {
-        draft.status.step = Some(group.step.cast_signed());
+    // One that has just begun may not have heard yet what its members hold, or read from storage: that training went back is certain when it
+    // has gone on.
+    let before = draft.status.steps.map_or(0, |steps| steps.completed);
+    let is_known = (group.phase != GroupPhase::Recovering && group.step > 0) || group.step.cast_signed() >= before;
+    if let (true, Some(steps)) = (is_known, &mut draft.status.steps) {
+        steps.completed = group.step.cast_signed();
     }
-    let generation = format!("{}.{}", group.epoch, group.n);
-    if draft.status.generation.is_none() {
-        draft.events.push(JobEvent { warning: false, reason: reason::TRAINING_STARTED, note: format!("generation {generation}") });
+    let members = group.members.iter().filter(|member| member.ranked).count();
+    let seen = GroupStatus {
+        epoch: group.epoch.cast_signed(),
+        number: group.n.cast_signed(),
+        members: i32::try_from(members).unwrap_or(i32::MAX),
+    };
+    let name = format!("group {}.{}", seen.epoch, seen.number);
+    match draft.status.group {
+        None => draft.events.push(JobEvent { warning: false, reason: reason::TRAINING_STARTED, note: name }),
+        // A recovery may be over before anybody looks: the group's number tells of it all the same.
+        Some(old) if (old.epoch, old.number) != (seen.epoch, seen.number) => {
+            let from = if is_known { format!(" from step {}", group.step) } else { String::new() };
+            let note = format!("{name}: {members} members train on{from}");
+            draft.events.push(JobEvent { warning: false, reason: reason::GROUP_FORMED, note });
+        }
+        Some(_) => {}
     }
-    // A recovery may be over before anybody looks: the number of the generation tells of it all the same.
-    if draft.status.generation.as_ref().is_some_and(|old| *old != generation) {
-        let ranked = group.members.iter().filter(|member| member.ranked).count();
-        let from = if is_known { format!(" from step {}", group.step) } else { String::new() };
-        let note = format!("generation {generation}: {ranked} members train on{from}");
-        draft.events.push(JobEvent { warning: false, reason: reason::GENERATION_FORMED, note });
-    }
-    draft.status.generation = Some(generation);
+    draft.status.group = Some(seen);
     // A new coordinator has not heard of them until a step is done.
     if !group.sources.is_empty() {
         draft.status.sources = source_statuses(draft.observed.job, &group.sources);
     }
-    if let Some(step) = group.last_checkpoint.map(u64::cast_signed)
-        && draft.status.last_checkpoint.as_ref().is_none_or(|last| last.step != step)
-    {
-        draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(draft.observed.now) });
+    if let Some(training) = group.training {
+        (draft.status.loss, draft.status.samples_per_second) = (training.loss, training.samples_per_second);
     }
+    if let Some(seen) = &group.last_checkpoint {
+        note_checkpoint(draft, seen);
+    }
+}
+
+/// The time is the writer's. A clock that is ahead of ours would keep an old checkpoint fresh: what is still to come is taken for now.
+fn note_checkpoint(draft: &mut Draft, seen: &CheckpointSeen) {
+    let step = seen.step.cast_signed();
+    if draft.status.last_checkpoint.as_ref().is_some_and(|last| last.step == step) {
+        return;
+    }
+    let time = seen.time.min(draft.observed.now);
+    let before = draft.status.last_checkpoint.as_ref().map(|last| &last.time).or(draft.status.start_time.as_ref());
+    let interval_seconds = before.map(|before| time.duration_since(before.0).as_secs().max(0));
+    let folder = draft.observed.job.spec().checkpoint.uri.trim_end_matches('/');
+    let uri = (!seen.folder.is_empty()).then(|| format!("{folder}/{}", seen.folder));
+    draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(time), uri, interval_seconds });
 }
 
 /// What is told of the manifest's sources, in its order; of no others, whatever the members say.
@@ -84,7 +136,7 @@ fn source_statuses(job: &ValidatedJob, told: &[SourceSeen]) -> Vec<SourceStatus>
 }
 
 fn judge(draft: &Draft) -> Health {
-    let has_trained = draft.status.generation.is_some();
+    let has_trained = draft.status.group.is_some();
     let standing = |reason| if has_trained { Health::Recovering(reason) } else { Health::Starting };
     let coordinator = draft.observed.pods.get(&coordinator_name(draft.observed.job)).filter(|pod| pod.owner == draft.observed.uid);
     if coordinator.is_none_or(|pod| pod.end.is_some() || pod.deletion.is_some()) {
@@ -120,7 +172,7 @@ fn count_ready(draft: &Draft) -> i32 {
         Link::Unknown | Link::Unreachable => names.filter(|name| well(name).is_some_and(|pod| pod.ready)).count(),
     };
     let ready = i32::try_from(ready).unwrap_or(i32::MAX);
-    let keeps = *observed.link == Link::Unknown && observed.status.generation.is_some();
+    let keeps = *observed.link == Link::Unknown && observed.status.group.is_some();
     if keeps { before.min(ready) } else { ready }
 }
 
@@ -146,27 +198,27 @@ fn set_conditions(draft: &mut Draft, health: Health, ready: i32, desired: i32) {
         Health::Running | Health::AsBefore => {
             draft.set(condition::RUNNING, "True", reason::TRAINING, &format!("{ready} of {desired} workers train"));
             draft.set(condition::RECOVERING, "False", reason::TRAINING, "training goes on");
-            "Running"
+            JobState::Running
         }
         Health::Recovering(why) => {
             let message = describe_recovery(draft, why);
             draft.set(condition::RUNNING, "False", why, &message);
             draft.set(condition::RECOVERING, "True", why, &message);
-            "Recovering"
+            JobState::Recovering
         }
         Health::Starting => {
-            draft.set(condition::RUNNING, "False", reason::WAITING_FOR_WORKERS, "no generation was formed yet");
-            draft.set(condition::RECOVERING, "False", reason::WAITING_FOR_WORKERS, "no generation was formed yet");
-            "Pending"
+            draft.set(condition::RUNNING, "False", reason::WAITING_FOR_WORKERS, "no group was formed yet");
+            draft.set(condition::RECOVERING, "False", reason::WAITING_FOR_WORKERS, "no group was formed yet");
+            JobState::Pending
         }
         Health::Unreachable => {
             let message = "the coordinator's pod runs, but the operator cannot reach it";
             draft.set(condition::RUNNING, "Unknown", reason::COORDINATOR_UNREACHABLE, message);
             draft.set(condition::RECOVERING, "Unknown", reason::COORDINATOR_UNREACHABLE, message);
-            "Unknown"
+            JobState::Unknown
         }
     };
-    draft.status.state = Some(state.to_owned());
+    draft.status.state = Some(state);
     let running = |health| matches!(health, Health::Running);
     match (before, health) {
         (Health::Running, Health::Recovering(why)) => {
@@ -188,7 +240,7 @@ fn describe_recovery(draft: &Draft, why: &str) -> String {
         (Some(last), _) => format!("{}: {}: {}", last.pod, last.reason, last.message),
         (None, reason::COORDINATOR_LOST) => "the coordinator is being replaced".to_owned(),
         (None, reason::WAITING_FOR_WORKERS) => "fewer members than the job needs are there".to_owned(),
-        (None, _) => "the members form a new generation".to_owned(),
+        (None, _) => "the members form a new group".to_owned(),
     }
 }
 
@@ -211,8 +263,9 @@ fn set_rest(draft: &mut Draft, as_wanted: bool) {
 #[must_use]
 pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) -> bool {
     let mut new = new.clone();
-    new.step = old.step;
+    new.steps = old.steps;
     new.last_checkpoint.clone_from(&old.last_checkpoint);
+    (new.loss, new.samples_per_second) = (old.loss, old.samples_per_second);
     new.sources.clone_from(&old.sources);
     new == *old
 }

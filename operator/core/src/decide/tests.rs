@@ -9,4 +9,4 @@ mod jobs;
 mod scaling;
 mod scene;
 mod starting;
-mod whole;
+mod suspension;

@@ -113,6 +113,7 @@ impl Watched {
             members: Vec::new(),
             step,
             last_checkpoint: None,
+            training: None,
             wanted_checkpoint: None,
             sources: Vec::new(),
             history: vec![entry],

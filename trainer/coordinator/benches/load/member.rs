@@ -98,7 +98,7 @@ impl Shared {
 /// The group that a member builds: what it still has to do to meet the others.
 #[derive(Debug)]
 struct Group {
-    generation: wire::Generation,
+    generation: wire::GroupId,
     rank: u32,
     world: u32,
     /// Ranks that it has met, in a mesh.
@@ -138,11 +138,11 @@ fn attach(number: usize, ticket: Option<wire::Ticket>) -> wire::ToCoordinator {
         group: None,
         saved: None,
     };
-    wire::ToCoordinator { generation: None, message: Some(Message::Attach(attach)) }
+    wire::ToCoordinator { group: None, message: Some(Message::Attach(attach)) }
 }
 
 fn first_state() -> wire::StateLabel {
-    wire::StateLabel { step: 5, generation: Some(wire::Generation::default()) }
+    wire::StateLabel { step: 5, group: Some(wire::GroupId::default()) }
 }
 
 struct Member {
@@ -185,10 +185,10 @@ impl Member {
     }
 
     async fn hear(&mut self, message: wire::ToMember) -> Result<()> {
-        let generation = message.generation.context("a message without a generation")?;
+        let generation = message.group.context("a message without a group")?;
         match message.message.context("an empty message")? {
             FromCoordinator::Form(plan) => {
-                self.shared.count(generation.n, plan.world, |tally, now| {
+                self.shared.count(generation.number, plan.world, |tally, now| {
                     (tally.plans, tally.last_plan) = (tally.plans + 1, Some(now));
                 });
                 let base = plan.base.context("a plan without a state to begin with")?.step;
@@ -196,7 +196,7 @@ impl Member {
                 self.begin().await
             }
             FromCoordinator::Abort(_) => {
-                self.shared.count(generation.n, 0, |tally, now| {
+                self.shared.count(generation.number, 0, |tally, now| {
                     tally.broken.get_or_insert(now);
                 });
                 let cause = Some(wire::report::Cause::Aborted(wire::report::Aborted {}));
@@ -213,8 +213,8 @@ impl Member {
         }
     }
 
-    async fn send(&self, generation: Option<wire::Generation>, message: Message) -> Result<()> {
-        Ok(self.outbox.send(wire::ToCoordinator { generation, message: Some(message) }).await?)
+    async fn send(&self, generation: Option<wire::GroupId>, message: Message) -> Result<()> {
+        Ok(self.outbox.send(wire::ToCoordinator { group: generation, message: Some(message) }).await?)
     }
 
     async fn ask(&self, id: u64, operation: Operation) -> Result<()> {
@@ -237,9 +237,9 @@ impl Member {
     /// The operation after the one with this number.
     async fn go_on(&mut self, id: u64) -> Result<()> {
         let Some(group) = &mut self.group else { return Ok(()) };
-        let (n, rank, world) = (group.generation.n, group.rank, group.world);
+        let (n, rank, world) = (group.generation.number, group.rank, group.world);
         let met = |tally: &mut Tally, now| (tally.met, tally.last_met) = (tally.met + 1, Some(now));
-        let trained = wire::StateLabel { step: group.base + 1, generation: Some(group.generation) };
+        let trained = wire::StateLabel { step: group.base + 1, group: Some(group.generation) };
         match (self.shared.meeting, id) {
             (Meeting::Name, 0) => self.ask(1, Operation::Add(wire::store_request::Add { key: "count".to_owned(), amount: 1 })).await,
             (Meeting::Name, 1) => {

@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use lcl_protocol::{
     Activity, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss,
-    LossCause, MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status,
-    StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
+    LossCause, MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel, Status,
+    StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
 };
 
 use super::{WireError, required, wire};
 
-fn generation(generation: wire::Generation) -> Generation {
-    Generation { epoch: generation.epoch, n: generation.n }
+fn generation(group: wire::GroupId) -> Generation {
+    Generation { epoch: group.epoch, n: group.number }
 }
 
-fn required_generation(value: Option<wire::Generation>) -> Result<Generation, WireError> {
-    required("generation", value).map(generation)
+fn required_generation(value: Option<wire::GroupId>) -> Result<Generation, WireError> {
+    required("group", value).map(generation)
 }
 
 fn label(label: wire::StateLabel) -> Result<StateLabel, WireError> {
-    Ok(StateLabel { step: label.step, generation: required_generation(label.generation)? })
+    Ok(StateLabel { step: label.step, generation: required_generation(label.group)? })
 }
 
 fn held(held: Option<wire::StateLabel>) -> Result<Option<StateLabel>, WireError> {
@@ -52,8 +52,8 @@ fn end_reason(reason: wire::EndReason) -> Result<EndReason, WireError> {
 /// A member's message.
 pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinator, WireError> {
     use wire::to_coordinator::Message;
-    let known = message.generation.map(generation);
-    let about = || required("generation", known);
+    let known = message.group.map(generation);
+    let about = || required("group", known);
     Ok(match required("message", message.message)? {
         Message::Attach(attach) => ToCoordinator::Attach(Box::new(Attach {
             protocol_version: attach.protocol_version,
@@ -70,12 +70,12 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
             held: held(attach.held)?,
             draining: attach.draining,
             group: attach.group.map(held_group).transpose()?,
-            saved: attach.saved,
+            saved: attach.saved.map(saved),
         })),
         Message::Heartbeat(heartbeat) => {
             let step_work = heartbeat.step_work_microseconds.map(Duration::from_micros);
             let sources = heartbeat.sources.into_iter().take(MOST_SOURCES).map(source).collect();
-            let activity = Activity { operations: heartbeat.operations, step_work, sources };
+            let activity = Activity { operations: heartbeat.operations, step_work, training: heartbeat.training.map(training), sources };
             ToCoordinator::Heartbeat { generation: known, held: held(heartbeat.held)?, activity }
         }
         Message::Report(report) => {
@@ -87,7 +87,9 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
             ToCoordinator::Report { generation: about()?, held: held(report.held)?, cause }
         }
         Message::Drain(_) => ToCoordinator::Drain { generation: known },
-        Message::CheckpointCommitted(committed) => ToCoordinator::CheckpointCommitted { generation: about()?, step: committed.step },
+        Message::CheckpointCommitted(committed) => {
+            ToCoordinator::CheckpointCommitted { generation: about()?, saved: saved(required("saved", committed.saved)?) }
+        }
         Message::Finished(finished) => ToCoordinator::Finished { generation: about()?, step: finished.step },
         Message::Store(store) => {
             ToCoordinator::Store { generation: about()?, id: store.id, request: store_request(required("operation", store.operation)?) }
@@ -97,7 +99,7 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
 
 fn held_group(group: wire::HeldGroup) -> Result<HeldGroup, WireError> {
     Ok(HeldGroup {
-        generation: required_generation(group.generation)?,
+        generation: required_generation(group.id)?,
         rank: group.rank,
         world: group.world,
         seat: group.seat,
@@ -125,7 +127,7 @@ fn store_request(operation: wire::store_request::Operation) -> StoreRequest {
 /// The coordinator's message.
 pub(crate) fn to_member(message: wire::ToMember) -> Result<ToMember, WireError> {
     use wire::to_member::Message;
-    let generation = required_generation(message.generation)?;
+    let generation = required_generation(message.group)?;
     Ok(match required("message", message.message)? {
         Message::Ticket(given) => ToMember::Ticket { generation, ticket: ticket(given) },
         Message::Attached(attached) => ToMember::Attached { generation, ticket: required("ticket", attached.ticket).map(ticket)? },
@@ -210,11 +212,12 @@ pub fn status(status: wire::Status) -> Result<Status, WireError> {
         |member: wire::MemberStatus| Ok(MemberStatus { name: name(member.name)?, node: member.node, rank: member.rank, step: member.step });
     Ok(Status {
         phase,
-        generation: required_generation(status.generation)?,
+        generation: required_generation(status.group)?,
         world: world(required("world", status.world)?)?,
         members: status.members.into_iter().map(member).collect::<Result<_, WireError>>()?,
         step: status.step,
-        last_checkpoint: status.last_checkpoint,
+        last_checkpoint: status.last_checkpoint.map(saved),
+        training: status.training.map(training),
         wanted_checkpoint: status.wanted_checkpoint,
         history: status.history.into_iter().map(history_entry).collect::<Result<_, WireError>>()?,
         sources: status.sources.into_iter().take(MOST_SOURCES).map(source).collect(),
@@ -250,10 +253,10 @@ fn history_entry(entry: wire::HistoryEntry) -> Result<HistoryEntry, WireError> {
         Event::Joined(it) => HistoryEvent::Joined { member: name(it.member)? },
         Event::Lost(it) => HistoryEvent::Lost { cause: loss_cause(it.cause())?, member: name(it.member)?, reason: it.reason },
         Event::Left(it) => HistoryEvent::Left { reason: end_reason(it.reason())?, member: name(it.member)? },
-        Event::Formed(it) => HistoryEvent::Formed { generation: required_generation(it.generation)?, world: it.world, base: it.base },
-        Event::Broken(it) => HistoryEvent::Broken { generation: required_generation(it.generation)?, reason: it.reason },
+        Event::Formed(it) => HistoryEvent::Formed { generation: required_generation(it.group)?, world: it.world, base: it.base },
+        Event::Broken(it) => HistoryEvent::Broken { generation: required_generation(it.group)?, reason: it.reason },
         Event::Recovered(it) => {
-            HistoryEvent::Recovered { generation: required_generation(it.generation)?, took: Duration::from_millis(it.took_milliseconds) }
+            HistoryEvent::Recovered { generation: required_generation(it.group)?, took: Duration::from_millis(it.took_milliseconds) }
         }
         Event::WentBack(it) => HistoryEvent::WentBack { from: it.from, to: it.to },
         Event::Slow(it) => HistoryEvent::Slow {
@@ -261,7 +264,17 @@ fn history_entry(entry: wire::HistoryEntry) -> Result<HistoryEntry, WireError> {
             step_work: Duration::from_micros(it.step_work_microseconds),
             median: Duration::from_micros(it.median_microseconds),
         },
-        Event::Adopted(it) => HistoryEvent::Adopted { generation: required_generation(it.generation)?, world: it.world },
+        Event::Adopted(it) => HistoryEvent::Adopted { generation: required_generation(it.group)?, world: it.world },
     };
     Ok(HistoryEntry { sequence: entry.sequence, at: Duration::from_millis(entry.at_milliseconds), event })
+}
+
+fn saved(saved: wire::SavedCheckpoint) -> Saved {
+    Saved { step: saved.step, time: Duration::from_millis(saved.unix_milliseconds), folder: saved.folder }
+}
+
+fn training(training: wire::TrainingProgress) -> TrainingProgress {
+    // What is not finite has no place in JSON.
+    let finite = |value: f64| if value.is_finite() { value } else { 0.0 };
+    TrainingProgress { loss: training.loss.filter(|loss| loss.is_finite()), samples_per_second: finite(training.samples_per_second) }
 }

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use lcl_protocol::{
     Activity, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss,
-    LossCause, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, SourceProgress, StateLabel, Status, StoreRequest,
-    StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
+    LossCause, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel, Status, StoreRequest,
+    StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
 };
 
 use super::*;
@@ -18,6 +18,10 @@ fn name() -> MemberName {
 
 const fn turn(start: u64) -> Turn {
     Turn { ticket: TICKET, start }
+}
+
+fn saved() -> Saved {
+    Saved { step: 6, time: Duration::from_millis(1_800_000_000_123), folder: "step-00000006-g000001-000002".to_owned() }
 }
 
 fn sources() -> Vec<SourceProgress> {
@@ -45,7 +49,7 @@ fn every_message_of_a_member_is_read_back() {
         held: HELD,
         draining: true,
         group: Some(HeldGroup { generation: GENERATION, rank: 1, world: 2, seat: 7, seats: 9, list_digest: u64::MAX, finished: true }),
-        saved: Some(6),
+        saved: Some(saved()),
     };
     let mut messages = vec![
         ToCoordinator::Attach(Box::new(Attach {
@@ -61,11 +65,16 @@ fn every_message_of_a_member_is_read_back() {
         ToCoordinator::Heartbeat {
             generation: None,
             held: HELD,
-            activity: Activity { operations: 5, step_work: Some(Duration::from_micros(7)), sources: sources() },
+            activity: Activity {
+                operations: 5,
+                step_work: Some(Duration::from_micros(7)),
+                sources: sources(),
+                training: Some(TrainingProgress { loss: Some(1.5), samples_per_second: 9.0 }),
+            },
         },
         ToCoordinator::Heartbeat { generation: Some(GENERATION), held: None, activity: Activity::default() },
         ToCoordinator::Drain { generation: Some(GENERATION) },
-        ToCoordinator::CheckpointCommitted { generation: GENERATION, step: 4 },
+        ToCoordinator::CheckpointCommitted { generation: GENERATION, saved: saved() },
         ToCoordinator::Finished { generation: GENERATION, step: 4 },
     ];
     for cause in [ReportCause::Agreed, ReportCause::Aborted, ReportCause::Failed { detail: text() }] {
@@ -166,7 +175,8 @@ fn a_status_is_read_back() {
         world: World::new(1, 2, 3).unwrap(),
         members: vec![MemberStatus { name: name(), node: text(), rank: Some(0), step: None }],
         step: 8,
-        last_checkpoint: Some(0),
+        last_checkpoint: Some(saved()),
+        training: Some(TrainingProgress { loss: None, samples_per_second: 2.5 }),
         wanted_checkpoint: Some(3),
         history: history.collect(),
         sources: sources(),
@@ -182,7 +192,7 @@ fn of_sources_as_many_are_read_as_a_manifest_may_have_and_no_loss_that_is_none()
     let one = wire::SourceProgress { generation_loss: Some(f64::NAN), contrastive_loss: Some(f64::INFINITY), ..Default::default() };
     let heartbeat = wire::Heartbeat { sources: vec![one; 17], ..Default::default() };
     let message = Some(wire::to_coordinator::Message::Heartbeat(heartbeat));
-    let Ok(ToCoordinator::Heartbeat { activity, .. }) = read_to_coordinator(wire::ToCoordinator { generation: None, message }) else {
+    let Ok(ToCoordinator::Heartbeat { activity, .. }) = read_to_coordinator(wire::ToCoordinator { group: None, message }) else {
         panic!("it is a heartbeat")
     };
     assert_eq!(activity.sources.len(), 16);
@@ -192,9 +202,9 @@ fn of_sources_as_many_are_read_as_a_manifest_may_have_and_no_loss_that_is_none()
 #[test]
 fn what_is_missing_or_unknown_is_an_error_and_no_panic() {
     assert_eq!(read_to_coordinator(wire::ToCoordinator::default()), Err(WireError::Field { field: "message" }));
-    assert_eq!(read_to_member(wire::ToMember::default()), Err(WireError::Field { field: "generation" }));
+    assert_eq!(read_to_member(wire::ToMember::default()), Err(WireError::Field { field: "group" }));
     let finished = wire::to_coordinator::Message::Finished(wire::Finished { step: 1 });
-    let nameless = wire::ToCoordinator { generation: None, message: Some(finished) };
-    assert_eq!(read_to_coordinator(nameless), Err(WireError::Field { field: "generation" }));
+    let nameless = wire::ToCoordinator { group: None, message: Some(finished) };
+    assert_eq!(read_to_coordinator(nameless), Err(WireError::Field { field: "group" }));
     assert!(read_world(wire::World { min: 3, desired: 2, max: 1 }).is_err());
 }

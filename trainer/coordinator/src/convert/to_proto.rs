@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause, Role,
-    SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, Turn, World,
+    EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause, Role, Saved,
+    SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
 };
 
 use super::wire;
 
-fn generation(generation: Generation) -> wire::Generation {
-    wire::Generation { epoch: generation.epoch, n: generation.n }
+fn group_id(generation: Generation) -> wire::GroupId {
+    wire::GroupId { epoch: generation.epoch, number: generation.n }
 }
 
 fn label(label: StateLabel) -> wire::StateLabel {
-    wire::StateLabel { step: label.step, generation: Some(generation(label.generation)) }
+    wire::StateLabel { step: label.step, group: Some(group_id(label.generation)) }
 }
 
 fn name(name: MemberName) -> wire::MemberName {
@@ -64,7 +64,7 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
                 held: attach.held.map(label),
                 draining: attach.draining,
                 group: attach.group.map(held_group),
-                saved: attach.saved,
+                saved: attach.saved.map(saved),
                 machine: attach.machine,
             };
             (attach.known, Message::Attach(message))
@@ -72,7 +72,9 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
         ToCoordinator::Heartbeat { generation, held, activity } => {
             let step_work_microseconds = activity.step_work.map(microseconds);
             let sources = activity.sources.into_iter().map(source).collect();
-            let beat = wire::Heartbeat { held: held.map(label), operations: activity.operations, step_work_microseconds, sources };
+            let training = activity.training.map(training);
+            let beat =
+                wire::Heartbeat { training, held: held.map(label), operations: activity.operations, step_work_microseconds, sources };
             (generation, Message::Heartbeat(beat))
         }
         ToCoordinator::Report { generation, held, cause } => {
@@ -85,18 +87,18 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
             (Some(generation), Message::Report(wire::Report { held: held.map(label), cause: Some(cause) }))
         }
         ToCoordinator::Drain { generation } => (generation, Message::Drain(wire::Drain {})),
-        ToCoordinator::CheckpointCommitted { generation, step } => {
-            (Some(generation), Message::CheckpointCommitted(wire::CheckpointCommitted { step }))
+        ToCoordinator::CheckpointCommitted { generation, saved: committed } => {
+            (Some(generation), Message::CheckpointCommitted(wire::CheckpointCommitted { saved: Some(saved(committed)) }))
         }
         ToCoordinator::Finished { generation, step } => (Some(generation), Message::Finished(wire::Finished { step })),
         ToCoordinator::Store { generation, id, request } => (Some(generation), Message::Store(store_request(id, request))),
     };
-    wire::ToCoordinator { generation: about.map(generation), message: Some(message) }
+    wire::ToCoordinator { group: about.map(group_id), message: Some(message) }
 }
 
 fn held_group(group: HeldGroup) -> wire::HeldGroup {
     let HeldGroup { generation: held, rank, world, seat, seats, list_digest, finished } = group;
-    wire::HeldGroup { generation: Some(generation(held)), rank, world, list_digest, finished, seat, seats }
+    wire::HeldGroup { id: Some(group_id(held)), rank, world, list_digest, finished, seat, seats }
 }
 
 fn store_request(id: u64, request: StoreRequest) -> wire::StoreRequest {
@@ -131,7 +133,7 @@ pub(crate) fn to_member(message: ToMember) -> wire::ToMember {
         ToMember::Evicted { generation, reason } => (generation, Message::Evicted(wire::Evicted { reason })),
         ToMember::End { generation, reason } => (generation, Message::End(wire::End { reason: end_reason(reason).into() })),
     };
-    wire::ToMember { generation: Some(generation(about)), message: Some(message) }
+    wire::ToMember { group: Some(group_id(about)), message: Some(message) }
 }
 
 fn store_response(id: u64, response: StoreResponse) -> wire::StoreResponse {
@@ -159,7 +161,7 @@ fn refusal(refusal: Refusal) -> wire::Refused {
             Reason::Superseded(Superseded { member, own: Some(turn(own)), newest: Some(turn(newest)) })
         }
         Refusal::StaleCoordinator { member, epoch, known } => {
-            Reason::StaleCoordinator(StaleCoordinator { member, epoch, known: Some(generation(known)) })
+            Reason::StaleCoordinator(StaleCoordinator { member, epoch, known: Some(group_id(known)) })
         }
     };
     wire::Refused { reason: Some(reason) }
@@ -209,11 +211,12 @@ pub(crate) fn status(status: Status) -> wire::Status {
     wire::Status {
         phase: phase.into(),
         end_reason: ended.into(),
-        generation: Some(generation(status.generation)),
+        group: Some(group_id(status.generation)),
         world: Some(world(status.world)),
         members: members.collect(),
         step: status.step,
-        last_checkpoint: status.last_checkpoint,
+        last_checkpoint: status.last_checkpoint.map(saved),
+        training: status.training.map(training),
         wanted_checkpoint: status.wanted_checkpoint,
         history: status.history.into_iter().map(history_entry).collect(),
         sources: status.sources.into_iter().map(source).collect(),
@@ -249,20 +252,26 @@ fn history_entry(entry: HistoryEntry) -> wire::HistoryEntry {
             Event::Lost(Lost { member: Some(name(member)), reason, cause: loss_cause(cause).into() })
         }
         HistoryEvent::Left { member, reason } => Event::Left(Left { member: Some(name(member)), reason: end_reason(reason).into() }),
-        HistoryEvent::Formed { generation: formed, world, base } => {
-            Event::Formed(Formed { generation: Some(generation(formed)), world, base })
-        }
-        HistoryEvent::Broken { generation: broken, reason } => Event::Broken(Broken { generation: Some(generation(broken)), reason }),
+        HistoryEvent::Formed { generation: formed, world, base } => Event::Formed(Formed { group: Some(group_id(formed)), world, base }),
+        HistoryEvent::Broken { generation: broken, reason } => Event::Broken(Broken { group: Some(group_id(broken)), reason }),
         HistoryEvent::Recovered { generation: recovered, took } => {
-            Event::Recovered(Recovered { generation: Some(generation(recovered)), took_milliseconds: milliseconds(took) })
+            Event::Recovered(Recovered { group: Some(group_id(recovered)), took_milliseconds: milliseconds(took) })
         }
         HistoryEvent::Slow { member, step_work, median } => Event::Slow(Slow {
             member: Some(name(member)),
             step_work_microseconds: microseconds(step_work),
             median_microseconds: microseconds(median),
         }),
-        HistoryEvent::Adopted { generation: adopted, world } => Event::Adopted(Adopted { generation: Some(generation(adopted)), world }),
+        HistoryEvent::Adopted { generation: adopted, world } => Event::Adopted(Adopted { group: Some(group_id(adopted)), world }),
         HistoryEvent::WentBack { from, to } => Event::WentBack(WentBack { from, to }),
     };
     wire::HistoryEntry { sequence: entry.sequence, at_milliseconds: milliseconds(entry.at), event: Some(event) }
+}
+
+fn saved(saved: Saved) -> wire::SavedCheckpoint {
+    wire::SavedCheckpoint { step: saved.step, unix_milliseconds: milliseconds(saved.time), folder: saved.folder }
+}
+
+fn training(training: TrainingProgress) -> wire::TrainingProgress {
+    wire::TrainingProgress { loss: training.loss, samples_per_second: training.samples_per_second }
 }

@@ -210,7 +210,7 @@ async fn the_operator_drains_a_worker_and_stops_the_job_with_a_checkpoint() {
     assert_eq!(answer.ended(), wire::EndReason::Unspecified);
     let stopped = watch.until("the stop", |status| status.phase == Phase::Ended(EndReason::Stopped)).await;
     assert_eq!(first.join(), Outcome::Ended(EndReason::Stopped));
-    assert_eq!(stopped.last_checkpoint, fabric.last_checkpoint(), "the stop waited for a checkpoint");
+    assert_eq!(stopped.saved_step(), fabric.last_checkpoint(), "the stop waited for a checkpoint");
     assert!(stopped.last_checkpoint.is_some());
     assert_eq!(ask(&mut operator, stop).await.unwrap().ended(), wire::EndReason::Stopped);
     let refused = ask(&mut operator, Command::Resize(wire::World { min: 2, desired: 1, max: 1 })).await.unwrap_err();
@@ -233,9 +233,9 @@ async fn a_checkpoint_is_asked_for_while_training_goes_on_and_the_world_is_resiz
         panic!("{answer:?}")
     };
     let saved = watch.until("a checkpoint", |status| status.last_checkpoint.is_some()).await;
-    assert!(saved.last_checkpoint >= Some(from), "from {from}: {saved:?}");
+    assert!(saved.saved_step() >= Some(from), "from {from}: {saved:?}");
     assert_eq!((saved.phase, saved.generation.n, saved.wanted_checkpoint), (Phase::Running, 1, None));
-    let on = watch.until("further steps", |status| Some(status.step) > saved.last_checkpoint.map(|step| step + 5)).await;
+    let on = watch.until("further steps", |status| Some(status.step) > saved.saved_step().map(|step| step + 5)).await;
     assert_eq!(on.generation.n, 1);
     // Asked for again by somebody who did not hear the answer: it is there, and no other is written.
     let again = ask(&mut operator, Command::Checkpoint(command_request::Checkpoint { from: Some(from) })).await.unwrap();

@@ -231,7 +231,7 @@ impl Process {
             MemberCommand::WriteCheckpoint { generation, step } => {
                 if self.plan.as_ref().is_some_and(|plan| plan.rank == 0) {
                     self.fabric.shared.lock().unwrap().last_checkpoint = Some(step);
-                    self.tell(MemberEvent::CheckpointCommitted { generation, step });
+                    self.tell(MemberEvent::CheckpointCommitted { generation, saved: step.into() });
                 }
             }
             MemberCommand::LeaveGroup { .. } | MemberCommand::AbortGroup { .. } => self.close(None),

@@ -71,7 +71,7 @@ impl Coordinator {
         let hopeless = self.is_helpless();
         // Those who stay are no safe place when they are too few to go on: they may leave next, and none of them can write.
         let can_keep = staying >= self.world.min() as usize || !can_form;
-        let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || self.last_checkpoint >= Some(held.step);
+        let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || self.saved_step() >= Some(held.step);
         let can_go = |peer: &&Peer| peer.draining && peer.is_free() && (hopeless || peer.held.is_none_or(is_safe));
         let leaving: Vec<MemberName> = self.peers.values().filter(can_go).map(|peer| peer.identity.name.clone()).collect();
         let reason = if self.stopping { EndReason::Stopped } else { EndReason::Drained };

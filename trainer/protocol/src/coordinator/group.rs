@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, Peer, ReportCause, StateLabel, ToMember, pace::Pace,
+    ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, Peer, ReportCause, Saved, StateLabel, ToMember, pace::Pace,
     seating::Seating,
 };
 use crate::{
@@ -278,7 +278,7 @@ impl Coordinator {
         let group = self.group.as_mut().filter(|group| group.generation == generation && group.is_open());
         let answers = match group {
             Some(group) => group.store.apply(connection, id, request),
-            None => vec![(connection, id, StoreResponse::Cancelled { reason: format!("generation {generation} has ended") })],
+            None => vec![(connection, id, StoreResponse::Cancelled { reason: format!("group {generation} has ended") })],
         };
         self.answer(generation, answers);
     }
@@ -323,7 +323,7 @@ impl Coordinator {
         if step < self.step {
             self.record(HistoryEvent::WentBack { from: self.step, to: step });
             // What was to be saved is gone; what took its place is to be saved instead.
-            self.wanted_checkpoint = self.wanted_checkpoint.map(|from| from.min(step)).filter(|from| self.last_checkpoint < Some(*from));
+            self.wanted_checkpoint = self.wanted_checkpoint.map(|from| from.min(step)).filter(|from| self.saved_step() < Some(*from));
         }
         self.step = step;
         if first {
@@ -362,10 +362,15 @@ impl Coordinator {
         self.advance();
     }
 
-    /// A checkpoint of this step is visible.
-    pub(super) fn checkpoint_committed(&mut self, step: u64) {
-        self.last_checkpoint = self.last_checkpoint.max(Some(step));
-        self.wanted_checkpoint = self.wanted_checkpoint.filter(|from| step < *from);
+    /// A checkpoint is visible.
+    pub(super) fn checkpoint_committed(&mut self, saved: Saved) {
+        self.wanted_checkpoint = self.wanted_checkpoint.filter(|from| saved.step < *from);
+        self.last_checkpoint = self.last_checkpoint.take().max(Some(saved));
+    }
+
+    /// Completed steps of the newest checkpoint.
+    pub(super) fn saved_step(&self) -> Option<u64> {
+        self.last_checkpoint.as_ref().map(|saved| saved.step)
     }
 
     pub(super) fn all_have_finished(&self) -> bool {
@@ -390,7 +395,7 @@ impl Coordinator {
         group.stage = Stage::Closed { at: now, was_open: group.is_open() };
         let generation = group.generation;
         self.given_up = Some(generation);
-        let cancelled = group.store.cancel(&format!("generation {generation} has ended"));
+        let cancelled = group.store.cancel(&format!("group {generation} has ended"));
         self.broken_at.get_or_insert(now);
         self.answer(generation, cancelled);
     }

@@ -40,6 +40,9 @@ impl Coordinator {
         let tells_for_all = group.rank_of(name) == Some(0);
         let Some(member) = group.members.get_mut(name) else { return };
         let mut sources = std::mem::take(&mut activity.sources);
+        if tells_for_all && activity.training.is_some() {
+            self.training = activity.training;
+        }
         // One that has no step to tell of yet does not unsay what was known.
         if tells_for_all && !sources.is_empty() {
             sources.truncate(MOST_SOURCES);

@@ -311,7 +311,7 @@ fn a_spare_waits_while_the_group_is_full_and_replaces_a_lost_member() {
 fn the_step_of_a_job_that_was_stopped_is_the_last_one_that_all_members_hold() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     bench.event(CoordinatorEvent::Stop);
-    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), step: 9 });
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), saved: 9.into() });
     // Nobody has told of a step by a heartbeat.
     bench.report(1, 1, Some(label(9, 1)), ReportCause::Agreed);
     assert_eq!(bench.coordinator.status().step, 5);
@@ -429,7 +429,7 @@ fn a_member_that_has_yet_to_receive_the_base_does_not_count_for_the_committed_st
 
 /// A heartbeat of a member of generation 1 that has entered so many operations.
 fn at_work(bench: &mut Bench, connection: u64, operations: u64, step_work: u64) {
-    let activity = Activity { operations, step_work: Some(at(step_work)), sources: Vec::new() };
+    let activity = Activity { operations, step_work: Some(at(step_work)), sources: Vec::new(), training: None };
     bench.say(connection, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)), activity });
 }
 
@@ -508,7 +508,7 @@ fn of_the_sources_the_member_of_rank_0_tells_for_all_and_what_it_told_stays() {
 }
 
 fn checkpoint_of(n: u64, step: u64) -> ToCoordinator {
-    ToCoordinator::CheckpointCommitted { generation: generation(n), step }
+    ToCoordinator::CheckpointCommitted { generation: generation(n), saved: step.into() }
 }
 
 fn wish_checkpoint(n: u64, from: u64) -> ToMember {
@@ -526,7 +526,7 @@ fn a_checkpoint_that_is_asked_for_is_wished_once_and_nobody_leaves() {
     assert_eq!(bench.coordinator.status().wanted_checkpoint, Some(5), "an older one is not what was asked for");
     bench.say(1, checkpoint_of(1, 7));
     let status = bench.coordinator.status();
-    assert_eq!((status.wanted_checkpoint, status.last_checkpoint, status.phase), (None, Some(7), Phase::Running));
+    assert_eq!((status.wanted_checkpoint, status.saved_step(), status.phase), (None, Some(7), Phase::Running));
     bench.event(CoordinatorEvent::Checkpoint { from: Some(5) });
     assert_eq!(bench.taken(1), [], "asked again, it is there already");
     let heartbeat = || ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(9, 1)), activity: Activity::default() };

@@ -184,16 +184,16 @@ fn a_broken_stream_does_not_end_a_group_that_trains() {
     let get = || StoreRequest::Get { key: "k".to_owned() };
     let cancelled = bench.event(MemberEvent::Store { generation: generation(1), id: 1, request: get() });
     assert!(matches!(&cancelled[..], [MemberCommand::StoreResponse { response: StoreResponse::Cancelled { .. }, .. }]));
-    bench.event(MemberEvent::CheckpointCommitted { generation: generation(1), step: 4 });
+    bench.event(MemberEvent::CheckpointCommitted { generation: generation(1), saved: 4.into() });
     let attach = bench.event(MemberEvent::Connected);
     let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
-    assert_eq!((attach.known, attach.held, attach.saved), (Some(generation(1)), Some(label(4, 1)), Some(4)));
+    assert_eq!((attach.known, attach.held, attach.saved.clone()), (Some(generation(1)), Some(label(4, 1)), Some(4.into())));
     let group = HeldGroup { generation: generation(1), rank: 0, world: 2, seat: 1, seats: 9, list_digest: 0, finished: false };
     assert_eq!(attach.group, Some(group));
     // The new coordinator has another epoch; what the member says is about its group.
     bench.hear(ToMember::Attached { generation: Generation { epoch: 2, n: 0 }, ticket: TICKET });
     bench.now = Duration::from_secs(1);
-    let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)), sources: Vec::new() };
+    let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)), sources: Vec::new(), training: None };
     bench.member.set_activity(activity.clone());
     let beat = ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(4, 1)), activity };
     assert_eq!(bench.event(MemberEvent::Tick), [MemberCommand::Send(beat)]);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    EndReason, Flags, Generation, Identity, Plan, Refusal, Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator, ToMember,
+    EndReason, Flags, Generation, Identity, Plan, Refusal, Role, Saved, StateLabel, StoreRequest, StoreResponse, ToCoordinator, ToMember,
 };
 
 /// What does not change while a member lives.
@@ -78,8 +78,8 @@ pub enum MemberEvent {
     CheckpointCommitted {
         /// Its generation.
         generation: Generation,
-        /// Completed steps in it.
-        step: u64,
+        /// Which.
+        saved: Saved,
     },
     /// Training thread: the last step is done and what this member had to write is written. It keeps the group until it is told to end.
     Finished {

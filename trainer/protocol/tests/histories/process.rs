@@ -376,7 +376,7 @@ impl Process {
             fabric.storage.clone_from(&self.line);
         }
         let step = self.step();
-        self.tell(now, MemberEvent::CheckpointCommitted { generation, step });
+        self.tell(now, MemberEvent::CheckpointCommitted { generation, saved: step.into() });
     }
 
     fn recovered(&mut self, now: Duration, generation: Generation, step: u64) {

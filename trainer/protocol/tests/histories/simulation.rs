@@ -589,7 +589,7 @@ impl Simulation {
         self.seen = status.history.last().map_or(0, |entry| entry.sequence);
         self.broken = status.history.iter().filter(|entry| matches!(entry.event, HistoryEvent::Broken { .. })).count();
         let later = self.coordinator.deadline().is_none_or(|deadline| deadline > self.now);
-        let unmet = status.wanted_checkpoint.is_none_or(|from| status.last_checkpoint < Some(from) && from <= status.step);
+        let unmet = status.wanted_checkpoint.is_none_or(|from| status.saved_step() < Some(from) && from <= status.step);
         assert!(unmet, "a checkpoint is wanted that is there, or of a step that is not: {status:?}");
         assert!(later, "a deadline that has passed asks for a call again and again: {:?}", self.coordinator.deadline());
     }

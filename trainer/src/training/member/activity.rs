@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use lcl_protocol::{Activity, SourceProgress};
+use lcl_protocol::{Activity, SourceProgress, TrainingProgress};
 use lcl_torch::collectives::Usage;
 
-use crate::records::SourceRecord;
+use crate::records::{SourceRecord, StepRecord};
 
 /// Weight of the newest step in the mean: the last ten or so count.
 const NEWEST: f64 = 0.1;
@@ -23,8 +23,17 @@ pub(super) struct ActivityCell {
     base: AtomicU64,
     /// Mean of the own work in a step, in microseconds; 0 before the first.
     work: AtomicU64,
+    /// How training comes along, when this member tells of it for all.
+    training: Mutex<TrainingMeans>,
     /// Of the sources of a mixture, when this member tells of them for all.
     sources: Mutex<Vec<SourceMeans>>,
+}
+
+/// Loss and pace of the last steps.
+#[derive(Debug, Default)]
+struct TrainingMeans {
+    loss: Faded,
+    samples_per_second: Faded,
 }
 
 /// A source's figures in the last steps.
@@ -88,8 +97,16 @@ impl ActivityCell {
         }
     }
 
-    /// Another member tells of the sources.
-    pub(super) fn forget_sources(&self) {
+    /// What a step came to.
+    pub(super) fn training(&self, record: &StepRecord) {
+        let mut training = self.training.lock().unwrap_or_else(PoisonError::into_inner);
+        training.loss.add(Some(record.loss).filter(|loss| loss.is_finite()), 1);
+        training.samples_per_second.add(Some(record.samples_per_second), 1);
+    }
+
+    /// Another member tells for all.
+    pub(super) fn forget(&self) {
+        *self.training.lock().unwrap_or_else(PoisonError::into_inner) = TrainingMeans::default();
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -99,8 +116,15 @@ impl ActivityCell {
         Activity {
             operations: Usage::now().operations.saturating_sub(self.base.load(Ordering::Acquire)),
             step_work: (work > 0).then(|| Duration::from_micros(work)),
+            training: self.training.lock().unwrap_or_else(PoisonError::into_inner).progress(),
             sources: self.sources.lock().unwrap_or_else(PoisonError::into_inner).iter().map(SourceMeans::progress).collect(),
         }
+    }
+}
+
+impl TrainingMeans {
+    fn progress(&self) -> Option<TrainingProgress> {
+        Some(TrainingProgress { samples_per_second: self.samples_per_second.mean()?, loss: self.loss.mean() })
     }
 }
 
@@ -147,7 +171,7 @@ mod tests {
         let (before, loss) = (10.0 * 0.9 * 0.9, told.generation_loss.unwrap());
         assert!((loss - (8.0 * before + 200.0) / (before + 100.0)).abs() < 1e-12, "{loss}");
         assert!(told.data_wait > Duration::from_millis(300) && told.data_wait < Duration::from_millis(400), "{told:?}");
-        cell.forget_sources();
+        cell.forget();
         assert_eq!(cell.read().sources, []);
     }
 

@@ -1,9 +1,13 @@
 //! A member's part in checkpoints: when due, when asked for, at the end; and what becomes of them when the group is over.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use lcl_checkpoint::{CheckpointStore, Generation as CheckpointGeneration, StoreOptions};
-use lcl_protocol::{Generation, MemberEvent};
+use lcl_checkpoint::{CheckpointId, CheckpointStore, Generation as CheckpointGeneration, StoreOptions};
+use lcl_protocol::{Generation, MemberEvent, Saved};
 
 use super::{MemberRun, MemberRunError, PoisonError, meeting::Writers};
 use crate::{
@@ -18,6 +22,13 @@ use crate::{
 
 /// How long members that leave in order wait for the checkpoint that they are writing. Rather a checkpoint less than a longer pause.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A checkpoint that has just become visible.
+fn saved_now(generation: Generation, step: u64) -> Saved {
+    let generation = CheckpointGeneration { epoch: generation.epoch, n: generation.n };
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Saved { step, time, folder: CheckpointId { step, generation }.to_string() }
+}
 
 impl MemberRun<'_> {
     /// From here on checkpoints are written by the members of this generation together.
@@ -129,7 +140,7 @@ impl MemberRun<'_> {
             leader.record(record);
             if let Record::CheckpointCommitted(checkpoint) = record {
                 let generation = Generation { epoch: checkpoint.generation.epoch, n: checkpoint.generation.n };
-                committed.push(MemberEvent::CheckpointCommitted { generation, step: checkpoint.completed_steps });
+                committed.push(MemberEvent::CheckpointCommitted { generation, saved: saved_now(generation, checkpoint.completed_steps) });
             }
         }
         committed.into_iter().try_for_each(|event| self.report(event))

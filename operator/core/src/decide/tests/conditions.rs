@@ -1,13 +1,17 @@
 //! How the job is said to be doing.
 
+use std::time::Duration;
+
+use lcl_crds::JobState;
+
 use super::scene::{COORDINATOR, Scene, reasons};
 use crate::{
     decide::{condition, reason},
     observe::{GroupPhase, Link, Problem},
 };
 
-fn check(scene: &Scene, state: &str, running: &str, recovering: &str, why: &str) {
-    assert_eq!(scene.status.state.as_deref(), Some(state));
+fn check(scene: &Scene, state: JobState, running: &str, recovering: &str, why: &str) {
+    assert_eq!(scene.status.state, Some(state));
     assert_eq!(scene.condition(condition::RUNNING), Some((running, why)));
     assert_eq!(scene.condition(condition::RECOVERING), Some((recovering, why)));
 }
@@ -16,19 +20,19 @@ fn check(scene: &Scene, state: &str, running: &str, recovering: &str, why: &str)
 fn from_waiting_through_training_and_recovery_to_training() {
     let mut scene = Scene::new("");
     scene.settle();
-    check(&scene, "Pending", "False", "False", reason::WAITING_FOR_WORKERS);
+    check(&scene, JobState::Pending, "False", "False", reason::WAITING_FOR_WORKERS);
     scene.train(1);
     assert_eq!(reasons(&scene.settle()), [reason::TRAINING_STARTED]);
-    check(&scene, "Running", "True", "False", reason::TRAINING);
+    check(&scene, JobState::Running, "True", "False", reason::TRAINING);
     assert_eq!(scene.condition(condition::RECONCILING), None);
     assert_eq!(scene.status.workers.as_ref().unwrap().summary.as_deref(), Some("2/2"));
     scene.connect(GroupPhase::Recovering, 1);
     assert_eq!(reasons(&scene.settle()), [reason::RECOVERING]);
-    check(&scene, "Recovering", "False", "True", reason::GROUP_BROKEN);
+    check(&scene, JobState::Recovering, "False", "True", reason::GROUP_BROKEN);
     assert!(scene.condition(condition::RECONCILING).is_some());
     scene.train(2);
     assert_eq!(reasons(&scene.settle()), [reason::RECOVERED]);
-    check(&scene, "Running", "True", "False", reason::TRAINING);
+    check(&scene, JobState::Running, "True", "False", reason::TRAINING);
 }
 
 #[test]
@@ -36,7 +40,7 @@ fn without_its_coordinator_a_job_recovers() {
     let mut scene = Scene::training("");
     scene.exit(COORDINATOR, 1);
     assert_eq!(reasons(&scene.settle()), [reason::COORDINATOR_REPLACED, reason::RECOVERING]);
-    check(&scene, "Recovering", "False", "True", reason::COORDINATOR_LOST);
+    check(&scene, JobState::Recovering, "False", "True", reason::COORDINATOR_LOST);
 }
 
 /// A coordinator that has replaced another hears only from the members, or from storage, how far the job is.
@@ -46,11 +50,13 @@ fn the_step_falls_only_once_training_goes_on_from_a_lower_one() {
     let mut look = |phase, step, expected| {
         scene.connect(phase, step);
         scene.settle();
-        assert_eq!(scene.status.step, Some(expected), "{phase:?} at {step}");
+        assert_eq!(scene.status.steps.unwrap().completed, expected, "{phase:?} at {step}");
     };
     look(GroupPhase::Running, 50, 50);
     look(GroupPhase::Recovering, 0, 50);
     look(GroupPhase::Recovering, 51, 51);
+    // A group that reads its state from storage has not said yet how far that is.
+    look(GroupPhase::Running, 0, 51);
     look(GroupPhase::Running, 40, 40);
 }
 
@@ -62,13 +68,13 @@ fn a_hiccup_of_the_link_changes_nothing_and_silence_makes_it_unknown() {
     assert_eq!((scene.settle(), &scene.status), (vec![], &before));
     scene.link = Link::Unreachable;
     scene.settle();
-    check(&scene, "Unknown", "Unknown", "Unknown", reason::COORDINATOR_UNREACHABLE);
+    check(&scene, JobState::Unknown, "Unknown", "Unknown", reason::COORDINATOR_UNREACHABLE);
     scene.link = Link::Unknown;
     scene.settle();
-    check(&scene, "Unknown", "Unknown", "Unknown", reason::COORDINATOR_UNREACHABLE);
+    check(&scene, JobState::Unknown, "Unknown", "Unknown", reason::COORDINATOR_UNREACHABLE);
     scene.train(2);
     scene.settle();
-    check(&scene, "Running", "True", "False", reason::TRAINING);
+    check(&scene, JobState::Running, "True", "False", reason::TRAINING);
 }
 
 #[test]
@@ -97,4 +103,62 @@ fn a_problem_is_told_once_and_forgotten_when_it_is_solved() {
     scene.problem = None;
     scene.settle();
     assert_eq!(scene.condition(condition::STALLED), None);
+}
+
+#[test]
+fn pods_are_ready_when_the_fewest_workers_that_the_job_needs_are() {
+    let mut scene = Scene::new("");
+    let ready = |scene: &Scene| scene.condition(condition::PODS_READY).map(|(value, _)| value == "True");
+    scene.round();
+    assert_eq!(ready(&scene), Some(false));
+    for name in ["job-w-0", "job-w-1"] {
+        scene.change(name, |pod| pod.ready = false);
+    }
+    scene.settle();
+    assert_eq!(ready(&scene), Some(false));
+    scene.change("job-w-1", |pod| pod.ready = true);
+    scene.settle();
+    assert_eq!(ready(&scene), Some(true), "one of two is enough");
+    scene.edit("spec.elastic.minWorkers = 2");
+    scene.settle();
+    assert_eq!(ready(&scene), Some(false));
+}
+
+#[test]
+fn a_checkpoint_is_fresh_until_the_next_is_overdue() {
+    let mut scene = Scene::training("");
+    let fresh = |scene: &Scene| scene.condition(condition::CHECKPOINT_FRESH).map(|(value, reason)| (value == "True", reason.to_owned()));
+    assert_eq!(fresh(&scene), Some((false, reason::NO_CHECKPOINT.to_owned())));
+    scene.after(100);
+    scene.save(50);
+    scene.settle();
+    assert_eq!(scene.status.last_checkpoint.as_ref().unwrap().interval_seconds, Some(100), "since the start");
+    scene.after(40);
+    scene.save(100);
+    scene.settle();
+    let last = scene.status.last_checkpoint.as_ref().unwrap();
+    assert_eq!((last.interval_seconds, last.time.0), (Some(40), scene.now));
+    assert_eq!(last.uri.as_deref(), Some("file:///runs/a/step-00000100-g000001-000001"));
+    assert_eq!(scene.decide().again_after, Some(Duration::from_secs(81)));
+    scene.after(80);
+    scene.settle();
+    assert_eq!(fresh(&scene), Some((true, reason::CHECKPOINT_WRITTEN.to_owned())));
+    scene.after(1);
+    scene.settle();
+    assert_eq!(fresh(&scene), Some((false, reason::CHECKPOINT_OLD.to_owned())));
+    assert_eq!(scene.decide().again_after, None);
+    scene.save(150);
+    scene.settle();
+    assert_eq!(fresh(&scene), Some((true, reason::CHECKPOINT_WRITTEN.to_owned())));
+}
+
+#[test]
+fn a_writer_whose_clock_is_ahead_keeps_no_checkpoint_fresh() {
+    let mut scene = Scene::training("");
+    let now = scene.now;
+    scene.after(3600);
+    scene.save(50);
+    scene.now = now;
+    scene.settle();
+    assert_eq!(scene.status.last_checkpoint.as_ref().unwrap().time.0, now);
 }

@@ -38,7 +38,10 @@ fn the_job_is_complete_when_the_group_or_a_worker_says_so() {
         }
         let events = scene.settle();
         assert_eq!(reasons(&events), [reason::COMPLETE]);
-        assert_eq!((value(&scene, condition::COMPLETE).as_deref(), scene.status.step), (Some("True"), Some(100)));
+        assert_eq!(
+            (value(&scene, condition::COMPLETE).as_deref(), scene.status.steps.map(|steps| steps.completed)),
+            (Some("True"), Some(100))
+        );
         assert_eq!((value(&scene, condition::RUNNING).as_deref(), value(&scene, condition::STALLED)), (Some("False"), None));
         assert_eq!(scene.restarts(), 0);
         check_final(&mut scene);
@@ -97,13 +100,13 @@ fn a_permanent_failure_ends_the_job_with_the_pods_words() {
 }
 
 #[test]
-fn too_many_failures_without_a_step_end_the_job() {
+fn too_many_incidents_end_the_job() {
     let mut scene = Scene::training("");
-    for failures in 1..=4 {
+    for incidents in 1..=4 {
         assert_eq!(scene.status.completion_time, None);
         scene.exit("job-w-0", 1);
         scene.settle();
-        assert_eq!(scene.failures(), failures);
+        assert_eq!(scene.application_incidents(), incidents);
         scene.after(60);
         scene.settle();
     }
@@ -120,6 +123,10 @@ fn a_job_fails_at_its_deadlines_and_sleeps_until_then() {
         let said = format!("spec.{field} = {seconds}");
         let mut scene = if trains { Scene::training(&said) } else { Scene::new(&said) };
         scene.settle();
+        if !trains {
+            scene.connect(GroupPhase::Waiting, 0);
+            scene.change_group(|group| group.n = 0);
+        }
         scene.after(seconds - 1);
         let decision = scene.round();
         assert_eq!((decision.is_final, decision.again_after), (false, Some(Duration::from_secs(1))), "{said}");

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use lcl_crds::RestartsStatus;
+
 use super::scene::{COORDINATOR, GRACE, Scene, reasons};
 use crate::{
     Timeouts,
-    decide::{Action, reason},
+    decide::{Action, condition, reason},
 };
 
 fn delete(scene: &Scene, name: &str, force: bool) -> Action {
@@ -25,12 +27,25 @@ fn a_failed_worker_is_recorded_once_deleted_and_made_anew() {
     scene.round();
     assert_eq!(scene.round().actions, [Action::CreateWorker { index: 1 }]);
     assert_eq!(scene.settle(), []);
-    assert_eq!((scene.restarts(), scene.failures()), (1, 1));
-    assert_eq!(scene.status.restarts_by_cause, [("application".to_owned(), 1)].into());
+    assert_eq!((scene.restarts(), scene.application_incidents()), (1, 1));
+    assert_eq!(scene.status.restarts, RestartsStatus { total: 1, application: 1, ..RestartsStatus::default() });
     let last = scene.status.last_failure.as_ref().unwrap();
     assert_eq!((last.pod.as_str(), last.reason.as_str(), last.exit_code), ("job-w-1", "Crashed", Some(1)));
     assert!(last.message.contains("words of job-w-1"));
     assert_eq!(scene.status.replacing, []);
+}
+
+#[test]
+fn a_loss_that_is_on_record_is_not_counted_again_by_the_next_operator() {
+    let mut scene = Scene::training("");
+    scene.vanish("job-w-0");
+    // The status is written, and the operator dies before it acts.
+    let decision = scene.decide();
+    scene.write(&decision);
+    scene.waiting_since.clear();
+    scene.settle();
+    assert_eq!((scene.restarts(), scene.incidents()), (1, 1));
+    assert!(scene.pods.contains_key("job-w-0") && scene.status.replacing.is_empty());
 }
 
 #[test]
@@ -51,10 +66,10 @@ fn a_pod_that_vanished_counts_as_deleted() {
         let mut scene = Scene::training("");
         scene.vanish(name);
         assert_eq!(reasons(&scene.round().events)[0], told);
-        assert_eq!(scene.status.restarts_by_cause, [("deletion".to_owned(), 1)].into());
+        assert_eq!(scene.status.restarts, RestartsStatus { total: 1, deletion: 1, ..RestartsStatus::default() });
         assert!(scene.pods.contains_key(name));
         scene.settle();
-        assert_eq!((scene.restarts(), scene.failures()), (1, 0));
+        assert_eq!((scene.restarts(), scene.application_incidents()), (1, 0));
     }
 }
 
@@ -105,7 +120,7 @@ fn a_pod_that_does_not_go_is_forced_once_its_time_is_over() {
 
 #[test]
 fn a_replacement_does_not_wait_for_a_time_that_another_clock_put_on_record() {
-    let mut scene = Scene::training("spec.backoffLimit = 100");
+    let mut scene = Scene::training("spec.failurePolicy.application = {'limit': 100}");
     for _ in 0..6 {
         scene.exit("job-w-0", 1);
         scene.round();
@@ -129,12 +144,12 @@ fn a_pod_on_a_lost_node_is_forced_at_once() {
     scene.delete("job-w-0");
     assert_eq!(scene.decide().actions, [delete(&scene, "job-w-0", true)]);
     scene.settle();
-    assert_eq!(scene.status.restarts_by_cause, [("infrastructure".to_owned(), 1)].into());
+    assert_eq!(scene.status.restarts, RestartsStatus { total: 1, infrastructure: 1, ..RestartsStatus::default() });
 }
 
 #[test]
 fn without_progress_the_delay_doubles_up_to_a_minute() {
-    let mut scene = Scene::training("spec.backoffLimit = 100");
+    let mut scene = Scene::training("spec.failurePolicy.application = {'limit': 100}");
     let mut waits = Vec::new();
     for _ in 0..10 {
         scene.exit("job-w-0", 1);
@@ -150,7 +165,7 @@ fn without_progress_the_delay_doubles_up_to_a_minute() {
 
 #[test]
 fn a_replacement_waits_out_its_delay_whatever_is_seen_meanwhile() {
-    let mut scene = Scene::training("spec.backoffLimit = 100");
+    let mut scene = Scene::training("spec.failurePolicy.application = {'limit': 100}");
     for _ in 0..4 {
         scene.settle();
         scene.exit("job-w-0", 1);
@@ -163,7 +178,7 @@ fn a_replacement_waits_out_its_delay_whatever_is_seen_meanwhile() {
 }
 
 #[test]
-fn a_step_ends_the_delay_and_the_count() {
+fn a_step_ends_the_pause() {
     let mut scene = Scene::training("");
     for _ in 0..3 {
         scene.exit("job-w-0", 1);
@@ -174,35 +189,150 @@ fn a_step_ends_the_delay_and_the_count() {
     scene.train(2);
     scene.settle();
     scene.vanish("job-w-1");
-    assert_eq!(scene.round().actions, [Action::CreateWorker { index: 1 }], "a deletion after progress waits for nothing");
+    assert_eq!(scene.round().actions, [Action::CreateWorker { index: 1 }], "after progress nothing is waited for");
     scene.settle();
-    scene.exit("job-w-0", 1);
+    assert_eq!(scene.application_incidents(), 3, "they are within the window all the same");
+}
+
+/// Pods that a storage outage ends, one after the other, and their replacements.
+#[test]
+fn what_ends_many_at_once_is_one_incident_and_all_are_replaced_at_once() {
+    let mut scene = Scene::training("spec.workers.replicas = 32; spec.elastic.maxWorkers = 32");
+    for index in 0..30 {
+        scene.exit(&format!("job-w-{index}"), 75);
+        scene.after(1);
+        scene.settle();
+    }
+    assert_eq!((scene.restarts(), scene.incidents(), scene.application_incidents()), (30, 1, 1));
+    assert_eq!(scene.pods.values().filter(|pod| pod.end.is_none()).count(), 33);
+    // The outage is not over: the new ones end, too.
+    for index in 0..30 {
+        scene.exit(&format!("job-w-{index}"), 75);
+    }
     scene.settle();
-    assert_eq!(scene.failures(), 1);
-    assert!(scene.pods.contains_key("job-w-0"));
+    assert_eq!((scene.incidents(), scene.pods.len()), (2, 3), "now there is a pause");
+    scene.after(1);
+    scene.settle();
+    assert_eq!(scene.pods.len(), 33);
 }
 
 #[test]
-fn what_is_not_the_programs_fault_costs_no_budget() {
-    for (cause, lose) in [
-        ("infrastructure", (|scene| scene.disrupt("job-w-0", "EvictionByEvictionAPI")) as fn(&mut Scene)),
+fn every_cause_has_a_budget_of_its_own_and_somebody_who_deletes_pods_spends_the_clusters() {
+    let lose: [(&str, fn(&mut Scene)); 5] = [
+        ("application", |scene| scene.exit("job-w-0", 75)),
+        ("infrastructure", |scene| scene.disrupt("job-w-0", "EvictionByEvictionAPI")),
+        ("infrastructure", |scene| scene.vanish("job-w-0")),
         ("preemption", |scene| scene.disrupt("job-w-0", "PreemptionByScheduler")),
         ("preemption", |scene| scene.exit("job-w-0", 80)),
-        ("deletion", |scene| scene.delete("job-w-0")),
-    ] {
-        let mut scene = Scene::training("spec.backoffLimit = 0");
-        for _ in 0..5 {
+    ];
+    for (budget, lose) in lose {
+        let limits = ["application", "infrastructure", "preemption"]
+            .map(|name| format!("spec.failurePolicy.{name} = {{'limit': {}}}", if name == budget { 2 } else { 0 }));
+        let mut scene = Scene::training(&limits.join("; "));
+        for incidents in 1..=3 {
+            assert!(scene.status.completion_time.is_none(), "{budget}: {incidents}");
             lose(&mut scene);
-            if scene.pods["job-w-0"].disruption.is_some() {
+            if scene.pods.get("job-w-0").is_some_and(|pod| pod.disruption.is_some()) {
                 scene.exit("job-w-0", 137);
             }
             scene.settle();
-            scene.after(GRACE + 5);
+            scene.after(61);
             scene.settle();
+            assert_eq!(scene.incidents(), incidents, "{budget}");
         }
-        assert_eq!(scene.status.restarts_by_cause, [(cause.to_owned(), 5)].into());
-        assert_eq!((scene.failures(), scene.status.completion_time.is_none()), (0, true), "{cause}");
+        assert_eq!(scene.condition(condition::FAILED), Some(("True", reason::BACKOFF_LIMIT_EXCEEDED)), "{budget}");
+        let message = &scene.status.conditions.iter().find(|found| found.type_ == condition::FAILED).unwrap().message;
+        assert!(
+            message.starts_with(&format!("3 incidents within 3600 seconds (spec.failurePolicy.{budget}), the last: job-w-0: ")),
+            "{message}"
+        );
     }
+}
+
+#[test]
+fn incidents_that_are_out_of_the_window_are_forgiven() {
+    let mut scene = Scene::training("spec.failurePolicy.application = {'limit': 1, 'windowSeconds': 600}");
+    for _ in 0..20 {
+        scene.exit("job-w-0", 75);
+        scene.settle();
+        scene.after(600);
+        scene.settle();
+    }
+    assert_eq!((scene.status.completion_time.is_none(), scene.restarts()), (true, 20));
+}
+
+#[test]
+fn the_first_rule_that_fits_says_what_follows() {
+    let rules = |rules: &str| Scene::training(&format!("spec.failurePolicy = {{'application': {{'limit': 0}}, 'rules': [{rules}]}}"));
+    let on_code = |action: &str, operator: &str, code: i32| {
+        format!("{{'action': '{action}', 'onExitCodes': {{'operator': '{operator}', 'values': [{code}]}}}}")
+    };
+    // (rules, exit code, whether the job fails and why)
+    for (given, code, failed) in [
+        (on_code("FailJob", "In", 42), 42, Some(reason::POD_FAILURE_POLICY)),
+        (on_code("FailJob", "In", 42), 43, Some(reason::BACKOFF_LIMIT_EXCEEDED)),
+        (on_code("FailJob", "NotIn", 42), 43, Some(reason::POD_FAILURE_POLICY)),
+        (on_code("Ignore", "In", 42), 42, None),
+        (on_code("Ignore", "In", 65), 65, None),
+        (on_code("Count", "In", 65), 65, Some(reason::BACKOFF_LIMIT_EXCEEDED)),
+        (on_code("FailJob", "In", 65), 65, Some(reason::POD_FAILURE_POLICY)),
+        (format!("{}, {}", on_code("Ignore", "In", 42), on_code("FailJob", "NotIn", 1)), 42, None),
+        (format!("{}, {}", on_code("FailJob", "NotIn", 1), on_code("Ignore", "In", 42)), 42, Some(reason::POD_FAILURE_POLICY)),
+    ] {
+        let mut scene = rules(&given);
+        scene.exit("job-w-0", code);
+        scene.settle();
+        scene.after(60);
+        scene.settle();
+        assert_eq!(scene.condition(condition::FAILED), failed.map(|reason| ("True", reason)), "{given}: {code}");
+        if failed == Some(reason::POD_FAILURE_POLICY) {
+            let message = &scene.status.conditions.iter().find(|found| found.type_ == condition::FAILED).unwrap().message;
+            assert!(message.contains("spec.failurePolicy.rules[0]") && message.contains("words of job-w-0"), "{message}");
+        }
+    }
+    // Success is no matter of rules.
+    let mut scene = rules(&on_code("FailJob", "NotIn", 1));
+    scene.exit("job-w-0", 0);
+    scene.settle();
+    assert_eq!(scene.condition(condition::FAILED), None);
+}
+
+#[test]
+fn rules_on_conditions_hold_for_pods_that_are_evicted_and_not_for_those_that_the_operator_takes_away() {
+    let rule = "spec.failurePolicy.rules = [{'action': 'FailJob', 'onPodConditions': [{'type': 'DisruptionTarget'}]}]";
+    let mut scene = Scene::training(rule);
+    scene.disrupt("job-w-0", "EvictionByEvictionAPI");
+    scene.settle();
+    assert_eq!(scene.condition(condition::FAILED), None, "it has not ended");
+    scene.delete("job-w-0");
+    scene.settle();
+    assert_eq!(scene.condition(condition::FAILED), Some(("True", reason::POD_FAILURE_POLICY)));
+
+    let mut scene =
+        Scene::training("spec.failurePolicy.rules = [{'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': [137]}}]");
+    scene.scale(1);
+    scene.round();
+    scene.round();
+    scene.exit("job-w-1", 137);
+    scene.settle();
+    assert_eq!(scene.condition(condition::FAILED), None, "it was beyond the job's size");
+}
+
+#[test]
+fn what_is_ignored_spends_no_budget_and_is_paused_all_the_same() {
+    let mut scene = Scene::training(
+        "spec.failurePolicy = {'infrastructure': {'limit': 0}, 'rules': [{'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget'}]}]}",
+    );
+    let mut waits = Vec::new();
+    for _ in 0..5 {
+        scene.disrupt("job-w-0", "EvictionByEvictionAPI");
+        scene.exit("job-w-0", 137);
+        scene.round();
+        waits.push(scene.round().again_after.map_or(0, |wait| wait.as_secs()));
+        scene.after(60);
+        scene.settle();
+    }
+    assert_eq!((waits, scene.status.completion_time.is_none()), (vec![0, 1, 2, 4, 8], true));
 }
 
 #[test]
@@ -218,9 +348,13 @@ fn when_many_fail_at_once_they_are_taken_in_turns() {
     // The replacements of those on record fail before anybody has seen them well.
     end_all(&mut scene);
     scene.round();
+    scene.after(1);
     scene.round();
     workers.iter().filter(|name| scene.pods[*name].end.is_none()).cloned().collect::<Vec<_>>().iter().for_each(|name| scene.exit(name, 80));
-    scene.settle();
+    for _ in 0..3 {
+        scene.settle();
+        scene.after(60);
+    }
     assert_eq!((scene.restarts(), scene.pods.len()), (264, 101));
     assert!(scene.pods.values().all(|pod| pod.end.is_none()));
 }

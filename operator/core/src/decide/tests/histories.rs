@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lcl_crds::{JobState, RestartsStatus};
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::FileFailurePersistence};
 
 use super::scene::{COORDINATOR, Scene, UID};
@@ -22,6 +23,7 @@ enum Happening {
     Disconnect(Link),
     Scale(i32),
     Stall(i32),
+    Suspend(bool),
     Wait(i64),
     /// The operator starts anew and has forgotten everything.
     Restart,
@@ -47,6 +49,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => prop_oneof![Just(Link::Unknown), Just(Link::Unreachable)].prop_map(Happening::Disconnect),
         3 => (1..=4).prop_map(Happening::Scale),
         1 => (60..=62).prop_map(Happening::Stall),
+        2 => any::<bool>().prop_map(Happening::Suspend),
         5 => (1_i64..90).prop_map(Happening::Wait),
         2 => Just(Happening::Restart),
         3 => Just(Happening::Crash),
@@ -75,6 +78,7 @@ impl History {
             Happening::Disconnect(link) => scene.link = link,
             Happening::Scale(workers) => scene.scale(workers),
             Happening::Stall(seconds) => scene.edit(&format!("spec.timeouts.stallSeconds = {seconds}")),
+            Happening::Suspend(suspend) => scene.edit(&format!("spec.suspend = {suspend}")),
             Happening::Wait(seconds) => scene.after(seconds),
             Happening::Restart => self.forget(),
             Happening::Crash => {
@@ -118,8 +122,12 @@ fn check_decision(scene: &Scene, decision: &Decision) {
     let holds =
         |type_: &str| decision.status.conditions.iter().filter(|condition| condition.type_ == type_ && condition.status == "True").count();
     assert!([condition::RUNNING, condition::RECOVERING, condition::COMPLETE, condition::FAILED].map(holds).iter().sum::<usize>() <= 1);
-    let by_cause: i32 = decision.status.restarts_by_cause.values().sum();
-    assert_eq!(decision.status.restarts.unwrap_or(0), by_cause);
+    let RestartsStatus { total, application, infrastructure, preemption, deletion } = decision.status.restarts;
+    assert_eq!(total, application + infrastructure + preemption + deletion);
+    let stops = scene.job.spec().suspend || scene.status.state == Some(JobState::Suspending);
+    let is_away = decision.status.state == Some(JobState::Suspended);
+    assert!(!is_away || scene.pods.values().all(|pod| pod.owner != UID), "it says that it is suspended, and has pods");
+    assert!(!stops || decision.is_final || total == scene.status.restarts.total, "a pod that was asked to end is counted as a failure");
     let wanted =
         |name: &str| name == COORDINATOR || (0..scene.job.world().desired).any(|index| name == worker_pod_name(&scene.job, index as u32));
     let mut created = BTreeSet::new();
@@ -130,7 +138,10 @@ fn check_decision(scene: &Scene, decision: &Decision) {
                 assert_eq!((uid, pod.owner.as_str()), (&pod.uid, UID));
                 let is_well = pod.end.is_none() && pod.deletion.is_none();
                 let is_outdated = name == COORDINATOR && pod.timeouts != Timeouts::of(&scene.job);
-                assert!(decision.is_final || !is_well || is_outdated || !wanted(name), "{name} is well and wanted, and is deleted");
+                assert!(
+                    decision.is_final || stops || !is_well || is_outdated || !wanted(name),
+                    "{name} is well and wanted, and is deleted"
+                );
                 continue;
             }
             Action::DrainWorker { worker } => {
@@ -138,11 +149,16 @@ fn check_decision(scene: &Scene, decision: &Decision) {
                 continue;
             }
             Action::SetWorld(_) => continue,
+            Action::StopGroup => {
+                assert!(decision.is_final || stops, "nobody wants it to stop");
+                continue;
+            }
             Action::DeleteJob => panic!("no history has a time after which the job goes"),
             Action::CreateCoordinator { .. } => COORDINATOR.to_owned(),
             Action::CreateWorker { index } => worker_pod_name(&scene.job, *index),
         };
-        assert!(!decision.is_final && wanted(&name) && !scene.pods.contains_key(&name), "{name} is created");
+        let may_be_created = !decision.is_final && !scene.job.spec().suspend;
+        assert!(may_be_created && wanted(&name) && !scene.pods.contains_key(&name), "{name} is created");
         assert!(created.insert(name), "created twice in {:?}", decision.actions);
     }
 }
@@ -165,16 +181,18 @@ proptest! {
             history.happen(happening);
             history.round();
             if rests >> (index % 64) & 1 == 1 {
-                (0..2).for_each(|_| drop(history.round()));
+                // A suspension that is taken back takes the most: the group, the workers, the coordinator, and all of them again.
+                (0..5).for_each(|_| drop(history.round()));
                 let left = history.round().actions;
-                prop_assert!(!left.iter().any(changes_pods), "after three rounds with nothing new: {left:?}");
+                prop_assert!(!left.iter().any(changes_pods), "after six rounds with nothing new: {left:?}");
             }
         }
     }
 
     #[test]
     fn when_nothing_happens_any_more_a_job_has_all_its_pods_or_is_over(happenings in vec(happening(), 1..40)) {
-        let mut history = History { scene: Scene::new("spec.backoffLimit = 50"), epochs: BTreeSet::new() };
+        let budgets = "spec.failurePolicy = {'application': {'limit': 50}, 'infrastructure': {'limit': 100}}";
+        let mut history = History { scene: Scene::new(budgets), epochs: BTreeSet::new() };
         for happening in happenings {
             history.happen(happening);
             history.round();
@@ -183,8 +201,9 @@ proptest! {
             history.scene.after(30);
             history.round();
         }
-        let (scene, workers) = (&history.scene, history.scene.job.world().desired as usize);
+        let scene = &history.scene;
+        let pods = if scene.job.spec().suspend { 0 } else { scene.job.world().desired as usize + 1 };
         let well = scene.pods.values().filter(|pod| pod.end.is_none() && pod.deletion.is_none()).count();
-        prop_assert!(is_final(&scene.status) || (scene.pods.len(), well) == (workers + 1, workers + 1), "{:?}", scene.pods);
+        prop_assert!(is_final(&scene.status) || (scene.pods.len(), well) == (pods, pods), "{:?}", scene.pods);
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
     observe::{
-        GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem, SourceSeen, Wait,
+        CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem,
+        SourceSeen, Wait,
     },
 };
 
@@ -28,6 +29,7 @@ pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> Obs
         owner: UID.to_owned(),
         role,
         epoch,
+        incident: 0,
         timeouts: Timeouts::default(),
         ip: None,
         node: Some("node".to_owned()),
@@ -35,6 +37,7 @@ pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> Obs
         ready: false,
         deletion: None,
         disruption: None,
+        conditions: Vec::new(),
         end: None,
     }
 }
@@ -61,7 +64,10 @@ impl Scene {
     /// A job of two workers, elastic between one and four, that nobody has looked at.
     pub(super) fn new(assignments: &str) -> Self {
         let mut manifest = minimal_job();
-        assign(&mut manifest, "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}; spec.backoffLimit = 3");
+        assign(
+            &mut manifest,
+            "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}; spec.failurePolicy.application = {'limit': 3}",
+        );
         assign(&mut manifest, assignments);
         Self {
             job: read(&manifest),
@@ -142,6 +148,7 @@ impl Scene {
 
     fn act(&mut self, action: &Action) {
         match action {
+            Action::StopGroup => self.change_group(|group| (group.phase, group.members) = (GroupPhase::Ended, Vec::new())),
             Action::SetWorld(bounds) => self.change_group(|group| group.members_wanted = *bounds),
             Action::DrainWorker { worker } => self.change_group(|group| group.members.retain(|member| member.worker != *worker)),
             Action::DeletePod { name, uid, force } => {
@@ -168,6 +175,7 @@ impl Scene {
             ip: Some("10.0.0.1".to_owned()),
             running: true,
             ready: true,
+            incident: self.status.failures.as_ref().map_or(0, |failures| failures.incidents),
             ..created_pod(format!("uid-{}", self.uids), role, epoch)
         };
         assert!(self.pods.insert(name.to_owned(), Arc::new(pod)).is_none(), "{name} was there already");
@@ -204,7 +212,10 @@ impl Scene {
     }
 
     pub(super) fn disrupt(&mut self, name: &str, reason: &str) {
-        self.change(name, |pod| pod.disruption = Some((reason.to_owned(), "its node".to_owned())));
+        self.change(name, |pod| {
+            pod.disruption = Some((reason.to_owned(), "its node".to_owned()));
+            pod.conditions = vec![("DisruptionTarget".to_owned(), "True".to_owned())];
+        });
     }
 
     pub(super) fn vanish(&mut self, name: &str) {
@@ -233,6 +244,7 @@ impl Scene {
             members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
             step,
             last_checkpoint: None,
+            training: None,
             sources: Vec::new(),
         });
     }
@@ -243,6 +255,12 @@ impl Scene {
         }
     }
 
+    /// A checkpoint has become complete now.
+    pub(super) fn save(&mut self, step: u64) {
+        let (time, folder) = (self.now, format!("step-{step:08}-g000001-000001"));
+        self.change_group(|group| group.last_checkpoint = Some(CheckpointSeen { step, time, folder }));
+    }
+
     /// Value and reason of a condition.
     pub(super) fn condition(&self, type_: &str) -> Option<(&str, &str)> {
         let condition = self.status.conditions.iter().find(|condition| condition.type_ == type_)?;
@@ -250,11 +268,18 @@ impl Scene {
     }
 
     pub(super) fn restarts(&self) -> i32 {
-        self.status.restarts.unwrap_or(0)
+        self.status.restarts.total
     }
 
-    pub(super) fn failures(&self) -> i32 {
-        self.status.failure_budget.as_ref().map_or(0, |budget| budget.failures)
+    /// Incidents so far.
+    pub(super) fn incidents(&self) -> i64 {
+        self.status.failures.as_ref().map_or(0, |failures| failures.incidents)
+    }
+
+    /// Those that a budget holds.
+    pub(super) fn application_incidents(&self) -> usize {
+        let budget = self.status.failures.as_ref().and_then(|failures| failures.application.as_ref());
+        budget.map_or(0, |budget| budget.times.len())
     }
 
     pub(super) fn uid_of(&self, name: &str) -> String {

@@ -5,7 +5,10 @@ use std::time::Duration;
 use k8s_openapi::jiff::SignedDuration;
 
 use super::scene::{COORDINATOR, MIXTURE, Scene, reasons, source};
-use crate::decide::{Action, is_progress_only, reason};
+use crate::{
+    decide::{Action, is_progress_only, reason},
+    observe::TrainingSeen,
+};
 
 #[test]
 fn a_new_job_gets_its_coordinator_and_all_workers_at_once_with_the_epoch_in_the_status() {
@@ -15,7 +18,7 @@ fn a_new_job_gets_its_coordinator_and_all_workers_at_once_with_the_epoch_in_the_
         [Action::CreateCoordinator { epoch: 1 }, Action::CreateWorker { index: 0 }, Action::CreateWorker { index: 1 }]
     );
     assert_eq!(decision.status.coordinator_epoch, Some(1));
-    assert_eq!(decision.status.restarts, None);
+    assert_eq!(decision.status.restarts.total, 0);
     assert!(decision.events.is_empty() && !decision.is_final);
 }
 
@@ -93,13 +96,17 @@ fn sources_stand_in_the_status_in_the_order_of_the_manifest_and_no_others() {
 #[test]
 fn only_steps_checkpoints_and_figures_of_sources_are_progress() {
     let mut scene = Scene::training(MIXTURE);
+    scene.save(1);
+    scene.settle();
     scene.train(2);
+    scene.save(2);
     scene.change_group(|group| {
-        group.last_checkpoint = Some(2);
+        group.training = Some(TrainingSeen { loss: Some(3.5), samples_per_second: Some(120.0) });
         group.sources = vec![source("laion", 7)];
     });
     let progress = scene.decide().status;
     assert_ne!(progress, scene.status);
+    assert_eq!((progress.loss, progress.samples_per_second), (Some(3.5), Some(120.0)));
     assert!(is_progress_only(&scene.status, &progress));
     scene.change_group(|group| group.n = 2);
     assert!(!is_progress_only(&scene.status, &scene.decide().status));

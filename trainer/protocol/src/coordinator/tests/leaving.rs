@@ -29,7 +29,7 @@ fn members_that_leave_too_few_behind_write_a_checkpoint_first() {
     let mut bench = Bench::of_two_at_step_5(2, 2);
     bench.say(2, ToCoordinator::Drain { generation: Some(generation(1)) });
     assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(1), flags: Flags::LEAVE | Flags::CHECKPOINT }]);
-    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), step: 7 });
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), saved: 7.into() });
     bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
     bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
     assert_eq!(bench.taken(2).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Drained }));
@@ -61,9 +61,9 @@ fn a_stop_waits_for_a_checkpoint_and_then_ends_all() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     bench.event(CoordinatorEvent::Stop);
     assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(1), flags: Flags::LEAVE | Flags::CHECKPOINT }]);
-    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(0), step: 9 });
-    assert_eq!(bench.coordinator.status().last_checkpoint, None, "an older generation's checkpoint is refused");
-    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), step: 7 });
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(0), saved: 9.into() });
+    assert_eq!(bench.coordinator.status().saved_step(), None, "an older generation's checkpoint is refused");
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), saved: 7.into() });
     bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
     bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
     assert!(bench.taken(2).contains(&ToMember::End { generation: generation(1), reason: EndReason::Stopped }));
@@ -83,7 +83,7 @@ fn a_stop_that_meets_a_broken_stream_waits_for_the_member_and_for_the_checkpoint
     let messages = bench.taken(3);
     assert!(messages.iter().any(|message| matches!(message, ToMember::Form(plan) if plan.world == 2)), "{messages:?}");
     assert_eq!(messages.last(), Some(&ToMember::Wish { generation: generation(2), flags: Flags::LEAVE | Flags::CHECKPOINT }));
-    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(2), step: 8 });
+    bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(2), saved: 8.into() });
     bench.report(1, 2, Some(label(8, 2)), ReportCause::Agreed);
     bench.report(3, 2, Some(label(8, 2)), ReportCause::Agreed);
     assert_eq!(bench.coordinator.status().phase, Phase::Ended(EndReason::Stopped));
@@ -103,7 +103,7 @@ fn a_stop_gives_up_on_members_that_do_not_come_back() {
 #[test]
 fn a_stop_whose_last_member_is_lost_waits_for_it_although_others_were_let_go() {
     let mut bench = Bench::new(1, 1, 1);
-    bench.attach(1, 1, |attach| (attach.held, attach.saved) = (Some(label(6, 0)), Some(5)));
+    bench.attach(1, 1, |attach| (attach.held, attach.saved) = (Some(label(6, 0)), Some(5.into())));
     bench.attach(2, 2, |attach| attach.held = Some(label(4, 0)));
     bench.event(CoordinatorEvent::Stop);
     assert!(matches!(bench.taken(2).last(), Some(ToMember::End { .. })), "a spare that holds what is saved");

@@ -209,10 +209,10 @@ fn a_new_coordinator_learns_of_the_newest_checkpoint_and_of_the_end() {
     let mut bench = Bench::new(1, 1, 1);
     bench.attach(1, 1, |attach| {
         let list_digest = crate::plan::digest_of(1, std::iter::once((&attach.identity, 0)));
-        attach.saved = Some(6);
+        attach.saved = Some(6.into());
         attach.held = Some(StateLabel { step: 8, generation: EARLIER });
         attach.group = Some(HeldGroup { generation: EARLIER, rank: 0, world: 1, seat: 0, seats: 1, list_digest, finished: true });
     });
     let status = bench.coordinator.status();
-    assert_eq!((status.phase, status.step, status.last_checkpoint), (Phase::Ended(EndReason::Complete), 8, Some(6)));
+    assert_eq!((status.phase, status.step, status.saved_step()), (Phase::Ended(EndReason::Complete), 8, Some(6)));
 }
