@@ -1,7 +1,9 @@
-//! The connections to the API server: one for the work, one for Events, one for leases, so that nothing waits behind anything else.
+//! The connections to the API server: for the work, for Events, for the lease of the leader and for those of namespaces, so that nothing
+//! waits behind anything else.
 //!
 //! From the outside in, a request of the work passes: the rate limit, attempts after an answer that asks for another, counting, its deadline
-//! ([`guard`]), the token, the fence, and the socket, which is fenced too ([`socket`]). Leases have neither rate limit nor fence.
+//! ([`guard`]), the token, the fence, and the socket, which is fenced too ([`socket`]). Leases have no rate limit, and
+//! that of the leader has no fence: it opens it.
 
 mod guard;
 mod socket;
@@ -39,7 +41,7 @@ use socket::FencedSocket;
 /// For an answer to a look or a list, and to a write where nobody else may write. Five hundred pods, a page of a list, take a busy API
 /// server a second or two.
 const ANSWER: Duration = Duration::from_secs(30);
-/// For an answer about a lease: three attempts fit between two renewals that must not be further apart than the renew deadline.
+/// For an answer about a lease: three attempts fit into the renew deadline.
 const LEASE_ANSWER: Duration = Duration::from_secs(3);
 /// Pauses before a request is sent again that the API server asked to be sent again; the look that it belongs to is repeated anyway.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -78,6 +80,12 @@ impl Connections {
         let version = client.apiserver_version().await.with_context(|| format!("asking the API server at {url} for its version"))?;
         tracing::info!(server = %url, version = version.git_version, "connected");
         Ok(client)
+    }
+
+    /// For the leases of namespaces, which only the leader may write.
+    pub(crate) fn for_namespace_leases(&self, fences: &Fences) -> Result<Client> {
+        let deadlines = Deadlines { read: LEASE_ANSWER, write: LEASE_ANSWER };
+        Ok(Client::new(self.stack(deadlines, fences.of_process_alone())?, self.config.default_namespace.clone()))
     }
 
     /// For the work: no faster than the settings say.

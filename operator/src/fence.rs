@@ -104,12 +104,18 @@ impl Fence {
 pub(crate) struct Fences {
     /// `None` without an election: then every write may go.
     process: Option<Fence>,
-    namespaces: Arc<RwLock<HashMap<String, Fence>>>,
+    /// `None` where namespaces are of no account.
+    namespaces: Option<Arc<RwLock<HashMap<String, Fence>>>>,
 }
 
 impl Fences {
     pub(crate) fn new(process: Fence) -> Self {
-        Self { process: Some(process), namespaces: Arc::default() }
+        Self { process: Some(process), namespaces: Some(Arc::default()) }
+    }
+
+    /// For the leases of namespaces themselves: whoever leads may take them.
+    pub(crate) fn of_process_alone(&self) -> Self {
+        Self { process: self.process.clone(), namespaces: None }
     }
 
     pub(crate) fn process(&self) -> Option<&Fence> {
@@ -120,8 +126,8 @@ impl Fences {
     pub(crate) fn left(&self, namespace: Option<&str>, now: BootTime) -> Result<Option<Duration>, Refused> {
         let Some(process) = &self.process else { return Ok(None) };
         let left = process.left(now)?;
-        let Some(namespace) = namespace else { return Ok(Some(left)) };
-        let fence = self.namespaces.read().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned();
+        let (Some(namespace), Some(namespaces)) = (namespace, &self.namespaces) else { return Ok(Some(left)) };
+        let fence = namespaces.read().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned();
         // Whatever is not known is closed.
         let fence = fence.unwrap_or_else(|| Fence::new(&format!("{namespace}/{NAMESPACE_LEASE}"), NAMESPACE));
         Ok(Some(left.min(fence.left(now)?)))
@@ -133,12 +139,15 @@ impl Fences {
     }
 
     pub(crate) fn add(&self, namespace: &str, fence: Fence) {
-        self.namespaces.write().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned(), fence);
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.write().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned(), fence);
+        }
     }
 
     /// Closes the fence of a namespace, also for requests that are under way.
     pub(crate) fn remove(&self, namespace: &str) {
-        if let Some(fence) = self.namespaces.write().unwrap_or_else(PoisonError::into_inner).remove(namespace) {
+        let Some(namespaces) = &self.namespaces else { return };
+        if let Some(fence) = namespaces.write().unwrap_or_else(PoisonError::into_inner).remove(namespace) {
             fence.close();
         }
     }
@@ -181,6 +190,7 @@ mod tests {
         assert_eq!(fences.left(None, now), Ok(Some(ELECTION.lease)));
         let refused = fences.left(Some("other"), now).expect_err("it is another's");
         assert!(refused.to_string().contains("other/lcl-operator-jobs"), "{refused}");
+        assert_eq!(fences.of_process_alone().left(Some("other"), now), Ok(Some(ELECTION.lease)), "its lease may be asked for");
         fences.remove("team");
         assert!(fences.left(Some("team"), now).is_err(), "given up");
         assert!(team.left(now).is_err(), "for those who hold it, too");

@@ -104,10 +104,12 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
     let lease = lease_name(&namespaces);
     let identity = identity(settings.pod_name.as_deref())?;
     metrics.set_leads(&lease, false);
-    let mut election = settings.leader_elect.then(|| {
+    let mut election = if settings.leader_elect {
         let place = settings.pod_namespace.as_deref().unwrap_or(connections.default_namespace());
-        Election::new(&leases, place, &lease, &identity)
-    });
+        Some(Election::new(&connections, Candidate::new(leases, place, &lease, &identity, ELECTION))?)
+    } else {
+        None
+    };
     if let Some(election) = &mut election {
         tokio::select! {
             () = election.leader.lead(&shown.readiness) => {}
@@ -157,12 +159,11 @@ struct Election {
 }
 
 impl Election {
-    fn new(client: &Client, namespace: &str, lease: &str, identity: &str) -> Self {
-        let candidate = Candidate::new(client.clone(), namespace, lease, identity, ELECTION);
+    fn new(connections: &Connections, candidate: Candidate) -> Result<Self> {
         let fence = candidate.fence();
         let fences = Fences::new(fence.clone());
-        let claims = Claims::new(client.clone(), candidate.lease(), fences.clone());
-        Self { leader: Leader::new(candidate.clone(), fence), candidate, fences, claims }
+        let claims = Claims::new(connections.for_namespace_leases(&fences)?, candidate.lease(), fences.clone());
+        Ok(Self { leader: Leader::new(candidate.clone(), fence), candidate, fences, claims })
     }
 
     /// Gives the lease back, after the last write.

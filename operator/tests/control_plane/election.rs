@@ -67,10 +67,10 @@ fn a_standby_says_so_and_takes_over_when_the_leader_ends() -> Result<()> {
     second.terminate()
 }
 
-/// Keeps back what is asked about the lease once the operator is stopped: whether it writes must not depend on how soon it hears of its
-/// loss.
+/// Keeps back what is asked about the leader's lease once the operator is stopped: whether it writes must not depend on how soon it hears
+/// of its loss.
 async fn keep_leases_back(passed: Passed, mut is_stopped: watch::Receiver<bool>) {
-    if passed.is(&passed.method, "leases") && *is_stopped.borrow() {
+    if passed.is(&passed.method, "lcl-operator") && *is_stopped.borrow() {
         // Nobody waits any more when the sender is gone: the test is over.
         let _ = is_stopped.wait_for(|is_stopped| !is_stopped).await;
     }
