@@ -1,16 +1,15 @@
 //! Watches that feed the looks: jobs, their pods, and their other objects, in one namespace or in all.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::{Result, anyhow};
 use futures_util::StreamExt;
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt,
     runtime::{
         Controller, WatchStreamExt,
         controller::{Action as Next, Config},
-        events::Recorder,
         reflector::{ObjectRef, Store},
         watcher,
     },
@@ -27,9 +26,12 @@ use crate::{
     authority::Authority,
     cache::{JobKey, PodCache},
     children::ChildStores,
+    claims::Claims,
+    events::EventQueue,
+    fence::{Fences, NAMESPACE},
     memory::Memories,
     metrics::Metrics,
-    reconcile::{Context, Images, StoredJob, reconcile},
+    reconcile::{Context, Images, ReconcileError, StoredJob, reconcile},
 };
 
 /// Between two searches for jobs that are gone.
@@ -45,7 +47,10 @@ pub(crate) struct Scope {
     pub(crate) images: Images,
     pub(crate) authority: Arc<Authority>,
     pub(crate) concurrency: u16,
-    pub(crate) recorder: Recorder,
+    pub(crate) events: EventQueue,
+    pub(crate) fences: Fences,
+    /// Of whose jobs are ours to run; all are without one.
+    pub(crate) claims: Option<Claims>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -71,6 +76,7 @@ impl Scope {
         }
         let controller = Controller::new(self.api::<StoredJob>(), watcher::Config::default());
         let jobs = controller.store();
+        let claims = self.claims.clone();
         let context = Arc::new(Context {
             client: self.client,
             images: self.images,
@@ -79,10 +85,13 @@ impl Scope {
             children,
             memories: Memories::default(),
             wake,
-            recorder: self.recorder,
+            events: self.events,
+            fences: self.fences,
             metrics: self.metrics,
         });
-        watches.spawn(sweep(Arc::clone(&context), jobs.clone()));
+        // Named namespaces stay ours while they have no jobs.
+        let released = self.claims.filter(|_| self.namespace.is_none());
+        watches.spawn(sweep(Arc::clone(&context), jobs.clone(), released));
         let mut stopped = WatchStream::new(stop).filter(|stop| std::future::ready(*stop));
         let looks = controller
             .with_config(Config::default().concurrency(self.concurrency))
@@ -90,7 +99,11 @@ impl Scope {
             .graceful_shutdown_on(async move {
                 stopped.next().await;
             })
-            .run(reconcile, |_, _, _| Next::requeue(Duration::from_secs(1)), context);
+            .run(
+                move |job, context| reconcile_if_ours(job, context, claims.clone()),
+                |_, _, _| Next::requeue(Duration::from_secs(1)),
+                context,
+            );
         let done = async move {
             let mut looks = std::pin::pin!(looks);
             loop {
@@ -141,12 +154,26 @@ async fn watch_pods(api: Api<Pod>, cache: Arc<PodCache>, wake: Wake) {
     }
 }
 
-/// Forgets jobs that are gone.
-async fn sweep(context: Arc<Context>, jobs: Store<StoredJob>) {
+/// Leaves jobs alone that another operator runs.
+async fn reconcile_if_ours(job: Arc<StoredJob>, context: Arc<Context>, claims: Option<Claims>) -> Result<Next, ReconcileError> {
+    if let Some(claims) = claims
+        && !claims.hold(&job.namespace().unwrap_or_default()).await
+    {
+        return Ok(Next::requeue(NAMESPACE.retry_interval));
+    }
+    reconcile(job, context).await
+}
+
+/// Forgets jobs that are gone, and gives up namespaces that have none.
+async fn sweep(context: Arc<Context>, jobs: Store<StoredJob>, claims: Option<Claims>) {
     let mut interval = time::interval(SWEEP_INTERVAL);
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         context.memories.retain(|JobKey { namespace, name }| jobs.get(&ObjectRef::new(name).within(namespace)).is_some());
+        if let Some(claims) = &claims {
+            let with_jobs: HashSet<_> = jobs.state().iter().filter_map(|job| job.namespace()).collect();
+            claims.retain(|namespace| with_jobs.contains(namespace));
+        }
     }
 }

@@ -4,23 +4,32 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Router,
+    extract::RawQuery,
     http::{StatusCode, header},
     response::IntoResponse,
     routing::get,
 };
 use tokio::net::TcpListener;
 
-use crate::metrics::Metrics;
+use crate::{
+    metrics::Metrics,
+    readiness::{ELECTION_CHECK, Readiness},
+};
 
-/// Whether the process can do its work. A process that waits to lead can.
-pub(crate) type IsReady = Arc<dyn Fn() -> bool + Send + Sync>;
+/// How far the process has come.
+pub(crate) type GetReadiness = Arc<dyn Fn() -> Readiness + Send + Sync>;
 /// Jobs by state.
 pub(crate) type CountJobs = Arc<dyn Fn() -> BTreeMap<String, i64> + Send + Sync>;
 
 /// Serves health until the process ends.
-pub(crate) async fn serve_health(listener: TcpListener, is_ready: IsReady) -> std::io::Result<()> {
-    let ready = move || async move {
-        if is_ready() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "caches are not filled yet") }
+pub(crate) async fn serve_health(listener: TcpListener, readiness: GetReadiness) -> std::io::Result<()> {
+    let ready = move |RawQuery(query): RawQuery| async move {
+        let excluded = format!("exclude={ELECTION_CHECK}");
+        let has_election_check = query.as_deref().unwrap_or_default().split('&').all(|part| part != excluded);
+        match readiness().why_not(has_election_check) {
+            None => (StatusCode::OK, "ok".to_owned()),
+            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
+        }
     };
     axum::serve(listener, Router::new().route("/healthz", get(|| async { "ok" })).route("/readyz", get(ready))).await
 }

@@ -1,123 +1,113 @@
-//! One operator acts; the others wait for its lease to run out. The times are those of Kubernetes' own controllers.
+//! One operator of those that look after the same namespaces acts; the others wait for its lease to run out.
 
-use std::time::{Duration, Instant};
+use std::{fmt, time::Duration};
 
-use anyhow::{Context, Result, bail};
-use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
-    jiff::Timestamp,
-};
-use kube::{Api, Client, api::PostParams};
+use thiserror::Error;
 use tokio::time;
 
-/// Name of the lease.
-pub(crate) const LEASE: &str = "lcl-operator";
-/// A lease that was not renewed for this long may be taken.
-const LEASE_TIME: Duration = Duration::from_secs(15);
-/// A leader that could not renew for this long stops: well before another may take the lease.
-const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks at the lease.
-const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+use crate::{
+    clock::BootTime,
+    fence::Fence,
+    lease::{Candidate, LeaseError, Outcome},
+    readiness::{Present, Readiness},
+};
 
-/// Takes part in the election.
-#[derive(Clone)]
-pub(crate) struct Candidate {
-    api: Api<Lease>,
-    identity: String,
-    /// The lease as it was when it last changed, and when that was seen by our own clock: clocks of machines differ.
-    seen: Option<(Option<String>, Instant)>,
+/// Why this process leads no longer.
+#[derive(Debug, Error)]
+pub(crate) enum Lost {
+    /// Another holds the lease.
+    #[error("leads no longer: {holder} holds the lease {lease} now")]
+    Taken { lease: String, holder: String },
+    /// It could not be renewed in time.
+    #[error("leads no longer: the lease {lease} was last renewed {age:.1?} ago, and the renew deadline is {deadline:?}; {reason}")]
+    Stale { lease: String, age: Duration, deadline: Duration, reason: Reason },
 }
 
-impl Candidate {
-    pub(crate) fn new(client: Client, namespace: &str, identity: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), identity, seen: None }
-    }
+/// Why a lease was not renewed.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    StoodStill,
+    NoAnswer,
+    Failed(LeaseError),
+}
 
-    /// Returns once this process leads.
-    pub(crate) async fn lead(&mut self) {
-        loop {
-            match self.try_once().await {
-                Ok(true) => return tracing::info!(identity = self.identity, "leads"),
-                Ok(false) => {}
-                Err(error) => tracing::warn!("the lease could not be read or written: {error:#}"),
-            }
-            time::sleep(RETRY_INTERVAL).await;
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StoodStill => formatter.write_str("this process or its machine stood still meanwhile"),
+            Self::NoAnswer => formatter.write_str("the API server did not answer"),
+            Self::Failed(error) => error.fmt(formatter),
         }
-    }
-
-    /// Keeps the lease; returns the reason once it is lost.
-    pub(crate) async fn keep(&mut self) -> anyhow::Error {
-        let mut renewed = Instant::now();
-        loop {
-            time::sleep(RETRY_INTERVAL).await;
-            let rest = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
-            match time::timeout(rest, self.try_once()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
-                Ok(Ok(false)) => return anyhow::anyhow!("another process holds the lease {LEASE}"),
-                Ok(Err(error)) if renewed.elapsed() < RENEW_DEADLINE => tracing::warn!("the lease could not be renewed: {error:#}"),
-                Ok(Err(error)) => return error.context(format!("the lease {LEASE} could not be renewed for {RENEW_DEADLINE:?}")),
-                Err(_) => return anyhow::anyhow!("the lease {LEASE} could not be renewed for {RENEW_DEADLINE:?}"),
-            }
-        }
-    }
-
-    /// Gives the lease back, so that nobody has to wait for its end.
-    pub(crate) async fn resign(&self) -> Result<()> {
-        let Some(mut lease) = self.api.get_opt(LEASE).await.context("reading the lease")? else { return Ok(()) };
-        let spec = lease.spec.get_or_insert_default();
-        if spec.holder_identity.as_deref() == Some(&self.identity) {
-            spec.holder_identity = None;
-            self.api.replace(LEASE, &PostParams::default(), &lease).await.context("giving the lease back")?;
-        }
-        Ok(())
-    }
-
-    /// Takes or renews the lease if it is ours, free or run out.
-    async fn try_once(&mut self) -> Result<bool> {
-        let now = MicroTime(Timestamp::now());
-        let Some(mut lease) = self.api.get_opt(LEASE).await.context("reading the lease")? else {
-            let spec = LeaseSpec { acquire_time: Some(now.clone()), ..LeaseSpec::default() };
-            let metadata = ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() };
-            let mut lease = Lease { metadata, spec: Some(spec) };
-            self.sign(&mut lease, now);
-            return was_written(self.api.create(&PostParams::default(), &lease).await);
-        };
-        let version = lease.metadata.resource_version.clone();
-        if self.seen.as_ref().is_none_or(|(seen, _)| *seen != version) {
-            self.seen = Some((version, Instant::now()));
-        }
-        let unchanged_for = self.seen.as_ref().map_or(Duration::ZERO, |(_, at)| at.elapsed());
-        let spec = lease.spec.get_or_insert_default();
-        let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty());
-        let lease_time =
-            spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(LEASE_TIME, Duration::from_secs);
-        let is_ours = holder.as_ref() == Some(&self.identity);
-        if holder.is_some() && !is_ours && unchanged_for < lease_time {
-            return Ok(false);
-        }
-        if !is_ours {
-            spec.acquire_time = Some(now.clone());
-            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(1));
-        }
-        self.sign(&mut lease, now);
-        // Refused if somebody was faster: the version is in it.
-        was_written(self.api.replace(LEASE, &PostParams::default(), &lease).await)
-    }
-
-    fn sign(&self, lease: &mut Lease, now: MicroTime) {
-        let spec = lease.spec.get_or_insert_default();
-        spec.holder_identity = Some(self.identity.clone());
-        spec.renew_time = Some(now);
-        spec.lease_duration_seconds = i32::try_from(LEASE_TIME.as_secs()).ok();
     }
 }
 
-/// Whether the lease was written; `false` if somebody else was faster.
-fn was_written(result: kube::Result<Lease>) -> Result<bool> {
-    match result {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(false),
-        Err(error) => bail!("writing the lease: {error}"),
+/// The part that this process takes in the election.
+pub(crate) struct Leader {
+    candidate: Candidate,
+    fence: Fence,
+}
+
+impl Leader {
+    pub(crate) fn new(candidate: Candidate, fence: Fence) -> Self {
+        Self { candidate, fence }
+    }
+
+    /// Returns once this process leads. What every attempt before has shown is told: who leads, or why nobody knows.
+    pub(crate) async fn lead(&mut self, readiness: &Present) {
+        loop {
+            let sent = BootTime::now();
+            match self.candidate.try_once().await {
+                Ok(Outcome::Held) => {
+                    self.fence.confirm(sent);
+                    return tracing::info!(lease = self.candidate.lease(), "leads");
+                }
+                Ok(Outcome::HeldBy(holder)) => readiness.set(Readiness::StandsBy { lease: self.candidate.lease(), holder }),
+                Err(error) => {
+                    tracing::warn!("cannot take part in the election: {error}");
+                    readiness.set(Readiness::CannotLead { error: error.to_string() });
+                }
+            }
+            time::sleep(self.candidate.times().retry_interval).await;
+        }
+    }
+
+    /// Keeps the lease; returns the reason once it is lost: another holds it, or it could not be renewed for the renew deadline.
+    pub(crate) async fn keep(&mut self) -> Lost {
+        let times = self.candidate.times();
+        let mut reason = Reason::StoodStill;
+        let mut next = time::Instant::now() + times.renew_interval;
+        loop {
+            time::sleep_until(next).await;
+            let (sent, started) = (BootTime::now(), time::Instant::now());
+            // Looked at before anything is sent: after a standstill there is nothing to renew.
+            let Some(age) = self.fence.age(sent).filter(|age| *age < times.renew_deadline) else {
+                return self.stale(sent, reason);
+            };
+            let rest = times.renew_deadline.saturating_sub(age);
+            match time::timeout(rest, self.candidate.try_once()).await {
+                Ok(Ok(Outcome::Held)) => {
+                    self.fence.confirm(sent);
+                    reason = Reason::StoodStill;
+                }
+                Ok(Ok(Outcome::HeldBy(holder))) => {
+                    self.fence.close();
+                    return Lost::Taken { lease: self.candidate.lease(), holder };
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!("the lease could not be renewed: {error}");
+                    reason = Reason::Failed(error);
+                }
+                Err(_) => reason = Reason::NoAnswer,
+            }
+            // From when the attempt began: one that took long is followed by another at once. No later than the deadline.
+            let end = BootTime::now();
+            let rest = times.renew_deadline.saturating_sub(self.fence.age(end).unwrap_or(times.renew_deadline));
+            next = (started + times.renew_interval).min(time::Instant::now() + rest);
+        }
+    }
+
+    fn stale(&self, now: BootTime, reason: Reason) -> Lost {
+        let deadline = self.candidate.times().renew_deadline;
+        Lost::Stale { lease: self.candidate.lease(), age: self.fence.age(now).unwrap_or(deadline), deadline, reason }
     }
 }

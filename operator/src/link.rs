@@ -15,7 +15,9 @@ use lcl_security::{Connector, Security};
 use tokio::{task::JoinHandle, time};
 use tonic::transport::{Channel, Endpoint};
 
-/// Time to connect, and for an answer to a request.
+use crate::{client::COMMAND_DEADLINE, fence::Refused};
+
+/// Time to connect, and for the beginning of the stream.
 const ANSWER: Duration = Duration::from_secs(5);
 /// After this long without a word the connection is asked whether it lives, and given as long to say so.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -73,24 +75,30 @@ impl CoordinatorLink {
     }
 
     /// Tells the coordinator the bounds of its world.
-    pub(crate) async fn set_world(&self, bounds: MemberBounds) -> Result<(), tonic::Status> {
-        self.ask(Command::Resize(World { min: bounds.min, desired: bounds.desired, max: bounds.max })).await
+    pub(crate) async fn set_world(
+        &self,
+        bounds: MemberBounds,
+        may_send: impl FnOnce() -> Result<(), Refused>,
+    ) -> Result<(), tonic::Status> {
+        self.ask(Command::Resize(World { min: bounds.min, desired: bounds.desired, max: bounds.max }), may_send).await
     }
 
     /// Asks the coordinator to let a worker's members leave.
-    pub(crate) async fn drain_worker(&self, worker: &str) -> Result<(), tonic::Status> {
-        self.ask(Command::DrainWorker(command_request::DrainWorker { worker: worker.to_owned() })).await
+    pub(crate) async fn drain_worker(&self, worker: &str, may_send: impl FnOnce() -> Result<(), Refused>) -> Result<(), tonic::Status> {
+        self.ask(Command::DrainWorker(command_request::DrainWorker { worker: worker.to_owned() }), may_send).await
     }
 
     /// Asks the coordinator to have all members write a checkpoint and end.
-    pub(crate) async fn stop_group(&self) -> Result<(), tonic::Status> {
-        self.ask(Command::Stop(command_request::Stop {})).await
+    pub(crate) async fn stop_group(&self, may_send: impl FnOnce() -> Result<(), Refused>) -> Result<(), tonic::Status> {
+        self.ask(Command::Stop(command_request::Stop {}), may_send).await
     }
 
-    /// Done when it was accepted; the status tells the rest.
-    async fn ask(&self, command: Command) -> Result<(), tonic::Status> {
+    /// Done when it was accepted; the status tells the rest. A command is a write: it is sent if `may_send` allows it, and its deadline is one
+    /// of those.
+    async fn ask(&self, command: Command, may_send: impl FnOnce() -> Result<(), Refused>) -> Result<(), tonic::Status> {
+        may_send().map_err(|refused| tonic::Status::failed_precondition(refused.to_string()))?;
         let mut request = tonic::Request::new(CommandRequest { epoch: self.epoch, command: Some(command) });
-        request.set_timeout(ANSWER);
+        request.set_timeout(COMMAND_DEADLINE);
         self.client.clone().command(request).await.map(drop)
     }
 }

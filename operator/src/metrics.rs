@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use crate::leader::LEASE;
 use lcl_crds::RestartsStatus;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -47,7 +46,7 @@ struct RequestLabel {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct LeaseLabel {
-    name: &'static str,
+    name: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -108,9 +107,9 @@ impl Metrics {
         Self { registry: Mutex::new(registry), ..metrics }
     }
 
-    /// Whether this process leads, which it does without an election, too.
-    pub(crate) fn set_leads(&self, leads: bool) {
-        self.leads.get_or_create(&LeaseLabel { name: LEASE }).set(leads.into());
+    /// Whether this process leads those that elect by this lease, which it does without an election, too.
+    pub(crate) fn set_leads(&self, lease: &str, leads: bool) {
+        self.leads.get_or_create(&LeaseLabel { name: lease.to_owned() }).set(leads.into());
     }
 
     /// Counts an answer of the API server; `code` is what stands for it when there was none, as client-go has it.
@@ -189,7 +188,7 @@ mod tests {
     fn names_are_those_of_controller_runtime() {
         let metrics = Metrics::new();
         metrics.observe_look(Duration::from_millis(3), false);
-        metrics.set_leads(true);
+        metrics.set_leads("lcl-operator", true);
         metrics.count_request("example:6443", "GET", Some(200));
         metrics.count_request("example:6443", "PATCH", None);
         let first = metrics.begin_look();

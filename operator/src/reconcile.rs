@@ -18,7 +18,7 @@ use kube::{
     core::DeserializeGuard,
     runtime::{
         controller::Action as Next,
-        events::{Event, EventType, Recorder},
+        events::{Event, EventType},
         reflector::ObjectRef,
     },
 };
@@ -42,6 +42,8 @@ use crate::{
     authority::{Authority, AuthorityError},
     cache::{JobKey, PodCache},
     children::{Applier, Child, ChildStores, Found},
+    events::EventQueue,
+    fence::Fences,
     link::CoordinatorLink,
     memory::{JobMemory, Memories},
     metrics::Metrics,
@@ -78,7 +80,8 @@ pub(crate) struct Context {
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
     pub(crate) wake: UnboundedSender<ObjectRef<StoredJob>>,
-    pub(crate) recorder: Recorder,
+    pub(crate) events: EventQueue,
+    pub(crate) fences: Fences,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -301,7 +304,7 @@ impl Look<'_> {
         self.memory.waiting_since = decision.waits.iter().map(since).collect();
         let status_wait = self.update_status(&status, &decision).await?;
         // Before the actions, one of which may fail: the status that they follow from is written.
-        self.tell(&decision.events).await;
+        self.tell(&decision.events);
         let resources = applied.as_ref().ok().and_then(Clone::clone);
         build.pins = decision.status.pinned.clone().unwrap_or(offer);
         build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
@@ -349,7 +352,7 @@ impl Look<'_> {
                 if new != *status {
                     self.write(&new).await?;
                 }
-                self.tell(event.as_slice()).await;
+                self.tell(event.as_slice());
                 Ok(None)
             }
         }
@@ -569,7 +572,7 @@ impl Look<'_> {
 
     async fn set_world(&self, bounds: MemberBounds) -> Result<(), ReconcileError> {
         let Some(link) = &self.memory.link else { return Ok(()) };
-        let answer = link.set_world(bounds).await;
+        let answer = link.set_world(bounds, || self.context.fences.check(&self.key.namespace)).await;
         answer.map_err(|source| ReconcileError::Coordinator { what: "setting the world's size".to_owned(), source: source.into() })?;
         tracing::info!(job = self.key.name, namespace = self.key.namespace, ?bounds, "told the coordinator the size");
         Ok(())
@@ -577,13 +580,13 @@ impl Look<'_> {
 
     async fn stop_group(&self) -> Result<(), ReconcileError> {
         let Some(link) = &self.memory.link else { return Ok(()) };
-        let answer = link.stop_group().await;
+        let answer = link.stop_group(|| self.context.fences.check(&self.key.namespace)).await;
         answer.map_err(|source| ReconcileError::Coordinator { what: "stopping the group".to_owned(), source: source.into() })
     }
 
     async fn drain_worker(&self, worker: &str) -> Result<(), ReconcileError> {
         let Some(link) = &self.memory.link else { return Ok(()) };
-        let answer = link.drain_worker(worker).await;
+        let answer = link.drain_worker(worker, || self.context.fences.check(&self.key.namespace)).await;
         answer.map_err(|source| ReconcileError::Coordinator { what: format!("draining {worker}"), source: source.into() })
     }
 
@@ -618,7 +621,7 @@ impl Look<'_> {
         }
     }
 
-    async fn tell(&self, events: &[JobEvent]) {
+    fn tell(&self, events: &[JobEvent]) {
         let reference = self.job.object_ref(&());
         for event in events {
             let publication = Event {
@@ -628,9 +631,7 @@ impl Look<'_> {
                 action: "Reconcile".to_owned(),
                 secondary: None,
             };
-            if let Err(error) = self.context.recorder.publish(&publication, &reference).await {
-                tracing::warn!(job = self.key.name, namespace = self.key.namespace, reason = event.reason, %error, "an Event could not be written");
-            }
+            self.context.events.tell(publication, reference.clone());
         }
     }
 }

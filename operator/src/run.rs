@@ -1,16 +1,17 @@
 //! The process as a whole.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
-use futures_util::future::try_join_all;
-use kube::runtime::{
-    events::{Recorder, Reporter},
-    reflector::Store,
+use futures_util::future::{join_all, try_join_all};
+use kube::{
+    Client,
+    runtime::{events::Reporter, reflector::Store},
 };
 use lcl_crds::JobState;
 use tokio::{net::TcpListener, sync::watch};
@@ -18,20 +19,29 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     FIELD_MANAGER,
     authority::Authority,
-    client,
+    claims::Claims,
+    client::Connections,
     controller::Scope,
+    events,
+    events::EventQueue,
+    fence::{ELECTION, Fences},
     http::{serve_health, serve_metrics},
-    leader::Candidate,
+    leader::Leader,
+    lease::{Candidate, identity, lease_name},
     metrics::Metrics,
+    readiness::{Present, Readiness},
     reconcile::{Images, StoredJob},
     settings::Settings,
 };
+
+/// Longest name of who reports an Event, in characters: the API server takes no more.
+const LONGEST_REPORTER: usize = 128;
 
 /// What the servers show.
 #[derive(Default)]
 struct Shown {
     jobs: Mutex<Vec<Store<StoredJob>>>,
-    is_ready: std::sync::atomic::AtomicBool,
+    readiness: Present,
 }
 
 impl Shown {
@@ -45,10 +55,6 @@ impl Shown {
         }
         counts
     }
-
-    fn is_ready(&self) -> bool {
-        self.is_ready.load(std::sync::atomic::Ordering::Relaxed)
-    }
 }
 
 /// Runs until `stop` resolves, or until nothing can go on.
@@ -58,10 +64,9 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let health = listen(settings.health_addr, "health").await?;
     let metrics_listener = listen(settings.metrics_addr, "metrics").await?;
     let (for_health, for_metrics) = (Arc::clone(&shown), Arc::clone(&shown));
-    metrics.set_leads(false);
     let servers = async {
         tokio::try_join!(
-            serve_health(health, Arc::new(move || for_health.is_ready())),
+            serve_health(health, Arc::new(move || for_health.readiness.get())),
             serve_metrics(metrics_listener, Arc::clone(&metrics), Arc::new(move || for_metrics.count_jobs())),
         )
         .context("serving health and metrics")
@@ -82,66 +87,155 @@ async fn listen(address: std::net::SocketAddr, what: &str) -> Result<TcpListener
 
 async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: impl Future<Output = ()>) -> Result<()> {
     let mut stop = std::pin::pin!(stop);
-    let client = tokio::select! {
-        client = client::connect(settings, Arc::clone(metrics)) => client?,
+    let connecting = async {
+        let connections = Connections::infer(Arc::clone(metrics)).await?;
+        let leases = connections.for_leases().await?;
+        anyhow::Ok((connections, leases))
+    };
+    let (connections, leases) = tokio::select! {
+        connected = connecting => connected?,
         () = &mut stop => return Ok(()),
     };
-    let identity = settings.pod_name.clone().unwrap_or_else(|| format!("{FIELD_MANAGER}-{}", std::process::id()));
-    let mut candidate = settings.leader_elect.then(|| Candidate::new(client.clone(), &settings.pod_namespace, identity.clone()));
-    if let Some(candidate) = &mut candidate {
-        // Waiting to lead is all that is asked of this process now.
-        shown.is_ready.store(true, std::sync::atomic::Ordering::Relaxed);
+    let namespaces: BTreeSet<String> = settings.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
+    let lease = lease_name(&namespaces);
+    let identity = identity(settings.pod_name.as_deref())?;
+    metrics.set_leads(&lease, false);
+    let mut election = if settings.leader_elect {
+        let place = settings.pod_namespace.as_deref().unwrap_or(connections.default_namespace());
+        Some(Election::new(&connections, Candidate::new(leases, place, &lease, &identity, ELECTION))?)
+    } else {
+        None
+    };
+    if let Some(election) = &mut election {
         tokio::select! {
-            () = candidate.lead() => {}
+            () = election.leader.lead(&shown.readiness) => {}
             () = &mut stop => return Ok(()),
         }
     }
-    metrics.set_leads(true);
-    let authority = Arc::new(Authority::open(client.clone(), &settings.pod_namespace, &settings.ca_secret).await?);
-    let (ending, is_ending) = watch::channel(false);
-    let namespaces: Vec<_> = match settings.watch_namespaces.iter().filter(|namespace| !namespace.is_empty()).collect::<Vec<_>>() {
-        all if all.is_empty() => vec![None],
-        named => named.into_iter().cloned().map(Some).collect(),
+    metrics.set_leads(&lease, true);
+    let fences = election.as_ref().map_or_else(Fences::default, |election| election.fences.clone());
+    let instance = identity.chars().take(LONGEST_REPORTER).collect();
+    let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(instance) };
+    let (events, writer) = events::start(connections.for_events(&fences)?, reporter);
+    let place = settings.pod_namespace.as_deref().unwrap_or(connections.default_namespace());
+    let authority = Authority::open(connections.for_namespace_leases(&fences)?, place, &settings.ca_secret).await?;
+    let jobs = Jobs {
+        authority: Arc::new(authority),
+        client: connections.for_work(settings, &fences)?,
+        namespaces,
+        events,
+        claims: election.as_ref().map(|election| election.claims.clone()),
+        fences,
+        settings,
+        metrics,
+        shown,
     };
-    let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity) };
-    let recorder = Recorder::new(client.clone(), reporter);
-    let scopes = try_join_all(namespaces.into_iter().map(|namespace| {
-        let images = Images {
-            coordinator: settings.coordinator_image.clone(),
-            trainer: settings.trainer_image.clone(),
-            pull_policy: settings.image_pull_policy.clone(),
-        };
-        let (client, recorder, metrics) = (client.clone(), recorder.clone(), Arc::clone(metrics));
-        let authority = Arc::clone(&authority);
-        Scope { client, namespace, images, authority, concurrency: settings.concurrency, recorder, metrics }.start(is_ending.clone())
-    }));
-    let resigns = candidate.clone();
     let lost = async {
-        match &mut candidate {
-            Some(candidate) => candidate.keep().await,
+        match &mut election {
+            Some(election) => election.leader.keep().await,
             None => std::future::pending().await,
         }
     };
-    let mut lost = std::pin::pin!(lost);
-    let scopes = tokio::select! {
-        scopes = scopes => scopes?,
-        error = &mut lost => return Err(error),
-        () = &mut stop => return Ok(()),
-    };
-    *shown.jobs.lock().unwrap_or_else(PoisonError::into_inner) = scopes.iter().map(|scope| scope.jobs.clone()).collect();
-    shown.is_ready.store(true, std::sync::atomic::Ordering::Relaxed);
-    let mut done = std::pin::pin!(try_join_all(scopes.into_iter().map(|scope| scope.done)));
+    // The lease is kept until the last look has ended.
     tokio::select! {
-        done = &mut done => return done.map(drop),
-        error = &mut lost => return Err(error),
-        () = &mut stop => {}
+        done = jobs.run(stop) => done?,
+        lost = lost => return Err(lost.into()),
     }
-    tracing::info!("stopping: finishing what is under way");
-    // The receivers are the scopes, which are still there.
-    ending.send_replace(true);
-    done.await?;
-    if let Some(candidate) = resigns {
-        candidate.resign().await?;
+    writer.finish().await;
+    if let Some(election) = election {
+        election.resign().await;
     }
     Ok(())
+}
+
+/// What an operator that takes part in an election has for it.
+struct Election {
+    leader: Leader,
+    /// The same lease, to give it back.
+    candidate: Candidate,
+    fences: Fences,
+    claims: Claims,
+}
+
+impl Election {
+    fn new(connections: &Connections, candidate: Candidate) -> Result<Self> {
+        let fence = candidate.fence();
+        let fences = Fences::new(fence.clone());
+        let claims = Claims::new(connections.for_namespace_leases(&fences)?, candidate.lease(), fences.clone());
+        Ok(Self { leader: Leader::new(candidate.clone(), fence), candidate, fences, claims })
+    }
+
+    /// Gives the lease back, after the last write.
+    async fn resign(self) {
+        if let Some(fence) = self.fences.process() {
+            fence.close();
+        }
+        if let Err(error) = self.candidate.resign().await {
+            tracing::warn!("the next leader has to wait until the lease has run out: {error}");
+        }
+    }
+}
+
+/// The jobs of all namespaces that are looked after.
+struct Jobs<'a> {
+    authority: Arc<Authority>,
+    client: Client,
+    namespaces: BTreeSet<String>,
+    events: EventQueue,
+    fences: Fences,
+    claims: Option<Claims>,
+    settings: &'a Settings,
+    metrics: &'a Arc<Metrics>,
+    shown: &'a Shown,
+}
+
+impl Jobs<'_> {
+    /// Runs them until it is asked to stop, and no look is under way.
+    async fn run(self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<()> {
+        self.shown.readiness.set(Readiness::Lists);
+        let (ending, is_ending) = watch::channel(false);
+        let scopes = async {
+            if let Some(claims) = &self.claims {
+                join_all(self.namespaces.iter().map(|namespace| claims.hold(namespace))).await;
+            }
+            let all = self.namespaces.is_empty().then_some(None);
+            let named = self.namespaces.iter().cloned().map(Some);
+            try_join_all(all.into_iter().chain(named).map(|namespace| self.scope(namespace).start(is_ending.clone()))).await
+        };
+        let scopes = tokio::select! {
+            scopes = scopes => scopes?,
+            () = &mut stop => return Ok(()),
+        };
+        *self.shown.jobs.lock().unwrap_or_else(PoisonError::into_inner) = scopes.iter().map(|scope| scope.jobs.clone()).collect();
+        self.shown.readiness.set(Readiness::Works);
+        let mut done = std::pin::pin!(try_join_all(scopes.into_iter().map(|scope| scope.done)));
+        tokio::select! {
+            done = &mut done => return done.map(drop),
+            () = &mut stop => {}
+        }
+        tracing::info!("stopping: finishing what is under way");
+        self.shown.readiness.set(Readiness::Ends);
+        // The receivers are the scopes, which are still there.
+        ending.send_replace(true);
+        done.await.map(drop)
+    }
+
+    fn scope(&self, namespace: Option<String>) -> Scope {
+        let images = Images {
+            coordinator: self.settings.coordinator_image.clone(),
+            trainer: self.settings.trainer_image.clone(),
+            pull_policy: self.settings.image_pull_policy.clone(),
+        };
+        Scope {
+            client: self.client.clone(),
+            namespace,
+            images,
+            authority: Arc::clone(&self.authority),
+            concurrency: self.settings.concurrency,
+            events: self.events.clone(),
+            fences: self.fences.clone(),
+            claims: self.claims.clone(),
+            metrics: Arc::clone(self.metrics),
+        }
+    }
 }

@@ -2,8 +2,12 @@
 
 mod support;
 
+#[path = "control_plane/election.rs"]
+mod election;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
+#[path = "control_plane/proxy.rs"]
+mod proxy;
 
 use std::{collections::BTreeMap, fs};
 
@@ -428,32 +432,4 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
         })?;
     }
     operator.terminate()
-}
-
-#[test]
-fn one_operator_leads_and_another_takes_over() -> Result<()> {
-    let installed = install()?;
-    let elect = ["--leader-elect"];
-    // The lease lies where the chart allows it.
-    let start = |name: &str| {
-        installed.start_operator(&[&elect[..], &[&format!("--pod-name={name}"), &format!("--pod-namespace={}", support::SYSTEM)]].concat())
-    };
-    let first = start("first")?;
-    wait_for("a leader", || {
-        ensure!(first.metric("leader_election_master_status{name=\"lcl-operator\"}")? > 0.0, "not yet");
-        Ok(())
-    })?;
-    let second = start("second")?;
-    installed.apply(&job("led", ""))?;
-    wait_for_pods(&installed, "led", 2)?;
-    ensure!(second.metric("leader_election_master_status{name=\"lcl-operator\"}")? < 1.0, "two lead");
-    // In order: the lease is given back, and nobody waits for its end.
-    first.terminate()?;
-    wait_for("the other to lead", || {
-        ensure!(second.metric("leader_election_master_status{name=\"lcl-operator\"}")? > 0.0, "not yet");
-        Ok(())
-    })?;
-    installed.kubectl(&["delete", "pod", "led-w-0", "--force", "--grace-period=0"])?;
-    wait_for_pods(&installed, "led", 2)?;
-    second.terminate()
 }

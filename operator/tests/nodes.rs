@@ -256,6 +256,35 @@ fn kubectl_apply_trains_a_model_that_survives_accidents() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_release_with_a_standby_rolls_out_and_the_new_pods_lead() -> Result<()> {
+    if !has_nodes()? {
+        return Ok(());
+    }
+    let images = ["pause", "lcl-operator"].map(image).into_iter().collect::<Result<_>>()?;
+    let wait = ["--wait", "--timeout", "2m"];
+    let installed = Installed::start(&ClusterOptions { nodes: 1, images }, &wait)?;
+    let holder = || -> Result<String> {
+        let lease = installed.get(&["lease", "lcl-operator", "--namespace", SYSTEM])?;
+        Ok(lease["spec"]["holderIdentity"].as_str().context("nobody leads")?.to_owned())
+    };
+    let before = wait_for("a leader", holder)?;
+    let chart = project().join("charts/lcl-operator").display().to_string();
+    let upgrade = ["upgrade", "lcl-operator", &chart, "--namespace", SYSTEM, "--set", "log.level=debug"];
+    installed.helm(&[&upgrade[..], &wait].concat())?;
+    let pods = installed.get(&["pods", "--namespace", SYSTEM, "--field-selector", "status.phase=Running"])?;
+    let pods: Vec<_> =
+        pods["items"].as_array().context("no list")?.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect();
+    assert_eq!(pods.len(), 2, "one leads, one stands by");
+    let after = wait_for("a leader among the new pods", || {
+        let holder = holder()?;
+        ensure!(pods.iter().any(|pod| holder.starts_with(&format!("{}_", name_of(pod)))), "{holder}");
+        Ok(holder)
+    })?;
+    assert_ne!(before, after);
+    Ok(())
+}
+
 /// Gives the ledger of a job that nothing has happened to.
 fn trains_and_exports(stage: &Stage) -> Result<Vec<Committed>> {
     let run = stage.apply("plain", 120)?;

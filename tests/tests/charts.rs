@@ -183,6 +183,48 @@ fn a_list_of_namespaces_gives_rights_there_and_none_in_the_cluster() -> Result<(
     Ok(())
 }
 
+/// The leases that the operator's own role names.
+fn lease_of(objects: &[Value]) -> Result<Value> {
+    let role = objects.iter().find(|object| object["metadata"]["name"] == "lcl-lcl-operator-leader-election").context("no role")?;
+    assert_eq!(role["metadata"]["namespace"], "lcl-system");
+    Ok(role["rules"][0]["resourceNames"].clone())
+}
+
+#[test]
+fn rights_to_leases_are_for_those_that_the_operator_uses_and_no_others() -> Result<()> {
+    assert_eq!(lease_of(&objects(OPERATOR, &[])?)?, json!(["lcl-operator"]));
+    // As the operator computes it, whatever the order: operator/src/lease.rs.
+    for namespaces in ["team-a,team-b", "team-b,team-a"] {
+        let objects = objects(OPERATOR, &["--set", &format!("watchNamespaces={{{namespaces}}}")])?;
+        assert_eq!(lease_of(&objects)?, json!(["lcl-operator-183efbe2b2"]));
+    }
+    let rules = |objects: &[Value]| -> Vec<Value> {
+        let all = objects.iter().filter_map(|object| object["rules"].as_array()).flatten();
+        all.filter(|rule| rule["resources"] == json!(["leases"])).cloned().collect()
+    };
+    let rights = rules(&objects(OPERATOR, &[])?);
+    assert_eq!(rights.len(), 4, "two for either lease: {rights:?}");
+    for rule in &rights {
+        // Creating cannot be limited by name, and nothing else is without one.
+        assert!(rule["resourceNames"].is_array() || rule["verbs"] == json!(["create"]), "{rule}");
+    }
+    let without = objects(OPERATOR, &["--set", "leaderElection.enabled=false", "--set", "replicas=1"])?;
+    assert_eq!(rules(&without), Vec::<Value>::new());
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_stands_by_is_ready_for_its_deployment_and_without_an_election_there_are_never_two() -> Result<()> {
+    let elected = objects(OPERATOR, &[])?;
+    let deployment = find(&elected, "Deployment")?;
+    let probe = &deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"];
+    assert_eq!(probe, "/readyz?exclude=leader-election");
+    assert!(deployment["spec"]["strategy"].is_null(), "{deployment}");
+    let single = objects(OPERATOR, &["--set", "leaderElection.enabled=false", "--set", "replicas=1"])?;
+    assert_eq!(find(&single, "Deployment")?["spec"]["strategy"], json!({ "type": "Recreate" }));
+    Ok(())
+}
+
 #[test]
 fn values_that_make_no_sense_are_refused_by_name() -> Result<()> {
     let refused = [

@@ -35,6 +35,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/*
+The lease by which a leader is elected: of all that look after the same namespaces. The operator computes the same name (src/lease.rs).
+*/}}
+{{- define "lcl-operator.lease" -}}
+lcl-operator
+{{- with .Values.watchNamespaces }}-{{ . | uniq | sortAlpha | join "," | sha256sum | trunc 10 }}{{ end }}
+{{- end }}
+
 {{/* An image's reference. Takes a dict: root, image; registry and tag have defaults. */}}
 {{- define "lcl-operator.image" -}}
 {{- $registry := default .root.Values.image.registry .image.registry }}

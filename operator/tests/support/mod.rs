@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lcl_cluster::{Cluster, ClusterOptions};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
@@ -80,7 +81,7 @@ impl Installed {
     pub(crate) fn start(options: &ClusterOptions, values: &[&str]) -> Result<Self> {
         let cluster = Cluster::start(&program("lcl-cluster")?, options)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let client = runtime.block_on(administrator(&cluster))?;
+        let client = runtime.block_on(connect(&cluster.ready().kubeconfig))?;
         let installed = Self { cluster, client, runtime };
         let charts = project().join("charts");
         installed.helm(&[
@@ -167,23 +168,28 @@ impl Installed {
 
     /// What the operator has written so far, from the API server's audit log: `verb resource name`. Without its lease.
     pub(crate) fn operators_writes(&self) -> Result<Vec<String>> {
-        let text = fs::read_to_string(self.cluster.ready().folder.join("audit.log"))?;
-        // The last line may be half written.
-        let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let ours = entries.filter(|entry| entry["user"]["username"] == format!("system:serviceaccount:{SYSTEM}:lcl-operator"));
         let part = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let told = ours.filter(|entry| entry["objectRef"]["resource"] != "leases").map(|entry| {
+        let told = self.writes_of("lcl-operator")?.into_iter().map(|entry| {
             format!("{} {} {}", part(&entry["verb"]), part(&entry["objectRef"]["resource"]), part(&entry["objectRef"]["name"]))
         });
         Ok(told.collect())
     }
 
-    /// A kubeconfig with the rights of the chart's service account and no other.
-    pub(crate) fn operators_kubeconfig(&self) -> Result<PathBuf> {
+    /// Lines of the audit log about writes of the operators of this account, without leases.
+    pub(crate) fn writes_of(&self, account: &str) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.cluster.ready().folder.join("audit.log"))?;
+        // The last line may be half written.
+        let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let user = format!("system:serviceaccount:{SYSTEM}:{account}");
+        Ok(entries.filter(|entry| entry["user"]["username"] == user && entry["objectRef"]["resource"] != "leases").collect())
+    }
+
+    /// A kubeconfig with the rights of a chart's service account and no other.
+    pub(crate) fn kubeconfig_of(&self, account: &str) -> Result<PathBuf> {
         let ready = self.cluster.ready();
-        let token = self.kubectl(&["create", "token", "lcl-operator", "--namespace", SYSTEM])?;
+        let token = self.kubectl(&["create", "token", account, "--namespace", SYSTEM])?;
         let server = self.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
-        let path = ready.folder.join("operator.kubeconfig");
+        let path = ready.folder.join(format!("{account}.kubeconfig"));
         let config = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "operator",
             "clusters": [{ "name": "test", "cluster": { "server": server, "certificate-authority": ready.folder.join("ca.crt") } }],
@@ -196,7 +202,12 @@ impl Installed {
 
     /// Starts the operator as a process.
     pub(crate) fn start_operator(&self, arguments: &[&str]) -> Result<Operator> {
-        Operator::start(self, arguments)
+        self.start_operator_with(&self.kubeconfig_of("lcl-operator")?, arguments)
+    }
+
+    /// The same with another kubeconfig.
+    pub(crate) fn start_operator_with(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Operator> {
+        Operator::start(&self.cluster.ready().folder, kubeconfig, arguments)
     }
 }
 
@@ -205,8 +216,9 @@ pub(crate) fn objects(what: &str) -> String {
     format!("/api/v1/namespaces/default/{what}")
 }
 
-async fn administrator(cluster: &Cluster) -> Result<kube::Client> {
-    let config = kube::config::Kubeconfig::read_from(&cluster.ready().kubeconfig)?;
+/// A client with the rights of a kubeconfig, which lives in the present runtime.
+pub(crate) async fn connect(kubeconfig: &Path) -> Result<kube::Client> {
+    let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
     Ok(kube::Client::try_from(kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await?)?)
 }
 
@@ -240,11 +252,10 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    fn start(installed: &Installed, arguments: &[&str]) -> Result<Self> {
-        let folder = &installed.cluster.ready().folder;
+    fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
         let log = folder.join(format!("operator-{}.log", fs::read_dir(folder)?.count()));
         let child = Command::new(OPERATOR)
-            .env("KUBECONFIG", installed.operators_kubeconfig()?)
+            .env("KUBECONFIG", kubeconfig)
             .args(["--coordinator-image=coordinator", "--trainer-image=trainer"].iter().filter(|own| {
                 let name = own.split_once('=').map_or("", |(name, _)| name);
                 !arguments.iter().any(|given| given.starts_with(name))
@@ -265,7 +276,8 @@ impl Operator {
             })?;
             if what == "health" { operator.health = address } else { operator.metrics = address }
         }
-        wait_for("a ready operator", || get(&operator.health, "/readyz"))?;
+        // One that stands by has started, too.
+        wait_for("an operator that works or stands by", || get(&operator.health, "/readyz?exclude=leader-election"))?;
         Ok(operator)
     }
 
@@ -288,10 +300,23 @@ impl Operator {
         Ok(())
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Waits until it has ended by itself; what it complained about last, if it complained.
+    pub(crate) fn wait_for_failure(mut self) -> Result<String> {
+        let status = wait_for("the end of the operator", || self.child.try_wait()?.context("it runs"))?;
+        ensure!(!status.success(), "the operator ended with success");
+        let lines = self.log_lines()?;
+        let error = lines.iter().rfind(|line| line["level"] == "ERROR").context("it says nothing")?;
+        Ok(error["fields"]["message"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Asks it to end, and expects that it does so with success.
     pub(crate) fn terminate(mut self) -> Result<()> {
-        let process = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         let status = self.child.wait()?;
         ensure!(status.success(), "the operator ended with {status}: {}", fs::read_to_string(&self.log)?);
         Ok(())
