@@ -131,13 +131,16 @@ impl Loader {
         let mut loader = Self { queue, threads: Vec::with_capacity(config.threads), told: Stages::default() };
         for number in 0..config.threads {
             let (queue, preparer) = (Arc::clone(&loader.queue), Arc::clone(&preparer));
-            let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue.heard_in(|| queue::work(&queue, &preparer)));
+            let thread =
+                std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue.heard_in(|| queue::work(&queue, &preparer)));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         let fetched = Arc::new(ahead::Ahead::default());
         for number in config.threads..config.threads + ahead {
             let (queue, preparer, fetched) = (Arc::clone(&loader.queue), Arc::clone(&preparer), Arc::clone(&fetched));
-            let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue.heard_in(|| fetched.work(&queue, &preparer)));
+            let thread = std::thread::Builder::new()
+                .name(format!("data-{number}"))
+                .spawn(move || queue.heard_in(|| fetched.work(&queue, &preparer)));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         Ok(loader)

@@ -351,11 +351,10 @@ mod tests {
         for head in ["", begun_body] {
             let uri = format!("{}/a.tar", serve_silence(head)?);
             let object = Object { uri: uri.clone(), size: 10, e_tag: None, modified: 1_748_736_000 };
-            let calls: [&dyn Fn() -> io::Result<()>; 3] = [
-                &|| objects.get(&object, 0..10).map(drop),
-                &|| objects.stream(&object, 0)?.try_for_each(|piece| piece.map(drop)),
-                &|| if head.is_empty() { objects.head(&uri).map(drop) } else { Err(stopped(&uri)) },
-            ];
+            let calls: [&dyn Fn() -> io::Result<()>; 3] =
+                [&|| objects.get(&object, 0..10).map(drop), &|| objects.stream(&object, 0)?.try_for_each(|piece| piece.map(drop)), &|| {
+                    if head.is_empty() { objects.head(&uri).map(drop) } else { Err(stopped(&uri)) }
+                }];
             for call in calls {
                 // Asked for while it waits: the second look is after one wait.
                 let looks = AtomicU64::new(0);

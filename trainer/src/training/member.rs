@@ -46,7 +46,7 @@ use self::{
 use super::{
     TrainError, TrainOptions, bad_data,
     describe::share_wait,
-    nothing_trained,
+    nothing_trained, open_data,
     prepare::{Found, Progress, Restorer, restore},
     saver::{FinalSaveError, Saver},
     share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
@@ -67,6 +67,9 @@ const FORM_TIMEOUT: Duration = Duration::from_secs(30);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(150);
 /// How often a waiting member looks whether it was asked to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// For how long a member that was asked to stop waits for its batch: one that comes late still makes the step, after which it leaves in order. With
+/// what ends the requests it leaves within a second.
+const BATCH_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Beside the flags of a step: this member still writes a checkpoint.
 const BUSY: i64 = 1 << 32;
@@ -181,7 +184,11 @@ struct MemberRun<'a> {
 /// Trains as one member until the job ends or this member has to leave.
 pub fn train_as_member(config: TrainerConfig, options: TrainOptions, member: MemberOptions) -> Result<ExitCode, TrainError> {
     // Everything that belongs to libtorch is made and dropped on this thread.
-    let work = move || MemberRun::prepare(config, &options, member)?.run();
+    let work = move || match MemberRun::prepare(config, &options, member) {
+        // The coordinator has not heard of this member yet.
+        Err(TrainError::StoppedBefore) => Ok(ExitCode::Preempted),
+        prepared => prepared?.run(),
+    };
     let thread = thread::Builder::new().name("training".to_owned()).spawn(work).map_err(|source| TrainError::Thread { source })?;
     thread.join().unwrap_or(Err(TrainError::Panicked))
 }
@@ -196,7 +203,7 @@ impl<'a> MemberRun<'a> {
         let store = CheckpointStore::open(&config.checkpoint.uri, StoreOptions::default())?;
         // A volume that can never hold a checkpoint is refused before anything is trained for it.
         store.probe()?;
-        let dataset = Arc::new(Dataset::open(&config.data)?);
+        let dataset = open_data(&config.data, &options.stop)?;
         let order = dataset.order(config.optimization.seed, config.optimization.global_batch_size);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
@@ -498,6 +505,21 @@ impl<'a> MemberRun<'a> {
         }
     }
 
+    /// Waits for the next batch; false when a stop was asked for and it does not come. The wait for a store that hangs may be long, and nobody leaves
+    /// in the middle of a step: so this one does not happen, and the others do it in a group without this member.
+    fn wait_for_batch(&mut self) -> Result<bool, TrainError> {
+        let mut asked = None;
+        loop {
+            if self.joined.as_ref().and_then(|joined| joined.loader.as_ref()).is_none_or(|loader| loader.wait(PATIENCE)) {
+                return Ok(true);
+            }
+            self.ask_to_leave_when_stopped()?;
+            if self.is_draining && asked.get_or_insert_with(Instant::now).elapsed() > BATCH_PATIENCE {
+                return Ok(false);
+            }
+        }
+    }
+
     /// One step over this member's slots. The update is applied only when every exchange went well.
     /// What the members agreed on, and whether any of them was still writing a checkpoint.
     fn step(&mut self, step: u64) -> Result<(Flags, bool), StepError> {
@@ -505,6 +527,10 @@ impl<'a> MemberRun<'a> {
         let (asked, before) = (Instant::now(), Usage::now());
         fail_point::stand(joined.rank, joined.world, step);
         fail_point::reach(Place::Data);
+        if !self.wait_for_batch()? {
+            return Err(StepError::Group("it was asked to leave, and the data of its step do not come".to_owned()));
+        }
+        let Some(joined) = self.joined.as_mut() else { return Err(StepError::Group("the group is gone".to_owned())) };
         joined.loads = step + 1;
         let batch = match joined.loader.as_mut() {
             Some(loader) => loader.next().ok_or(TrainError::DataEnded { step })?.map_err(TrainError::from)?,

@@ -179,9 +179,7 @@ pub(crate) fn over_all<I: Sync, T: Send, E: Send>(
     let results = Mutex::new(Vec::with_capacity(items.len()));
     let stop = Stop::of_thread();
     let work = || {
-        while let Some((number, item)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?)))
-        {
+        while let Some((number, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?))) {
             let result = operation(item);
             results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
         }
