@@ -179,6 +179,10 @@ struct MemberRun<'a> {
     tally: Tally,
     activity: Arc<ActivityCell>,
     is_draining: bool,
+    /// Steps that were left because their data did not come after a stop was asked for.
+    left_steps: u32,
+    /// Leaves without the coordinator's word.
+    is_leaving: bool,
 }
 
 /// Trains as one member until the job ends or this member has to leave.
@@ -257,6 +261,8 @@ impl<'a> MemberRun<'a> {
             tally: Tally::default(),
             activity,
             is_draining: false,
+            left_steps: 0,
+            is_leaving: false,
         })
     }
 
@@ -272,6 +278,9 @@ impl<'a> MemberRun<'a> {
             let Some(command) = self.commands.next(PATIENCE) else { continue };
             if let Some(code) = self.obey(command)? {
                 return Ok(code);
+            }
+            if self.is_leaving {
+                return self.exit(ProtocolEnd::Drained);
             }
         }
     }
@@ -463,6 +472,13 @@ impl<'a> MemberRun<'a> {
             let (agreed, is_busy) = match self.step(step) {
                 Ok(agreed) => agreed,
                 Err(StepError::Group(reason)) => return self.close(generation, Some(reason)),
+                Err(StepError::NoData) => {
+                    // Others do the step in a group without this member. A coordinator that puts it into one again waits for a step of this
+                    // member, which alone has the state: what it holds is saved instead.
+                    self.left_steps += 1;
+                    self.is_leaving = world == 1 || self.left_steps > 1;
+                    return self.close(generation, Some("it was asked to leave, and the data of its step do not come".to_owned()));
+                }
                 Err(StepError::Fatal(error)) => return Err(error),
             };
             self.save_when_due(generation, is_busy)?;
@@ -528,7 +544,7 @@ impl<'a> MemberRun<'a> {
         fail_point::stand(joined.rank, joined.world, step);
         fail_point::reach(Place::Data);
         if !self.wait_for_batch()? {
-            return Err(StepError::Group("it was asked to leave, and the data of its step do not come".to_owned()));
+            return Err(StepError::NoData);
         }
         let Some(joined) = self.joined.as_mut() else { return Err(StepError::Group("the group is gone".to_owned())) };
         joined.loads = step + 1;
@@ -615,6 +631,8 @@ impl<'a> MemberRun<'a> {
 enum StepError {
     /// The group failed: the next generation does the step again.
     Group(String),
+    /// The data did not come, and a stop was asked for.
+    NoData,
     /// This process cannot go on.
     Fatal(TrainError),
 }

@@ -1,6 +1,6 @@
 //! Inverse cosine transforms of 8 x 8 coefficients to 8 x 8, 4 x 4, 2 x 2 or 1 x 1 samples.
 //!
-//! Comes in: coefficients after quantization. Goes out: samples in their plane. The arithmetic is that of libjpeg's accurate integer transform
+//! Comes in: coefficients, and what they are multiplied with. Goes out: samples in their plane. The arithmetic is that of libjpeg's accurate integer transform
 //! (`jidctint.c` after Loeffler, Ligtenberg and Moschytz 1989, and `jidctred.c`) to the last bit, in 16 and 32 bits as its assembly has it:
 //! pairs of 16-bit values times constants of 13 bits behind the point, columns first, 2 bits behind the point between the passes.
 
