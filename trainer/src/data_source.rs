@@ -141,7 +141,7 @@ mod tests {
     fn images(arguments: &str) -> Result<Mmc4Images, String> {
         let line = format!("lcl-trainer data check a.jsonl --source mmc4 {arguments}");
         let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
-        let Command::Data { command: DataCommand::Check(check) } = cli.command else { return Err("another command".to_owned()) };
+        let Command::Data(DataCommand::Check(check)) = cli.command else { return Err("another command".to_owned()) };
         match source_of(&check.data).map_err(|error| error.to_string())? {
             DataSource::Mmc4 { mmc4 } => Ok(mmc4.images),
             other => Err(format!("{other:?}")),
