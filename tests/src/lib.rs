@@ -9,6 +9,7 @@ pub mod coordinator;
 pub mod data;
 pub mod fault_proxy;
 pub mod gcs;
+pub mod hanging_store;
 mod http_server;
 pub mod process;
 pub mod run;

@@ -131,12 +131,9 @@ pub struct Summary {
 #[must_use]
 pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
     let mut all = Findings::none(keys);
-    let mut wrong = String::new();
+    reports.iter().for_each(|report| all.add(&report.findings));
+    let mut wrong = warning_of_empty(reports, &all);
     for IndexReport { shard, findings, .. } in reports {
-        all.add(findings);
-        if findings.usable == 0 {
-            let _ = writeln!(wrong, "warning: {}", NoPair::of([(shard.as_path(), findings)], ListOrigin::Arguments));
-        }
         let shard = shard.display();
         for reason in findings.reasons().iter().filter(|_| findings.usable > 0) {
             let _ = writeln!(wrong, "warning: {shard}: {reason}");
@@ -164,6 +161,29 @@ pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
         all.extensions_listed(),
     );
     Summary { text, doubled }
+}
+
+/// Which shards have no usable sample: what all of them have in common is said once. A filter may well leave out all of a shard, of which there are
+/// thousands.
+fn warning_of_empty(reports: &[IndexReport], all: &Findings) -> String {
+    let found = |report: &IndexReport| NoPair::of([(report.shard.as_path(), &report.findings)], ListOrigin::Arguments);
+    if all.usable == 0 && !reports.is_empty() {
+        let shards = reports.iter().map(|report| (report.shard.as_path(), &report.findings));
+        return format!("warning: {}\n", NoPair::of(shards, ListOrigin::Arguments));
+    }
+    let empty = reports.iter().filter(|report| report.findings.usable == 0);
+    let (filtered, others): (Vec<_>, Vec<_>) =
+        empty.partition(|report| report.findings.samples == 0 && report.findings.filtered_count() > 0);
+    let mut text: String = others.into_iter().map(|report| format!("warning: {}\n", found(report))).collect();
+    if let [first, rest @ ..] = filtered.as_slice() {
+        let _ = match rest.len() {
+            0 => writeln!(text, "warning: {}", found(first)),
+            _ => {
+                writeln!(text, "warning: the filter leaves no sample of {} shards; of the first, {}", filtered.len(), found(first))
+            }
+        };
+    }
+    text
 }
 
 /// Reads a JSON string a line and writes its ids, without special tokens, as a JSON list a line.
@@ -242,6 +262,8 @@ fn runs<'a>(tokens: &[i64], names: &'a [String]) -> Vec<(usize, usize, i64, &'a 
 
 #[cfg(test)]
 mod tests {
+    use lcl_data::shard::ShardWriter;
+
     use super::*;
 
     #[test]
@@ -257,6 +279,38 @@ mod tests {
             let error = tokenize(input.as_bytes(), Vec::new()).unwrap_err();
             assert!(matches!(error, DataCommandError::Line { line, .. } if line == expected), "{input:?}: {error}");
         }
+    }
+
+    /// Shards of one sample each with this similarity, indexed with a filter.
+    fn filtered(similarities: &[f64], filter: &str) -> Summary {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = SampleKeys { filter: Some(filter.to_owned()), ..SampleKeys::default() };
+        let shards: Vec<PathBuf> = (0..similarities.len()).map(|number| folder.path().join(format!("{number}.tar"))).collect();
+        for (shard, similarity) in shards.iter().zip(similarities) {
+            let mut writer = ShardWriter::create(shard).unwrap();
+            let json = format!("{{\"similarity\": {similarity}}}");
+            for (ending, contents) in [("jpg", "x"), ("json", &json), ("txt", "a")] {
+                writer.append_member("0", ending, contents.as_bytes()).unwrap();
+            }
+            writer.finish().unwrap();
+        }
+        summarize(&index_shards(&shards, None, &keys, NonZero::<usize>::MIN).unwrap(), &keys)
+    }
+
+    #[test]
+    fn a_filter_that_leaves_nothing_is_said_once_and_not_of_every_shard() {
+        let check = |similarities: &[f64], warnings: &[&str]| {
+            let text = filtered(similarities, "similarity > 0.5").text;
+            let found: Vec<&str> = text.lines().filter(|line| line.starts_with("warning")).collect();
+            assert_eq!(found.len(), warnings.len(), "{text}");
+            for (line, part) in found.iter().zip(warnings) {
+                assert!(line.contains(part), "{text}");
+            }
+        };
+        check(&[0.1, 0.2, 0.3], &["none of the 3 samples in"]);
+        check(&[0.1, 0.2, 0.9], &["no sample of 2 shards"]);
+        check(&[0.9, 0.1], &["none of the 1 samples in"]);
+        check(&[0.9, 0.6], &[]);
     }
 
     #[test]

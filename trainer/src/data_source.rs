@@ -92,13 +92,7 @@ fn source_of(arguments: &DataArgs) -> Result<DataSource, SourceError> {
         }
         SourceArg::Documents => DataSource::Documents { documents: DocumentsConfig { shards: shards.clone(), max_images } },
         SourceArg::Mmc4 => {
-            let rule = "must name the one folder of the images of MMC4";
-            let [folder] = images.as_slice() else { return Err(SourceError::Option { option: "--images", rule }) };
-            let folder = absolute(folder);
-            let images = match images_layout.unwrap_or(ImagesLayout::Flat) {
-                ImagesLayout::Flat => Mmc4Images::Flat { folder },
-                ImagesLayout::ByShard => Mmc4Images::ByShard { folder },
-            };
+            let images = images_of_mmc4(images, *images_layout)?;
             let min_similarity = min_similarity.unwrap_or(0.24);
             DataSource::Mmc4 { mmc4: Mmc4Config { shards: shards.clone(), images, min_similarity, max_images } }
         }
@@ -109,6 +103,72 @@ fn source_of(arguments: &DataArgs) -> Result<DataSource, SourceError> {
     })
 }
 
+/// A folder, or tar shards where img2dataset has fetched them. What is a folder or ends like one is one.
+fn images_of_mmc4(images: &[String], layout: Option<ImagesLayout>) -> Result<Mmc4Images, SourceError> {
+    let refused = |option, rule| Err(SourceError::Option { option, rule });
+    let are_shards = match images {
+        [] => return refused("--images", "must name the folder of the images of MMC4, or the tar shards that hold them"),
+        [one] => !Path::new(one).is_dir() && (one.contains("://") || [".tar", ".txt"].iter().any(|ending| one.ends_with(ending))),
+        _ => true,
+    };
+    match (images, layout) {
+        (_, Some(_)) if are_shards => {
+            refused("--images-layout", "is for images in a folder: in tar shards they are found by their addresses")
+        }
+        ([folder], layout) if !are_shards => {
+            let folder = absolute(folder);
+            Ok(match layout.unwrap_or(ImagesLayout::Flat) {
+                ImagesLayout::Flat => Mmc4Images::Flat { folder },
+                ImagesLayout::ByShard => Mmc4Images::ByShard { folder },
+            })
+        }
+        _ => Ok(Mmc4Images::Store { shards: images.to_vec() }),
+    }
+}
+
 fn absolute(folder: &str) -> String {
     std::path::absolute(folder).unwrap_or_else(|_| PathBuf::from(Path::new(folder))).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command, DataCommand};
+
+    /// Where the images are that these arguments name.
+    fn images(arguments: &str) -> Result<Mmc4Images, String> {
+        let line = format!("lcl-trainer data check a.jsonl --source mmc4 {arguments}");
+        let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
+        let Command::Data(DataCommand::Check(check)) = cli.command else { return Err("another command".to_owned()) };
+        match source_of(&check.data).map_err(|error| error.to_string())? {
+            DataSource::Mmc4 { mmc4 } => Ok(mmc4.images),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn images_of_mmc4_lie_in_a_folder_or_in_tar_shards_of_one_pattern_or_several() {
+        let store = |shards: &[&str]| Ok(Mmc4Images::Store { shards: shards.iter().map(|shard| (*shard).to_owned()).collect() });
+        assert_eq!(images("--images /i"), Ok(Mmc4Images::Flat { folder: "/i".to_owned() }));
+        assert_eq!(images("--images /i --images-layout by-shard"), Ok(Mmc4Images::ByShard { folder: "/i".to_owned() }));
+        assert_eq!(images("--images /i/*.tar"), store(&["/i/*.tar"]));
+        assert_eq!(images("--images i/{00..07}.tar --images j.txt"), store(&["i/{00..07}.tar", "j.txt"]));
+        assert_eq!(images("--images s3://bucket/i/*.tar"), store(&["s3://bucket/i/*.tar"]));
+        for (arguments, part) in
+            [("", "--images must name the folder"), ("--images /i/*.tar --images-layout flat", "--images-layout is for images in a folder")]
+        {
+            let error = images(arguments).expect_err(arguments);
+            assert!(error.contains(part), "{arguments}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_called_like_a_shard_is_a_folder() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("images.tar");
+        std::fs::create_dir(&path).expect("a folder");
+        assert_eq!(images(&format!("--images {}", path.display())), Ok(Mmc4Images::Flat { folder: path.display().to_string() }));
+    }
 }

@@ -42,6 +42,12 @@ impl StopRequest {
         self.asked.load(Ordering::Relaxed)
     }
 
+    /// Does `work` in this thread; what it waits for of object stores ends when a stop is asked for.
+    pub fn heard_in<T>(&self, work: impl FnOnce() -> T) -> T {
+        let request = self.clone();
+        lcl_data::Stop::new(move || request.is_asked()).heard_in(work)
+    }
+
     /// Asks for a stop.
     pub fn ask(&self) {
         self.asked.store(true, Ordering::Relaxed);

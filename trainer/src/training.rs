@@ -1,16 +1,16 @@
 //! `lcl-trainer train`: from a configuration to the last checkpoint.
 //!
 //! Comes in: a validated [`TrainerConfig`] and how to begin. Goes out: checkpoints, `metrics.jsonl`, event files, and an [`ExitCode`] that
-//! says why it ended. The steps run on a thread of their own; signals only set a flag that is read between two steps.
+//! says why it ended. The steps run on a thread of their own; signals only set a flag that is read between two steps and while data are waited for.
 
-use std::{collections::BTreeMap, io, thread};
+use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
 
 use indicatif::MultiProgress;
 use lcl_checkpoint::{RestoreError, StoreError};
-use lcl_data::{DatasetError, LoaderError};
+use lcl_data::{Dataset, DatasetError, LoaderError};
 use lcl_protocol::Refusal;
 use lcl_torch::{DeviceError, LearnerError};
-use lcl_trainer_config::{ExitCode, TrainerConfig};
+use lcl_trainer_config::{DataConfig, ExitCode, TrainerConfig};
 
 use crate::{
     display::Output,
@@ -108,6 +108,9 @@ pub enum TrainError {
     /// The data set cannot be opened.
     #[error("opening the data set")]
     Dataset(#[from] DatasetError),
+    /// It was asked to stop before the data set was open; the callers of this module do not meet it.
+    #[error("a stop was asked for before the first step")]
+    StoppedBefore,
     /// A batch cannot be read.
     #[error("reading a batch")]
     Loader(#[from] LoaderError),
@@ -235,6 +238,20 @@ fn nothing_trained(steps: u64, rows: u64, causes: &BTreeMap<String, u64>) -> Tra
     TrainError::NothingTrained { steps, why }
 }
 
+/// Opens the data set. Its indexes may have to be made, for which a store is asked much: a stop ends that.
+fn open_data(config: &DataConfig, stop: &StopRequest) -> Result<Arc<Dataset>, TrainError> {
+    match stop.heard_in(|| Dataset::open(config)) {
+        Err(error) if stop.is_asked() => {
+            tracing::info!(%error, "leaving before the first step");
+            Err(TrainError::StoppedBefore)
+        }
+        opened => Ok(Arc::new(opened?)),
+    }
+}
+
+/// How often whoever waits for a batch looks whether it was asked to stop: well below a second.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
 /// The error of a run too many of whose last records could not be used.
 fn bad_data(found: Option<bad_records::TooManyBad>) -> TrainError {
     let bad_records::TooManyBad { bad, of, causes } = found.unwrap_or_default();
@@ -245,8 +262,10 @@ fn bad_data(found: Option<bad_records::TooManyBad>) -> TrainError {
 pub fn train(config: TrainerConfig, options: TrainOptions) -> Result<ExitCode, TrainError> {
     // Everything that belongs to libtorch is made and dropped on this thread.
     let work = move || -> Result<ExitCode, TrainError> {
-        let prepared = prepare::prepare(config, &options)?;
-        step_loop::StepLoop::new(prepared, &options)?.run()
+        match prepare::prepare(config, &options) {
+            Err(TrainError::StoppedBefore) => Ok(ExitCode::Preempted),
+            prepared => step_loop::StepLoop::new(prepared?, &options)?.run(),
+        }
     };
     let thread = thread::Builder::new().name("training".to_owned()).spawn(work).map_err(|source| TrainError::Thread { source })?;
     thread.join().unwrap_or(Err(TrainError::Panicked))

@@ -1,11 +1,16 @@
 //! Several members train one job: real processes, the coordinator's real server, real collectives.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use lcl_coordinator::{Security, serve};
 use lcl_protocol::{CoordinatorSettings, World};
 use lcl_tests::{
+    hanging_store::{HangingStore, Hangs},
     process::{self, Running, await_condition},
     run::{Run, Workbench},
 };
@@ -108,6 +113,24 @@ fn a_member_asked_to_end_leaves_between_two_steps_and_the_others_finish() -> Res
     leaves.wait()?.expect_code(ExitCode::Preempted.code())?;
     stays.wait()?.expect_code(0)?;
     run.expect_same_work(&alone)
+}
+
+/// Nobody leaves in the middle of a step, and its data would not come for more than a minute.
+#[test]
+fn a_member_asked_to_end_while_its_store_hangs_leaves_with_a_checkpoint() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let store = HangingStore::start(&workbench.shard(), Hangs::AtParts)?;
+    let mut run = workbench.begin("hangs")?;
+    run.config.data = store.data(&run.config.data, &workbench.path("store"));
+    let coordinator = Coordinator::start(1, 1, 1)?;
+    let member = coordinator.member(&run, "a")?;
+    await_condition("a request that hangs", || Ok(store.hangs().then_some(())))?;
+    let asked = Instant::now();
+    member.signal(Signal::TERM)?;
+    member.wait()?.expect_code(ExitCode::Preempted.code())?;
+    ensure!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    ensure!(run.steps()?.is_empty() && run.newest_checkpoint()?.step == 0);
+    Ok(())
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lcl_tests::{
+    hanging_store::{HangingStore, Hangs},
     process::{self, Finished, Running, await_condition},
     run::{Run, Workbench},
 };
@@ -182,6 +183,26 @@ fn a_request_to_stop_ends_with_a_checkpoint_and_the_preempted_code() -> Result<(
         ensure!(run.events()?.last().context("no record")?["reason"] == "preempted");
         ensure!(run.complete(&["--resume"])? == hash);
         ensure!(run.ledger()? == ledger);
+    }
+    Ok(())
+}
+
+/// A store that hangs would hold the process for more than a minute.
+#[test]
+fn a_request_to_stop_is_heard_while_a_store_hangs() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    for hangs_at in [Hangs::AtOnce, Hangs::AtParts] {
+        let store = HangingStore::start(&workbench.shard(), hangs_at)?;
+        let mut run = workbench.begin(&format!("{hangs_at:?}"))?;
+        run.config.data = store.data(&run.config.data, &workbench.path("store"));
+        let running = run.start(&[])?;
+        await_condition("a request that hangs", || Ok(store.hangs().then_some(())))?;
+        let asked = Instant::now();
+        running.signal(Signal::TERM)?;
+        running.wait()?.expect_code(PREEMPTED)?;
+        // It has a checkpoint to write, on a machine with other work.
+        ensure!(asked.elapsed() < Duration::from_secs(15), "{hangs_at:?}: {:?}", asked.elapsed());
+        ensure!(run.steps()?.is_empty(), "{hangs_at:?}");
     }
     Ok(())
 }

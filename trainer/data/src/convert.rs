@@ -67,7 +67,9 @@ pub enum ConvertError {
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// They are no documents, or of several sources.
-    #[error("only documents of one source can be converted: name its shards with --source mmc4 or --source obelics")]
+    #[error(
+        "only documents of one source can be converted: name its shards with --source mmc4 or --source obelics, or a manifest with spec.data.mmc4 or spec.data.obelics"
+    )]
     NotDocuments,
     /// The folder holds shards of something else.
     #[error("{} was not written by this conversion (other data, settings or documents a shard): name an empty folder", path.display())]

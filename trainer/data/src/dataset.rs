@@ -34,7 +34,7 @@ use crate::{
     cause::{RedrawCause, SkipCause, Tolerated},
     documents::{self, DocumentFindings},
     index::{
-        ShardIndex, built,
+        IndexError, ShardIndex, built,
         pairs::{PairIndex, Places},
     },
     mixture::{Counted, Mixture},
@@ -145,9 +145,13 @@ impl Dataset {
             let documents: Box<dyn documents::Source> = match source {
                 DataSource::Webdataset { shards, keys } => {
                     let places = Places { index_path: config.index_path.as_deref(), is_asked_for };
-                    let index = match PairIndex::find(&name_shards(shards, origin)?, keys, places, threads)? {
+                    let named = |error: IndexError| match origin {
+                        ListOrigin::Arguments => error.into(),
+                        _ => DatasetError::from(error).of_field("data.source.shards", mixed),
+                    };
+                    let index = match PairIndex::find(&name_shards(shards, origin)?, keys, places, threads).map_err(named)? {
                         Some(index) => index,
-                        None => PairIndex::open(find_shards(shards, origin, threads)?, keys, places, threads)?,
+                        None => PairIndex::open(find_shards(shards, origin, threads)?, keys, places, threads).map_err(named)?,
                     };
                     return pairs_of(index, keys, origin, storage);
                 }

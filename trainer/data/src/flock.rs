@@ -8,7 +8,10 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use lcl_objects::Stop;
 
 /// A lock that is held.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ impl Lock {
                     if !std::mem::replace(&mut waited, true) {
                         tracing::debug!(lock = %path.display(), "waiting for another process that does the same");
                     }
-                    file.lock()?;
+                    wait_for(&file)?;
                 }
                 Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
                 Err(fs::TryLockError::Error(error)) => return Err(error),
@@ -54,6 +57,22 @@ impl Lock {
         self.file.unlock()?;
         self.file.try_clone()
     }
+}
+
+/// How often a wait that hears a stop looks for the lock: what is waited for, a fetch or an index, takes longer.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Waits for a lock, or until a stop is asked for that this thread hears. The system has no wait for a lock that a thread could be called from.
+fn wait_for(file: &File) -> io::Result<()> {
+    let Some(stop) = Stop::of_thread() else { return file.lock() };
+    while !stop.is_asked() {
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(POLL),
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+            Ok(()) => return Ok(()),
+        }
+    }
+    Err(io::Error::other("another process's work was not waited for any longer: a stop was asked for"))
 }
 
 impl Drop for Lock {
@@ -90,6 +109,18 @@ mod tests {
         });
         assert_eq!(turns.into_inner(), 400);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_lock_that_another_keeps() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("a.lock");
+        let held = Lock::take(&path).expect("the lock is taken");
+        let looks = AtomicU32::new(0);
+        let stop = Stop::new(move || looks.fetch_add(1, Ordering::SeqCst) > 1);
+        let error = stop.heard_in(|| Lock::take(&path)).expect_err("it is not given back");
+        assert!(error.to_string().contains("a stop was asked for"), "{error}");
+        drop(held);
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
 pub use documents::{DocumentFindings, LeftOut};
 pub use lcl_filter::FilterError;
+pub use lcl_objects::Stop;
 pub use loader::{Loader, LoaderError, LoaderOptions, Seen, Slots, Stages, Viewed, Viewer};
 pub use order::{Location, Order, Orders, Pace};
 

@@ -131,16 +131,26 @@ impl Loader {
         let mut loader = Self { queue, threads: Vec::with_capacity(config.threads), told: Stages::default() };
         for number in 0..config.threads {
             let (queue, preparer) = (Arc::clone(&loader.queue), Arc::clone(&preparer));
-            let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue::work(&queue, &preparer));
+            let thread =
+                std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue.heard_in(|| queue::work(&queue, &preparer)));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         let fetched = Arc::new(ahead::Ahead::default());
         for number in config.threads..config.threads + ahead {
             let (queue, preparer, fetched) = (Arc::clone(&loader.queue), Arc::clone(&preparer), Arc::clone(&fetched));
-            let thread = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || fetched.work(&queue, &preparer));
+            let thread = std::thread::Builder::new()
+                .name(format!("data-{number}"))
+                .spawn(move || queue.heard_in(|| fetched.work(&queue, &preparer)));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         Ok(loader)
+    }
+
+    /// Waits until the next batch, an error or the end is there, or for so long; whether it is. Who has to hear something else meanwhile asks again
+    /// and again.
+    #[must_use]
+    pub fn wait(&self, longest: Duration) -> bool {
+        self.queue.wait(longest)
     }
 
     /// How long threads were at the slots of each source in the batch that was delivered last, added up over threads: reading, decoding,

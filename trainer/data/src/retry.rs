@@ -38,6 +38,11 @@ impl Stop {
         self.changed.notify_all();
     }
 
+    /// Whether a stop is requested.
+    pub(crate) fn is_requested(&self) -> bool {
+        *self.requested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for `delay` or until a stop is requested; true when it was.
     pub(crate) fn wait(&self, delay: Duration) -> bool {
         let requested = self.requested.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,10 +51,29 @@ impl Stop {
     }
 }
 
-/// Waits between attempts where nothing asks to stop; for [`with_retries`].
+/// Waits between attempts where no loader asks to stop; for [`with_retries`]. Whoever opens a data set may have this thread hear a stop.
 pub(crate) fn sleep(delay: Duration) -> bool {
-    std::thread::sleep(delay);
-    false
+    let Some(stop) = lcl_objects::Stop::of_thread() else {
+        std::thread::sleep(delay);
+        return false;
+    };
+    let begun = Instant::now();
+    while !stop.is_asked() {
+        let left = delay.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        std::thread::sleep(left.min(lcl_objects::POLL));
+    }
+    true
+}
+
+/// Does `work` in a thread that was started by one that hears `stop`, so that this one does too.
+pub(crate) fn hearing<T>(stop: Option<&lcl_objects::Stop>, work: impl FnOnce() -> T) -> T {
+    match stop {
+        Some(stop) => stop.clone().heard_in(work),
+        None => work(),
+    }
 }
 
 /// Whether another attempt can succeed: errors of devices, networks and exhausted resources, not those of names, rights and contents.

@@ -74,7 +74,7 @@ pub enum StoreError {
         shards: usize,
     },
     /// A working file cannot be written or read.
-    #[error("sorting addresses in {folder}: it needs room for the table twice")]
+    #[error("sorting addresses in {folder}, which needs room for the table twice: spec.data.indexPath may name another place")]
     Sort {
         /// The folder of the working files, that of the table.
         folder: PathBuf,
@@ -82,7 +82,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The table cannot be written.
-    #[error("writing table of addresses {table}")]
+    #[error("writing table of addresses {table}: spec.data.indexPath may name another place")]
     Write {
         /// The table.
         table: PathBuf,

@@ -15,11 +15,15 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, WriteMultipart, path::Path};
-use tokio::{runtime::Runtime, sync::mpsc};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::mpsc,
+};
 
 use crate::{
     error::{ObjectError, ignores_ranges},
     open::{Patience, open_store},
+    stop::{Stop, until_asked},
 };
 
 /// Threads that drive requests and the encryption of what travels. One moves some 500 MB/s.
@@ -131,7 +135,7 @@ impl Objects {
     pub fn head(&self, uri: &str) -> io::Result<Object> {
         let (store, path) = self.store(uri)?;
         self.requests.fetch_add(1, Relaxed);
-        let meta = self.wait(async move { store.head(&path).await }).map_err(|source| of_store(uri, source))?;
+        let meta = self.wait(uri, async move { store.head(&path).await })?;
         Ok(Object::of(uri.to_owned(), &meta))
     }
 
@@ -141,12 +145,11 @@ impl Objects {
         let asked = range.end - range.start;
         let options = GetOptions { range: Some(GetRange::Bounded(range)), if_match: object.if_match(), ..GetOptions::default() };
         self.requests.fetch_add(1, Relaxed);
-        let got = self.wait(async move {
+        let (meta, bytes) = self.wait(&object.uri, async move {
             let result = store.get_opts(&path, options).await?;
             let meta = result.meta.clone();
             Ok((meta, result.bytes().await?))
-        });
-        let (meta, bytes) = got.map_err(|source| of_store(&object.uri, source))?;
+        })?;
         self.bytes.fetch_add(bytes.len() as u64, Relaxed);
         check_same(object, &meta)?;
         if bytes.len() as u64 != asked {
@@ -160,7 +163,7 @@ impl Objects {
         let (store, path) = self.store(&object.uri)?;
         let options = GetOptions { range: Some(GetRange::Offset(from)), if_match: object.if_match(), ..GetOptions::default() };
         self.requests.fetch_add(1, Relaxed);
-        let result = self.wait(async move { store.get_opts(&path, options).await }).map_err(|source| of_store(&object.uri, source))?;
+        let result = self.wait(&object.uri, async move { store.get_opts(&path, options).await })?;
         check_same(object, &result.meta)?;
         let (sender, receiver) = mpsc::channel(STREAM_PIECES);
         let (uri, bytes) = (object.uri.clone(), Arc::clone(&self.bytes));
@@ -176,7 +179,7 @@ impl Objects {
                 }
             }
         });
-        Ok(ByteStream { receiver })
+        Ok(ByteStream { receiver, uri: object.uri.clone(), runtime: self.runtime.handle().clone() })
     }
 
     /// What lies directly in a folder. Stores that list in pages are asked for all of them.
@@ -187,7 +190,7 @@ impl Objects {
         let folder = folder.trim_end_matches('/');
         let (store, path) = self.store(folder)?;
         self.requests.fetch_add(1, Relaxed);
-        let listed = self.wait(async move { store.list_with_delimiter(Some(&path)).await }).map_err(|source| of_store(folder, source))?;
+        let listed = self.wait(folder, async move { store.list_with_delimiter(Some(&path)).await })?;
         let object = |meta: &ObjectMeta| Object::of(format!("{folder}/{}", meta.location.filename().unwrap_or_default()), meta);
         Ok(listed.objects.iter().map(object).collect())
     }
@@ -196,14 +199,14 @@ impl Objects {
     pub fn put(&self, uri: &str, mut reader: impl io::Read, length: u64) -> io::Result<()> {
         let (store, path) = self.store(uri)?;
         self.requests.fetch_add(1, Relaxed);
-        let upload = self.wait(async move { store.put_multipart(&path).await }).map_err(|source| of_store(uri, source))?;
+        let upload = self.wait(uri, async move { store.put_multipart(&path).await })?;
         let part = usize::try_from(length / MOST_PARTS).unwrap_or(usize::MAX).max(LEAST_PART);
         let mut write = {
             let _context = self.runtime.enter();
             WriteMultipart::new_with_chunk_size(upload, part)
         };
         match self.write_parts(uri, &mut write, &mut reader) {
-            Ok(()) => self.wait(async move { write.finish().await }).map(drop).map_err(|source| of_store(uri, source)),
+            Ok(()) => self.wait(uri, async move { write.finish().await }).map(drop),
             Err(error) => {
                 // What was sent is stored, and paid for, until it is given up. The first error says more than one of this.
                 drop(self.runtime.block_on(write.abort()));
@@ -219,14 +222,16 @@ impl Objects {
             if read == 0 {
                 return Ok(());
             }
-            self.runtime.block_on(write.wait_for_capacity(WRITE_PARTS)).map_err(|source| of_store(uri, source))?;
+            self.wait(uri, write.wait_for_capacity(WRITE_PARTS))?;
             let _context = self.runtime.enter();
             write.write(piece.get(..read).unwrap_or_default());
         }
     }
 
-    fn wait<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        self.runtime.block_on(work)
+    /// Waits for what a store says of an object, until a stop is asked for that this thread hears.
+    fn wait<T>(&self, uri: &str, work: impl Future<Output = object_store::Result<T>>) -> io::Result<T> {
+        let done = self.runtime.block_on(until_asked(Stop::of_thread(), work));
+        done.ok_or_else(|| stopped(uri))?.map_err(|source| of_store(uri, source))
     }
 
     /// The store of a URI, opened once for each bucket, and the path in it.
@@ -251,14 +256,21 @@ impl Objects {
 #[derive(Debug)]
 pub struct ByteStream {
     receiver: mpsc::Receiver<io::Result<Bytes>>,
+    uri: String,
+    runtime: Handle,
 }
 
 impl Iterator for ByteStream {
     type Item = io::Result<Bytes>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.receiver.blocking_recv()
+        let Self { receiver, uri, runtime } = self;
+        runtime.block_on(until_asked(Stop::of_thread(), receiver.recv())).unwrap_or_else(|| Some(Err(stopped(uri))))
     }
+}
+
+fn stopped(uri: &str) -> io::Error {
+    ObjectError::Stopped { uri: uri.to_owned() }.into_io()
 }
 
 fn of_store(uri: &str, source: object_store::Error) -> io::Error {
@@ -311,6 +323,48 @@ mod tests {
             }
         });
         Ok(format!("http://{address}"))
+    }
+
+    /// A web server that takes requests, answers as `head` says, and then says nothing more.
+    fn serve_silence(head: &'static str) -> io::Result<String> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        thread::spawn(move || {
+            let mut open = Vec::new();
+            for connection in listener.incoming() {
+                let Ok(mut connection) = connection else { return };
+                let Ok(reading) = connection.try_clone() else { return };
+                BufReader::new(reading).lines().map_while(Result::ok).find(String::is_empty);
+                drop(write!(connection, "{head}"));
+                open.push(connection);
+            }
+        });
+        Ok(format!("http://{address}"))
+    }
+
+    /// Without being heard, each of these would wait for 80 seconds; the runner of the tests ends them before.
+    #[test]
+    fn a_stop_ends_every_wait_for_a_store_that_says_nothing() -> io::Result<()> {
+        let objects = Objects::of_process()?;
+        let begun_body = "HTTP/1.1 206 Partial Content\r\nLast-Modified: Sun, 01 Jun 2025 00:00:00 GMT\r\nContent-Range: bytes 0-9/10\r\n\
+                          Content-Length: 10\r\n\r\n012";
+        for head in ["", begun_body] {
+            let uri = format!("{}/a.tar", serve_silence(head)?);
+            let object = Object { uri: uri.clone(), size: 10, e_tag: None, modified: 1_748_736_000 };
+            let calls: [&dyn Fn() -> io::Result<()>; 3] =
+                [&|| objects.get(&object, 0..10).map(drop), &|| objects.stream(&object, 0)?.try_for_each(|piece| piece.map(drop)), &|| {
+                    if head.is_empty() { objects.head(&uri).map(drop) } else { Err(stopped(&uri)) }
+                }];
+            for call in calls {
+                // Asked for while it waits: the second look is after one wait.
+                let looks = AtomicU64::new(0);
+                let error = Stop::new(move || looks.fetch_add(1, Relaxed) > 1).heard_in(call).expect_err("nothing comes");
+                assert!(error.to_string().contains("a stop was asked for"), "{error}");
+                assert_eq!(error.kind(), io::ErrorKind::Other);
+            }
+        }
+        assert!(Stop::of_thread().is_none());
+        Ok(())
     }
 
     #[test]

@@ -37,6 +37,12 @@ pub enum ObjectError {
         /// Bytes that came.
         got: u64,
     },
+    /// Whoever waited was asked to stop.
+    #[error("object {uri} was not waited for any longer: a stop was asked for")]
+    Stopped {
+        /// The object.
+        uri: String,
+    },
     /// The server does not know ranges.
     #[error(
         "{uri}: the server sends the whole file when it is asked for a part of it: use one that supports HTTP range requests (nginx, Apache and \
@@ -62,6 +68,8 @@ impl ObjectError {
             Self::Open { .. } | Self::NoList { .. } | Self::NoRanges { .. } => io::ErrorKind::InvalidInput,
             Self::Changed { .. } => io::ErrorKind::InvalidData,
             Self::CutShort { .. } => io::ErrorKind::ConnectionReset,
+            // Not `Interrupted`, after which readers of the standard library try again.
+            Self::Stopped { .. } => io::ErrorKind::Other,
             Self::Store { source, .. } => match source {
                 Error::NotFound { .. } => io::ErrorKind::NotFound,
                 Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => io::ErrorKind::PermissionDenied,

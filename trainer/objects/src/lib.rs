@@ -7,10 +7,12 @@
 mod client;
 mod error;
 mod open;
+mod stop;
 
 pub use client::{ByteStream, Counts, Object, Objects};
 pub use error::ObjectError;
 pub use open::{OpenError, Patience, open_store};
+pub use stop::{POLL, Stop};
 
 /// Schemes of what lies in an object store.
 const SCHEMES: [&str; 5] = ["s3", "gs", "az", "http", "https"];

@@ -27,7 +27,7 @@ pub struct DataArgs {
     /// What the shards are.
     #[arg(long, value_enum, default_value_t = SourceArg::Webdataset)]
     pub source: SourceArg,
-    /// Where the images are: the folder of those of MMC4, or tar shards of those of OBELICS, with the same patterns; may be repeated.
+    /// Where the images are: the folder of those of MMC4, or tar shards of those of MMC4 or OBELICS, with the same patterns; may be repeated.
     #[arg(long, value_name = "PATH")]
     pub images: Vec<String>,
     /// How the images of MMC4 lie in their folder [default: flat]

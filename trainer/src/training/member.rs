@@ -46,7 +46,7 @@ use self::{
 use super::{
     TrainError, TrainOptions, bad_data,
     describe::share_wait,
-    nothing_trained,
+    nothing_trained, open_data,
     prepare::{Found, Progress, Restorer, restore},
     saver::{FinalSaveError, Saver},
     share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
@@ -67,6 +67,9 @@ const FORM_TIMEOUT: Duration = Duration::from_secs(30);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(150);
 /// How often a waiting member looks whether it was asked to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// For how long a member that was asked to stop waits for its batch: one that comes late still makes the step, after which it leaves in order. With
+/// what ends the requests it leaves within a second.
+const BATCH_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Beside the flags of a step: this member still writes a checkpoint.
 const BUSY: i64 = 1 << 32;
@@ -176,12 +179,20 @@ struct MemberRun<'a> {
     tally: Tally,
     activity: Arc<ActivityCell>,
     is_draining: bool,
+    /// Steps that were left because their data did not come after a stop was asked for.
+    left_steps: u32,
+    /// Leaves without the coordinator's word.
+    is_leaving: bool,
 }
 
 /// Trains as one member until the job ends or this member has to leave.
 pub fn train_as_member(config: TrainerConfig, options: TrainOptions, member: MemberOptions) -> Result<ExitCode, TrainError> {
     // Everything that belongs to libtorch is made and dropped on this thread.
-    let work = move || MemberRun::prepare(config, &options, member)?.run();
+    let work = move || match MemberRun::prepare(config, &options, member) {
+        // The coordinator has not heard of this member yet.
+        Err(TrainError::StoppedBefore) => Ok(ExitCode::Preempted),
+        prepared => prepared?.run(),
+    };
     let thread = thread::Builder::new().name("training".to_owned()).spawn(work).map_err(|source| TrainError::Thread { source })?;
     thread.join().unwrap_or(Err(TrainError::Panicked))
 }
@@ -196,7 +207,7 @@ impl<'a> MemberRun<'a> {
         let store = CheckpointStore::open(&config.checkpoint.uri, StoreOptions::default())?;
         // A volume that can never hold a checkpoint is refused before anything is trained for it.
         store.probe()?;
-        let dataset = Arc::new(Dataset::open(&config.data)?);
+        let dataset = open_data(&config.data, &options.stop)?;
         let order = dataset.order(config.optimization.seed, config.optimization.global_batch_size);
         let identity = Identity::new(&config, Some(&dataset.digest()));
         let learner = Learner::new(&config, device)?;
@@ -250,6 +261,8 @@ impl<'a> MemberRun<'a> {
             tally: Tally::default(),
             activity,
             is_draining: false,
+            left_steps: 0,
+            is_leaving: false,
         })
     }
 
@@ -265,6 +278,9 @@ impl<'a> MemberRun<'a> {
             let Some(command) = self.commands.next(PATIENCE) else { continue };
             if let Some(code) = self.obey(command)? {
                 return Ok(code);
+            }
+            if self.is_leaving {
+                return self.exit(ProtocolEnd::Drained);
             }
         }
     }
@@ -456,6 +472,13 @@ impl<'a> MemberRun<'a> {
             let (agreed, is_busy) = match self.step(step) {
                 Ok(agreed) => agreed,
                 Err(StepError::Group(reason)) => return self.close(generation, Some(reason)),
+                Err(StepError::NoData) => {
+                    // Others do the step in a group without this member. A coordinator that puts it into one again waits for a step of this
+                    // member, which alone has the state: what it holds is saved instead.
+                    self.left_steps += 1;
+                    self.is_leaving = world == 1 || self.left_steps > 1;
+                    return self.close(generation, Some("it was asked to leave, and the data of its step do not come".to_owned()));
+                }
                 Err(StepError::Fatal(error)) => return Err(error),
             };
             self.save_when_due(generation, is_busy)?;
@@ -498,6 +521,21 @@ impl<'a> MemberRun<'a> {
         }
     }
 
+    /// Waits for the next batch; false when a stop was asked for and it does not come. The wait for a store that hangs may be long, and nobody leaves
+    /// in the middle of a step: so this one does not happen, and the others do it in a group without this member.
+    fn wait_for_batch(&mut self) -> Result<bool, TrainError> {
+        let mut asked = None;
+        loop {
+            if self.joined.as_ref().and_then(|joined| joined.loader.as_ref()).is_none_or(|loader| loader.wait(PATIENCE)) {
+                return Ok(true);
+            }
+            self.ask_to_leave_when_stopped()?;
+            if self.is_draining && asked.get_or_insert_with(Instant::now).elapsed() > BATCH_PATIENCE {
+                return Ok(false);
+            }
+        }
+    }
+
     /// One step over this member's slots. The update is applied only when every exchange went well.
     /// What the members agreed on, and whether any of them was still writing a checkpoint.
     fn step(&mut self, step: u64) -> Result<(Flags, bool), StepError> {
@@ -505,6 +543,10 @@ impl<'a> MemberRun<'a> {
         let (asked, before) = (Instant::now(), Usage::now());
         fail_point::stand(joined.rank, joined.world, step);
         fail_point::reach(Place::Data);
+        if !self.wait_for_batch()? {
+            return Err(StepError::NoData);
+        }
+        let Some(joined) = self.joined.as_mut() else { return Err(StepError::Group("the group is gone".to_owned())) };
         joined.loads = step + 1;
         let batch = match joined.loader.as_mut() {
             Some(loader) => loader.next().ok_or(TrainError::DataEnded { step })?.map_err(TrainError::from)?,
@@ -590,6 +632,8 @@ impl<'a> MemberRun<'a> {
 enum StepError {
     /// The group failed: the next generation does the step again.
     Group(String),
+    /// The data did not come, and a stop was asked for.
+    NoData,
     /// This process cannot go on.
     Fatal(TrainError),
 }

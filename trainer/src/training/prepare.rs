@@ -9,7 +9,7 @@ use lcl_trainer_config::TrainerConfig;
 use serde_json::{Value, json};
 
 use super::{
-    Begin, TrainError, TrainOptions,
+    Begin, TrainError, TrainOptions, open_data,
     share::{checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
 };
 use crate::{
@@ -97,7 +97,7 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     let device = choose_device(config.runtime.device, 0)?;
     warn_of_slow_precision(&config, device)?;
     let folder = RunFolder::open(&config.checkpoint.uri)?;
-    let dataset = Arc::new(Dataset::open(&config.data)?);
+    let dataset = open_data(&config.data, &options.stop)?;
     // Nothing is deleted for a run that cannot be.
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;

@@ -15,7 +15,7 @@ use lcl_torch::{StepReport, parameter_count};
 use lcl_trainer_config::ExitCode;
 
 use super::{
-    TrainError, TrainOptions, bad_data,
+    STOP_POLL, TrainError, TrainOptions, bad_data,
     bad_records::{KEPT_LINES, TooManyBad, too_many_bad},
     describe::{
         OfSources, add_counts, count_sources, count_tolerated, redrawn_sample, samples_digest, share_wait, slots_of, source_records,
@@ -126,10 +126,11 @@ impl StepLoop {
                 let is_trained = self.run.learner.completed_updates() > 0;
                 break if is_trained { EndReason::Completed } else { EndReason::NothingTrained };
             }
-            if self.stop.is_asked() {
+            let asked = Instant::now();
+            if !self.is_batch_there() {
                 break EndReason::Preempted;
             }
-            self.step(step)?;
+            self.step(step, asked)?;
             for record in self.saver.poll() {
                 self.record(&record);
             }
@@ -140,8 +141,20 @@ impl StepLoop {
         self.end(reason)
     }
 
-    fn step(&mut self, step: u64) -> Result<(), TrainError> {
-        let asked = Instant::now();
+    /// Waits for the next batch; false when a stop is asked for first. The store that it comes from may hang.
+    fn is_batch_there(&self) -> bool {
+        loop {
+            if self.stop.is_asked() {
+                return false;
+            }
+            if self.loader.wait(STOP_POLL) {
+                return true;
+            }
+        }
+    }
+
+    /// Does a step, whose batch was asked for at `asked`.
+    fn step(&mut self, step: u64, asked: Instant) -> Result<(), TrainError> {
         let batch = self.loader.next().ok_or(TrainError::DataEnded { step })??;
         let begin = Instant::now();
         let report = self.update(step, &batch)?;

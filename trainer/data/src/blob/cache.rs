@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lcl_objects::Stop;
 use lru::LruCache;
 
 use super::{CHUNK_BYTES, Cached, objects};
@@ -166,9 +167,11 @@ impl Cache {
         }
         let part = match Lock::take(&path.with_extension(PART)) {
             Ok(part) => part,
-            // Without a place to keep it, it is fetched for this once.
+            // Without a place to keep it, it is fetched for this once; after a stop it is not, and that is said below.
             Err(error) => {
-                self.tell(&error);
+                if !Stop::is_heard() {
+                    self.tell(&error);
+                }
                 return Ok(Found::Bytes(objects()?.get(&cached.object, chunk.begin..chunk.end)?));
             }
         };

@@ -153,7 +153,7 @@ fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> 
 
 /// Whether it says something about one shard, so that others may be read.
 fn is_of_a_shard(error: &DatasetError) -> bool {
-    match error {
+    match error.without_field() {
         DatasetError::Obelics(ObelicsError::Store(error)) | DatasetError::Store(error) => is_of_an_image_shard(error),
         DatasetError::Index(_)
         | DatasetError::Shard(_)
@@ -173,7 +173,7 @@ fn is_of_an_image_shard(error: &StoreError) -> bool {
 
 /// The name that an error is counted under, and the byte that it names.
 pub(super) fn cause_of(error: &DatasetError) -> (&'static str, Option<u64>) {
-    match error {
+    match error.without_field() {
         DatasetError::Index(IndexError::Shard(error)) | DatasetError::Shard(error) | DatasetError::Store(StoreError::Shard(error)) => {
             of_shard(error)
         }

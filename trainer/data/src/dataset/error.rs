@@ -79,6 +79,14 @@ pub enum DatasetError {
         /// How many were left out for which cause, and the first of each.
         causes: String,
     },
+    /// What a field names cannot be used.
+    #[error("{}", Field(field))]
+    Unusable {
+        /// The field, as a path in the trainer's configuration.
+        field: String,
+        /// Why.
+        source: Box<DatasetError>,
+    },
     /// A sample's number is not below the number of samples.
     #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
     OutOfRange {
@@ -95,13 +103,29 @@ impl DatasetError {
         Self::NoDocument { field: field.to_owned(), shards: 0, documents: 0, causes: String::new() }
     }
 
-    /// The same with the name of the field that names the shards, for a source that may be one of a mixture.
+    /// The same with the name of the field that names the shards, for a source that may be one of a mixture. What passes by itself, or has
+    /// the name of another field, stays as it is.
     pub(crate) fn of_field(self, name: &str, mixed: Option<usize>) -> Self {
+        let field = mixed.map_or_else(|| name.to_owned(), |source| in_mixture(source, name));
         match self {
-            Self::NoDocument { shards, documents, causes, .. } => {
-                let field = mixed.map_or_else(|| name.to_owned(), |source| in_mixture(source, name));
-                Self::NoDocument { field, shards, documents, causes }
+            Self::NoDocument { shards, documents, causes, .. } => Self::NoDocument { field, shards, documents, causes },
+            Self::Shard(_)
+            | Self::Mmc4(_)
+            | Self::Obelics(_)
+            | Self::Store(_)
+            | Self::Index(IndexError::Shard(_) | IndexError::NotMade { .. })
+                if self.io().is_none() =>
+            {
+                Self::Unusable { field, source: Box::new(self) }
             }
+            other => other,
+        }
+    }
+
+    /// What is wrong, without the name of the field.
+    pub(crate) fn without_field(&self) -> &Self {
+        match self {
+            Self::Unusable { source, .. } => source,
             other => other,
         }
     }

@@ -33,6 +33,12 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
+/// An error with its causes, as commands print it.
+fn words_of(error: &DatasetError) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Samples `first..first + count` with their number as image and caption.
 fn write_shard(path: &Path, first: u64, count: u64) {
     let mut writer = ShardWriter::create(path).expect("the shard is begun");
@@ -81,8 +87,9 @@ fn what_cannot_be_opened_is_named() {
     let found = message(&[Path::new("/data/{1,2.tar")]);
     assert!(found.starts_with("spec.data.webdataset.shards[0] (`/data/{1,2.tar`) cannot be used: the `{` at character 7"), "{found}");
     fs::write(&missing, &fs::read(&there).expect("the shard is read")[..700]).expect("a cut shard is written");
-    let found = message(&[&there, &missing]);
-    assert!(found.contains(missing.to_str().expect("UTF-8")) && found.contains("cut short") && found.contains("byte 0"), "{found}");
+    let found = words_of(&Dataset::open(&config(&[&there, &missing])).expect_err("it is cut short"));
+    assert!(found.starts_with("spec.data.webdataset.shards: ") && found.contains("cut short") && found.contains("byte 0"), "{found}");
+    assert!(found.contains(missing.to_str().expect("UTF-8")), "{found}");
 }
 
 #[test]
@@ -335,6 +342,40 @@ fn data_without_a_single_pair_is_refused_with_what_was_looked_for_and_what_is_th
     let source = DataSource::Webdataset { shards: vec![first.display().to_string()], keys: wrong };
     let message = Dataset::open(&DataConfig { source, ..config(&[]) }).expect_err("no expression").to_string();
     assert!(message.starts_with("spec.data.webdataset.filter must be an expression in CEL: at character 13"), "{message}");
+}
+
+/// What is wrong with the contents of a file is said with the field that has led there, in a mixture with the source's place.
+#[test]
+fn what_cannot_be_used_is_said_with_the_field_that_names_it() {
+    use lcl_trainer_config::{DocumentsConfig, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images, ObelicsConfig};
+    let folder = folder();
+    let (noise, pairs) = (folder.path().join("docs_shard_1_v2.jsonl.zip"), folder.path().join("pairs.tar"));
+    fs::write(&noise, [b"PK\x03\x04".as_slice(), &[7; 2000]].concat()).expect("a file");
+    write_shard(&pairs, 0, 2);
+    let list = |path: &Path| vec![path.display().to_string()];
+    let mmc4 = |shard, images| {
+        let images = Mmc4Images::Store { shards: list(images) };
+        DataSource::Mmc4 { mmc4: Mmc4Config { shards: list(shard), images, min_similarity: 0.2, max_images: 6 } }
+    };
+    let obelics = |shard, images| DataSource::Obelics {
+        obelics: ObelicsConfig { shards: list(shard), images: list(images), split: true, max_images: 6 },
+    };
+    let documents = DataSource::Documents { documents: DocumentsConfig { shards: list(&noise), max_images: 6 } };
+    let words = |source| words_of(&Dataset::open(&DataConfig { source, ..config(&[]) }).expect_err("it cannot be used"));
+    let sources = [
+        (config(&[&noise]).source, "webdataset.shards: "),
+        (documents, "webdataset.shards: "),
+        (mmc4(&noise, &pairs), "mmc4.images.shards: none of the 1 shards of images"),
+        (obelics(&noise, &pairs), "obelics.images: none of the 1 shards of images"),
+    ];
+    for (source, expected) in sources {
+        let found = words(source.clone());
+        assert!(found.starts_with(&format!("spec.data.{expected}")), "{expected}: {found}");
+        let mixed = |name: &str, source| MixedSource { name: name.to_owned(), weight: 1, source };
+        let sources = vec![mixed("a", config(&[&pairs]).source), mixed("b", source)];
+        let found = words(DataSource::Mixture { mixture: MixtureConfig { by: MixtureUnit::Samples, sources } });
+        assert!(found.starts_with(&format!("spec.data.mixture.sources[1].{expected}")), "{expected}: {found}");
+    }
 }
 
 #[test]

@@ -31,7 +31,8 @@ impl ImageStore {
         threads: NonZero<usize>,
     ) -> Result<Self, DatasetError> {
         let shards = find_shards(list, origin, threads)?;
-        let table = open_table(&shards, index_path, threads)?;
+        let (field, mixed) = origin.field();
+        let table = open_table(&shards, index_path, threads).map_err(|error| error.of_field(field, mixed))?;
         Ok(Self { table, shards })
     }
 

@@ -239,6 +239,10 @@ fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
     let (mut samples, mut findings, mut record) = (Vec::new(), Findings::default(), Record::new());
     let mut sentences = Vec::new();
     walk(path, |line| {
+        // As between other lines, so often behind the last one: no document, and nothing that is wrong.
+        if line.bytes().is_some_and(|bytes| bytes.trim_ascii().is_empty()) {
+            return;
+        }
         findings.documents += 1;
         let number = line.extent.number;
         if let Err(bad) = line.parse(&mut record) {
@@ -263,4 +267,27 @@ fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
         samples.push([line.extent.offset, line.extent.length]);
     })?;
     Ok((samples, findings))
+}
+
+#[cfg(test)]
+mod tests {
+    use lcl_trainer_config::Mmc4Images;
+
+    use super::*;
+
+    #[test]
+    fn blank_lines_are_no_documents_and_nothing_that_is_wrong() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("docs_shard_0_v2.jsonl");
+        let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
+        let line = format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#);
+        std::fs::write(&path, format!("\n{line}\n\r\n  \t\n{line}\n{{\n\n")).expect("a shard");
+        let images = Mmc4Images::Flat { folder: "/i".to_owned() };
+        let config = Mmc4Config { shards: Vec::new(), images, min_similarity: 0.24, max_images: 6 };
+        let (samples, findings) = index_shard(&path, &config).expect("the shard is read");
+        assert_eq!((findings.documents, findings.samples, samples.len()), (3, 2, 2));
+        assert_eq!(samples[0], [1, line.len() as u64]);
+        assert_eq!(findings.left_out.keys().collect::<Vec<_>>(), ["line_cut_short"]);
+        assert!(findings.left_out["line_cut_short"].first.starts_with("line 6 at byte"));
+    }
 }

@@ -180,7 +180,7 @@ fn normalise(rgb: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
     let area = rgb.len() / 3;
     let (red, rest) = out.split_at_mut(area);
     let (green, blue) = rest.split_at_mut(area);
-    for (((pixel, red), green), blue) in rgb.chunks_exact(3).zip(red).zip(green).zip(blue) {
+    for (((pixel, red), green), blue) in rgb.as_chunks::<3>().0.iter().zip(red).zip(green).zip(blue) {
         *red = tables[0][usize::from(pixel[0])];
         *green = tables[1][usize::from(pixel[1])];
         *blue = tables[2][usize::from(pixel[2])];

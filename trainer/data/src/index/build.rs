@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use lcl_objects::Stop;
 use lcl_trainer_config::SampleKeys;
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         sieve::Sieve,
         stamp_of,
     },
-    retry::{sleep, with_retries},
+    retry::{hearing, sleep, with_retries},
     shard::{self, Group, Grouper, ShardError},
 };
 
@@ -176,16 +177,16 @@ pub(crate) fn over_all<I: Sync, T: Send, E: Send>(
 ) -> Result<Vec<T>, E> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(items.len()));
+    let stop = Stop::of_thread();
+    let work = || {
+        while let Some((number, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?))) {
+            let result = operation(item);
+            results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..threads.get().min(items.len()) {
-            scope.spawn(|| {
-                while let Some((number, item)) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?)))
-                {
-                    let result = operation(item);
-                    results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
-                }
-            });
+            scope.spawn(|| hearing(stop.as_ref(), work));
         }
     });
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);

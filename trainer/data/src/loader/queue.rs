@@ -28,7 +28,7 @@ pub(super) struct Queue {
     last_step: u64,
     prefetch: u64,
     /// Heard by threads that wait before another attempt to read.
-    pub(super) waits: Stop,
+    pub(super) waits: Arc<Stop>,
     /// What the threads spend their time with.
     pub(super) stages: Sums,
     /// For the pixels and the tokens of a slot, and the pixels of a batch.
@@ -82,7 +82,7 @@ impl Queue {
             slots: options.slots.clone(),
             last_step: options.last_step,
             prefetch: prefetch as u64,
-            waits: Stop::default(),
+            waits: Arc::default(),
             stages: Sums::default(),
             slot_pool: Pool::new(batches.saturating_mul(slots)),
             token_pool: Pool::new(batches.saturating_mul(slots)),
@@ -129,6 +129,21 @@ impl Queue {
         self.waits.request();
         self.work.notify_all();
         self.ready.notify_all();
+    }
+
+    /// What a thread of the loader does, whose waits for object stores end when it is stopped.
+    pub(super) fn heard_in<T>(&self, work: impl FnOnce() -> T) -> T {
+        let waits = Arc::clone(&self.waits);
+        lcl_objects::Stop::new(move || waits.is_requested()).heard_in(work)
+    }
+
+    /// Waits until [`Queue::take`] has something to give, or for so long; whether it has.
+    pub(super) fn wait(&self, longest: Duration) -> bool {
+        let is_missing = |state: &mut State| {
+            !state.stopped && state.deliver < self.last_step && state.begun.front().is_none_or(|begun| begun.outcome.is_none())
+        };
+        let waited = self.ready.wait_timeout_while(self.lock(), longest, is_missing).unwrap_or_else(PoisonError::into_inner);
+        !waited.1.timed_out()
     }
 
     /// Waits until a step is at most this far ahead; false when all is over.

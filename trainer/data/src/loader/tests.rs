@@ -224,6 +224,31 @@ fn dropping_a_loader_ends_waits_between_attempts() {
     assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
 
+/// A store that takes requests and says nothing: each of them would be waited for for more than a minute.
+#[test]
+fn dropping_a_loader_ends_waits_for_an_object_store() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("an address");
+    let uri = format!("http://{}/a.tar", listener.local_addr().expect("it has one"));
+    let reached = Arc::new((Mutex::new(false), Condvar::new()));
+    let signal = Arc::clone(&reached);
+    let connections = std::thread::spawn(move || {
+        let open = listener.accept().expect("it is asked");
+        *signal.0.lock().expect("no panic") = true;
+        signal.1.notify_all();
+        // The end of the connection: whoever asked waits no longer.
+        let ended = io::Read::read_to_end(&mut &open.0, &mut Vec::new());
+        drop(ended);
+    });
+    let (_folder, loader) = loader(2, move |_| lcl_objects::Objects::of_process()?.head(&uri).map(drop));
+    drop(reached.1.wait_while(reached.0.lock().expect("no panic"), |reached| !*reached).expect("no panic"));
+    assert!(!loader.wait(Duration::ZERO), "there is no batch");
+    let begun = Instant::now();
+    drop(loader);
+    // Without being heard by the threads it would be more than a minute.
+    assert!(begun.elapsed().as_secs() < 15, "{:?}", begun.elapsed());
+    connections.join().expect("the connection ended");
+}
+
 #[test]
 fn options_that_contradict_each_other_are_named() {
     let (_folder, sound) = loader(1, |_| Ok(()));

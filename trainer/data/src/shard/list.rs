@@ -59,6 +59,15 @@ impl ListOrigin {
             None => Self::Field(field),
         }
     }
+
+    /// The field that has the list, without the mixture, and the number of its source in one.
+    pub(crate) const fn field(self) -> (&'static str, Option<usize>) {
+        match self {
+            Self::Manifest | Self::Arguments => ("data.source.shards", None),
+            Self::Field(field) => (field, None),
+            Self::Mixed(source, field) => (field, Some(source)),
+        }
+    }
 }
 
 impl fmt::Display for Entry {
@@ -143,8 +152,11 @@ pub enum ListError {
         entry: Entry,
     },
     /// All entries together stand for more paths than any data set has.
-    #[error("the list stands for more than {PATHS_LIMIT} shards")]
-    TooMany,
+    #[error("{entry}, with what stands before it in the list, stands for more than {PATHS_LIMIT} shards: name fewer, larger ones")]
+    TooMany {
+        /// The entry with which it does.
+        entry: Entry,
+    },
 }
 
 impl ListError {
@@ -169,9 +181,7 @@ pub(crate) fn name_shards(entries: &[String], origin: ListOrigin) -> Result<Vec<
     for (index, text) in entries.iter().enumerate() {
         let entry = Entry { origin, index, text: text.clone() };
         shards.extend(with_retries(index as u64, sleep, ListError::io, || resolve(&entry))?);
-        if shards.len() > PATHS_LIMIT {
-            return Err(ListError::TooMany);
-        }
+        check_count(&shards, entry)?;
     }
     Ok(shards)
 }
@@ -207,11 +217,13 @@ fn look_for(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> 
         let paths = with_retries(index as u64, sleep, ListError::io, || resolve(&entry))?;
         missing.extend(with_retries(index as u64, sleep, ListError::io, || find_missing(&entry, &paths, threads))?);
         shards.extend(paths);
-        if shards.len() > PATHS_LIMIT {
-            return Err(ListError::TooMany);
-        }
+        check_count(&shards, entry)?;
     }
     Ok((shards, missing))
+}
+
+fn check_count(shards: &[PathBuf], entry: Entry) -> Result<(), ListError> {
+    if shards.len() > PATHS_LIMIT { Err(ListError::TooMany { entry }) } else { Ok(()) }
 }
 
 /// The paths that an entry stands for, whether they are there or not.

@@ -15,8 +15,10 @@ use std::{
     thread,
 };
 
+use lcl_objects::Stop;
+
 use crate::{
-    retry::{sleep, with_retries},
+    retry::{hearing, sleep, with_retries},
     store::{
         LeftOut, StoreError, folder_of,
         layout::ShardEntry,
@@ -176,9 +178,10 @@ fn collect(
     thread::scope(|scope| {
         // When it is full, the threads wait while the sorter writes a run.
         let (sender, receiver) = sync_channel(2 * threads.get());
+        let stop = Stop::of_thread();
         for _ in 0..threads.get().min(shards.len()) {
-            let (work, sender) = (&work, sender.clone());
-            scope.spawn(move || work.run(&sender));
+            let (work, sender, stop) = (&work, sender.clone(), stop.clone());
+            scope.spawn(move || hearing(stop.as_ref(), || work.run(&sender)));
         }
         drop(sender);
         work.receive(&receiver, sorter, progress)

@@ -1,8 +1,8 @@
 //! The usual JPEG (sequential, Huffman codes, gray or luminance with two colour differences) without libjpeg, to the same pixels.
 //!
 //! Comes in: a file's bytes, a reduction and the part that is wanted. Goes out: rows of that part alone. Reading codes is what decoding a photograph
-//! takes longest for, and libjpeg-turbo looks into two tables for each coefficient where one is enough; parts that are not wanted are neither
-//! transformed nor coloured. Files of any other kind, and all that libjpeg might find fault with, are left to libjpeg: here nothing is
+//! takes longest for, and libjpeg-turbo looks into two tables for each coefficient where one is enough for two; parts that are not wanted are
+//! neither transformed nor coloured. Files of any other kind, and all that libjpeg might find fault with, are left to libjpeg: here nothing is
 //! tolerated and nothing reported. Nothing is allocated once buffers are as large as the images.
 
 mod colour;
@@ -15,9 +15,9 @@ use std::ops::Range;
 use super::CropBox;
 use crate::image::lines::Lines;
 use colour::{Bands, Spread, colour_row, spread_row};
-use entropy::{Block, Codes, Data, Reader, Targets};
-use header::{Component, Header, Tables};
-use transform::put_block;
+use entropy::{Codes, Data, Reader};
+use header::{Header, Tables};
+use transform::{Factors, factors, put_block};
 
 /// Buffers, kept from file to file.
 #[derive(Default)]
@@ -25,6 +25,8 @@ pub(super) struct Baseline {
     tables: Tables,
     data: Data,
     planes: [Vec<u8>; 3],
+    /// Coefficients of a few units.
+    blocks: Vec<i16>,
     /// Chroma of one row, and sums on the way.
     rows: [Vec<u8>; 2],
     sums: Vec<u16>,
@@ -96,19 +98,19 @@ impl Layout {
     }
 }
 
-/// The units that have samples which pixels from `start` to `end` depend on; interpolated chroma reaches one sample further.
-fn units_of(start: usize, end: usize, unit: usize) -> Range<usize> {
-    start.saturating_sub(2) / unit..(end + 2).div_ceil(unit)
+/// Those of `count` units that have samples which pixels from `start` to `end` depend on; interpolated chroma reaches one sample further.
+fn units_of(start: usize, end: usize, unit: usize, count: usize) -> Range<usize> {
+    start.saturating_sub(2) / unit..(end + 2).div_ceil(unit).min(count)
 }
 
 /// Codes and quantization of a component.
-type Part<'a> = ((&'a Codes, &'a Codes), Targets);
+type Part<'a> = ((&'a Codes, &'a Codes), Factors);
 
 impl Baseline {
     /// Reads all blocks, a row of units after the other, and transforms and colours what is wanted.
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
     fn decode_bands(&mut self, header: &Header<'_>, layout: &Layout, wanted: CropBox, lines: &mut dyn Lines) -> Option<()> {
-        let Self { tables, data, planes, rows: buffers, sums } = self;
+        let Self { tables, data, planes, blocks, rows: buffers, sums } = self;
         let [top, left, height, width] = [wanted.top, wanted.left, wanted.height, wanted.width].map(|value| value as usize);
         if left + width > layout.width || top + height > layout.height || width == 0 {
             return None;
@@ -119,31 +121,37 @@ impl Baseline {
                 plane.resize(length, 0);
             }
         }
+        blocks.resize(64 * BLOCKS + BEHIND, 0);
+        let places = header.components().iter().enumerate().flat_map(|(number, component)| {
+            (0..component.down).flat_map(move |y| (0..component.across).map(move |x| Place { component: number, x, y }))
+        });
+        let mut unit = ([Place::default(); 6], 0);
+        for (target, place) in unit.0.iter_mut().zip(places) {
+            (*target, unit.1) = (place, unit.1 + 1);
+        }
         let mut units = Units {
             header,
             layout,
             parts: parts_of(header, tables)?,
-            columns: units_of(left, left + width, layout.unit.0),
+            unit: unit.0.get(..unit.1)?,
+            reader: data.reader(),
+            ends: data.ends.iter(),
+            left_in_part: header.restart_interval,
             before: [0; 3],
-            block: [0; 128],
         };
-        let rows = units_of(top, top + height, layout.unit.1);
-        let (mut reader, mut ends) = (data.reader(), data.ends.iter());
-        let mut left_in_part = header.restart_interval;
+        let columns = units_of(left, left + width, layout.unit.0, layout.units.0);
+        let rows = units_of(top, top + height, layout.unit.1, layout.units.1);
         let mut next = top;
         for row in 0..layout.units.1 {
-            for column in 0..layout.units.0 {
-                if header.restart_interval > 0 {
-                    if left_in_part == 0 {
-                        if !reader.ends_at(*ends.next()?) {
-                            return None;
-                        }
-                        (units.before, left_in_part) = ([0; 3], header.restart_interval);
-                    }
-                    left_in_part -= 1;
-                }
-                units.read(&mut reader, (column, row), rows.contains(&row), planes)?;
+            let wanted = if rows.contains(&row) { columns.clone() } else { 0..0 };
+            units.skip(wanted.start)?;
+            let at_once = BLOCKS / units.unit.len().max(1);
+            for column in wanted.clone().step_by(at_once) {
+                let these = column..wanted.end.min(column + at_once);
+                units.read(these.len(), blocks)?;
+                units.put(blocks, (these, row), planes)?;
             }
+            units.skip(layout.units.0 - wanted.end)?;
             // The last row of a band may depend on the one below.
             let complete = if row + 1 == layout.units.1 { layout.height } else { (row + 1) * layout.unit.1 - 1 };
             let these = next..complete.min(top + height);
@@ -152,10 +160,16 @@ impl Baseline {
                 colour_rows(header, layout, planes, (buffers, sums), (these, left, width), lines)?;
             }
         }
-        let end = *ends.next()?;
-        (reader.ends_at(end) && ends.next().is_none()).then_some(())
+        let end = *units.ends.next()?;
+        (units.reader.ends_at(end) && units.ends.next().is_none()).then_some(())
     }
 }
+
+/// Most blocks that are read before they are transformed: 6 kB. Samples that were just written cannot be read several at once without a wait.
+const BLOCKS: usize = 48;
+
+/// Places behind the last block: a block is read into as many as a byte can name.
+const BEHIND: usize = 256 - 64;
 
 fn parts_of<'a>(header: &Header<'_>, tables: &'a Tables) -> Option<[Option<Part<'a>>; 3]> {
     let mut parts = [const { None }; 3];
@@ -164,9 +178,17 @@ fn parts_of<'a>(header: &Header<'_>, tables: &'a Tables) -> Option<[Option<Part<
         if !entropy::both_defined(direct, alternating) {
             return None;
         }
-        *part = Some(((direct, alternating), entropy::targets(tables.quantization.get(component.quantization)?.as_ref()?)));
+        *part = Some(((direct, alternating), factors(tables.quantization.get(component.quantization)?.as_ref()?)));
     }
     Some(parts)
+}
+
+/// Where a block of a unit lies in it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    component: usize,
+    x: usize,
+    y: usize,
 }
 
 /// What reading units needs.
@@ -174,35 +196,82 @@ struct Units<'a> {
     header: &'a Header<'a>,
     layout: &'a Layout,
     parts: [Option<Part<'a>>; 3],
-    /// Columns of units that are wanted.
-    columns: Range<usize>,
+    /// The blocks of a unit.
+    unit: &'a [Place],
+    reader: Reader<'a>,
+    /// Ends of the parts between restart markers that are still to come, and units until the next.
+    ends: std::slice::Iter<'a, usize>,
+    left_in_part: usize,
     /// Mean of the block before, of each component.
     before: [i32; 3],
-    block: Block,
 }
 
 impl Units<'_> {
-    /// Reads the blocks of a unit and, if it is wanted, puts their samples into the bands.
-    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+    /// At the beginning of each unit.
     #[inline]
-    fn read(&mut self, reader: &mut Reader<'_>, (column, row): (usize, usize), wanted: bool, planes: &mut [Vec<u8>; 3]) -> Option<()> {
-        let wanted = wanted && self.columns.contains(&column);
-        let block = &mut self.block;
-        for (number, component) in self.header.components().iter().enumerate() {
-            let Component { across, down, .. } = *component;
-            let (side, stride) = self.layout.blocks[number];
-            let Some((codes, targets)) = &self.parts[number] else { return None };
-            for y in 0..down {
-                for x in 0..across {
-                    if !wanted {
-                        reader.skip(*codes, &mut self.before[number])?;
-                        continue;
-                    }
-                    block.first_chunk_mut::<64>()?.fill(0);
-                    let extent = reader.block(*codes, targets, &mut self.before[number], block)?;
-                    let place = ((row % 2 * down + y) * stride + column * across + x) * side;
-                    put_block(block.first_chunk()?, extent, side, &mut planes[number], place, stride)?;
+    fn begin(&mut self) -> Option<()> {
+        if self.header.restart_interval > 0 {
+            if self.left_in_part == 0 {
+                if !self.reader.ends_at(*self.ends.next()?) {
+                    return None;
                 }
+                (self.before, self.left_in_part) = ([0; 3], self.header.restart_interval);
+            }
+            self.left_in_part -= 1;
+        }
+        Some(())
+    }
+
+    /// Reads units that are not wanted.
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn skip(&mut self, count: usize) -> Option<()> {
+        for _ in 0..count {
+            self.begin()?;
+            for Place { component, .. } in self.unit {
+                let (codes, _) = self.parts.get(*component)?.as_ref()?;
+                self.reader.skip(*codes, self.before.get_mut(*component)?)?;
+            }
+        }
+        Some(())
+    }
+
+    /// Reads units to `blocks`.
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+    #[inline(never)]
+    fn read(&mut self, count: usize, blocks: &mut [i16]) -> Option<()> {
+        let mut at = 0;
+        for _ in 0..count {
+            self.begin()?;
+            // A copy, which stays in registers.
+            let mut reader = self.reader;
+            for Place { component, .. } in self.unit {
+                let (codes, _) = self.parts.get(*component)?.as_ref()?;
+                let (before, block) = (self.before.get_mut(*component)?, blocks.get_mut(at..)?.first_chunk_mut()?);
+                if self.layout.blocks.get(*component)?.0 == 1 {
+                    // Of one sample is wanted what the mean says.
+                    reader.skip(*codes, before)?;
+                    block[0] = *before as i16;
+                } else {
+                    reader.block(*codes, before, block)?;
+                }
+                at += 64;
+            }
+            self.reader = reader;
+        }
+        Some(())
+    }
+
+    /// Puts the samples of units that were read into the bands.
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+    #[inline(never)]
+    fn put(&self, blocks: &[i16], (columns, row): (Range<usize>, usize), planes: &mut [Vec<u8>; 3]) -> Option<()> {
+        let mut blocks = blocks.as_chunks::<64>().0.iter();
+        for column in columns {
+            for Place { component: number, x, y } in self.unit {
+                let (component, (side, stride)) = (self.header.components.0.get(*number)?, *self.layout.blocks.get(*number)?);
+                let (_, factors) = self.parts.get(*number)?.as_ref()?;
+                let at = ((row % 2 * component.down + y) * stride + column * component.across + x) * side;
+                put_block(blocks.next()?, factors, side, planes.get_mut(*number)?, at, stride)?;
             }
         }
         Some(())

@@ -1,23 +1,20 @@
 //! The data of a sequential JPEG: Huffman codes to coefficients (ITU-T T.81, annex F.2.2).
 //!
-//! Comes in: code tables and the data. Goes out: blocks of coefficients, already multiplied by their quantization. Most coefficients take one
-//! look into a table, which gives the run of zeros, the value and the bits of both. Whatever is not as it should be ends it without a result.
+//! Comes in: code tables and the data. Goes out: blocks of coefficients as they were written, not yet multiplied by their quantization. Most
+//! looks into a table give two coefficients, with their runs of zeros. Whatever is not as it should be ends it without a result.
 
 #![expect(clippy::inline_always, reason = "reading codes is more than half of decoding, which takes a tenth longer where these are calls")]
 
 use memchr::memchr;
 
-/// Bits that are looked up at once: a table of 4 KiB. Nine and eleven are slower on photographs, by more looks or by the fastest cache.
+/// Bits that are looked up at once: tables of 4 and 8 KiB. Fewer or more are slower on photographs, by more looks or by the fastest cache.
 const LOOKAHEAD: u32 = 10;
-
-/// Most bits of a code and its value.
-const MOST_BITS: u32 = 31;
 
 /// Longest code of the standard.
 const LONGEST: usize = 16;
 
 /// Where the n-th coefficient of the data stands in its block.
-const NATURAL: [u8; 64] = [
+pub(super) const NATURAL: [u8; 64] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21, 28, 35, 42, 49, 56,
     57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
@@ -32,6 +29,10 @@ pub(super) struct Codes {
     /// For every value of the next [`LOOKAHEAD`] bits what all codes and values that are whole among them come to: bits (4 bits), coefficients to go on
     /// by (10 bits), whether the block ends with them (the highest bit). 0 when there is none.
     skips: Box<[u16; 1 << LOOKAHEAD]>,
+    /// For every value of the next [`LOOKAHEAD`] bits one or two coefficients that are whole among them, from the lowest bit on: bits of all (8 bits),
+    /// the coefficients to go on by to the first and from it to the second (8 bits each), bits of the first (8 bits), both values (16 bits each).
+    /// Where there is no second, it is the first again. 0 when none is whole.
+    pairs: Box<[u64; 1 << LOOKAHEAD]>,
     /// What it was made from.
     counts: [u8; 16],
     symbols: Vec<u8>,
@@ -44,6 +45,7 @@ impl Default for Codes {
             lookup: Box::new([0; _]),
             long: [(0, 0, 0); _],
             skips: Box::new([0; _]),
+            pairs: Box::new([0; _]),
             counts: [0; 16],
             symbols: Vec::new(),
             defined: false,
@@ -58,13 +60,16 @@ impl Codes {
     }
 
     /// Takes the table of these counts, one for each length from 1 to 16, and symbols; nothing when they contradict each other.
-    pub(super) fn define(&mut self, counts: &[u8; 16], symbols: &[u8]) -> Option<()> {
+    pub(super) fn define(&mut self, counts: &[u8; 16], symbols: &[u8], alternating: bool) -> Option<()> {
         if self.counts != *counts || self.symbols != symbols {
             self.counts = [0; 16];
             self.symbols.clear();
             self.fill(counts, symbols)?;
-            let Self { lookup, skips, .. } = self;
-            (0..).zip(skips.iter_mut()).for_each(|(bits, entry)| *entry = skip(lookup, bits));
+            let Self { lookup, skips, pairs, .. } = self;
+            if alternating {
+                (0..).zip(skips.iter_mut()).for_each(|(bits, entry)| *entry = skip(lookup, bits));
+                (0..).zip(pairs.iter_mut()).for_each(|(bits, entry)| *entry = pair(lookup, bits));
+            }
             self.counts = *counts;
             self.symbols.extend_from_slice(symbols);
         }
@@ -130,6 +135,25 @@ fn skip(lookup: &[u32; 1 << LOOKAHEAD], bits: u32) -> u16 {
 
 const ENDS_BLOCK: u16 = 1 << 15;
 
+/// One or two coefficients at the beginning of [`LOOKAHEAD`] bits, see [`Codes::pairs`].
+fn pair(lookup: &[u32; 1 << LOOKAHEAD], bits: u32) -> u64 {
+    // Bits, coefficients to go on by, value; none that needs bits behind the last.
+    let whole = |before: u32| {
+        let bits = bits << before & ((1 << LOOKAHEAD) - 1);
+        let found = lookup[bits as usize];
+        let (taken, size) = (found & 0xff, found >> 24);
+        let value = (bits >> (LOOKAHEAD - taken.min(LOOKAHEAD))) & ((1 << size) - 1);
+        let value = if size > 0 && value >> (size - 1) == 0 { value.wrapping_sub((1 << size) - 1) } else { value };
+        (found > 0 && before + taken <= LOOKAHEAD).then_some((u64::from(taken), u64::from(found >> 8 & 0xff), u64::from(value as u16)))
+    };
+    let Some((length, step, value)) = whole(0) else { return 0 };
+    let first = step << 8 | length << 24 | value << 32;
+    match whole(length as u32) {
+        Some((more, next, second)) if step != u64::from(END_OF_BLOCK) => first | (length + more) | next << 16 | second << 48,
+        _ => first | length | value << 48,
+    }
+}
+
 /// By how many coefficients a symbol goes on: zeros and the one behind them. The end of a block goes beyond all of them.
 fn step(symbol: u8) -> u32 {
     match symbol {
@@ -142,20 +166,19 @@ fn step(symbol: u8) -> u32 {
 /// More than a block and the longest step of another symbol together.
 const END_OF_BLOCK: u32 = 96;
 
-/// Where the n-th coefficient of the data goes and what it is multiplied with: place in the block (16 bits), quantization (16 bits). What lies
-/// beyond the block goes to places behind it, which nobody looks at, so that its end is asked for once for each coefficient.
-pub(super) type Targets = [u32; 256];
+/// Coefficients of a block, and places for what lies beyond it: the next block's, which is read later.
+pub(super) type Block = [i16; 256];
 
-/// Coefficients of a block, and what lies beyond it.
-pub(super) type Block = [i16; 128];
-
-pub(super) fn targets(quantization: &[i16; 64]) -> Targets {
-    let mut targets = [64; 256];
-    for ((target, place), factor) in targets.iter_mut().zip(NATURAL).zip(quantization) {
-        *target = u32::from(place) | u32::from(factor.cast_unsigned()) << 16;
+/// Where the n-th coefficient of the data goes. What lies beyond the block goes to the place behind it, so that its end is asked for once for each
+/// look.
+const PLACES: [u8; 256] = {
+    let (mut places, mut number) = ([64; 256], 0);
+    while number < NATURAL.len() {
+        places[number] = NATURAL[number];
+        number += 1;
     }
-    targets
-}
+    places
+};
 
 /// The data without stuffing, and where they are cut by restart markers.
 #[derive(Default)]
@@ -194,6 +217,7 @@ impl Data {
 }
 
 /// Bits, the most significant of a byte first. Behind the end come zeros; whoever reads asks at the end of a part.
+#[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     /// What is loaded next.
@@ -216,19 +240,22 @@ impl Reader<'_> {
             self.bits |= u64::from_be_bytes(*word) >> count;
             self.rest = &self.rest[taken..];
         } else {
-            self.refill_at_end(count, taken);
+            *self = self.refilled_at_end(count, taken);
         }
         // At least 56; of what is above that, as many bits as are loaded without a whole byte more.
         self.count = count | 0x38;
     }
 
+    /// By value, so that elsewhere all of it may stay in registers.
     #[cold]
-    fn refill_at_end(&mut self, count: u32, taken: usize) {
+    #[inline(never)]
+    fn refilled_at_end(mut self, count: u32, taken: usize) -> Self {
         let mut word = [0; 8];
         word.iter_mut().zip(self.rest).for_each(|(target, byte)| *target = *byte);
         self.bits |= u64::from_be_bytes(word) >> count;
         self.beyond += taken.saturating_sub(self.rest.len());
         self.rest = self.rest.get(taken..).unwrap_or_default();
+        self
     }
 
     /// Whether exactly the bytes before `end` were used, the last at least in part; goes on behind them.
@@ -239,7 +266,7 @@ impl Reader<'_> {
         used == end
     }
 
-    /// The next symbol and its value: (coefficients to go on by, value). Takes [`MOST_BITS`] at most.
+    /// The next symbol and its value: (coefficients to go on by, value). Takes 31 bits at most.
     #[inline(always)]
     fn symbol(&mut self, codes: &Codes) -> Option<(u32, i32)> {
         let mut found = codes.lookup[(self.bits >> (64 - LOOKAHEAD)) as usize];
@@ -283,54 +310,49 @@ impl Reader<'_> {
         (place == 63 || place >= END_OF_BLOCK).then_some(())
     }
 
-    /// Reads a block whose coefficients are zero so far. `before` is the mean of the component's block before, and becomes this one's. Says
-    /// where coefficients may be other than zero.
+    /// Reads a block. `before` is the mean of the component's block before, and becomes this one's.
     #[inline(always)]
-    pub(super) fn block(&mut self, codes: (&Codes, &Codes), targets: &Targets, before: &mut i32, block: &mut Block) -> Option<Extent> {
+    pub(super) fn block(&mut self, codes: (&Codes, &Codes), before: &mut i32, block: &mut Block) -> Option<()> {
+        block.first_chunk_mut::<64>()?.fill(0);
         self.refill();
         let (_, difference) = self.symbol(codes.0)?;
         *before = before.wrapping_add(difference);
-        block[0] = (*before as i16).wrapping_mul((targets[0] >> 16) as i16);
-        let (mut place, mut seen) = (0, 0);
-        let mut put = |place: u32, value: i32| {
-            let target = targets[(place & 255) as usize];
-            seen |= target;
-            block[(target & 127) as usize] = (value as i16).wrapping_mul((target >> 16) as i16);
-        };
-        while place < 63 {
+        block[0] = *before as i16;
+        let pairs = &*codes.1.pairs;
+        let mut put = |place: u32, value: u64| block[usize::from(PLACES[usize::from(place as u8)])] = value as i16;
+        let mut place = 0_u32;
+        let end = 'block: loop {
             self.refill();
-            let (step, value) = self.symbol(codes.1)?;
-            place += step;
-            put(place, value);
-            if place >= 63 {
-                break;
+            // Two looks take at most 20 bits and leave enough for one symbol of any length.
+            for _ in 0..3 {
+                let found = pairs[(self.bits >> (64 - LOOKAHEAD)) as usize];
+                if found == 0 {
+                    let (step, value) = self.symbol(codes.1)?;
+                    place += step;
+                    put(place, value as u64);
+                    if place >= 63 {
+                        break 'block place;
+                    }
+                    break;
+                }
+                let first = place + (found as u32 >> 8 & 0xff);
+                place = first + (found as u32 >> 16 & 0xff);
+                put(first, found >> 32);
+                put(place, found >> 48);
+                if place >= 63 {
+                    // Behind the last coefficient there is no code for the end: what follows is of the next block.
+                    let (end, length) = if first >= 63 { (first, found as u32 >> 24) } else { (place, found as u32) };
+                    self.bits <<= length & 63;
+                    self.count = self.count.wrapping_sub(length);
+                    break 'block end;
+                }
+                self.bits <<= found & 63;
+                self.count = self.count.wrapping_sub(found as u32);
             }
-            // Hardly ever.
-            if self.count & 63 < MOST_BITS {
-                self.refill();
-            }
-            let (step, value) = self.symbol(codes.1)?;
-            place += step;
-            put(place, value);
-        }
-        // Libjpeg does not mind runs beyond the last coefficient; whoever wrote them is not trusted here.
-        let extent = match seen & 63 {
-            0 => Extent::Mean,
-            seen if seen & (4 | 4 << 3) == 0 => Extent::Quarter,
-            _ => Extent::Whole,
         };
-        (place == 63 || place >= END_OF_BLOCK).then_some(extent)
+        // Libjpeg does not mind runs beyond the last coefficient; whoever wrote them is not trusted here.
+        (end == 63 || end >= END_OF_BLOCK).then_some(())
     }
-}
-
-/// Where coefficients may be other than zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// The first alone.
-    Mean,
-    /// In the first four columns of the first four rows.
-    Quarter,
-    Whole,
 }
 
 pub(super) fn both_defined(direct: &Codes, alternating: &Codes) -> bool {

@@ -145,7 +145,7 @@ fn read_codes(mut payload: &[u8], tables: &mut Tables) -> Option<()> {
         if place >> 4 > 1 || symbols.iter().any(|symbol| *symbol > greatest) {
             return None;
         }
-        tables.get_mut(usize::from(place & 15))?.define(counts, symbols)?;
+        tables.get_mut(usize::from(place & 15))?.define(counts, symbols, place >> 4 == 1)?;
     }
     Some(())
 }

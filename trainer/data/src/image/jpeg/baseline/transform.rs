@@ -1,6 +1,6 @@
 //! Inverse cosine transforms of 8 x 8 coefficients to 8 x 8, 4 x 4, 2 x 2 or 1 x 1 samples.
 //!
-//! Comes in: coefficients after quantization. Goes out: samples in their plane. The arithmetic is that of libjpeg's accurate integer transform
+//! Comes in: coefficients, and what they are multiplied with. Goes out: samples in their plane. The arithmetic is that of libjpeg's accurate integer transform
 //! (`jidctint.c` after Loeffler, Ligtenberg and Moschytz 1989, and `jidctred.c`) to the last bit, in 16 and 32 bits as its assembly has it:
 //! pairs of 16-bit values times constants of 13 bits behind the point, columns first, 2 bits behind the point between the passes.
 
@@ -8,31 +8,54 @@ use std::arch::x86_64::{
     __m128i, __m256i, _mm_add_epi16, _mm_cvtsi128_si64, _mm_packs_epi16, _mm_packs_epi32, _mm_set1_epi8, _mm_setzero_si128, _mm_sub_epi16,
     _mm_unpackhi_epi8, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi8, _mm_unpacklo_epi16,
     _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm_xor_si128, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_cvtepi16_epi32,
-    _mm256_extracti128_si256, _mm256_madd_epi16, _mm256_set_m128i, _mm256_set1_epi32, _mm256_slli_epi32, _mm256_srai_epi32,
-    _mm256_sub_epi32,
+    _mm256_extracti128_si256, _mm256_madd_epi16, _mm256_mullo_epi16, _mm256_or_si256, _mm256_set_m128i, _mm256_set1_epi32,
+    _mm256_setr_epi64x, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_sub_epi32, _mm256_testz_si256,
 };
 
-use super::entropy::Extent;
+use super::entropy::NATURAL;
 
 /// Bits behind the point of the constants, and of values between the passes.
 const CONSTANT_BITS: i32 = 13;
 const BETWEEN_BITS: i32 = 2;
 
+/// What the coefficients of a block are multiplied with, by their places in the block.
+pub(super) type Factors = [[i16; 16]; 4];
+
+/// From the order of the data.
+pub(super) fn factors(quantization: &[i16; 64]) -> Factors {
+    let mut factors = [0; 64];
+    for (place, factor) in NATURAL.into_iter().zip(quantization) {
+        factors[usize::from(place)] = *factor;
+    }
+    bytemuck::cast(factors)
+}
+
 /// Writes the samples of a block to a plane of `stride` columns, from place `at` on. Nothing when the plane ends before.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn put_block(block: &[i16; 64], extent: Extent, size: usize, plane: &mut [u8], at: usize, stride: usize) -> Option<()> {
+pub(super) fn put_block(block: &[i16; 64], factors: &Factors, size: usize, plane: &mut [u8], at: usize, stride: usize) -> Option<()> {
     let plane = plane.get_mut(at..)?;
-    if extent == Extent::Mean || size == 1 {
+    let two: [__m256i; 4] = bytemuck::cast_ref::<_, [[i16; 16]; 4]>(block).map(bytemuck::cast);
+    // Where there are coefficients besides the mean; and where beyond the first four columns and rows.
+    let (others, columns) = (_mm256_setr_epi64x(!0xffff, -1, -1, -1), _mm256_setr_epi64x(0, -1, 0, -1));
+    let below = _mm256_or_si256(two[2], two[3]);
+    let behind = _mm256_or_si256(two[1], below);
+    if size == 1 || _mm256_testz_si256(two[0], others) & _mm256_testz_si256(behind, behind) == 1 {
         // The mean alone, 8 times as large; both passes of each transform come to this.
-        let shifted = i32::from(block[0] << BETWEEN_BITS);
+        let shifted = i32::from(block[0].wrapping_mul(factors[0][0]) << BETWEEN_BITS);
         let value = (((shifted + 16) >> 5).clamp(-128, 127) + 128) as u8;
-        return plane.chunks_mut(stride).take(size).try_for_each(|row| row.get_mut(..size).map(|row| row.fill(value)));
+        return match size {
+            8 => put(&[[value; 8]; 8], plane, stride),
+            4 => put(&[[value; 8]; 4], plane, stride),
+            2 => put(&[[value; 8]; 2], plane, stride),
+            _ => put(&[[value; 8]; 1], plane, stride),
+        };
     }
-    // A copy: where the block lies is up to the compiler, and a reference would have to be aligned.
-    let rows: &[__m128i; 8] = &bytemuck::cast(*block);
+    let rows: [__m256i; 4] = std::array::from_fn(|number| _mm256_mullo_epi16(two[number], bytemuck::cast(factors[number])));
+    let rows: &[__m128i; 8] = &bytemuck::cast(rows);
+    let quarter_alone = _mm256_testz_si256(_mm256_or_si256(two[0], two[1]), columns) & _mm256_testz_si256(below, below) == 1;
     match size {
-        8 if extent == Extent::Quarter => put(&whole_of_quarter(rows), plane, stride),
+        8 if quarter_alone => put(&whole_of_quarter(rows), plane, stride),
         8 => put(&whole(rows), plane, stride),
         4 => put(&half(rows), plane, stride),
         _ => put(&quarter(rows), plane, stride),
