@@ -15,6 +15,20 @@ const LONGEST_QUEUE: usize = 1000;
 /// Time for what is still to be told when the process ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// Bytes of a note that the API server takes.
+const LONGEST_NOTE: usize = 1024;
+/// What stands in place of the rest of a note.
+const CUT: &str = "…";
+
+/// A note that the API server takes: a long one loses its end, and not the Event.
+fn shorten(note: String) -> String {
+    if note.len() <= LONGEST_NOTE {
+        return note;
+    }
+    let end = note.floor_char_boundary(LONGEST_NOTE - CUT.len());
+    format!("{}{CUT}", note.get(..end).unwrap_or_default())
+}
+
 /// Takes Events to be written.
 #[derive(Clone, Debug)]
 pub(crate) struct EventQueue(mpsc::Sender<(Event, ObjectReference)>);
@@ -41,7 +55,8 @@ async fn write(recorder: Recorder, mut events: mpsc::Receiver<(Event, ObjectRefe
 
 impl EventQueue {
     /// Has an Event written, in its turn.
-    pub(crate) fn tell(&self, event: Event, regarding: ObjectReference) {
+    pub(crate) fn tell(&self, mut event: Event, regarding: ObjectReference) {
+        event.note = event.note.map(shorten);
         if let Err(error) = self.0.try_send((event, regarding)) {
             let (event, regarding) = error.into_inner();
             let (job, namespace) = (regarding.name.as_deref(), regarding.namespace.as_deref());
@@ -57,6 +72,21 @@ impl EventWriter {
         if time::timeout(LAST_WORDS, self.0).await.is_err() {
             abort.abort();
             tracing::warn!("Events that were still to be written are lost");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_note_is_cut_between_characters_to_what_the_api_server_takes() {
+        for (note, bytes) in
+            [("a".repeat(1024), 1024), ("a".repeat(1025), 1024), ("漢".repeat(600), 1023), (format!("a{}", "漢".repeat(600)), 1024)]
+        {
+            let short = shorten(note.clone());
+            assert_eq!((short.len(), short == note), (bytes, note.len() <= 1024), "{short}");
         }
     }
 }

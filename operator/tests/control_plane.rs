@@ -9,14 +9,20 @@ mod jobs;
 #[path = "control_plane/proxy.rs"]
 mod proxy;
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use lcl_cluster::ClusterOptions;
 use serde_json::{Value, json};
 
 use jobs::{assign, minimal_job};
-use support::{Installed, JOBS, condition, name_of, objects, project, wait_for};
+use support::{Installed, JOBS, condition, name_of, objects, program, project, wait_for};
 
 fn install() -> Result<Installed> {
     Installed::start(&ClusterOptions::default(), &[])
@@ -222,7 +228,9 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
     assert_eq!(status["restarts"], json!({ "total": 1, "application": 0, "infrastructure": 0, "preemption": 0, "deletion": 1 }));
     assert_eq!(status["lastFailure"]["pod"], "replaced-w-1");
 
-    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 75, "the data could not be read"))?;
+    // An Event takes fewer bytes than these.
+    let words = format!("the data could not be read: {}", "資料".repeat(400));
+    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 75, &words))?;
     let (_, status) = replaced("replaced-w-0", 2)?;
     assert_eq!(status["lastFailure"]["exitCode"], 75);
     assert!(status["lastFailure"]["message"].as_str().is_some_and(|text| text.contains("the data could not be read")), "{status}");
@@ -237,6 +245,9 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
             ["WorkerReplaced", "CoordinatorReplaced"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)),
             "{reasons:?}"
         );
+        let events = installed.look("/apis/events.k8s.io/v1/namespaces/default/events")?;
+        let notes: Vec<&str> = events["items"].as_array().into_iter().flatten().filter_map(|event| event["note"].as_str()).collect();
+        ensure!(notes.iter().any(|note| note.contains("the data could not be read: 資料") && note.ends_with('…')), "{notes:?}");
         Ok(())
     })?;
 
@@ -431,5 +442,71 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
             Ok(())
         })?;
     }
+    operator.terminate()
+}
+
+/// A coordinator outside of the cluster, with the certificates that its pod would mount.
+struct Coordinator(Child);
+
+impl Coordinator {
+    fn start(installed: &Installed, job: &str, address: &str, arguments: &[&str]) -> Result<Self> {
+        let secrets = installed.look(&objects(&format!("secrets?labelSelector=lcl.dev/job-name={job}")))?;
+        let data = secrets["items"][0]["data"].as_object().context("no Secret")?;
+        let folder = installed.cluster.ready().folder.join(format!("{job}-tls"));
+        fs::create_dir_all(&folder)?;
+        for (name, text) in data {
+            fs::write(folder.join(name), BASE64_STANDARD.decode(text.as_str().unwrap_or_default())?)?;
+        }
+        let mut command = Command::new(program("lcl-coordinator")?);
+        for (variable, file) in [("CERTIFICATE", "coordinator.crt"), ("KEY", "coordinator.key"), ("CA", "ca.crt")] {
+            command.env(format!("LCL_TLS_{variable}"), folder.join(file));
+        }
+        command.args(["--listen", &format!("{address}:7433"), "--ends-with-stdin"]).args(arguments).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut announced = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut announced)?;
+        ensure!(announced.contains("listening"), "{announced}");
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The operator shows its certificate of the job to the real program, which refuses what is meant for another epoch.
+#[test]
+fn what_a_coordinator_refuses_keeps_no_pod_from_being_created() -> Result<()> {
+    const ADDRESS: &str = "127.71.0.9";
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    installed.apply(&job("refused", "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"))?;
+    wait_for_pods(&installed, "refused", 3)?;
+    let _coordinator =
+        Coordinator::start(&installed, "refused", ADDRESS, &["--epoch=99", "--min-members=1", "--desired-members=2", "--max-members=4"])?;
+    let ready = json!([{ "type": "Ready", "status": "True" }]);
+    let status = json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": ready });
+    set_pod_status(&installed, "refused-coordinator", &status)?;
+    installed.kubectl(&["scale", "lcltrainingjob", "refused", "--replicas=3"])?;
+    wait_for_pods(&installed, "refused", 4)?;
+    wait_for("the refusal", || {
+        let lines = operator.log_lines()?;
+        let refused =
+            |line: &Value| line["fields"]["message"].as_str().is_some_and(|text| text.contains("this is the coordinator of epoch 99"));
+        ensure!(lines.iter().any(refused), "nothing was refused");
+        Ok(())
+    })?;
+    // Again and again, and pods that end are replaced all the same.
+    let before = uids(&installed.pods("refused")?);
+    installed.kubectl(&["delete", "pod", "refused-w-0", "--force", "--grace-period=0"])?;
+    wait_for("the replacement", || {
+        let pods = uids(&installed.pods("refused")?);
+        ensure!(pods.len() == 4 && pods["refused-w-0"] != before["refused-w-0"], "not yet");
+        Ok(())
+    })?;
     operator.terminate()
 }
