@@ -1,6 +1,7 @@
 //! The stream of a job's status from its coordinator, and what the coordinator is asked to do.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -8,8 +9,11 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 use lcl_operator_core::observe::{CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, SourceSeen, TrainingSeen};
 use lcl_proto::v1alpha1::{
-    CommandRequest, EndReason, Phase, SavedCheckpoint, SourceProgress, Status, TrainingProgress, WatchRequest, World, command_request,
-    command_request::Command, coordinator_client::CoordinatorClient,
+    CommandRequest, EndReason, LossCause, Phase, SavedCheckpoint, SourceProgress, Status, TrainingProgress, WatchRequest, World,
+    command_request,
+    command_request::Command,
+    coordinator_client::CoordinatorClient,
+    history_entry::{Event as Happened, Joined, Left, Lost},
 };
 use lcl_security::{Connector, Security};
 use tokio::{task::JoinHandle, time};
@@ -197,6 +201,28 @@ fn read_source(source: &SourceProgress) -> SourceSeen {
     }
 }
 
+/// Workers whose last word in the history is that nothing was heard of them, and that are not attached.
+fn silent_workers(status: &Status) -> Vec<String> {
+    let mut silent = BTreeSet::new();
+    for event in status.history.iter().filter_map(|entry| entry.event.as_ref()) {
+        match event {
+            Happened::Lost(lost) if lost.cause() == LossCause::Silent => {
+                silent.extend(lost.member.iter().map(|member| member.worker.clone()));
+            }
+            Happened::Joined(Joined { member: Some(member) })
+            | Happened::Lost(Lost { member: Some(member), .. })
+            | Happened::Left(Left { member: Some(member), .. }) => {
+                silent.remove(&member.worker);
+            }
+            _ => {}
+        }
+    }
+    for member in status.members.iter().filter_map(|member| member.name.as_ref()) {
+        silent.remove(&member.worker);
+    }
+    silent.into_iter().collect()
+}
+
 fn read_checkpoint(saved: &SavedCheckpoint) -> CheckpointSeen {
     let time = i64::try_from(saved.unix_milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
     CheckpointSeen { step: saved.step, time: time.unwrap_or(Timestamp::UNIX_EPOCH), folder: saved.folder.clone() }
@@ -227,6 +253,7 @@ fn read_status(status: &Status) -> GroupStatus {
         n: group.number,
         members_wanted: MemberBounds { min: world.min, desired: world.desired, max: world.max },
         members: members.collect(),
+        silent: silent_workers(status),
         step: status.step,
         last_checkpoint: status.last_checkpoint.as_ref().map(read_checkpoint),
         training: status.training.as_ref().map(read_training),
@@ -236,7 +263,30 @@ fn read_status(status: &Status) -> GroupStatus {
 
 #[cfg(test)]
 mod tests {
+    use lcl_proto::v1alpha1::{HistoryEntry, MemberName, MemberStatus};
+
     use super::*;
+
+    /// A host that is cut off ends no connection; one whose process ended does, and comes back.
+    #[test]
+    fn workers_are_silent_that_were_given_up_unheard_and_have_not_come_back() {
+        let member = |worker: &str| Some(MemberName { worker: worker.to_owned(), index: 0 });
+        let lost = |worker, cause: LossCause| Happened::Lost(Lost { member: member(worker), cause: cause.into(), ..Lost::default() });
+        let joined = |worker| Happened::Joined(Joined { member: member(worker) });
+        let told = [
+            lost("a", LossCause::Silent),
+            lost("b", LossCause::StreamClosed),
+            lost("c", LossCause::Silent),
+            joined("c"),
+            lost("d", LossCause::Silent),
+            lost("e", LossCause::Silent),
+            lost("e", LossCause::StreamClosed),
+        ];
+        let history = told.into_iter().map(|event| HistoryEntry { event: Some(event), ..HistoryEntry::default() }).collect();
+        let members = vec![MemberStatus { name: member("d"), ..MemberStatus::default() }];
+        let status = Status { history, members, ..Status::default() };
+        assert_eq!(silent_workers(&status), ["a"]);
+    }
 
     /// Figures of sources change with every step: they are told at the pace of progress, and not each time.
     #[test]

@@ -25,7 +25,7 @@ use kube::{
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
     ValidatedJob,
-    build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, build_secret, coordinator_name, worker_selector},
+    build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, build_secret, coordinator_name, worker_pod_name, worker_selector},
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
     observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
@@ -524,7 +524,13 @@ impl Look<'_> {
                 }
                 Action::CreateWorker { index } => {
                     let Some(resources) = resources else { continue };
-                    new_pods.push(NewPod { pod: resources.worker_pod(job, build, *index), epoch: None });
+                    let name = worker_pod_name(job, *index);
+                    let replaced = decision.status.replacing.iter().find(|replaced| replaced.pod == name);
+                    let pod = match replaced.and_then(|replaced| replaced.avoided_node.as_deref()) {
+                        Some(node) => resources.worker_pod_elsewhere(job, build, *index, node),
+                        None => resources.worker_pod(job, build, *index),
+                    };
+                    new_pods.push(NewPod { pod, epoch: None });
                 }
             }
         }

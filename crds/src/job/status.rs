@@ -282,4 +282,7 @@ pub struct ReplacingStatus {
     /// Its uid; empty when it had vanished before it was seen to end.
     #[serde(default)]
     pub uid: String,
+    /// Its node, if that gave no sign of life: the replacement is placed elsewhere where there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub avoided_node: Option<String>,
 }

@@ -31,7 +31,7 @@ pub(crate) use service::build_service;
 pub use service::coordinator_name;
 pub(crate) use service_account::build_service_account;
 pub use worker_pod::worker_pod_name;
-pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, build_worker_pod, worker_grace_seconds};
+pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, avoid_node, build_worker_pod, worker_grace_seconds};
 
 use crate::job::ValidatedJob;
 

@@ -8,6 +8,22 @@ use crate::observe::ObservedPod;
 /// Longest message that is kept: a line or two of the status.
 const LONGEST_MESSAGE: usize = 512;
 
+/// Reason of an end: Kubernetes has given the node up.
+pub(crate) const NODE_LOST: &str = "NodeLost";
+/// Reason of an end: the coordinator has given the worker's members up, which said nothing any more.
+pub(crate) const NODE_SILENT: &str = "NodeSilent";
+
+/// The end of a worker that gives no sign of life: its members were evicted, and cannot do anything that counts any more.
+#[must_use]
+pub(crate) fn silence() -> PodEnd {
+    PodEnd {
+        cause: Cause::Infrastructure,
+        reason: NODE_SILENT.to_owned(),
+        message: "its members gave no sign of life any more, and were given up by the coordinator".to_owned(),
+        exit_code: None,
+    }
+}
+
 /// Whose fault an end is. Budgets and counters are split by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -152,7 +168,7 @@ pub fn judge_end(pod: Option<&ObservedPod>) -> PodEnd {
     if let Some((reason, message)) = &pod.disruption {
         let (cause, reason) = match reason.as_str() {
             "PreemptionByScheduler" => (Cause::Preemption, reason.as_str()),
-            "DeletionByTaintManager" | "DeletionByPodGC" => (Cause::Infrastructure, "NodeLost"),
+            "DeletionByTaintManager" | "DeletionByPodGC" => (Cause::Infrastructure, NODE_LOST),
             "EvictionByEvictionAPI" | "TerminationByKubelet" => (Cause::Infrastructure, "Evicted"),
             other => (Cause::Infrastructure, if other.is_empty() { "Disrupted" } else { other }),
         };

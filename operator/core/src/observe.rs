@@ -55,6 +55,8 @@ pub enum Wait {
     Surplus(String),
     /// It is being deleted.
     Deletion(String),
+    /// The coordinator hears nothing of its members.
+    Silence(String),
     /// The group was asked to write a checkpoint and end.
     Stop,
 }
@@ -96,6 +98,8 @@ pub struct GroupStatus {
     pub members_wanted: MemberBounds,
     /// Attached members: their worker, and whether they have a rank.
     pub members: Vec<MemberSeen>,
+    /// Workers whose members were given up because nothing was heard of them, and that have not come back.
+    pub silent: Vec<String>,
     /// Steps that every member has committed.
     pub step: u64,
     /// The newest checkpoint.

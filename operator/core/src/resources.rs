@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
 
 use crate::{
-    build::{BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
+    build::{BuildContext, avoid_node, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
     job::ValidatedJob,
 };
 
@@ -72,6 +72,14 @@ impl JobResources<Applied> {
     #[must_use]
     pub fn worker_pod(&self, job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
         build_worker_pod(job, context, self, index)
+    }
+
+    /// The same, placed elsewhere than on this node where there is room: it gave no sign of life, and Kubernetes has not noticed yet.
+    #[must_use]
+    pub fn worker_pod_elsewhere(&self, job: &ValidatedJob, context: &BuildContext, index: u32, node: &str) -> Pod {
+        let mut pod = self.worker_pod(job, context, index);
+        avoid_node(&mut pod, node);
+        pod
     }
 
     /// Name of the configuration.

@@ -230,3 +230,16 @@ fn each_pod_mounts_its_own_certificates_and_no_others() {
         assert_eq!(env(container, "LCL_INSECURE").len(), 0);
     }
 }
+
+#[test]
+fn a_worker_is_placed_elsewhere_than_on_a_silent_node_and_keeps_what_the_template_prefers() {
+    let job = valid(
+        "spec.workers.template = {'spec': {'containers': [{'name': 'worker'}], 'affinity': {'nodeAffinity': {'preferredDuringSchedulingIgnoredDuringExecution': [ \
+         {'weight': 1, 'preference': {'matchExpressions': [{'key': 'zone', 'operator': 'Exists'}]}}]}}}}",
+    );
+    let pod = serde_json::to_value(applied(&job).worker_pod_elsewhere(&job, &context(), 0, "node-7")).unwrap();
+    let preferred = &pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
+    assert_eq!(preferred[0]["preference"]["matchExpressions"][0]["key"], "zone");
+    let elsewhere = json!([{ "key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-7"] }]);
+    assert_eq!((&preferred[1]["preference"]["matchExpressions"], &preferred[1]["weight"]), (&elsewhere, &json!(100)));
+}

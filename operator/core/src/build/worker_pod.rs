@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{ConfigMapVolumeSource, Container, EmptyDirVolumeSource, Pod, PodSpec, Volume, VolumeMount},
+    api::core::v1::{
+        ConfigMapVolumeSource, Container, EmptyDirVolumeSource, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
+        PreferredSchedulingTerm, Volume, VolumeMount,
+    },
     apimachinery::pkg::api::resource::Quantity,
 };
 use lcl_crds::{WORKER_CONTAINER, WORKER_INFIX};
@@ -39,6 +42,10 @@ const CACHE_VOLUME_PART: u64 = 4;
 const SHARED_MEMORY: &str = "8Gi";
 /// Time to finish a step and commit a checkpoint after SIGTERM, when the template does not say.
 const GRACE_SECONDS: i64 = 120;
+/// A node's name, as a label of its own.
+const HOST_NAME: &str = "kubernetes.io/hostname";
+/// The greatest that there is.
+const GREATEST_WEIGHT: i32 = 100;
 /// Place of a pod among its peers, as batch Jobs label it: topology-aware schedulers order by it.
 const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
@@ -85,6 +92,21 @@ pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resou
     spec.termination_grace_period_seconds = Some(worker_grace_seconds(job));
     fill_pod(&mut spec, service_account_name(job));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
+}
+
+/// Has a pod placed elsewhere, if there is room elsewhere.
+pub(crate) fn avoid_node(pod: &mut Pod, node: &str) {
+    let elsewhere = NodeSelectorTerm {
+        match_expressions: Some(vec![NodeSelectorRequirement {
+            key: HOST_NAME.to_owned(),
+            operator: "NotIn".to_owned(),
+            values: Some(vec![node.to_owned()]),
+        }]),
+        match_fields: None,
+    };
+    let affinity = pod.spec.get_or_insert_default().affinity.get_or_insert_default().node_affinity.get_or_insert_default();
+    let preferred = affinity.preferred_during_scheduling_ignored_during_execution.get_or_insert_default();
+    preferred.push(PreferredSchedulingTerm { weight: GREATEST_WEIGHT, preference: elsewhere });
 }
 
 fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildContext, index: u32) {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     build::coordinator_name,
-    cause::{PodEnd, Verdict, judge_by_policy},
+    cause::{NODE_LOST, NODE_SILENT, PodEnd, Verdict, judge_by_policy},
     observe::{GroupStatus, Link, ObservedJob, ObservedPod, Wait},
     pins::in_force,
 };
@@ -132,6 +132,10 @@ impl<'a> Draft<'a> {
         if !self.put_on_record(name, uid) {
             return false;
         }
+        let node = pod.and_then(|pod| pod.node.clone()).filter(|_| [NODE_LOST, NODE_SILENT].contains(&end.reason.as_str()));
+        if let Some(replacing) = self.status.replacing.last_mut() {
+            replacing.avoided_node = node;
+        }
         end.cause.count(&mut self.status.restarts);
         self.set_last_failure(name, end);
         let policy = &self.observed.job.spec().failure_policy;
@@ -154,7 +158,7 @@ impl<'a> Draft<'a> {
             return false;
         }
         self.status.replacing.retain(|replacing| replacing.pod != name);
-        self.status.replacing.push(ReplacingStatus { pod: name.to_owned(), uid: uid.to_owned() });
+        self.status.replacing.push(ReplacingStatus { pod: name.to_owned(), uid: uid.to_owned(), avoided_node: None });
         true
     }
 

@@ -1,11 +1,13 @@
 //! Which pods there have to be.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::jiff::SignedDuration;
 
 use super::{Action, JobEvent, draft::Draft, reason};
 use crate::{
     build::{coordinator_name, worker_pod_name},
-    cause::judge_end,
+    cause::{judge_end, silence},
     observe::{Link, MemberBounds, ObservedPod, PodRole, Wait},
     timeouts::Timeouts,
 };
@@ -16,6 +18,9 @@ const DELETION_SLACK: SignedDuration = SignedDuration::from_secs(5);
 const DRAIN_LIMIT: SignedDuration = SignedDuration::from_secs(60);
 /// The same when the coordinator cannot be asked. The pod's own grace period follows.
 const DRAIN_LIMIT_UNASKED: SignedDuration = SignedDuration::from_secs(30);
+/// Time for members that the coordinator has given up to come back, as they do after a broken connection. With the usual heartbeat time-out of
+/// 10 s a silent node is replaced within 15 s.
+const SILENCE: SignedDuration = SignedDuration::from_secs(3);
 /// Between two looks at a worker that drains.
 const DRAIN_LOOK: SignedDuration = SignedDuration::from_secs(1);
 
@@ -112,6 +117,12 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
         return Presence::Foreign;
     }
     if pod.end.is_none() && pod.deletion.is_none() {
+        if is_silent(draft, name, pod) {
+            if draft.record_end(name, Some(pod), &silence()) {
+                draft.actions.push(Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force: true });
+            }
+            return Presence::Taken;
+        }
         draft.is_well(name);
         return Presence::Well;
     }
@@ -121,6 +132,17 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
     Presence::Taken
 }
 
+/// Whether the coordinator has heard nothing of a worker for so long that it gave its members up, and they have not come back since. When more
+/// workers are silent than are heard, it is the coordinator that is cut off, and nobody is given up.
+fn is_silent(draft: &mut Draft, name: &str, pod: &ObservedPod) -> bool {
+    let Link::Connected(group) = draft.observed.link else { return false };
+    if !group.silent.iter().any(|worker| worker == name) {
+        return false;
+    }
+    let heard: BTreeSet<&str> = group.members.iter().map(|member| member.worker.as_str()).collect();
+    group.silent.len() <= heard.len() && draft.has_waited(Wait::Silence(pod.uid.clone()), SILENCE)
+}
+
 /// Deletes a pod that has ended, and one whose node does not answer without asking the node: the coordinator has fenced its members.
 pub(super) fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
     let delete = |force| Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force };
@@ -128,8 +150,10 @@ pub(super) fn remove(draft: &mut Draft, name: &str, pod: &ObservedPod) {
         draft.actions.push(delete(false));
         return;
     };
-    let node_is_lost = pod.disruption.as_ref().is_some_and(|(reason, _)| reason == "DeletionByTaintManager");
-    if node_is_lost || draft.has_waited(Wait::Deletion(pod.uid.clone()), given.saturating_add(DELETION_SLACK)) {
+    // A taint may also evict from a node that is well: then the pod has its time.
+    let was_evicted = pod.disruption.as_ref().is_some_and(|(reason, _)| reason == "DeletionByTaintManager");
+    let is_heard = matches!(draft.observed.link, Link::Connected(group) if group.members.iter().any(|member| member.worker == name));
+    if (was_evicted && !pod.ready && !is_heard) || draft.has_waited(Wait::Deletion(pod.uid.clone()), given.saturating_add(DELETION_SLACK)) {
         draft.actions.push(delete(true));
     }
 }

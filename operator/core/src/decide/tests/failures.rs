@@ -142,6 +142,11 @@ fn a_pod_on_a_lost_node_is_forced_at_once() {
     let mut scene = Scene::training("");
     scene.disrupt("job-w-0", "DeletionByTaintManager");
     scene.delete("job-w-0");
+    // The node may be well, and its taint for others.
+    assert_eq!(scene.decide().actions, []);
+    scene.change("job-w-0", |pod| pod.ready = false);
+    assert_eq!(scene.decide().actions, [], "its members are heard");
+    scene.change_group(|group| group.members.retain(|member| member.worker != "job-w-0"));
     assert_eq!(scene.decide().actions, [delete(&scene, "job-w-0", true)]);
     scene.settle();
     assert_eq!(scene.status.restarts, RestartsStatus { total: 1, infrastructure: 1, ..RestartsStatus::default() });
@@ -358,4 +363,39 @@ fn when_many_fail_at_once_they_are_taken_in_turns() {
     }
     assert_eq!((scene.restarts(), scene.pods.len()), (264, 101));
     assert!(scene.pods.values().all(|pod| pod.end.is_none()));
+}
+
+#[test]
+fn a_worker_that_the_coordinator_gave_up_unheard_is_replaced_before_kubernetes_notices() {
+    let silence = |scene: &mut Scene, names: &[&str]| {
+        scene.change_group(|group| {
+            group.members.retain(|member| !names.contains(&member.worker.as_str()));
+            group.silent = names.iter().map(|name| (*name).to_owned()).collect();
+        });
+    };
+    let mut scene = Scene::training("spec.workers.replicas = 3");
+    silence(&mut scene, &["job-w-1"]);
+    let decision = scene.round();
+    assert_eq!((decision.actions, decision.again_after), (vec![], Some(Duration::from_secs(3))), "it may come back");
+    scene.after(3);
+    let decision = scene.round();
+    assert_eq!(reasons(&decision.events)[0], reason::WORKER_REPLACED);
+    assert!(decision.actions.iter().any(|action| matches!(action, Action::DeletePod { name, force: true, .. } if name == "job-w-1")));
+    assert_eq!(decision.status.replacing[0].avoided_node.as_deref(), Some("node"));
+    assert_eq!(decision.status.restarts.infrastructure, 1);
+    scene.settle();
+    assert_eq!((scene.pods.len(), scene.restarts()), (4, 1));
+
+    // One that comes back is left alone, and so are all when the coordinator is the one that is cut off.
+    let mut scene = Scene::training("spec.workers.replicas = 3");
+    silence(&mut scene, &["job-w-1"]);
+    scene.round();
+    scene.train(2);
+    scene.after(60);
+    assert_eq!(scene.settle(), []);
+    silence(&mut scene, &["job-w-0", "job-w-1"]);
+    scene.settle();
+    scene.after(60);
+    scene.settle();
+    assert_eq!(scene.restarts(), 0);
 }

@@ -265,6 +265,7 @@ impl Scene {
             n: 1,
             members_wanted: MemberBounds::of(&self.job),
             members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
+            silent: Vec::new(),
             step,
             last_checkpoint: None,
             training: None,
