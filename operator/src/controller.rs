@@ -81,6 +81,7 @@ impl Scope {
             client: self.client,
             images: self.images,
             authority: self.authority,
+            jobs: jobs.clone(),
             pods,
             children,
             memories: Memories::default(),

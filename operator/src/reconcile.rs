@@ -19,7 +19,7 @@ use kube::{
     runtime::{
         controller::Action as Next,
         events::{Event, EventType},
-        reflector::ObjectRef,
+        reflector::{ObjectRef, Store},
     },
 };
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
@@ -27,12 +27,12 @@ use lcl_operator_core::{
     ValidatedJob,
     build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, build_secret, coordinator_name, worker_pod_name, worker_selector},
     decide,
-    decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
+    decide::{Action, Decision, JobEvent, derive_refused, is_final, is_progress_only, reason},
     observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
     pins::{find_change, in_force, offer},
     read_unchecked,
     resources::{Applied, JobResources, Prepared},
-    validate,
+    run_folder, validate,
 };
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedSender;
@@ -63,6 +63,8 @@ const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Pause after a failed look; doubled with every further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// Between two looks at a job whose folder is another's.
+const RIVAL_INTERVAL: Duration = Duration::from_secs(10);
 /// Certificates that were written so short a time ago are taken for being there.
 const CERTIFICATES_FRESH: Duration = Duration::from_mins(1);
 /// New certificates are not written again while the status does not say yet that they were.
@@ -76,6 +78,7 @@ pub(crate) struct Context {
     pub(crate) images: Images,
     /// Of all jobs' wires.
     pub(crate) authority: Arc<Authority>,
+    pub(crate) jobs: Store<StoredJob>,
     pub(crate) pods: Arc<PodCache>,
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
@@ -252,6 +255,17 @@ impl Look<'_> {
         let images = &self.context.images;
         let mut offer = offer(&valid, self.job.metadata.generation.unwrap_or(0), &images.coordinator, &images.trainer);
         let held = in_force(&status, has_pods).cloned();
+        // A job that has begun keeps its folder.
+        if !is_over
+            && !has_pods
+            && status.pinned.is_none()
+            && let Some(problem) = self.find_rival()
+        {
+            self.memory.problem = Some(problem.clone());
+            self.refuse(&status, &problem).await?;
+            return Ok(Some(RIVAL_INTERVAL));
+        }
+        self.memory.problem.take_if(|problem| problem.reason == reason::FOLDER_TAKEN);
         let mut build = BuildContext {
             namespace: self.key.namespace.clone(),
             uid: self.uid.to_owned(),
@@ -348,14 +362,41 @@ impl Look<'_> {
                     self.memory.problem = Some(Problem { reason: reason::VALIDATION_FAILED, message });
                     return Ok(Some(Arc::new(job)));
                 }
-                let (new, event) = derive_invalid(status, generation, &message, Timestamp::now());
-                if new != *status {
-                    self.write(&new).await?;
-                }
-                self.tell(event.as_slice());
+                self.refuse(status, &Problem { reason: reason::VALIDATION_FAILED, message }).await?;
                 Ok(None)
             }
         }
+    }
+
+    /// Says that the job cannot be run as it is.
+    async fn refuse(&mut self, status: &LCLTrainingJobStatus, problem: &Problem) -> Result<(), ReconcileError> {
+        let (new, event) = derive_refused(status, self.job.metadata.generation.unwrap_or(0), problem, Timestamp::now());
+        if new != *status {
+            self.write(&new).await?;
+        }
+        self.tell(event.as_slice());
+        Ok(())
+    }
+
+    /// Another job that is not over and keeps its run in the same folder: one that has begun, or else was created earlier.
+    fn find_rival(&self) -> Option<Problem> {
+        let folder = run_folder(&self.job)?;
+        let age = |job: &LCLTrainingJob| (job.metadata.creation_timestamp.as_ref().map(|time| time.0), job.uid());
+        let is_rival = |other: &LCLTrainingJob| {
+            let status = other.status.as_ref();
+            let has_begun = status.is_some_and(|status| status.pinned.is_some());
+            let is_over = status.is_some_and(is_final) || other.metadata.deletion_timestamp.is_some();
+            let is_other = other.uid().as_deref() != Some(self.uid);
+            is_other && !is_over && (has_begun || age(other) < age(&self.job)) && run_folder(other).as_ref() == Some(&folder)
+        };
+        let jobs = self.context.jobs.state();
+        let rival = jobs.iter().filter_map(|stored| stored.0.as_ref().ok()).find(|other| is_rival(other))?;
+        let (name, namespace) = (rival.name_any(), rival.namespace().unwrap_or_default());
+        let message = format!(
+            "spec.checkpoint.uri leads to {folder}, where job {name} of namespace {namespace} keeps its run, which is not over: \
+             give this job another folder, or delete that one"
+        );
+        Some(Problem { reason: reason::FOLDER_TAKEN, message })
     }
 
     /// All objects but the pods, if they are there, as far as the watch knows. `is_held`: pods are there that have the configuration.

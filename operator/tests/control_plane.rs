@@ -395,6 +395,39 @@ fn a_suspended_job_has_no_objects_until_it_may_start_and_none_of_its_pods_is_a_f
 }
 
 #[test]
+fn two_jobs_that_are_not_over_never_write_one_folder() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    installed.kubectl(&["create", "namespace", "other"])?;
+    installed.apply(&job("first", "spec.checkpoint.uri = 's3://runs/a'"))?;
+    wait_for_pods(&installed, "first", 2)?;
+    let mut second = job("second", "spec.checkpoint.uri = 's3://RUNS/a/'");
+    second["metadata"]["namespace"] = json!("other");
+    installed.apply(&second)?;
+    let second = || installed.look("/apis/lcl.dev/v1alpha1/namespaces/other/lcltrainingjobs/second");
+    let pods = || -> Result<usize> {
+        let pods = installed.look("/api/v1/namespaces/other/pods")?;
+        Ok(pods["items"].as_array().map_or(0, Vec::len))
+    };
+    wait_for("the refusal", || {
+        let status = &second()?["status"];
+        let stalled = condition(status, "Stalled");
+        ensure!(stalled["reason"] == "CheckpointFolderTaken", "{status}");
+        ensure!(stalled["message"].as_str().is_some_and(|text| text.contains("job first of namespace default")), "{status}");
+        Ok(())
+    })?;
+    assert_eq!(pods()?, 0);
+    installed.kubectl(&["delete", "lcltrainingjob", "first"])?;
+    wait_for("the second job's pods", || {
+        ensure!(pods()? == 2, "{} pods", pods()?);
+        let status = &second()?["status"];
+        ensure!(condition(status, "Stalled").is_null(), "{status}");
+        Ok(())
+    })?;
+    operator.terminate()
+}
+
+#[test]
 fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
     let installed = install()?;
     let operator = installed.start_operator(&[])?;

@@ -20,7 +20,7 @@ use lcl_crds::LCLTrainingJobStatus;
 
 pub use progress::is_progress_only;
 
-use crate::observe::{MemberBounds, ObservedJob, Wait};
+use crate::observe::{MemberBounds, ObservedJob, Problem, Wait};
 use draft::Draft;
 use life_cycle::LifeCycle;
 
@@ -82,6 +82,8 @@ pub mod reason {
     pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
     /// The stored job breaks a rule: the installed definition is another one than the operator's.
     pub const VALIDATION_FAILED: &str = "ValidationFailed";
+    /// Another job, which is not over, writes its run into the same folder.
+    pub const FOLDER_TAKEN: &str = "CheckpointFolderTaken";
     /// An object could not be applied.
     pub const CREATE_FAILED: &str = "CreateFailed";
 }
@@ -224,19 +226,19 @@ pub fn is_final(status: &LCLTrainingJobStatus) -> bool {
     is_true(condition::COMPLETE) || is_true(condition::FAILED)
 }
 
-/// Status of a job whose stored spec breaks a rule, and what to tell if that is news.
+/// Status of a job that cannot be run as it is, for one of the reasons of [`reason`], and what to tell if that is news.
 #[must_use]
-pub fn derive_invalid(
+pub fn derive_refused(
     status: &LCLTrainingJobStatus,
     generation: i64,
-    message: &str,
+    problem: &Problem,
     now: Timestamp,
 ) -> (LCLTrainingJobStatus, Option<JobEvent>) {
     let mut new = status.clone();
     new.observed_generation = Some(generation);
-    let stalled = draft::Setting { type_: condition::STALLED, value: "True", reason: reason::VALIDATION_FAILED, message };
+    let stalled = draft::Setting { type_: condition::STALLED, value: "True", reason: problem.reason, message: &problem.message };
     draft::set_condition(&mut new, &stalled, generation, now);
-    let event = (new != *status).then(|| JobEvent { warning: true, reason: reason::VALIDATION_FAILED, note: message.to_owned() });
+    let event = (new != *status).then(|| JobEvent { warning: true, reason: problem.reason, note: problem.message.clone() });
     (new, event)
 }
 

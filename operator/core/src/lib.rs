@@ -8,6 +8,7 @@ pub mod build;
 pub mod cause;
 mod covers;
 pub mod decide;
+mod folder;
 mod job;
 pub mod observe;
 mod paths;
@@ -20,6 +21,7 @@ mod validate;
 
 pub use covers::covers;
 pub use decide::decide;
+pub use folder::run_folder;
 pub use job::{ValidatedJob, World};
 pub use paths::{PathError, PathMapping};
 pub use render::{Surroundings, render_trainer_config};
