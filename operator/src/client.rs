@@ -38,12 +38,12 @@ use crate::{
 use guard::{Deadlines, FencedRequests, Guarded};
 use socket::FencedSocket;
 
-/// For an answer to a look or a list, and to a write where nobody else may write. Five hundred pods, a page of a list, take a busy API
+/// For an answer to a reconcile or a list, and to a write where nobody else may write. Five hundred pods, a page of a list, take a busy API
 /// server a second or two.
 const ANSWER: Duration = Duration::from_secs(30);
 /// For an answer about a lease: three attempts fit into the renew deadline.
 const LEASE_ANSWER: Duration = Duration::from_secs(3);
-/// Pauses before a request is sent again that the API server asked to be sent again; the look that it belongs to is repeated anyway.
+/// Pauses before a request is sent again that the API server asked to be sent again; the reconcile that it belongs to is repeated anyway.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 5;

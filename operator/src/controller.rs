@@ -1,4 +1,4 @@
-//! Watches that feed the looks: jobs, their pods, and their other objects, in one namespace or in all.
+//! Watches that feed the reconciles: jobs, their pods, and their other objects, in one namespace or in all.
 
 use std::{collections::HashSet, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -58,7 +58,7 @@ pub(crate) struct Scope {
 pub(crate) struct RunningScope {
     /// The jobs, for counting.
     pub(crate) jobs: Store<StoredJob>,
-    /// Ends after the stop, when no look is under way, or with an error that is not to be survived.
+    /// Ends after the stop, when no reconcile is under way, or with an error that is not to be survived.
     pub(crate) done: Pin<Box<dyn Future<Output = Result<()>> + Send>>,
 }
 
@@ -112,7 +112,7 @@ impl Scope {
                     look = looks.next() => match look {
                         Some(Ok(_)) => {}
                         // Of jobs that were deleted while they waited for their turn, and of the watch, which goes on by itself.
-                        Some(Err(error)) => tracing::debug!(%error, "a look did not take place"),
+                        Some(Err(error)) => tracing::debug!(%error, "a reconcile did not take place"),
                         None => return Ok(()),
                     },
                     Some(ended) = watches.join_next() => {

@@ -1,4 +1,4 @@
-//! Events, told one after the other beside the work: what an Event costs, no look waits for.
+//! Events, told one after the other beside the work: what an Event costs, no reconcile waits for.
 
 use std::time::Duration;
 

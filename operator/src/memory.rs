@@ -1,4 +1,4 @@
-//! What the operator remembers of a job between two looks. All of it may be lost: then it is learnt again.
+//! What the operator remembers of a job between two reconciles. All of it may be lost: then it is learnt again.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,7 +34,7 @@ pub(crate) struct JobMemory {
     pub(crate) problem: Option<Problem>,
     /// Whether objects may be created now.
     pub(crate) gate: Gate,
-    /// Failed looks in a row.
+    /// Failed reconciles in a row.
     pub(crate) failures: u32,
     /// When progress was last written to the status.
     pub(crate) progress_written: Option<Instant>,

@@ -23,15 +23,16 @@ use prometheus_client::{
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
-    looks: Family<ResultLabel, Counter>,
-    look_errors: Family<ControllerLabel, Counter>,
-    look_time: Family<ControllerLabel, Histogram, fn() -> Histogram>,
+    reconciles: Family<ResultLabel, Counter>,
+    reconcile_errors: Family<ControllerLabel, Counter>,
+    errors: Family<CategoryLabel, Counter>,
+    reconcile_time: Family<ControllerLabel, Histogram, fn() -> Histogram>,
     /// Writes of a status.
     pub(crate) status_writes: Counter,
     restarts: Family<CauseLabel, Counter>,
     jobs: Family<StateLabel, Gauge>,
     leads: Family<LeaseLabel, Gauge>,
-    /// Looks under way.
+    /// Reconciles under way.
     active: Family<ControllerLabel, Gauge>,
     requests: Family<RequestLabel, Counter>,
     memory: Gauge,
@@ -61,6 +62,11 @@ struct ResultLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CategoryLabel {
+    category: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct CauseLabel {
     cause: String,
 }
@@ -72,7 +78,7 @@ struct StateLabel {
 
 const CONTROLLER: &str = "lcltrainingjob";
 
-fn look_time_buckets() -> Histogram {
+fn reconcile_time_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
@@ -80,9 +86,10 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
-            looks: Family::default(),
-            look_errors: Family::default(),
-            look_time: Family::new_with_constructor(look_time_buckets),
+            reconciles: Family::default(),
+            reconcile_errors: Family::default(),
+            errors: Family::default(),
+            reconcile_time: Family::new_with_constructor(reconcile_time_buckets),
             status_writes: Counter::default(),
             restarts: Family::default(),
             jobs: Family::default(),
@@ -93,12 +100,13 @@ impl Metrics {
             registry: Mutex::default(),
         };
         let shared = registry.sub_registry_with_prefix("controller_runtime");
-        shared.register("reconcile", "Looks at jobs by result", metrics.looks.clone());
-        shared.register("reconcile_errors", "Looks at jobs that failed", metrics.look_errors.clone());
-        shared.register("active_workers", "Looks under way", metrics.active.clone());
-        shared.register_with_unit("reconcile_time", "Time a look takes", Unit::Seconds, metrics.look_time.clone());
+        shared.register("reconcile", "Reconciles by result", metrics.reconciles.clone());
+        shared.register("reconcile_errors", "Reconciles that failed", metrics.reconcile_errors.clone());
+        shared.register("active_workers", "Reconciles under way", metrics.active.clone());
+        shared.register_with_unit("reconcile_time", "Time a reconcile takes", Unit::Seconds, metrics.reconcile_time.clone());
         let own = registry.sub_registry_with_prefix("lcl_operator");
         own.register("status_writes", "Writes of a job's status", metrics.status_writes.clone());
+        own.register("errors", "Reconciles that failed, by what was in the way", metrics.errors.clone());
         own.register("pod_replacements", "Pods that ended before their time, by cause", metrics.restarts.clone());
         own.register("jobs", "Jobs by state", metrics.jobs.clone());
         registry.register("rest_client_requests", "Requests to the API server by answer", metrics.requests.clone());
@@ -118,21 +126,22 @@ impl Metrics {
         self.requests.get_or_create(&RequestLabel { code, host: host.to_owned(), method: method.to_owned() }).inc();
     }
 
-    /// A look has begun; it is under way until the guard is dropped.
-    pub(crate) fn begin_look(&self) -> Active {
+    /// A reconcile has begun; it is under way until the guard is dropped.
+    pub(crate) fn begin_reconcile(&self) -> Active {
         let gauge = self.active.get_or_create_owned(&ControllerLabel { controller: CONTROLLER });
         gauge.inc();
         Active(gauge)
     }
 
-    pub(crate) fn observe_look(&self, took: Duration, is_success: bool) {
-        let result = if is_success { "success" } else { "error" };
-        self.looks.get_or_create(&ResultLabel { controller: CONTROLLER, result }).inc();
+    pub(crate) fn observe_reconcile(&self, took: Duration, failed: Option<&'static str>) {
+        let result = if failed.is_some() { "error" } else { "success" };
+        self.reconciles.get_or_create(&ResultLabel { controller: CONTROLLER, result }).inc();
         let label = ControllerLabel { controller: CONTROLLER };
-        if !is_success {
-            self.look_errors.get_or_create(&label).inc();
+        if let Some(category) = failed {
+            self.reconcile_errors.get_or_create(&label).inc();
+            self.errors.get_or_create(&CategoryLabel { category }).inc();
         }
-        self.look_time.get_or_create(&label).observe(took.as_secs_f64());
+        self.reconcile_time.get_or_create(&label).observe(took.as_secs_f64());
     }
 
     /// Counts what was added to a job's restarts.
@@ -163,7 +172,7 @@ impl Metrics {
     }
 }
 
-/// A look under way.
+/// A reconcile under way.
 #[derive(Debug)]
 pub(crate) struct Active(Gauge);
 
@@ -187,12 +196,12 @@ mod tests {
     #[test]
     fn names_are_those_of_controller_runtime() {
         let metrics = Metrics::new();
-        metrics.observe_look(Duration::from_millis(3), false);
+        metrics.observe_reconcile(Duration::from_millis(3), Some("api_server"));
         metrics.set_leads("lcl-operator", true);
         metrics.count_request("example:6443", "GET", Some(200));
         metrics.count_request("example:6443", "PATCH", None);
-        let first = metrics.begin_look();
-        let _second = metrics.begin_look();
+        let first = metrics.begin_reconcile();
+        let _second = metrics.begin_reconcile();
         drop(first);
         let restarts = |deletion| RestartsStatus { total: deletion, deletion, ..RestartsStatus::default() };
         metrics.count_restarts(&restarts(1), &restarts(3));
@@ -205,6 +214,7 @@ mod tests {
             "leader_election_master_status{name=\"lcl-operator\"} 1",
             "rest_client_requests_total{code=\"200\",host=\"example:6443\",method=\"GET\"} 1",
             "rest_client_requests_total{code=\"<error>\",host=\"example:6443\",method=\"PATCH\"} 1",
+            "lcl_operator_errors_total{category=\"api_server\"} 1",
             "lcl_operator_pod_replacements_total{cause=\"deletion\"} 2",
             "lcl_operator_jobs{state=\"Running\"} 2",
         ] {

@@ -1,4 +1,4 @@
-//! One look at one job: observe, validate, build, apply, decide, write the status, act, tell.
+//! One reconcile at one job: observe, validate, build, apply, decide, write the status, act, tell.
 
 use std::{
     collections::BTreeMap,
@@ -60,7 +60,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 const PODS_AT_ONCE: usize = 32;
 /// Though nothing is seen, a job is looked at so often.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
-/// Pause after a failed look; doubled with every further one.
+/// Pause after a failed reconcile; doubled with every further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Between two looks at a job whose folder is another's.
@@ -72,7 +72,7 @@ const RENEWAL_PAUSE: Duration = Duration::from_hours(1);
 /// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is shared by all looks.
+/// What is shared by all reconciles.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) images: Images,
@@ -96,7 +96,7 @@ pub(crate) struct Images {
     pub(crate) pull_policy: Option<String>,
 }
 
-/// Why a look failed. It is repeated, after a pause.
+/// Why a reconcile failed. It is repeated, after a pause.
 #[derive(Debug, Error)]
 pub(crate) enum ReconcileError {
     /// The API server refused, or did not answer.
@@ -120,6 +120,18 @@ pub(crate) enum ReconcileError {
 }
 
 impl ReconcileError {
+    /// A word for metrics and logs.
+    pub(crate) const fn category(&self) -> &'static str {
+        match self {
+            Self::Api { .. } => "api_server",
+            Self::Foreign { .. } => "foreign_object",
+            Self::Stale => "conflict",
+            Self::Encode { .. } => "encoding",
+            Self::Certificates(_) => "certificates",
+            Self::Coordinator { .. } => "coordinator",
+        }
+    }
+
     /// A problem that somebody has to solve; `None` for one that may pass by itself.
     fn as_problem(&self) -> Option<Problem> {
         let problem = || Some(Problem { reason: reason::CREATE_FAILED, message: self.to_string() });
@@ -146,10 +158,10 @@ fn in_words(error: &kube::Error) -> String {
     }
 }
 
-/// Looks at a job, and says when to look again.
+/// Reconciles a job, and says when to do so again.
 pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> Result<Next, ReconcileError> {
     let started = Instant::now();
-    let _active = context.metrics.begin_look();
+    let _active = context.metrics.begin_reconcile();
     let (name, namespace) = (stored.name_any(), stored.namespace().unwrap_or_default());
     let key = JobKey { namespace, name };
     let uid = stored.uid().unwrap_or_default();
@@ -157,14 +169,14 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
     let result = match &stored.0 {
         Ok(job) => {
             let job = newest(job, &memory);
-            Look { context: &context, key: &key, uid: &uid, job, memory: &mut memory }.run().await
+            Reconciler { context: &context, key: &key, uid: &uid, job, memory: &mut memory }.run().await
         }
         Err(invalid) => {
             tracing::error!(job = key.name, namespace = key.namespace, "this version cannot read the job: {invalid}");
             Ok(None)
         }
     };
-    context.metrics.observe_look(started.elapsed(), result.is_ok());
+    context.metrics.observe_reconcile(started.elapsed(), result.as_ref().err().map(ReconcileError::category));
     match result {
         Ok(wait) => {
             memory.failures = 0;
@@ -176,7 +188,7 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
         Err(error) => {
             let pause = (FIRST_PAUSE * 2_u32.saturating_pow(memory.failures.min(16))).min(LONGEST_PAUSE);
             memory.failures = memory.failures.saturating_add(1);
-            tracing::warn!(job = key.name, namespace = key.namespace, again_after = ?pause, "{error}");
+            tracing::warn!(job = key.name, namespace = key.namespace, category = error.category(), again_after = ?pause, "{error}");
             let problem = error.as_problem();
             // The first time it is told at once.
             let is_news = problem.is_some() && problem != memory.problem;
@@ -223,7 +235,7 @@ impl Acted {
     }
 }
 
-struct Look<'a> {
+struct Reconciler<'a> {
     context: &'a Context,
     key: &'a JobKey,
     uid: &'a str,
@@ -231,7 +243,7 @@ struct Look<'a> {
     memory: &'a mut JobMemory,
 }
 
-impl Look<'_> {
+impl Reconciler<'_> {
     async fn run(&mut self) -> Result<Option<Duration>, ReconcileError> {
         if self.job.metadata.deletion_timestamp.is_some() {
             // Its objects go with it.

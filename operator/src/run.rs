@@ -136,7 +136,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
             None => std::future::pending().await,
         }
     };
-    // The lease is kept until the last look has ended.
+    // The lease is kept until the last reconcile has ended.
     tokio::select! {
         done = jobs.run(stop) => done?,
         lost = lost => return Err(lost.into()),
@@ -190,7 +190,7 @@ struct Jobs<'a> {
 }
 
 impl Jobs<'_> {
-    /// Runs them until it is asked to stop, and no look is under way.
+    /// Runs them until it is asked to stop, and no reconcile is under way.
     async fn run(self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<()> {
         self.shown.readiness.set(Readiness::Lists);
         let (ending, is_ending) = watch::channel(false);

@@ -20,7 +20,7 @@ pub struct Settings {
     /// Namespaces to look after, separated by commas; all without it
     #[arg(long, env = "LCL_WATCH_NAMESPACES", value_delimiter = ',', value_parser = parse_namespace)]
     pub watch_namespaces: Vec<String>,
-    /// Jobs that are looked at side by side
+    /// Jobs that are reconciled side by side
     #[arg(long, env = "LCL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub concurrency: u16,
     /// Requests to the API server, per second on average

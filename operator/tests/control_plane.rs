@@ -102,7 +102,11 @@ fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
     assert_eq!(status["coordinatorEpoch"], 1);
     assert_eq!(status["observedGeneration"], job["metadata"]["generation"]);
     assert_eq!(condition(&status, "Running")["reason"], "WaitingForWorkers");
-    assert_eq!(operator.metric("controller_runtime_reconcile_errors_total{controller=\"lcltrainingjob\"}").ok(), None, "no look failed");
+    assert_eq!(
+        operator.metric("controller_runtime_reconcile_errors_total{controller=\"lcltrainingjob\"}").ok(),
+        None,
+        "no reconcile failed"
+    );
 
     installed.kubectl(&["delete", "lcltrainingjob", "emoji"])?;
     wait_for("an empty namespace", || {
@@ -132,11 +136,11 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
     ensure!(before.iter().any(|write| write.starts_with("create pods")), "the operator's writes are not among these: {before:?}");
     // Looks that find nothing to do: an operator that starts looks at every job, and an annotation is a change that nothing follows from.
     let operator = installed.start_operator(&[])?;
-    operator.wait_for_looks_beyond(0.0)?;
+    operator.wait_for_reconciles_beyond(0.0)?;
     for team in ["vision", "language", "none"] {
-        let looks = operator.looks();
+        let looks = operator.reconciles();
         installed.kubectl(&["annotate", "--overwrite", "lcltrainingjob", "still", &format!("team={team}")])?;
-        operator.wait_for_looks_beyond(looks)?;
+        operator.wait_for_reconciles_beyond(looks)?;
     }
     assert_eq!(installed.operators_writes()?[before.len()..], [""; 0]);
 
@@ -264,7 +268,7 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
     assert_eq!(name_of(&left[0]), "replaced-w-0", "the failed pod stays for its log");
     operator.terminate()?;
     let operator = installed.start_operator(&[])?;
-    operator.wait_for_looks_beyond(0.0)?;
+    operator.wait_for_reconciles_beyond(0.0)?;
     assert_eq!(installed.pods("replaced")?.len(), 1, "what has failed is not started again");
 
     // What somebody else runs is left alone, and what is over goes when it says so.
@@ -452,9 +456,9 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
     let writes = || -> Result<usize> { Ok(installed.operators_writes()?.iter().filter(|write| write.contains("poor")).count()) };
     let before = writes()?;
     for turn in 0..20 {
-        let looks = operator.looks();
+        let looks = operator.reconciles();
         installed.kubectl(&["annotate", "--overwrite", "lcltrainingjob", "poor", &format!("turn={turn}")])?;
-        operator.wait_for_looks_beyond(looks)?;
+        operator.wait_for_reconciles_beyond(looks)?;
         assert_eq!(condition(&installed.status("poor")?, "Stalled")["status"], "True");
     }
     let more = writes()? - before;

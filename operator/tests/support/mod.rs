@@ -24,7 +24,7 @@ use tokio::runtime::Runtime;
 
 /// The longest anything may take on a busy machine before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
-/// Between two looks.
+/// Between two reconciles.
 const POLL: Duration = Duration::from_millis(50);
 /// Path of the jobs.
 pub(crate) const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
@@ -322,16 +322,16 @@ impl Operator {
         Ok(())
     }
 
-    /// Looks that have ended well so far.
-    pub(crate) fn looks(&self) -> f64 {
+    /// Reconciles that have ended well so far.
+    pub(crate) fn reconciles(&self) -> f64 {
         // Absent before the first.
         self.metric("controller_runtime_reconcile_total{controller=\"lcltrainingjob\",result=\"success\"}").unwrap_or(0.0)
     }
 
     /// Waits until there are more than these.
-    pub(crate) fn wait_for_looks_beyond(&self, before: f64) -> Result<()> {
-        wait_for("a look", || {
-            ensure!(self.looks() > before, "no look yet");
+    pub(crate) fn wait_for_reconciles_beyond(&self, before: f64) -> Result<()> {
+        wait_for("a reconcile", || {
+            ensure!(self.reconciles() > before, "no reconcile yet");
             Ok(())
         })
     }
