@@ -9,6 +9,7 @@ use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
     ValidatedJob,
     build::{BuildContext, worker_selector},
+    pins::offer,
     resources::{Applied, JobResources, Prepared},
     validate,
 };
@@ -40,13 +41,21 @@ fn valid(assignments: &str) -> ValidatedJob {
 }
 
 fn applied(job: &ValidatedJob) -> JobResources<Applied> {
-    let prepared = JobResources::<Prepared>::prepare(job, &context());
+    let prepared = JobResources::<Prepared>::prepare(job, &context_of(job));
     JobResources::applied(prepared.account, prepared.service, prepared.config).unwrap()
+}
+
+/// The surroundings of a job that nothing is pinned of yet.
+fn context_of(job: &ValidatedJob) -> BuildContext {
+    let context = context();
+    let address = context.pins.address.clone();
+    let pins = PinnedStatus { address, ..offer(job, 1, &context.pins.coordinator_image, &context.pins.trainer_image) };
+    BuildContext { pins, ..context }
 }
 
 fn worker(assignments: &str, index: u32) -> Value {
     let job = valid(assignments);
-    serde_json::to_value(applied(&job).worker_pod(&job, &context(), index)).unwrap()
+    serde_json::to_value(applied(&job).worker_pod(&job, &context_of(&job), index)).unwrap()
 }
 
 fn coordinator(assignments: &str) -> Value {
@@ -63,7 +72,7 @@ fn the_example_needs_these_objects() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
     let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let job = validate(&manifest).unwrap_or_else(|errors| panic!("{errors}"));
-    let (context, resources) = (context(), applied(&job));
+    let (context, resources) = (context_of(&job), applied(&job));
     insta::assert_json_snapshot!(json!({
         "serviceAccount": resources.account,
         "service": resources.service,
@@ -207,5 +216,55 @@ fn the_selector_finds_this_jobs_workers_alone() {
     for requirement in worker_selector(&valid(""), &context()).split(',') {
         let (key, value) = requirement.split_once('=').unwrap();
         assert_eq!(pod["metadata"]["labels"][key], value, "{key}");
+    }
+}
+
+/// The security of a worker's pod, of its container `worker` and of the init container `first`, with these fields in the template.
+fn security(pod: &str, container: &str) -> [Value; 3] {
+    let template = format!(
+        "spec.workers.template.spec = {{'securityContext': {{{pod}}}, 'containers': [{{'name': 'worker', 'securityContext': \
+         {{{container}}}}}], 'initContainers': [{{'name': 'first', 'image': 'a'}}]}}"
+    );
+    let pod = worker(&template, 0);
+    let spec = &pod["spec"];
+    [&spec["securityContext"], &spec["containers"][0]["securityContext"], &spec["initContainers"][0]["securityContext"]].map(Clone::clone)
+}
+
+#[test]
+fn a_field_of_the_security_that_a_template_gives_takes_no_other_away() {
+    let pod = json!({
+        "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532, "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": { "type": "RuntimeDefault" },
+    });
+    let container = json!({ "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } });
+    let other = json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+    assert_eq!(security("", ""), [pod.clone(), container.clone(), other.clone()]);
+    for (given, field, value) in [
+        ("'runAsUser': 1000", "runAsUser", json!(1000)),
+        ("'runAsGroup': 1000", "runAsGroup", json!(1000)),
+        ("'fsGroup': 1000", "fsGroup", json!(1000)),
+        ("'fsGroupChangePolicy': 'Always'", "fsGroupChangePolicy", json!("Always")),
+        ("'supplementalGroups': [7]", "supplementalGroups", json!([7])),
+        ("'runAsNonRoot': true", "runAsNonRoot", json!(true)),
+    ] {
+        let mut expected = pod.clone();
+        expected[field] = value;
+        assert_eq!(security(given, "")[..2], [expected, container.clone()], "{given}");
+    }
+    for (given, field, value) in [
+        ("'runAsUser': 1000", "runAsUser", json!(1000)),
+        ("'readOnlyRootFilesystem': false", "readOnlyRootFilesystem", json!(false)),
+        ("'allowPrivilegeEscalation': false", "allowPrivilegeEscalation", json!(false)),
+        ("'capabilities': {'drop': ['NET_RAW']}", "capabilities", json!({ "drop": ["NET_RAW", "ALL"] })),
+        ("'capabilities': {'drop': []}", "capabilities", json!({ "drop": ["ALL"] })),
+        (
+            "'seccompProfile': {'type': 'Localhost', 'localhostProfile': 'a'}",
+            "seccompProfile",
+            json!({ "type": "Localhost", "localhostProfile": "a" }),
+        ),
+    ] {
+        let mut expected = container.clone();
+        expected[field] = value;
+        assert_eq!(security("", given), [pod.clone(), expected, other.clone()], "{given}");
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         BuildContext, INCIDENT_ANNOTATION,
         labels::COORDINATOR_ROLE,
         metadata,
-        pod_defaults::{container_security, fill_pod, set_env},
+        pod_defaults::{fill_pod, set_env},
         service::coordinator_name,
         service_account::service_account_name,
     },
@@ -43,12 +43,11 @@ pub(crate) fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, 
             ..Probe::default()
         }),
         resources: Some(resources(job)),
-        security_context: Some(container_security()),
         ..Container::default()
     };
     set_environment(&mut container, job, epoch);
     let mut spec = PodSpec { containers: vec![container], termination_grace_period_seconds: Some(10), ..placement(job) };
-    fill_pod(&mut spec, service_account_name(job));
+    fill_pod(&mut spec, service_account_name(job), COORDINATOR_CONTAINER);
     let mut pod_metadata = metadata(job, context, coordinator_name(job), COORDINATOR_ROLE);
     pod_metadata.annotations = Some(annotations(epoch, context.incident));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
