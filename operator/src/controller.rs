@@ -15,7 +15,7 @@ use kube::{
         watcher,
     },
 };
-use lcl_operator_core::build::MANAGED_BY;
+use lcl_operator_core::{PodPolicy, build::MANAGED_BY};
 use lcl_security::Security;
 use tokio::{
     sync::{mpsc, mpsc::UnboundedSender},
@@ -44,6 +44,7 @@ pub(crate) struct Scope {
     pub(crate) namespace: Option<String>,
     pub(crate) images: Images,
     pub(crate) security: Security,
+    pub(crate) policy: PodPolicy,
     pub(crate) concurrency: u16,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
@@ -75,6 +76,7 @@ impl Scope {
             client: self.client,
             images: self.images,
             security: self.security,
+            policy: self.policy,
             pods,
             children,
             memories: Memories::default(),

@@ -23,7 +23,7 @@ use kube::{
 };
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
-    ValidatedJob,
+    FieldErrors, PodPolicy, ValidatedJob,
     build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, coordinator_name, worker_selector},
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
@@ -31,7 +31,7 @@ use lcl_operator_core::{
     pins::{find_change, in_force, offer},
     read_unchecked,
     resources::{Applied, JobResources, Prepared},
-    validate,
+    validate_under,
 };
 use lcl_security::Security;
 use thiserror::Error;
@@ -68,6 +68,8 @@ pub(crate) struct Context {
     pub(crate) images: Images,
     /// Of the streams of coordinators.
     pub(crate) security: Security,
+    /// What pods may do.
+    pub(crate) policy: PodPolicy,
     pub(crate) pods: Arc<PodCache>,
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
@@ -99,6 +101,9 @@ pub(crate) enum ReconcileError {
     /// An object cannot be written as JSON.
     #[error("{kind} cannot be written as JSON: {source}")]
     Encode { kind: &'static str, source: serde_json::Error },
+    /// A pod would do what the operator was not told to allow. Of the same job the status says so by the manifest's own fields.
+    #[error("no pod is made of the job's template: {0}")]
+    NotAllowed(FieldErrors),
     /// The coordinator refused, or did not answer.
     #[error("{what}: {source}")]
     Coordinator { what: String, source: Box<tonic::Status> },
@@ -113,7 +118,7 @@ impl ReconcileError {
             Self::Api { source: kube::Error::Api(answer), .. } => {
                 matches!(answer.code, 400..=499 if ![408, 409, 429].contains(&answer.code)).then(problem).flatten()
             }
-            Self::Api { .. } | Self::Stale | Self::Coordinator { .. } => None,
+            Self::Api { .. } | Self::Stale | Self::NotAllowed(_) | Self::Coordinator { .. } => None,
         }
     }
 
@@ -246,6 +251,7 @@ impl Look<'_> {
             pins: held.clone().unwrap_or_else(|| offer.clone()),
             image_pull_policy: images.pull_policy.clone(),
             incident: 0,
+            policy: self.context.policy.clone(),
         };
         let is_at_rest = is_over || (valid.spec().suspend && !has_pods);
         // While nothing may be created what is there is left as it is, too.
@@ -314,7 +320,7 @@ impl Look<'_> {
             return Ok(Some(Arc::clone(valid)));
         }
         let manifest = serde_json::to_value(&*self.job).map_err(|source| ReconcileError::Encode { kind: "LCLTrainingJob", source })?;
-        match validate(&manifest) {
+        match validate_under(&manifest, &self.context.policy) {
             Ok(valid) => {
                 let valid = Arc::new(valid);
                 self.memory.problem.take_if(|problem| problem.reason == reason::VALIDATION_FAILED);
@@ -499,7 +505,10 @@ impl Look<'_> {
                 }
                 Action::CreateWorker { index } => {
                     let Some(resources) = resources else { continue };
-                    new_pods.push(NewPod { pod: resources.worker_pod(job, build, *index), epoch: None });
+                    match resources.worker_pod(job, build, *index) {
+                        Ok(pod) => new_pods.push(NewPod { pod, epoch: None }),
+                        Err(breaches) => acted.note(Err(ReconcileError::NotAllowed(breaches))),
+                    }
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
+use lcl_operator_core::{Allowance, DEFAULT_API_AUDIENCES, PodPolicy};
 
 /// Runs training jobs in a Kubernetes cluster.
 #[derive(Clone, Debug, Parser)]
@@ -44,6 +45,14 @@ pub struct Settings {
     /// Who holds the lease, and who reports Events
     #[arg(long, env = "POD_NAME", hide = true)]
     pub pod_name: Option<String>,
+    /// What templates of pods may do, separated by commas: HostPath (volumes of the node), HostNamespaces (its network, processes and
+    /// ports), Privileged (containers, added capabilities, no confinement), Root (user 0), ApiTokens (for the API server); nothing of it
+    /// without it
+    #[arg(long, env = "LCL_ALLOW", value_delimiter = ',')]
+    pub allow: Vec<Allowance>,
+    /// Audiences of the API server, separated by commas, where it was told others than usual: templates get no tokens for them
+    #[arg(long, env = "LCL_API_AUDIENCES", value_delimiter = ',', default_values = DEFAULT_API_AUDIENCES)]
+    pub api_audiences: Vec<String>,
     /// Let coordinators, workers and this process talk without encryption and without asking who is there: needed until they are given
     /// certificates; a network policy should keep others away
     #[arg(long, env = "LCL_INSECURE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
@@ -51,6 +60,14 @@ pub struct Settings {
     /// How log lines are written
     #[arg(long, env = "LCL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// What pods may do.
+    #[must_use]
+    pub fn pod_policy(&self) -> PodPolicy {
+        PodPolicy::allowing(self.allow.iter().copied()).with_api_audiences(self.api_audiences.clone())
+    }
 }
 
 /// How log lines are written.

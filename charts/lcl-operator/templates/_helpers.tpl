@@ -35,6 +35,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* What templates of pods may do, as the operator's flag has it. */}}
+{{- define "lcl-operator.allowed" -}}
+{{- $allowed := list }}
+{{- range list "HostPath" "HostNamespaces" "Privileged" "Root" "ApiTokens" }}
+{{- if index $.Values.security (printf "allow%s" .) }}{{ $allowed = append $allowed . }}{{ end }}
+{{- end }}
+{{- join "," $allowed }}
+{{- end }}
+
 {{/* An image's reference. Takes a dict: root, image; registry and tag have defaults. */}}
 {{- define "lcl-operator.image" -}}
 {{- $registry := default .root.Values.image.registry .image.registry }}

@@ -31,7 +31,7 @@ pub(crate) use service_account::build_service_account;
 pub use worker_pod::worker_pod_name;
 pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, build_worker_pod, worker_grace_seconds};
 
-use crate::job::ValidatedJob;
+use crate::{job::ValidatedJob, pod_policy::PodPolicy};
 
 /// What the objects depend on besides the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct BuildContext {
     pub image_pull_policy: Option<String>,
     /// Number of the newest incident, which new pods bear.
     pub incident: i64,
+    /// What pods may do.
+    pub policy: PodPolicy,
 }
 
 /// On a pod: number of the incident that was the newest when it was created.

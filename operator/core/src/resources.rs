@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
 use crate::{
     build::{BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
     job::ValidatedJob,
+    validate::FieldErrors,
 };
 
 /// As they have to be.
@@ -68,10 +69,12 @@ impl JobResources<Applied> {
         build_coordinator_pod(job, context, epoch)
     }
 
-    /// `<job>-w-<index>`: the same for every size of the world, so that scaling touches no pod that stays.
-    #[must_use]
-    pub fn worker_pod(&self, job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
-        build_worker_pod(job, context, self, index)
+    /// `<job>-w-<index>`: the same for every size of the world, so that scaling touches no pod that stays. Refused is one that would do what
+    /// is not allowed, whatever was asked of its job when that was read.
+    pub fn worker_pod(&self, job: &ValidatedJob, context: &BuildContext, index: u32) -> Result<Pod, FieldErrors> {
+        let pod = build_worker_pod(job, context, self, index);
+        let breaches = context.policy.check("pod", Some(&pod.metadata), pod.spec.as_ref());
+        if breaches.is_empty() { Ok(pod) } else { Err(FieldErrors::from(breaches)) }
     }
 
     /// Name of the configuration.

@@ -7,11 +7,12 @@ use std::{fs, path::PathBuf};
 
 use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
-    ValidatedJob,
+    Allowance, PodPolicy, ValidatedJob,
     build::{BuildContext, worker_selector},
     pins::offer,
+    read_unchecked,
     resources::{Applied, JobResources, Prepared},
-    validate,
+    validate, validate_under,
 };
 use lcl_trainer_config::TrainerConfig;
 use serde_json::{Value, json};
@@ -31,6 +32,7 @@ fn context() -> BuildContext {
         },
         image_pull_policy: None,
         incident: 3,
+        policy: PodPolicy::default(),
     }
 }
 
@@ -55,7 +57,7 @@ fn context_of(job: &ValidatedJob) -> BuildContext {
 
 fn worker(assignments: &str, index: u32) -> Value {
     let job = valid(assignments);
-    serde_json::to_value(applied(&job).worker_pod(&job, &context_of(&job), index)).unwrap()
+    serde_json::to_value(applied(&job).worker_pod(&job, &context_of(&job), index).unwrap()).unwrap()
 }
 
 fn coordinator(assignments: &str) -> Value {
@@ -71,13 +73,14 @@ fn env(container: &Value, name: &str) -> Vec<Value> {
 fn the_example_needs_these_objects() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
     let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let job = validate(&manifest).unwrap_or_else(|errors| panic!("{errors}"));
-    let (context, resources) = (context_of(&job), applied(&job));
+    let policy = PodPolicy::allowing([Allowance::HostPath]);
+    let job = validate_under(&manifest, &policy).unwrap_or_else(|errors| panic!("{errors}"));
+    let (context, resources) = (BuildContext { policy, ..context_of(&job) }, applied(&job));
     insta::assert_json_snapshot!(json!({
         "serviceAccount": resources.account,
         "service": resources.service,
         "coordinator": resources.coordinator_pod(&job, &context, 3),
-        "worker": resources.worker_pod(&job, &context, 0),
+        "worker": resources.worker_pod(&job, &context, 0).unwrap(),
     }));
 }
 
@@ -267,4 +270,45 @@ fn a_field_of_the_security_that_a_template_gives_takes_no_other_away() {
         expected[field] = value;
         assert_eq!(security("", given), [pod.clone(), expected, other.clone()], "{given}");
     }
+}
+
+#[test]
+fn no_pod_is_built_that_does_what_is_not_allowed_however_its_job_was_read() {
+    let mut job = minimal_job();
+    assign(
+        &mut job,
+        "spec.workers.template.spec = {'hostPID': true, 'containers': [{'name': 'worker', 'securityContext': {'privileged': true}}], \
+         'volumes': [{'name': 'node', 'hostPath': {'path': '/'}}]}",
+    );
+    assert!(validate(&job).is_err());
+    let job = read_unchecked(&job).unwrap();
+    let build = |policy: PodPolicy| applied(&job).worker_pod(&job, &BuildContext { policy, ..context_of(&job) }, 0);
+    let refused = |policy: PodPolicy| build(policy).unwrap_err().as_slice().iter().map(|error| error.field.clone()).collect::<Vec<_>>();
+    let privileged = "pod.spec.containers[0].securityContext.privileged";
+    assert_eq!(refused(PodPolicy::default()), ["pod.spec.hostPID", "pod.spec.volumes[0].hostPath", privileged]);
+    assert_eq!(refused(PodPolicy::allowing([Allowance::HostPath, Allowance::HostNamespaces])), [privileged]);
+    assert!(build(PodPolicy::everything()).is_ok());
+}
+
+#[test]
+fn a_container_that_may_be_root_or_privileged_is_what_it_asks_for() {
+    let build = |template: &str| {
+        let mut job = minimal_job();
+        assign(&mut job, template);
+        let policy = PodPolicy::everything();
+        let job = validate_under(&job, &policy).unwrap_or_else(|errors| panic!("{errors}"));
+        let pod = applied(&job).worker_pod(&job, &BuildContext { policy, ..context_of(&job) }, 0).unwrap();
+        serde_json::to_value(pod).unwrap()["spec"].take()
+    };
+    // The kubelet starts no root that must not be one, and the API server takes no `false` beside these.
+    let spec = build("spec.workers.template.spec = {'securityContext': {'runAsUser': 0}, 'containers': [{'name': 'worker'}]}");
+    assert_eq!(spec["securityContext"]["runAsNonRoot"], Value::Null);
+    let spec = build(
+        "spec.workers.template.spec.containers = [{'name': 'worker', 'securityContext': {'runAsUser': 0, 'privileged': true}}, \
+         {'name': 'b', 'image': 'b', 'securityContext': {'capabilities': {'add': ['CAP_SYS_ADMIN']}}}]",
+    );
+    let [worker, other] = [0, 1].map(|index| spec["containers"][index]["securityContext"].clone());
+    assert_eq!((&worker["runAsNonRoot"], &spec["securityContext"]["runAsNonRoot"]), (&json!(false), &json!(true)));
+    assert_eq!((&worker["allowPrivilegeEscalation"], &other["allowPrivilegeEscalation"]), (&Value::Null, &Value::Null));
+    assert_eq!(other["capabilities"], json!({ "add": ["CAP_SYS_ADMIN"], "drop": ["ALL"] }));
 }

@@ -21,6 +21,10 @@ use serde_json::{Map, Value};
 
 use self::syntax::{DNS_LABEL, DNS_SUBDOMAIN, LABEL_VALUE, QUALIFIED_NAME, Syntax};
 use super::FieldError;
+use crate::pod_policy::PodPolicy;
+
+/// The worker's pod in a manifest.
+const TEMPLATE: &str = "spec.workers.template";
 
 /// Bytes of all annotations of an object together, keys and values.
 const MOST_ANNOTATIONS: usize = 256 << 10;
@@ -137,7 +141,7 @@ fn check_size(field: &str, bytes: usize, is_bounded: bool, findings: &mut Findin
 }
 
 /// `spec.coordinator` and `spec.workers`.
-pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn check(spec: &Value, policy: &PodPolicy, errors: &mut Vec<FieldError>) {
     let mut findings = Findings(errors);
     // What does not have the schema's form has its errors already.
     if let Some(coordinator) = spec.get("coordinator").and_then(|coordinator| serde_json::from_value(coordinator.clone()).ok()) {
@@ -148,7 +152,8 @@ pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
         resources::check("spec.workers.resources", &resources, &mut findings);
     }
     if let Some(template) = workers.get("template").and_then(|template| serde_json::from_value::<PodTemplateSpec>(template.clone()).ok()) {
-        check_template("spec.workers.template", &template, &mut findings);
+        check_template(TEMPLATE, &template, &mut findings);
+        errors.extend(policy.check(TEMPLATE, template.metadata.as_ref(), template.spec.as_ref()));
     }
 }
 

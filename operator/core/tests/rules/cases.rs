@@ -330,7 +330,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.data.mixture.sources[0].webdataset.maxImages",
         "must not be given when layout is Pairs",
     ),
-    ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of pairs, documents"),
+    ("spec.data.webdataset.layout = 'tree'", "spec.data.webdataset.layout", "must be one of Pairs, Documents"),
     (
         "spec.data.webdataset.layout = 'Documents'; spec.data.webdataset.filter = 'width > 9'",
         "spec.data.webdataset.filter",
