@@ -180,6 +180,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
         image_pull_policy: None,
         incident: 0,
         policy: PodPolicy::default(),
+        network: None,
     };
     let started = Instant::now();
     let create = async {
@@ -229,9 +230,10 @@ fn prepared(job: &ValidatedJob, context: &BuildContext) -> JobResources<Prepared
 
 /// Pods are the same whatever the address is.
 fn applied(job: &ValidatedJob, context: &BuildContext) -> Result<JobResources<Applied>> {
-    let JobResources { account, mut service, config, .. } = prepared(job, context);
+    let prepared = prepared(job, context);
+    let (account, mut service, config) = (prepared.account.clone(), prepared.service.clone(), prepared.config.clone());
     service.spec.get_or_insert_default().cluster_ip = Some("10.96.0.10".to_owned());
-    JobResources::applied(account, service, config).context("a Service with an address")
+    prepared.applied(account, service, config).context("a Service with an address")
 }
 
 async fn create_bare(client: &Client, names: &[String], context: &BuildContext) -> Result<()> {

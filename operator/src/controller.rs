@@ -15,7 +15,10 @@ use kube::{
         watcher,
     },
 };
-use lcl_operator_core::{PodPolicy, build::MANAGED_BY};
+use lcl_operator_core::{
+    PodPolicy,
+    build::{MANAGED_BY, NetworkAccess},
+};
 use lcl_security::Security;
 use tokio::{
     sync::{mpsc, mpsc::UnboundedSender},
@@ -45,6 +48,7 @@ pub(crate) struct Scope {
     pub(crate) images: Images,
     pub(crate) security: Security,
     pub(crate) policy: PodPolicy,
+    pub(crate) network: Option<NetworkAccess>,
     pub(crate) concurrency: u16,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
@@ -77,6 +81,7 @@ impl Scope {
             images: self.images,
             security: self.security,
             policy: self.policy,
+            network: self.network,
             pods,
             children,
             memories: Memories::default(),

@@ -8,7 +8,10 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod},
+    api::{
+        core::v1::{ConfigMap, Pod},
+        networking::v1::NetworkPolicy,
+    },
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
@@ -24,7 +27,7 @@ use kube::{
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
     FieldErrors, PodPolicy, ValidatedJob,
-    build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, coordinator_name, worker_selector},
+    build::{BuildContext, COORDINATOR_PORT, NetworkAccess, SPEC_FILE, coordinator_name, network_policy_names, worker_selector},
     decide,
     decide::{Action, Decision, JobEvent, derive_invalid, is_final, is_progress_only, reason},
     observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
@@ -70,6 +73,8 @@ pub(crate) struct Context {
     pub(crate) security: Security,
     /// What pods may do.
     pub(crate) policy: PodPolicy,
+    /// From where they are reached.
+    pub(crate) network: Option<NetworkAccess>,
     pub(crate) pods: Arc<PodCache>,
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
@@ -252,6 +257,7 @@ impl Look<'_> {
             image_pull_policy: images.pull_policy.clone(),
             incident: 0,
             policy: self.context.policy.clone(),
+            network: self.context.network.clone(),
         };
         let is_at_rest = is_over || (valid.spec().suspend && !has_pods);
         // While nothing may be created what is there is left as it is, too.
@@ -352,16 +358,26 @@ impl Look<'_> {
         build: &BuildContext,
         is_held: bool,
     ) -> Result<Option<JobResources<Applied>>, ReconcileError> {
-        let JobResources { account, service, config, .. } = JobResources::<Prepared>::prepare(job, build);
+        let prepared = JobResources::<Prepared>::prepare(job, build);
+        if prepared.policies.is_empty() {
+            self.delete_policies(&network_policy_names(job)).await?;
+        }
         let (client, stores) = (&self.context.client, &self.context.children);
         let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
-        let found = (applier.ensure(&account).await?, applier.ensure(&service).await?);
-        let config = self.apply_config(config, build, is_held).await?;
+        let found = (applier.ensure(&prepared.account).await?, applier.ensure(&prepared.service).await?);
+        let mut is_protected = applier.ensure(&prepared.budget).await?.is_there();
+        for policy in &prepared.policies {
+            is_protected &= applier.ensure(policy).await?.is_there();
+        }
+        if !is_protected {
+            return Ok(None);
+        }
+        let config = self.apply_config(prepared.config.clone(), build, is_held).await?;
         let known = self.memory.resources.as_ref();
         let account = found.0.or_known(known.map(|known| &known.account));
         let service = found.1.or_known(known.map(|known| &known.service));
         let resources =
-            account.zip(service).zip(config).and_then(|((account, service), config)| JobResources::applied(account, service, config));
+            account.zip(service).zip(config).and_then(|((account, service), config)| prepared.applied(account, service, config));
         if resources.is_some() {
             self.memory.resources.clone_from(&resources);
         }
@@ -395,17 +411,34 @@ impl Look<'_> {
         Ok(result.or_known(known.as_ref()))
     }
 
+    /// What was applied while the operator still had it so.
+    async fn delete_policies(&self, names: &[String]) -> Result<(), ReconcileError> {
+        for name in names {
+            let Some(found) = self.context.children.get::<NetworkPolicy>(name, &self.key.namespace) else { continue };
+            if found.owner_references().iter().any(|owner| owner.uid == self.uid) {
+                self.delete_child(&*found).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the very object that was seen.
+    async fn delete_child<K: Child>(&self, object: &K) -> Result<(), ReconcileError> {
+        let api = Api::<K>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let name = object.name_any();
+        let preconditions = Some(Preconditions { uid: object.uid(), resource_version: None });
+        match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
+            Err(source) => Err(ReconcileError::Api { what: format!("deleting {} {name}", K::KIND), source }),
+        }
+    }
+
     /// Configurations of earlier groups of the job, which nobody reads any more.
     async fn delete_other_configs(&self, kept: &str) -> Result<(), ReconcileError> {
-        let api = Api::<ConfigMap>::namespaced(self.context.client.clone(), &self.key.namespace);
         let is_ours = |config: &ConfigMap| config.owner_references().iter().any(|owner| owner.uid == self.uid);
         for old in ConfigMap::store(&self.context.children).state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
-            let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
-            match api.delete(&old.name_any(), &DeleteParams { preconditions, ..DeleteParams::default() }).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
-                Err(source) => return Err(ReconcileError::Api { what: format!("deleting ConfigMap {}", old.name_any()), source }),
-            }
+            self.delete_child(&**old).await?;
         }
         Ok(())
     }

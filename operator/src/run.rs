@@ -115,8 +115,9 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
             pull_policy: settings.image_pull_policy.clone(),
         };
         let (client, recorder, metrics) = (client.clone(), recorder.clone(), Arc::clone(metrics));
-        let (security, policy) = (security.clone(), settings.pod_policy());
-        Scope { client, namespace, images, security, policy, concurrency: settings.concurrency, recorder, metrics }.start(is_ending.clone())
+        let (security, policy, network) = (security.clone(), settings.pod_policy(), settings.network_access());
+        Scope { client, namespace, images, security, policy, network, concurrency: settings.concurrency, recorder, metrics }
+            .start(is_ending.clone())
     }));
     let resigns = candidate.clone();
     let lost = async {

@@ -6,10 +6,17 @@
 
 use std::marker::PhantomData;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
 
 use crate::{
-    build::{BuildContext, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
+    build::{
+        BuildContext, build_config_map, build_coordinator_pod, build_disruption_budget, build_network_policies, build_service,
+        build_service_account, build_worker_pod,
+    },
     job::ValidatedJob,
     validate::FieldErrors,
 };
@@ -31,6 +38,10 @@ pub struct JobResources<S> {
     pub service: Service,
     /// The trainer's configuration, under the pinned name.
     pub config: ConfigMap,
+    /// How many workers a drain of nodes may take.
+    pub budget: PodDisruptionBudget,
+    /// Who may reach the pods; none where that is left to the network.
+    pub policies: Vec<NetworkPolicy>,
     state: PhantomData<S>,
 }
 
@@ -42,14 +53,17 @@ impl JobResources<Prepared> {
             account: build_service_account(job, context),
             service: build_service(job, context),
             config: build_config_map(job, context),
+            budget: build_disruption_budget(job, context),
+            policies: build_network_policies(job, context),
             state: PhantomData,
         }
     }
 
-    /// They were applied, and this is what is there. `None`: the Service has no address yet.
+    /// They were applied, and this is what is there of those that pods are made of. `None`: the Service has no address yet.
     #[must_use]
-    pub fn applied(account: ServiceAccount, service: Service, config: ConfigMap) -> Option<JobResources<Applied>> {
-        let applied = JobResources { account, service, config, state: PhantomData };
+    pub fn applied(self, account: ServiceAccount, service: Service, config: ConfigMap) -> Option<JobResources<Applied>> {
+        let Self { budget, policies, .. } = self;
+        let applied = JobResources { account, service, config, budget, policies, state: PhantomData };
         applied.service.spec.as_ref()?.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None")?;
         Some(applied)
     }

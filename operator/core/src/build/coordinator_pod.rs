@@ -27,7 +27,7 @@ pub const EPOCH_ANNOTATION: &str = "lcl.dev/coordinator-epoch";
 /// Port of its gRPC service.
 pub const COORDINATOR_PORT: i32 = 7433;
 /// Port of its `/metrics` and `/healthz`, in plain HTTP; the operator's own.
-const METRICS_PORT: i32 = 8080;
+pub(super) const METRICS_PORT: i32 = 8080;
 
 /// `<job>-coordinator` for the given epoch, a number that grows with every coordinator of the job: by it members and checkpoints tell a new
 /// coordinator from an old one. It keeps nothing on disk.

@@ -16,7 +16,7 @@ mod volumes;
 use std::fmt::Display;
 
 use k8s_openapi::api::core::v1::{PodSecurityContext, PodSpec, PodTemplateSpec};
-use lcl_crds::CoordinatorSpec;
+use lcl_crds::{CoordinatorSpec, ServiceAccountSpec};
 use serde_json::{Map, Value};
 
 use self::syntax::{DNS_LABEL, DNS_SUBDOMAIN, LABEL_VALUE, QUALIFIED_NAME, Syntax};
@@ -147,6 +147,9 @@ pub(super) fn check(spec: &Value, policy: &PodPolicy, errors: &mut Vec<FieldErro
     if let Some(coordinator) = spec.get("coordinator").and_then(|coordinator| serde_json::from_value(coordinator.clone()).ok()) {
         check_coordinator("spec.coordinator", coordinator, &mut findings);
     }
+    if let Some(account) = spec.get("serviceAccount").and_then(|account| serde_json::from_value(account.clone()).ok()) {
+        check_account("spec.serviceAccount", &account, &mut findings);
+    }
     let Some(workers) = spec.get("workers") else { return };
     if let Some(resources) = workers.get("resources").and_then(|resources| serde_json::from_value(resources.clone()).ok()) {
         resources::check("spec.workers.resources", &resources, &mut findings);
@@ -177,6 +180,14 @@ fn check_coordinator(path: &str, coordinator: CoordinatorSpec, findings: &mut Fi
         ..PodSpec::default()
     };
     scheduling::check(path, &placement, findings);
+}
+
+fn check_account(path: &str, account: &ServiceAccountSpec, findings: &mut Findings<'_>) {
+    let field = format!("{path}.annotations");
+    for (key, value) in &account.annotations {
+        check_entry(&field, (key, value), None, findings);
+    }
+    check_size(&field, account.annotations.iter().map(|(key, value)| key.len() + value.len()).sum(), true, findings);
 }
 
 fn check_template(path: &str, template: &PodTemplateSpec, findings: &mut Findings<'_>) {
