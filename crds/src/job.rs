@@ -7,6 +7,7 @@ pub(crate) mod failure_policy;
 pub(crate) mod lifetime;
 pub(crate) mod model;
 pub(crate) mod optimization;
+pub(crate) mod service_account;
 pub(crate) mod status;
 #[allow(clippy::struct_field_names, reason = "in a manifest the name of a time says its unit")]
 pub(crate) mod timeouts;
@@ -22,6 +23,7 @@ use failure_policy::FailurePolicySpec;
 use lifetime::CleanPodPolicySpec;
 use model::ModelSpec;
 use optimization::OptimizationSpec;
+use service_account::ServiceAccountSpec;
 use status::LCLTrainingJobStatus;
 use timeouts::TimeoutsSpec;
 use workers::{ElasticSpec, WorkersSpec};
@@ -80,6 +82,9 @@ use crate::patterns::MANAGER_NAME;
     )
     .message("must not change after the job was created")
     .field_path(".managedBy"),
+    validation = Rule::new(ACCOUNT_IS_USED)
+        .message("must be left out when the template names another account by serviceAccountName: no worker would be of this one")
+        .field_path(".serviceAccount"),
     validation = Rule::new(CLIP_HAS_CAPTIONS)
         .message("must be lcl when the data are documents: their images have no caption of their own")
         .field_path(".model.objective"),
@@ -103,6 +108,9 @@ pub struct LCLTrainingJobSpec {
     /// The pod that decides membership.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator: Option<CoordinatorSpec>,
+    /// As whom the job's pods are known outside of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<ServiceAccountSpec>,
     /// Lets the job run with fewer or more workers than `workers.replicas`. Without it the job waits for exactly `workers.replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elastic: Option<ElasticSpec>,
@@ -138,6 +146,9 @@ pub struct LCLTrainingJobSpec {
     #[serde(default)]
     pub failure_policy: FailurePolicySpec,
 }
+
+const ACCOUNT_IS_USED: &str = "!has(self.serviceAccount) || !has(self.workers.template) || !has(self.workers.template.spec) \
+    || !has(self.workers.template.spec.serviceAccountName) || self.workers.template.spec.serviceAccountName == ''";
 
 const CLIP_HAS_CAPTIONS: &str = "!has(self.model.objective.clip) \
     || (has(self.data.webdataset) && self.data.webdataset.layout == 'Pairs') || (has(self.data.mixture) \

@@ -34,6 +34,7 @@ pub use job::{
         VisionShapeSpec,
     },
     optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
+    service_account::ServiceAccountSpec,
     status::{
         BudgetStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, PinnedStatus,
         ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,

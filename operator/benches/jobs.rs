@@ -38,7 +38,7 @@ use kube::{
 use lcl_cluster::ClusterOptions;
 use lcl_crds::{LCLTrainingJob, PinnedStatus};
 use lcl_operator_core::{
-    ValidatedJob,
+    PodPolicy, ValidatedJob,
     build::BuildContext,
     resources::{Applied, JobResources, Prepared},
     validate,
@@ -180,6 +180,8 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
         },
         image_pull_policy: None,
         incident: 0,
+        policy: PodPolicy::default(),
+        network: None,
     };
     let started = Instant::now();
     let create = async {
@@ -206,7 +208,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
 /// The operator's worker pods as an Indexed Job.
 fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
     let job = validate(&manifest(name))?;
-    let mut pod = applied(&job, context)?.worker_pod(&job, context, 0);
+    let mut pod = applied(&job, context)?.worker_pod(&job, context, 0)?;
     pod.metadata.owner_references = None;
     let mut spec = pod.spec.context("a worker pod has a specification")?;
     // Each of them is the controller's to give, or is not there on this side.
@@ -229,9 +231,10 @@ fn prepared(job: &ValidatedJob, context: &BuildContext) -> JobResources<Prepared
 
 /// Pods are the same whatever the address is.
 fn applied(job: &ValidatedJob, context: &BuildContext) -> Result<JobResources<Applied>> {
-    let JobResources { account, mut service, config, .. } = prepared(job, context);
+    let prepared = prepared(job, context);
+    let (account, mut service, config) = (prepared.account.clone(), prepared.service.clone(), prepared.config.clone());
     service.spec.get_or_insert_default().cluster_ip = Some("10.96.0.10".to_owned());
-    JobResources::applied(account, service, config).context("a Service with an address")
+    prepared.applied(account, service, config).context("a Service with an address")
 }
 
 async fn create_bare(client: &Client, names: &[String], context: &BuildContext) -> Result<()> {
@@ -248,7 +251,7 @@ async fn create_bare(client: &Client, names: &[String], context: &BuildContext) 
     for job in &valid {
         pods.push(unowned(applied(job, context)?.coordinator_pod(job, context, 1)));
         for index in 0..WORKERS {
-            pods.push(unowned(applied(job, context)?.worker_pod(job, context, u32::try_from(index)?)));
+            pods.push(unowned(applied(job, context)?.worker_pod(job, context, u32::try_from(index)?)?));
         }
     }
     create_all(client, namespace, pods).await

@@ -11,7 +11,11 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{ConfigMap, Service, ServiceAccount},
+    api::{
+        core::v1::{ConfigMap, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
+    },
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -71,12 +75,30 @@ impl Child for ServiceAccount {
     }
 }
 
+impl Child for PodDisruptionBudget {
+    const KIND: &'static str = "PodDisruptionBudget";
+
+    fn store(stores: &ChildStores) -> &Store<Self> {
+        &stores.budgets
+    }
+}
+
+impl Child for NetworkPolicy {
+    const KIND: &'static str = "NetworkPolicy";
+
+    fn store(stores: &ChildStores) -> &Store<Self> {
+        &stores.policies
+    }
+}
+
 /// What is there.
 #[derive(Debug)]
 pub(crate) struct ChildStores {
     config_maps: Store<ConfigMap>,
     services: Store<Service>,
     accounts: Store<ServiceAccount>,
+    budgets: Store<PodDisruptionBudget>,
+    policies: Store<NetworkPolicy>,
 }
 
 impl ChildStores {
@@ -86,6 +108,8 @@ impl ChildStores {
             config_maps: watch(client, namespace, wake, watches),
             services: watch(client, namespace, wake, watches),
             accounts: watch(client, namespace, wake, watches),
+            budgets: watch(client, namespace, wake, watches),
+            policies: watch(client, namespace, wake, watches),
         }
     }
 
@@ -93,7 +117,9 @@ impl ChildStores {
     pub(crate) async fn wait_until_ready(&self) -> anyhow::Result<()> {
         wait_until_ready::<ConfigMap>(self).await?;
         wait_until_ready::<Service>(self).await?;
-        wait_until_ready::<ServiceAccount>(self).await
+        wait_until_ready::<ServiceAccount>(self).await?;
+        wait_until_ready::<PodDisruptionBudget>(self).await?;
+        wait_until_ready::<NetworkPolicy>(self).await
     }
 
     /// An object by its name.
@@ -144,6 +170,11 @@ pub(crate) enum Found<K> {
 }
 
 impl<K: Clone> Found<K> {
+    /// Whether it is there, by the watch or by the answer to our own write.
+    pub(crate) fn is_there(&self) -> bool {
+        !matches!(self, Self::Leaving)
+    }
+
     /// The object, for which the answer to our own write counts until the watch has told.
     pub(crate) fn or_known(self, known: Option<&K>) -> Option<K> {
         match self {
@@ -159,8 +190,8 @@ pub(crate) struct Applier<'a> {
     pub(crate) client: &'a Client,
     pub(crate) stores: &'a ChildStores,
     pub(crate) job_uid: &'a str,
-    /// When each kind was applied last.
-    pub(crate) applied: &'a mut BTreeMap<&'static str, Instant>,
+    /// When each was applied last, by its kind and name.
+    pub(crate) applied: &'a mut BTreeMap<(&'static str, String), Instant>,
 }
 
 impl Applier<'_> {
@@ -175,7 +206,7 @@ impl Applier<'_> {
         };
         let mut live = store.get(&ObjectRef::from_obj(wanted));
         if live.is_none() {
-            if self.applied.get(kind).is_some_and(|at| at.elapsed() < WATCH_LAG) {
+            if self.applied.get(&(kind, name.clone())).is_some_and(|at| at.elapsed() < WATCH_LAG) {
                 return Ok(Found::Applied);
             }
             // What does not bear the operator's label is not watched, and must not be taken over.
@@ -193,7 +224,7 @@ impl Applier<'_> {
         }
         let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(wanted)).await;
         let applied = applied.map_err(failed("applying"))?;
-        self.applied.insert(kind, Instant::now());
+        self.applied.insert((kind, name.clone()), Instant::now());
         tracing::info!(kind, name, namespace, "applied");
         Ok(Found::There(Arc::new(applied)))
     }

@@ -14,7 +14,10 @@ use kube::{
         watcher,
     },
 };
-use lcl_operator_core::build::MANAGED_BY;
+use lcl_operator_core::{
+    PodPolicy,
+    build::{MANAGED_BY, NetworkAccess},
+};
 use tokio::{
     sync::{mpsc, mpsc::UnboundedSender},
     task::JoinSet,
@@ -46,6 +49,8 @@ pub(crate) struct Scope {
     pub(crate) namespace: Option<String>,
     pub(crate) images: Images,
     pub(crate) authority: Arc<Authority>,
+    pub(crate) policy: PodPolicy,
+    pub(crate) network: Option<NetworkAccess>,
     pub(crate) concurrency: u16,
     pub(crate) events: EventQueue,
     pub(crate) fences: Fences,
@@ -82,6 +87,8 @@ impl Scope {
             images: self.images,
             authority: self.authority,
             jobs: jobs.clone(),
+            policy: self.policy,
+            network: self.network,
             pods,
             children,
             memories: Memories::default(),

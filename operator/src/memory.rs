@@ -38,8 +38,8 @@ pub(crate) struct JobMemory {
     pub(crate) failures: u32,
     /// When progress was last written to the status.
     pub(crate) progress_written: Option<Instant>,
-    /// When each kind of object was applied, and the version it got.
-    pub(crate) applied: BTreeMap<&'static str, Instant>,
+    /// When each object was applied last, by its kind and name.
+    pub(crate) applied: BTreeMap<(&'static str, String), Instant>,
     /// The objects that are not pods, as they were last there.
     pub(crate) resources: Option<JobResources<Applied>>,
     /// Until when the certificates hold that were applied last, and when that was.

@@ -8,7 +8,10 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod, Secret},
+    api::{
+        core::v1::{ConfigMap, Pod, Secret},
+        networking::v1::NetworkPolicy,
+    },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
@@ -24,15 +27,18 @@ use kube::{
 };
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
-    ValidatedJob,
-    build::{BuildContext, COORDINATOR_PORT, SPEC_FILE, build_secret, coordinator_name, worker_pod_name, worker_selector},
+    FieldErrors, PodPolicy, ValidatedJob,
+    build::{
+        BuildContext, COORDINATOR_PORT, NetworkAccess, SPEC_FILE, build_secret, coordinator_name, network_policy_names, worker_pod_name,
+        worker_selector,
+    },
     decide,
     decide::{Action, Decision, JobEvent, derive_refused, is_final, is_progress_only, reason},
     observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
     pins::{find_change, in_force, offer},
     read_unchecked,
     resources::{Applied, JobResources, Prepared},
-    run_folder, validate,
+    run_folder, validate_under,
 };
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedSender;
@@ -79,6 +85,10 @@ pub(crate) struct Context {
     /// Of all jobs' wires.
     pub(crate) authority: Arc<Authority>,
     pub(crate) jobs: Store<StoredJob>,
+    /// What pods may do.
+    pub(crate) policy: PodPolicy,
+    /// From where they are reached.
+    pub(crate) network: Option<NetworkAccess>,
     pub(crate) pods: Arc<PodCache>,
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
@@ -114,6 +124,9 @@ pub(crate) enum ReconcileError {
     /// No certificates for the job.
     #[error(transparent)]
     Certificates(#[from] AuthorityError),
+    /// A pod would do what the operator was not told to allow. Of the same job the status says so by the manifest's own fields.
+    #[error("no pod is made of the job's template: {0}")]
+    NotAllowed(FieldErrors),
     /// The coordinator refused, or did not answer.
     #[error("{what}: {source}")]
     Coordinator { what: String, source: Box<tonic::Status> },
@@ -125,6 +138,7 @@ impl ReconcileError {
         match self {
             Self::Api { .. } => "api_server",
             Self::Foreign { .. } => "foreign_object",
+            Self::NotAllowed(_) => "not_allowed",
             Self::Stale => "conflict",
             Self::Encode { .. } => "encoding",
             Self::Certificates(_) => "certificates",
@@ -140,7 +154,7 @@ impl ReconcileError {
             Self::Api { source: kube::Error::Api(answer), .. } => {
                 matches!(answer.code, 400..=499 if ![408, 409, 429].contains(&answer.code)).then(problem).flatten()
             }
-            Self::Api { .. } | Self::Stale | Self::Coordinator { .. } => None,
+            Self::Api { .. } | Self::Stale | Self::NotAllowed(_) | Self::Coordinator { .. } => None,
         }
     }
 
@@ -284,6 +298,8 @@ impl Reconciler<'_> {
             pins: held.clone().unwrap_or_else(|| offer.clone()),
             image_pull_policy: images.pull_policy.clone(),
             incident: 0,
+            policy: self.context.policy.clone(),
+            network: self.context.network.clone(),
         };
         let is_at_rest = is_over || (valid.spec().suspend && !has_pods);
         // While nothing may be created what is there is left as it is, too.
@@ -359,7 +375,7 @@ impl Reconciler<'_> {
             return Ok(Some(Arc::clone(valid)));
         }
         let manifest = serde_json::to_value(&*self.job).map_err(|source| ReconcileError::Encode { kind: "LCLTrainingJob", source })?;
-        match validate(&manifest) {
+        match validate_under(&manifest, &self.context.policy) {
             Ok(valid) => {
                 let valid = Arc::new(valid);
                 self.memory.problem.take_if(|problem| problem.reason == reason::VALIDATION_FAILED);
@@ -418,16 +434,26 @@ impl Reconciler<'_> {
         build: &BuildContext,
         is_held: bool,
     ) -> Result<Option<JobResources<Applied>>, ReconcileError> {
-        let JobResources { account, service, config, .. } = JobResources::<Prepared>::prepare(job, build);
+        let prepared = JobResources::<Prepared>::prepare(job, build);
+        if prepared.policies.is_empty() {
+            self.delete_policies(&network_policy_names(job)).await?;
+        }
         let (client, stores) = (&self.context.client, &self.context.children);
         let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
-        let found = (applier.ensure(&account).await?, applier.ensure(&service).await?);
-        let config = self.apply_config(config, build, is_held).await?;
+        let found = (applier.ensure(&prepared.account).await?, applier.ensure(&prepared.service).await?);
+        let mut is_protected = applier.ensure(&prepared.budget).await?.is_there();
+        for policy in &prepared.policies {
+            is_protected &= applier.ensure(policy).await?.is_there();
+        }
+        if !is_protected {
+            return Ok(None);
+        }
+        let config = self.apply_config(prepared.config.clone(), build, is_held).await?;
         let known = self.memory.resources.as_ref();
         let account = found.0.or_known(known.map(|known| &known.account));
         let service = found.1.or_known(known.map(|known| &known.service));
         let resources =
-            account.zip(service).zip(config).and_then(|((account, service), config)| JobResources::applied(account, service, config));
+            account.zip(service).zip(config).and_then(|((account, service), config)| prepared.applied(account, service, config));
         if resources.is_some() {
             self.memory.resources.clone_from(&resources);
         }
@@ -461,17 +487,34 @@ impl Reconciler<'_> {
         Ok(result.or_known(known.as_ref()))
     }
 
+    /// What was applied while the operator still had it so.
+    async fn delete_policies(&self, names: &[String]) -> Result<(), ReconcileError> {
+        for name in names {
+            let Some(found) = self.context.children.get::<NetworkPolicy>(name, &self.key.namespace) else { continue };
+            if found.owner_references().iter().any(|owner| owner.uid == self.uid) {
+                self.delete_child(&*found).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the very object that was seen.
+    async fn delete_child<K: Child>(&self, object: &K) -> Result<(), ReconcileError> {
+        let api = Api::<K>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let name = object.name_any();
+        let preconditions = Some(Preconditions { uid: object.uid(), resource_version: None });
+        match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
+            Err(source) => Err(ReconcileError::Api { what: format!("deleting {} {name}", K::KIND), source }),
+        }
+    }
+
     /// Configurations of earlier groups of the job, which nobody reads any more.
     async fn delete_other_configs(&self, kept: &str) -> Result<(), ReconcileError> {
-        let api = Api::<ConfigMap>::namespaced(self.context.client.clone(), &self.key.namespace);
         let is_ours = |config: &ConfigMap| config.owner_references().iter().any(|owner| owner.uid == self.uid);
         for old in ConfigMap::store(&self.context.children).state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
-            let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
-            match api.delete(&old.name_any(), &DeleteParams { preconditions, ..DeleteParams::default() }).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
-                Err(source) => return Err(ReconcileError::Api { what: format!("deleting ConfigMap {}", old.name_any()), source }),
-            }
+            self.delete_child(&**old).await?;
         }
         Ok(())
     }
@@ -583,7 +626,10 @@ impl Reconciler<'_> {
                         Some(node) => resources.worker_pod_elsewhere(job, build, *index, node),
                         None => resources.worker_pod(job, build, *index),
                     };
-                    new_pods.push(NewPod { pod, epoch: None });
+                    match pod {
+                        Ok(pod) => new_pods.push(NewPod { pod, epoch: None }),
+                        Err(breaches) => acted.note(Err(ReconcileError::NotAllowed(breaches))),
+                    }
                 }
             }
         }

@@ -14,6 +14,7 @@ use kube::{
     runtime::{events::Reporter, reflector::Store},
 };
 use lcl_crds::JobState;
+use lcl_operator_core::build::NetworkAccess;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -121,6 +122,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
     let authority = Authority::open(connections.for_namespace_leases(&fences)?, place, &settings.ca_secret).await?;
     let jobs = Jobs {
         authority: Arc::new(authority),
+        network: settings.network_access(place),
         client: connections.for_work(settings, &fences)?,
         namespaces,
         events,
@@ -179,6 +181,7 @@ impl Election {
 /// The jobs of all namespaces that are looked after.
 struct Jobs<'a> {
     authority: Arc<Authority>,
+    network: Option<NetworkAccess>,
     client: Client,
     namespaces: BTreeSet<String>,
     events: EventQueue,
@@ -231,6 +234,8 @@ impl Jobs<'_> {
             namespace,
             images,
             authority: Arc::clone(&self.authority),
+            policy: self.settings.pod_policy(),
+            network: self.network.clone(),
             concurrency: self.settings.concurrency,
             events: self.events.clone(),
             fences: self.fences.clone(),

@@ -1,8 +1,10 @@
 //! Settings, all of them flags with an environment variable each.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, str::FromStr};
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
+use lcl_operator_core::{Allowance, DEFAULT_API_AUDIENCES, PodPolicy, build::NetworkAccess};
 
 /// Runs training jobs in a Kubernetes cluster.
 #[derive(Clone, Debug, Parser)]
@@ -47,6 +49,23 @@ pub struct Settings {
     /// Secret in the namespace `POD_NAMESPACE` that the certificates of jobs come from; made if it is not there
     #[arg(long, env = "LCL_CA_SECRET", default_value = "lcl-operator-ca")]
     pub ca_secret: String,
+    /// What templates of pods may do, separated by commas: HostPath (volumes of the node), HostNamespaces (its network, processes and
+    /// ports), Privileged (containers, added capabilities, no confinement), Root (user 0), ApiTokens (for the API server); nothing of it
+    /// without it
+    #[arg(long, env = "LCL_ALLOW", value_delimiter = ',')]
+    pub allow: Vec<Allowance>,
+    /// Audiences of the API server, separated by commas, where it was told others than usual: templates get no tokens for them
+    #[arg(long, env = "LCL_API_AUDIENCES", value_delimiter = ',', default_values = DEFAULT_API_AUDIENCES)]
+    pub api_audiences: Vec<String>,
+    /// Give every job NetworkPolicies: its pods are reached by each other, by this process and by who reads metrics alone
+    #[arg(long, env = "LCL_NETWORK_POLICIES", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub network_policies: bool,
+    /// Labels of this process's pods, as key=value separated by commas, for these policies; all pods of its namespace without it
+    #[arg(long, env = "LCL_OPERATOR_LABELS", value_delimiter = ',')]
+    pub operator_labels: Vec<Label>,
+    /// Who may read the metrics of coordinators, as a JSON list of what a NetworkPolicy has in `from`; everybody when empty
+    #[arg(long, env = "LCL_METRICS_FROM", default_value = "[]")]
+    pub metrics_from: Peers,
     /// How log lines are written
     #[arg(long, env = "LCL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -64,6 +83,49 @@ fn parse_namespace(text: &str) -> Result<String, String> {
         Ok(name.to_owned())
     } else {
         Err("no namespace has such a name: at most 63 lower case letters, digits and `-`, the first and the last no `-`".to_owned())
+    }
+}
+
+impl Settings {
+    /// What pods may do.
+    #[must_use]
+    pub fn pod_policy(&self) -> PodPolicy {
+        PodPolicy::allowing(self.allow.iter().copied()).with_api_audiences(self.api_audiences.clone())
+    }
+
+    /// From where pods are reached, if policies are to say so.
+    #[must_use]
+    pub fn network_access(&self, namespace: &str) -> Option<NetworkAccess> {
+        self.network_policies.then(|| NetworkAccess {
+            operator_namespace: namespace.to_owned(),
+            operator_labels: self.operator_labels.iter().cloned().map(|Label(key, value)| (key, value)).collect(),
+            metrics_from: self.metrics_from.0.clone(),
+        })
+    }
+}
+
+/// A label, as key=value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label(String, String);
+
+impl FromStr for Label {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("must be a key, `=` and a value")?;
+        Ok(Self(key.to_owned(), value.to_owned()))
+    }
+}
+
+/// What a `NetworkPolicy` has in `from`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peers(Vec<NetworkPolicyPeer>);
+
+impl FromStr for Peers {
+    type Err = serde_json::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        serde_json::from_str(text).map(Self)
     }
 }
 

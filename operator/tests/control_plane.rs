@@ -67,9 +67,10 @@ fn terminated(container: &str, code: i32, message: &str) -> Value {
 #[test]
 fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
     let installed = install()?;
-    let operator = installed.start_operator(&[])?;
+    let operator = installed.start_operator(&["--allow=HostPath", "--network-policies"])?;
     let manifest = fs::read_to_string(project().join("examples/emoji.yaml"))?;
-    let example: Value = serde_saphyr::from_str(&manifest)?;
+    let mut example: Value = serde_saphyr::from_str(&manifest)?;
+    example["spec"]["serviceAccount"] = json!({ "annotations": { "cloud.example.com/role": "trainer" } });
     installed.apply(&example)?;
     let pods = wait_for_pods(&installed, "emoji", 3)?;
     let job = installed.get(&["lcltrainingjob", "emoji"])?;
@@ -80,10 +81,15 @@ fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
     let service = installed.get(&["service", "emoji-coordinator"])?;
     let config = installed.get(&["configmap", "emoji-config-1"])?;
     let account = installed.get(&["serviceaccount", "emoji"])?;
-    for object in pods.iter().chain([&service, &config, &account]) {
+    let budget = installed.get(&["poddisruptionbudget", "emoji-workers"])?;
+    let policies = ["emoji-coordinator", "emoji-workers"].map(|name| installed.get(&["networkpolicy", name]));
+    let policies: Vec<_> = policies.into_iter().collect::<Result<_>>()?;
+    for object in pods.iter().chain([&service, &config, &account, &budget]).chain(&policies) {
         assert_eq!(object["metadata"]["ownerReferences"], owner, "{}", name_of(object));
     }
     assert_eq!(account["automountServiceAccountToken"], false);
+    assert_eq!(account["metadata"]["annotations"]["cloud.example.com/role"], "trainer");
+    assert_eq!(budget["spec"]["minAvailable"], 1, "{budget}");
     assert!(config["data"]["trainer-config.json"].is_string() && config["immutable"] == true, "{config}");
     assert_eq!(pods.iter().map(name_of).collect::<Vec<_>>(), ["emoji-coordinator", "emoji-w-0", "emoji-w-1"]);
     let environment = |pod: &Value, name: &str| {
@@ -108,10 +114,48 @@ fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
         "no reconcile failed"
     );
 
+    // A role that is taken back is taken away, and a job at its smallest holds no drain up.
+    let patch = r#"{"spec":{"serviceAccount":null,"workers":{"replicas":1}}}"#;
+    installed.kubectl(&["patch", "lcltrainingjob", "emoji", "--type=merge", "-p", patch])?;
+    wait_for("an account and a budget that follow the job", || {
+        let annotations = &installed.get(&["serviceaccount", "emoji"])?["metadata"]["annotations"];
+        ensure!(annotations["cloud.example.com/role"].is_null(), "{annotations}");
+        let budget = &installed.get(&["poddisruptionbudget", "emoji-workers"])?["spec"];
+        ensure!(budget["minAvailable"].is_null() && budget["maxUnavailable"] == 1, "{budget}");
+        Ok(())
+    })?;
+
+    // Started again, and told to allow less: what runs goes on, no pod is made anew, and policies that are not wanted go.
+    operator.terminate()?;
+    let operator = installed.start_operator(&[])?;
+    installed.kubectl(&["delete", "pod", "emoji-w-0", "--force", "--grace-period=0"])?;
+    wait_for("a status that says what is not allowed", || {
+        let stalled = condition(&installed.status("emoji")?, "Stalled");
+        let message = stalled["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("volumes[0].hostPath") && message.contains("security.allowHostPath"), "{stalled}");
+        Ok(())
+    })?;
+    for name in ["emoji-coordinator", "emoji-workers"] {
+        wait_for("policies that are gone", || {
+            ensure!(installed.get(&["networkpolicy", name]).is_err(), "{name} is still there");
+            Ok(())
+        })?;
+    }
+    for turn in 0..5 {
+        let looks = operator.reconciles();
+        installed.kubectl(&["annotate", "--overwrite", "lcltrainingjob", "emoji", &format!("turn={turn}")])?;
+        operator.wait_for_reconciles_beyond(looks)?;
+    }
+    let pods = installed.pods("emoji")?;
+    assert_eq!(pods.iter().map(name_of).collect::<Vec<_>>(), ["emoji-coordinator"]);
+
     installed.kubectl(&["delete", "lcltrainingjob", "emoji"])?;
     wait_for("an empty namespace", || {
-        for kind in ["pods", "services", "configmaps", "serviceaccounts"] {
-            let left = installed.look(&objects(&format!("{kind}?labelSelector=lcl.dev/job-name=emoji")))?;
+        let core = ["pods", "services", "configmaps", "serviceaccounts"].map(objects);
+        let networking = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies".to_owned();
+        let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets".to_owned();
+        for kind in core.into_iter().chain([networking, budgets]) {
+            let left = installed.look(&format!("{kind}?labelSelector=lcl.dev/job-name=emoji"))?;
             ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "{left}");
         }
         Ok(())

@@ -51,7 +51,8 @@ impl Stage {
         ensure!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
         fs::create_dir(folder.path().join("runs"))?;
         chown(folder.path().join("runs"), Some(TRAINER_USER), Some(TRAINER_USER))?;
-        let installed = Installed::start(&ClusterOptions { nodes: 3, images }, &["--wait", "--timeout", "2m"])?;
+        let installed =
+            Installed::start(&ClusterOptions { nodes: 3, images }, &["--set", "security.allowHostPath=true", "--wait", "--timeout", "2m"])?;
         Ok(Self { installed, folder })
     }
 

@@ -239,6 +239,8 @@ fn values_that_make_no_sense_are_refused_by_name() -> Result<()> {
         (OPERATOR, "image.pullPolicy=Sometimes", "/image/pullPolicy"),
         (OPERATOR, "jobImages.pullPolicy=never", "/jobImages/pullPolicy"),
         (OPERATOR, "jobImages.trainer.repository=", "/jobImages/trainer/repository"),
+        (OPERATOR, "security.allowHostPath=maybe", "/security/allowHostPath"),
+        (OPERATOR, "security.allowEverything=true", "'allowEverything'"),
         (OPERATOR, "watchNamespaces={Team}", "/watchNamespaces/0"),
         (OPERATOR, "watchNamespaces={a,a}", "/watchNamespaces"),
         (OPERATOR, "concurrency=0", "/concurrency"),
@@ -261,6 +263,22 @@ fn values_that_make_no_sense_are_refused_by_name() -> Result<()> {
             Err(message) => assert!(message.contains(field), "--set {value} is refused without naming {field}: {message}"),
         }
     }
+    Ok(())
+}
+
+#[test]
+fn what_templates_may_do_is_told_to_the_operator_and_is_nothing_by_default() -> Result<()> {
+    let allowed = |sets: &[&str]| -> Result<Vec<String>> {
+        let objects = objects(OPERATOR, &sets.iter().flat_map(|set| ["--set", set]).collect::<Vec<_>>())?;
+        let arguments = &find(&objects, "Deployment")?["spec"]["template"]["spec"]["containers"][0]["args"];
+        let arguments = arguments.as_array().context("no arguments")?.iter().filter_map(Value::as_str);
+        Ok(arguments.filter_map(|argument| argument.strip_prefix("--allow=")).map(str::to_owned).collect())
+    };
+    assert_eq!(allowed(&[])?, Vec::<String>::new());
+    for what in ["HostPath", "HostNamespaces", "Privileged", "Root", "ApiTokens"] {
+        assert_eq!(allowed(&[&format!("security.allow{what}=true")])?, [what]);
+    }
+    assert_eq!(allowed(&["security.allowRoot=true", "security.allowHostPath=true"])?, ["HostPath,Root"]);
     Ok(())
 }
 

@@ -43,6 +43,15 @@ lcl-operator
 {{- with .Values.watchNamespaces }}-{{ . | uniq | sortAlpha | join "," | sha256sum | trunc 10 }}{{ end }}
 {{- end }}
 
+{{/* What templates of pods may do, as the operator's flag has it. */}}
+{{- define "lcl-operator.allowed" -}}
+{{- $allowed := list }}
+{{- range list "HostPath" "HostNamespaces" "Privileged" "Root" "ApiTokens" }}
+{{- if index $.Values.security (printf "allow%s" .) }}{{ $allowed = append $allowed . }}{{ end }}
+{{- end }}
+{{- join "," $allowed }}
+{{- end }}
+
 {{/* An image's reference. Takes a dict: root, image; registry and tag have defaults. */}}
 {{- define "lcl-operator.image" -}}
 {{- $registry := default .root.Values.image.registry .image.registry }}

@@ -33,6 +33,7 @@ const EFFECTS: &[(&str, &str)] = &[
     ("spec.cleanPodPolicy", "at once"),
     ("spec.failurePolicy", "at the next end of a pod; a budget that is spent by its new limit at once"),
     ("spec.timeouts", "at once: the coordinator is replaced, the workers train on"),
+    ("spec.serviceAccount", "at once on the account; pods that run keep the identity that they were started with"),
     ("spec.elastic", "at once, without a pod that is touched"),
     ("spec.workers.replicas", "at once: workers are added, or leave in order"),
     ("spec.workers", "with the next pods that are created"),

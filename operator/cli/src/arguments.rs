@@ -8,6 +8,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use lcl_operator_core::Allowance;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,6 +74,7 @@ kinds in the same file are passed over. Exit code 0: all jobs are valid; 1: at l
 Examples:
   lcl validate job.yaml
   kustomize build overlays/eu | lcl validate -
+  lcl validate --allow HostPath examples/emoji.yaml
   lcl validate -o json jobs/*.yaml";
 
 #[derive(Debug, Args)]
@@ -81,6 +83,10 @@ pub(crate) struct ValidateArguments {
     /// Manifests, each with one or several YAML documents; `-` reads standard input
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
+    /// What the cluster's operator allows templates to do, separated by commas: HostPath, HostNamespaces, Privileged, Root, ApiTokens (its
+    /// chart's values `security.allow…`)
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub(crate) allow: Vec<Allowance>,
     /// How the result is printed
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,

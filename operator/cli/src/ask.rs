@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Error, anyhow, bail};
 use lcl_crds::KIND;
-use lcl_operator_core::PathMapping;
+use lcl_operator_core::{PathMapping, PodPolicy, validate_under};
 use url::Url;
 
 use crate::{
@@ -65,7 +65,7 @@ fn find_folder(command: &str, named: &Path, asking: &Asking) -> Result<PathBuf, 
     let file = named.display();
     let documents = manifest::read(named)?;
     let (_, document) = choose(&documents, named, asking.name.as_deref())?;
-    let job = lcl_operator_core::validate(&document.value)
+    let job = validate_under(&document.value, &PodPolicy::everything())
         .map_err(|_| anyhow!("{file} holds no valid {KIND}: `lcl validate {file}` says why"))?;
     let paths = PathMapping::on_this_machine(&job, &local_folders(&asking.volumes)?).map_err(path_errors)?;
     let uri = paths.map_uri(&job.spec().checkpoint.uri);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Error, bail};
-use lcl_operator_core::{PathMapping, Surroundings, render_trainer_config};
+use lcl_operator_core::{PathMapping, PodPolicy, Surroundings, render_trainer_config, validate_under};
 
 use crate::{
     arguments::{self, Output, PassedOn},
@@ -44,7 +44,7 @@ pub(crate) fn execute(passed_on: PassedOn) -> Result<ExitCode, Error> {
     };
     let documents = manifest::read(&file)?;
     let (position, document) = choose(&documents, &file, name.as_deref())?;
-    let job = match lcl_operator_core::validate(&document.value) {
+    let job = match validate_under(&document.value, &PodPolicy::everything()) {
         Ok(job) => job,
         Err(errors) => {
             report::print(&[Finding::of_job(&file, (position, document), Some(&errors))], Output::Text)?;

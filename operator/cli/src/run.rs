@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Error, anyhow, bail};
 use lcl_crds::KIND;
-use lcl_operator_core::{PathError, PathMapping, Surroundings, Timeouts, ValidatedJob, render_trainer_config};
+use lcl_operator_core::{PathError, PathMapping, PodPolicy, Surroundings, Timeouts, ValidatedJob, render_trainer_config, validate_under};
 use lcl_trainer_config::TrainerConfig;
 use serde_json::Value;
 use url::Url;
@@ -36,7 +36,7 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Error> {
     let documents = manifest::read(file)?;
     let (position, document) = choose(&documents, file, arguments.name.as_deref())?;
     // With the steps that it will run: a rule that only they break is told here, by the manifest's own name for the field.
-    let job = match lcl_operator_core::validate(&with_steps(&document.value, arguments.steps)) {
+    let job = match validate_under(&with_steps(&document.value, arguments.steps), &PodPolicy::everything()) {
         Ok(job) => job,
         Err(errors) => {
             report::print(&[Finding::of_job(file, (position, document), Some(&errors))], arguments.output)?;

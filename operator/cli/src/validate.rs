@@ -4,6 +4,8 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Error};
 
+use lcl_operator_core::{PodPolicy, validate_under};
+
 use crate::{
     arguments::ValidateArguments,
     manifest,
@@ -12,12 +14,13 @@ use crate::{
 
 /// Checks every file and prints what was found. Exit code 0 when every job is valid, else 1.
 pub(crate) fn execute(arguments: &ValidateArguments) -> Result<ExitCode, Error> {
-    let findings: Vec<Finding> = arguments.files.iter().flat_map(|file| check(file)).collect();
+    let policy = PodPolicy::allowing(arguments.allow.iter().copied());
+    let findings: Vec<Finding> = arguments.files.iter().flat_map(|file| check(file, &policy)).collect();
     report::print(&findings, arguments.output).context("cannot print the result")?;
     Ok(if findings.iter().all(|finding| finding.valid) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn check(file: &Path) -> Vec<Finding> {
+fn check(file: &Path, policy: &PodPolicy) -> Vec<Finding> {
     let documents = match manifest::read(file) {
         Ok(documents) => documents,
         Err(error) => return vec![Finding::of_unreadable(file, &error)],
@@ -26,7 +29,7 @@ fn check(file: &Path) -> Vec<Finding> {
     let findings: Vec<_> = jobs
         .enumerate()
         .map(|(index, document)| {
-            let errors = lcl_operator_core::validate(&document.value).err();
+            let errors = validate_under(&document.value, policy).err();
             Finding::of_job(file, (index + 1, document), errors.as_ref())
         })
         .collect();

@@ -44,6 +44,11 @@ spec:
           - {name: runs, emptyDir: {}}
 ";
 
+/// The same job with data that no operator has to allow.
+fn job_for_a_cluster() -> String {
+    JOB.replace("hostPath: {path: /srv/data}", "persistentVolumeClaim: {claimName: data}")
+}
+
 /// A folder with a manifest and a trainer that writes its arguments down, a line each.
 struct Workplace {
     folder: TempDir,
@@ -106,7 +111,7 @@ fn check_refused(output: &Output, code: i32, words: &[&str]) {
 
 #[test]
 fn a_valid_manifest_is_said_to_be_valid() {
-    let place = Workplace::new(JOB);
+    let place = Workplace::new(&job_for_a_cluster());
     let output = place.lcl(&["validate", "job.yaml"]);
     assert_eq!(text(&output.stdout), "job.yaml: LCLTrainingJob first is valid\n");
     assert_eq!(output.status.code(), Some(0));
@@ -118,14 +123,30 @@ fn every_example_is_valid() {
     let paths: Vec<_> = std::fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(paths.len() >= 3, "{paths:?}");
     for path in paths {
-        let output = Workplace::new(JOB).lcl(&["validate", path.to_str().unwrap()]);
+        let output = Workplace::new(JOB).lcl(&["validate", "--allow", "HostPath", path.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
     }
 }
 
 #[test]
+fn what_a_cluster_has_to_allow_is_named_unless_it_is_said_that_it_does() {
+    let place = Workplace::new(JOB);
+    check_refused(&place.lcl(&["validate", "--allow", "Everything", "job.yaml"]), 2, &["must be one of HostPath, HostNamespaces"]);
+    let output = place.lcl(&["validate", "job.yaml"]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("spec.workers.template.spec.volumes[0].hostPath is \"/srv/data\"") && said.contains("security.allowHostPath"),
+        "{said}"
+    );
+    let output = place.lcl(&["validate", "--allow", "Root,HostPath", "job.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+}
+
+#[test]
 fn each_error_stands_on_a_line_with_its_place_field_value_and_rule() {
-    let broken = JOB.replace("steps: 100", "steps: 0").replace("preset:", "presett:").replace("- name: worker", "- name: trainer");
+    let broken =
+        job_for_a_cluster().replace("steps: 100", "steps: 0").replace("preset:", "presett:").replace("- name: worker", "- name: trainer");
     let place = Workplace::new(&broken);
     let output = place.lcl(&["validate", "job.yaml"]);
     assert_eq!(output.status.code(), Some(1));
@@ -139,8 +160,9 @@ fn each_error_stands_on_a_line_with_its_place_field_value_and_rule() {
 
 #[test]
 fn documents_of_other_kinds_are_passed_over_and_all_jobs_are_checked() {
-    let second = JOB.replace("name: first", "name: Second");
-    let place = Workplace::new(&format!("kind: ConfigMap\n---\n{JOB}---\n{second}---\n"));
+    let first = job_for_a_cluster();
+    let second = first.replace("name: first", "name: Second");
+    let place = Workplace::new(&format!("kind: ConfigMap\n---\n{first}---\n{second}---\n"));
     let output = place.lcl(&["validate", "-o", "json", "job.yaml"]);
     assert_eq!(output.status.code(), Some(1));
     let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -149,7 +171,7 @@ fn documents_of_other_kinds_are_passed_over_and_all_jobs_are_checked() {
 
 #[test]
 fn a_manifest_is_read_from_standard_input() {
-    let place = Workplace::new(JOB);
+    let place = Workplace::new(&job_for_a_cluster());
     let input = fs::File::open(place.path("job.yaml")).unwrap();
     let output = place.command(&["validate", "-"]).stdin(input).output().unwrap();
     assert_eq!(text(&output.stdout), "-: LCLTrainingJob first is valid\n");

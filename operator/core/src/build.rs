@@ -10,7 +10,9 @@
 mod certificates;
 mod config_map;
 mod coordinator_pod;
+mod disruption_budget;
 mod labels;
+mod network_policy;
 mod pod_defaults;
 mod service;
 mod service_account;
@@ -24,19 +26,22 @@ pub(crate) use config_map::build_config_map;
 pub use config_map::{CONFIG_FILE, SPEC_FILE};
 pub(crate) use coordinator_pod::build_coordinator_pod;
 pub use coordinator_pod::{COORDINATOR_CONTAINER, COORDINATOR_PORT, EPOCH_ANNOTATION};
+pub(crate) use disruption_budget::build_disruption_budget;
 pub use labels::{
     COORDINATOR_ROLE, JOB_NAME_LABEL, JOB_UID_LABEL, MANAGED_BY, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, worker_selector,
 };
+pub(crate) use network_policy::build_network_policies;
+pub use network_policy::{NetworkAccess, network_policy_names};
 pub(crate) use service::build_service;
 pub use service::coordinator_name;
 pub(crate) use service_account::build_service_account;
 pub use worker_pod::worker_pod_name;
 pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, avoid_node, build_worker_pod, worker_grace_seconds};
 
-use crate::job::ValidatedJob;
+use crate::{job::ValidatedJob, pod_policy::PodPolicy};
 
 /// What the objects depend on besides the job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BuildContext {
     /// Namespace of the job and of everything it owns.
     pub namespace: String,
@@ -48,10 +53,19 @@ pub struct BuildContext {
     pub image_pull_policy: Option<String>,
     /// Number of the newest incident, which new pods bear.
     pub incident: i64,
+    /// What pods may do.
+    pub policy: PodPolicy,
+    /// From where pods are reached; `None` leaves it to the network.
+    pub network: Option<NetworkAccess>,
 }
 
 /// On a pod: number of the incident that was the newest when it was created.
 pub const INCIDENT_ANNOTATION: &str = "lcl.dev/incident";
+
+/// Name of what is about all workers of a job.
+fn workers_name(job: &ValidatedJob) -> String {
+    format!("{}-workers", job.name())
+}
 
 /// Name, namespace, labels and owner that every object of the job has.
 fn metadata(job: &ValidatedJob, context: &BuildContext, name: String, role: &str) -> ObjectMeta {

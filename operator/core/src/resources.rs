@@ -6,11 +6,19 @@
 
 use std::marker::PhantomData;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
 
 use crate::{
-    build::{BuildContext, avoid_node, build_config_map, build_coordinator_pod, build_service, build_service_account, build_worker_pod},
+    build::{
+        BuildContext, avoid_node, build_config_map, build_coordinator_pod, build_disruption_budget, build_network_policies, build_service,
+        build_service_account, build_worker_pod,
+    },
     job::ValidatedJob,
+    validate::FieldErrors,
 };
 
 /// As they have to be.
@@ -30,6 +38,10 @@ pub struct JobResources<S> {
     pub service: Service,
     /// The trainer's configuration, under the pinned name.
     pub config: ConfigMap,
+    /// How many workers a drain of nodes may take.
+    pub budget: PodDisruptionBudget,
+    /// Who may reach the pods; none where that is left to the network.
+    pub policies: Vec<NetworkPolicy>,
     state: PhantomData<S>,
 }
 
@@ -41,14 +53,17 @@ impl JobResources<Prepared> {
             account: build_service_account(job, context),
             service: build_service(job, context),
             config: build_config_map(job, context),
+            budget: build_disruption_budget(job, context),
+            policies: build_network_policies(job, context),
             state: PhantomData,
         }
     }
 
-    /// They were applied, and this is what is there. `None`: the Service has no address yet.
+    /// They were applied, and this is what is there of those that pods are made of. `None`: the Service has no address yet.
     #[must_use]
-    pub fn applied(account: ServiceAccount, service: Service, config: ConfigMap) -> Option<JobResources<Applied>> {
-        let applied = JobResources { account, service, config, state: PhantomData };
+    pub fn applied(self, account: ServiceAccount, service: Service, config: ConfigMap) -> Option<JobResources<Applied>> {
+        let Self { budget, policies, .. } = self;
+        let applied = JobResources { account, service, config, budget, policies, state: PhantomData };
         applied.service.spec.as_ref()?.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None")?;
         Some(applied)
     }
@@ -68,18 +83,22 @@ impl JobResources<Applied> {
         build_coordinator_pod(job, context, epoch)
     }
 
-    /// `<job>-w-<index>`: the same for every size of the world, so that scaling touches no pod that stays.
-    #[must_use]
-    pub fn worker_pod(&self, job: &ValidatedJob, context: &BuildContext, index: u32) -> Pod {
-        build_worker_pod(job, context, self, index)
+    /// `<job>-w-<index>`: the same for every size of the world, so that scaling touches no pod that stays. Refused is one that would do what
+    /// is not allowed, whatever was asked of its job when that was read.
+    pub fn worker_pod(&self, job: &ValidatedJob, context: &BuildContext, index: u32) -> Result<Pod, FieldErrors> {
+        let pod = build_worker_pod(job, context, self, index);
+        let breaches = context.policy.check("pod", Some(&pod.metadata), pod.spec.as_ref());
+        if breaches.is_empty() { Ok(pod) } else { Err(FieldErrors::from(breaches)) }
     }
 
     /// The same, placed elsewhere than on this node where there is room: it gave no sign of life, and Kubernetes has not noticed yet.
-    #[must_use]
-    pub fn worker_pod_elsewhere(&self, job: &ValidatedJob, context: &BuildContext, index: u32, node: &str) -> Pod {
-        let mut pod = self.worker_pod(job, context, index);
+    ///
+    /// # Errors
+    /// As [`Self::worker_pod`].
+    pub fn worker_pod_elsewhere(&self, job: &ValidatedJob, context: &BuildContext, index: u32, node: &str) -> Result<Pod, FieldErrors> {
+        let mut pod = self.worker_pod(job, context, index)?;
         avoid_node(&mut pod, node);
-        pod
+        Ok(pod)
     }
 
     /// Name of the configuration.

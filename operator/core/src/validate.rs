@@ -21,7 +21,7 @@ use lcl_crds::{GROUP, KIND, LCLTrainingJob, VERSION};
 use lcl_trainer_config::check_run_uri;
 use serde_json::{Map, Value};
 
-use crate::job::ValidatedJob;
+use crate::{job::ValidatedJob, pod_policy::PodPolicy};
 pub use error::{FieldError, FieldErrors};
 use rules::Subject;
 
@@ -55,17 +55,23 @@ const METADATA_FIELDS: [&str; 15] = [
     "uid",
 ];
 
-/// Checks a new job.
+/// Checks a new job, whose template may do nothing that an operator has to allow.
 pub fn validate(manifest: &Value) -> Result<ValidatedJob, FieldErrors> {
-    check(manifest, None)
+    validate_under(manifest, &PodPolicy::default())
+}
+
+/// Checks a new job, whose template may do what is allowed.
+pub fn validate_under(manifest: &Value, policy: &PodPolicy) -> Result<ValidatedJob, FieldErrors> {
+    check(manifest, None, policy)
 }
 
 /// Checks a job that is about to replace `stored`: all rules of a new job, and that nothing changes that must not.
 pub fn validate_change(manifest: &Value, stored: &Value) -> Result<ValidatedJob, FieldErrors> {
-    check(manifest, Some(stored))
+    check(manifest, Some(stored), &PodPolicy::default())
 }
 
-/// Reads a job without asking whether it keeps the rules: one that was stored, and runs, under other rules than these.
+/// Reads a job without asking whether it keeps the rules: one that was stored, and runs, under other rules than these. What its pods may do
+/// is asked when they are built.
 pub fn read_unchecked(manifest: &Value) -> Result<ValidatedJob, FieldErrors> {
     read(complete(manifest))
 }
@@ -76,7 +82,7 @@ fn read(complete: Value) -> Result<ValidatedJob, FieldErrors> {
     ValidatedJob::new(job).map_err(|error| FieldErrors::from(vec![error]))
 }
 
-fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, FieldErrors> {
+fn check(manifest: &Value, stored: Option<&Value>, policy: &PodPolicy) -> Result<ValidatedJob, FieldErrors> {
     let mut errors = Vec::new();
     check_envelope(manifest, &mut errors);
     let spec_schema = &SCHEMA["properties"]["spec"];
@@ -89,7 +95,7 @@ fn check(manifest: &Value, stored: Option<&Value>) -> Result<ValidatedJob, Field
     rules::check(&SCHEMA, &Subject { manifest, complete: &complete, stored: stored.as_ref() }, &mut errors);
     if let Some(spec) = manifest.get("spec") {
         let mut further = Vec::new();
-        pod::check(spec, &mut further);
+        pod::check(spec, policy, &mut further);
         check_checkpoint_uri(spec, &mut further);
         shards::check(spec, &mut further);
         filters::check(spec, &mut further);

@@ -3,20 +3,30 @@
 #[path = "support/jobs.rs"]
 mod support;
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
-    ValidatedJob,
-    build::{BuildContext, worker_selector},
+    Allowance, PodPolicy, ValidatedJob,
+    build::{BuildContext, NetworkAccess, network_policy_names, worker_selector},
+    covers,
     pins::offer,
+    read_unchecked,
     resources::{Applied, JobResources, Prepared},
-    validate,
+    validate, validate_under,
 };
 use lcl_trainer_config::TrainerConfig;
 use serde_json::{Value, json};
 
 use support::{assign, minimal_job};
+
+fn network() -> NetworkAccess {
+    NetworkAccess {
+        operator_namespace: "lcl-system".to_owned(),
+        operator_labels: BTreeMap::from([("app.kubernetes.io/name".to_owned(), "lcl-operator".to_owned())]),
+        metrics_from: Vec::new(),
+    }
+}
 
 fn context() -> BuildContext {
     BuildContext {
@@ -32,6 +42,8 @@ fn context() -> BuildContext {
         },
         image_pull_policy: None,
         incident: 3,
+        policy: PodPolicy::default(),
+        network: Some(network()),
     }
 }
 
@@ -42,15 +54,22 @@ fn valid(assignments: &str) -> ValidatedJob {
 }
 
 fn applied(job: &ValidatedJob) -> JobResources<Applied> {
-    let prepared = JobResources::<Prepared>::prepare(job, &context());
-    JobResources::applied(prepared.account, prepared.service, prepared.config).unwrap()
+    let prepared = JobResources::<Prepared>::prepare(job, &context_of(job));
+    let (account, service, config) = (prepared.account.clone(), prepared.service.clone(), prepared.config.clone());
+    prepared.applied(account, service, config).unwrap()
+}
+
+/// The surroundings of a job that nothing is pinned of yet.
+fn context_of(job: &ValidatedJob) -> BuildContext {
+    let context = context();
+    let address = context.pins.address.clone();
+    let pins = PinnedStatus { address, ..offer(job, 1, &context.pins.coordinator_image, &context.pins.trainer_image) };
+    BuildContext { pins, ..context }
 }
 
 fn worker(assignments: &str, index: u32) -> Value {
     let job = valid(assignments);
-    let images = context().pins;
-    let pins = PinnedStatus { address: images.address, ..offer(&job, 1, &images.coordinator_image, &images.trainer_image) };
-    serde_json::to_value(applied(&job).worker_pod(&job, &BuildContext { pins, ..context() }, index)).unwrap()
+    serde_json::to_value(applied(&job).worker_pod(&job, &context_of(&job), index).unwrap()).unwrap()
 }
 
 fn coordinator(assignments: &str) -> Value {
@@ -66,13 +85,16 @@ fn env(container: &Value, name: &str) -> Vec<Value> {
 fn the_example_needs_these_objects() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
     let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let job = validate(&manifest).unwrap_or_else(|errors| panic!("{errors}"));
-    let (context, resources) = (context(), applied(&job));
+    let policy = PodPolicy::allowing([Allowance::HostPath]);
+    let job = validate_under(&manifest, &policy).unwrap_or_else(|errors| panic!("{errors}"));
+    let (context, resources) = (BuildContext { policy, ..context_of(&job) }, applied(&job));
     insta::assert_json_snapshot!(json!({
         "serviceAccount": resources.account,
         "service": resources.service,
+        "budget": resources.budget,
+        "policies": resources.policies,
         "coordinator": resources.coordinator_pod(&job, &context, 3),
-        "worker": resources.worker_pod(&job, &context, 0),
+        "worker": resources.worker_pod(&job, &context, 0).unwrap(),
     }));
 }
 
@@ -231,15 +253,254 @@ fn each_pod_mounts_its_own_certificates_and_no_others() {
     }
 }
 
+/// The security of a worker's pod, of its container `worker` and of the init container `first`, with these fields in the template.
+fn security(pod: &str, container: &str) -> [Value; 3] {
+    let template = format!(
+        "spec.workers.template.spec = {{'securityContext': {{{pod}}}, 'containers': [{{'name': 'worker', 'securityContext': \
+         {{{container}}}}}], 'initContainers': [{{'name': 'first', 'image': 'a'}}]}}"
+    );
+    let pod = worker(&template, 0);
+    let spec = &pod["spec"];
+    [&spec["securityContext"], &spec["containers"][0]["securityContext"], &spec["initContainers"][0]["securityContext"]].map(Clone::clone)
+}
+
+#[test]
+fn a_field_of_the_security_that_a_template_gives_takes_no_other_away() {
+    let pod = json!({
+        "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532, "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": { "type": "RuntimeDefault" },
+    });
+    let container = json!({ "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } });
+    let other = json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+    assert_eq!(security("", ""), [pod.clone(), container.clone(), other.clone()]);
+    for (given, field, value) in [
+        ("'runAsUser': 1000", "runAsUser", json!(1000)),
+        ("'runAsGroup': 1000", "runAsGroup", json!(1000)),
+        ("'fsGroup': 1000", "fsGroup", json!(1000)),
+        ("'fsGroupChangePolicy': 'Always'", "fsGroupChangePolicy", json!("Always")),
+        ("'supplementalGroups': [7]", "supplementalGroups", json!([7])),
+        ("'runAsNonRoot': true", "runAsNonRoot", json!(true)),
+    ] {
+        let mut expected = pod.clone();
+        expected[field] = value;
+        assert_eq!(security(given, "")[..2], [expected, container.clone()], "{given}");
+    }
+    for (given, field, value) in [
+        ("'runAsUser': 1000", "runAsUser", json!(1000)),
+        ("'readOnlyRootFilesystem': false", "readOnlyRootFilesystem", json!(false)),
+        ("'allowPrivilegeEscalation': false", "allowPrivilegeEscalation", json!(false)),
+        ("'capabilities': {'drop': ['NET_RAW']}", "capabilities", json!({ "drop": ["NET_RAW", "ALL"] })),
+        ("'capabilities': {'drop': []}", "capabilities", json!({ "drop": ["ALL"] })),
+        (
+            "'seccompProfile': {'type': 'Localhost', 'localhostProfile': 'a'}",
+            "seccompProfile",
+            json!({ "type": "Localhost", "localhostProfile": "a" }),
+        ),
+    ] {
+        let mut expected = container.clone();
+        expected[field] = value;
+        assert_eq!(security("", given), [pod.clone(), expected, other.clone()], "{given}");
+    }
+}
+
 #[test]
 fn a_worker_is_placed_elsewhere_than_on_a_silent_node_and_keeps_what_the_template_prefers() {
     let job = valid(
         "spec.workers.template = {'spec': {'containers': [{'name': 'worker'}], 'affinity': {'nodeAffinity': {'preferredDuringSchedulingIgnoredDuringExecution': [ \
          {'weight': 1, 'preference': {'matchExpressions': [{'key': 'zone', 'operator': 'Exists'}]}}]}}}}",
     );
-    let pod = serde_json::to_value(applied(&job).worker_pod_elsewhere(&job, &context(), 0, "node-7")).unwrap();
+    let pod = serde_json::to_value(applied(&job).worker_pod_elsewhere(&job, &context_of(&job), 0, "node-7").unwrap()).unwrap();
     let preferred = &pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
     assert_eq!(preferred[0]["preference"]["matchExpressions"][0]["key"], "zone");
     let elsewhere = json!([{ "key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-7"] }]);
     assert_eq!((&preferred[1]["preference"]["matchExpressions"], &preferred[1]["weight"]), (&elsewhere, &json!(100)));
+}
+
+#[test]
+fn no_pod_is_built_that_does_what_is_not_allowed_however_its_job_was_read() {
+    let mut job = minimal_job();
+    assign(
+        &mut job,
+        "spec.workers.template.spec = {'hostPID': true, 'containers': [{'name': 'worker', 'securityContext': {'privileged': true}}], \
+         'volumes': [{'name': 'node', 'hostPath': {'path': '/'}}]}",
+    );
+    assert!(validate(&job).is_err());
+    let job = read_unchecked(&job).unwrap();
+    let build = |policy: PodPolicy| applied(&job).worker_pod(&job, &BuildContext { policy, ..context_of(&job) }, 0);
+    let refused = |policy: PodPolicy| build(policy).unwrap_err().as_slice().iter().map(|error| error.field.clone()).collect::<Vec<_>>();
+    let privileged = "pod.spec.containers[0].securityContext.privileged";
+    assert_eq!(refused(PodPolicy::default()), ["pod.spec.hostPID", "pod.spec.volumes[0].hostPath", privileged]);
+    assert_eq!(refused(PodPolicy::allowing([Allowance::HostPath, Allowance::HostNamespaces])), [privileged]);
+    assert!(build(PodPolicy::everything()).is_ok());
+}
+
+#[test]
+fn a_container_that_may_be_root_or_privileged_is_what_it_asks_for() {
+    let build = |template: &str| {
+        let mut job = minimal_job();
+        assign(&mut job, template);
+        let policy = PodPolicy::everything();
+        let job = validate_under(&job, &policy).unwrap_or_else(|errors| panic!("{errors}"));
+        let pod = applied(&job).worker_pod(&job, &BuildContext { policy, ..context_of(&job) }, 0).unwrap();
+        serde_json::to_value(pod).unwrap()["spec"].take()
+    };
+    // The kubelet starts no root that must not be one, and the API server takes no `false` beside these.
+    let spec = build("spec.workers.template.spec = {'securityContext': {'runAsUser': 0}, 'containers': [{'name': 'worker'}]}");
+    assert_eq!(spec["securityContext"]["runAsNonRoot"], Value::Null);
+    let spec = build(
+        "spec.workers.template.spec.containers = [{'name': 'worker', 'securityContext': {'runAsUser': 0, 'privileged': true}}, \
+         {'name': 'b', 'image': 'b', 'securityContext': {'capabilities': {'add': ['CAP_SYS_ADMIN']}}}]",
+    );
+    let [worker, other] = [0, 1].map(|index| spec["containers"][index]["securityContext"].clone());
+    assert_eq!((&worker["runAsNonRoot"], &spec["securityContext"]["runAsNonRoot"]), (&json!(false), &json!(true)));
+    assert_eq!((&worker["allowPrivilegeEscalation"], &other["allowPrivilegeEscalation"]), (&Value::Null, &Value::Null));
+    assert_eq!(other["capabilities"], json!({ "add": ["CAP_SYS_ADMIN"], "drop": ["ALL"] }));
+}
+
+#[test]
+fn the_account_has_the_annotations_of_the_job_and_one_that_is_taken_back_makes_a_difference() {
+    let account = |assignments: &str| serde_json::to_value(applied(&valid(assignments)).account).unwrap();
+    let given = account("spec.serviceAccount = {'annotations': {'cloud.example.com/role': 'a', 'b.example.com/c': 'd'}}");
+    let annotations = &given["metadata"]["annotations"];
+    assert_eq!((&annotations["cloud.example.com/role"], &annotations["b.example.com/c"]), (&json!("a"), &json!("d")));
+    assert_eq!(given["automountServiceAccountToken"], false);
+    for fewer in ["", "spec.serviceAccount = {}", "spec.serviceAccount = {'annotations': {'b.example.com/c': 'd'}}"] {
+        assert!(!covers(&given, &account(fewer)), "what was there would be left as it is: {fewer}");
+    }
+}
+
+#[test]
+fn a_drain_takes_workers_that_can_be_spared_and_is_never_held_up_for_ever() {
+    for (assignments, min_available, max_unavailable) in [
+        ("spec.workers.replicas = 4; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}", json!(2), json!(null)),
+        ("spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}", json!(1), json!(null)),
+        ("spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}", json!(null), json!(1)),
+        ("spec.workers.replicas = 4", json!(null), json!(1)),
+        ("", json!(null), json!(1)),
+    ] {
+        let job = valid(assignments);
+        let budget = serde_json::to_value(applied(&job).budget).unwrap();
+        let spec = &budget["spec"];
+        assert_eq!((&spec["minAvailable"], &spec["maxUnavailable"]), (&min_available, &max_unavailable), "{assignments}");
+        // Of all workers, one can always be taken.
+        let workers = job.world().desired;
+        let kept = spec["minAvailable"].as_i64().unwrap_or(i64::from(workers) - spec["maxUnavailable"].as_i64().unwrap_or(0));
+        assert!(kept < i64::from(workers), "{assignments}");
+        let selected = |pod: &Value| selects(&spec["selector"], &pod["metadata"]["labels"]);
+        assert!(selected(&worker(assignments, 0)) && !selected(&coordinator(assignments)), "{assignments}");
+    }
+}
+
+/// Whether a selector selects what has these labels, as Kubernetes says; an empty one selects everything.
+fn selects(selector: &Value, labels: &Value) -> bool {
+    assert!(selector["matchExpressions"].is_null(), "these are not read here: {selector}");
+    selector["matchLabels"].as_object().into_iter().flatten().all(|(key, value)| labels[key] == *value)
+}
+
+/// A pod on the network.
+struct Peer {
+    name: &'static str,
+    namespace: &'static str,
+    labels: Value,
+}
+
+/// Whether policies let `from` reach `to` on a port, as `networking.k8s.io/v1` says.
+fn admits(policies: &[Value], from: &Peer, to: &Peer, port: u16) -> bool {
+    let here = |policy: &&Value| policy["metadata"]["namespace"] == to.namespace;
+    let selecting = policies.iter().filter(here).filter(|policy| selects(&policy["spec"]["podSelector"], &to.labels));
+    let ingress: Vec<_> =
+        selecting.filter(|policy| policy["spec"]["policyTypes"].as_array().unwrap().contains(&json!("Ingress"))).collect();
+    let is_peer = |peer: &Value| {
+        assert!(peer["ipBlock"].is_null(), "not read here: {peer}");
+        let in_namespace = match &peer["namespaceSelector"] {
+            Value::Null => from.namespace == to.namespace,
+            selector => selects(selector, &json!({ "kubernetes.io/metadata.name": from.namespace })),
+        };
+        in_namespace && (peer["podSelector"].is_null() || selects(&peer["podSelector"], &from.labels))
+    };
+    let any = |list: &Value, is_one: &dyn Fn(&Value) -> bool| list.as_array().is_none_or(|list| list.is_empty() || list.iter().any(is_one));
+    ingress.is_empty()
+        || ingress
+            .iter()
+            .flat_map(|policy| policy["spec"]["ingress"].as_array().into_iter().flatten())
+            .any(|rule| any(&rule["from"], &is_peer) && any(&rule["ports"], &|one| one["port"] == port && one["protocol"] == "TCP"))
+}
+
+#[test]
+fn a_jobs_pods_are_reached_by_its_own_and_by_the_operator_and_by_nobody_else() {
+    const EPHEMERAL: u16 = 43_210;
+    let other = BuildContext { uid: "6c1c5e0c-0000-4000-8000-000000000002".to_owned(), ..context() };
+    let labels = |pod: &Value| pod["metadata"]["labels"].clone();
+    let others_pods = |assignments: &str| {
+        let job = valid(assignments);
+        let resources = applied(&job);
+        let worker = serde_json::to_value(resources.worker_pod(&job, &other, 0).unwrap()).unwrap();
+        let coordinator = serde_json::to_value(resources.coordinator_pod(&job, &other, 1)).unwrap();
+        (labels(&coordinator), labels(&worker))
+    };
+    // Another job, and an earlier one of the same name, whose worker tries to pass for another by its template.
+    let (other_coordinator, other_worker) = others_pods("metadata.name = 'other'");
+    let (_, earlier_worker) = others_pods(
+        "spec.workers.template = {'metadata': {'labels': {'lcl.dev/job-uid': '6c1c5e0c-0000-4000-8000-000000000001', \
+         'app.kubernetes.io/name': 'lcl-operator'}}}",
+    );
+    let peer = |name, namespace, labels| Peer { name, namespace, labels };
+    let operator = json!({ "app.kubernetes.io/name": "lcl-operator", "app.kubernetes.io/instance": "lcl" });
+    let peers = [
+        peer("own coordinator", "vision", labels(&coordinator(""))),
+        peer("own worker", "vision", labels(&worker("", 0))),
+        peer("another own worker", "vision", labels(&worker("", 1))),
+        peer("another job's coordinator", "vision", other_coordinator),
+        peer("another job's worker", "vision", other_worker),
+        peer("an earlier job's worker", "vision", earlier_worker),
+        peer("operator", "lcl-system", operator.clone()),
+        peer("stranger beside the operator", "lcl-system", json!({ "app": "x" })),
+        peer("stranger that calls itself operator", "vision", operator),
+        peer("stranger in the namespace", "vision", json!({ "app": "x" })),
+        peer("stranger elsewhere that calls itself worker", "elsewhere", labels(&worker("", 0))),
+        peer("stranger elsewhere", "elsewhere", json!({})),
+    ];
+    let policies: Vec<Value> = applied(&valid("")).policies.iter().map(|policy| serde_json::to_value(policy).unwrap()).collect();
+    assert_eq!(policies.iter().map(|policy| policy["metadata"]["name"].clone()).collect::<Vec<_>>(), network_policy_names(&valid("")));
+    for policy in &policies {
+        assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress"]), "what goes out is open");
+    }
+    for from in &peers {
+        let is_own = from.name.contains("own ");
+        for (to, port, expected) in [
+            (0, 7433, is_own || from.name == "operator"),
+            (0, 8080, true),
+            (0, EPHEMERAL, false),
+            (1, 7433, is_own && from.name.ends_with("worker")),
+            (1, EPHEMERAL, is_own && from.name.ends_with("worker")),
+            // Not this job's to say.
+            (3, 7433, true),
+            (9, 80, true),
+            (6, 8081, true),
+        ] {
+            assert_eq!(admits(&policies, from, &peers[to], port), expected, "{} to {} on {port}", from.name, peers[to].name);
+        }
+    }
+}
+
+#[test]
+fn metrics_are_read_by_whom_the_chart_says_and_workers_on_the_nodes_network_are_not_locked_out() {
+    let from = json!([{ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "monitoring" } } }]);
+    let access = NetworkAccess { metrics_from: serde_json::from_value(from).unwrap(), ..network() };
+    let build = |assignments: &str, network: Option<NetworkAccess>| -> Vec<Value> {
+        let mut job = minimal_job();
+        assign(&mut job, assignments);
+        let job = validate_under(&job, &PodPolicy::everything()).unwrap_or_else(|errors| panic!("{errors}"));
+        let prepared = JobResources::<Prepared>::prepare(&job, &BuildContext { network, ..context_of(&job) });
+        prepared.policies.iter().map(|policy| serde_json::to_value(policy).unwrap()).collect()
+    };
+    let stranger = |namespace| Peer { name: "", namespace, labels: json!({}) };
+    let to = Peer { name: "", namespace: "vision", labels: coordinator("")["metadata"]["labels"].clone() };
+    let policies = build("", Some(access.clone()));
+    assert!(admits(&policies, &stranger("monitoring"), &to, 8080) && !admits(&policies, &stranger("vision"), &to, 8080));
+    assert!(!admits(&policies, &stranger("monitoring"), &to, 7433));
+    // A worker there comes from the node's address.
+    let policies = build("spec.workers.template.spec = {'hostNetwork': true, 'containers': [{'name': 'worker'}]}", Some(access));
+    assert!(admits(&policies, &stranger("nowhere"), &to, 7433) && !admits(&policies, &stranger("vision"), &to, 8080));
+    assert_eq!(build("", None), Vec::<Value>::new());
 }

@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
 };
 
-use lcl_operator_core::{PathMapping, Surroundings, ValidatedJob, render_trainer_config, validate};
+use lcl_operator_core::{PathMapping, PodPolicy, Surroundings, ValidatedJob, render_trainer_config, validate, validate_under};
 use lcl_trainer_config::{Device, Objective, Preset, TrainerConfig, UserField};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ fn render(assignments: &str) -> TrainerConfig {
 fn example() -> ValidatedJob {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/emoji.yaml");
     let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    validate(&manifest).unwrap_or_else(|errors| panic!("{errors}"))
+    validate_under(&manifest, &PodPolicy::everything()).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn with_volumes(mounts: &Value, volumes: &Value, assignments: &str) -> Validated
         ],
         "volumes": volumes,
     } } });
-    validate(&job).unwrap_or_else(|errors| panic!("{errors}"))
+    validate_under(&job, &PodPolicy::everything()).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 const PATHS: &str = "spec.data.webdataset.shards = ['/data/a-{000..003}.tar', '/data/deep/b.tar', '/database/c.tar']; \

@@ -10,7 +10,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use kube::core::cel::compile_schema;
-use lcl_operator_core::{FieldErrors, validate, validate_change};
+use lcl_operator_core::{Allowance, FieldErrors, PodPolicy, validate, validate_change, validate_under};
 use regex::Regex;
 use serde_json::{Value, json};
 
@@ -59,8 +59,9 @@ fn values_at_the_boundary_of_a_rule_are_accepted() {
 #[test]
 fn what_no_pod_could_be_created_or_started_with_is_found_in_the_job() {
     let mut wrong = Vec::new();
+    let policy = PodPolicy::everything();
     for (case, field, rule, _) in pod_cases::BROKEN {
-        match validate(&changed(case)) {
+        match validate_under(&changed(case), &policy) {
             Ok(_) => wrong.push(format!("{case}\n  was accepted")),
             Err(errors) => {
                 let is_right = matches!(errors.as_slice(), [error] if error.field == *field && error.rule.contains(rule));
@@ -69,9 +70,45 @@ fn what_no_pod_could_be_created_or_started_with_is_found_in_the_job() {
         }
     }
     for case in pod_cases::KEPT {
-        wrong.extend(validate(&changed(case)).err().map(|errors| format!("{case}\n  was refused: {errors}")));
+        wrong.extend(validate_under(&changed(case), &policy).err().map(|errors| format!("{case}\n  was refused: {errors}")));
     }
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn what_reaches_into_the_node_or_the_api_server_is_refused_by_its_field_unless_exactly_that_is_allowed() {
+    for (case, needed, field) in pod_cases::NOT_ALLOWED {
+        let job = changed(case);
+        let others = PodPolicy::allowing(Allowance::ALL.into_iter().filter(|allowance| allowance != needed));
+        for policy in [PodPolicy::default(), others] {
+            let errors = validate_under(&job, &policy).expect_err(case);
+            check(&errors, case, &format!("spec.workers.template.{field}"), &format!("security.allow{needed}"));
+        }
+        if let Err(errors) = validate_under(&job, &PodPolicy::allowing([*needed])) {
+            panic!("{case} was refused though {needed} is allowed:\n{errors}");
+        }
+        // Nor as a change of a stored job.
+        assert!(validate_change(&job, &job).is_err(), "{case}");
+    }
+    let seen: BTreeSet<_> = pod_cases::NOT_ALLOWED.iter().map(|(_, needed, _)| *needed).collect();
+    assert_eq!(seen.len(), Allowance::ALL.len());
+    for case in pod_cases::ALLOWED {
+        if let Err(errors) = validate(&changed(case)) {
+            panic!("{case} was refused:\n{errors}");
+        }
+    }
+}
+
+#[test]
+fn a_token_for_an_audience_by_which_the_api_server_goes_is_refused() {
+    let job = changed(
+        "spec.workers.template.spec = {'containers': [{'name': 'worker'}], 'volumes': [{'name': 't', 'projected': {'sources': \
+         [{'serviceAccountToken': {'audience': 'https://id.example.com/1', 'path': 't'}}]}}]}",
+    );
+    assert!(validate(&job).is_ok());
+    let policy = PodPolicy::default().with_api_audiences(vec!["https://id.example.com/1".to_owned()]);
+    let errors = validate_under(&job, &policy).unwrap_err();
+    check(&errors, "", "spec.workers.template.spec.volumes[0].projected.sources[0].serviceAccountToken.audience", "allowApiTokens");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
         certificates::{mount_certificates, secret_name},
         labels::COORDINATOR_ROLE,
         metadata,
-        pod_defaults::{container_security, fill_pod, set_env},
+        pod_defaults::{fill_pod, set_env},
         service::coordinator_name,
         service_account::service_account_name,
     },
@@ -28,7 +28,7 @@ pub const EPOCH_ANNOTATION: &str = "lcl.dev/coordinator-epoch";
 /// Port of its gRPC service.
 pub const COORDINATOR_PORT: i32 = 7433;
 /// Port of its `/metrics` and `/healthz`, in plain HTTP; the operator's own.
-const METRICS_PORT: i32 = 8080;
+pub(super) const METRICS_PORT: i32 = 8080;
 
 /// `<job>-coordinator` for the given epoch, a number that grows with every coordinator of the job: by it members and checkpoints tell a new
 /// coordinator from an old one. It keeps nothing on disk.
@@ -49,14 +49,13 @@ pub(crate) fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, 
             ..Probe::default()
         }),
         resources: Some(resources(job)),
-        security_context: Some(container_security()),
         ..Container::default()
     };
     set_environment(&mut container, job, epoch);
     let mut spec = PodSpec { termination_grace_period_seconds: Some(10), ..placement(job) };
     mount_certificates(&mut spec, &mut container, secret_name(job, context), COORDINATOR_PAIR);
     spec.containers.push(container);
-    fill_pod(&mut spec, service_account_name(job));
+    fill_pod(&mut spec, service_account_name(job), COORDINATOR_CONTAINER);
     let mut pod_metadata = metadata(job, context, coordinator_name(job), COORDINATOR_ROLE);
     pod_metadata.annotations = Some(annotations(epoch, context.incident));
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }

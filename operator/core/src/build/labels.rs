@@ -34,6 +34,12 @@ pub(super) fn labels(job: &ValidatedJob, context: &BuildContext, role: &str) -> 
     .into()
 }
 
+/// Labels by which the job's pods are selected; of one role, or of both.
+pub(super) fn pod_labels(job: &ValidatedJob, context: &BuildContext, role: Option<&str>) -> BTreeMap<String, String> {
+    let own = [(JOB_NAME_LABEL, job.name()), (JOB_UID_LABEL, &context.uid)];
+    own.into_iter().chain(role.map(|role| (ROLE_LABEL, role))).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
 /// Selector of a job's workers, as the scale subresource wants it.
 #[must_use]
 pub fn worker_selector(job: &ValidatedJob, context: &BuildContext) -> String {

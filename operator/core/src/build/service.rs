@@ -1,7 +1,5 @@
 //! The address under which workers find the coordinator.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
@@ -11,7 +9,7 @@ use lcl_crds::COORDINATOR_SUFFIX;
 use crate::{
     build::{
         BuildContext, COORDINATOR_PORT,
-        labels::{COORDINATOR_ROLE, JOB_NAME_LABEL, JOB_UID_LABEL, ROLE_LABEL},
+        labels::{COORDINATOR_ROLE, pod_labels},
         metadata,
     },
     job::ValidatedJob,
@@ -27,10 +25,7 @@ pub fn coordinator_name(job: &ValidatedJob) -> String {
 /// coordinator is replaced. Not-ready pods are published: workers connect while the coordinator is still coming up, and a
 /// probe that fails once must not cut them off.
 pub(crate) fn build_service(job: &ValidatedJob, context: &BuildContext) -> Service {
-    let selector: BTreeMap<String, String> =
-        [(JOB_NAME_LABEL, job.name()), (JOB_UID_LABEL, context.uid.as_str()), (ROLE_LABEL, COORDINATOR_ROLE)]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into();
+    let selector = pod_labels(job, context, Some(COORDINATOR_ROLE));
     Service {
         metadata: metadata(job, context, coordinator_name(job), COORDINATOR_ROLE),
         spec: Some(ServiceSpec {

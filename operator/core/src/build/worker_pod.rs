@@ -19,7 +19,7 @@ use crate::{
         config_map::CONFIG_FILE,
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
         metadata,
-        pod_defaults::{container_security, fill_pod, set_env, set_env_from_field, set_env_unless_given},
+        pod_defaults::{fill_pod, set_env, set_env_from_field, set_env_unless_given},
         service_account::service_account_name,
     },
     job::ValidatedJob,
@@ -90,7 +90,7 @@ pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resou
     add_volumes(&mut spec, job, resources.config_name());
     spec.hostname.get_or_insert_with(|| worker_pod_name(job, index));
     spec.termination_grace_period_seconds = Some(worker_grace_seconds(job));
-    fill_pod(&mut spec, service_account_name(job));
+    fill_pod(&mut spec, service_account_name(job), WORKER_CONTAINER);
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
 }
 
@@ -119,7 +119,6 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
         container.args = Some(vec!["worker".to_owned()]);
     }
     container.resources.clone_from(&job.spec().workers.resources);
-    container.security_context.get_or_insert_with(container_security);
     for (path, volume, read_only) in
         [(CONFIG_FOLDER, CONFIG_VOLUME, Some(true)), ("/dev/shm", SHARED_MEMORY_VOLUME, None), ("/tmp", TEMPORARY_VOLUME, None)]
     {

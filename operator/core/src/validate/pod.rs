@@ -16,11 +16,15 @@ mod volumes;
 use std::fmt::Display;
 
 use k8s_openapi::api::core::v1::{PodSecurityContext, PodSpec, PodTemplateSpec};
-use lcl_crds::CoordinatorSpec;
+use lcl_crds::{CoordinatorSpec, ServiceAccountSpec};
 use serde_json::{Map, Value};
 
 use self::syntax::{DNS_LABEL, DNS_SUBDOMAIN, LABEL_VALUE, QUALIFIED_NAME, Syntax};
 use super::FieldError;
+use crate::pod_policy::PodPolicy;
+
+/// The worker's pod in a manifest.
+const TEMPLATE: &str = "spec.workers.template";
 
 /// Bytes of all annotations of an object together, keys and values.
 const MOST_ANNOTATIONS: usize = 256 << 10;
@@ -137,18 +141,22 @@ fn check_size(field: &str, bytes: usize, is_bounded: bool, findings: &mut Findin
 }
 
 /// `spec.coordinator` and `spec.workers`.
-pub(super) fn check(spec: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn check(spec: &Value, policy: &PodPolicy, errors: &mut Vec<FieldError>) {
     let mut findings = Findings(errors);
     // What does not have the schema's form has its errors already.
     if let Some(coordinator) = spec.get("coordinator").and_then(|coordinator| serde_json::from_value(coordinator.clone()).ok()) {
         check_coordinator("spec.coordinator", coordinator, &mut findings);
+    }
+    if let Some(account) = spec.get("serviceAccount").and_then(|account| serde_json::from_value(account.clone()).ok()) {
+        check_account("spec.serviceAccount", &account, &mut findings);
     }
     let Some(workers) = spec.get("workers") else { return };
     if let Some(resources) = workers.get("resources").and_then(|resources| serde_json::from_value(resources.clone()).ok()) {
         resources::check("spec.workers.resources", &resources, &mut findings);
     }
     if let Some(template) = workers.get("template").and_then(|template| serde_json::from_value::<PodTemplateSpec>(template.clone()).ok()) {
-        check_template("spec.workers.template", &template, &mut findings);
+        check_template(TEMPLATE, &template, &mut findings);
+        errors.extend(policy.check(TEMPLATE, template.metadata.as_ref(), template.spec.as_ref()));
     }
 }
 
@@ -172,6 +180,14 @@ fn check_coordinator(path: &str, coordinator: CoordinatorSpec, findings: &mut Fi
         ..PodSpec::default()
     };
     scheduling::check(path, &placement, findings);
+}
+
+fn check_account(path: &str, account: &ServiceAccountSpec, findings: &mut Findings<'_>) {
+    let field = format!("{path}.annotations");
+    for (key, value) in &account.annotations {
+        check_entry(&field, (key, value), None, findings);
+    }
+    check_size(&field, account.annotations.iter().map(|(key, value)| key.len() + value.len()).sum(), true, findings);
 }
 
 fn check_template(path: &str, template: &PodTemplateSpec, findings: &mut Findings<'_>) {

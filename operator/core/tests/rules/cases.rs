@@ -70,6 +70,13 @@ macro_rules! variable {
 
 /// One rule broken: the change, the field that is named, a part of the message.
 pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
+    (
+        "spec.serviceAccount = {}; spec.workers.template.spec = {'serviceAccountName': 'other', 'containers': [{'name': 'worker'}]}",
+        "spec.serviceAccount",
+        "must be left out when the template names another account",
+    ),
+    ("spec.serviceAccount = {'annotations': {'a b': 'c'}}", "spec.serviceAccount.annotations.a b", "the key must be"),
+    ("spec.serviceAccount = {'annotations': {'a': 1}}", "spec.serviceAccount.annotations.a", "must be a string"),
     // The object.
     ("apiVersion = 'lcl.dev/v2'", "apiVersion", "must be `lcl.dev/v1alpha1`"),
     ("apiVersion = delete", "apiVersion", "must be given"),
@@ -636,6 +643,9 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
 
 /// A boundary kept.
 pub(crate) const KEPT: &[&str] = &[
+    "spec.serviceAccount = {'annotations': {'eks.amazonaws.com/role-arn': 'arn:aws:iam::1:role/a'}}; \
+     spec.workers.template.spec.containers = [{'name': 'worker'}]",
+    "spec.serviceAccount = {}; spec.workers.template.spec = {'serviceAccountName': '', 'containers': [{'name': 'worker'}]}",
     "",
     "metadata.labels = {'a.b/c': 'd'}; metadata.annotations = {'A.b/c': 'any text'}",
     "metadata.name = 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxy'",
