@@ -130,7 +130,8 @@ fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
     let operator = installed.start_operator(&[])?;
     installed.kubectl(&["delete", "pod", "emoji-w-0", "--force", "--grace-period=0"])?;
     wait_for("a status that says what is not allowed", || {
-        let stalled = condition(&installed.status("emoji")?, "Stalled");
+        let status = installed.status("emoji")?;
+        let stalled = condition(&status, "Stalled");
         let message = stalled["message"].as_str().unwrap_or_default();
         ensure!(message.contains("volumes[0].hostPath") && message.contains("security.allowHostPath"), "{stalled}");
         Ok(())
