@@ -58,7 +58,7 @@ pub(crate) enum AuthorityError {
         /// Whose.
         name: &'static str,
         /// Why.
-        source: CredentialsError,
+        source: Box<CredentialsError>,
     },
     /// The time is out of all bounds.
     #[error("the clock says {now}, for which no certificate can be made")]
@@ -84,31 +84,31 @@ impl Authority {
     pub(crate) async fn open(client: Client, namespace: &str, name: &str) -> Result<Self> {
         let api = Api::<Secret>::namespaced(client, namespace);
         let read = || async { api.get_opt(name).await.with_context(|| format!("reading the Secret {namespace}/{name}")) };
-        let stored = match read().await? {
-            Some(stored) => stored,
-            None => {
-                let mut seed = vec![0; SEED_BYTES];
-                SystemRandom::new().fill(&mut seed).ok().context("this machine gives no random numbers")?;
-                let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
-                let data = Some(BTreeMap::from([(SEED.to_owned(), ByteString(seed))]));
-                let secret = Secret { metadata, data, immutable: Some(true), ..Secret::default() };
-                match api.create(&PostParams::default(), &secret).await {
-                    Ok(created) => {
-                        tracing::info!(namespace, name, "made the secret that the certificates of jobs come from");
-                        created
-                    }
-                    // Another replica was faster.
-                    Err(kube::Error::Api(answer)) if answer.code == 409 => read().await?.context("it is gone again")?,
-                    Err(error) => return Err(error).with_context(|| format!("creating the Secret {namespace}/{name}")),
-                }
-            }
-        };
+        if read().await?.is_none() {
+            Self::make(&api, namespace, name).await?;
+        }
+        let stored = read().await?.with_context(|| format!("the Secret {namespace}/{name} is gone again"))?;
         let seed = stored.data.unwrap_or_default().remove(SEED).map(|ByteString(seed)| seed).unwrap_or_default();
         ensure!(
             seed.len() >= SEED_BYTES,
             "the Secret {namespace}/{name} has no key `{SEED}` of {SEED_BYTES} bytes or more: delete it to have it made, or name another"
         );
         Ok(Self::new(&seed))
+    }
+
+    /// Makes the secret, unless another replica is faster.
+    async fn make(api: &Api<Secret>, namespace: &str, name: &str) -> Result<()> {
+        let mut seed = vec![0; SEED_BYTES];
+        SystemRandom::new().fill(&mut seed).ok().context("this machine gives no random numbers")?;
+        let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+        let data = Some(BTreeMap::from([(SEED.to_owned(), ByteString(seed))]));
+        let secret = Secret { metadata, data, immutable: Some(true), ..Secret::default() };
+        match api.create(&PostParams::default(), &secret).await {
+            Ok(_) => tracing::info!(namespace, name, "made the secret that the certificates of jobs come from"),
+            Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+            Err(error) => return Err(error).with_context(|| format!("creating the Secret {namespace}/{name}")),
+        }
+        Ok(())
     }
 
     fn new(seed: &[u8]) -> Self {
@@ -135,7 +135,7 @@ impl Authority {
     /// What the operator shows to a job's coordinator.
     pub(crate) fn operator(&self, uid: &str, now: Timestamp) -> Result<Security, AuthorityError> {
         let texts = self.of_job(uid, now)?.issue(OPERATOR_NAME)?;
-        let credentials = Credentials::given(&texts).map_err(|source| AuthorityError::Use { name: OPERATOR_NAME, source })?;
+        let credentials = Credentials::given(&texts).map_err(|source| AuthorityError::Use { name: OPERATOR_NAME, source: source.into() })?;
         Ok(Security::MutualTls(credentials.into()))
     }
 

@@ -406,6 +406,17 @@ impl Reconciler<'_> {
         Ok(())
     }
 
+    /// Whether the job's folder is another's; then it says so.
+    async fn has_rival(&mut self, status: &LCLTrainingJobStatus) -> Result<bool, ReconcileError> {
+        let Some(problem) = self.find_rival() else {
+            self.memory.problem.take_if(|problem| problem.reason == reason::FOLDER_TAKEN);
+            return Ok(false);
+        };
+        self.memory.problem = Some(problem.clone());
+        self.refuse(status, &problem).await?;
+        Ok(true)
+    }
+
     /// Another job that is not over and keeps its run in the same folder: one that has begun, or else was created earlier.
     fn find_rival(&self) -> Option<Problem> {
         let folder = run_folder(&self.job)?;

@@ -137,7 +137,7 @@ impl Credentials {
     pub fn given(texts: &CertificateTexts) -> Result<Self, CredentialsError> {
         let path = PathBuf::from(GIVEN);
         let names = CertificateFiles { certificate: path.clone(), key: path.clone(), authority: path };
-        let configs = configure(&names, [&texts.certificate, &texts.key, &texts.authority].map(|text| text.as_bytes()))?;
+        let configs = configure(&names, [&texts.certificate, &texts.key, &texts.authority].map(String::as_bytes))?;
         Ok(Self { files: None, loaded: Mutex::new(Loaded { written: Written::default(), configs }) })
     }
 
