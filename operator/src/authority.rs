@@ -135,7 +135,8 @@ impl Authority {
     /// What the operator shows to a job's coordinator.
     pub(crate) fn operator(&self, uid: &str, now: Timestamp) -> Result<Security, AuthorityError> {
         let texts = self.of_job(uid, now)?.issue(OPERATOR_NAME)?;
-        let credentials = Credentials::given(&texts).map_err(|source| AuthorityError::Use { name: OPERATOR_NAME, source: source.into() })?;
+        let credentials =
+            Credentials::given(&texts).map_err(|source| AuthorityError::Use { name: OPERATOR_NAME, source: source.into() })?;
         Ok(Security::MutualTls(credentials.into()))
     }
 
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!(authority().files("uid", NOW).expect("the same"), first);
         let later = authority().files("uid", after(24 * 30)).expect("others");
         for (name, text) in &first {
-            assert_eq!(later[name] == *text, name.ends_with(".key"), "{name}");
+            assert_eq!(later[name] == *text, [COORDINATOR_PAIR.key, WORKER_PAIR.key].contains(&name.as_str()), "{name}");
         }
         let left = Authority::expiry(NOW).duration_since(NOW);
         assert!(left > SignedDuration::from_hours(24 * 59) && left <= VALID, "{left:?}");

@@ -282,16 +282,9 @@ impl Reconciler<'_> {
         let mut offer = offer(&valid, self.job.metadata.generation.unwrap_or(0), &images.coordinator, &images.trainer);
         let held = in_force(&status, has_pods).cloned();
         // A job that has begun keeps its folder.
-        if !is_over
-            && !has_pods
-            && status.pinned.is_none()
-            && let Some(problem) = self.find_rival()
-        {
-            self.memory.problem = Some(problem.clone());
-            self.refuse(&status, &problem).await?;
+        if !is_over && !has_pods && status.pinned.is_none() && self.has_rival(&status).await? {
             return Ok(Some(RIVAL_INTERVAL));
         }
-        self.memory.problem.take_if(|problem| problem.reason == reason::FOLDER_TAKEN);
         let mut build = BuildContext {
             namespace: self.key.namespace.clone(),
             uid: self.uid.to_owned(),

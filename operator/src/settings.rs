@@ -8,6 +8,7 @@ use lcl_operator_core::{Allowance, DEFAULT_API_AUDIENCES, PodPolicy, build::Netw
 
 /// Runs training jobs in a Kubernetes cluster.
 #[derive(Clone, Debug, Parser)]
+#[allow(clippy::doc_markdown, reason = "these texts are what --help shows, where backticks mean nothing")]
 #[command(version, after_help = "Finds the API server as kubectl does: in a pod through its service account, else through KUBECONFIG.")]
 pub struct Settings {
     /// Image of the coordinators

@@ -56,7 +56,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
 ];
 
 /// Fields of a job's spec: YAML of these alone is a part of one.
-const SPEC_FIELDS: [&str; 7] = ["model", "data", "optimization", "checkpoint", "workers", "elastic", "failurePolicy"];
+const SPEC_FIELDS: [&str; 8] = ["model", "data", "optimization", "checkpoint", "workers", "serviceAccount", "elastic", "failurePolicy"];
 /// Where the pages have runs, and what the tests have there.
 const RUNS: &str = "/runs/";
 const RUN: &str = "my-run";

@@ -371,21 +371,19 @@ fn the_account_has_the_annotations_of_the_job_and_one_that_is_taken_back_makes_a
 
 #[test]
 fn a_drain_takes_workers_that_can_be_spared_and_is_never_held_up_for_ever() {
-    for (assignments, min_available, max_unavailable) in [
-        ("spec.workers.replicas = 4; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}", json!(2), json!(null)),
-        ("spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}", json!(1), json!(null)),
-        ("spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}", json!(null), json!(1)),
-        ("spec.workers.replicas = 4", json!(null), json!(1)),
-        ("", json!(null), json!(1)),
+    for (assignments, kept) in [
+        ("spec.workers.replicas = 4; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}", 2),
+        ("spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}", 1),
+        ("spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}", 1),
+        ("spec.workers.replicas = 4", 3),
+        ("", 0),
     ] {
         let job = valid(assignments);
         let budget = serde_json::to_value(applied(&job).budget).unwrap();
         let spec = &budget["spec"];
-        assert_eq!((&spec["minAvailable"], &spec["maxUnavailable"]), (&min_available, &max_unavailable), "{assignments}");
-        // Of all workers, one can always be taken.
-        let workers = job.world().desired;
-        let kept = spec["minAvailable"].as_i64().unwrap_or(i64::from(workers) - spec["maxUnavailable"].as_i64().unwrap_or(0));
-        assert!(kept < i64::from(workers), "{assignments}");
+        assert_eq!((&spec["minAvailable"], &spec["maxUnavailable"]), (&json!(kept), &Value::Null), "{assignments}");
+        assert_eq!(spec["unhealthyPodEvictionPolicy"], "AlwaysAllow");
+        assert!(kept < job.world().desired, "of all workers one can always be taken: {assignments}");
         let selected = |pod: &Value| selects(&spec["selector"], &pod["metadata"]["labels"]);
         assert!(selected(&worker(assignments, 0)) && !selected(&coordinator(assignments)), "{assignments}");
     }

@@ -16,15 +16,16 @@ use crate::{
 
 /// A job that trains on with fewer keeps `elastic.minWorkers`. One that cannot, of a fixed size or at its smallest, gives up one worker after
 /// the other, each once the one before it is back: a budget that spares all of them would hold a drain up for ever. A worker that is not
-/// ready is never spared.
+/// ready is never spared. As a number of workers that stay, since for one that may go Kubernetes asks the job for its scale, and allows
+/// nothing while it gets no answer.
 pub(crate) fn build_disruption_budget(job: &ValidatedJob, context: &BuildContext) -> PodDisruptionBudget {
     let world = job.world();
-    let (min_available, max_unavailable) = if world.min < world.desired { (Some(world.min), None) } else { (None, Some(1)) };
+    let min_available = world.min.min(world.desired.saturating_sub(1));
     PodDisruptionBudget {
         metadata: metadata(job, context, workers_name(job), WORKER_ROLE),
         spec: Some(PodDisruptionBudgetSpec {
-            min_available: min_available.map(IntOrString::Int),
-            max_unavailable: max_unavailable.map(IntOrString::Int),
+            min_available: Some(IntOrString::Int(min_available)),
+            max_unavailable: None,
             selector: Some(LabelSelector { match_labels: Some(pod_labels(job, context, Some(WORKER_ROLE))), match_expressions: None }),
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
         }),
