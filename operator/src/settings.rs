@@ -46,21 +46,21 @@ pub struct Settings {
     /// Who holds the lease, and who reports Events
     #[arg(long, env = "POD_NAME", hide = true)]
     pub pod_name: Option<String>,
-    /// What templates of pods may do, separated by commas: HostPath (volumes of the node), HostNamespaces (its network, processes and
-    /// ports), Privileged (containers, added capabilities, no confinement), Root (user 0), ApiTokens (for the API server); nothing of it
-    /// without it
+    /// What templates of pods may do, separated by commas: `HostPath` (volumes of the node), `HostNamespaces` (its network, processes
+    /// and ports), `Privileged` (containers, added capabilities, no confinement), `Root` (user 0), `ApiTokens` (for the API server); nothing
+    /// of it by default
     #[arg(long, env = "LCL_ALLOW", value_delimiter = ',')]
     pub allow: Vec<Allowance>,
     /// Audiences of the API server, separated by commas, where it was told others than usual: templates get no tokens for them
     #[arg(long, env = "LCL_API_AUDIENCES", value_delimiter = ',', default_values = DEFAULT_API_AUDIENCES)]
     pub api_audiences: Vec<String>,
-    /// Give every job NetworkPolicies: its pods are reached by each other, by this process and by who reads metrics alone
+    /// Give every job network policies: its pods are reached by each other, by this process and by who reads metrics alone
     #[arg(long, env = "LCL_NETWORK_POLICIES", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub network_policies: bool,
     /// Labels of this process's pods, as key=value separated by commas, for these policies; all pods of its namespace without it
     #[arg(long, env = "LCL_OPERATOR_LABELS", value_delimiter = ',')]
     pub operator_labels: Vec<Label>,
-    /// Who may read the metrics of coordinators, as a JSON list of what a NetworkPolicy has in `from`; everybody when empty
+    /// Who may read the metrics of coordinators, as a JSON list of what a `NetworkPolicy` has in `from`; everybody when empty
     #[arg(long, env = "LCL_METRICS_FROM", default_value = "[]")]
     pub metrics_from: Peers,
     /// Let coordinators, workers and this process talk without encryption and without asking who is there: needed until they are given

@@ -72,9 +72,9 @@ impl FromStr for Allowance {
 /// Audiences of an API server that was told no other; beside a token without an audience, which is for it whatever it is called.
 pub const DEFAULT_API_AUDIENCES: [&str; 2] = ["https://kubernetes.default.svc.cluster.local", "https://kubernetes.default.svc"];
 
-/// SELinux types that every container may have.
+/// `SELinux` types that every container may have.
 const CONTAINER_TYPES: [&str; 5] = ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
-/// Annotations by which AppArmor was switched off before there was a field; kubelets still read them.
+/// Annotations by which `AppArmor` was switched off before there was a field; kubelets still read them.
 const APP_ARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 const ROOT: i64 = 0;
 
