@@ -176,6 +176,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
             trainer_image: "trainer".to_owned(),
             // The API server gives each job one of its own.
             address: None,
+            authority: None,
             certificates_expire: None,
         },
         image_pull_policy: None,

@@ -32,6 +32,8 @@ use thiserror::Error;
 const SEED: &str = "seed";
 /// Bytes of the secret: as many as the keys have that are derived from it.
 const SEED_BYTES: usize = 32;
+/// Bytes of a fingerprint: enough for the installations of a cluster.
+const FINGERPRINT_BYTES: usize = 8;
 /// Certificates change so often.
 const PERIOD: Duration = Duration::from_hours(24 * 30);
 /// They hold for three periods: an operator that is away for two months leaves no job without.
@@ -71,6 +73,7 @@ pub(crate) enum AuthorityError {
 /// Makes the certificates of all jobs.
 pub(crate) struct Authority {
     secret: hkdf::Prk,
+    fingerprint: String,
 }
 
 impl fmt::Debug for Authority {
@@ -112,7 +115,17 @@ impl Authority {
     }
 
     fn new(seed: &[u8]) -> Self {
-        Self { secret: hkdf::Salt::new(hkdf::HKDF_SHA256, b"lcl.dev/jobs").extract(seed) }
+        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"lcl.dev/jobs").extract(seed);
+        let mut bytes = [0; SEED_BYTES];
+        // The length is that of the algorithm: it cannot be too long.
+        let _ = secret.expand(&[b"fingerprint"], hkdf::HKDF_SHA256).and_then(|expanded| expanded.fill(&mut bytes));
+        let fingerprint = bytes.iter().take(FINGERPRINT_BYTES).map(|byte| format!("{byte:02x}")).collect();
+        Self { secret, fingerprint }
+    }
+
+    /// By which one installation's authority is told from another's. Says nothing of the secret.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// When the certificates of now are no longer valid. Another end means other certificates.
@@ -236,6 +249,8 @@ mod tests {
     fn jobs_and_installations_share_no_key_and_nobody_gets_the_operators() {
         let [own, other_job, other_seed] = [(authority(), "a"), (authority(), "b"), (Authority::new(&[8; SEED_BYTES]), "a")]
             .map(|(authority, uid)| authority.files(uid, NOW).expect("certificates"));
+        assert_eq!(authority().fingerprint(), authority().fingerprint());
+        assert_ne!(authority().fingerprint(), Authority::new(&[8; SEED_BYTES]).fingerprint());
         for (name, text) in &own {
             assert!(other_job[name] != *text && other_seed[name] != *text, "{name}");
         }

@@ -302,12 +302,16 @@ impl Reconciler<'_> {
             self.apply_children(&valid, &build, held.is_some()).await
         };
         let expiry = Authority::expiry(Timestamp::now());
-        let is_current = |held: &PinnedStatus| held.certificates_expire.as_ref().is_some_and(|until| until.0 == expiry);
+        let is_current = |held: &PinnedStatus| {
+            held.certificates_expire.as_ref().is_some_and(|until| until.0 == expiry)
+                && held.authority.as_deref() == Some(self.context.authority.fingerprint())
+        };
         if !is_at_rest && shut.is_none() && held.as_ref().is_some_and(|held| !is_current(held)) {
             self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await?;
         }
         let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
         offer.certificates_expire = is_applied.then_some(Time(expiry));
+        offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
         offer.address = self.memory.resources.as_ref().map(|resources| resources.address().to_owned());
         let change = if is_at_rest { None } else { held.and_then(|held| self.find_change(&valid, &held)) };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);

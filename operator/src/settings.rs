@@ -8,7 +8,6 @@ use lcl_operator_core::{Allowance, DEFAULT_API_AUDIENCES, PodPolicy, build::Netw
 
 /// Runs training jobs in a Kubernetes cluster.
 #[derive(Clone, Debug, Parser)]
-#[allow(clippy::doc_markdown, reason = "these texts are what --help shows, where backticks mean nothing")]
 #[command(version, after_help = "Finds the API server as kubectl does: in a pod through its service account, else through KUBECONFIG.")]
 pub struct Settings {
     /// Image of the coordinators
@@ -50,21 +49,21 @@ pub struct Settings {
     /// Secret in the namespace `POD_NAMESPACE` that the certificates of jobs come from; made if it is not there
     #[arg(long, env = "LCL_CA_SECRET", default_value = "lcl-operator-ca")]
     pub ca_secret: String,
-    /// What templates of pods may do, separated by commas: HostPath (volumes of the node), HostNamespaces (its network, processes and
-    /// ports), Privileged (containers, added capabilities, no confinement), Root (user 0), ApiTokens (for the API server); nothing of it
-    /// without it
+    /// What templates of pods may do, separated by commas: `HostPath` (volumes of the node), `HostNamespaces` (its network, processes
+    /// and ports), `Privileged` (containers, added capabilities, no confinement), `Root` (user 0), `ApiTokens` (for the API server); nothing
+    /// of it by default
     #[arg(long, env = "LCL_ALLOW", value_delimiter = ',')]
     pub allow: Vec<Allowance>,
     /// Audiences of the API server, separated by commas, where it was told others than usual: templates get no tokens for them
     #[arg(long, env = "LCL_API_AUDIENCES", value_delimiter = ',', default_values = DEFAULT_API_AUDIENCES)]
     pub api_audiences: Vec<String>,
-    /// Give every job NetworkPolicies: its pods are reached by each other, by this process and by who reads metrics alone
+    /// Give every job network policies: its pods are reached by each other, by this process and by who reads metrics alone
     #[arg(long, env = "LCL_NETWORK_POLICIES", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub network_policies: bool,
     /// Labels of this process's pods, as key=value separated by commas, for these policies; all pods of its namespace without it
     #[arg(long, env = "LCL_OPERATOR_LABELS", value_delimiter = ',')]
     pub operator_labels: Vec<Label>,
-    /// Who may read the metrics of coordinators, as a JSON list of what a NetworkPolicy has in `from`; everybody when empty
+    /// Who may read the metrics of coordinators, as a JSON list of what a `NetworkPolicy` has in `from`; everybody when empty
     #[arg(long, env = "LCL_METRICS_FROM", default_value = "[]")]
     pub metrics_from: Peers,
     /// How log lines are written

@@ -181,6 +181,12 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
         ensure!(status["workers"]["created"] == 3 && ready.contains("and 3 more pods"), "{status}");
         Ok(())
     })?;
+    wait_for("the scheduler's word on all pods", || {
+        let status = installed.status("still")?;
+        let reconciling = condition(&status, "Reconciling")["message"].as_str().unwrap_or_default().to_owned();
+        ensure!(reconciling.ends_with("(and 3 more pods)"), "{reconciling}");
+        Ok(())
+    })?;
     // Ended first, so that nothing of the beginning is still on its way.
     operator.terminate()?;
     let before = installed.operators_writes()?;
@@ -283,9 +289,7 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
     assert_eq!(status["restarts"], json!({ "total": 1, "application": 0, "infrastructure": 0, "preemption": 0, "deletion": 1 }));
     assert_eq!(status["lastFailure"]["pod"], "replaced-w-1");
 
-    // An Event takes fewer bytes than these.
-    let words = format!("the data could not be read: {}", "資料".repeat(400));
-    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 75, &words))?;
+    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 75, "the data could not be read"))?;
     let (_, status) = replaced("replaced-w-0", 2)?;
     assert_eq!(status["lastFailure"]["exitCode"], 75);
     assert!(status["lastFailure"]["message"].as_str().is_some_and(|text| text.contains("the data could not be read")), "{status}");
@@ -300,14 +304,12 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
             ["WorkerReplaced", "CoordinatorReplaced"].iter().all(|wanted| reasons.iter().any(|reason| reason == wanted)),
             "{reasons:?}"
         );
-        let events = installed.look("/apis/events.k8s.io/v1/namespaces/default/events")?;
-        let notes: Vec<&str> = events["items"].as_array().into_iter().flatten().filter_map(|event| event["note"].as_str()).collect();
-        ensure!(notes.iter().any(|note| note.contains("the data could not be read: 資料") && note.ends_with('…')), "{notes:?}");
         Ok(())
     })?;
 
-    // A permanent failure ends the job, for good.
-    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 65, "/data/a.tar: not a tar file"))?;
+    // A permanent failure ends the job, for good. An Event takes fewer bytes than these words.
+    let words = format!("/data/a.tar: not a tar file: {}", "資料".repeat(400));
+    set_pod_status(&installed, "replaced-w-0", &terminated("worker", 65, &words))?;
     let status = wait_for("the end", || {
         let status = installed.status("replaced")?;
         ensure!(condition(&status, "Failed")["status"] == "True", "{status}");
@@ -315,6 +317,12 @@ fn pods_that_end_are_replaced_with_the_reason_on_record() -> Result<()> {
     })?;
     assert_eq!(condition(&status, "Failed")["reason"], "PermanentFailure");
     assert!(condition(&status, "Failed")["message"].as_str().is_some_and(|text| text.contains("/data/a.tar: not a tar file")), "{status}");
+    wait_for("the Event", || {
+        let events = installed.look("/apis/events.k8s.io/v1/namespaces/default/events")?;
+        let notes: Vec<&str> = events["items"].as_array().into_iter().flatten().filter_map(|event| event["note"].as_str()).collect();
+        ensure!(notes.iter().any(|note| note.contains("not a tar file: 資料") && note.ends_with('…')), "{notes:?}");
+        Ok(())
+    })?;
     let left = wait_for_pods(&installed, "replaced", 1)?;
     assert_eq!(name_of(&left[0]), "replaced-w-0", "the failed pod stays for its log");
     operator.terminate()?;

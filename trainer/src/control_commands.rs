@@ -207,7 +207,7 @@ mod tests {
             "\
 job: running, step 198 of 397, no checkpoint yet
 members      1/2 ready (at least 1 to train)
-generation   g000001-000002
+group        g000001-000002
 workers      2 wanted (1 to 3 allowed)
 coordinator  127.0.0.1:1234
 launcher     process 10

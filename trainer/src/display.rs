@@ -385,9 +385,9 @@ mod tests {
             let Display::Progress(bars) = display else { panic!("no bars") };
             bars.members.iter().chain(&bars.happened).map(ProgressBar::message).collect::<Vec<_>>()
         };
-        assert_eq!(shown(&display), ["members 1/2  generation g000001-000001  recovering", "w-1/0 lost (stream closed)"]);
+        assert_eq!(shown(&display), ["members 1/2  group g000001-000001  recovering", "w-1/0 lost (stream closed)"]);
         let formed = Event::GroupFormed { generation: generation(2), members: 1, desired: 2, base: Some(9) };
         display.show_members(&group("running", 1, 2), &happen(formed));
-        assert_eq!(shown(&display), ["members 1/2  generation g000001-000002", "w-1/0 lost (stream closed); 1 of 2 together"]);
+        assert_eq!(shown(&display), ["members 1/2  group g000001-000002", "w-1/0 lost (stream closed); 1 of 2 together"]);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// The `ServiceAccount` that the operator makes for the job's pods. No role is bound to it, and no token for the API server is mounted.
+/// The account that the operator makes for the job's pods. No role is bound to it, and no token for the API server is mounted.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountSpec {

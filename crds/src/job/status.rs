@@ -147,6 +147,9 @@ pub struct PinnedStatus {
     /// Cluster IP of the coordinator's Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Which authority the certificates of the job's pods are of: another operator's is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
     /// Until when the certificates of the job's pods hold. They are renewed long before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates_expire: Option<Time>,

@@ -83,8 +83,8 @@ pub(crate) struct ValidateArguments {
     /// Manifests, each with one or several YAML documents; `-` reads standard input
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
-    /// What the cluster's operator allows templates to do, separated by commas: HostPath, HostNamespaces, Privileged, Root, ApiTokens (its
-    /// chart's values `security.allow…`)
+    /// What the cluster's operator allows templates to do, separated by commas: `HostPath`, `HostNamespaces`, `Privileged`, `Root`,
+    /// `ApiTokens` (its chart's values `security.allow…`)
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub(crate) allow: Vec<Allowance>,
     /// How the result is printed

@@ -24,6 +24,7 @@ pub fn offer(job: &ValidatedJob, generation: i64, coordinator_image: &str, train
         coordinator_image: coordinator_image.to_owned(),
         trainer_image: own.unwrap_or_else(|| trainer_image.to_owned()),
         address: None,
+        authority: None,
         certificates_expire: None,
     }
 }

@@ -38,6 +38,7 @@ fn context() -> BuildContext {
             coordinator_image: "registry.example/lcl-coordinator:1".to_owned(),
             trainer_image: "registry.example/lcl-trainer:1".to_owned(),
             address: Some("10.96.0.17".to_owned()),
+            authority: None,
             certificates_expire: None,
         },
         image_pull_policy: None,

@@ -192,7 +192,8 @@ fn operators_whose_namespaces_overlap_never_act_on_the_same_job() -> Result<()> 
     release("pair", "team-b,team-a")?;
     release("other", "team-b,team-c")?;
     let start = |account: &str, flag: &str| -> Result<Operator> {
-        let operator = installed.start_operator_with(&installed.kubeconfig_of(account)?, &[&ELECT[..], &[flag]].concat())?;
+        let secret = format!("--ca-secret={account}-ca");
+        let operator = installed.start_operator_with(&installed.kubeconfig_of(account)?, &[&ELECT[..], &[flag, &secret]].concat())?;
         wait_until_ready(&operator)?;
         Ok(operator)
     };

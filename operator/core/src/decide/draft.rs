@@ -78,6 +78,7 @@ impl<'a> Draft<'a> {
             // The one thing that is renewed under a group that runs.
             if observed.offer.certificates_expire.is_some() {
                 pinned.certificates_expire.clone_from(&observed.offer.certificates_expire);
+                pinned.authority.clone_from(&observed.offer.authority);
             }
         }
     }

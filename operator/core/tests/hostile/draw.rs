@@ -170,6 +170,19 @@ impl Draw {
                 containers[0][name] = self.value(&container[name], 3);
             }
         }
+        // Too rare to be drawn by chance: a token alone, and one field of a securityContext alone.
+        if self.percent(10) {
+            let source = &pod["volumes"]["items"]["properties"]["projected"]["properties"]["sources"]["items"]["properties"];
+            let token = self.value(&source["serviceAccountToken"], 3);
+            spec["volumes"] = json!([{ "name": "token", "projected": { "sources": [{ "serviceAccountToken": token }] } }]);
+        }
+        if self.percent(30) {
+            let fields = &pod["containers"]["items"]["properties"]["securityContext"]["properties"];
+            let names: Vec<&String> = fields.as_object().unwrap().keys().collect();
+            let name = self.pick(&names);
+            let security = json!({ name: self.value(&fields[name], 3) });
+            spec["containers"] = json!([{ "name": "worker", "securityContext": security }]);
+        }
         if !manifest["spec"].is_object() {
             return;
         }
