@@ -2,8 +2,11 @@
 
 #[path = "rules/cases.rs"]
 mod cases;
+#[macro_use]
 #[path = "rules/pod_cases.rs"]
 mod pod_cases;
+#[path = "rules/policy_cases.rs"]
+mod policy_cases;
 #[path = "support/jobs.rs"]
 mod support;
 
@@ -77,7 +80,7 @@ fn what_no_pod_could_be_created_or_started_with_is_found_in_the_job() {
 
 #[test]
 fn what_reaches_into_the_node_or_the_api_server_is_refused_by_its_field_unless_exactly_that_is_allowed() {
-    for (case, needed, field) in pod_cases::NOT_ALLOWED {
+    for (case, needed, field) in policy_cases::NOT_ALLOWED {
         let job = changed(case);
         let others = PodPolicy::allowing(Allowance::ALL.into_iter().filter(|allowance| allowance != needed));
         for policy in [PodPolicy::default(), others] {
@@ -90,9 +93,9 @@ fn what_reaches_into_the_node_or_the_api_server_is_refused_by_its_field_unless_e
         // Nor as a change of a stored job.
         assert!(validate_change(&job, &job).is_err(), "{case}");
     }
-    let seen: BTreeSet<_> = pod_cases::NOT_ALLOWED.iter().map(|(_, needed, _)| *needed).collect();
+    let seen: BTreeSet<_> = policy_cases::NOT_ALLOWED.iter().map(|(_, needed, _)| *needed).collect();
     assert_eq!(seen.len(), Allowance::ALL.len());
-    for case in pod_cases::ALLOWED {
+    for case in policy_cases::ALLOWED {
         if let Err(errors) = validate(&changed(case)) {
             panic!("{case} was refused:\n{errors}");
         }

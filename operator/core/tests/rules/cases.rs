@@ -75,7 +75,6 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.serviceAccount",
         "must be left out when the template names another account",
     ),
-    ("spec.serviceAccount = {'annotations': {'a b': 'c'}}", "spec.serviceAccount.annotations.a b", "the key must be"),
     ("spec.serviceAccount = {'annotations': {'a': 1}}", "spec.serviceAccount.annotations.a", "must be a string"),
     // The object.
     ("apiVersion = 'lcl.dev/v2'", "apiVersion", "must be `lcl.dev/v1alpha1`"),
