@@ -41,7 +41,8 @@ pub(crate) fn check_worker(pod: &Value) {
 pub(crate) fn check_coordinator(pod: &Value) {
     check(pod, "coordinator");
     assert_eq!(pod["spec"]["containers"].as_array().unwrap().len(), 1);
-    assert_eq!(pod["spec"]["volumes"], Value::Null, "nothing of the user's is mounted");
+    let volumes: Vec<&Value> = pod["spec"]["volumes"].as_array().unwrap().iter().map(|volume| &volume["name"]).collect();
+    assert_eq!(volumes, ["lcl-tls"], "nothing of the user's is mounted");
 }
 
 fn check(pod: &Value, role: &str) {
