@@ -119,7 +119,7 @@ impl Authority {
         let mut bytes = [0; SEED_BYTES];
         // The length is that of the algorithm: it cannot be too long.
         let _ = secret.expand(&[b"fingerprint"], hkdf::HKDF_SHA256).and_then(|expanded| expanded.fill(&mut bytes));
-        let fingerprint = bytes.iter().take(FINGERPRINT_BYTES).map(|byte| format!("{byte:02x}")).collect();
+        let fingerprint = bytes.iter().take(FINGERPRINT_BYTES).fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         Self { secret, fingerprint }
     }
 

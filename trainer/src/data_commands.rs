@@ -131,7 +131,9 @@ pub struct Summary {
 #[must_use]
 pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
     let mut all = Findings::none(keys);
-    reports.iter().for_each(|report| all.add(&report.findings));
+    for report in reports {
+        all.add(&report.findings);
+    }
     let mut wrong = warning_of_empty(reports, &all);
     for IndexReport { shard, findings, .. } in reports {
         let shard = shard.display();
@@ -174,7 +176,7 @@ fn warning_of_empty(reports: &[IndexReport], all: &Findings) -> String {
     let empty = reports.iter().filter(|report| report.findings.usable == 0);
     let (filtered, others): (Vec<_>, Vec<_>) =
         empty.partition(|report| report.findings.samples == 0 && report.findings.filtered_count() > 0);
-    let mut text: String = others.into_iter().map(|report| format!("warning: {}\n", found(report))).collect();
+    let mut text = others.into_iter().fold(String::new(), |text, report| text + &format!("warning: {}\n", found(report)));
     if let [first, rest @ ..] = filtered.as_slice() {
         let _ = match rest.len() {
             0 => writeln!(text, "warning: {}", found(first)),
