@@ -51,77 +51,47 @@ pub(crate) trait Child:
     fn store(stores: &ChildStores) -> &Store<Self>;
 }
 
-impl Child for ConfigMap {
-    const KIND: &'static str = "ConfigMap";
+/// All kinds: a new one is a line here, and rights in the chart.
+macro_rules! children {
+    ($($field:ident: $kind:ident),+ $(,)?) => {
+        $(impl Child for $kind {
+            const KIND: &'static str = stringify!($kind);
 
-    fn store(stores: &ChildStores) -> &Store<Self> {
-        &stores.config_maps
-    }
+            fn store(stores: &ChildStores) -> &Store<Self> {
+                &stores.$field
+            }
+        })+
+
+        /// What is there.
+        #[derive(Debug)]
+        pub(crate) struct ChildStores {
+            $($field: Store<$kind>,)+
+        }
+
+        impl ChildStores {
+            /// Watches all kinds, in one namespace or in all. A change wakes the job that owns the object.
+            pub(crate) fn watch(client: &Client, namespace: Option<&str>, wake: &Wake, watches: &mut JoinSet<()>) -> Self {
+                Self { $($field: watch(client, namespace, wake, watches),)+ }
+            }
+
+            /// Until all that is there was told.
+            pub(crate) async fn wait_until_ready(&self) -> anyhow::Result<()> {
+                $(wait_until_ready::<$kind>(self).await?;)+
+                Ok(())
+            }
+        }
+    };
 }
 
-impl Child for Service {
-    const KIND: &'static str = "Service";
-
-    fn store(stores: &ChildStores) -> &Store<Self> {
-        &stores.services
-    }
-}
-
-impl Child for ServiceAccount {
-    const KIND: &'static str = "ServiceAccount";
-
-    fn store(stores: &ChildStores) -> &Store<Self> {
-        &stores.accounts
-    }
-}
-
-impl Child for PodDisruptionBudget {
-    const KIND: &'static str = "PodDisruptionBudget";
-
-    fn store(stores: &ChildStores) -> &Store<Self> {
-        &stores.budgets
-    }
-}
-
-impl Child for NetworkPolicy {
-    const KIND: &'static str = "NetworkPolicy";
-
-    fn store(stores: &ChildStores) -> &Store<Self> {
-        &stores.policies
-    }
-}
-
-/// What is there.
-#[derive(Debug)]
-pub(crate) struct ChildStores {
-    config_maps: Store<ConfigMap>,
-    services: Store<Service>,
-    accounts: Store<ServiceAccount>,
-    budgets: Store<PodDisruptionBudget>,
-    policies: Store<NetworkPolicy>,
+children! {
+    config_maps: ConfigMap,
+    services: Service,
+    accounts: ServiceAccount,
+    budgets: PodDisruptionBudget,
+    policies: NetworkPolicy,
 }
 
 impl ChildStores {
-    /// Watches all kinds, in one namespace or in all. A change wakes the job that owns the object.
-    pub(crate) fn watch(client: &Client, namespace: Option<&str>, wake: &Wake, watches: &mut JoinSet<()>) -> Self {
-        Self {
-            config_maps: watch(client, namespace, wake, watches),
-            services: watch(client, namespace, wake, watches),
-            accounts: watch(client, namespace, wake, watches),
-            budgets: watch(client, namespace, wake, watches),
-            policies: watch(client, namespace, wake, watches),
-        }
-    }
-
-    /// Until all that is there was told.
-    pub(crate) async fn wait_until_ready(&self) -> anyhow::Result<()> {
-        wait_until_ready::<ConfigMap>(self).await?;
-        wait_until_ready::<Service>(self).await?;
-        wait_until_ready::<ServiceAccount>(self).await?;
-        wait_until_ready::<PodDisruptionBudget>(self).await?;
-        wait_until_ready::<NetworkPolicy>(self).await
-    }
-
     /// An object by its name.
     pub(crate) fn get<K: Child>(&self, name: &str, namespace: &str) -> Option<Arc<K>> {
         K::store(self).get(&ObjectRef::new(name).within(namespace))

@@ -1,4 +1,4 @@
-//! One reconcile at one job: observe, validate, build, apply, decide, write the status, act, tell.
+//! One reconcile of one job: observe, validate, build, apply, decide, write the status, act, tell.
 
 use std::{
     collections::BTreeMap,
@@ -6,18 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream};
 use k8s_openapi::{
-    api::{
-        core::v1::{ConfigMap, Pod, Secret},
-        networking::v1::NetworkPolicy,
-    },
+    api::core::v1::Pod,
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
     core::DeserializeGuard,
     runtime::{
         controller::Action as Next,
@@ -27,43 +22,41 @@ use kube::{
 };
 use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
 use lcl_operator_core::{
-    FieldErrors, PodPolicy, ValidatedJob,
-    build::{
-        BuildContext, COORDINATOR_PORT, NetworkAccess, SPEC_FILE, build_secret, coordinator_name, network_policy_names, worker_pod_name,
-        worker_selector,
-    },
+    PodPolicy, ValidatedJob,
+    build::{BuildContext, NetworkAccess, coordinator_endpoint, coordinator_name, worker_selector},
     decide,
     decide::{Action, Decision, JobEvent, derive_refused, is_final, is_progress_only, reason},
-    observe::{Link, MemberBounds, ObservedJob, ObservedPod, Problem, Wait},
-    pins::{find_change, in_force, offer},
-    read_unchecked,
-    resources::{Applied, JobResources, Prepared},
-    run_folder, validate_under,
+    observe::{Link, ObservedJob, ObservedPod, Problem, Wait},
+    pins::{in_force, offer},
+    read_unchecked, run_folder, validate_under,
 };
-use thiserror::Error;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
-    FIELD_MANAGER,
-    authority::{Authority, AuthorityError},
+    authority::Authority,
     cache::{JobKey, PodCache},
-    children::{Applier, Child, ChildStores, Found},
+    children::ChildStores,
     events::EventQueue,
     fence::Fences,
     link::CoordinatorLink,
     memory::{JobMemory, Memories},
     metrics::Metrics,
-    pod_actions::{confirm_pods, create_pod, delete_pod},
+    pod_actions::confirm_pods,
     status::write_status,
 };
+
+mod act;
+mod error;
+mod objects;
+
+use act::Acted;
+pub(crate) use error::ReconcileError;
 
 /// A stored job; one that this version cannot read must not hide the others.
 pub(crate) type StoredJob = DeserializeGuard<LCLTrainingJob>;
 
 /// Steps and checkpoints alone are written no more often than this.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-/// Pods of one job that are created side by side.
-const PODS_AT_ONCE: usize = 32;
 /// Though nothing is seen, a job is looked at so often.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Pause after a failed reconcile; doubled with every further one.
@@ -71,8 +64,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Between two looks at a job whose folder is another's.
 const RIVAL_INTERVAL: Duration = Duration::from_secs(10);
-/// Certificates that were written so short a time ago are taken for being there.
-const CERTIFICATES_FRESH: Duration = Duration::from_mins(1);
 /// New certificates are not written again while the status does not say yet that they were.
 const RENEWAL_PAUSE: Duration = Duration::from_hours(1);
 /// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
@@ -104,72 +95,6 @@ pub(crate) struct Images {
     pub(crate) coordinator: String,
     pub(crate) trainer: String,
     pub(crate) pull_policy: Option<String>,
-}
-
-/// Why a reconcile failed. It is repeated, after a pause.
-#[derive(Debug, Error)]
-pub(crate) enum ReconcileError {
-    /// The API server refused, or did not answer.
-    #[error("{what}: {}", in_words(source))]
-    Api { what: String, source: kube::Error },
-    /// Somebody else's object has the name.
-    #[error("{kind} {name} exists and does not belong to the job: rename the job or remove it")]
-    Foreign { kind: &'static str, name: String },
-    /// There is a newer state of the job, or of a pod, than the one that was looked at.
-    #[error("the job has changed meanwhile")]
-    Stale,
-    /// An object cannot be written as JSON.
-    #[error("{kind} cannot be written as JSON: {source}")]
-    Encode { kind: &'static str, source: serde_json::Error },
-    /// No certificates for the job.
-    #[error(transparent)]
-    Certificates(#[from] AuthorityError),
-    /// A pod would do what the operator was not told to allow. Of the same job the status says so by the manifest's own fields.
-    #[error("no pod is made of the job's template: {0}")]
-    NotAllowed(FieldErrors),
-    /// The coordinator refused, or did not answer.
-    #[error("{what}: {source}")]
-    Coordinator { what: String, source: Box<tonic::Status> },
-}
-
-impl ReconcileError {
-    /// A word for metrics and logs.
-    pub(crate) const fn category(&self) -> &'static str {
-        match self {
-            Self::Api { .. } => "api_server",
-            Self::Foreign { .. } => "foreign_object",
-            Self::NotAllowed(_) => "not_allowed",
-            Self::Stale => "conflict",
-            Self::Encode { .. } => "encoding",
-            Self::Certificates(_) => "certificates",
-            Self::Coordinator { .. } => "coordinator",
-        }
-    }
-
-    /// A problem that somebody has to solve; `None` for one that may pass by itself.
-    fn as_problem(&self) -> Option<Problem> {
-        let problem = || Some(Problem { reason: reason::CREATE_FAILED, message: self.to_string() });
-        match self {
-            Self::Foreign { .. } | Self::Encode { .. } | Self::Certificates(_) => problem(),
-            Self::Api { source: kube::Error::Api(answer), .. } => {
-                matches!(answer.code, 400..=499 if ![408, 409, 429].contains(&answer.code)).then(problem).flatten()
-            }
-            Self::Api { .. } | Self::Stale | Self::NotAllowed(_) | Self::Coordinator { .. } => None,
-        }
-    }
-
-    /// Whether the API server has said no, so that it is certain that nothing was created.
-    fn is_refusal(&self) -> bool {
-        matches!(self, Self::Api { source: kube::Error::Api(answer), .. } if (400..500).contains(&answer.code) && answer.code != 408)
-    }
-}
-
-/// What the API server has said, without what programs make of it.
-fn in_words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(answer) if !answer.message.is_empty() => answer.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// Reconciles a job, and says when to do so again.
@@ -225,30 +150,6 @@ fn version(job: &LCLTrainingJob) -> u64 {
     job.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-/// A pod to create, and its epoch if it is a coordinator's.
-struct NewPod {
-    pod: Pod,
-    epoch: Option<i64>,
-}
-
-/// What came of a decision's actions.
-#[derive(Default)]
-struct Acted {
-    has_created: bool,
-    /// The first that somebody has to solve, or else the first.
-    error: Option<ReconcileError>,
-}
-
-impl Acted {
-    fn note(&mut self, result: Result<(), ReconcileError>) {
-        let Err(error) = result else { return };
-        let is_worse = self.error.as_ref().is_none_or(|known| known.as_problem().is_none() && error.as_problem().is_some());
-        if is_worse {
-            self.error = Some(error);
-        }
-    }
-}
-
 struct Reconciler<'a> {
     context: &'a Context,
     key: &'a JobKey,
@@ -282,7 +183,7 @@ impl Reconciler<'_> {
         let mut offer = offer(&valid, self.job.metadata.generation.unwrap_or(0), &images.coordinator, &images.trainer);
         let held = in_force(&status, has_pods).cloned();
         // A job that has begun keeps its folder.
-        if !is_over && !has_pods && status.pinned.is_none() && self.has_rival(&status).await? {
+        if !is_over && !has_pods && !valid.spec().suspend && status.pinned.is_none() && self.has_rival(&status).await? {
             return Ok(Some(RIVAL_INTERVAL));
         }
         let mut build = BuildContext {
@@ -306,9 +207,9 @@ impl Reconciler<'_> {
             held.certificates_expire.as_ref().is_some_and(|until| until.0 == expiry)
                 && held.authority.as_deref() == Some(self.context.authority.fingerprint())
         };
-        if !is_at_rest && shut.is_none() && held.as_ref().is_some_and(|held| !is_current(held)) {
-            self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await?;
-        }
+        let is_due = !is_at_rest && shut.is_none() && held.as_ref().is_some_and(|held| !is_current(held));
+        // What cannot be renewed keeps nothing else from being done.
+        let renewed = if is_due { self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await } else { Ok(()) };
         let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
         offer.certificates_expire = is_applied.then_some(Time(expiry));
         offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
@@ -349,6 +250,7 @@ impl Reconciler<'_> {
         build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
         let Acted { has_created, error } = self.act(&valid, &build, &api, &decision, resources.as_ref()).await;
         applied?;
+        renewed?;
         if let Some(error) = error {
             return Err(error);
         }
@@ -435,112 +337,6 @@ impl Reconciler<'_> {
         Some(Problem { reason: reason::FOLDER_TAKEN, message })
     }
 
-    /// All objects but the pods, if they are there, as far as the watch knows. `is_held`: pods are there that have the configuration.
-    async fn apply_children(
-        &mut self,
-        job: &ValidatedJob,
-        build: &BuildContext,
-        is_held: bool,
-    ) -> Result<Option<JobResources<Applied>>, ReconcileError> {
-        let prepared = JobResources::<Prepared>::prepare(job, build);
-        if prepared.policies.is_empty() {
-            self.delete_policies(&network_policy_names(job)).await?;
-        }
-        let (client, stores) = (&self.context.client, &self.context.children);
-        let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
-        let found = (applier.ensure(&prepared.account).await?, applier.ensure(&prepared.service).await?);
-        let mut is_protected = applier.ensure(&prepared.budget).await?.is_there();
-        for policy in &prepared.policies {
-            is_protected &= applier.ensure(policy).await?.is_there();
-        }
-        if !is_protected {
-            return Ok(None);
-        }
-        let config = self.apply_config(prepared.config.clone(), build, is_held).await?;
-        let known = self.memory.resources.as_ref();
-        let account = found.0.or_known(known.map(|known| &known.account));
-        let service = found.1.or_known(known.map(|known| &known.service));
-        let resources =
-            account.zip(service).zip(config).and_then(|((account, service), config)| prepared.applied(account, service, config));
-        if resources.is_some() {
-            self.memory.resources.clone_from(&resources);
-        }
-        Ok(resources)
-    }
-
-    /// The pinned configuration, if it is there. One that pods have is never made from another spec than theirs.
-    async fn apply_config(
-        &mut self,
-        prepared: ConfigMap,
-        build: &BuildContext,
-        is_held: bool,
-    ) -> Result<Option<ConfigMap>, ReconcileError> {
-        let name = &build.pins.config;
-        let there = self.context.children.get::<ConfigMap>(name, &build.namespace);
-        if let Some(found) = there.filter(|found| found.owner_references().iter().any(|owner| owner.uid == self.uid)) {
-            return Ok(Some(Arc::unwrap_or_clone(found)));
-        }
-        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|known| known.name_any() == *name).cloned();
-        let wanted = match &known {
-            Some(known) if is_held => ConfigMap { data: known.data.clone(), ..prepared },
-            None if is_held && self.job.metadata.generation != Some(build.pins.generation) => return Ok(None),
-            _ => prepared,
-        };
-        let (client, stores) = (&self.context.client, &self.context.children);
-        let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
-        let result = applier.ensure(&wanted).await?;
-        if matches!(result, Found::There(_)) {
-            self.delete_other_configs(name).await?;
-        }
-        Ok(result.or_known(known.as_ref()))
-    }
-
-    /// What was applied while the operator still had it so.
-    async fn delete_policies(&self, names: &[String]) -> Result<(), ReconcileError> {
-        for name in names {
-            let Some(found) = self.context.children.get::<NetworkPolicy>(name, &self.key.namespace) else { continue };
-            if found.owner_references().iter().any(|owner| owner.uid == self.uid) {
-                self.delete_child(&*found).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes the very object that was seen.
-    async fn delete_child<K: Child>(&self, object: &K) -> Result<(), ReconcileError> {
-        let api = Api::<K>::namespaced(self.context.client.clone(), &self.key.namespace);
-        let name = object.name_any();
-        let preconditions = Some(Preconditions { uid: object.uid(), resource_version: None });
-        match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
-            Err(source) => Err(ReconcileError::Api { what: format!("deleting {} {name}", K::KIND), source }),
-        }
-    }
-
-    /// Configurations of earlier groups of the job, which nobody reads any more.
-    async fn delete_other_configs(&self, kept: &str) -> Result<(), ReconcileError> {
-        let is_ours = |config: &ConfigMap| config.owner_references().iter().any(|owner| owner.uid == self.uid);
-        for old in ConfigMap::store(&self.context.children).state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
-            self.delete_child(&**old).await?;
-        }
-        Ok(())
-    }
-
-    /// In what the job differs from what its group was started with.
-    fn find_change(&self, job: &ValidatedJob, held: &PinnedStatus) -> Option<String> {
-        if self.job.metadata.generation == Some(held.generation) {
-            return None;
-        }
-        let stored = self.context.children.get::<ConfigMap>(&held.config, &self.key.namespace);
-        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|config| config.name_any() == held.config);
-        let config = stored.as_deref().or(known);
-        let Some(spec) = config.and_then(|config| config.data.as_ref()?.get(SPEC_FILE)) else {
-            return Some(format!("the ConfigMap {}", held.config));
-        };
-        find_change(&serde_json::from_str(spec).unwrap_or_default(), job)
-    }
-
     /// Follows the coordinator in the pod that runs now.
     fn follow_coordinator(&mut self, job: &ValidatedJob, pods: &BTreeMap<String, Arc<ObservedPod>>) {
         let pod = pods.get(&coordinator_name(job)).filter(|pod| pod.owner == self.uid && pod.running && pod.end.is_none());
@@ -548,7 +344,7 @@ impl Reconciler<'_> {
             self.memory.link = None;
             return;
         };
-        let address = if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") };
+        let address = coordinator_endpoint(ip);
         let now = Timestamp::now();
         let expires = Some(Authority::expiry(now));
         if self.memory.link_expires == expires && self.memory.link.as_ref().is_some_and(|link| link.leads_to(&pod.uid, &address)) {
@@ -594,144 +390,6 @@ impl Reconciler<'_> {
         self.job = Arc::new(written);
         self.memory.job = Some((version(&self.job), Arc::clone(&self.job)));
         Ok(())
-    }
-
-    /// Takes every action, whatever becomes of the others.
-    async fn act(
-        &mut self,
-        job: &ValidatedJob,
-        build: &BuildContext,
-        api: &Api<Pod>,
-        decision: &Decision,
-        resources: Option<&JobResources<Applied>>,
-    ) -> Acted {
-        let mut acted = Acted::default();
-        let mut new_pods = Vec::new();
-        for action in &decision.actions {
-            match action {
-                Action::SetWorld(bounds) => acted.note(self.set_world(*bounds).await),
-                Action::StopGroup => acted.note(self.stop_group().await),
-                Action::DrainWorker { worker } => acted.note(self.drain_worker(worker).await),
-                Action::DeletePod { name, uid, force } => {
-                    let deleted = delete_pod(api, &self.context.pods, name, uid, *force).await;
-                    if deleted.is_ok() {
-                        tracing::info!(job = self.key.name, namespace = self.key.namespace, pod = name, force, "deleted");
-                    }
-                    acted.note(deleted);
-                }
-                Action::DeleteJob => acted.note(self.delete_job().await),
-                Action::CreateCoordinator { epoch } => {
-                    // Without a configuration and an address no pod could start.
-                    let Some(resources) = resources else { continue };
-                    self.memory.unused_epoch = None;
-                    new_pods.push(NewPod { pod: resources.coordinator_pod(job, build, epoch.unsigned_abs()), epoch: Some(*epoch) });
-                }
-                Action::CreateWorker { index } => {
-                    let Some(resources) = resources else { continue };
-                    let name = worker_pod_name(job, *index);
-                    let replaced = decision.status.replacing.iter().find(|replaced| replaced.pod == name);
-                    let pod = match replaced.and_then(|replaced| replaced.avoided_node.as_deref()) {
-                        Some(node) => resources.worker_pod_elsewhere(job, build, *index, node),
-                        None => resources.worker_pod(job, build, *index),
-                    };
-                    match pod {
-                        Ok(pod) => new_pods.push(NewPod { pod, epoch: None }),
-                        Err(breaches) => acted.note(Err(ReconcileError::NotAllowed(breaches))),
-                    }
-                }
-            }
-        }
-        if !new_pods.is_empty() {
-            // A pod whose Secret somebody has deleted could not start.
-            let applied = self.apply_certificates(job, build, CERTIFICATES_FRESH).await;
-            if applied.is_err() {
-                self.memory.gate.refuse(Instant::now(), fastrand::f64());
-                acted.note(applied);
-                return acted;
-            }
-        }
-        self.create(api, new_pods, &mut acted).await;
-        acted
-    }
-
-    /// Writes the job's certificates, unless they were written a moment ago.
-    async fn apply_certificates(&mut self, job: &ValidatedJob, build: &BuildContext, pause: Duration) -> Result<(), ReconcileError> {
-        let now = Timestamp::now();
-        let expiry = Authority::expiry(now);
-        if self.memory.certificates.is_some_and(|(until, at)| until == expiry && at.elapsed() < pause) {
-            return Ok(());
-        }
-        let secret = build_secret(job, build, self.context.authority.files(self.uid, now)?);
-        let name = secret.name_any();
-        let api = Api::<Secret>::namespaced(self.context.client.clone(), &self.key.namespace);
-        let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await;
-        applied.map_err(|source| ReconcileError::Api { what: format!("applying Secret {name}"), source })?;
-        self.memory.certificates = Some((expiry, Instant::now()));
-        Ok(())
-    }
-
-    /// Deletes the job that was looked at; Kubernetes takes what belongs to it along.
-    async fn delete_job(&self) -> Result<(), ReconcileError> {
-        let api = Api::<LCLTrainingJob>::namespaced(self.context.client.clone(), &self.key.namespace);
-        let preconditions = Some(Preconditions { uid: Some(self.uid.to_owned()), resource_version: None });
-        match api.delete(&self.key.name, &DeleteParams { preconditions, ..DeleteParams::background() }).await {
-            Ok(_) => tracing::info!(job = self.key.name, namespace = self.key.namespace, "deleted: its time is over"),
-            // Gone, or another one has the name.
-            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
-            Err(source) => return Err(ReconcileError::Api { what: "deleting the job".to_owned(), source }),
-        }
-        Ok(())
-    }
-
-    async fn set_world(&self, bounds: MemberBounds) -> Result<(), ReconcileError> {
-        let Some(link) = &self.memory.link else { return Ok(()) };
-        let answer = link.set_world(bounds, || self.context.fences.check(&self.key.namespace)).await;
-        answer.map_err(|source| ReconcileError::Coordinator { what: "setting the world's size".to_owned(), source: source.into() })?;
-        tracing::info!(job = self.key.name, namespace = self.key.namespace, ?bounds, "told the coordinator the size");
-        Ok(())
-    }
-
-    async fn stop_group(&self) -> Result<(), ReconcileError> {
-        let Some(link) = &self.memory.link else { return Ok(()) };
-        let answer = link.stop_group(|| self.context.fences.check(&self.key.namespace)).await;
-        answer.map_err(|source| ReconcileError::Coordinator { what: "stopping the group".to_owned(), source: source.into() })
-    }
-
-    async fn drain_worker(&self, worker: &str) -> Result<(), ReconcileError> {
-        let Some(link) = &self.memory.link else { return Ok(()) };
-        let answer = link.drain_worker(worker, || self.context.fences.check(&self.key.namespace)).await;
-        answer.map_err(|source| ReconcileError::Coordinator { what: format!("draining {worker}"), source: source.into() })
-    }
-
-    /// Creates pods side by side; after a refusal one first, and the others when it was taken.
-    async fn create(&mut self, api: &Api<Pod>, mut new_pods: Vec<NewPod>, acted: &mut Acted) {
-        if self.memory.gate.is_probing() {
-            new_pods.truncate(1);
-        }
-        let (pods, uid) = (&self.context.pods, self.uid);
-        let created = stream::iter(new_pods).map(|new| async move { (new.epoch, create_pod(api, pods, uid, &new.pod).await) });
-        // In order, so that of many refusals the same one is told each time.
-        let results: Vec<_> = created.buffered(PODS_AT_ONCE).collect().await;
-        let count = results.iter().filter(|(_, result)| result.is_ok()).count();
-        if count > 0 {
-            tracing::info!(job = self.key.name, namespace = self.key.namespace, count, "created pods");
-        }
-        acted.has_created = count > 0;
-        let mut is_refused = false;
-        for (epoch, result) in results {
-            if let Err(error) = &result {
-                is_refused |= !matches!(error, ReconcileError::Stale);
-                if epoch.is_some() && error.is_refusal() {
-                    self.memory.unused_epoch = epoch;
-                }
-            }
-            acted.note(result);
-        }
-        match (is_refused, acted.has_created) {
-            (true, _) => self.memory.gate.refuse(Instant::now(), fastrand::f64()),
-            (false, true) => self.memory.gate.pass(),
-            (false, false) => {}
-        }
     }
 
     fn tell(&self, events: &[JobEvent]) {

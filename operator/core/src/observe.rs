@@ -48,6 +48,14 @@ pub struct ObservedJob<'a> {
     pub now: Timestamp,
 }
 
+impl ObservedJob<'_> {
+    /// Whether any pod of the job is there, in whatever state.
+    #[must_use]
+    pub fn has_pods(&self) -> bool {
+        self.pods.values().any(|pod| pod.owner == self.uid)
+    }
+}
+
 /// Something whose time is limited; that of a pod begins with what was seen of it (its uid).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wait {

@@ -67,3 +67,32 @@ fn find_difference(before: &Value, now: &Value, path: String) -> Option<String> 
     names.dedup();
     names.into_iter().find_map(|name| find_difference(&before[name], &now[name], format!("{path}.{name}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::validate;
+
+    fn job(steps: i64) -> ValidatedJob {
+        let manifest = json!({
+            "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "metadata": { "name": "job" },
+            "spec": {
+                "model": { "preset": "tiny" }, "data": { "webdataset": { "shards": ["/a.tar"] } },
+                "optimization": { "steps": steps, "globalBatchSize": 8 }, "checkpoint": { "uri": "file:///runs/a" },
+            },
+        });
+        validate(&manifest).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    /// What an earlier release has pinned lacks the fields that are new since.
+    #[test]
+    fn a_field_that_is_new_in_the_definition_is_no_change_and_one_that_was_changed_is_named() {
+        let mut pinned = pinned_spec(&job(100));
+        pinned["data"].as_object_mut().and_then(|data| data.remove("maxBadFraction")).expect("a field with a default");
+        pinned["optimization"].as_object_mut().and_then(|fields| fields.remove("seed")).expect("another");
+        assert_eq!(find_change(&pinned, &job(100)), None);
+        assert_eq!(find_change(&pinned, &job(101)).as_deref(), Some("spec.optimization.steps"));
+        pinned["data"]["maxBadFraction"] = json!(0.5);
+        assert_eq!(find_change(&pinned, &job(100)).as_deref(), Some("spec.data.maxBadFraction"));
+    }
+}

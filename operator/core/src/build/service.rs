@@ -21,6 +21,12 @@ pub fn coordinator_name(job: &ValidatedJob) -> String {
     format!("{}{COORDINATOR_SUFFIX}", job.name())
 }
 
+/// Where a coordinator at this IP is reached, as an address of either family is written.
+#[must_use]
+pub fn coordinator_endpoint(ip: &str) -> String {
+    if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") }
+}
+
 /// The Service `<job>-coordinator`. Its cluster IP is what workers are told, so that they need no DNS and no new address when the
 /// coordinator is replaced. Not-ready pods are published: workers connect while the coordinator is still coming up, and a
 /// probe that fails once must not cut them off.

@@ -14,12 +14,13 @@ use lcl_trainer_config::{CACHE_BYTES, ShardEntry, is_object_uri};
 
 use crate::{
     build::{
-        BuildContext, COORDINATOR_PORT, INCIDENT_ANNOTATION, WORKER_PAIR,
+        BuildContext, INCIDENT_ANNOTATION, WORKER_PAIR,
         certificates::{CERTIFICATES_VOLUME, mount_certificates, secret_name},
         config_map::CONFIG_FILE,
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
         metadata,
         pod_defaults::{fill_pod, set_env, set_env_from_field, set_env_unless_given},
+        service::coordinator_endpoint,
         service_account::service_account_name,
     },
     job::ValidatedJob,
@@ -83,7 +84,7 @@ pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resou
     let position = spec.containers.iter().position(|container| container.name == WORKER_CONTAINER);
     let mut container = position.map_or_else(Container::default, |position| spec.containers.remove(position));
     fill_worker(&mut container, job, context, index);
-    set_env(&mut container, "LCL_COORDINATOR", &coordinator_address(resources));
+    set_env(&mut container, "LCL_COORDINATOR", &coordinator_endpoint(resources.address()));
     mount_certificates(&mut spec, &mut container, secret_name(job, context), WORKER_PAIR);
     // First, so that `kubectl logs` and `exec` take it without being told.
     spec.containers.insert(0, container);
@@ -143,12 +144,6 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     set_env_from_field(container, "LCL_NODE", "spec.nodeName");
     set_env_from_field(container, "LCL_POD_IP", "status.podIP");
     set_env(container, "LCL_LOG_FORMAT", "json");
-}
-
-/// An IP and a port: no DNS is needed.
-fn coordinator_address(resources: &JobResources<Applied>) -> String {
-    let ip = resources.address();
-    if ip.contains(':') { format!("[{ip}]:{COORDINATOR_PORT}") } else { format!("{ip}:{COORDINATOR_PORT}") }
 }
 
 /// The processors that were asked for, shared out among the members: a node shows every container all of its processors, and members that

@@ -160,6 +160,8 @@ mod tests {
         assert_eq!(failures.application.as_ref().map(|budget| budget.times.len()), Some(2), "the first is out of the window");
         charge(&mut failures, &policy, Charge { budget: Budget::Application, created_in: 3, step: 0, now: after(700) });
         assert_eq!(spent(&failures, 700), Some(Spent { budget: Budget::Application, incidents: 3, window_seconds: 600 }));
+        // As when the limit is lowered long after.
+        assert_eq!(spent(&failures, 1300), None, "they are out of the window by now");
         // What is ignored spends nothing, however much it is.
         let mut failures = FailuresStatus::default();
         for number in 0..200 {

@@ -67,8 +67,7 @@ impl<'a> Draft<'a> {
     /// A group that starts has what is offered; one that runs keeps what it has.
     pub(super) fn pin(&mut self) {
         let observed = self.observed;
-        let has_pods = observed.pods.values().any(|pod| pod.owner == observed.uid);
-        if in_force(&self.status, has_pods).is_none() {
+        if in_force(&self.status, observed.has_pods()).is_none() {
             self.status.pinned = Some(observed.offer.clone());
         }
         if let Some(pinned) = &mut self.status.pinned {

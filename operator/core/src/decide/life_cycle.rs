@@ -33,13 +33,12 @@ impl LifeCycle {
         if is_final(observed.status) {
             return Self::Finished;
         }
-        let has_pods = observed.pods.values().any(|pod| pod.owner == observed.uid);
         let begun = match observed.status.state {
             Some(JobState::Suspending) => Some(Why::Suspension),
             Some(JobState::Restarting) => Some(Why::Change),
             _ => observed.change.map(|_| Why::Change),
         };
-        match (observed.job.spec().suspend, has_pods, begun) {
+        match (observed.job.spec().suspend, observed.has_pods(), begun) {
             (true, true, _) => Self::Stopping(Why::Suspension),
             (false, true, Some(why)) => Self::Stopping(why),
             (true, false, _) => Self::Suspended,

@@ -314,6 +314,14 @@ fn rules_on_conditions_hold_for_pods_that_are_evicted_and_not_for_those_that_the
     scene.settle();
     assert_eq!(scene.condition(condition::FAILED), Some(("True", reason::POD_FAILURE_POLICY)));
 
+    // One that has done its work is no matter of rules, whatever befell it, and though more steps are asked for by now.
+    let mut scene = Scene::training(rule);
+    scene.edit("spec.optimization.steps = 200");
+    scene.disrupt("job-w-0", "EvictionByEvictionAPI");
+    scene.exit("job-w-0", 0);
+    scene.settle();
+    assert_eq!(scene.condition(condition::FAILED), None);
+
     let mut scene =
         Scene::training("spec.failurePolicy.rules = [{'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': [137]}}]");
     scene.scale(1);

@@ -1,0 +1,76 @@
+//! Changes of a stored job.
+
+/// A field that must not change: before, after, and the field that is named.
+pub(crate) const BROKEN_CHANGES: &[(&str, &str, &str)] = &[
+    ("", "spec.model.preset = 'vit-b-16-laion'", "spec.model.preset"),
+    (shape!("'heads': 1"), shape!("'heads': 2"), "spec.model.shape"),
+    ("", "spec.model.objective = {'clip': {}}", "spec.model.objective"),
+    ("", "spec.model.dropPath = 0.1", "spec.model.dropPath"),
+    ("spec.model.dropPath = 0.1", "spec.model.dropPath = 0.2", "spec.model.dropPath"),
+    ("spec.model.layerScale = 0.1", "", "spec.model.layerScale"),
+    ("", "spec.model.precision = 'Bfloat16'", "spec.model.precision"),
+    ("", "spec.data.webdataset.shards = ['/data/b.tar']", "spec.data.webdataset"),
+    (
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}"),
+        mmc4!("'shards': ['/m.jsonl'], 'images': {'folder': '/i'}, 'maxImages': 5"),
+        "spec.data.mmc4",
+    ),
+    (
+        mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'webdataset': {'shards': ['/b.tar']}}"),
+        mixture!("{'name': 'a', 'webdataset': {'shards': ['/a.tar']}}, {'name': 'b', 'weight': 2, 'webdataset': {'shards': ['/b.tar']}}"),
+        "spec.data.mixture",
+    ),
+    (
+        "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar']}}",
+        "spec.data = {'obelics': {'shards': ['/o.parquet'], 'images': ['/i.tar'], 'split': false}}",
+        "spec.data.obelics",
+    ),
+    ("", "spec.data.webdataset.captionKeys = ['caption']", "spec.data.webdataset"),
+    ("", "spec.data.webdataset.filter = 'width > 1'", "spec.data.webdataset"),
+    ("", "spec.data.webdataset.captions = [{'json': 'caption'}]", "spec.data.webdataset"),
+    ("", "spec.data.imageFirstProbability = 0.4", "spec.data.imageFirstProbability"),
+    ("spec.data.shuffle = {'window': 100}", "spec.data.shuffle = {'window': 200}", "spec.data.shuffle"),
+    ("spec.data.shuffle = {'window': 100}", "", "spec.data.shuffle"),
+    ("", "spec.data.augmentation.scale = [0.5, 1]", "spec.data.augmentation"),
+    ("", "spec.data.reducedScaleDecoding = true", "spec.data.reducedScaleDecoding"),
+    ("", "spec.optimization.globalBatchSize = 16", "spec.optimization.globalBatchSize"),
+    ("", "spec.optimization.betas = [0.9, 0.95]", "spec.optimization.betas"),
+    ("", "spec.optimization.epsilon = 1e-8", "spec.optimization.epsilon"),
+    ("", "spec.optimization.normalization = 'PerRank'", "spec.optimization.normalization"),
+    ("", "spec.optimization.gradientCompression = 'Bf16'", "spec.optimization.gradientCompression"),
+    ("", "spec.optimization.seed = 1", "spec.optimization.seed"),
+    ("", "spec.optimization.exact = {}", "spec.optimization.exact"),
+    ("spec.optimization.exact = {}", "", "spec.optimization.exact"),
+    ("spec.optimization.exact = {}", "spec.optimization.exact = {'threads': 2}", "spec.optimization.exact"),
+    ("", "spec.checkpoint.uri = 'file:///runs/b'", "spec.checkpoint.uri"),
+    ("", "spec.workers.membersPerWorker = 2", "spec.workers.membersPerWorker"),
+    ("", "spec.workers.resources = {'requests': {'cpu': 1}}", "spec.workers.resources"),
+    ("", "spec.workers.acceleratorResource = 'amd.com/gpu'", "spec.workers.acceleratorResource"),
+    ("", "spec.managedBy = 'lcl.dev/lcl-operator'", "spec.managedBy"),
+    ("", "spec.workers.template.spec.containers = [{'name': 'worker'}]", "spec.workers.template"),
+];
+
+/// What may change: before and after.
+pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
+    ("", ""),
+    // Defaults written out, and numbers written another way, are no change.
+    ("", "spec.optimization.betas = [0.9, 0.98]; spec.model.objective = {'lcl': {'generationWeight': 1}}; spec.workers.replicas = 1"),
+    ("", "spec.data.webdataset.imageKeys = ['jpg', 'png', 'jpeg', 'webp']; spec.data.webdataset.keySeparator = 'FirstDot'"),
+    ("", "spec.model.activationCheckpointing = true"),
+    ("", "spec.data.threads = 3; spec.data.prefetch = 9; spec.data.indexPath = 'gs://b/index'; spec.data.cache = {'sizeGib': 9}"),
+    ("", "spec.optimization.steps = 200; spec.optimization.learningRate = 1e-4; spec.optimization.weightDecay = 0.1"),
+    ("", "spec.optimization.schedule = {'cosine': {'warmupSteps': 5}}; spec.optimization.gradientClip = 1"),
+    ("spec.optimization.schedule = delete", "spec.optimization.schedule = {'cosine': {}}; spec.optimization.steps = 1000000"),
+    ("", "spec.optimization.microBatchSize = 2; spec.optimization.maxConsecutiveSkippedSteps = 3"),
+    ("", "spec.checkpoint.everySteps = 5; spec.checkpoint.keepLast = 1; spec.checkpoint.keepEverySteps = 50"),
+    ("", "spec.failurePolicy.application = {'limit': 0}; spec.suspend = true"),
+    ("spec.suspend = true", "spec.failurePolicy.rules = [{'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget'}]}]"),
+    ("", "spec.coordinator = {'nodeSelector': {'a': 'b'}}"),
+    (
+        "",
+        "spec.activeDeadlineSeconds = 1; spec.preRunningDeadlineSeconds = 1; spec.ttlSecondsAfterFinished = 0; spec.cleanPodPolicy = 'All'",
+    ),
+    ("spec.activeDeadlineSeconds = 1; spec.ttlSecondsAfterFinished = 0", "spec.suspend = false; spec.cleanPodPolicy = 'Running'"),
+    ("", "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"),
+    ("spec.timeouts = {'stallSeconds': 60}", "spec.timeouts = {'heartbeatSeconds': 30, 'stallSeconds': 600}"),
+];

@@ -1,0 +1,72 @@
+//! Why a reconcile failed.
+
+use lcl_operator_core::{FieldErrors, decide::reason, observe::Problem};
+use thiserror::Error;
+
+use crate::authority::AuthorityError;
+
+/// Why a reconcile failed. It is repeated, after a pause.
+#[derive(Debug, Error)]
+pub(crate) enum ReconcileError {
+    /// The API server refused, or did not answer.
+    #[error("{what}: {}", in_words(source))]
+    Api { what: String, source: kube::Error },
+    /// Somebody else's object has the name.
+    #[error("{kind} {name} exists and does not belong to the job: rename the job or remove it")]
+    Foreign { kind: &'static str, name: String },
+    /// There is a newer state of the job, or of a pod, than the one that was looked at.
+    #[error("the job has changed meanwhile")]
+    Stale,
+    /// An object cannot be written as JSON.
+    #[error("{kind} cannot be written as JSON: {source}")]
+    Encode { kind: &'static str, source: serde_json::Error },
+    /// No certificates for the job.
+    #[error(transparent)]
+    Certificates(#[from] AuthorityError),
+    /// A pod would do what the operator was not told to allow. Of the same job the status says so by the manifest's own fields.
+    #[error("no pod is made of the job's template: {0}")]
+    NotAllowed(FieldErrors),
+    /// The coordinator refused, or did not answer.
+    #[error("{what}: {source}")]
+    Coordinator { what: String, source: Box<tonic::Status> },
+}
+
+impl ReconcileError {
+    /// A word for metrics and logs.
+    pub(crate) const fn category(&self) -> &'static str {
+        match self {
+            Self::Api { .. } => "api_server",
+            Self::Foreign { .. } => "foreign_object",
+            Self::NotAllowed(_) => "not_allowed",
+            Self::Stale => "conflict",
+            Self::Encode { .. } => "encoding",
+            Self::Certificates(_) => "certificates",
+            Self::Coordinator { .. } => "coordinator",
+        }
+    }
+
+    /// A problem that somebody has to solve; `None` for one that may pass by itself.
+    pub(super) fn as_problem(&self) -> Option<Problem> {
+        let problem = || Some(Problem { reason: reason::CREATE_FAILED, message: self.to_string() });
+        match self {
+            Self::Foreign { .. } | Self::Encode { .. } | Self::Certificates(_) => problem(),
+            Self::Api { source: kube::Error::Api(answer), .. } => {
+                matches!(answer.code, 400..=499 if ![408, 409, 429].contains(&answer.code)).then(problem).flatten()
+            }
+            Self::Api { .. } | Self::Stale | Self::NotAllowed(_) | Self::Coordinator { .. } => None,
+        }
+    }
+
+    /// Whether the API server has said no, so that it is certain that nothing was created.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Api { source: kube::Error::Api(answer), .. } if (400..500).contains(&answer.code) && answer.code != 408)
+    }
+}
+
+/// What the API server has said, without what programs make of it.
+fn in_words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(answer) if !answer.message.is_empty() => answer.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,161 @@
+//! A job's objects that are not pods: applied, renewed, and deleted once nobody needs them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{ConfigMap, Secret},
+        networking::v1::NetworkPolicy,
+    },
+    jiff::Timestamp,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use lcl_crds::PinnedStatus;
+use lcl_operator_core::{
+    ValidatedJob,
+    build::{BuildContext, SPEC_FILE, build_secret, network_policy_names},
+    pins::find_change,
+    resources::{Applied, JobResources, Prepared},
+};
+
+use super::{ReconcileError, Reconciler};
+use crate::{
+    FIELD_MANAGER,
+    authority::Authority,
+    children::{Applier, Child, Found},
+};
+
+impl Reconciler<'_> {
+    /// All objects but the pods, if they are there, as far as the watch knows. `is_held`: pods are there that have the configuration.
+    pub(super) async fn apply_children(
+        &mut self,
+        job: &ValidatedJob,
+        build: &BuildContext,
+        is_held: bool,
+    ) -> Result<Option<JobResources<Applied>>, ReconcileError> {
+        let prepared = JobResources::<Prepared>::prepare(job, build);
+        if prepared.policies.is_empty() {
+            self.delete_policies(&network_policy_names(job)).await?;
+        }
+        let (client, stores) = (&self.context.client, &self.context.children);
+        let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
+        let found = (applier.ensure(&prepared.account).await?, applier.ensure(&prepared.service).await?);
+        let mut is_protected = applier.ensure(&prepared.budget).await?.is_there();
+        for policy in &prepared.policies {
+            is_protected &= applier.ensure(policy).await?.is_there();
+        }
+        if !is_protected {
+            return Ok(None);
+        }
+        let config = self.apply_config(prepared.config.clone(), build, is_held).await?;
+        let known = self.memory.resources.as_ref();
+        let account = found.0.or_known(known.map(|known| &known.account));
+        let service = found.1.or_known(known.map(|known| &known.service));
+        let resources =
+            account.zip(service).zip(config).and_then(|((account, service), config)| prepared.applied(account, service, config));
+        if resources.is_some() {
+            self.memory.resources.clone_from(&resources);
+        }
+        Ok(resources)
+    }
+
+    /// The pinned configuration, if it is there. One that pods have is never made from another spec than theirs.
+    pub(super) async fn apply_config(
+        &mut self,
+        prepared: ConfigMap,
+        build: &BuildContext,
+        is_held: bool,
+    ) -> Result<Option<ConfigMap>, ReconcileError> {
+        let name = &build.pins.config;
+        let there = self.context.children.get::<ConfigMap>(name, &build.namespace);
+        if let Some(found) = there.filter(|found| found.owner_references().iter().any(|owner| owner.uid == self.uid)) {
+            return Ok(Some(Arc::unwrap_or_clone(found)));
+        }
+        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|known| known.name_any() == *name).cloned();
+        let wanted = match &known {
+            Some(known) if is_held => ConfigMap { data: known.data.clone(), ..prepared },
+            None if is_held && self.job.metadata.generation != Some(build.pins.generation) => return Ok(None),
+            _ => prepared,
+        };
+        let (client, stores) = (&self.context.client, &self.context.children);
+        let mut applier = Applier { client, stores, job_uid: self.uid, applied: &mut self.memory.applied };
+        let result = applier.ensure(&wanted).await?;
+        if matches!(result, Found::There(_)) {
+            self.delete_other_configs(name).await?;
+        }
+        Ok(result.or_known(known.as_ref()))
+    }
+
+    /// What was applied while the operator still had it so.
+    pub(super) async fn delete_policies(&self, names: &[String]) -> Result<(), ReconcileError> {
+        for name in names {
+            let Some(found) = self.context.children.get::<NetworkPolicy>(name, &self.key.namespace) else { continue };
+            if found.owner_references().iter().any(|owner| owner.uid == self.uid) {
+                self.delete_child(&*found).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the very object that was seen.
+    pub(super) async fn delete_child<K: Child>(&self, object: &K) -> Result<(), ReconcileError> {
+        let api = Api::<K>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let name = object.name_any();
+        let preconditions = Some(Preconditions { uid: object.uid(), resource_version: None });
+        match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
+            Err(source) => Err(ReconcileError::Api { what: format!("deleting {} {name}", K::KIND), source }),
+        }
+    }
+
+    /// Configurations of earlier groups of the job, which nobody reads any more.
+    pub(super) async fn delete_other_configs(&self, kept: &str) -> Result<(), ReconcileError> {
+        let is_ours = |config: &ConfigMap| config.owner_references().iter().any(|owner| owner.uid == self.uid);
+        for old in ConfigMap::store(&self.context.children).state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
+            self.delete_child(&**old).await?;
+        }
+        Ok(())
+    }
+
+    /// In what the job differs from what its group was started with.
+    pub(super) fn find_change(&self, job: &ValidatedJob, held: &PinnedStatus) -> Option<String> {
+        if self.job.metadata.generation == Some(held.generation) {
+            return None;
+        }
+        let stored = self.context.children.get::<ConfigMap>(&held.config, &self.key.namespace);
+        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|config| config.name_any() == held.config);
+        let config = stored.as_deref().or(known);
+        let Some(spec) = config.and_then(|config| config.data.as_ref()?.get(SPEC_FILE)) else {
+            return Some(format!("the ConfigMap {}", held.config));
+        };
+        find_change(&serde_json::from_str(spec).unwrap_or_default(), job)
+    }
+
+    /// Writes the job's certificates, unless they were written a moment ago.
+    pub(super) async fn apply_certificates(
+        &mut self,
+        job: &ValidatedJob,
+        build: &BuildContext,
+        pause: Duration,
+    ) -> Result<(), ReconcileError> {
+        let now = Timestamp::now();
+        let expiry = Authority::expiry(now);
+        if self.memory.certificates.is_some_and(|(until, at)| until == expiry && at.elapsed() < pause) {
+            return Ok(());
+        }
+        let secret = build_secret(job, build, self.context.authority.files(self.uid, now)?);
+        let name = secret.name_any();
+        let api = Api::<Secret>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await;
+        applied.map_err(|source| ReconcileError::Api { what: format!("applying Secret {name}"), source })?;
+        self.memory.certificates = Some((expiry, Instant::now()));
+        Ok(())
+    }
+}
