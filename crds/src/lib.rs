@@ -36,7 +36,7 @@ pub use job::{
     optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
     service_account::ServiceAccountSpec,
     status::{
-        BudgetStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, PinnedStatus,
+        BudgetStatus, ExcludedNodeStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, PinnedStatus,
         ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
     },
     timeouts::TimeoutsSpec,

@@ -181,6 +181,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
         },
         image_pull_policy: None,
         incident: 0,
+        excluded_nodes: Vec::new(),
         policy: PodPolicy::default(),
         network: None,
     };

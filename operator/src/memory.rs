@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use lcl_crds::LCLTrainingJob;
 use lcl_operator_core::{
     ValidatedJob,
-    observe::{Problem, Wait},
+    observe::{Obstacle, Problem, Wait},
     resources::{Applied, JobResources},
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
@@ -30,6 +30,10 @@ pub(crate) struct JobMemory {
     pub(crate) unused_epoch: Option<i64>,
     /// Since when something is waited for.
     pub(crate) waiting_since: BTreeMap<Wait, Instant>,
+    /// Uid of a pod that does not start, and why, by the Events about it.
+    pub(crate) explanation: Option<(String, Obstacle)>,
+    /// When Events were last looked for.
+    pub(crate) explained: Option<Instant>,
     /// Why the last attempt to apply something failed.
     pub(crate) problem: Option<Problem>,
     /// Whether objects may be created now.

@@ -47,6 +47,7 @@ use crate::{
 
 mod act;
 mod error;
+mod explain;
 mod objects;
 
 use act::Acted;
@@ -192,6 +193,7 @@ impl Reconciler<'_> {
             pins: held.clone().unwrap_or_else(|| offer.clone()),
             image_pull_policy: images.pull_policy.clone(),
             incident: 0,
+            excluded_nodes: Vec::new(),
             policy: self.context.policy.clone(),
             network: self.context.network.clone(),
         };
@@ -236,6 +238,7 @@ impl Reconciler<'_> {
             change: change.as_deref(),
             unused_epoch: self.memory.unused_epoch,
             waited: &waited,
+            explanation: self.memory.explanation.as_ref(),
             problem: problem.as_ref().or(self.memory.problem.as_ref()),
             creations_wait: self.memory.gate.shut_for(looked).and_then(|wait| SignedDuration::try_from(wait).ok()),
             now: Timestamp::now(),
@@ -247,8 +250,9 @@ impl Reconciler<'_> {
         self.tell(&decision.events);
         let resources = applied.as_ref().ok().and_then(Clone::clone);
         build.pins = decision.status.pinned.clone().unwrap_or(offer);
+        build.excluded_nodes = decision.status.excluded_nodes.iter().map(|excluded| excluded.node.clone()).collect();
         build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
-        let Acted { has_created, error } = self.act(&valid, &build, &api, &decision, resources.as_ref()).await;
+        let Acted { has_created, has_news, error } = self.act(&valid, &build, &api, &decision, resources.as_ref()).await;
         applied?;
         renewed?;
         if let Some(error) = error {
@@ -259,7 +263,7 @@ impl Reconciler<'_> {
             self.memory.gate.pass();
         }
         // The watch has nothing to tell of what the answers have told already: nobody else would wake us to say that the pods are there.
-        let created_wait = has_created.then_some(Duration::ZERO);
+        let created_wait = (has_created || has_news).then_some(Duration::ZERO);
         // The status still says that something is wrong.
         let is_told = self.memory.problem.as_ref().is_some_and(|problem| problem.reason == reason::VALIDATION_FAILED);
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };

@@ -201,15 +201,14 @@ impl TrainError {
             Self::Store(error) if error.is_permanent() => ExitCode::Permanent,
             Self::Member(MemberRunError::Unsaved(_)) => ExitCode::Unsaved,
             Self::Member(MemberRunError::Refused(Refusal::Superseded { .. })) => ExitCode::Superseded,
+            Self::Member(MemberRunError::SelfTest { .. } | MemberRunError::Device(_) | MemberRunError::Nccl { .. }) => ExitCode::Unfit,
             // On another node its pod may fit.
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
             | Self::Member(
                 MemberRunError::Refused(_)
                 | MemberRunError::Parts(_)
-                | MemberRunError::Machine(_)
-                | MemberRunError::SelfTest { .. }
-                | MemberRunError::Nccl { .. },
+                | MemberRunError::Machine(_),
             ) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)

@@ -104,6 +104,8 @@ fn the_codes_of_the_processes_decide_the_code_of_the_whole() {
     // So does one that another has taken the place of; but the whole may be started again.
     let case = Case { scripts: &["exec sleep 1000", "exit 81"], ..CASE };
     check(&case, ExitCode::Retryable, "p1 ended: superseded (exit code 81): the words of 1");
+    let case = Case { scripts: &["exec sleep 1000", "exit 82"], ..CASE };
+    check(&case, ExitCode::Unfit, "p1 ended: the machine is unfit (exit code 82): the words of 1");
     assert_eq!(run(&case).1, 2, "it was started again by this one");
 }
 

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 const MAX_INCIDENTS: i32 = 100;
 /// Thirty days, in which the budget of a job of the longest usual kind is spent once.
 const MAX_WINDOW: i64 = 2_592_000;
+/// Most nodes that a job does without: each stands in every pod of it.
+const MAX_NODES: i32 = 64;
 /// As many rules, and conditions of one, as those of batch Jobs have.
 const MAX_RULES: u32 = 20;
 
@@ -25,6 +27,11 @@ pub struct FailurePolicySpec {
     /// A pod made room for another of a higher priority, or was asked to leave.
     #[serde(default = "preemption")]
     pub preemption: FailureBudgetSpec,
+    /// Nodes that the job does without because a worker failed its self-test there (exit code 82); one more fails the job. A suspension
+    /// forgets them.
+    #[serde(default = "some_nodes")]
+    #[schemars(range(min = 0, max = MAX_NODES))]
+    pub max_excluded_nodes: i32,
     /// Looked at in their order when a pod ends with an error or is deleted; the first that fits says what follows. Without one that fits,
     /// exit codes of the program that say that it would fail again fail the job, and everything else counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -34,7 +41,13 @@ pub struct FailurePolicySpec {
 
 impl Default for FailurePolicySpec {
     fn default() -> Self {
-        Self { application: application(), infrastructure: infrastructure(), preemption: preemption(), rules: Vec::new() }
+        Self {
+            application: application(),
+            infrastructure: infrastructure(),
+            preemption: preemption(),
+            max_excluded_nodes: some_nodes(),
+            rules: Vec::new(),
+        }
     }
 }
 
@@ -134,6 +147,11 @@ fn application() -> FailureBudgetSpec {
 /// One every two minutes: more is no cluster to train on.
 fn infrastructure() -> FailureBudgetSpec {
     FailureBudgetSpec { limit: 30, window_seconds: an_hour() }
+}
+
+/// When a fourth node fails in the same way it is not the nodes.
+const fn some_nodes() -> i32 {
+    3
 }
 
 /// As often as a minute's incidents allow, nearly: who trains on capacity that is taken away has asked for it.

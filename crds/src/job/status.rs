@@ -62,6 +62,11 @@ pub struct LCLTrainingJobStatus {
     /// The newest complete checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<LastCheckpointStatus>,
+    /// Nodes that no worker of the job is placed on any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 65))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["node".to_owned()]))]
+    pub excluded_nodes: Vec<ExcludedNodeStatus>,
     /// The sources of a mixture, in its order. Written with `steps`, so at a bounded rate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -274,6 +279,18 @@ pub struct BudgetStatus {
     pub newest: i64,
     /// When they began, oldest first: those that were within the budget's window when the newest began.
     pub times: Vec<Time>,
+}
+
+/// A node on which a worker failed its self-test.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExcludedNodeStatus {
+    /// Its name.
+    pub node: String,
+    /// What the worker said.
+    pub message: String,
+    /// When it was seen.
+    pub time: Time,
 }
 
 /// A pod whose end is on record.

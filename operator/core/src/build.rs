@@ -36,7 +36,7 @@ pub(crate) use service::build_service;
 pub use service::{coordinator_endpoint, coordinator_name};
 pub(crate) use service_account::build_service_account;
 pub use worker_pod::worker_pod_name;
-pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, avoid_node, build_worker_pod, worker_grace_seconds};
+pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, avoid_node, build_worker_pod, exclude_nodes, worker_grace_seconds};
 
 use crate::{job::ValidatedJob, pod_policy::PodPolicy};
 
@@ -53,6 +53,8 @@ pub struct BuildContext {
     pub image_pull_policy: Option<String>,
     /// Number of the newest incident, which new pods bear.
     pub incident: i64,
+    /// Nodes that no worker is placed on.
+    pub excluded_nodes: Vec<String>,
     /// What pods may do.
     pub policy: PodPolicy,
     /// From where pods are reached; `None` leaves it to the network.

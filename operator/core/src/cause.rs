@@ -24,6 +24,22 @@ pub(crate) fn silence() -> PodEnd {
     }
 }
 
+/// Reason of an end: the worker fails its self-test on its node.
+pub(crate) const NODE_UNFIT: &str = "NodeUnfit";
+/// Reason of an end: the coordinator's pod runs, and its program does not answer.
+const COORDINATOR_HANGS: &str = "CoordinatorHangs";
+
+/// The end of a coordinator that answers neither its node nor the operator. Another takes its place, whose epoch fences it.
+#[must_use]
+pub(crate) fn coordinator_hangs() -> PodEnd {
+    PodEnd {
+        cause: Cause::Infrastructure,
+        reason: COORDINATOR_HANGS.to_owned(),
+        message: "its pod runs, but neither its node nor the operator gets an answer from it".to_owned(),
+        exit_code: None,
+    }
+}
+
 /// Whose fault an end is. Budgets and counters are split by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -184,6 +200,7 @@ pub fn judge_end(pod: Option<&ObservedPod>) -> PodEnd {
     };
     let (cause, reason) = match decided {
         Some(ExitCode::Preempted) => (Cause::Preemption, "Left"),
+        Some(ExitCode::Unfit) => (Cause::Infrastructure, NODE_UNFIT),
         Some(_) => (Cause::Application, "RetryableFailure"),
         None if end.reason == "OOMKilled" => (Cause::Application, "OutOfMemory"),
         None if code > 128 => (Cause::Application, "Killed"),

@@ -78,6 +78,10 @@ pub mod reason {
     pub const SUSPENDED: &str = "Suspended";
     /// The job goes on after a suspension.
     pub const RESUMED: &str = "Resumed";
+    /// Workers fail their self-test on more nodes than the failure policy allows.
+    pub const TOO_MANY_UNFIT_NODES: &str = "TooManyUnfitNodes";
+    /// Event: no worker of the job is placed on a node any more.
+    pub const NODE_EXCLUDED: &str = "NodeExcluded";
     /// A budget of the failure policy is spent.
     pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
     /// The stored job breaks a rule: the installed definition is another one than the operator's.
@@ -148,6 +152,11 @@ pub enum Action {
         /// Without waiting for its node.
         force: bool,
     },
+    /// Look for the reason why a pod does not start among the Events about it.
+    ExplainPod {
+        /// Its uid.
+        uid: String,
+    },
     /// Delete the job, and with it all that belongs to it.
     DeleteJob,
     /// Create the coordinator's pod.
@@ -215,6 +224,7 @@ fn run(draft: &mut Draft) -> Option<ending::End> {
     }
     pods::decide_surplus(draft);
     pods::decide_world(draft);
+    pods::explain_start(draft);
     progress::derive(draft);
     None
 }

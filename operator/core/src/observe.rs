@@ -40,6 +40,8 @@ pub struct ObservedJob<'a> {
     /// How long what was waited for at the look before has been: measured here, so that no other machine's clock, and no step of our own,
     /// makes a wait too short or without end.
     pub waited: &'a BTreeMap<Wait, SignedDuration>,
+    /// Uid of a pod that does not start, and why, where its own status does not say so.
+    pub explanation: Option<&'a (String, Obstacle)>,
     /// Why the last attempt to apply something failed.
     pub problem: Option<&'a Problem>,
     /// Nothing may be created for so long: the API server has refused it.
@@ -65,6 +67,10 @@ pub enum Wait {
     Deletion(String),
     /// The coordinator hears nothing of its members.
     Silence(String),
+    /// It is the coordinator's, and does not answer.
+    Answer(String),
+    /// It is on its node, and none of its containers runs.
+    Start(String),
     /// The group was asked to write a checkpoint and end.
     Stop,
 }

@@ -15,7 +15,7 @@ use k8s_openapi::api::{
 use crate::{
     build::{
         BuildContext, avoid_node, build_config_map, build_coordinator_pod, build_disruption_budget, build_network_policies, build_service,
-        build_service_account, build_worker_pod,
+        build_service_account, build_worker_pod, exclude_nodes,
     },
     job::ValidatedJob,
     validate::FieldErrors,
@@ -86,7 +86,8 @@ impl JobResources<Applied> {
     /// `<job>-w-<index>`: the same for every size of the world, so that scaling touches no pod that stays. Refused is one that would do what
     /// is not allowed, whatever was asked of its job when that was read.
     pub fn worker_pod(&self, job: &ValidatedJob, context: &BuildContext, index: u32) -> Result<Pod, FieldErrors> {
-        let pod = build_worker_pod(job, context, self, index);
+        let mut pod = build_worker_pod(job, context, self, index);
+        exclude_nodes(&mut pod, context.excluded_nodes.iter().map(String::as_str));
         let breaches = context.policy.check("pod", Some(&pod.metadata), pod.spec.as_ref());
         if breaches.is_empty() { Ok(pod) } else { Err(FieldErrors::from(breaches)) }
     }

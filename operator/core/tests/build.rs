@@ -43,6 +43,7 @@ fn context() -> BuildContext {
         },
         image_pull_policy: None,
         incident: 3,
+        excluded_nodes: Vec::new(),
         policy: PodPolicy::default(),
         network: Some(network()),
     }
@@ -313,8 +314,30 @@ fn a_worker_is_placed_elsewhere_than_on_a_silent_node_and_keeps_what_the_templat
     let pod = serde_json::to_value(applied(&job).worker_pod_elsewhere(&job, &context_of(&job), 0, "node-7").unwrap()).unwrap();
     let preferred = &pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
     assert_eq!(preferred[0]["preference"]["matchExpressions"][0]["key"], "zone");
-    let elsewhere = json!([{ "key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-7"] }]);
-    assert_eq!((&preferred[1]["preference"]["matchExpressions"], &preferred[1]["weight"]), (&elsewhere, &json!(100)));
+    let elsewhere = json!([{ "key": "metadata.name", "operator": "NotIn", "values": ["node-7"] }]);
+    assert_eq!((&preferred[1]["preference"]["matchFields"], &preferred[1]["weight"]), (&elsewhere, &json!(100)));
+}
+
+/// Of several terms one has to hold: a node that is excluded has to be so in each.
+#[test]
+fn a_worker_is_placed_on_no_excluded_node_whatever_the_template_demands() {
+    let excluded = |template: &str| {
+        let job = valid(template);
+        let context = BuildContext { excluded_nodes: vec!["node-1".to_owned(), "node-2".to_owned()], ..context_of(&job) };
+        let pod = serde_json::to_value(applied(&job).worker_pod(&job, &context, 0).unwrap()).unwrap();
+        pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].clone()
+    };
+    // The API server takes one value for a field.
+    let others = json!(["node-1", "node-2"].map(|node| json!({ "key": "metadata.name", "operator": "NotIn", "values": [node] })));
+    assert_eq!(excluded(""), json!([{ "matchFields": others }]));
+    let zones = excluded(
+        "spec.workers.template = {'spec': {'containers': [{'name': 'worker'}], 'affinity': {'nodeAffinity': \
+         {'requiredDuringSchedulingIgnoredDuringExecution': {'nodeSelectorTerms': [ \
+         {'matchExpressions': [{'key': 'zone', 'operator': 'In', 'values': ['a']}]}, \
+         {'matchExpressions': [{'key': 'zone', 'operator': 'In', 'values': ['b']}]}]}}}}}",
+    );
+    let term = |zone: &str| json!({ "matchExpressions": [{ "key": "zone", "operator": "In", "values": [zone] }], "matchFields": others });
+    assert_eq!(zones, json!([term("a"), term("b")]));
 }
 
 #[test]

@@ -48,6 +48,7 @@ fn context(job: &ValidatedJob, policy: PodPolicy) -> BuildContext {
         pins: PinnedStatus { address, ..offer(job, 1, "coordinator", "trainer") },
         image_pull_policy: None,
         incident: 0,
+        excluded_nodes: Vec::new(),
         policy,
         network: Some(NetworkAccess {
             operator_namespace: "lcl-system".to_owned(),

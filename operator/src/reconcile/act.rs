@@ -35,6 +35,8 @@ struct NewPod {
 #[derive(Default)]
 pub(super) struct Acted {
     pub(super) has_created: bool,
+    /// The status has something to tell that was found out just now.
+    pub(super) has_news: bool,
     /// The first that somebody has to solve, or else the first.
     pub(super) error: Option<ReconcileError>,
 }
@@ -73,6 +75,7 @@ impl Reconciler<'_> {
                     }
                     acted.note(deleted);
                 }
+                Action::ExplainPod { uid } => acted.has_news |= self.explain(uid).await,
                 Action::DeleteJob => acted.note(self.delete_job().await),
                 Action::CreateCoordinator { epoch } => {
                     // Without a configuration and an address no pod could start.

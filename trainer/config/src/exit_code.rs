@@ -27,12 +27,14 @@ pub enum ExitCode {
     /// Of a member: a newer process bears its name, so that nothing its worker starts will be let in again. The worker ends; what started
     /// the worker may start another.
     Superseded = 81,
+    /// This machine fails the self-test: its processor, its GPU or its network does not do what is asked of it. Another machine may.
+    Unfit = 82,
 }
 
 impl ExitCode {
     /// Every code.
-    pub const ALL: [Self; 7] =
-        [Self::Success, Self::Usage, Self::Permanent, Self::Unsaved, Self::Retryable, Self::Preempted, Self::Superseded];
+    pub const ALL: [Self; 8] =
+        [Self::Success, Self::Usage, Self::Permanent, Self::Unsaved, Self::Retryable, Self::Preempted, Self::Superseded, Self::Unfit];
 
     /// The number the process returns.
     #[must_use]
@@ -49,7 +51,7 @@ impl ExitCode {
     /// Whether starting again with the same input can lead further.
     #[must_use]
     pub const fn is_worth_another_try(self) -> bool {
-        matches!(self, Self::Unsaved | Self::Retryable | Self::Preempted | Self::Superseded)
+        matches!(self, Self::Unsaved | Self::Retryable | Self::Preempted | Self::Superseded | Self::Unfit)
     }
 }
 
@@ -63,6 +65,7 @@ impl fmt::Display for ExitCode {
             Self::Retryable => "retryable failure",
             Self::Preempted => "preempted",
             Self::Superseded => "superseded",
+            Self::Unfit => "the machine is unfit",
         })
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{command::Command, convert::write_to_member, metrics::Metrics};
+use crate::{command::Command, convert::write_to_member, metrics::Metrics, pulse::BEAT};
 
 /// Messages that may wait for one member: many times what a rendezvous has in flight, and small enough that a dead member's share does not
 /// matter.
@@ -80,6 +80,8 @@ impl Driver {
         self.publish();
         let mut stale = false;
         loop {
+            metrics.beat();
+            let beat = Instant::now() + BEAT;
             let tick = self.machine.deadline().map(|deadline| self.start + deadline);
             let due = self.published + self.status_interval();
             tokio::select! {
@@ -96,6 +98,7 @@ impl Driver {
                     Some(input) => self.take(input),
                     None => return,
                 },
+                () = sleep_until(beat) => continue,
             }
             stale = true;
             if self.published.elapsed() >= self.status_interval() {

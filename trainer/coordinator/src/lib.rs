@@ -13,6 +13,7 @@ mod driver;
 mod metrics;
 mod metrics_page;
 mod overseer;
+mod pulse;
 mod server;
 
 pub use client::{ClientOptions, Commands, GroupStore, MemberClient, PendingAnswer, StartError, StoreError, draw_number};
@@ -23,6 +24,7 @@ pub use lcl_security::{
 pub use metrics::Metrics;
 pub use metrics_page::serve_metrics;
 pub use overseer::{Overseer, Sight};
+pub use pulse::Unhealthy;
 pub use server::{Incoming, ServeError, serve, serve_on, serve_with};
 
 /// Largest message in bytes that either side accepts: a store value with room to spare. Larger ones end the stream.

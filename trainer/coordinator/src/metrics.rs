@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::AtomicU64,
     },
 };
 
@@ -23,6 +23,9 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use tokio::time::Instant;
+
+use crate::pulse::{Pulse, Unhealthy};
 
 /// A step or a generation: beyond what a signed number of 64 bits holds.
 type Number = Gauge<u64, AtomicU64>;
@@ -45,7 +48,7 @@ pub struct Metrics {
     sources: Sources,
     messages: Family<MessageLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
-    has_ended: AtomicBool,
+    pulse: Pulse,
 }
 
 /// The sources of a mixture. What is told of them are the newest figures; a source that is not told of has no series.
@@ -146,7 +149,7 @@ pub(crate) struct Serving<'a>(&'a Metrics);
 
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
-        self.0.has_ended.store(true, Ordering::Relaxed);
+        self.0.pulse.end();
     }
 }
 
@@ -176,7 +179,7 @@ impl Metrics {
             sources: Sources::default(),
             messages: Family::default(),
             refused: Family::default(),
-            has_ended: AtomicBool::new(false),
+            pulse: Pulse::default(),
         };
         let mut registry = Registry::default();
         let own = registry.sub_registry_with_prefix("lcl_coordinator");
@@ -216,9 +219,16 @@ impl Metrics {
     }
 
     /// Whether the machine runs, or is about to.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        !self.has_ended.load(Ordering::Relaxed)
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn check_health(&self) -> Result<(), Unhealthy> {
+        self.pulse.check(Instant::now())
+    }
+
+    /// The machine's task has turned.
+    pub(crate) fn beat(&self) {
+        self.pulse.beat(Instant::now());
     }
 
     /// The machine runs until the answer is dropped.

@@ -20,7 +20,10 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) -> io::
     let health = {
         let metrics = Arc::clone(&metrics);
         move || async move {
-            if metrics.is_alive() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "the coordinator has ended") }
+            match metrics.check_health() {
+                Ok(()) => (StatusCode::OK, "ok".to_owned()),
+                Err(unhealthy) => (StatusCode::SERVICE_UNAVAILABLE, unhealthy.to_string()),
+            }
         }
     };
     let render = move || async move {

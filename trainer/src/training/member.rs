@@ -30,7 +30,7 @@ use lcl_protocol::{
     MemberName, MemberSettings, Plan, Refusal, Role,
 };
 use lcl_torch::{
-    Device, Learner, MemberStep, StepReport, choose_device,
+    Device, DeviceTestError, Learner, MemberStep, StepReport, choose_device,
     collectives::{AbortHandle, Group, GroupError, GroupOptions, SelfTestError, Usage},
     shim::ShimError,
 };
@@ -119,6 +119,9 @@ pub enum MemberRunError {
         #[source]
         source: SelfTestError,
     },
+    /// The device computes wrongly, or not at all.
+    #[error("this machine fails the self-test")]
+    Device(#[from] DeviceTestError),
     /// This member computes on a GPU, and NCCL is not there.
     #[error("members on GPUs sum by NCCL")]
     Nccl {

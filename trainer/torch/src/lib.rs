@@ -9,6 +9,7 @@ pub mod allocator;
 mod batch;
 pub mod collectives;
 mod device;
+mod device_test;
 mod hash;
 mod layout;
 mod learner;
@@ -28,6 +29,7 @@ pub use batch::MicroBatch;
 #[doc(hidden)]
 pub use batch::to_host;
 pub use device::{DeviceError, choose_device, set_threads};
+pub use device_test::{DeviceTestError, test_device};
 #[doc(hidden)]
 pub use layout::LayoutFaults;
 pub use layout::{BatchError, TokenUse, token_uses};

@@ -43,8 +43,8 @@ const CACHE_VOLUME_PART: u64 = 4;
 const SHARED_MEMORY: &str = "8Gi";
 /// Time to finish a step and commit a checkpoint after SIGTERM, when the template does not say.
 const GRACE_SECONDS: i64 = 120;
-/// A node's name, as a label of its own.
-const HOST_NAME: &str = "kubernetes.io/hostname";
+/// A node's name, the one field that nodes are selected by.
+const NODE_NAME_FIELD: &str = "metadata.name";
 /// The greatest that there is.
 const GREATEST_WEIGHT: i32 = 100;
 /// Place of a pod among its peers, as batch Jobs label it: topology-aware schedulers order by it.
@@ -95,16 +95,31 @@ pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resou
     Pod { metadata: pod_metadata, spec: Some(spec), status: None }
 }
 
+/// A node other than this one. By its name: its label `kubernetes.io/hostname` may say something else.
+fn other_than(node: &str) -> NodeSelectorRequirement {
+    NodeSelectorRequirement { key: NODE_NAME_FIELD.to_owned(), operator: "NotIn".to_owned(), values: Some(vec![node.to_owned()]) }
+}
+
+/// Has a pod placed on none of these nodes.
+pub(crate) fn exclude_nodes<'a>(pod: &mut Pod, nodes: impl Iterator<Item = &'a str>) {
+    let others: Vec<_> = nodes.map(other_than).collect();
+    if others.is_empty() {
+        return;
+    }
+    let affinity = pod.spec.get_or_insert_default().affinity.get_or_insert_default().node_affinity.get_or_insert_default();
+    let terms = &mut affinity.required_during_scheduling_ignored_during_execution.get_or_insert_default().node_selector_terms;
+    if terms.is_empty() {
+        terms.push(NodeSelectorTerm::default());
+    }
+    // One of the terms has to hold, and of a term everything.
+    for term in terms {
+        term.match_fields.get_or_insert_default().extend(others.iter().cloned());
+    }
+}
+
 /// Has a pod placed elsewhere, if there is room elsewhere.
 pub(crate) fn avoid_node(pod: &mut Pod, node: &str) {
-    let elsewhere = NodeSelectorTerm {
-        match_expressions: Some(vec![NodeSelectorRequirement {
-            key: HOST_NAME.to_owned(),
-            operator: "NotIn".to_owned(),
-            values: Some(vec![node.to_owned()]),
-        }]),
-        match_fields: None,
-    };
+    let elsewhere = NodeSelectorTerm { match_expressions: None, match_fields: Some(vec![other_than(node)]) };
     let affinity = pod.spec.get_or_insert_default().affinity.get_or_insert_default().node_affinity.get_or_insert_default();
     let preferred = affinity.preferred_during_scheduling_ignored_during_execution.get_or_insert_default();
     preferred.push(PreferredSchedulingTerm { weight: GREATEST_WEIGHT, preference: elsewhere });

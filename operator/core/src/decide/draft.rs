@@ -6,7 +6,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::{SignedDuration, Timestamp},
 };
-use lcl_crds::{LCLTrainingJobStatus, LastFailureStatus, ReplacingStatus, StepsStatus};
+use lcl_crds::{ExcludedNodeStatus, LCLTrainingJobStatus, LastFailureStatus, ReplacingStatus, StepsStatus};
 
 use super::{
     Action, Decision, JobEvent,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     build::coordinator_name,
-    cause::{NODE_LOST, NODE_SILENT, PodEnd, Verdict, judge_by_policy},
+    cause::{NODE_LOST, NODE_SILENT, NODE_UNFIT, PodEnd, Verdict, judge_by_policy},
     observe::{GroupStatus, Link, ObservedJob, ObservedPod, Wait},
     pins::in_force,
 };
@@ -136,6 +136,9 @@ impl<'a> Draft<'a> {
         if let Some(replacing) = self.status.replacing.last_mut() {
             replacing.avoided_node = node;
         }
+        if end.reason == NODE_UNFIT {
+            self.exclude(pod, end);
+        }
         end.cause.count(&mut self.status.restarts);
         self.set_last_failure(name, end);
         let policy = &self.observed.job.spec().failure_policy;
@@ -150,6 +153,17 @@ impl<'a> Draft<'a> {
         let reason = if is_coordinator { reason::COORDINATOR_REPLACED } else { reason::WORKER_REPLACED };
         self.events.push(JobEvent { warning: true, reason, note: format!("{name}: {}: {}", end.reason, end.message) });
         true
+    }
+
+    /// No worker is placed on this pod's node any more.
+    fn exclude(&mut self, pod: Option<&ObservedPod>, end: &PodEnd) {
+        let Some(node) = pod.and_then(|pod| pod.node.clone()) else { return };
+        if self.status.excluded_nodes.iter().any(|excluded| excluded.node == node) {
+            return;
+        }
+        let note = format!("no worker is placed on {node} any more: {}", end.message);
+        self.events.push(JobEvent { warning: true, reason: reason::NODE_EXCLUDED, note });
+        self.status.excluded_nodes.push(ExcludedNodeStatus { node, message: end.message.clone(), time: Time(self.observed.now) });
     }
 
     /// Puts a pod on record as one that is being replaced, in the place of its predecessor. `false`: there is no room now.

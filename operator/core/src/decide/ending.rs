@@ -83,9 +83,16 @@ pub(super) fn find_deadline(draft: &mut Draft) -> Option<End> {
     None
 }
 
-/// Whether a budget of failures is spent.
+/// Whether a budget of failures is spent, or too many nodes are unfit.
 pub(super) fn find_exhaustion(draft: &Draft) -> Option<End> {
     let policy = &draft.observed.job.spec().failure_policy;
+    let excluded = &draft.status.excluded_nodes;
+    if excluded.len() > usize::try_from(policy.max_excluded_nodes).unwrap_or_default() {
+        let names: Vec<_> = excluded.iter().map(|excluded| excluded.node.as_str()).collect();
+        let last = excluded.last().map_or_else(String::new, |last| format!(", the last: {}", last.message));
+        let message = format!("workers fail their self-test on {} (spec.failurePolicy.maxExcludedNodes){last}", names.join(", "));
+        return Some(End { complete: false, reason: reason::TOO_MANY_UNFIT_NODES, message, pod: None });
+    }
     let spent = budgets::find_spent(draft.status.failures.as_ref()?, policy, draft.observed.now)?;
     let last = draft.status.last_failure.as_ref().map_or_else(String::new, |last| format!(", the last: {}: {}", last.pod, last.message));
     let budgets::Spent { budget, incidents, window_seconds } = spent;
@@ -166,7 +173,8 @@ fn clean_up_pods(draft: &mut Draft, all: bool) {
         let goes = match pod.role {
             // The last members may not have heard of the end yet.
             PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= deadline,
-            PodRole::Worker(_) if pod.end.is_some() => all,
+            // Of one that runs on though its worker has ended a sidecar is left.
+            PodRole::Worker(_) if pod.end.is_some() => all || pod.running,
             // One that has no node yet would train for nobody.
             PodRole::Worker(_) => pod.node.is_none() || is_over,
         };

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::SignedDuration;
 use super::{Action, JobEvent, draft::Draft, reason};
 use crate::{
     build::{coordinator_name, worker_pod_name},
-    cause::{judge_end, silence},
+    cause::{coordinator_hangs, judge_end, silence},
     observe::{Link, MemberBounds, ObservedPod, PodRole, Wait},
     timeouts::Timeouts,
 };
@@ -21,6 +21,13 @@ const DRAIN_LIMIT_UNASKED: SignedDuration = SignedDuration::from_secs(30);
 /// Time for members that the coordinator has given up to come back, as they do after a broken connection. With the usual heartbeat time-out of
 /// 10 s a silent node is replaced within 15 s.
 const SILENCE: SignedDuration = SignedDuration::from_secs(3);
+/// A coordinator that has not answered for ten seconds, and that its node calls not ready, has as long again to recover: its node asks it every
+/// two seconds, and three answers have to be missing. Its members train on meanwhile.
+const HANGS: SignedDuration = SignedDuration::from_secs(10);
+/// A pod whose containers do not run after so long on its node may be kept from it by a volume, which its status does not tell.
+const START: SignedDuration = SignedDuration::from_secs(10);
+/// Between two looks at the Events about it.
+const START_LOOK: SignedDuration = SignedDuration::from_secs(15);
 /// Between two looks at a worker that drains.
 const DRAIN_LOOK: SignedDuration = SignedDuration::from_secs(1);
 
@@ -117,9 +124,17 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
         return Presence::Foreign;
     }
     if pod.end.is_none() && pod.deletion.is_none() {
-        if is_silent(draft, name, pod) {
-            if draft.record_end(name, Some(pod), &silence()) {
-                draft.actions.push(Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force: true });
+        // The node of a hung program answers, and ends it; one that does not answer is no longer asked once the pod's time is over.
+        let given_up = if is_silent(draft, name, pod) {
+            Some((silence(), true))
+        } else if hangs(draft, pod) {
+            Some((coordinator_hangs(), false))
+        } else {
+            None
+        };
+        if let Some((end, force)) = given_up {
+            if draft.record_end(name, Some(pod), &end) {
+                draft.actions.push(Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force });
             }
             return Presence::Taken;
         }
@@ -141,6 +156,13 @@ fn is_silent(draft: &mut Draft, name: &str, pod: &ObservedPod) -> bool {
     }
     let heard: BTreeSet<&str> = group.members.iter().map(|member| member.worker.as_str()).collect();
     group.silent.len() <= heard.len() && draft.has_waited(Wait::Silence(pod.uid.clone()), SILENCE)
+}
+
+/// Whether the coordinator's program runs and does nothing: neither its node nor the operator gets an answer. One that only the operator cannot
+/// reach may serve its members well.
+fn hangs(draft: &mut Draft, pod: &ObservedPod) -> bool {
+    let is_unanswered = pod.role == PodRole::Coordinator && pod.running && !pod.ready && *draft.observed.link == Link::Unreachable;
+    is_unanswered && draft.has_waited(Wait::Answer(pod.uid.clone()), HANGS)
 }
 
 /// Deletes a pod that has ended, and one whose node does not answer without asking the node: the coordinator has fenced its members.
@@ -193,5 +215,18 @@ pub(super) fn decide_world(draft: &mut Draft) {
     let wanted = MemberBounds::of(draft.observed.job);
     if draft.group().is_some_and(|group| group.members_wanted != wanted) {
         draft.actions.insert(0, Action::SetWorld(wanted));
+    }
+}
+
+/// Looks into the first pod that is on its node and does not start, while nothing is said of the reason: an image that is being pulled, or a
+/// volume that cannot be mounted.
+pub(super) fn explain_start(draft: &mut Draft) {
+    let observed = draft.observed;
+    let is_silent = |pod: &ObservedPod| !pod.running && pod.end.is_none() && pod.deletion.is_none() && pod.obstacle.is_none();
+    let starting = observed.pods.values().filter(|pod| pod.owner == observed.uid && pod.node.is_some() && is_silent(pod));
+    let late: Vec<_> = starting.filter(|pod| draft.has_waited(Wait::Start(pod.uid.clone()), START)).collect();
+    if let Some(pod) = late.first() {
+        draft.actions.push(Action::ExplainPod { uid: pod.uid.clone() });
+        draft.wake_at(observed.now.checked_add(START_LOOK).unwrap_or(observed.now));
     }
 }

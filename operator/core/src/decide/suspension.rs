@@ -46,6 +46,8 @@ pub(super) fn rest(draft: &mut Draft) {
     begin_anew(draft);
     // What is told of a group is told of one that is there.
     (draft.status.group, draft.status.start_time) = (None, None);
+    // Somebody may have had them repaired.
+    draft.status.excluded_nodes.clear();
     draft.set(condition::SUSPENDED, "True", reason::SUSPENDED, "spec.suspend is true");
     describe(draft, JobState::Suspended, reason::SUSPENDED, "spec.suspend is true");
     draft.unset(condition::RECONCILING);

@@ -505,6 +505,8 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.cleanPodPolicy = 'running'", "spec.cleanPodPolicy", "must be one of All, Running, None"),
     ("spec.backoffLimit = 3", "spec.backoffLimit", "no such field"),
     ("spec.failurePolicy.application = {'limit': -1}", "spec.failurePolicy.application.limit", "must be at least 0"),
+    ("spec.failurePolicy.maxExcludedNodes = -1", "spec.failurePolicy.maxExcludedNodes", "must be at least 0"),
+    ("spec.failurePolicy.maxExcludedNodes = 65", "spec.failurePolicy.maxExcludedNodes", "must be at most 64"),
     ("spec.failurePolicy.preemption = {'limit': 101}", "spec.failurePolicy.preemption.limit", "must be at most 100"),
     ("spec.failurePolicy.infrastructure = {'windowSeconds': 60}", "spec.failurePolicy.infrastructure.limit", "must be given"),
     (

@@ -9,6 +9,7 @@ use lcl_torch::{
     Device,
     collectives::{AbortHandle, self_test},
     shim::{nccl, process},
+    test_device,
 };
 use lcl_trainer_config::ExitCode;
 
@@ -20,14 +21,16 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// longer, and the others wait for this member to report itself.
 const ABORT_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Fails where groups cannot be formed at all: a member that found out in its first generation would be started again and again.
+/// Fails on a machine that computes wrongly, and where groups cannot be formed at all: a member that found out in its first group would be
+/// started again and again, and one that never found out would spoil what the others compute.
 pub(super) fn check(host: IpAddr, device: Device) -> Result<(), MemberRunError> {
     let begun = Instant::now();
+    test_device(device)?;
     if device.is_cuda() {
         nccl::load().map_err(|source| MemberRunError::Nccl { source })?;
     }
     self_test(host, SELF_TEST_TIMEOUT).map_err(|source| MemberRunError::SelfTest { host, source })?;
-    tracing::debug!(%host, seconds = begun.elapsed().as_secs_f64(), "collectives work");
+    tracing::debug!(%host, seconds = begun.elapsed().as_secs_f64(), "the machine passes the self-test");
     Ok(())
 }
 

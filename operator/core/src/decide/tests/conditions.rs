@@ -6,7 +6,7 @@ use lcl_crds::JobState;
 
 use super::scene::{COORDINATOR, Scene, reasons};
 use crate::{
-    decide::{condition, reason},
+    decide::{Action, condition, reason},
     observe::{GroupPhase, Link, Obstacle, Problem},
 };
 
@@ -190,4 +190,32 @@ fn a_pod_that_cannot_start_is_named_with_its_container_and_the_reason_and_is_no_
     }
     scene.settle();
     assert_eq!(scene.condition(condition::PODS_READY), Some(("False", reason::WAITING_FOR_WORKERS)));
+}
+
+/// The kubelet says in Events alone which volume is missing: the operator looks there, and at nothing that starts in time.
+#[test]
+fn a_pod_that_does_not_start_is_looked_into_and_what_is_found_is_told() {
+    let mut scene = Scene::new("");
+    scene.settle();
+    let uid = scene.uid_of("job-w-1");
+    scene.change("job-w-1", |pod| (pod.running, pod.ready) = (false, false));
+    let explain = Action::ExplainPod { uid: uid.clone() };
+    assert_eq!(scene.round().again_after, Some(Duration::from_secs(10)));
+    scene.after(9);
+    assert!(!scene.round().actions.contains(&explain));
+    scene.after(1);
+    let decision = scene.round();
+    assert_eq!((decision.actions, decision.again_after), (vec![explain.clone()], Some(Duration::from_secs(15))));
+    let message = "MountVolume.SetUp failed for volume \"token\" : secret \"token\" not found";
+    scene.explanation =
+        Some((uid, Obstacle { container: None, reason: "FailedMount".to_owned(), message: message.to_owned() }));
+    let decision = scene.round();
+    assert_eq!(reasons(&decision.events), [reason::POD_CANNOT_START]);
+    assert_eq!(decision.events[0].note, format!("pod job-w-1 cannot start: FailedMount: {message}"));
+    assert_eq!(scene.condition(condition::RECONCILING), Some(("True", reason::POD_CANNOT_START)));
+    assert_eq!((reasons(&scene.round().events), scene.restarts()), (vec![], 0));
+    // It starts.
+    scene.change("job-w-1", |pod| (pod.running, pod.ready) = (true, true));
+    assert_eq!(scene.round().actions, []);
+    assert_eq!(scene.condition(condition::RECONCILING), Some(("True", "InProgress")));
 }

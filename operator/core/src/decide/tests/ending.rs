@@ -197,3 +197,18 @@ fn a_job_that_is_over_goes_when_it_says_and_not_before() {
     scene.settle();
     assert!(!scene.is_deleted, "it stays where it says nothing");
 }
+
+#[test]
+fn a_sidecar_that_never_ends_does_not_keep_a_finished_workers_pod() {
+    let mut scene = Scene::training("");
+    for name in ["job-w-0", "job-w-1"] {
+        scene.exit(name, 0);
+    }
+    // The worker's container has ended, and the pod runs.
+    scene.change("job-w-1", |pod| pod.running = true);
+    let uid = scene.uid_of("job-w-1");
+    scene.settle();
+    assert_eq!(value(&scene, condition::COMPLETE).as_deref(), Some("True"));
+    assert!(scene.pods.get("job-w-1").is_none_or(|pod| pod.uid == uid && pod.deletion.is_some()), "{:?}", scene.pods);
+    assert!(scene.pods.contains_key("job-w-0"), "its logs are kept");
+}

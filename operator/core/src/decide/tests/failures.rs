@@ -8,6 +8,7 @@ use super::scene::{COORDINATOR, GRACE, Scene, reasons};
 use crate::{
     Timeouts,
     decide::{Action, condition, reason},
+    observe::Link,
 };
 
 fn delete(scene: &Scene, name: &str, force: bool) -> Action {
@@ -406,4 +407,80 @@ fn a_worker_that_the_coordinator_gave_up_unheard_is_replaced_before_kubernetes_n
     scene.after(60);
     scene.settle();
     assert_eq!(scene.restarts(), 0);
+}
+
+/// A node calls a hung program not ready; one that only the operator cannot reach is left alone.
+#[test]
+fn a_coordinator_that_answers_neither_its_node_nor_the_operator_is_replaced_and_one_that_answers_its_node_is_not() {
+    let mut scene = Scene::training("");
+    scene.link = Link::Unreachable;
+    scene.settle();
+    scene.after(3600);
+    assert_eq!(scene.settle(), [], "its node says that it is ready");
+    assert_eq!(scene.condition("Running"), Some(("Unknown", "CoordinatorUnreachable")));
+    scene.change(COORDINATOR, |pod| pod.ready = false);
+    scene.settle();
+    scene.after(9);
+    assert_eq!(scene.settle(), []);
+    // An answer in between.
+    scene.train(7);
+    scene.settle();
+    scene.link = Link::Unreachable;
+    scene.settle();
+    scene.after(9);
+    assert_eq!(scene.settle(), []);
+    scene.after(1);
+    let uid = scene.uid_of(COORDINATOR);
+    let events = scene.settle();
+    assert_eq!(reasons(&events)[0], "CoordinatorReplaced");
+    assert!(events[0].note.contains("CoordinatorHangs"), "{events:?}");
+    assert!(scene.pods[COORDINATOR].deletion.is_some(), "its node is asked to end it");
+    assert_eq!((scene.restarts(), scene.incidents()), (1, 1));
+    // A node that does not answer either.
+    scene.after(GRACE + 5);
+    scene.settle();
+    assert_ne!(scene.uid_of(COORDINATOR), uid);
+    assert_eq!(scene.status.coordinator_epoch, Some(2));
+    assert_eq!((scene.restarts(), scene.incidents()), (1, 1), "counted once");
+}
+
+#[test]
+fn a_worker_that_fails_its_self_test_is_replaced_on_another_node_and_several_such_nodes_fail_the_job() {
+    let mut scene = Scene::training("spec.failurePolicy.maxExcludedNodes = 1");
+    let fail_on = |scene: &mut Scene, name: &str, node: &str| {
+        scene.change(name, |pod| pod.node = Some(node.to_owned()));
+        scene.exit(name, 82);
+        scene.settle()
+    };
+    let events = fail_on(&mut scene, "job-w-0", "sick");
+    assert_eq!(reasons(&events)[..2], ["NodeExcluded", "WorkerReplaced"], "{events:?}");
+    assert!(events[0].note.contains("sick") && events[0].note.contains("words of job-w-0"), "{events:?}");
+    let names = |scene: &Scene| scene.status.excluded_nodes.iter().map(|excluded| excluded.node.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&scene), ["sick"]);
+    assert_eq!((scene.status.restarts.infrastructure, scene.status.restarts.application), (1, 0));
+    assert_eq!(scene.condition("Failed"), None);
+    // Two workers may have had one node.
+    scene.train(2);
+    scene.settle();
+    assert_eq!(reasons(&fail_on(&mut scene, "job-w-1", "sick"))[0], "WorkerReplaced");
+    // A repaired node gets another chance after a suspension.
+    scene.edit("spec.suspend = true");
+    scene.settle();
+    scene.after(GRACE + 200);
+    for name in scene.pods.keys().cloned().collect::<Vec<_>>() {
+        scene.vanish(&name);
+    }
+    scene.settle();
+    assert_eq!(names(&scene), [""; 0]);
+    scene.edit("spec.suspend = false");
+    scene.settle();
+    scene.train(3);
+    scene.settle();
+    fail_on(&mut scene, "job-w-0", "first");
+    scene.train(4);
+    scene.settle();
+    fail_on(&mut scene, "job-w-0", "second");
+    assert_eq!(scene.condition("Failed"), Some(("True", "TooManyUnfitNodes")));
+    let message = &scene.status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap().message;
+    assert!(message.contains("first, second (spec.failurePolicy.maxExcludedNodes)"), "{message}");
 }

@@ -12,7 +12,7 @@ use crate::{
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
     observe::{
-        CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, PodRole, Problem,
+        CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, Obstacle, PodRole, Problem,
         SourceSeen, Wait,
     },
     pins::{find_change, in_force, offer, pinned_spec},
@@ -58,6 +58,7 @@ pub(super) struct Scene {
     held: Value,
     pub(super) unused_epoch: Option<i64>,
     pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
+    pub(super) explanation: Option<(String, Obstacle)>,
     pub(super) problem: Option<Problem>,
     pub(super) creations_wait: Option<SignedDuration>,
     /// The job's deletion was asked for.
@@ -86,6 +87,7 @@ impl Scene {
             held: Value::Null,
             unused_epoch: None,
             waiting_since: BTreeMap::new(),
+            explanation: None,
             problem: None,
             creations_wait: None,
             is_deleted: false,
@@ -126,6 +128,7 @@ impl Scene {
             change: change.as_deref(),
             unused_epoch: self.unused_epoch,
             waited: &waited,
+            explanation: self.explanation.as_ref(),
             problem: self.problem.as_ref(),
             creations_wait: self.creations_wait,
             now: self.now,
@@ -181,6 +184,7 @@ impl Scene {
                     self.delete(name);
                 }
             }
+            Action::ExplainPod { .. } => {}
             Action::DeleteJob => self.is_deleted = true,
             Action::CreateCoordinator { epoch } => {
                 self.unused_epoch = None;
