@@ -36,8 +36,8 @@ pub use job::{
     optimization::{ExactSpec, GradientCompressionSpec, NormalizationSpec, OptimizationSpec, ScheduleSpec, WarmupSpec},
     service_account::ServiceAccountSpec,
     status::{
-        BudgetStatus, ExcludedNodeStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, LastFailureStatus, PinnedStatus,
-        ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
+        BudgetStatus, ExcludedNodeStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus,
+        LastFailureStatus, PinnedStatus, ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
     },
     timeouts::TimeoutsSpec,
     workers::{ElasticSpec, WorkersSpec},

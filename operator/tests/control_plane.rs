@@ -6,6 +6,8 @@ mod support;
 mod election;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
+#[path = "control_plane/obstacles.rs"]
+mod obstacles;
 #[path = "control_plane/proxy.rs"]
 mod proxy;
 

@@ -205,11 +205,7 @@ impl TrainError {
             // On another node its pod may fit.
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
-            | Self::Member(
-                MemberRunError::Refused(_)
-                | MemberRunError::Parts(_)
-                | MemberRunError::Machine(_),
-            ) => ExitCode::Permanent,
+            | Self::Member(MemberRunError::Refused(_) | MemberRunError::Parts(_) | MemberRunError::Machine(_)) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)

@@ -10,6 +10,8 @@ use super::Reconciler;
 
 /// Between two looks at the Events of a job's pods.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// The scheduler's word for a pod that finds no node.
+const FAILED_SCHEDULING: &str = "FailedScheduling";
 /// Events of one pod that are looked at: there are a few for each reason.
 const MOST_EVENTS: u32 = 100;
 
@@ -30,7 +32,9 @@ impl Reconciler<'_> {
                 return false;
             }
         };
-        let newest = events.items.iter().max_by_key(|event| time_of(event));
+        // It has its node by now.
+        let is_over = |event: &Event| event.reason.as_deref() == Some(FAILED_SCHEDULING);
+        let newest = events.items.iter().filter(|event| !is_over(event)).max_by_key(|event| time_of(event));
         let explanation = newest.map(|event| {
             let reason = event.reason.clone().unwrap_or_default();
             (uid.to_owned(), Obstacle { container: None, reason, message: event.message.clone().unwrap_or_default() })

@@ -137,6 +137,13 @@ impl Installed {
         Ok(self.runtime.block_on(self.client.request(request))?)
     }
 
+    /// Creates an object below a path.
+    pub(crate) fn create(&self, path: &str, object: &Value) -> Result<()> {
+        let request = http::Request::post(path).header("content-type", "application/json").body(object.to_string().into_bytes())?;
+        self.runtime.block_on(self.client.request::<Value>(request))?;
+        Ok(())
+    }
+
     /// What the container of a pod has written so far.
     pub(crate) fn log(&self, pod: &str) -> Result<String> {
         let request = http::Request::get(objects(&format!("pods/{pod}/log"))).body(Vec::new())?;

@@ -6,10 +6,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Mutex, PoisonError,
-        atomic::AtomicU64,
-    },
+    sync::{Mutex, PoisonError, atomic::AtomicU64},
 };
 
 use lcl_protocol::{HistoryEvent, Phase, Refusal, SourceProgress, Status, ToCoordinator, ToMember};

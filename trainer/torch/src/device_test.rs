@@ -10,8 +10,7 @@ const SIDE: usize = 256;
 /// On a GPU all of its multiprocessors have something to do.
 const SIDE_CUDA: usize = 2048;
 /// What is tested, in which precision: with what inner dimension and up to which absolute value, so that all sums are exact in it.
-const PRODUCTS: [Product; 2] =
-    [Product { kind: Kind::Float, inner: SIDE, most: 8 }, Product { kind: Kind::BFloat16, inner: 64, most: 1 }];
+const PRODUCTS: [Product; 2] = [Product { kind: Kind::Float, inner: SIDE, most: 8 }, Product { kind: Kind::BFloat16, inner: 64, most: 1 }];
 
 /// A device does not do what is asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +62,8 @@ pub fn test_device(device: Device) -> Result<(), DeviceTestError> {
 
 fn multiply(product: Product, side: usize, left: &[f64], right: &[f64], device: Device) -> Result<Vec<f64>, TchError> {
     let (side, inner) = (side as i64, product.inner as i64);
-    let place = |values: &[f64], shape: [i64; 2]| {
-        Tensor::f_from_slice(values)?.f_reshape(shape)?.f_to_kind(product.kind)?.f_to_device(device)
-    };
+    let place =
+        |values: &[f64], shape: [i64; 2]| Tensor::f_from_slice(values)?.f_reshape(shape)?.f_to_kind(product.kind)?.f_to_device(device);
     let result = place(left, [side, inner])?.f_matmul(&place(right, [inner, side])?)?;
     Vec::try_from(result.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_reshape([-1])?)
 }

@@ -61,7 +61,8 @@ fn judge_workers(draft: &mut Draft, ready: i32) {
 fn describe_obstacles(draft: &Draft) -> Option<String> {
     let observed = draft.observed;
     let ours = observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid);
-    let explained = |pod: &ObservedPod| observed.explanation.filter(|(uid, _)| *uid == pod.uid && !pod.running).map(|(_, obstacle)| obstacle);
+    let explained =
+        |pod: &ObservedPod| observed.explanation.filter(|(uid, _)| *uid == pod.uid && !pod.running).map(|(_, obstacle)| obstacle);
     let mut found = ours.filter_map(|(name, pod)| Some((name, pod.obstacle.as_ref().or_else(|| explained(pod))?)));
     let (name, obstacle) = found.next()?;
     let container = obstacle.container.as_ref().map_or_else(String::new, |container| format!("container {container}: "));

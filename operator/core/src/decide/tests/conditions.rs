@@ -207,8 +207,7 @@ fn a_pod_that_does_not_start_is_looked_into_and_what_is_found_is_told() {
     let decision = scene.round();
     assert_eq!((decision.actions, decision.again_after), (vec![explain.clone()], Some(Duration::from_secs(15))));
     let message = "MountVolume.SetUp failed for volume \"token\" : secret \"token\" not found";
-    scene.explanation =
-        Some((uid, Obstacle { container: None, reason: "FailedMount".to_owned(), message: message.to_owned() }));
+    scene.explanation = Some((uid, Obstacle { container: None, reason: "FailedMount".to_owned(), message: message.to_owned() }));
     let decision = scene.round();
     assert_eq!(reasons(&decision.events), [reason::POD_CANNOT_START]);
     assert_eq!(decision.events[0].note, format!("pod job-w-1 cannot start: FailedMount: {message}"));

@@ -12,8 +12,8 @@ use crate::{
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
     observe::{
-        CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, Obstacle, PodRole, Problem,
-        SourceSeen, Wait,
+        CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, Obstacle, PodRole,
+        Problem, SourceSeen, Wait,
     },
     pins::{find_change, in_force, offer, pinned_spec},
 };
