@@ -81,7 +81,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
 }
 
 async fn listen(address: std::net::SocketAddr, what: &str) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address} for {what}"))?;
+    let listener = lcl_security::listen(address).await.with_context(|| format!("listening on {address} for {what}"))?;
     tracing::info!(address = %listener.local_addr().context("reading the address that it listens on")?, "serves {what}");
     Ok(listener)
 }

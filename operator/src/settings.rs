@@ -32,10 +32,10 @@ pub struct Settings {
     #[arg(long, env = "LCL_KUBE_API_BURST", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub kube_api_burst: u32,
     /// Where /healthz and /readyz are served; port 0 takes a free one
-    #[arg(long, env = "LCL_HEALTH_ADDR", default_value = "0.0.0.0:8081")]
+    #[arg(long, env = "LCL_HEALTH_ADDR", default_value = "[::]:8081")]
     pub health_addr: SocketAddr,
     /// Where /metrics is served; port 0 takes a free one
-    #[arg(long, env = "LCL_METRICS_ADDR", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "LCL_METRICS_ADDR", default_value = "[::]:8080")]
     pub metrics_addr: SocketAddr,
     /// Act only while holding a lease, so that of several operators one acts
     #[arg(long, env = "LCL_LEADER_ELECT")]

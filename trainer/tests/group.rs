@@ -154,12 +154,12 @@ fn in_exact_mode_a_member_with_other_instructions_is_refused_and_the_others_trai
 }
 
 #[test]
-fn a_member_at_an_address_that_is_not_its_hosts_ends_for_good_before_it_attaches() -> Result<()> {
+fn a_member_at_an_address_that_is_not_its_hosts_says_before_it_attaches_that_the_machine_is_unfit() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let run = workbench.begin("elsewhere")?;
     // An address of nobody (RFC 5737), and a coordinator that nothing has to ask.
     let place = ["--insecure", "--output", "json", "--worker", "a", "--node", "a", "--host", "192.0.2.1", "--coordinator", "127.0.0.1:1"];
-    let finished = process::start(run.arguments_of("member", &place)?)?.wait()?.expect_code(ExitCode::Permanent.code())?;
+    let finished = process::start(run.arguments_of("member", &place)?)?.wait()?.expect_code(ExitCode::Unfit.code())?;
     ensure!(finished.stderr.contains("collectives do not work at 192.0.2.1"), "{}", finished.stderr);
     Ok(())
 }

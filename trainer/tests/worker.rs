@@ -41,7 +41,8 @@ fn a_worker_keeps_its_members_alive_waits_for_orphans_and_tells_how_it_ended() -
     let workbench = Workbench::new(&[])?;
     let (alone, run) = (workbench.alone(40)?, workbench.begin("worker")?);
     // Never one alone: it could complete the run before the other is back.
-    let coordinator = Coordinator::start(2, 2)?;
+    // By IPv6, as in a cluster that has nothing else.
+    let coordinator = Coordinator::start_at("[::1]:0", 1, 2, 2)?;
     let termination_log = workbench.path("termination-log");
     fs::write(&termination_log, "")?;
     // All by the environment, as in a pod; and with a child that it has not started, as process 1 of a container gets them.
@@ -54,7 +55,7 @@ fn a_worker_keeps_its_members_alive_waits_for_orphans_and_tells_how_it_ended() -
             ("LCL_COORDINATOR", coordinator.address().to_string()),
         ])
         .envs([("LCL_WORKER", "job-w-0"), ("LCL_MEMBERS_PER_WORKER", "2"), ("LCL_INSECURE", "true"), ("LCL_LOG_FORMAT", "json")])
-        .envs([("LCL_NODE", "n1"), ("LCL_POD_IP", "127.0.0.1"), ("LCL_DRAIN_TIMEOUT", "60")])
+        .envs([("LCL_NODE", "n1"), ("LCL_POD_IP", "::1"), ("LCL_DRAIN_TIMEOUT", "60")])
         .env("LCL_TERMINATION_LOG", &termination_log);
     let worker = process::start_command(command)?;
     await_condition("five steps of two members", || run.has_steps(5))?;

@@ -316,7 +316,10 @@ const ON_THE_WAY: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
 fn read_obstacle(pod: &Pod) -> Option<Obstacle> {
     let status = pod.status.as_ref()?;
-    let unscheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    // What the scheduler says may be older than the node that the pod has by now.
+    let has_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    let mut conditions = status.conditions.iter().flatten().filter(|_| !has_node);
+    let unscheduled = conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
         let reason = condition.reason.clone().unwrap_or_default();
         return Some(Obstacle { container: None, reason, message: condition.message.clone().unwrap_or_default() });

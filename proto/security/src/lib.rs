@@ -8,11 +8,13 @@
 mod credentials;
 mod explain;
 mod handshake;
+mod listen;
 
 use std::{path::PathBuf, sync::Arc};
 
 pub use credentials::{CertificateFiles, CertificateTexts, Credentials, CredentialsError};
 pub use handshake::{Connection, Connector, Refused, Tcp, Transport, accept};
+pub use listen::listen;
 
 /// The name that a coordinator's certificate must hold, whatever its address: pods are reached by IP.
 pub const SERVER_NAME: &str = "lcl-coordinator";

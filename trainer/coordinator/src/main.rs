@@ -14,10 +14,10 @@ use anyhow::{Context, Error, Result};
 use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
 use lcl_coordinator::{Metrics, Security, serve_metrics, serve_with};
 use lcl_protocol::{CoordinatorSettings, World};
+use lcl_security::listen;
 use lcl_trainer_config::ExitCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
@@ -32,7 +32,7 @@ there; with --metrics-listen the line holds \"metrics\":\"IP:PORT\", too. Exit c
 #[command(version, after_help = EXIT_CODES)]
 struct Options {
     /// Address to listen on; port 0 takes a free one, which is announced
-    #[arg(long, env = "LCL_LISTEN", default_value = "0.0.0.0:7433")]
+    #[arg(long, env = "LCL_LISTEN", default_value = "[::]:7433")]
     listen: SocketAddr,
     /// Higher than that of every coordinator of this job before
     #[arg(long, env = "LCL_EPOCH", default_value_t = 1)]
@@ -165,12 +165,12 @@ async fn run(options: &Options, settings: CoordinatorSettings, security: Securit
             () = parent_is_gone => tracing::info!("the process that started this one is gone: ending all streams"),
         }
     };
-    let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
+    let listener = listen(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
     let metrics = Arc::new(Metrics::new());
     let metrics_address = match options.metrics_listen {
         None => None,
         Some(address) => {
-            let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address} for metrics"))?;
+            let listener = listen(address).await.with_context(|| format!("listening on {address} for metrics"))?;
             let address = listener.local_addr().context("reading the address that metrics are served on")?;
             tokio::spawn(serve_metrics(listener, Arc::clone(&metrics)));
             Some(address)

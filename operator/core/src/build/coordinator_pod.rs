@@ -108,8 +108,8 @@ fn annotations(epoch: u64, incident: i64) -> BTreeMap<String, String> {
 fn set_environment(container: &mut Container, job: &ValidatedJob, epoch: u64) {
     let members = i64::from(job.members_per_worker());
     let workers = job.world();
-    set_env(container, "LCL_LISTEN", &format!("0.0.0.0:{COORDINATOR_PORT}"));
-    set_env(container, "LCL_METRICS_LISTEN", &format!("0.0.0.0:{METRICS_PORT}"));
+    set_env(container, "LCL_LISTEN", &format!("[::]:{COORDINATOR_PORT}"));
+    set_env(container, "LCL_METRICS_LISTEN", &format!("[::]:{METRICS_PORT}"));
     set_env(container, "LCL_EPOCH", &epoch.to_string());
     set_env(container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
     set_env(container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());

@@ -135,3 +135,21 @@ fn what_keeps_a_pod_from_starting_reads_the_same_while_the_reason_is_the_same() 
     assert_eq!(obstacle(json!({ "phase": "Pending", "containerStatuses": [waiting("worker", "ContainerCreating", "")] })), None);
     assert_eq!(obstacle(json!({ "phase": "Running", "containerStatuses": [running("worker")] })), None);
 }
+
+/// The scheduler writes its condition on its own, and may do so after the pod was placed by another or at its second try.
+#[test]
+fn a_pod_that_has_its_node_is_not_said_to_find_none() {
+    let pod = |node: Value| {
+        let pod = json!({
+            "metadata": {
+                "name": "job-w-0", "uid": "u", "labels": { "lcl.dev/role": "worker", "lcl.dev/worker-index": "0" },
+                "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "j", "controller": true }],
+            },
+            "spec": { "containers": [], "nodeName": node },
+            "status": { "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }] },
+        });
+        ObservedPod::read(&serde_json::from_value(pod).unwrap()).unwrap().obstacle.map(|obstacle| obstacle.reason)
+    };
+    assert_eq!(pod(Value::Null).as_deref(), Some("Unschedulable"));
+    assert_eq!(pod(json!("node-1")), None);
+}
