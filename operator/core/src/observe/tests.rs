@@ -128,10 +128,6 @@ fn what_keeps_a_pod_from_starting_reads_the_same_while_the_reason_is_the_same() 
     let init = waiting("fetch", "CrashLoopBackOff", "back-off 20s restarting failed container");
     let status = json!({ "initContainerStatuses": [init], "containerStatuses": [waiting("worker", "PodInitializing", "")] });
     assert_eq!(obstacle(status), expected(Some("fetch"), "CrashLoopBackOff", "it ends again and again"));
-    let unschedulable =
-        json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available" });
-    let found = obstacle(json!({ "phase": "Pending", "conditions": [unschedulable] }));
-    assert_eq!(found, expected(None, "Unschedulable", "0/3 nodes are available"));
     assert_eq!(obstacle(json!({ "phase": "Pending", "containerStatuses": [waiting("worker", "ContainerCreating", "")] })), None);
     assert_eq!(obstacle(json!({ "phase": "Running", "containerStatuses": [running("worker")] })), None);
 }
@@ -139,6 +135,7 @@ fn what_keeps_a_pod_from_starting_reads_the_same_while_the_reason_is_the_same() 
 /// The scheduler writes its condition on its own, and may do so after the pod was placed by another or at its second try.
 #[test]
 fn a_pod_that_has_its_node_is_not_said_to_find_none() {
+    let unscheduled = json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available" });
     let pod = |node: Value| {
         let pod = json!({
             "metadata": {
@@ -146,10 +143,11 @@ fn a_pod_that_has_its_node_is_not_said_to_find_none() {
                 "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "j", "controller": true }],
             },
             "spec": { "containers": [], "nodeName": node },
-            "status": { "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }] },
+            "status": { "phase": "Pending", "conditions": [unscheduled] },
         });
-        ObservedPod::read(&serde_json::from_value(pod).unwrap()).unwrap().obstacle.map(|obstacle| obstacle.reason)
+        ObservedPod::read(&serde_json::from_value(pod).unwrap()).unwrap().obstacle
     };
-    assert_eq!(pod(Value::Null).as_deref(), Some("Unschedulable"));
+    let expected = Obstacle { container: None, reason: "Unschedulable".to_owned(), message: "0/3 nodes are available".to_owned() };
+    assert_eq!(pod(Value::Null), Some(expected));
     assert_eq!(pod(json!("node-1")), None);
 }
