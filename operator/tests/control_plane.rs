@@ -13,7 +13,7 @@ mod proxy;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
 };
@@ -555,7 +555,9 @@ impl Coordinator {
         for (name, text) in data {
             fs::write(folder.join(name), BASE64_STANDARD.decode(text.as_str().unwrap_or_default())?)?;
         }
-        let mut command = Command::new(program("lcl-coordinator")?);
+        // `make compat` names that of an earlier version.
+        let coordinator = env::var_os("LCL_COORDINATOR_BIN").map_or_else(|| program("lcl-coordinator"), |path| Ok(path.into()))?;
+        let mut command = Command::new(coordinator);
         for (variable, file) in [("CERTIFICATE", "coordinator.crt"), ("KEY", "coordinator.key"), ("CA", "ca.crt")] {
             command.env(format!("LCL_TLS_{variable}"), folder.join(file));
         }

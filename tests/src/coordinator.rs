@@ -1,6 +1,6 @@
 //! The coordinator as a process.
 
-use std::{net::SocketAddr, process::Command};
+use std::{net::SocketAddr, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -27,7 +27,12 @@ impl Coordinator {
 
     /// Starts one with further arguments: how the wire is protected, and where it listens, are among them.
     pub fn start_with(min: u32, desired: u32, more: &[&str]) -> Result<Self> {
-        let mut command = Command::new(process::coordinator()?);
+        Self::start_program(&process::coordinator()?, min, desired, more)
+    }
+
+    /// The same of another program: that of an earlier version.
+    pub fn start_program(program: &Path, min: u32, desired: u32, more: &[&str]) -> Result<Self> {
+        let mut command = Command::new(program);
         // Long enough for all to come first on a busy machine: what is tested is what happens afterwards.
         command.args(["--formation-wait", "60", "--min-members", &min.to_string(), "--desired-members", &desired.to_string()]);
         command.args(more);
