@@ -10,6 +10,8 @@ mod jobs;
 mod obstacles;
 #[path = "control_plane/proxy.rs"]
 mod proxy;
+#[path = "control_plane/roles.rs"]
+mod roles;
 
 use std::{
     collections::BTreeMap,

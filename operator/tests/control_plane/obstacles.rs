@@ -10,13 +10,13 @@ use super::{
 };
 
 /// Places a pod on a node, as the scheduler does.
-fn bind(installed: &Installed, pod: &str, node: &str) -> Result<()> {
+pub(super) fn bind(installed: &Installed, pod: &str, node: &str) -> Result<()> {
     let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod }, "target": { "kind": "Node", "name": node } });
     installed.create(&objects(&format!("pods/{pod}/binding")), &binding)
 }
 
 /// A warning about a pod, as the kubelet writes it.
-fn warn(installed: &Installed, pod: &str, uid: &str, reason: &str, message: &str, minute: u32) -> Result<()> {
+pub(super) fn warn(installed: &Installed, pod: &str, uid: &str, reason: &str, message: &str, minute: u32) -> Result<()> {
     let time = format!("2026-01-01T00:{minute:02}:00Z");
     let event = json!({
         "apiVersion": "v1", "kind": "Event", "metadata": { "name": format!("{pod}.{minute}"), "namespace": "default" },

@@ -184,11 +184,19 @@ impl Installed {
 
     /// Lines of the audit log about writes of the operators of this account, without leases.
     pub(crate) fn writes_of(&self, account: &str) -> Result<Vec<Value>> {
+        let is_write = |entry: &Value| {
+            !["get", "list", "watch"].contains(&entry["verb"].as_str().unwrap_or_default()) && entry["objectRef"]["resource"] != "leases"
+        };
+        Ok(self.requests_of(account)?.into_iter().filter(is_write).collect())
+    }
+
+    /// Lines of the audit log about all requests of the operators of this account.
+    pub(crate) fn requests_of(&self, account: &str) -> Result<Vec<Value>> {
         let text = fs::read_to_string(self.cluster.ready().folder.join("audit.log"))?;
         // The last line may be half written.
         let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let user = format!("system:serviceaccount:{SYSTEM}:{account}");
-        Ok(entries.filter(|entry| entry["user"]["username"] == user && entry["objectRef"]["resource"] != "leases").collect())
+        Ok(entries.filter(|entry| entry["user"]["username"] == user).collect())
     }
 
     /// A kubeconfig with the rights of a chart's service account and no other.
