@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Where rustup puts cargo, also for the shell that runs make while it is being installed.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help deps emoji documents demo demo-documents test test-deps verify fix bench images images-deps images-check helm s3 gcs azurite chaos sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
+.PHONY: help deps emoji documents demo demo-documents test test-deps verify fix bench images images-deps images-check helm s3 gcs azurite chaos faults sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -107,6 +107,10 @@ bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with 
 chaos: deps ## faults at every place in both modes (15 minutes), then RUNS random runs from SEED on, summed up (a minute each)
 	cargo build --workspace --bin lcl-coordinator --bin lcl-trainer --test chaos
 	RUNS=$(RUNS) SEED=$(SEED) PLAN=$(PLAN) cargo test --workspace --test chaos -- $(ONLY) --ignored --nocapture --test-threads=1
+
+faults: deps cluster-deps helm ## kill the operator after each of its writes for a job of WORKERS workers, 32 by default (minutes)
+	cargo build --workspace --bin lcl-cluster --bin lcl-coordinator --bin lcl-operator --test faults
+	WORKERS=$(WORKERS) cargo test --workspace --test faults -- --ignored --nocapture
 
 sim: ## RUNS simulated runs from SEED on: the real coordinator and clients on a simulated network (0.1 s each)
 	RUNS=$(RUNS) SEED=$(SEED) cargo test --workspace --test simulation -- --ignored --nocapture

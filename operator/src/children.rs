@@ -26,8 +26,7 @@ use kube::{
         watcher,
     },
 };
-use lcl_crds::KIND;
-use lcl_operator_core::covers;
+use lcl_operator_core::{build::is_job, covers};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinSet;
 
@@ -115,7 +114,7 @@ fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watche
         while let Some(change) = changes.next().await {
             match change {
                 Ok(object) => {
-                    let owner = object.owner_references().iter().find(|owner| owner.kind == KIND);
+                    let owner = object.owner_references().iter().find(|owner| is_job(owner));
                     if let (Some(owner), Some(namespace)) = (owner, object.namespace()) {
                         // The receiver ends with the controller.
                         let _ = wake.send(ObjectRef::new(&owner.name).within(&namespace));
@@ -184,7 +183,7 @@ impl Applier<'_> {
         }
         if let Some(live) = live {
             if !live.owner_references().iter().any(|owner| owner.uid == self.job_uid) {
-                let is_of_a_job = live.owner_references().iter().any(|owner| owner.kind == KIND);
+                let is_of_a_job = live.owner_references().iter().any(is_job);
                 return if is_of_a_job { Ok(Found::Leaving) } else { Err(ReconcileError::Foreign { kind, name }) };
             }
             let as_value = |object: &K| serde_json::to_value(object).map_err(|source| ReconcileError::Encode { kind, source });

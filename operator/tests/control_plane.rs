@@ -6,7 +6,7 @@ mod support;
 mod election;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
-#[path = "control_plane/proxy.rs"]
+#[path = "support/proxy.rs"]
 mod proxy;
 
 use std::{

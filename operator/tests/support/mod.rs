@@ -12,6 +12,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -32,6 +33,9 @@ pub(crate) const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrai
 pub(crate) const SYSTEM: &str = "lcl-system";
 
 const OPERATOR: &str = env!("CARGO_BIN_EXE_lcl-operator");
+
+/// Operators that this test has started: each has a log.
+static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// The project's folder.
 pub(crate) fn project() -> PathBuf {
@@ -135,6 +139,14 @@ impl Installed {
     pub(crate) fn look(&self, path: &str) -> Result<Value> {
         let request = http::Request::get(path).body(Vec::new())?;
         Ok(self.runtime.block_on(self.client.request(request))?)
+    }
+
+    /// Writes something as the administrator; a PATCH is a merge.
+    pub(crate) fn send(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
+        let request = request.body(body.to_string().into_bytes())?;
+        Ok(self.runtime.block_on(self.client.request(request)).with_context(|| format!("{method} {path}"))?)
     }
 
     /// What the container of a pod has written so far.
@@ -253,7 +265,7 @@ pub(crate) struct Operator {
 
 impl Operator {
     fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
-        let log = folder.join(format!("operator-{}.log", fs::read_dir(folder)?.count()));
+        let log = folder.join(format!("operator-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", kubeconfig)
             .args(["--coordinator-image=coordinator", "--trainer-image=trainer"].iter().filter(|own| {
