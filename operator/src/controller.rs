@@ -41,7 +41,6 @@ use crate::{
     leftovers::{self, Leftovers},
     memory::Memories,
     metrics::Metrics,
-    pod_actions::delete_pod,
     reconcile::{Context, Images, ReconcileError, StoredJob, reconcile},
 };
 
@@ -184,8 +183,6 @@ async fn reconcile_if_ours(job: Arc<StoredJob>, context: Arc<Context>, claims: O
 async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
     let jobs = &context.jobs;
     let mut leftovers = Leftovers::default();
-    // Before they are listed all pods would look left. The writer goes with the controller, and this with it.
-    let _ = jobs.wait_until_ready().await;
     let mut interval = time::interval(SWEEP_INTERVAL);
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
@@ -194,20 +191,16 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
         let found = leftovers::find(&context.pods, jobs);
         if let Some(claims) = claims.as_ref().filter(|_| gives_up) {
             let with_jobs = jobs.state().into_iter().filter_map(|job| job.namespace());
-            let in_use: HashSet<_> = with_jobs.chain(found.iter().map(|left| left.namespace.clone())).collect();
+            let in_use: HashSet<_> = with_jobs.chain(found.iter().map(|left| left.job.namespace.clone())).collect();
             claims.retain(|namespace| in_use.contains(namespace));
         }
         for left in leftovers.due(Instant::now(), found) {
-            if let Some(claims) = &claims
-                && !claims.hold(&left.namespace).await
-            {
-                continue;
-            }
-            let api = Api::<Pod>::namespaced(context.client.clone(), &left.namespace);
-            let (namespace, pod) = (&left.namespace, &left.name);
-            match delete_pod(&api, &context.pods, pod, &left.uid, true).await {
-                Ok(()) => tracing::info!(namespace, pod, "deleted without its node: the job is over or gone, and the node does not answer"),
-                Err(error) => tracing::warn!(namespace, pod, "tried again later: {error}"),
+            let is_ours = match &claims {
+                Some(claims) => claims.hold(&left.job.namespace).await,
+                None => true,
+            };
+            if is_ours {
+                leftovers::remove(&context.client, &context.pods, &left).await;
             }
         }
     }

@@ -7,11 +7,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    ResourceExt,
+    Api, Client, ResourceExt,
     runtime::reflector::{ObjectRef, Store},
 };
 use lcl_crds::MANAGER;
@@ -22,17 +24,17 @@ use lcl_operator_core::{
 
 use crate::{
     cache::{JobKey, PodCache},
-    reconcile::StoredJob,
+    pod_actions::delete_pod,
+    reconcile::{ReconcileError, StoredJob},
 };
 
 /// A pod that is being deleted and that no reconcile looks at.
 #[derive(Clone, Debug)]
 pub(crate) struct Leftover {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) uid: String,
-    /// How long it was given to end.
-    given: Duration,
+    /// Its job, by the name that it bears.
+    pub(crate) job: JobKey,
+    name: String,
+    pod: Arc<ObservedPod>,
 }
 
 /// Those that are there now.
@@ -40,13 +42,26 @@ pub(crate) fn find(pods: &PodCache, jobs: &Store<StoredJob>) -> Vec<Leftover> {
     let job_of = |key: &JobKey| jobs.get(&ObjectRef::new(&key.name).within(&key.namespace));
     let deleted = pods.deleted().into_iter();
     let left = deleted.filter(|(key, _, pod)| is_left(job_of(key).as_deref(), pod));
-    left.map(|(key, name, pod)| Leftover {
-        namespace: key.namespace,
-        name,
-        uid: pod.uid.clone(),
-        given: pod.deletion.and_then(|given| Duration::try_from(given).ok()).unwrap_or_default(),
-    })
-    .collect()
+    left.map(|(job, name, pod)| Leftover { job, name, pod }).collect()
+}
+
+/// Deletes one without its node, if the API server itself says that no reconcile looks at it: the watch of jobs may be behind, or not have
+/// begun.
+pub(crate) async fn remove(client: &Client, pods: &PodCache, left: &Leftover) {
+    let Leftover { job: JobKey { namespace, name: job }, name, pod } = left;
+    let removed = async {
+        let jobs = Api::<StoredJob>::namespaced(client.clone(), namespace);
+        let found = jobs.get_opt(job).await.map_err(|source| ReconcileError::Api { what: format!("getting job {job}"), source })?;
+        if !is_left(found.as_ref(), pod) {
+            return Ok(());
+        }
+        delete_pod(&Api::<Pod>::namespaced(client.clone(), namespace), pods, name, &pod.uid, true).await?;
+        tracing::info!(namespace, job, pod = name, "deleted without its node, which did not let go of it: the job is over or gone");
+        Ok::<_, ReconcileError>(())
+    };
+    if let Err(error) = removed.await {
+        tracing::warn!(namespace, job, pod = name, "a pod of a job that is over or gone stays for now: {error}");
+    }
 }
 
 /// Whether no reconcile looks at a pod; `job` is the one that has the name of the pod's job now.
@@ -67,12 +82,13 @@ pub(crate) struct Leftovers {
 impl Leftovers {
     /// Those that have had their time and some seconds. Each is told again after as long, in case it stays.
     pub(crate) fn due(&mut self, now: Instant, found: Vec<Leftover>) -> Vec<Leftover> {
-        let uids: HashSet<_> = found.iter().map(|left| left.uid.as_str()).collect();
+        let uids: HashSet<_> = found.iter().map(|left| left.pod.uid.as_str()).collect();
         self.since.retain(|uid, _| uids.contains(uid.as_str()));
         let slack = Duration::try_from(DELETION_SLACK).unwrap_or_default();
         let mut is_due = |left: &Leftover| {
-            let since = self.since.entry(left.uid.clone()).or_insert(now);
-            let is_over = now.duration_since(*since) >= left.given.saturating_add(slack);
+            let since = self.since.entry(left.pod.uid.clone()).or_insert(now);
+            let given = left.pod.deletion.and_then(|given| Duration::try_from(given).ok()).unwrap_or_default();
+            let is_over = now.duration_since(*since) >= given.saturating_add(slack);
             if is_over {
                 *since = now;
             }
@@ -84,14 +100,24 @@ impl Leftovers {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
     use kube::core::DeserializeGuard;
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn left(uid: &str, given: u64) -> Leftover {
-        Leftover { namespace: "team".to_owned(), name: uid.to_owned(), uid: uid.to_owned(), given: Duration::from_secs(given) }
+    fn pod(uid: &str, grace: i64) -> Arc<ObservedPod> {
+        let pod: Pod = serde_json::from_value(json!({ "metadata": {
+            "name": "job-w-0", "namespace": "team", "uid": uid, "labels": { "lcl.dev/role": "worker", "lcl.dev/worker-index": "0" },
+            "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace,
+            "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "j", "controller": true }],
+        }}))
+        .expect("a pod");
+        Arc::new(ObservedPod::read(&pod).expect("one of ours"))
+    }
+
+    fn left(uid: &str, grace: i64) -> Leftover {
+        let job = JobKey { namespace: "team".to_owned(), name: "job".to_owned() };
+        Leftover { job, name: uid.to_owned(), pod: pod(uid, grace) }
     }
 
     #[test]
@@ -99,7 +125,7 @@ mod tests {
         let (mut leftovers, begun) = (Leftovers::default(), Instant::now());
         let mut due = |seconds, found: &[Leftover]| -> Vec<String> {
             let due = leftovers.due(begun + Duration::from_secs(seconds), found.to_vec());
-            due.into_iter().map(|left| left.uid).collect()
+            due.into_iter().map(|left| left.name).collect()
         };
         let both = [left("short", 1), left("long", 30)];
         assert_eq!(due(0, &both), [""; 0]);
@@ -108,7 +134,7 @@ mod tests {
         assert_eq!(due(7, &both), [""; 0], "it was told a moment ago");
         assert_eq!(due(12, &both), ["short"], "it is still there");
         assert_eq!(due(34, &both[1..]), [""; 0]);
-        assert_eq!(due(35, &both), ["long"], "the other begins anew, since it was gone");
+        assert_eq!(due(35, &both), ["long"], "of the other nothing was known any more");
     }
 
     fn job(uid: &str, change: &Value) -> StoredJob {
@@ -130,12 +156,7 @@ mod tests {
 
     #[test]
     fn pods_are_left_of_jobs_that_are_over_or_gone_and_no_others() {
-        let pod: Pod = serde_json::from_value(json!({ "metadata": {
-            "name": "job-w-0", "namespace": "team", "uid": "p", "labels": { "lcl.dev/role": "worker", "lcl.dev/worker-index": "0" },
-            "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "j", "controller": true }],
-        }}))
-        .expect("a pod");
-        let pod = ObservedPod::read(&pod).expect("one of ours");
+        let pod = pod("p", 1);
         let condition = |type_: &str| {
             let condition = json!({ "type": type_, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
             json!({ "/status": { "conditions": [condition] } })

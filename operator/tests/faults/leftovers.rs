@@ -10,7 +10,7 @@ use super::{
 };
 
 /// So that a pod has had its time soon.
-const SHORT_GRACE: &str = "spec.workers.template = {'spec': {'terminationGracePeriodSeconds': 1, 'containers': []}}";
+const SHORT_GRACE: &str = "spec.workers.template = {'spec': {'terminationGracePeriodSeconds': 1, 'containers': [{'name': 'worker'}]}}";
 
 fn create(lab: &Lab, namespace: &str) -> Result<()> {
     lab.place(namespace)?.create_job(2, SHORT_GRACE)
