@@ -22,7 +22,7 @@ mod writes;
 
 use std::{collections::VecDeque, env, sync::Mutex, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use errors::Plan;
 use lab::Lab;
@@ -30,49 +30,45 @@ use phases::Phase;
 use support::tell;
 use writes::{Ends, Mode, Sequence};
 
-/// Of these most wait most of the time.
+/// Sequences that run at a time: they take processors for starting operators, and wait in between.
 const SIDE_BY_SIDE: usize = 5;
 
-/// Something that takes a while and needs a namespace of its own.
-enum Work {
-    Sequence(Sequence),
-    Plan(Plan),
-}
-
-/// Does all of it, whatever becomes of a part, and fails with everything that went wrong.
-fn do_all(lab: &Lab, work: impl IntoIterator<Item = Work>) -> Result<Ends> {
-    let (queue, ends, failures) = (Mutex::new(work.into_iter().collect::<VecDeque<_>>()), Ends::default(), Mutex::new(Vec::new()));
+/// Does all of it, whatever becomes of a part, and fails with everything that went wrong. Plans mostly wait, so all of them run at a time.
+fn do_all(lab: &Lab, sequences: impl IntoIterator<Item = Sequence>, plans: Vec<Plan>) -> Result<Ends> {
+    let (queue, ends) = (Mutex::new(sequences.into_iter().collect::<VecDeque<_>>()), Ends::default());
+    let failures = Mutex::new(Vec::new());
+    let note = |result: Result<()>| {
+        if let Err(error) = result {
+            failures.lock().unwrap().push(format!("{error:#}"));
+        }
+    };
+    let next = || queue.lock().unwrap().pop_front();
     thread::scope(|scope| {
+        for plan in plans {
+            scope.spawn(|| note(errors::run(lab, plan)));
+        }
         for _ in 0..SIDE_BY_SIDE {
             scope.spawn(|| {
-                loop {
-                    let Some(work) = queue.lock().unwrap().pop_front() else { return };
-                    let result = match work {
-                        Work::Sequence(sequence) => writes::run(lab, sequence, &ends),
-                        Work::Plan(plan) => errors::run(lab, plan),
-                    };
-                    if let Err(error) = result {
-                        failures.lock().unwrap().push(format!("{error:#}"));
-                    }
+                while let Some(sequence) = next() {
+                    note(writes::run(lab, sequence, &ends));
                 }
             });
         }
     });
     let failures = failures.into_inner().unwrap();
-    anyhow::ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
+    ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
     Ok(ends)
 }
 
-fn sequences(workers: u32) -> impl Iterator<Item = Work> {
-    let each = move |phase| [Mode::Kill, Mode::Cut].map(|mode| Work::Sequence(Sequence { phase, mode, workers }));
+fn sequences(workers: u32) -> impl Iterator<Item = Sequence> {
+    let each = move |phase| [Mode::Kill, Mode::Cut].map(|mode| Sequence { phase, mode, workers });
     Phase::ALL.into_iter().flat_map(each)
 }
 
 #[test]
 fn a_job_comes_to_the_same_end_wherever_its_operator_is_killed_and_whatever_becomes_of_a_request() -> Result<()> {
     let lab = Lab::start()?;
-    let plans = Plan::all()?.into_iter().map(Work::Plan);
-    let ends = do_all(&lab, sequences(2).chain(plans))?;
+    let ends = do_all(&lab, sequences(2), Plan::all()?)?;
     // Fewer would mean that the writes were not seen.
     for (phase, fewest) in [(Phase::Creation, 9), (Phase::ScaleDown, 2), (Phase::Recovery, 4), (Phase::CoordinatorLoss, 4)] {
         ends.check(phase, fewest)?;
@@ -86,7 +82,7 @@ fn the_same_of_a_large_job() -> Result<()> {
     let workers = env::var("WORKERS").ok().filter(|workers| !workers.is_empty());
     let workers = workers.map_or(Ok(32), |workers| workers.parse()).context("WORKERS")?;
     let lab = Lab::start()?;
-    let ends = do_all(&lab, sequences(workers))?;
+    let ends = do_all(&lab, sequences(workers), Vec::new())?;
     tell(&format!("{workers} workers: {}", ends.describe()));
     ends.check(Phase::Creation, workers as usize + 8)
 }

@@ -5,7 +5,7 @@ use std::{
     env,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,8 @@ enum Stage {
 enum Rule {
     /// Every so many writes.
     Every(usize, Stage, Fate),
+    /// The first request of this kind about pods.
+    First(&'static str, Fate),
     /// Watches forget what follows after so many events.
     Expire(usize),
     /// Every request waits for so long.
@@ -49,6 +51,8 @@ pub(crate) struct Plan {
     name: String,
     rule: Rule,
     writes: AtomicUsize,
+    /// An operator that cannot begin ends, and is started again by who runs it.
+    has_begun: AtomicBool,
 }
 
 fn answer(code: u16, reason: &'static str) -> Fate {
@@ -66,18 +70,19 @@ impl Plan {
             ("late-error", Rule::Every(3, Stage::After, answer(500, "InternalError"))),
             ("conflict", Rule::Every(3, Stage::Before, answer(409, "Conflict"))),
             ("busy", Rule::Every(3, Stage::Before, answer(429, "TooManyRequests"))),
+            ("delete-conflict", Rule::First("DELETE", answer(409, "Conflict"))),
             ("cut", Rule::Every(3, Stage::Before, Fate::Cut)),
             ("late-cut", Rule::Every(3, Stage::After, Fate::Cut)),
             ("gone", Rule::Expire(3)),
             ("slow", Rule::Delay(Duration::from_millis(300))),
             (&format!("drawn-{seed}"), Rule::Drawn(Mutex::new(fastrand::Rng::with_seed(seed)))),
         ];
-        Ok(rules.map(|(name, rule)| Self { name: name.to_owned(), rule, writes: AtomicUsize::new(0) }).into())
+        Ok(rules.map(|(name, rule)| Self { name: name.to_owned(), rule, writes: AtomicUsize::new(0), has_begun: AtomicBool::new(false) }).into())
     }
 
     async fn meet(self: Arc<Self>, passed: Passed) -> Fate {
         // The lease is another matter (control_plane/election.rs).
-        if passed.is(&passed.method, "leases") {
+        if passed.is(&passed.method, "leases") || !self.has_begun.load(Ordering::Relaxed) {
             return Fate::Pass;
         }
         let stage = if passed.status.is_none() { Stage::Before } else { Stage::After };
@@ -86,7 +91,10 @@ impl Plan {
                 let number = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
                 if number.is_multiple_of(*every) { fate.clone() } else { Fate::Pass }
             }
-            Rule::Every(..) => Fate::Pass,
+            Rule::First(method, fate) if stage == Stage::Before && passed.is(method, "pods") => {
+                if self.writes.fetch_add(1, Ordering::Relaxed) == 0 { fate.clone() } else { Fate::Pass }
+            }
+            Rule::Every(..) | Rule::First(..) => Fate::Pass,
             Rule::Expire(after) => Fate::Expire { after: *after },
             Rule::Delay(delay) => {
                 if stage == Stage::Before {
@@ -125,8 +133,10 @@ pub(crate) fn run(lab: &Lab, plan: Plan) -> Result<()> {
 fn run_plan(lab: &Lab, plan: Plan) -> Result<()> {
     let place = lab.place(&format!("plan-{}", plan.name))?;
     let plan = Arc::new(plan);
-    let proxy = Proxy::start(&lab.kubeconfig, move |passed, _| Arc::clone(&plan).meet(passed))?;
+    let meeting = Arc::clone(&plan);
+    let proxy = Proxy::start(&lab.kubeconfig, move |passed, _| Arc::clone(&meeting).meet(passed))?;
     let operator = place.start_operator(&proxy.kubeconfig)?;
+    plan.has_begun.store(true, Ordering::Relaxed);
     let (mut before, mut failed) = (BTreeMap::new(), Vec::new());
     for phase in PHASES {
         let mut expected = phase.expected(WORKERS, &before);

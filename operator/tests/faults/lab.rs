@@ -30,6 +30,7 @@ impl Lab {
     pub(crate) fn start() -> Result<Self> {
         let installed = Installed::start(&ClusterOptions::default(), &[])?;
         let kubelets = Kubelets::start(&installed, NODES)?;
+        allow_leases(&installed)?;
         let kubeconfig = installed.kubeconfig_of("lcl-operator")?;
         Ok(Self { kubelets, installed, kubeconfig })
     }
@@ -39,6 +40,19 @@ impl Lab {
         self.installed.send("POST", "/api/v1/namespaces", &json!({ "metadata": { "name": namespace } }))?;
         Ok(Place { lab: self, namespace: namespace.to_owned() })
     }
+}
+
+/// Each namespace has an operator of its own, as releases of the chart would: their leases have other names than that of one release.
+fn allow_leases(installed: &Installed) -> Result<()> {
+    let rbac = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{SYSTEM}");
+    let rules = json!([{ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"] }]);
+    installed.send("POST", &format!("{rbac}/roles"), &json!({ "metadata": { "name": "all-leases" }, "rules": rules }))?;
+    let binding = json!({
+        "metadata": { "name": "all-leases" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "all-leases" },
+        "subjects": [{ "kind": "ServiceAccount", "name": "lcl-operator", "namespace": SYSTEM }],
+    });
+    installed.send("POST", &format!("{rbac}/rolebindings"), &binding).map(drop)
 }
 
 /// A namespace.

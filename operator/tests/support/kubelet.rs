@@ -345,8 +345,10 @@ fn container_statuses(pod: &Pod, is_ready: bool, state: &Value) -> Vec<Value> {
 }
 
 /// A pod may go at any time, also while its node says something of it.
-fn tell<T>(result: Result<T, impl std::fmt::Display>) {
-    if let Err(error) = result {
-        eprintln!("kubelets: {error}");
+fn tell<T>(result: Result<T, impl Into<anyhow::Error>>) {
+    let Err(error) = result.map_err(Into::into) else { return };
+    let is_gone = |error: &kube::Error| matches!(error, kube::Error::Api(answer) if answer.code == 404 || answer.code == 409);
+    if !error.downcast_ref().is_some_and(is_gone) {
+        eprintln!("kubelets: {error:#}");
     }
 }
