@@ -49,7 +49,7 @@ mod act;
 mod error;
 mod objects;
 
-use act::Acted;
+use act::{Acted, CERTIFICATES_FRESH};
 pub(crate) use error::ReconcileError;
 
 /// A stored job; one that this version cannot read must not hide the others.
@@ -209,7 +209,16 @@ impl Reconciler<'_> {
         };
         let is_due = !is_at_rest && shut.is_none() && held.as_ref().is_some_and(|held| !is_current(held));
         // What cannot be renewed keeps nothing else from being done.
-        let renewed = if is_due { self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await } else { Ok(()) };
+        // Nothing tells when somebody deletes the Secret that a pod waits for: the operator may not read it.
+        let is_starting =
+            |pod: &ObservedPod| pod.owner == self.uid && pod.node.is_some() && !pod.running && pod.end.is_none() && pod.deletion.is_none();
+        let are_starting = !is_at_rest && shut.is_none() && pods.values().any(|pod| is_starting(pod));
+        let renewed = match (is_due, are_starting) {
+            (_, true) => self.apply_certificates(&valid, &build, CERTIFICATES_FRESH).await,
+            (true, false) => self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await,
+            (false, false) => Ok(()),
+        };
+        let starting_wait = are_starting.then_some(CERTIFICATES_FRESH);
         let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
         offer.certificates_expire = is_applied.then_some(Time(expiry));
         offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
@@ -264,7 +273,7 @@ impl Reconciler<'_> {
         let is_told = self.memory.problem.as_ref().is_some_and(|problem| problem.reason == reason::VALIDATION_FAILED);
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
-        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait].into_iter().flatten().min())
+        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait, starting_wait].into_iter().flatten().min())
     }
 
     /// The job if it keeps every rule. The API server checks the same rules, so a job that breaks one was stored under another definition.

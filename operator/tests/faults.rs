@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "faults/crowd.rs"]
+mod crowd;
 #[path = "faults/errors.rs"]
 mod errors;
 #[path = "../core/tests/support/jobs.rs"]

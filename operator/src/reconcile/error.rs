@@ -32,6 +32,16 @@ pub(crate) enum ReconcileError {
 }
 
 impl ReconcileError {
+    /// What is gone needs no deletion. A conflict may mean that another object has the name, but also that this one was changed meanwhile and
+    /// is still there: nobody else would look again.
+    pub(crate) fn of_deletion(what: String, source: kube::Error) -> Result<(), Self> {
+        match source {
+            kube::Error::Api(answer) if answer.code == 404 => Ok(()),
+            kube::Error::Api(answer) if answer.code == 409 => Err(Self::Stale),
+            source => Err(Self::Api { what: format!("deleting {what}"), source }),
+        }
+    }
+
     /// A word for metrics and logs.
     pub(crate) const fn category(&self) -> &'static str {
         match self {

@@ -110,8 +110,7 @@ impl Reconciler<'_> {
         let preconditions = Some(Preconditions { uid: object.uid(), resource_version: None });
         match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
-            Err(source) => Err(ReconcileError::Api { what: format!("deleting {} {name}", K::KIND), source }),
+            Err(source) => ReconcileError::of_deletion(format!("{} {name}", K::KIND), source),
         }
     }
 

@@ -13,10 +13,10 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    lab::{Lab, uids},
+    lab::{Lab, Place, uids},
     phases::Phase,
     proxy::{Fate, Passed, Proxy},
-    support::tell,
+    support::{Operator, tell},
 };
 
 /// Workers of each job.
@@ -137,18 +137,37 @@ fn run_plan(lab: &Lab, plan: Plan) -> Result<()> {
     let proxy = Proxy::start(&lab.kubeconfig, move |passed, _| Arc::clone(&meeting).meet(passed))?;
     let operator = place.start_operator(&proxy.kubeconfig)?;
     plan.has_begun.store(true, Ordering::Relaxed);
+    survive(&place, &operator).with_context(|| operator.complaints().unwrap_or_default())?;
+    operator.terminate()?;
+    place.delete_job()
+}
+
+fn survive(place: &Place, operator: &Operator) -> Result<()> {
     let (mut before, mut failed) = (BTreeMap::new(), Vec::new());
     for phase in PHASES {
         let mut expected = phase.expected(WORKERS, &before);
         expected.after(&mut failed);
-        phase.begin(&place, WORKERS)?;
-        expected.wait_for_rest(&place, || false)?;
-        place.look_once_more(&operator, || false)?;
-        // An answer that has not come is asked for once more, so nothing is certain before this.
-        expected.wait_for_rest(&place, || false)?;
-        expected.check_end(&place).with_context(|| phase.name())?;
+        phase.begin(place, WORKERS)?;
+        expected.wait_for_rest(place, || false)?;
+        place.look_once_more(operator, || false)?;
+        // Of an answer that has not come it may have to be looked for once more.
+        expected.wait_for_rest(place, || false)?;
+        expected.check_end(place).with_context(|| phase.name())?;
         before = uids(&place.pods()?);
     }
-    operator.terminate()?;
-    place.delete_job()
+    Ok(())
+}
+
+#[test]
+#[ignore = "debug"]
+fn debug_plans() -> Result<()> {
+    let lab = Lab::start()?;
+    let only = env::var("ONLY").unwrap_or_default();
+    std::thread::scope(|scope| {
+        for plan in Plan::all().unwrap().into_iter().filter(|plan| plan.name.contains(&only)) {
+            let lab = &lab;
+            scope.spawn(move || { let n = plan.name.clone(); let b = std::time::Instant::now(); let r = run(lab, plan); tell(&format!("{n} {:?} {r:?}", b.elapsed())); });
+        }
+    });
+    Ok(())
 }

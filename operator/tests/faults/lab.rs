@@ -1,6 +1,10 @@
 //! A cluster with played nodes, and in it namespaces with one job and one operator each.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use anyhow::{Context, Result, ensure};
 use lcl_cluster::ClusterOptions;
@@ -14,6 +18,8 @@ use super::{
 
 /// Nodes enough for pods to be spread.
 const NODES: usize = 3;
+/// Each change of a job that nothing follows from is another one.
+static TURNS: AtomicU32 = AtomicU32::new(0);
 /// Name of the job in every namespace.
 pub(crate) const JOB: &str = "job";
 
@@ -124,7 +130,7 @@ impl Place<'_> {
     /// Something about the job changes that nothing follows from, and the operator has looked at it; `gives_up` ends the wait.
     pub(crate) fn look_once_more(&self, operator: &Operator, gives_up: impl Fn() -> bool) -> Result<()> {
         let looks = operator.reconciles();
-        let patch = json!({ "metadata": { "annotations": { "example.com/looks": looks.to_string() } } });
+        let patch = json!({ "metadata": { "annotations": { "example.com/turn": TURNS.fetch_add(1, Ordering::Relaxed).to_string() } } });
         self.installed().send("PATCH", &self.job_path(), &patch)?;
         wait_for("one more look", || {
             ensure!(operator.reconciles() > looks || gives_up(), "not yet");

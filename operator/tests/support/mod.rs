@@ -27,6 +27,8 @@ use tokio::runtime::Runtime;
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 /// Between two reconciles.
 const POLL: Duration = Duration::from_millis(50);
+/// What an operator has complained about before it failed is among so many lines of its log.
+const LAST_COMPLAINTS: usize = 12;
 /// Path of the jobs.
 pub(crate) const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
 /// Where the charts install the operator.
@@ -303,6 +305,13 @@ impl Operator {
         let text = fs::read_to_string(&self.log)?;
         // The last line may be half written.
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The last things that it has complained about.
+    pub(crate) fn complaints(&self) -> Result<String> {
+        let lines = self.log_lines()?;
+        let bad: Vec<_> = lines.iter().filter(|line| line["level"] != "INFO").map(Value::to_string).collect();
+        Ok(bad[bad.len().saturating_sub(LAST_COMPLAINTS)..].join("\n"))
     }
 
     /// Ends it without warning.
