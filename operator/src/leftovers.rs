@@ -158,7 +158,8 @@ mod tests {
     fn pods_are_left_of_jobs_that_are_over_or_gone_and_no_others() {
         let pod = pod("p", 1);
         let condition = |type_: &str| {
-            let condition = json!({ "type": type_, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+            let condition =
+                json!({ "type": type_, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
             json!({ "/status": { "conditions": [condition] } })
         };
         let check = |is_expected: bool, uid: &str, change: &Value| {

@@ -250,6 +250,22 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
         })?;
     }
     assert_eq!(uids(&installed.pods("still")?), pods, "no pod was touched");
+
+    // Certificates are never read, so nobody tells that they are gone; but no pod is created without.
+    let secrets = || -> Result<Vec<String>> {
+        let found = installed.look(&objects("secrets?labelSelector=lcl.dev/job-name=still"))?;
+        Ok(found["items"].as_array().into_iter().flatten().map(name_of).collect())
+    };
+    let before = secrets()?;
+    ensure!(before.len() == 1, "{before:?}");
+    installed.kubectl(&["delete", "secret", &before[0]])?;
+    installed.kubectl(&["delete", "pod", "still-w-1", "--force", "--grace-period=0"])?;
+    wait_for("the replacement", || {
+        let now = uids(&installed.pods("still")?);
+        ensure!(now.len() == pods.len() && now["still-w-1"] != pods["still-w-1"], "{now:?}");
+        Ok(())
+    })?;
+    assert_eq!(secrets()?, before);
     operator.terminate()
 }
 

@@ -80,3 +80,22 @@ fn in_words(error: &kube::Error) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_deletion_that_meets_a_conflict_is_looked_at_again() {
+        let deletion = |code: u16| {
+            let answer = json!({ "status": "Failure", "reason": "R", "message": "words", "code": code });
+            let answer = kube::Error::Api(serde_json::from_value(answer).expect("an answer"));
+            ReconcileError::of_deletion("pod a".to_owned(), answer).map_err(|error| error.to_string())
+        };
+        assert_eq!(deletion(404), Ok(()), "it is gone");
+        assert_eq!(deletion(409), Err(ReconcileError::Stale.to_string()), "the pod may still be there");
+        assert_eq!(deletion(500), Err("deleting pod a: words".to_owned()));
+    }
+}

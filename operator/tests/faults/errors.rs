@@ -77,7 +77,9 @@ impl Plan {
             ("slow", Rule::Delay(Duration::from_millis(300))),
             (&format!("drawn-{seed}"), Rule::Drawn(Mutex::new(fastrand::Rng::with_seed(seed)))),
         ];
-        Ok(rules.map(|(name, rule)| Self { name: name.to_owned(), rule, writes: AtomicUsize::new(0), has_begun: AtomicBool::new(false) }).into())
+        Ok(rules
+            .map(|(name, rule)| Self { name: name.to_owned(), rule, writes: AtomicUsize::new(0), has_begun: AtomicBool::new(false) })
+            .into())
     }
 
     async fn meet(self: Arc<Self>, passed: Passed) -> Fate {
@@ -155,19 +157,5 @@ fn survive(place: &Place, operator: &Operator) -> Result<()> {
         expected.check_end(place).with_context(|| phase.name())?;
         before = uids(&place.pods()?);
     }
-    Ok(())
-}
-
-#[test]
-#[ignore = "debug"]
-fn debug_plans() -> Result<()> {
-    let lab = Lab::start()?;
-    let only = env::var("ONLY").unwrap_or_default();
-    std::thread::scope(|scope| {
-        for plan in Plan::all().unwrap().into_iter().filter(|plan| plan.name.contains(&only)) {
-            let lab = &lab;
-            scope.spawn(move || { let n = plan.name.clone(); let b = std::time::Instant::now(); let r = run(lab, plan); tell(&format!("{n} {:?} {r:?}", b.elapsed())); });
-        }
-    });
     Ok(())
 }
