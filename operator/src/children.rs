@@ -154,6 +154,12 @@ impl<K: Clone> Found<K> {
     }
 }
 
+/// How long the watch still has to tell of all that was applied. Who deletes an object in this time wakes nobody afterwards, so there is a look
+/// when it is over.
+pub(crate) fn time_of_watch(applied: &BTreeMap<(&'static str, String), Instant>) -> Option<Duration> {
+    applied.values().map(|at| WATCH_LAG.saturating_sub(at.elapsed())).filter(|rest| !rest.is_zero()).max()
+}
+
 /// Applies objects of one job.
 pub(crate) struct Applier<'a> {
     pub(crate) client: &'a Client,

@@ -35,7 +35,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::{
     authority::Authority,
     cache::{JobKey, PodCache},
-    children::ChildStores,
+    children::{ChildStores, time_of_watch},
     events::EventQueue,
     fence::Fences,
     link::CoordinatorLink,
@@ -273,7 +273,11 @@ impl Reconciler<'_> {
         let is_told = self.memory.problem.as_ref().is_some_and(|problem| problem.reason == reason::VALIDATION_FAILED);
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
-        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait, starting_wait].into_iter().flatten().min())
+        let watch_wait = time_of_watch(&self.memory.applied);
+        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait, starting_wait, watch_wait]
+            .into_iter()
+            .flatten()
+            .min())
     }
 
     /// The job if it keeps every rule. The API server checks the same rules, so a job that breaks one was stored under another definition.
