@@ -45,7 +45,7 @@ pub(crate) async fn delete_pod(api: &Api<Pod>, cache: &PodCache, name: &str, uid
             answer.map_left(|pod| cache.wrote(&pod));
             Ok(())
         }
-        Err(source) => ReconcileError::of_deletion(format!("pod {name}"), source),
+        Err(source) => ReconcileError::of_deletion(&format!("pod {name}"), source),
     }
 }
 

@@ -20,7 +20,7 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
-use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER, PinnedStatus};
+use lcl_crds::{LCLTrainingJob, LCLTrainingJobStatus, MANAGER};
 use lcl_operator_core::{
     PodPolicy, ValidatedJob,
     build::{BuildContext, NetworkAccess, coordinator_endpoint, coordinator_name, worker_selector},
@@ -64,8 +64,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Between two looks at a job whose folder is another's.
 const RIVAL_INTERVAL: Duration = Duration::from_secs(10);
-/// New certificates are not written again while the status does not say yet that they were.
-const RENEWAL_PAUSE: Duration = Duration::from_hours(1);
 /// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -150,6 +148,11 @@ fn version(job: &LCLTrainingJob) -> u64 {
     job.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
+/// Whether a pod is on its node and does not run yet.
+fn is_starting(pod: &ObservedPod, job_uid: &str) -> bool {
+    pod.owner == job_uid && pod.node.is_some() && !pod.running && pod.end.is_none() && pod.deletion.is_none()
+}
+
 struct Reconciler<'a> {
     context: &'a Context,
     key: &'a JobKey,
@@ -203,22 +206,10 @@ impl Reconciler<'_> {
             self.apply_children(&valid, &build, held.is_some()).await
         };
         let expiry = Authority::expiry(Timestamp::now());
-        let is_current = |held: &PinnedStatus| {
-            held.certificates_expire.as_ref().is_some_and(|until| until.0 == expiry)
-                && held.authority.as_deref() == Some(self.context.authority.fingerprint())
-        };
-        let is_due = !is_at_rest && shut.is_none() && held.as_ref().is_some_and(|held| !is_current(held));
+        let is_acting = !is_at_rest && shut.is_none();
+        let starting_wait = (is_acting && pods.values().any(|pod| is_starting(pod, self.uid))).then_some(CERTIFICATES_FRESH);
         // What cannot be renewed keeps nothing else from being done.
-        // Nothing tells when somebody deletes the Secret that a pod waits for: the operator may not read it.
-        let is_starting =
-            |pod: &ObservedPod| pod.owner == self.uid && pod.node.is_some() && !pod.running && pod.end.is_none() && pod.deletion.is_none();
-        let are_starting = !is_at_rest && shut.is_none() && pods.values().any(|pod| is_starting(pod));
-        let renewed = match (is_due, are_starting) {
-            (_, true) => self.apply_certificates(&valid, &build, CERTIFICATES_FRESH).await,
-            (true, false) => self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await,
-            (false, false) => Ok(()),
-        };
-        let starting_wait = are_starting.then_some(CERTIFICATES_FRESH);
+        let renewed = if is_acting { self.renew_certificates(&valid, &build, held.as_ref(), starting_wait).await } else { Ok(()) };
         let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
         offer.certificates_expire = is_applied.then_some(Time(expiry));
         offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());

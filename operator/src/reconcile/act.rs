@@ -116,7 +116,7 @@ impl Reconciler<'_> {
         let preconditions = Some(Preconditions { uid: Some(self.uid.to_owned()), resource_version: None });
         match api.delete(&self.key.name, &DeleteParams { preconditions, ..DeleteParams::background() }).await {
             Ok(_) => tracing::info!(job = self.key.name, namespace = self.key.namespace, "deleted: its time is over"),
-            Err(source) => return ReconcileError::of_deletion("the job".to_owned(), source),
+            Err(source) => return ReconcileError::of_deletion("the job", source),
         }
         Ok(())
     }

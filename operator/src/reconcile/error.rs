@@ -34,7 +34,7 @@ pub(crate) enum ReconcileError {
 impl ReconcileError {
     /// What is gone needs no deletion. A conflict may mean that another object has the name, but also that this one was changed meanwhile and
     /// is still there: nobody else would look again.
-    pub(crate) fn of_deletion(what: String, source: kube::Error) -> Result<(), Self> {
+    pub(crate) fn of_deletion(what: &str, source: kube::Error) -> Result<(), Self> {
         match source {
             kube::Error::Api(answer) if answer.code == 404 => Ok(()),
             kube::Error::Api(answer) if answer.code == 409 => Err(Self::Stale),
@@ -92,7 +92,7 @@ mod tests {
         let deletion = |code: u16| {
             let answer = json!({ "status": "Failure", "reason": "R", "message": "words", "code": code });
             let answer = kube::Error::Api(serde_json::from_value(answer).expect("an answer"));
-            ReconcileError::of_deletion("pod a".to_owned(), answer).map_err(|error| error.to_string())
+            ReconcileError::of_deletion("pod a", answer).map_err(|error| error.to_string())
         };
         assert_eq!(deletion(404), Ok(()), "it is gone");
         assert_eq!(deletion(409), Err(ReconcileError::Stale.to_string()), "the pod may still be there");

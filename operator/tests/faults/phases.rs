@@ -161,7 +161,9 @@ fn comparable(mut status: Value) -> Value {
     }
     for (parent, names) in [("/workers", &["ready", "summary", "selector"][..]), ("/pinned", &["address", "certificatesExpire"])] {
         if let Some(object) = status.pointer_mut(parent).and_then(Value::as_object_mut) {
-            names.iter().for_each(|name| drop(object.remove(*name)));
+            for name in names {
+                object.remove(*name);
+            }
         }
     }
     if let Some(conditions) = status["conditions"].as_array_mut() {

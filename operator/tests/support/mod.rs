@@ -148,7 +148,7 @@ impl Installed {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
         let request = request.body(body.to_string().into_bytes())?;
-        Ok(self.runtime.block_on(self.client.request(request)).with_context(|| format!("{method} {path}"))?)
+        self.runtime.block_on(self.client.request(request)).with_context(|| format!("{method} {path}"))
     }
 
     /// What the container of a pod has written so far.
