@@ -102,6 +102,14 @@ impl PodCache {
         pods.map(|(name, entry)| (name.clone(), Arc::clone(&entry.pod))).collect()
     }
 
+    /// All that are being deleted: their jobs, names and what is known of them.
+    pub(crate) fn deleted(&self) -> Vec<(JobKey, String, Arc<ObservedPod>)> {
+        let state = self.lock();
+        let pods = state.jobs.iter().flat_map(|(key, pods)| pods.iter().map(move |(name, entry)| (key, name, &entry.pod)));
+        let deleted = pods.filter(|(_, _, pod)| pod.deletion.is_some());
+        deleted.map(|(key, name, pod)| (key.clone(), name.clone(), Arc::clone(pod))).collect()
+    }
+
     /// Pods of a job that only our own write speaks for: those for too long, by name and uid, and until when the others have time.
     pub(crate) fn unconfirmed(&self, key: &JobKey) -> (Vec<(String, String)>, Option<Duration>) {
         let state = self.lock();

@@ -26,8 +26,7 @@ use kube::{
         watcher,
     },
 };
-use lcl_crds::KIND;
-use lcl_operator_core::covers;
+use lcl_operator_core::{build::is_job, covers};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinSet;
 
@@ -115,7 +114,7 @@ fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watche
         while let Some(change) = changes.next().await {
             match change {
                 Ok(object) => {
-                    let owner = object.owner_references().iter().find(|owner| owner.kind == KIND);
+                    let owner = object.owner_references().iter().find(|owner| is_job(owner));
                     if let (Some(owner), Some(namespace)) = (owner, object.namespace()) {
                         // The receiver ends with the controller.
                         let _ = wake.send(ObjectRef::new(&owner.name).within(&namespace));
@@ -155,6 +154,12 @@ impl<K: Clone> Found<K> {
     }
 }
 
+/// How long the watch still has to tell of all that was applied. Who deletes an object in this time wakes nobody afterwards, so there is a look
+/// when it is over.
+pub(crate) fn time_of_watch(applied: &BTreeMap<(&'static str, String), Instant>) -> Option<Duration> {
+    applied.values().map(|at| WATCH_LAG.saturating_sub(at.elapsed())).filter(|rest| !rest.is_zero()).max()
+}
+
 /// Applies objects of one job.
 pub(crate) struct Applier<'a> {
     pub(crate) client: &'a Client,
@@ -184,7 +189,7 @@ impl Applier<'_> {
         }
         if let Some(live) = live {
             if !live.owner_references().iter().any(|owner| owner.uid == self.job_uid) {
-                let is_of_a_job = live.owner_references().iter().any(|owner| owner.kind == KIND);
+                let is_of_a_job = live.owner_references().iter().any(is_job);
                 return if is_of_a_job { Ok(Found::Leaving) } else { Err(ReconcileError::Foreign { kind, name }) };
             }
             let as_value = |object: &K| serde_json::to_value(object).map_err(|source| ReconcileError::Encode { kind, source });

@@ -1,6 +1,12 @@
 //! Watches that feed the reconciles: jobs, their pods, and their other objects, in one namespace or in all.
 
-use std::{collections::HashSet, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, anyhow};
 use futures_util::StreamExt;
@@ -32,6 +38,7 @@ use crate::{
     claims::Claims,
     events::EventQueue,
     fence::{Fences, NAMESPACE},
+    leftovers::{self, Leftovers},
     memory::Memories,
     metrics::Metrics,
     reconcile::{Context, Images, ReconcileError, StoredJob, reconcile},
@@ -98,8 +105,8 @@ impl Scope {
             metrics: self.metrics,
         });
         // Named namespaces stay ours while they have no jobs.
-        let released = self.claims.filter(|_| self.namespace.is_none());
-        watches.spawn(sweep(Arc::clone(&context), jobs.clone(), released));
+        let gives_up = self.namespace.is_none();
+        watches.spawn(sweep(Arc::clone(&context), self.claims, gives_up));
         let mut stopped = WatchStream::new(stop).filter(|stop| std::future::ready(*stop));
         let looks = controller
             .with_config(Config::default().concurrency(self.concurrency))
@@ -172,16 +179,29 @@ async fn reconcile_if_ours(job: Arc<StoredJob>, context: Arc<Context>, claims: O
     reconcile(job, context).await
 }
 
-/// Forgets jobs that are gone, and gives up namespaces that have none.
-async fn sweep(context: Arc<Context>, jobs: Store<StoredJob>, claims: Option<Claims>) {
+/// Forgets jobs that are gone, removes what dead nodes keep of those that are gone or over, and gives up namespaces that have nothing.
+async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
+    let jobs = &context.jobs;
+    let mut leftovers = Leftovers::default();
     let mut interval = time::interval(SWEEP_INTERVAL);
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         context.memories.retain(|JobKey { namespace, name }| jobs.get(&ObjectRef::new(name).within(namespace)).is_some());
-        if let Some(claims) = &claims {
-            let with_jobs: HashSet<_> = jobs.state().iter().filter_map(|job| job.namespace()).collect();
-            claims.retain(|namespace| with_jobs.contains(namespace));
+        let found = leftovers::find(&context.pods, jobs);
+        if let Some(claims) = claims.as_ref().filter(|_| gives_up) {
+            let with_jobs = jobs.state().into_iter().filter_map(|job| job.namespace());
+            let in_use: HashSet<_> = with_jobs.chain(found.iter().map(|left| left.job.namespace.clone())).collect();
+            claims.retain(|namespace| in_use.contains(namespace));
+        }
+        for left in leftovers.due(Instant::now(), found) {
+            let is_ours = match &claims {
+                Some(claims) => claims.hold(&left.job.namespace).await,
+                None => true,
+            };
+            if is_ours {
+                leftovers::remove(&context.client, &context.pods, &left).await;
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ mod gate;
 mod http;
 mod leader;
 mod lease;
+mod leftovers;
 mod link;
 mod memory;
 mod metrics;

@@ -45,9 +45,7 @@ pub(crate) async fn delete_pod(api: &Api<Pod>, cache: &PodCache, name: &str, uid
             answer.map_left(|pod| cache.wrote(&pod));
             Ok(())
         }
-        // Gone, or another pod has the name.
-        Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
-        Err(source) => Err(ReconcileError::Api { what: format!("deleting pod {name}"), source }),
+        Err(source) => ReconcileError::of_deletion(&format!("pod {name}"), source),
     }
 }
 

@@ -35,7 +35,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::{
     authority::Authority,
     cache::{JobKey, PodCache},
-    children::ChildStores,
+    children::{ChildStores, time_of_watch},
     events::EventQueue,
     fence::Fences,
     link::CoordinatorLink,
@@ -50,7 +50,7 @@ mod error;
 mod explain;
 mod objects;
 
-use act::Acted;
+use act::{Acted, CERTIFICATES_FRESH};
 pub(crate) use error::ReconcileError;
 
 /// A stored job; one that this version cannot read must not hide the others.
@@ -65,8 +65,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Between two looks at a job whose folder is another's.
 const RIVAL_INTERVAL: Duration = Duration::from_secs(10);
-/// New certificates are not written again while the status does not say yet that they were.
-const RENEWAL_PAUSE: Duration = Duration::from_hours(1);
 /// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -151,6 +149,11 @@ fn version(job: &LCLTrainingJob) -> u64 {
     job.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
+/// Whether a pod is on its node and does not run yet.
+fn is_starting(pod: &ObservedPod, job_uid: &str) -> bool {
+    pod.owner == job_uid && pod.node.is_some() && !pod.running && pod.end.is_none() && pod.deletion.is_none()
+}
+
 struct Reconciler<'a> {
     context: &'a Context,
     key: &'a JobKey,
@@ -187,16 +190,7 @@ impl Reconciler<'_> {
         if !is_over && !has_pods && !valid.spec().suspend && status.pinned.is_none() && self.has_rival(&status).await? {
             return Ok(Some(RIVAL_INTERVAL));
         }
-        let mut build = BuildContext {
-            namespace: self.key.namespace.clone(),
-            uid: self.uid.to_owned(),
-            pins: held.clone().unwrap_or_else(|| offer.clone()),
-            image_pull_policy: images.pull_policy.clone(),
-            incident: 0,
-            excluded_nodes: Vec::new(),
-            policy: self.context.policy.clone(),
-            network: self.context.network.clone(),
-        };
+        let mut build = self.build_context(held.as_ref().unwrap_or(&offer));
         let is_at_rest = is_over || (valid.spec().suspend && !has_pods);
         // While nothing may be created what is there is left as it is, too.
         let applied = if is_at_rest || shut.is_some() {
@@ -205,13 +199,10 @@ impl Reconciler<'_> {
             self.apply_children(&valid, &build, held.is_some()).await
         };
         let expiry = Authority::expiry(Timestamp::now());
-        let is_current = |held: &PinnedStatus| {
-            held.certificates_expire.as_ref().is_some_and(|until| until.0 == expiry)
-                && held.authority.as_deref() == Some(self.context.authority.fingerprint())
-        };
-        let is_due = !is_at_rest && shut.is_none() && held.as_ref().is_some_and(|held| !is_current(held));
+        let is_acting = !is_at_rest && shut.is_none();
+        let starting_wait = (is_acting && pods.values().any(|pod| is_starting(pod, self.uid))).then_some(CERTIFICATES_FRESH);
         // What cannot be renewed keeps nothing else from being done.
-        let renewed = if is_due { self.apply_certificates(&valid, &build, RENEWAL_PAUSE).await } else { Ok(()) };
+        let renewed = if is_acting { self.renew_certificates(&valid, &build, held.as_ref(), starting_wait).await } else { Ok(()) };
         let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
         offer.certificates_expire = is_applied.then_some(Time(expiry));
         offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
@@ -268,7 +259,25 @@ impl Reconciler<'_> {
         let is_told = self.memory.problem.as_ref().is_some_and(|problem| problem.reason == reason::VALIDATION_FAILED);
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
-        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait].into_iter().flatten().min())
+        let watch_wait = time_of_watch(&self.memory.applied);
+        Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait, starting_wait, watch_wait]
+            .into_iter()
+            .flatten()
+            .min())
+    }
+
+    /// What the job's objects depend on besides it, as far as that is known before anything is decided.
+    fn build_context(&self, pins: &PinnedStatus) -> BuildContext {
+        BuildContext {
+            namespace: self.key.namespace.clone(),
+            uid: self.uid.to_owned(),
+            pins: pins.clone(),
+            image_pull_policy: self.context.images.pull_policy.clone(),
+            incident: 0,
+            excluded_nodes: Vec::new(),
+            policy: self.context.policy.clone(),
+            network: self.context.network.clone(),
+        }
     }
 
     /// The job if it keeps every rule. The API server checks the same rules, so a job that breaks one was stored under another definition.

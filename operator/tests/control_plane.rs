@@ -8,7 +8,7 @@ mod election;
 mod jobs;
 #[path = "control_plane/obstacles.rs"]
 mod obstacles;
-#[path = "control_plane/proxy.rs"]
+#[path = "support/proxy.rs"]
 mod proxy;
 #[path = "control_plane/roles.rs"]
 mod roles;
@@ -172,10 +172,22 @@ fn a_job_becomes_its_objects_and_takes_them_along_when_it_goes() -> Result<()> {
     operator.terminate()
 }
 
+/// The label by which the operator watches objects.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+fn child_path(kind: &str, name: &str) -> String {
+    let group = match kind {
+        "poddisruptionbudgets" => "policy",
+        "networkpolicies" => "networking.k8s.io",
+        _ => return objects(&format!("{kind}/{name}")),
+    };
+    format!("/apis/{group}/v1/namespaces/default/{kind}/{name}")
+}
+
 #[test]
 fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Result<()> {
     let installed = install()?;
-    let operator = installed.start_operator(&[])?;
+    let operator = installed.start_operator(&["--network-policies"])?;
     installed.apply(&job("still", "spec.workers = {'replicas': 3}"))?;
     wait_for_pods(&installed, "still", 4)?;
     // The scheduler has said of every pod that there is no node.
@@ -196,7 +208,7 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
     let before = installed.operators_writes()?;
     ensure!(before.iter().any(|write| write.starts_with("create pods")), "the operator's writes are not among these: {before:?}");
     // Looks that find nothing to do: an operator that starts looks at every job, and an annotation is a change that nothing follows from.
-    let operator = installed.start_operator(&[])?;
+    let operator = installed.start_operator(&["--network-policies"])?;
     operator.wait_for_reconciles_beyond(0.0)?;
     for team in ["vision", "language", "none"] {
         let looks = operator.reconciles();
@@ -211,28 +223,57 @@ fn a_settled_job_causes_no_writes_and_what_others_change_is_put_right() -> Resul
         ("services", "still-coordinator", "/spec/clusterIP"),
         ("configmaps", "still-config-1", "/data"),
         ("serviceaccounts", "still", "/metadata/name"),
+        ("poddisruptionbudgets", "still-workers", "/spec"),
+        ("networkpolicies", "still-coordinator", "/spec"),
+        ("networkpolicies", "still-workers", "/spec"),
     ] {
-        let path = objects(&format!("{kind}/{name}"));
+        let path = child_path(kind, name);
         let before = installed.look(&path)?;
         installed.kubectl(&["delete", kind, name])?;
         let after = wait_for(name, || installed.look(&path))?;
         assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
         assert_eq!(after.pointer(part), before.pointer(part), "{name}");
     }
-    installed.kubectl(&[
-        "patch",
-        "service",
-        "still-coordinator",
-        "--type=merge",
-        "-p",
-        r#"{"spec":{"selector":{"lcl.dev/role":"nobody"}}}"#,
-    ])?;
-    wait_for("the selector", || {
-        let service = installed.look(&objects("services/still-coordinator"))?;
-        ensure!(service["spec"]["selector"]["lcl.dev/role"] == "coordinator", "{service}");
-        Ok(())
-    })?;
+    // What somebody edits is as it was; a ConfigMap that cannot be changed can be hidden.
+    for (kind, name, patch, part) in [
+        ("services", "still-coordinator", json!({ "spec": { "selector": { "lcl.dev/role": "nobody" } } }), "/spec/selector/lcl.dev~1role"),
+        ("serviceaccounts", "still", json!({ "automountServiceAccountToken": true }), "/automountServiceAccountToken"),
+        ("poddisruptionbudgets", "still-workers", json!({ "spec": { "minAvailable": 0 } }), "/spec/minAvailable"),
+        ("networkpolicies", "still-coordinator", json!({ "spec": { "ingress": [{}] } }), "/spec/ingress"),
+        ("networkpolicies", "still-workers", json!({ "spec": { "podSelector": { "matchLabels": { "a": "b" } } } }), "/spec/podSelector"),
+        ("configmaps", "still-config-1", json!({ "metadata": { "labels": { MANAGED_BY: null } } }), "/metadata/labels"),
+    ] {
+        let path = child_path(kind, name);
+        let before = installed.look(&path)?;
+        let edited = installed.send("PATCH", &path, &patch)?;
+        assert_ne!(edited.pointer(part), before.pointer(part), "{name}");
+        wait_for(&format!("{kind} {name} as it was"), || {
+            let now = installed.look(&path)?;
+            ensure!(now.pointer(part) == before.pointer(part), "{now}");
+            Ok(())
+        })?;
+    }
     assert_eq!(uids(&installed.pods("still")?), pods, "no pod was touched");
+
+    // Certificates are never read, so nobody tells that they are gone; but no pod is created without.
+    let secrets = || -> Result<Vec<String>> {
+        let found = installed.look(&objects("secrets?labelSelector=lcl.dev/job-name=still"))?;
+        Ok(found["items"].as_array().into_iter().flatten().map(name_of).collect())
+    };
+    let before = secrets()?;
+    ensure!(before.len() == 1, "{before:?}");
+    // The second time they were written a moment ago.
+    for _ in 0..2 {
+        let pods = uids(&installed.pods("still")?);
+        installed.kubectl(&["delete", "secret", &before[0]])?;
+        installed.kubectl(&["delete", "pod", "still-w-1", "--force", "--grace-period=0"])?;
+        wait_for("the replacement", || {
+            let now = uids(&installed.pods("still")?);
+            ensure!(now.len() == pods.len() && now["still-w-1"] != pods["still-w-1"], "{now:?}");
+            Ok(())
+        })?;
+        assert_eq!(secrets()?, before);
+    }
     operator.terminate()
 }
 

@@ -4,7 +4,7 @@
 //! recorded is never taken out: programs that write it may still run. A change after which it would mean something else needs another
 //! version.
 
-use std::{collections::BTreeMap, error::Error, fs, path::PathBuf};
+use std::{collections::BTreeMap, error::Error, fmt::Write, fs, path::PathBuf};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value, prost::Message};
 use serde_json::json;
@@ -114,7 +114,11 @@ fn values_of(field: &FieldDescriptor) -> Vec<(String, Value)> {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -69,6 +69,13 @@ fn workers_name(job: &ValidatedJob) -> String {
     format!("{}-workers", job.name())
 }
 
+/// Whether an owner is a job: one of another API group may be called the same.
+#[must_use]
+pub fn is_job(owner: &OwnerReference) -> bool {
+    let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+    group == GROUP && owner.kind == KIND
+}
+
 /// Name, namespace, labels and owner that every object of the job has.
 fn metadata(job: &ValidatedJob, context: &BuildContext, name: String, role: &str) -> ObjectMeta {
     ObjectMeta {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use lcl_crds::LCLTrainingJobStatus;
 
+pub use pods::DELETION_SLACK;
 pub use progress::is_progress_only;
 
 use crate::observe::{MemberBounds, ObservedJob, Problem, Wait};

@@ -10,7 +10,7 @@ use lcl_crds::{LCLTrainingJobStatus, PinnedStatus, WORKER_CONTAINER};
 
 use crate::{
     ValidatedJob,
-    build::{COORDINATOR_CONTAINER, EPOCH_ANNOTATION, INCIDENT_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE},
+    build::{COORDINATOR_CONTAINER, EPOCH_ANNOTATION, INCIDENT_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, is_job},
     timeouts::Timeouts,
 };
 
@@ -280,7 +280,7 @@ impl ObservedPod {
             WORKER_ROLE => PodRole::Worker(label(WORKER_INDEX_LABEL)?.parse().ok()?),
             _ => PodRole::Coordinator,
         };
-        let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+        let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true) && is_job(owner))?;
         let status = pod.status.as_ref();
         let conditions = || status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         let is_true = |type_: &str| conditions().find(|condition| condition.type_ == type_ && condition.status == "True");

@@ -22,8 +22,8 @@ use crate::pod_actions::{create_pod, delete_pod};
 
 /// Pods of one job that are created side by side.
 const PODS_AT_ONCE: usize = 32;
-/// Certificates that were written so short a time ago are taken for being there.
-const CERTIFICATES_FRESH: Duration = Duration::from_mins(1);
+/// Certificates that were written so short a time ago are taken for being there while pods are refused, or do not start.
+pub(super) const CERTIFICATES_FRESH: Duration = Duration::from_mins(1);
 
 /// A pod to create, and its epoch if it is a coordinator's.
 struct NewPod {
@@ -100,7 +100,9 @@ impl Reconciler<'_> {
         }
         if !new_pods.is_empty() {
             // A pod whose Secret somebody has deleted could not start.
-            let applied = self.apply_certificates(job, build, CERTIFICATES_FRESH).await;
+            // Of one that is refused again and again they need not be written as often.
+            let pause = if self.memory.gate.is_probing() { CERTIFICATES_FRESH } else { Duration::ZERO };
+            let applied = self.apply_certificates(job, build, pause).await;
             if applied.is_err() {
                 self.memory.gate.refuse(Instant::now(), fastrand::f64());
                 acted.note(applied);
@@ -117,9 +119,7 @@ impl Reconciler<'_> {
         let preconditions = Some(Preconditions { uid: Some(self.uid.to_owned()), resource_version: None });
         match api.delete(&self.key.name, &DeleteParams { preconditions, ..DeleteParams::background() }).await {
             Ok(_) => tracing::info!(job = self.key.name, namespace = self.key.namespace, "deleted: its time is over"),
-            // Gone, or another one has the name.
-            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
-            Err(source) => return Err(ReconcileError::Api { what: "deleting the job".to_owned(), source }),
+            Err(source) => return ReconcileError::of_deletion("the job", source),
         }
         Ok(())
     }

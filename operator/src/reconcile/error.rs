@@ -32,6 +32,16 @@ pub(crate) enum ReconcileError {
 }
 
 impl ReconcileError {
+    /// What is gone needs no deletion. A conflict may mean that another object has the name, but also that this one was changed meanwhile and
+    /// is still there: nobody else would look again.
+    pub(crate) fn of_deletion(what: &str, source: kube::Error) -> Result<(), Self> {
+        match source {
+            kube::Error::Api(answer) if answer.code == 404 => Ok(()),
+            kube::Error::Api(answer) if answer.code == 409 => Err(Self::Stale),
+            source => Err(Self::Api { what: format!("deleting {what}"), source }),
+        }
+    }
+
     /// A word for metrics and logs.
     pub(crate) const fn category(&self) -> &'static str {
         match self {
@@ -68,5 +78,24 @@ fn in_words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(answer) if !answer.message.is_empty() => answer.message.clone(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_deletion_that_meets_a_conflict_is_looked_at_again() {
+        let deletion = |code: u16| {
+            let answer = json!({ "status": "Failure", "reason": "R", "message": "words", "code": code });
+            let answer = kube::Error::Api(serde_json::from_value(answer).expect("an answer"));
+            ReconcileError::of_deletion("pod a", answer).map_err(|error| error.to_string())
+        };
+        assert_eq!(deletion(404), Ok(()), "it is gone");
+        assert_eq!(deletion(409), Err(ReconcileError::Stale.to_string()), "the pod may still be there");
+        assert_eq!(deletion(500), Err("deleting pod a: words".to_owned()));
     }
 }

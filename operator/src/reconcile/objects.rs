@@ -31,6 +31,9 @@ use crate::{
     children::{Applier, Child, Found},
 };
 
+/// New certificates are not written again while the status does not say yet that they were.
+const RENEWAL_PAUSE: Duration = Duration::from_hours(1);
+
 impl Reconciler<'_> {
     /// All objects but the pods, if they are there, as far as the watch knows. `is_held`: pods are there that have the configuration.
     pub(super) async fn apply_children(
@@ -110,8 +113,7 @@ impl Reconciler<'_> {
         let preconditions = Some(Preconditions { uid: object.uid(), resource_version: None });
         match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
-            Err(source) => Err(ReconcileError::Api { what: format!("deleting {} {name}", K::KIND), source }),
+            Err(source) => ReconcileError::of_deletion(&format!("{} {name}", K::KIND), source),
         }
     }
 
@@ -136,6 +138,26 @@ impl Reconciler<'_> {
             return Some(format!("the ConfigMap {}", held.config));
         };
         find_change(&serde_json::from_str(spec).unwrap_or_default(), job)
+    }
+
+    /// Writes certificates that the group does not have yet, and from time to time those that pods may wait for: nothing tells when somebody
+    /// deletes the Secret, which the operator may not read. `starting`: pods are on their way, and how often that is.
+    pub(super) async fn renew_certificates(
+        &mut self,
+        job: &ValidatedJob,
+        build: &BuildContext,
+        held: Option<&PinnedStatus>,
+        starting: Option<Duration>,
+    ) -> Result<(), ReconcileError> {
+        let (expiry, authority) = (Authority::expiry(Timestamp::now()), self.context.authority.fingerprint());
+        let is_current = |held: &PinnedStatus| {
+            held.certificates_expire.as_ref().is_some_and(|until| until.0 == expiry) && held.authority.as_deref() == Some(authority)
+        };
+        let renewal = held.is_some_and(|held| !is_current(held)).then_some(RENEWAL_PAUSE);
+        match starting.or(renewal) {
+            Some(pause) => self.apply_certificates(job, build, pause).await,
+            None => Ok(()),
+        }
     }
 
     /// Writes the job's certificates, unless they were written a moment ago.

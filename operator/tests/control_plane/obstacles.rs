@@ -12,7 +12,7 @@ use super::{
 /// Places a pod on a node, as the scheduler does.
 pub(super) fn bind(installed: &Installed, pod: &str, node: &str) -> Result<()> {
     let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod }, "target": { "kind": "Node", "name": node } });
-    installed.create(&objects(&format!("pods/{pod}/binding")), &binding)
+    installed.send("POST", &objects(&format!("pods/{pod}/binding")), &binding).map(drop)
 }
 
 /// A warning about a pod, as the kubelet writes it.
@@ -24,7 +24,7 @@ pub(super) fn warn(installed: &Installed, pod: &str, uid: &str, reason: &str, me
         "type": "Warning", "reason": reason, "message": message, "firstTimestamp": time, "lastTimestamp": time, "count": 1,
         "source": { "component": "kubelet" },
     });
-    installed.create(&objects("events"), &event)
+    installed.send("POST", &objects("events"), &event).map(drop)
 }
 
 #[test]

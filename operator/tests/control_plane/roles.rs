@@ -69,7 +69,8 @@ fn the_roles_allow_what_the_operator_does_and_nothing_else() -> Result<()> {
     let operator = installed.start_operator(&elected)?;
     installed.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node" } }))?;
     installed.apply(&job("short", "spec.ttlSecondsAfterFinished = 0"))?;
-    installed.apply(&job("mounts", ""))?;
+    installed
+        .apply(&job("mounts", "spec.workers.template.spec = {'terminationGracePeriodSeconds': 1, 'containers': [{'name': 'worker'}]}"))?;
     // A name that somebody else has.
     let taken = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "taken-w-0" }, "spec": { "containers": [{ "name": "a", "image": "a" }] } });
     installed.apply(&taken)?;
@@ -110,6 +111,12 @@ fn the_roles_allow_what_the_operator_does_and_nothing_else() -> Result<()> {
     let operator = installed.start_operator(&elected[..1])?;
     wait_for("policies that are gone", || {
         ensure!(installed.get(&["networkpolicy", "mounts-workers"]).is_err(), "they are there still");
+        Ok(())
+    })?;
+    // Nobody is on the node to confirm that the pod has ended.
+    installed.kubectl(&["delete", "lcltrainingjob", "mounts", "--cascade=background"])?;
+    wait_for("a pod that is gone", || {
+        ensure!(installed.pods("mounts")?.is_empty(), "it is there still");
         Ok(())
     })?;
     operator.terminate()?;

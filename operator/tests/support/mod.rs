@@ -12,6 +12,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -26,12 +27,17 @@ use tokio::runtime::Runtime;
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 /// Between two reconciles.
 const POLL: Duration = Duration::from_millis(50);
+/// What an operator has complained about before it failed is among so many lines of its log.
+const LAST_COMPLAINTS: usize = 12;
 /// Path of the jobs.
 pub(crate) const JOBS: &str = "/apis/lcl.dev/v1alpha1/namespaces/default/lcltrainingjobs";
 /// Where the charts install the operator.
 pub(crate) const SYSTEM: &str = "lcl-system";
 
 const OPERATOR: &str = env!("CARGO_BIN_EXE_lcl-operator");
+
+/// Operators that this test has started: each has a log.
+static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// The project's folder.
 pub(crate) fn project() -> PathBuf {
@@ -137,11 +143,12 @@ impl Installed {
         Ok(self.runtime.block_on(self.client.request(request))?)
     }
 
-    /// Creates an object below a path.
-    pub(crate) fn create(&self, path: &str, object: &Value) -> Result<()> {
-        let request = http::Request::post(path).header("content-type", "application/json").body(object.to_string().into_bytes())?;
-        self.runtime.block_on(self.client.request::<Value>(request))?;
-        Ok(())
+    /// Writes something as the administrator; a PATCH is a merge.
+    pub(crate) fn send(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
+        let request = request.body(body.to_string().into_bytes())?;
+        self.runtime.block_on(self.client.request(request)).with_context(|| format!("{method} {path}"))
     }
 
     /// What the container of a pod has written so far.
@@ -268,7 +275,7 @@ pub(crate) struct Operator {
 
 impl Operator {
     fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
-        let log = folder.join(format!("operator-{}.log", fs::read_dir(folder)?.count()));
+        let log = folder.join(format!("operator-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", kubeconfig)
             .args(["--coordinator-image=coordinator", "--trainer-image=trainer"].iter().filter(|own| {
@@ -306,6 +313,13 @@ impl Operator {
         let text = fs::read_to_string(&self.log)?;
         // The last line may be half written.
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The last things that it has complained about.
+    pub(crate) fn complaints(&self) -> Result<String> {
+        let lines = self.log_lines()?;
+        let bad: Vec<_> = lines.iter().filter(|line| line["level"] != "INFO").map(Value::to_string).collect();
+        Ok(bad[bad.len().saturating_sub(LAST_COMPLAINTS)..].join("\n"))
     }
 
     /// Ends it without warning.

@@ -157,13 +157,13 @@ impl<'a> Draft<'a> {
 
     /// No worker is placed on this pod's node any more.
     fn exclude(&mut self, pod: Option<&ObservedPod>, end: &PodEnd) {
-        let Some(node) = pod.and_then(|pod| pod.node.clone()) else { return };
-        if self.status.excluded_nodes.iter().any(|excluded| excluded.node == node) {
+        let Some(unfit) = pod.and_then(|pod| pod.node.clone()) else { return };
+        if self.status.excluded_nodes.iter().any(|excluded| excluded.node == unfit) {
             return;
         }
-        let note = format!("no worker is placed on {node} any more: {}", end.message);
+        let note = format!("no worker is placed on {unfit} any more: {}", end.message);
         self.events.push(JobEvent { warning: true, reason: reason::NODE_EXCLUDED, note });
-        self.status.excluded_nodes.push(ExcludedNodeStatus { node, message: end.message.clone(), time: Time(self.observed.now) });
+        self.status.excluded_nodes.push(ExcludedNodeStatus { node: unfit, message: end.message.clone(), time: Time(self.observed.now) });
     }
 
     /// Puts a pod on record as one that is being replaced, in the place of its predecessor. `false`: there is no room now.

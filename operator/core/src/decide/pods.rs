@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Added to the time a pod was given to end, before it is taken for stuck: its node reports late or not at all.
-const DELETION_SLACK: SignedDuration = SignedDuration::from_secs(5);
+pub const DELETION_SLACK: SignedDuration = SignedDuration::from_secs(5);
 /// Time for the members of a worker that is no longer wanted to leave in order; some steps of a large job.
 const DRAIN_LIMIT: SignedDuration = SignedDuration::from_secs(60);
 /// The same when the coordinator cannot be asked. The pod's own grace period follows.

@@ -33,6 +33,21 @@ fn ended(code: Option<i32>, reason: &str, message: &str) -> (Option<i32>, String
 }
 
 #[test]
+fn a_pod_of_another_controller_is_none_of_ours_whatever_its_labels_say() {
+    let owned_by = |api_version: &str, kind: &str| {
+        let pod = json!({ "metadata": {
+            "name": "job-w-3", "uid": "u", "labels": { "lcl.dev/role": "worker", "lcl.dev/worker-index": "3" },
+            "ownerReferences": [{ "apiVersion": api_version, "kind": kind, "name": "job", "uid": "j", "controller": true }],
+        }});
+        ObservedPod::read(&serde_json::from_value(pod).unwrap()).is_some()
+    };
+    assert!(owned_by("lcl.dev/v1alpha1", "LCLTrainingJob"));
+    assert!(!owned_by("apps/v1", "ReplicaSet"));
+    assert!(!owned_by("example.com/v1", "LCLTrainingJob"));
+    assert!(!owned_by("lcl.dev/v1alpha1", "Another"));
+}
+
+#[test]
 fn a_running_pod_has_not_ended() {
     let pod = read(
         "worker",
