@@ -16,7 +16,7 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lcl_data::{
-    Dataset, DatasetError, DocumentFindings, LeftOut,
+    DatasetError, DocumentFindings, LeftOut,
     check::{CheckReport, Finding, open_what_can_be},
     convert::ConvertReport,
     count_of,

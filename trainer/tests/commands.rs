@@ -143,12 +143,16 @@ fn a_bad_shard_hides_no_other_one_from_the_index_and_the_exit_code_says_so() -> 
 
     // Of documents the same: one line that is bad leaves the shard readable, a file that is no archive does not.
     lcl_tests::data::mmc4(&workbench.path("mmc4"))?;
-    
+
     fs::write(workbench.path("mmc4/data/docs_shard_2_v2.jsonl.zip"), "PK\x03\x04")?;
     let (shards, images) = (name("mmc4/data/docs_shard_{0..2}_v2.jsonl.zip"), name("mmc4/images"));
     let index = |layout: &str| run(&["data", "index", &shards, "--source", "MMC4", "--images", &images, "--images-layout", layout]);
     let finished = index("Flat")?.expect_code(PERMANENT)?;
-    ensure!(finished.stdout.contains("documents in 2 shards") && finished.stdout.contains("docs_shard_2_v2.jsonl.zip: "), "{}", finished.stdout);
+    ensure!(
+        finished.stdout.contains("documents in 2 shards") && finished.stdout.contains("docs_shard_2_v2.jsonl.zip: "),
+        "{}",
+        finished.stdout
+    );
     ensure!(finished.stdout.contains("bad: shard_not_readable: "), "{}", finished.stdout);
     // Images that lie otherwise than is said are no images at all.
     fs::remove_file(workbench.path("mmc4/data/docs_shard_2_v2.jsonl.zip"))?;
@@ -429,9 +433,12 @@ fn pairs_that_a_filter_leaves_out_are_counted_by_cause_and_never_trained_on() ->
     let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
     let expected = "spec.data.webdataset.filter is \"similarity >= 0.32\", but the checkpoint was trained with";
     ensure!(refused.stderr.contains(expected), "{}", refused.stderr);
-    training.config.data.source = source(SampleKeys { captions: Vec::new(), ..keys(FILTER) });
+    let other = vec![choice(CaptionFrom::Json("caption".to_owned()))];
+    training.config.data.source = source(SampleKeys { captions: other, ..keys(FILTER) });
     let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
-    ensure!(refused.stderr.contains("spec.data.webdataset.captions is null, but the checkpoint was trained with ["), "{}", refused.stderr);
+    let expected =
+        "spec.data.webdataset.captions is [{\"from\":{\"json\":\"caption\"},\"weight\":1}], but the checkpoint was trained with [";
+    ensure!(refused.stderr.contains(expected), "{}", refused.stderr);
     Ok(())
 }
 

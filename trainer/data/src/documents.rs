@@ -10,6 +10,7 @@ mod mmc4;
 mod obelics;
 mod packed;
 mod shards;
+mod unfound;
 mod unpacked;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};

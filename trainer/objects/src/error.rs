@@ -31,6 +31,18 @@ pub enum ObjectError {
         /// The store's error.
         source: object_store::Error,
     },
+    /// The environment has no credentials, and the cloud's metadata service, which is asked then, gives none.
+    #[error(
+        "object {uri}: there are no credentials in the environment, and the metadata service of a cloud, which is asked for some then, gives \
+         none: {}",
+        Variables::of(uri).access
+    )]
+    NoCredentials {
+        /// The object.
+        uri: String,
+        /// What asking the service gave.
+        source: object_store::Error,
+    },
     /// There is no such bucket.
     #[error("object {uri}: the store has no bucket of this name: check the URI, and that the environment names the right store ({})",
         Variables::of(uri).endpoint)]
@@ -138,6 +150,7 @@ impl ObjectError {
         match source {
             // The state that was asked for is not there any more.
             E::Precondition { .. } => Self::Changed { uri },
+            source if METADATA_SERVICES.iter().any(|address| says(&source, address)) => Self::NoCredentials { uri, source },
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied { uri, source },
             E::NotFound { .. } if says(&source, "NoSuchBucket") || says(&source, "ContainerNotFound") => Self::NoBucket { uri, source },
             source if ignores_ranges(&source) => Self::NoRanges { uri },
@@ -155,6 +168,7 @@ impl ObjectError {
             | Self::NoRanges { .. }
             | Self::PlainHttp { .. }
             | Self::NoBucket { .. }
+            | Self::NoCredentials { .. }
             | Self::Refused { .. }
             | Self::Stopped { .. } => true,
             // A web server has rights of single files.
@@ -172,6 +186,9 @@ impl ObjectError {
                 io::ErrorKind::InvalidInput
             }
             Self::Denied { .. } => io::ErrorKind::PermissionDenied,
+            Self::NoCredentials { source, .. } if is_refusal(source) => io::ErrorKind::PermissionDenied,
+            // On a machine of a cloud the service answers the next time.
+            Self::NoCredentials { .. } => io::ErrorKind::TimedOut,
             // Not `NotFound`, which would be said of one object.
             Self::NoBucket { .. } => io::ErrorKind::InvalidInput,
             Self::Changed { .. } => io::ErrorKind::InvalidData,
@@ -210,6 +227,9 @@ pub fn is_of_store(error: &io::Error) -> bool {
     }
     false
 }
+
+/// Where the clouds' metadata services are: link-local addresses and names that the library asks.
+const METADATA_SERVICES: [&str; 4] = ["://169.254.169.254", "://169.254.170.2", "://[fd00:ec2::254]", "://metadata.google.internal"];
 
 /// An error with all that is behind it.
 fn causes(error: &object_store::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
@@ -316,6 +336,23 @@ mod tests {
         // An answer without a body does not say whether the bucket is there.
         assert_eq!((looked.kind(), is_of_store(&looked)), (io::ErrorKind::NotFound, false));
         Ok(())
+    }
+
+    #[test]
+    fn a_metadata_service_without_an_answer_means_that_there_are_no_credentials() {
+        let asked = |status: &str| object_store::Error::Generic {
+            store: "S3",
+            source: format!("Error performing PUT http://169.254.169.254/latest/api/token in 2ms - {status}").into(),
+        };
+        for (status, kind) in [
+            ("Server returned non-2xx status code: 403 Forbidden: ", io::ErrorKind::PermissionDenied),
+            ("HTTP error: error sending request", io::ErrorKind::TimedOut),
+        ] {
+            let error = ObjectError::of_store(URI, asked(status)).into_io();
+            assert!(error.kind() == kind && is_of_store(&error), "{error:?}");
+            let words = error.to_string();
+            assert!(words.contains("no credentials in the environment") && words.contains("AWS_ACCESS_KEY_ID"), "{words}");
+        }
     }
 
     #[test]
