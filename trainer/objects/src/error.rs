@@ -154,7 +154,9 @@ impl ObjectError {
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied { uri, source },
             E::NotFound { .. } if says(&source, "NoSuchBucket") || says(&source, "ContainerNotFound") => Self::NoBucket { uri, source },
             source if ignores_ranges(&source) => Self::NoRanges { uri },
-            source if says(&source, "URL scheme is not allowed") => Self::PlainHttp { uri },
+            source if says(&source, "URL scheme is not allowed") && (says(&source, "http://") || says(&source, "REDACTED")) => {
+                Self::PlainHttp { uri }
+            }
             source if is_refusal(&source) => Self::Refused { uri, source },
             source => Self::Store { uri, source },
         }
