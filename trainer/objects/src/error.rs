@@ -152,7 +152,9 @@ impl ObjectError {
             E::Precondition { .. } => Self::Changed { uri },
             source if METADATA_SERVICES.iter().any(|address| says(&source, address)) => Self::NoCredentials { uri, source },
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied { uri, source },
-            E::NotFound { .. } if says(&source, "NoSuchBucket") || says(&source, "ContainerNotFound") => Self::NoBucket { uri, source },
+            // Of a list there are no such variants.
+            source if matches!(status_of(&source), Some(401 | 403)) => Self::Denied { uri, source },
+            source if says(&source, "NoSuchBucket") || says(&source, "ContainerNotFound") => Self::NoBucket { uri, source },
             source if ignores_ranges(&source) => Self::NoRanges { uri },
             source if says(&source, "URL scheme is not allowed") && (says(&source, "http://") || says(&source, "REDACTED")) => {
                 Self::PlainHttp { uri }
@@ -256,12 +258,13 @@ fn is_refusal(error: &object_store::Error) -> bool {
     if causes(error).filter_map(|error| error.downcast_ref::<reqwest::Error>()).any(reqwest::Error::is_builder) {
         return true;
     }
-    let text = error.to_string();
-    if text.contains("redirect without LOCATION") {
-        return true;
-    }
-    let code = text.split("status code: ").nth(1).and_then(|rest| rest.get(..3)).and_then(|code| code.parse::<u16>().ok());
-    code.is_some_and(|code| (300..500).contains(&code) && !matches!(code, 408 | 425 | 429))
+    let is_wrong = |code: u16| (300..500).contains(&code) && !matches!(code, 408 | 425 | 429);
+    says(error, "redirect without LOCATION") || status_of(error).is_some_and(is_wrong)
+}
+
+/// The status of a store's answer, where there is one.
+fn status_of(error: &object_store::Error) -> Option<u16> {
+    causes(error).find_map(|error| error.to_string().split("status code: ").nth(1)?.get(..3)?.parse().ok())
 }
 
 #[cfg(test)]
