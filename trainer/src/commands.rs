@@ -432,7 +432,9 @@ fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
             let paths: Vec<PathBuf> = reports.iter().map(|report| report.shard.clone()).collect();
             let whole = index_whole(&paths, chosen.data.index_path.as_deref(), &keys, threads);
             if let Some(whole) = whole.map_err(DataCommandError::from)? {
-                say(&format!("{}: index of all {} shards, {} samples", whole.index.display(), whole.shards, whole.samples));
+                let [shards, samples] =
+                    [(whole.shards as u64, "shard"), (whole.samples, "sample")].map(|(count, noun)| count_of(count, noun));
+                say(&format!("{}: index of {shards}, {samples}", whole.index.display()));
             }
         }
         if !reports.is_empty() {

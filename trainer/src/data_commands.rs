@@ -338,7 +338,7 @@ mod tests {
         };
         check(&[0.1, 0.2, 0.3], &["none of the 3 samples in"]);
         check(&[0.1, 0.2, 0.9], &["no sample of 2 shards"]);
-        check(&[0.9, 0.1], &["none of the 1 samples in"]);
+        check(&[0.9, 0.1], &["the only sample in"]);
         check(&[0.9, 0.6], &[]);
     }
 

@@ -406,7 +406,7 @@ mod tests {
     fn other_data_are_told_by_what_has_changed_where_the_checkpoint_says_what_they_were() {
         let folder = tempfile::tempdir().unwrap();
         let (config, shard) = (tiny_config(), folder.path().join("a.tar"));
-        let mut identity = |samples: usize| {
+        let identity = |samples: usize| {
             let mut writer = lcl_data::shard::ShardWriter::create(&shard).unwrap();
             (0..samples).for_each(|key| writer.append_member(&key.to_string(), "jpg", b"x").unwrap());
             writer.append_member("z", "jpg", b"x").unwrap();

@@ -159,7 +159,8 @@ impl ObjectError {
             source if says(&source, "URL scheme is not allowed") && (says(&source, "http://") || says(&source, "REDACTED")) => {
                 Self::PlainHttp { uri }
             }
-            source if is_refusal(&source) => Self::Refused { uri, source },
+            // Whatever has a variant of its own says by that what it is.
+            source @ E::Generic { .. } if is_refusal(&source) => Self::Refused { uri, source },
             source => Self::Store { uri, source },
         }
     }
