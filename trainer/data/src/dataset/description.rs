@@ -139,18 +139,21 @@ impl Description {
 mod tests {
     use super::*;
 
-    fn described(settings: &str, shards: &[(String, u64, u64)]) -> Description {
+    /// Path, bytes and samples.
+    type Shard = (String, u64, u64);
+
+    fn described(settings: &str, shards: &[Shard]) -> Description {
         let shards = shards.iter().map(|(name, bytes, samples)| (Path::new(name.as_str()), *bytes, *samples));
         Description::new(vec![DescribedSource::new("data", settings.to_owned(), shards)])
     }
 
-    fn shards(count: usize) -> Vec<(String, u64, u64)> {
+    fn shards(count: usize) -> Vec<Shard> {
         (0..count).map(|number| (format!("/data/{number:05}.tar"), 1000, 10)).collect()
     }
 
     #[test]
     fn the_first_shard_that_differs_is_named_with_what_it_was() {
-        let check = |count: usize, change: &dyn Fn(&mut Vec<(String, u64, u64)>), expected: Option<&str>| {
+        let check = |count: usize, change: &dyn Fn(&mut Vec<Shard>), expected: Option<&str>| {
             let (before, mut now) = (shards(count), shards(count));
             change(&mut now);
             // As a checkpoint has it.
@@ -181,8 +184,8 @@ mod tests {
     fn settings_of_documents_and_the_name_of_one_of_several_sources_are_told() {
         let (before, now) = (described("images 6", &shards(1)), described("images 4", &shards(1)));
         assert_eq!(now.changed_from(&before).as_deref(), Some("samples are made by `images 4`, and were by `images 6`"));
-        let both = |first: &[(String, u64, u64)]| {
-            let source = |name, shards: &[(String, u64, u64)]| {
+        let both = |first: &[Shard]| {
+            let source = |name, shards: &[Shard]| {
                 DescribedSource::new(
                     name,
                     String::new(),

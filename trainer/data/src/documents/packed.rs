@@ -216,7 +216,9 @@ mod tests {
         let write = |name: &str, members: &[(&str, &str)]| {
             let mut shard = ShardWriter::create(&path(name)).expect("a shard");
             for key in ["0", "1"] {
-                members.iter().for_each(|(ending, text)| shard.append_member(key, ending, text.as_bytes()).expect("a member"));
+                for (ending, text) in members {
+                    shard.append_member(key, ending, text.as_bytes()).expect("a member");
+                }
             }
             shard.finish().expect("the shard is complete");
             vec![path(name).display().to_string()]

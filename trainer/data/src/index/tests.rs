@@ -248,7 +248,9 @@ fn the_index_command_writes_what_is_missing_and_names_the_shard_that_fails() {
 fn what_is_wrong_with_all_shards_is_told_once_and_ends_the_work() {
     let data = folder();
     let shards: Vec<PathBuf> = (0..3).map(|number| data.path().join(format!("{number}.tar"))).collect();
-    shards.iter().for_each(|shard| write_shard(shard, 1));
+    for shard in &shards {
+        write_shard(shard, 1);
+    }
     let keys = SampleKeys { filter: Some("similarity >".to_owned()), ..SampleKeys::default() };
     let error = index_shards(&shards, None, &keys, NonZero::<usize>::MIN).expect_err("it is no filter");
     assert!(matches!(error, IndexError::Filter { .. }), "{error:?}");
