@@ -324,7 +324,7 @@ fn data_without_a_single_pair_is_refused_with_what_was_looked_for_and_what_is_th
     let usual = SampleKeys::default();
     let looked_for = "looked for images jpg, png, jpeg, webp and captions txt, with names split at their first dot \
          (spec.data.webdataset.imageKeys, spec.data.webdataset.captionKeys, spec.data.webdataset.keySeparator)";
-    check([&["0.gif", "0.json", "1.gif"], &["2.gif"]], &usual, &["none of the 3 samples", "0.tar and 1 more shard:", looked_for]);
+    check([&["0.gif", "0.json", "1.gif"], &["2.gif"]], &usual, &["none of the 3 samples", "0.tar and 1 more shard is usable", looked_for]);
     let message = check([&["0.gif", "0.json", "1.gif"], &["2.gif"]], &usual, &["found gif 3, json 1"]);
     assert!(message.ends_with("json 1"), "there is nothing to advise: {message}");
     check([&["README"], &[]], &usual, &["there is no sample in", "found no file with a dot in its name"]);
