@@ -88,7 +88,7 @@ fn main() -> Result<()> {
     match arguments.command {
         Command::Build => {
             let begun = Instant::now();
-            let reports = index_shards(&shards, Some(&index), &keys, threads)?;
+            let reports = index_shards(&shards, Some(&index), &keys, threads)?.into_iter().collect::<Result<Vec<_>, _>>()?;
             let read = begun.elapsed().as_secs_f64();
             let whole = index_whole(&shards, index.to_str(), &keys, threads)?.context("an index of all")?;
             let samples: u64 = reports.iter().map(|report| report.findings.samples).sum();

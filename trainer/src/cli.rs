@@ -351,7 +351,7 @@ pub struct KeyArgs {
     #[arg(long, value_name = "EXPRESSION", value_parser = filter)]
     pub filter: Option<String>,
     /// The dot of a file's name that ends the sample's name [default: first-dot]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, ignore_case = true)]
     pub key_separator: Option<SeparatorArg>,
 }
 
@@ -359,10 +359,10 @@ pub struct KeyArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SeparatorArg {
     /// The first, as the webdataset library has it.
-    #[value(aliases = ["firstDot", "FirstDot"])]
+    #[value(alias = "firstdot")]
     FirstDot,
     /// The last.
-    #[value(aliases = ["lastDot", "LastDot"])]
+    #[value(alias = "lastdot")]
     LastDot,
 }
 

@@ -19,8 +19,9 @@ use lcl_data::{
     Dataset, LoaderOptions, Viewer,
     check::Finding,
     convert::ConvertOptions,
-    fetched,
+    count_of, fetched,
     index::index_whole,
+    may_pass,
     obelics::write_addresses,
     shard::{ListOrigin, find_shards},
     show::{ShowOptions, ShowTransform},
@@ -184,6 +185,8 @@ impl CommandError {
             Self::Train(error) => error.exit_code(),
             Self::Local(error) => error.exit_code(),
             Self::Signals { .. } | Self::Gpus(_) | Self::Store(_) | Self::Worker(_) => ExitCode::Retryable,
+            // Storage that does not answer, or a disk without room.
+            error if may_pass(error) => ExitCode::Retryable,
             _ => ExitCode::Permanent,
         }
     }
@@ -414,32 +417,47 @@ fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
     let chosen = data_source::choose(arguments, None)?;
     let folder = chosen.data.index_path.as_ref().map(Path::new);
     let threads = NonZero::new(chosen.data.threads).unwrap_or(NonZero::<usize>::MIN);
-    let mut doubled = 0;
+    let (mut doubled, mut bad) = (0, Vec::new());
     use_cache(&chosen.data.cache);
-    for (_, source) in data_tools::sources(&chosen.data) {
+    for (name, source) in data_tools::sources(&chosen.data) {
         let DataSource::Webdataset { shards, keys } = source else { continue };
-        let reports = data_commands::index(&shards, folder, &keys, threads)?;
-        for report in &reports {
+        let mut indexed = data_commands::index(&name, &shards, folder, &keys, threads)?;
+        let reports = &indexed.reports;
+        for report in reports {
             let state = if report.written { "written" } else { "up to date" };
-            say(&format!("{}: {} samples, {state}", report.index.display(), report.findings.samples));
+            say(&format!("{}: {}, {state}", report.index.display(), count_of(report.findings.samples, "sample")));
         }
-        let paths: Vec<PathBuf> = reports.iter().map(|report| report.shard.clone()).collect();
-        let whole = index_whole(&paths, chosen.data.index_path.as_deref(), &keys, threads);
-        if let Some(whole) = whole.map_err(DataCommandError::from)? {
-            say(&format!("{}: index of all {} shards, {} samples", whole.index.display(), whole.shards, whole.samples));
+        // Without some of its shards it would be one of another data set.
+        if indexed.bad.is_empty() {
+            let paths: Vec<PathBuf> = reports.iter().map(|report| report.shard.clone()).collect();
+            let whole = index_whole(&paths, chosen.data.index_path.as_deref(), &keys, threads);
+            if let Some(whole) = whole.map_err(DataCommandError::from)? {
+                let [shards, samples] =
+                    [(whole.shards as u64, "shard"), (whole.samples, "sample")].map(|(count, noun)| count_of(count, noun));
+                say(&format!("{}: index of {shards}, {samples}", whole.index.display()));
+            }
         }
-        let summary = data_commands::summarize(&reports, &keys);
-        say(summary.text.trim_end());
-        doubled += summary.doubled;
+        if !reports.is_empty() {
+            let summary = data_commands::summarize(reports, &keys);
+            say(summary.text.trim_end());
+            doubled += summary.doubled;
+        }
+        bad.append(&mut indexed.bad);
     }
     if chosen.data.source.has_documents() {
-        say(data_tools::index_documents(&chosen).map_err(DataCommandError::from)?.trim_end());
+        let text = data_tools::index_documents(&chosen, &mut bad).map_err(DataCommandError::from)?;
+        if !text.is_empty() {
+            say(text.trim_end());
+        }
+    }
+    if !bad.is_empty() {
+        say(&data_tools::bad_in_words(&bad));
     }
     let fetched = fetched();
     if fetched.requests > 0 {
         say(&format!("fetched: {} MB with {} requests", fetched.bytes / 1_000_000, fetched.requests));
     }
-    Ok(if doubled > 0 { ExitCode::Permanent } else { ExitCode::Success })
+    Ok(if doubled > 0 || !bad.is_empty() { ExitCode::Permanent } else { ExitCode::Success })
 }
 
 fn check(arguments: &CheckArgs, multi: &MultiProgress) -> Result<ExitCode, CommandError> {
@@ -503,7 +521,9 @@ fn addresses(arguments: &AddressesArgs) -> Result<ExitCode, CommandError> {
     let threads = arguments.threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
     let files = find_shards(&arguments.files, ListOrigin::Arguments, threads).map_err(DataCommandError::from)?;
     let count = write_addresses(&files, &arguments.output, threads).map_err(DataCommandError::from)?;
-    say(&format!("wrote {count} addresses of {} files to {}", files.len(), arguments.output.display()));
+    let (addresses, files) =
+        (if count == 1 { "1 address".to_owned() } else { format!("{count} addresses") }, count_of(files.len() as u64, "file"));
+    say(&format!("wrote {addresses} of {files} to {}", arguments.output.display()));
     Ok(ExitCode::Success)
 }
 

@@ -15,7 +15,9 @@ use bytes::Bytes;
 use lcl_checkpoint::{Dtype, SafetensorsError, TensorData, write_safetensors};
 use lcl_data::{
     DatasetError, LoaderError, NoPair,
+    check::Finding,
     convert::ConvertError,
+    count_of,
     index::{Findings, IndexError, IndexReport, index_shards},
     obelics::AddressesError,
     shard::{ListError, ListOrigin, find_shards},
@@ -24,7 +26,7 @@ use lcl_data::{
     tokenizer::Tokenizer,
 };
 use lcl_torch::BatchError;
-use lcl_trainer_config::SampleKeys;
+use lcl_trainer_config::{CaptionFrom, SampleKeys};
 
 /// A data command failed.
 #[derive(Debug, thiserror::Error)]
@@ -106,15 +108,33 @@ impl DataCommandError {
     }
 }
 
-/// Indexes the shards that the patterns name.
+/// What came of indexing shards of pairs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Indexed {
+    /// Those that were indexed.
+    pub reports: Vec<IndexReport>,
+    /// What is wrong with the others.
+    pub bad: Vec<Finding>,
+}
+
+/// Indexes the shards of a source that the patterns name. Those that cannot be read keep no other one from being indexed.
 pub fn index(
+    source: &str,
     patterns: &[String],
     folder: Option<&Path>,
     keys: &SampleKeys,
     threads: NonZero<usize>,
-) -> Result<Vec<IndexReport>, DataCommandError> {
+) -> Result<Indexed, DataCommandError> {
     let shards = find_shards(patterns, ListOrigin::Arguments, threads)?;
-    Ok(index_shards(&shards, folder, keys, threads)?)
+    let outcomes = index_shards(&shards, folder, keys, threads)?;
+    let mut indexed = Indexed::default();
+    for (shard, outcome) in shards.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(report) => indexed.reports.push(report),
+            Err(error) => indexed.bad.push(Finding::of_shard(source, shard, &error.into())),
+        }
+    }
+    Ok(indexed)
 }
 
 /// What was found in indexed shards, for people.
@@ -156,10 +176,16 @@ pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
         count => format!("filtered {count} of {}: {}\n", all.samples + count, all.filtered_listed()),
     };
     let Findings { samples, with_image, with_caption, usable, doubled, .. } = all;
+    // A field's content is looked at when a sample is used.
+    let fields = keys.captions.iter().any(|choice| matches!(choice.from, CaptionFrom::Json(_)));
+    let (caption, at_most) = if fields { ("a caption, or a json that may hold one", "at most ") } else { ("caption", "") };
+    if fields {
+        wrong.push_str("note: whether a json has the field, and a text in it, is found when it is read: `lcl data check` counts those without as no_caption\n");
+    }
     let text = format!(
-        "found {samples} samples in {} shards: {with_image} with image, {with_caption} with caption, {usable} usable; extensions: {}\n\
-         {filtered}{wrong}",
-        reports.len(),
+        "found {} in {}: {with_image} with image, {with_caption} with {caption}, {at_most}{usable} usable; extensions: {}\n{filtered}{wrong}",
+        count_of(samples, "sample"),
+        count_of(reports.len() as u64, "shard"),
         all.extensions_listed(),
     );
     Summary { text, doubled }
@@ -296,7 +322,8 @@ mod tests {
             }
             writer.finish().unwrap();
         }
-        summarize(&index_shards(&shards, None, &keys, NonZero::<usize>::MIN).unwrap(), &keys)
+        let outcomes = index_shards(&shards, None, &keys, NonZero::<usize>::MIN).unwrap();
+        summarize(&outcomes.into_iter().collect::<Result<Vec<_>, _>>().unwrap(), &keys)
     }
 
     #[test]
@@ -311,7 +338,7 @@ mod tests {
         };
         check(&[0.1, 0.2, 0.3], &["none of the 3 samples in"]);
         check(&[0.1, 0.2, 0.9], &["no sample of 2 shards"]);
-        check(&[0.9, 0.1], &["none of the 1 samples in"]);
+        check(&[0.9, 0.1], &["the only sample in"]);
         check(&[0.9, 0.6], &[]);
     }
 

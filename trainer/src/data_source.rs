@@ -14,7 +14,7 @@ use lcl_trainer_config::{
 };
 
 use crate::{
-    cli::{DataArgs, ImagesLayout, SourceArg},
+    cli::{DataArgs, ImagesLayout, KeyArgs, SourceArg},
     config_file::{self, ConfigFileError},
 };
 
@@ -84,6 +84,15 @@ fn source_of(arguments: &DataArgs) -> Result<DataSource, SourceError> {
     refuse(min_similarity.is_some() && !is_mmc4, "--min-similarity", "is for --source mmc4")?;
     refuse(*no_split && !is_obelics, "--no-split", "is for --source obelics")?;
     refuse(max_images.is_some() && *source == SourceArg::Webdataset, "--max-images", "is for documents: a pair has one image")?;
+    if *source != SourceArg::Webdataset {
+        let KeyArgs { image_keys, caption_keys, captions, filter, key_separator } = keys;
+        refuse(filter.is_some(), "--filter", no_filter(*source))?;
+        let rule = "is for pairs (--source webdataset): which parts a document has is said by the document";
+        refuse(!image_keys.is_empty(), "--image-keys", rule)?;
+        refuse(!caption_keys.is_empty(), "--caption-keys", rule)?;
+        refuse(!captions.is_empty(), "--captions", rule)?;
+        refuse(key_separator.is_some(), "--key-separator", rule)?;
+    }
     let max_images = max_images.map_or(6, NonZero::get);
     Ok(match source {
         SourceArg::Webdataset => {
@@ -101,6 +110,22 @@ fn source_of(arguments: &DataArgs) -> Result<DataSource, SourceError> {
             DataSource::Obelics { obelics: ObelicsConfig { shards: shards.clone(), images: images.clone(), split: !no_split, max_images } }
         }
     })
+}
+
+/// What there is for documents instead of a filter.
+const fn no_filter(source: SourceArg) -> &'static str {
+    match source {
+        SourceArg::Mmc4 => {
+            "is an expression over the json of pairs (--source webdataset): documents of MMC4 are chosen by --min-similarity and --max-images"
+        }
+        SourceArg::Obelics => {
+            "is an expression over the json of pairs (--source webdataset): documents of OBELICS are chosen by their images that are in the shards \
+             of --images, and by --max-images"
+        }
+        SourceArg::Documents | SourceArg::Webdataset => {
+            "is an expression over the json of pairs (--source webdataset): leave out documents when the shards are written"
+        }
+    }
 }
 
 /// A folder, or tar shards where img2dataset has fetched them. What is a folder or ends like one is one.
@@ -161,6 +186,47 @@ mod tests {
         {
             let error = images(arguments).expect_err(arguments);
             assert!(error.contains(part), "{arguments}: {error}");
+        }
+    }
+
+    fn chosen(arguments: &str) -> Result<DataSource, String> {
+        let line = format!("lcl-trainer data check a.tar {arguments}");
+        let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
+        let Command::Data(DataCommand::Check(check)) = cli.command else { return Err("another command".to_owned()) };
+        source_of(&check.data).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sources_and_layouts_may_be_written_as_manifests_have_them() {
+        for source in ["documents", "Documents", "DOCUMENTS"] {
+            assert!(matches!(chosen(&format!("--source {source}")), Ok(DataSource::Documents { .. })), "{source}");
+        }
+        for source in ["webdataset", "WebDataset", "Pairs"] {
+            assert!(matches!(chosen(&format!("--source {source} --key-separator LastDot")), Ok(DataSource::Webdataset { .. })), "{source}");
+        }
+        for source in ["mmc4", "MMC4"] {
+            let found = chosen(&format!("--source {source} --images /i --images-layout ByShard"));
+            assert!(matches!(found, Ok(DataSource::Mmc4 { .. })), "{source}: {found:?}");
+        }
+        assert!(matches!(chosen("--source OBELICS --images a.tar"), Ok(DataSource::Obelics { .. })));
+    }
+
+    #[test]
+    fn what_is_for_pairs_is_refused_by_name_for_documents_and_for_a_jobs_data() {
+        for (source, instead) in
+            [("mmc4 --images /i", "--min-similarity"), ("obelics --images a.tar", "--max-images"), ("documents", "written")]
+        {
+            let refused = chosen(&format!("--source {source} --filter width>1")).expect_err(source);
+            assert!(refused.starts_with("--filter is an expression over the json of pairs") && refused.contains(instead), "{refused}");
+            for option in ["--image-keys png", "--caption-keys a", "--captions json:a", "--key-separator last-dot"] {
+                let refused = chosen(&format!("--source {source} {option}")).expect_err(option);
+                assert!(refused.starts_with(option.split(' ').next().unwrap_or_default()) && refused.contains("is for pairs"), "{refused}");
+            }
+        }
+        for option in ["--filter width>1", "--captions json:a", "--image-keys png"] {
+            let line = format!("lcl-trainer data check --config a.json {option}");
+            let refused = Cli::try_parse_from(line.split_whitespace()).expect_err(option).to_string();
+            assert!(refused.contains("cannot be used with"), "{refused}");
         }
     }
 

@@ -16,14 +16,18 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lcl_data::{
-    Dataset, DatasetError, DocumentFindings, LeftOut,
-    check::{CheckReport, Finding},
+    DatasetError, DocumentFindings, LeftOut,
+    check::{CheckReport, Finding, open_what_can_be},
     convert::ConvertReport,
+    count_of,
     stats::{SourceStats, Summary},
 };
 use lcl_trainer_config::{DataConfig, DataSource};
 
 use crate::data_source::Chosen;
+
+/// Shards that cannot be read of which `data index` has a line: enough to see what they have in common.
+const BAD_LISTED: usize = 20;
 
 /// Between two lines of the log about how far a command is, where there is no terminal.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -94,13 +98,20 @@ pub fn sources(data: &DataConfig) -> Vec<(String, DataSource)> {
     }
 }
 
-/// Makes the indexes of documents that are missing, and of their stores of images, and says what they found. Nothing for pairs.
-pub fn index_documents(chosen: &Chosen) -> Result<String, DatasetError> {
-    let dataset = Dataset::open_from(&chosen.data, chosen.origin)?;
-    let mut all: BTreeMap<String, (u64, DocumentFindings)> = BTreeMap::new();
+/// Makes the indexes of documents that are missing, and of their stores of images, and says what they found. Nothing for pairs. `bad` gets what is wrong
+/// with shards that cannot be read; the others are indexed without them.
+pub fn index_documents(chosen: &Chosen, bad: &mut Vec<Finding>) -> Result<String, DatasetError> {
     let (mut text, mut wrong) = (String::new(), String::new());
+    let mut tell = |finding: Finding| {
+        // Of pairs in a mixture it is known already.
+        if !bad.iter().any(|known| (&known.source, &known.shard) == (&finding.source, &finding.shard)) {
+            bad.push(finding);
+        }
+    };
+    let Some(dataset) = open_what_can_be(&chosen.data, chosen.origin, &mut tell)? else { return Ok(text) };
+    let mut all: BTreeMap<String, (u64, DocumentFindings)> = BTreeMap::new();
     for (source, shard, findings) in dataset.document_findings() {
-        let _ = writeln!(text, "{}: {} samples", shard.display(), findings.samples);
+        let _ = writeln!(text, "{}: {}", shard.display(), count_of(findings.samples, "sample"));
         let (shards, sum) = all.entry(source).or_default();
         *shards += 1;
         sum.add(findings);
@@ -108,15 +119,29 @@ pub fn index_documents(chosen: &Chosen) -> Result<String, DatasetError> {
             let _ = writeln!(wrong, "left out: {}: {} {cause}, the first: {}", shard.display(), left_out.count, left_out.first);
         }
     }
-    for (source, (shards, DocumentFindings { documents, samples, images, left_out })) in all {
+    for (source, (shards, DocumentFindings { documents, samples, images, left_out, .. })) in all {
         let causes: Vec<String> = left_out.iter().map(|(cause, left_out)| format!("{cause} {}", left_out.count)).collect();
         let causes = if causes.is_empty() { String::new() } else { format!("; left out: {}", causes.join(", ")) };
         let _ = writeln!(
             text,
-            "{source}: found {documents} documents in {shards} shards: {samples} samples with up to {images} images{causes}"
+            "{source}: found {} in {}: {} with up to {}{causes}",
+            count_of(documents, "document"),
+            count_of(shards, "shard"),
+            count_of(samples, "sample"),
+            count_of(images, "image"),
         );
     }
     Ok(text + &wrong)
+}
+
+/// Shards that cannot be read, a line for each of the first.
+#[must_use]
+pub fn bad_in_words(bad: &[Finding]) -> String {
+    let mut lines: Vec<String> = bad.iter().take(BAD_LISTED).map(finding_in_words).collect();
+    if let more @ 1.. = bad.len().saturating_sub(BAD_LISTED) {
+        lines.push(format!("bad: and {} more, which `lcl data check` lists", count_of(more as u64, "shard")));
+    }
+    lines.join("\n")
 }
 
 /// A finding as a line.
@@ -153,7 +178,10 @@ pub fn checked_in_words(report: &CheckReport) -> String {
         all => format!("{all} ({})", causes.iter().map(|(cause, count)| format!("{cause} {count}")).collect::<Vec<_>>().join(", ")),
     };
     format!(
-        "checked {samples} samples in {shards} shards: {images} images can be decoded; bad: {}; left out: {}",
+        "checked {} in {}: {} can be decoded; bad: {}; left out: {}",
+        count_of(*samples, "sample"),
+        count_of(*shards, "shard"),
+        count_of(*images, "image"),
         causes(bad),
         causes(left_out)
     )
@@ -163,9 +191,12 @@ pub fn checked_in_words(report: &CheckReport) -> String {
 #[must_use]
 pub fn converted_in_words(report: &ConvertReport, folder: &Path) -> String {
     let ConvertReport { written, kept, documents, images, left_out, no_samples } = report;
-    let mut text = format!("wrote {documents} documents with {images} images in {written} shards to {}", folder.display());
-    if *kept > 0 {
-        let _ = write!(text, "; {kept} were there");
+    let (documents, images) = (count_of(*documents, "document"), count_of(*images, "image"));
+    let mut text = format!("wrote {documents} with {images} in {} to {}", count_of(*written as u64, "shard"), folder.display());
+    match kept {
+        0 => {}
+        1 => text.push_str("; 1 was there"),
+        kept => drop(write!(text, "; {kept} were there")),
     }
     for (cause, (count, first)) in left_out {
         let _ = write!(text, "\nleft out: {count} {cause}, the first: {first}");
@@ -188,7 +219,9 @@ pub fn stats_in_words(sources: &[SourceStats]) -> String {
 
 fn source_in_words(stats: &SourceStats, text: &mut String) {
     let SourceStats { source, shards, shard_bytes, samples, images_of_a_pass, looked_at, cut, .. } = stats;
-    let _ = writeln!(text, "{source}: {samples} samples with {images_of_a_pass} images in {shards} shards of {shard_bytes} bytes");
+    let [samples, images, shards, bytes] = [(samples, "sample"), (images_of_a_pass, "image"), (shards, "shard"), (shard_bytes, "byte")]
+        .map(|(count, noun)| count_of(*count, noun));
+    let _ = writeln!(text, "{source}: {samples} with {images} in {shards} of {bytes}");
     let _ = writeln!(text, "looked at {looked_at} of them, spread evenly:");
     let list = |counts: &BTreeMap<String, u64>| counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ");
     if !stats.unusable.is_empty() {

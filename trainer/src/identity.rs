@@ -4,6 +4,7 @@
 //! Model, batch, seed and data are in it. Learning rate, schedule, steps, clipping, decay, checkpoint policy, micro-batch, threads and device
 //! are not: they may change.
 
+use lcl_data::{Dataset, dataset::Description};
 use lcl_trainer_config::{DataSource, Field, Mmc4Config, ModelConfig, ObelicsConfig, SampleKeys, TrainerConfig};
 use serde_json::{Map, Value, json};
 
@@ -19,16 +20,28 @@ const MIXED_SOURCES: &str = "data.source.mixture.sources";
 /// The greatest window that a manifest can give.
 const WHOLE_SET: u64 = 1_000_000_000;
 
+/// What a checkpoint's metadata calls the settings.
+const IDENTITY: &str = "identity";
+
+/// What it calls the description of the data.
+const DATA: &str = "dataDescription";
+
 /// The settings of a run that must not change, by the path of their field.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Identity(Map<String, Value>);
+pub struct Identity {
+    fields: Map<String, Value>,
+    /// What the data consist of, where that is known: it says what has changed when their digest has.
+    data: Option<Description>,
+}
 
 /// A run is continued with another configuration than it was begun with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} is {now}, but the checkpoint was trained with {before}: set it back, or start another run in another folder \
-     (--fresh starts over in this one)",
-    name(field)
+    "{}: set it back, or start another run in another folder (--fresh starts over in this one)",
+    difference.as_ref().map_or_else(
+        || format!("{} is {now}, but the checkpoint was trained with {before}", name(field)),
+        |difference| format!("{} names other data than the checkpoint was trained with: {difference}", Field(field))
+    )
 )]
 pub struct ChangedField {
     /// Path of the field in the trainer's configuration, in camel case; the message has the manifest's.
@@ -37,6 +50,8 @@ pub struct ChangedField {
     pub before: String,
     /// What the configuration says now.
     pub now: String,
+    /// Of other data what is different, as far as the checkpoint tells.
+    pub difference: Option<String>,
 }
 
 /// The checkpoint's metadata holds no settings to compare with.
@@ -51,6 +66,12 @@ fn name(field: &str) -> String {
 }
 
 impl Identity {
+    /// The identity of a run on this data set.
+    #[must_use]
+    pub fn of(config: &TrainerConfig, dataset: &Dataset) -> Self {
+        Self { data: Some(dataset.description()), ..Self::new(config, Some(&dataset.digest())) }
+    }
+
     /// The identity of a configuration whose data set has `data_digest`; `None` leaves open which data it will be (imported weights have
     /// seen none).
     #[must_use]
@@ -122,18 +143,28 @@ impl Identity {
         if let Some(digest) = data_digest {
             flat.insert(DATA_CONTENT.to_owned(), digest.into());
         }
-        Self(flat)
+        Self { fields: flat, data: None }
+    }
+
+    /// The settings, by their fields.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        Value::Object(self.fields.clone())
     }
 
     /// As stored in a checkpoint's metadata.
     #[must_use]
-    pub fn to_value(&self) -> Value {
-        Value::Object(self.0.clone())
+    pub fn to_metadata(&self) -> Map<String, Value> {
+        // Plain data with string keys: JSON can express all of it.
+        let data = self.data.as_ref().map(|data| (DATA.to_owned(), json!(data)));
+        [(IDENTITY.to_owned(), self.to_value())].into_iter().chain(data).collect()
     }
 
-    /// Reads what [`Identity::to_value`] wrote.
-    pub fn from_value(value: Option<&Value>) -> Result<Self, NoIdentity> {
-        value.and_then(Value::as_object).map(|fields| Self(fields.clone())).ok_or(NoIdentity)
+    /// Reads what [`Identity::to_metadata`] wrote, or an earlier version, which knew no more of the data than their digest.
+    pub fn from_metadata(metadata: &Value) -> Result<Self, NoIdentity> {
+        let fields = metadata.get(IDENTITY).and_then(Value::as_object).ok_or(NoIdentity)?.clone();
+        let data = metadata.get(DATA).and_then(|data| serde_json::from_value(data.clone()).ok());
+        Ok(Self { fields, data })
     }
 
     /// BLAKE3 over the fields, as hexadecimal.
@@ -146,7 +177,7 @@ impl Identity {
     /// The field that says where the data lie.
     fn content_field(&self) -> String {
         let kinds = [("documents", ".shards"), ("mmc4", ".shards"), ("obelics", ".shards"), ("mixture", ".sources")];
-        let has = |kind: &str| self.0.keys().any(|field| field.starts_with(&format!("data.source.{kind}.")));
+        let has = |kind: &str| self.fields.keys().any(|field| field.starts_with(&format!("data.source.{kind}.")));
         let found = kinds.into_iter().find(|(kind, _)| has(kind));
         found.map_or(DATA_CONTENT.to_owned(), |(kind, list)| format!("data.source.{kind}{list}"))
     }
@@ -158,21 +189,26 @@ impl Identity {
         flatten(SAMPLE_KEYS, json!(SampleKeys::default()), &mut usual);
         // Before there were windows the whole data set was one; how many lanes there would have been did not matter.
         flatten("data.shuffle.window", json!(WHOLE_SET), &mut usual);
-        let of = |identity: &Self, field: &String| identity.0.get(field).or_else(|| usual.get(field)).unwrap_or(&none).clone();
-        let fields = self.0.keys().chain(before.0.keys().filter(|field| !self.0.contains_key(*field)));
+        let of = |identity: &Self, field: &String| identity.fields.get(field).or_else(|| usual.get(field)).unwrap_or(&none).clone();
+        let fields = self.fields.keys().chain(before.fields.keys().filter(|field| !self.fields.contains_key(*field)));
         // The digest of the data depends on settings that have fields of their own: these say more.
         let (content, settings): (Vec<_>, Vec<_>) = fields.partition(|field| *field == DATA_CONTENT);
         for field in settings.into_iter().chain(content) {
-            if [DATA_CONTENT, "data.shuffle.lanes"].contains(&field.as_str()) && !before.0.contains_key(field) {
+            if [DATA_CONTENT, "data.shuffle.lanes"].contains(&field.as_str()) && !before.fields.contains_key(field) {
                 continue;
             }
-            let (now, before) = (of(self, field), of(before, field));
-            if now != before {
-                if let Some(changed) = changed_source(field, &before, &now) {
+            let (now, was) = (of(self, field), of(before, field));
+            if now != was {
+                if let Some(changed) = changed_source(field, &was, &now) {
                     return Err(changed);
                 }
-                let field = if field == DATA_CONTENT { self.content_field() } else { field.clone() };
-                return Err(ChangedField { field, before: before.to_string(), now: now.to_string() });
+                let changed = |field, difference| ChangedField { field, before: was.to_string(), now: now.to_string(), difference };
+                return Err(if field == DATA_CONTENT {
+                    let data = self.data.as_ref().zip(before.data.as_ref());
+                    changed(self.content_field(), data.and_then(|(now, before)| now.changed_from(before)))
+                } else {
+                    changed(field.clone(), None)
+                });
             }
         }
         Ok(())
@@ -198,7 +234,7 @@ fn changed_source(field: &str, before: &Value, now: &Value) -> Option<ChangedFie
             None => format!(".{name}"),
         };
         let (before, now) = (of(&was, name).to_string(), of(&is, name).to_string());
-        Some(ChangedField { field: format!("{MIXED_SOURCES}[{number}]{below}"), before, now })
+        Some(ChangedField { field: format!("{MIXED_SOURCES}[{number}]{below}"), before, now, difference: None })
     })
 }
 
@@ -230,7 +266,7 @@ mod tests {
         let mut changed = config;
         change(&mut changed);
         let now = Identity::new(&changed, Some("data"));
-        let difference = now.compare(&Identity::from_value(Some(&before.to_value())).unwrap()).err();
+        let difference = now.compare(&Identity::from_metadata(&Value::Object(before.to_metadata())).unwrap()).err();
         assert_eq!(difference.as_ref().map(|changed| changed.field.as_str()), expected);
         assert_eq!(before.digest() == now.digest(), expected.is_none());
     }
@@ -319,7 +355,7 @@ mod tests {
         let config = tiny_config();
         let before = Identity::new(&config, Some("data")).to_value();
         let fields = before.as_object().unwrap().iter().filter(|(field, _)| !field.starts_with("data.shuffle"));
-        let before = Identity(fields.map(|(field, value)| (field.clone(), value.clone())).collect());
+        let before = Identity { fields: fields.map(|(field, value)| (field.clone(), value.clone())).collect(), data: None };
         let refused = Identity::new(&config, Some("data")).compare(&before).unwrap_err();
         assert_eq!((refused.field.as_str(), refused.before.as_str()), ("data.shuffle.window", "1000000000"));
         let mut changed = config;
@@ -364,6 +400,34 @@ mod tests {
             |config| config.data.shuffle.lanes = Some(config.optimization.global_batch_size / 32).filter(|lanes| *lanes > 0).or(Some(1)),
             None,
         );
+    }
+
+    #[test]
+    fn other_data_are_told_by_what_has_changed_where_the_checkpoint_says_what_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, shard) = (tiny_config(), folder.path().join("a.tar"));
+        let identity = |samples: usize| {
+            let mut writer = lcl_data::shard::ShardWriter::create(&shard).unwrap();
+            (0..samples).for_each(|key| writer.append_member(&key.to_string(), "jpg", b"x").unwrap());
+            writer.append_member("z", "jpg", b"x").unwrap();
+            writer.append_member("z", "txt", b"x").unwrap();
+            writer.finish().unwrap();
+            let source = DataSource::webdataset(vec![shard.display().to_string()]);
+            Identity::of(&config, &Dataset::open(&lcl_trainer_config::DataConfig::new(source)).unwrap())
+        };
+        let before = Value::Object(identity(1).to_metadata());
+        let now = identity(9);
+        let refused = now.compare(&Identity::from_metadata(&before).unwrap()).unwrap_err().to_string();
+        let expected =
+            "spec.data.webdataset.shards names other data than the checkpoint was trained with: there are 10 samples, and were 2; ";
+        assert!(refused.starts_with(expected) && refused.contains("shard 1, a.tar, has 12800 bytes, and had 4608"), "{refused}");
+        assert!(!refused.contains("digest"), "{refused}");
+        // Nothing else depends on it.
+        assert_eq!(now.digest(), Identity { data: None, ..now.clone() }.digest());
+        let earlier = json!({ "identity": before["identity"] });
+        let refused = now.compare(&Identity::from_metadata(&earlier).unwrap()).unwrap_err().to_string();
+        assert!(refused.starts_with("spec.data.webdataset.shards (the digest of their names, sizes and counts) is"), "{refused}");
+        assert_eq!(Identity::from_metadata(&json!({})), Err(NoIdentity));
     }
 
     #[test]

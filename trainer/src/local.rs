@@ -24,7 +24,7 @@ use std::{
 };
 
 use indicatif::MultiProgress;
-use lcl_data::{Dataset, shard::ListError};
+use lcl_data::{Dataset, may_pass, shard::ListError};
 use lcl_protocol::InvalidWorld;
 use lcl_trainer_config::{ExitCode, TrainerConfig};
 
@@ -111,6 +111,7 @@ impl LocalError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            Self::Shards(error) if may_pass(error) => ExitCode::Retryable,
             Self::Shards(_) | Self::World(_) | Self::TooFewGpus(_) | Self::NoCoordinator { .. } => ExitCode::Permanent,
             Self::Folder(error) if error.is_permanent() => ExitCode::Permanent,
             Self::Folder(_) | Self::Gpus(_) | Self::Supervisor(_) => ExitCode::Retryable,

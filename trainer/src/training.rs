@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
 
 use indicatif::MultiProgress;
 use lcl_checkpoint::{RestoreError, StoreError};
-use lcl_data::{Dataset, DatasetError, LoaderError};
+use lcl_data::{Dataset, DatasetError, LoaderError, may_pass};
 use lcl_protocol::Refusal;
 use lcl_torch::{DeviceError, LearnerError};
 use lcl_trainer_config::{DataConfig, ExitCode, TrainerConfig};
@@ -206,6 +206,8 @@ impl TrainError {
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
             | Self::Member(MemberRunError::Refused(_) | MemberRunError::Parts(_) | MemberRunError::Machine(_)) => ExitCode::Permanent,
+            // Storage that does not answer, or a disk without room for an index.
+            Self::Dataset(error) if may_pass(error) => ExitCode::Retryable,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)

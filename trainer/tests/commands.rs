@@ -121,6 +121,68 @@ fn indexing_ends_with_what_it_found_and_fails_when_members_are_there_twice() -> 
 }
 
 #[test]
+fn a_bad_shard_hides_no_other_one_from_the_index_and_the_exit_code_says_so() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let name = |file: &str| workbench.path(file).display().to_string();
+    write_shard(&workbench.path("a.tar"), 1, &[])?;
+    let whole = fs::read(workbench.shard())?;
+    fs::write(workbench.path("b.tar"), whole.get(..1500).context("too short")?)?;
+    fs::write(workbench.path("c.tar"), "")?;
+    write_shard(&workbench.path("d.tar"), 3, &[])?;
+    let finished = process::run(["data", "index"].map(str::to_owned).into_iter().chain(["a.tar", "b.tar", "c.tar", "d.tar"].map(name)))?;
+    let finished = finished.expect_code(PERMANENT)?;
+    for part in [
+        "found 4 samples in 2 shards: 4 with image",
+        "a.tar.lclindex: 1 sample, written",
+        &format!("bad: shard_cut_short: {}", name("b.tar")),
+        &format!("bad: shard_cut_short: {} at byte 0: shard {0} is empty", name("c.tar")),
+    ] {
+        ensure!(finished.stdout.contains(part), "{part}: {}", finished.stdout);
+    }
+    ensure!(workbench.path("d.tar.lclindex").exists());
+
+    // Of documents the same: one line that is bad leaves the shard readable, a file that is no archive does not.
+    lcl_tests::data::mmc4(&workbench.path("mmc4"))?;
+
+    fs::write(workbench.path("mmc4/data/docs_shard_2_v2.jsonl.zip"), "PK\x03\x04")?;
+    let (shards, images) = (name("mmc4/data/docs_shard_{0..2}_v2.jsonl.zip"), name("mmc4/images"));
+    let index = |layout: &str| run(&["data", "index", &shards, "--source", "MMC4", "--images", &images, "--images-layout", layout]);
+    let finished = index("Flat")?.expect_code(PERMANENT)?;
+    ensure!(
+        finished.stdout.contains("documents in 2 shards") && finished.stdout.contains("docs_shard_2_v2.jsonl.zip: "),
+        "{}",
+        finished.stdout
+    );
+    ensure!(finished.stdout.contains("bad: shard_not_readable: "), "{}", finished.stdout);
+    // Images that lie otherwise than is said are no images at all.
+    fs::remove_file(workbench.path("mmc4/data/docs_shard_2_v2.jsonl.zip"))?;
+    let refused = index("ByShard")?.expect_code(PERMANENT)?;
+    ensure!(refused.stderr.contains("set spec.data.mmc4.images.layout to it (--images-layout flat)"), "{}", refused.stderr);
+    ensure!(refused.stderr.contains(&format!("the first: {images}/0/")), "{}", refused.stderr);
+    Ok(())
+}
+
+#[test]
+fn what_no_further_attempt_mends_of_a_store_is_told_at_once_and_a_full_disk_is_worth_another_try() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    // Of one object, and of a folder that is listed.
+    for shards in ["s3://bucket/{0..2}.tar", "s3://bucket/{00..99}.tar"] {
+        let mut command = Command::new(process::trainer()?);
+        command.args(["data", "index", shards, "--index-path"]).arg(workbench.path("index"));
+        command.envs([("AWS_ENDPOINT", "http://127.0.0.1:1"), ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]);
+        let finished = process::start_command(command)?.wait()?.expect_code(PERMANENT)?;
+        ensure!(finished.stderr.contains("set AWS_ALLOW_HTTP=true in the environment"), "{}", finished.stderr);
+        ensure!(finished.stderr.lines().count() == 1 && !finished.stderr.contains("trying again"), "{}", finished.stderr);
+    }
+    let shard = workbench.shard().display().to_string();
+    let full = run(&["data", "show", &shard, "--html", "/dev/full"])?.expect_code(ExitCode::Retryable.code())?;
+    ensure!(full.stderr.contains("cannot write /dev/full"), "{}", full.stderr);
+    let none = run(&["data", "show", &shard, "--html", "/no/such/folder/page.html"])?.expect_code(PERMANENT)?;
+    ensure!(none.stderr.contains("cannot write /no/such/folder/page.html"), "{}", none.stderr);
+    Ok(())
+}
+
+#[test]
 fn a_wrong_configuration_is_refused_by_field_name() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let mut training = workbench.begin("run")?;
@@ -337,13 +399,18 @@ fn pairs_that_a_filter_leaves_out_are_counted_by_cause_and_never_trained_on() ->
     let shard = workbench.path("00000.tar");
     write_shard_with_sidecars(&shard, &sidecars())?;
     let path = shard.display().to_string();
-    let indexed = run(&["data", "index", &path, "--filter", FILTER])?.expect_code(0)?;
+    let indexed = run(&["data", "index", &path, "--filter", FILTER, "--captions", "txt,json:caption"])?.expect_code(0)?;
     for part in [
-        "found 10 samples in 1 shards: 10 with image, 10 with caption, 10 usable; extensions: jpg 20, txt 20, json 19\n",
+        "found 10 samples in 1 shard: 10 with image, 10 with a caption, or a json that may hold one, at most 10 usable; extensions: jpg 20, txt 20, json 19\n",
+        "note: whether a json has the field",
         "filtered 10 of 20: excluded 8, missing_field 1 (first 000000006: similarity), no_sidecar 1 (first 000000007)",
     ] {
         ensure!(indexed.stdout.contains(part), "{part}: {}", indexed.stdout);
     }
+    // What img2dataset writes where there is no caption is none, for the index as for whoever reads it.
+    let empty = run(&["data", "index", &path])?.expect_code(0)?;
+    ensure!(empty.stdout.contains("20 with image, 0 with caption, 0 usable"), "{}", empty.stdout);
+    ensure!(empty.stdout.contains("20 of 20 samples have a caption's file without a byte in it"), "{}", empty.stdout);
     let wrong = run(&["data", "index", &path, "--filter", "similarity >"])?.expect_code(2)?;
     ensure!(wrong.stderr.contains("must be an expression in CEL: at character 13"), "{}", wrong.stderr);
     let none = run(&["data", "show", &path, "--filter", "similarity > 1"])?.expect_code(PERMANENT)?;
@@ -366,9 +433,12 @@ fn pairs_that_a_filter_leaves_out_are_counted_by_cause_and_never_trained_on() ->
     let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
     let expected = "spec.data.webdataset.filter is \"similarity >= 0.32\", but the checkpoint was trained with";
     ensure!(refused.stderr.contains(expected), "{}", refused.stderr);
-    training.config.data.source = source(SampleKeys { captions: Vec::new(), ..keys(FILTER) });
+    let other = vec![choice(CaptionFrom::Json("caption".to_owned()))];
+    training.config.data.source = source(SampleKeys { captions: other, ..keys(FILTER) });
     let refused = training.run(&["--steps", "10"])?.expect_code(PERMANENT)?;
-    ensure!(refused.stderr.contains("spec.data.webdataset.captions is null, but the checkpoint was trained with ["), "{}", refused.stderr);
+    let expected =
+        "spec.data.webdataset.captions is [{\"from\":{\"json\":\"caption\"},\"weight\":1}], but the checkpoint was trained with [";
+    ensure!(refused.stderr.contains(expected), "{}", refused.stderr);
     Ok(())
 }
 
@@ -460,7 +530,7 @@ fn data_are_checked_measured_and_shown_and_a_check_fails_when_anything_is_bad() 
     ensure!(lines.len() == 3, "{lines:?}");
     ensure!(lines[0].starts_with(&format!("bad: truncated_image: {shard}: sample00007.png at byte ")), "{lines:?}");
     ensure!(lines[1].starts_with(&format!("bad: no_caption: {shard}: sample00012.png at byte ")), "{lines:?}");
-    let expected = "checked 45 samples in 1 shards: 43 images can be decoded; bad: 2 (no_caption 1, truncated_image 1); left out: none";
+    let expected = "checked 45 samples in 1 shard: 43 images can be decoded; bad: 2 (no_caption 1, truncated_image 1); left out: none";
     ensure!(lines[2] == expected, "{lines:?}");
     let as_json = run(&["data", "check", &shard, "-o", "json"])?.expect_code(PERMANENT)?;
     let records: Vec<Value> = as_json.stdout.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;

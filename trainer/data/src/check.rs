@@ -8,6 +8,8 @@
 
 mod shards;
 
+pub use shards::open_what_can_be;
+
 use std::{
     collections::BTreeMap,
     num::NonZero,
@@ -20,6 +22,7 @@ use serde::Serialize;
 
 use crate::{
     cause::RedrawCause,
+    count_of,
     dataset::{Dataset, DatasetError, Reading},
     documents::{IMAGE_MISSING, NO_IMAGE_STORED},
     image::{Scratch, decode},
@@ -133,6 +136,14 @@ pub fn check(
     })?;
     for other in checked {
         report.add(other);
+    }
+    if report.images == 0 && report.samples > 0 && report.bad.is_empty() {
+        let (shard, member, byte) = dataset.member(0)?;
+        let (cause, source) = ("no_image_found".to_owned(), dataset.source_name(0).to_owned());
+        let detail = format!("not one image of {} can be decoded: is this where the images are?", count_of(samples, "sample"));
+        let finding = Finding { cause, bad: true, source, shard, member, byte, detail, count: 1 };
+        report.count(&finding);
+        found(&finding);
     }
     report.shards = dataset.shards();
     Ok(report)

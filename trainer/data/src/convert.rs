@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cause::RedrawCause,
-    dataset::{Dataset, DatasetError},
+    count_of,
+    dataset::{Dataset, DatasetError, Description},
     documents::{Findings, IMAGE_MISSING, LeftOut, Source, Whole},
     image::{Format, ImageError, Scratch, decode, probe},
     index::over_all,
@@ -72,10 +73,12 @@ pub enum ConvertError {
     )]
     NotDocuments,
     /// The folder holds shards of something else.
-    #[error("{} was not written by this conversion (other data, settings or documents a shard): name an empty folder", path.display())]
+    #[error("{} was not written by this conversion: {difference}; name an empty folder", path.display())]
     OtherConversion {
         /// What is there.
         path: PathBuf,
+        /// What is different, as far as it is known.
+        difference: String,
     },
     /// The system refuses.
     #[error("writing {}", path.display())]
@@ -98,6 +101,28 @@ struct Conversion {
     /// Identity of the source's data and settings.
     data: String,
     documents_per_shard: u64,
+    /// What the source consists of, for messages. What an earlier version wrote had none.
+    #[serde(default)]
+    description: Option<Description>,
+}
+
+impl Conversion {
+    /// What tells this conversion from one before; `None` where it is the same.
+    fn changed_from(&self, before: &Self) -> Option<String> {
+        if self.version != before.version {
+            return Some(format!("its layout is {}, and is {} now", before.version, self.version));
+        }
+        if self.documents_per_shard != before.documents_per_shard {
+            let (now, before) = (count_of(self.documents_per_shard, "document"), before.documents_per_shard);
+            return Some(format!("a shard has up to {now}, and had {before} (--documents-per-shard)"));
+        }
+        if self.data == before.data {
+            return None;
+        }
+        let described = self.description.as_ref().zip(before.description.as_ref());
+        let difference = described.and_then(|(now, before)| now.changed_from(before));
+        Some(format!("it is of other data or settings{}", difference.map_or_else(String::new, |difference| format!(": {difference}"))))
+    }
 }
 
 /// A shard that is to be written: which samples of the source it holds.
@@ -120,7 +145,9 @@ pub fn convert(
         return Err(ConvertError::NotDocuments);
     }
     let ends = source.ends();
-    claim(&options.output, &dataset.digest(), options.documents_per_shard)?;
+    let documents_per_shard = options.documents_per_shard.get();
+    let wanted = Conversion { version: 1, data: dataset.digest(), documents_per_shard, description: Some(dataset.description()) };
+    claim(&options.output, &wanted)?;
     let units = divide(&ends, options.documents_per_shard);
     let (done, all) = (AtomicU64::new(0), dataset.samples_per_pass());
     let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
@@ -161,29 +188,32 @@ impl ConvertReport {
 }
 
 /// Makes the folder this conversion's, or finds that it is.
-fn claim(folder: &Path, data: &str, documents_per_shard: NonZero<u64>) -> Result<(), ConvertError> {
+fn claim(folder: &Path, wanted: &Conversion) -> Result<(), ConvertError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ConvertError::Write { path, source }
     };
-    let wanted = Conversion { version: 1, data: data.to_owned(), documents_per_shard: documents_per_shard.get() };
     fs::create_dir_all(folder).map_err(failed(folder))?;
     let path = folder.join(RECORD);
     match fs::read(&path) {
-        Ok(bytes) if serde_json::from_slice::<Conversion>(&bytes).is_ok_and(|found| found == wanted) => return Ok(()),
-        Ok(_) => return Err(ConvertError::OtherConversion { path }),
+        Ok(bytes) => {
+            let found = serde_json::from_slice::<Conversion>(&bytes);
+            let difference =
+                found.map_or_else(|error| Some(format!("it is no record of one ({error})")), |found| wanted.changed_from(&found));
+            return difference.map_or(Ok(()), |difference| Err(ConvertError::OtherConversion { path, difference }));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(ConvertError::Write { path, source }),
     }
     for entry in fs::read_dir(folder).map_err(failed(folder))? {
         let found = entry.map_err(failed(folder))?.path();
         if found.extension().is_some_and(|extension| extension == "tar") {
-            return Err(ConvertError::OtherConversion { path: found });
+            return Err(ConvertError::OtherConversion { path: found, difference: format!("there is no {RECORD} beside it") });
         }
     }
     let mut file = new_file_for(&path).map_err(failed(&path))?;
     // Plain data: turning it into JSON cannot fail.
-    let json = serde_json::to_vec_pretty(&wanted).unwrap_or_default();
+    let json = serde_json::to_vec_pretty(wanted).unwrap_or_default();
     io::Write::write_all(&mut file, &json).map_err(failed(&path))?;
     file.persist(&path).map_err(|error| ConvertError::Write { path: path.clone(), source: error.error })?;
     Ok(())

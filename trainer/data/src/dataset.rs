@@ -4,6 +4,7 @@
 //! caption ([`Dataset::read`]). It decodes no image and tokenizes no text.
 
 mod captions;
+mod description;
 mod error;
 mod files;
 mod no_pair;
@@ -20,6 +21,8 @@ use std::{
 use lcl_trainer_config::{DataConfig, DataSource, MixtureUnit, SampleKeys, ShuffleConfig};
 
 pub(crate) use captions::Choose;
+use description::DescribedSource;
+pub use description::Description;
 pub use error::DatasetError;
 #[cfg(test)]
 pub(crate) use files::OpenFiles;
@@ -245,6 +248,12 @@ impl Dataset {
         hasher.finalize().to_hex().to_string()
     }
 
+    /// What it consists of, for whoever finds later that it is another one.
+    #[must_use]
+    pub fn description(&self) -> Description {
+        Description::new(self.sources.iter().map(Source::described).collect())
+    }
+
     /// The order of the samples in a run with this seed and global batch; an index of it is step · global batch + slot.
     #[must_use]
     pub fn order(&self, seed: u64, global_batch_size: u64) -> Orders {
@@ -450,6 +459,17 @@ impl Source {
     /// The shard of one of its samples, and the sample's number there.
     fn place(&self, sample: u64) -> Result<(usize, u64), DatasetError> {
         place_in(&self.ends, sample).ok_or_else(|| DatasetError::OutOfRange { sample, samples: self.samples() })
+    }
+
+    fn described(&self) -> DescribedSource {
+        match &self.content {
+            Content::Pairs(pairs) => DescribedSource::new(&self.name, String::new(), pairs.index.describe().into_iter()),
+            Content::Documents(documents) => {
+                let (shards, settings) = documents.describe();
+                let shards = shards.iter().map(|(path, bytes, samples)| (path.as_path(), *bytes, *samples));
+                DescribedSource::new(&self.name, settings, shards)
+            }
+        }
     }
 
     /// Adds what tells it from other data.

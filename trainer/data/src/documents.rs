@@ -10,6 +10,7 @@ mod mmc4;
 mod obelics;
 mod packed;
 mod shards;
+mod unfound;
 mod unpacked;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
@@ -17,7 +18,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 use crate::{cause::RedrawCause, dataset::DatasetError, document::Document, mmc4::SlotChoices, packed::PackedDocument};
 
 pub(crate) use index::{DocumentIndexError, EXTENSION, Findings};
-pub use index::{Findings as DocumentFindings, LeftOut};
+pub use index::{Findings as DocumentFindings, ImageExample, LeftOut};
 pub(crate) use mmc4::Mmc4;
 pub(crate) use obelics::Obelics;
 pub(crate) use packed::Packed;

@@ -70,8 +70,10 @@ pub enum IndexError {
     #[error(transparent)]
     Shard(#[from] ShardError),
     /// The filter is no expression that can be used.
-    #[error("{} {source}", Field("data.source.keys.filter"))]
+    #[error("{} (`{filter}`) {source}", Field("data.source.keys.filter"))]
     Filter {
+        /// The expression.
+        filter: String,
         /// Why.
         source: Box<FilterError>,
     },
@@ -133,6 +135,15 @@ impl IndexError {
             Self::Shard(error) => error.io(),
             Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
             _ => None,
+        }
+    }
+
+    /// Whether it says something about all shards, so that no other one fares better; otherwise about this one.
+    pub(crate) fn is_of_all(&self) -> bool {
+        match self {
+            Self::Filter { .. } | Self::NotMade { .. } => true,
+            Self::Write { source, .. } => matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            _ => self.io().is_some_and(lcl_objects::is_of_store),
         }
     }
 }

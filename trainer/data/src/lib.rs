@@ -36,13 +36,20 @@ pub use batch::{Batch, Buffer, Row, SkipCause, Skipped, Tolerated};
 pub use blob::{fetched, use_cache};
 pub use cause::RedrawCause;
 pub use dataset::{Dataset, DatasetError, NoPair};
-pub use documents::{DocumentFindings, LeftOut};
+pub use documents::{DocumentFindings, ImageExample, LeftOut};
 pub use lcl_filter::FilterError;
 pub use lcl_objects::Stop;
 pub use loader::{Loader, LoaderError, LoaderOptions, Seen, Slots, Stages, Viewed, Viewer};
 pub use order::{Location, Order, Orders, Pace};
+pub use retry::may_pass;
 
 /// Whether an expression can be a filter of pairs.
 pub fn check_filter(text: &str) -> Result<(), FilterError> {
     lcl_filter::Filter::parse(text).map(drop)
+}
+
+/// A count with its noun, as `1 sample` and `2 samples`; for nouns that take an `s`.
+#[must_use]
+pub fn count_of(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

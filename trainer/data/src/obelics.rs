@@ -50,6 +50,12 @@ pub enum ObelicsError {
         /// The system's error.
         source: io::Error,
     },
+    /// It has no bytes.
+    #[error("file of documents {file} is empty, it has no byte: copy or download it again")]
+    Empty {
+        /// The file.
+        file: PathBuf,
+    },
     /// It does not end as parquet files do.
     #[error("{file} is no parquet file, or is cut short: check its name, and copy or download it again")]
     NotParquet {

@@ -100,6 +100,15 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
         )
 }
 
+/// Whether what went wrong may go well the next time, as an error of any depth says: storage that does not answer, or a disk without room.
+#[must_use]
+pub fn may_pass(error: &(dyn std::error::Error + 'static)) -> bool {
+    use io::ErrorKind as Kind;
+    let passes = |error: &io::Error| is_transient(error) || matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded);
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|error| error.downcast_ref::<io::Error>().is_some_and(passes))
+}
+
 /// Runs `operation` until it succeeds, fails for good, fails too often, or `wait` says to stop; then returns its last result.
 ///
 /// `system_error` finds the system's error in the operation's; an error without one is final. `key` spreads the waiting times of different

@@ -85,6 +85,12 @@ pub enum ShardError {
         /// The system's error.
         source: io::Error,
     },
+    /// It has no bytes.
+    #[error("shard {path} is empty, it has no byte: copy or download it again")]
+    Empty {
+        /// The shard.
+        path: PathBuf,
+    },
     /// The first block is no tar header.
     #[error("shard {path} is not a tar archive (byte 0 starts no tar header; compressed archives have to be unpacked first)")]
     NotTar {
@@ -237,7 +243,7 @@ impl Shard<'_> {
             }
         }
         if length == 0 {
-            return Err(ShardError::NotTar { path: path.to_owned() });
+            return Err(ShardError::Empty { path: path.to_owned() });
         }
         if next >= length {
             return Err(ShardError::NoEndMark { path: path.to_owned(), length });

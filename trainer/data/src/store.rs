@@ -27,7 +27,7 @@ pub use scan::LeftOut;
 pub(crate) use scan::check_shard;
 pub use table::AddressTable;
 
-use crate::{index::Extent, shard::ShardError};
+use crate::{count_of, index::Extent, shard::ShardError};
 
 /// Ending of a table's name, for those who choose one.
 pub const EXTENSION: &str = "lcladdresses";
@@ -55,8 +55,9 @@ pub enum StoreError {
     },
     /// There is nothing to make a table of.
     #[error(
-        "none of the {shards} shards of images (the first is {first}) has an image with its address: they have to be as img2dataset leaves them, \
+        "of {} of images (the first is {first}) none has an image with its address: they have to be as img2dataset leaves them, \
          with KEY.json beside KEY.jpg and `url` in it{}",
+        count_of(*shards as u64, "shard"),
         found(report)
     )]
     NoImage {

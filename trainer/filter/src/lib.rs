@@ -206,8 +206,16 @@ fn syntax_error(errors: &cel::ParseErrors, text: &str) -> FilterError {
     let message = message.strip_prefix("Syntax error: ").unwrap_or(message);
     // What could stand there is everything an expression can begin with.
     let mut message = message.split(" expecting ").next().unwrap_or(message).to_owned();
-    if message.contains("has() macro") {
-        "has() takes a field of json, as in has(json.similarity)".clone_into(&mut message);
+    // In words of the expression, where the parser has some of its grammar.
+    let told = [
+        ("has() macro", "has() takes a field of json, as in has(json.similarity)"),
+        ("token recognition error at: '=", "a single `=` compares nothing: write `==`"),
+        ("token recognition error at: '&", "a single `&` joins nothing: write `&&`"),
+        ("token recognition error at: '|", "a single `|` joins nothing: write `||`"),
+        ("'<EOF>'", "it ends where a value, a field or a bracket is missing"),
+    ];
+    if let Some((_, words)) = told.into_iter().find(|(found, _)| message.contains(found)) {
+        words.clone_into(&mut message);
     }
     // Lines and columns from 1; what is shown counts through the whole text.
     let (line, column) = first.map_or((1, 1), |error| error.pos);

@@ -104,7 +104,10 @@ fn what_cannot_be_a_filter_is_refused_with_what_is_wrong() {
     check("width > 1 &&\n  height >> 1", "at character 24");
     check("", "in CEL");
     check("!!flag", "must not have `!` twice");
-    check("similarity = 1", "at character 12: token recognition error");
+    check("similarity = 1", "at character 12: a single `=` compares nothing: write `==`");
+    check("flag & width > 1", "at character 6: a single `&` joins nothing: write `&&`");
+    check("flag | width > 1", "at character 6: a single `|` joins nothing: write `||`");
+    check("(width > 1", "at character 11: it ends where a value, a field or a bracket is missing");
     check("has(similarity)", "has() takes a field of json, as in has(json.similarity)");
     check("similarity + 1", "the expression must be true or false, and is a number");
     check("'a' < 1", "each side of a comparison must be a text, and is a number");

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    error::{ObjectError, ignores_ranges},
+    error::ObjectError,
     open::{Patience, open_store},
     stop::{Stop, until_asked},
 };
@@ -274,16 +274,7 @@ fn stopped(uri: &str) -> io::Error {
 }
 
 fn of_store(uri: &str, source: object_store::Error) -> io::Error {
-    let uri = uri.to_owned();
-    // The state that was asked for is not there any more.
-    if matches!(source, object_store::Error::Precondition { .. }) {
-        ObjectError::Changed { uri }
-    } else if ignores_ranges(&source) {
-        ObjectError::NoRanges { uri }
-    } else {
-        ObjectError::Store { uri, source }
-    }
-    .into_io()
+    ObjectError::of_store(uri, source).into_io()
 }
 
 /// Not every server honours `If-Match`.

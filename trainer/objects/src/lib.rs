@@ -10,7 +10,7 @@ mod open;
 mod stop;
 
 pub use client::{ByteStream, Counts, Object, Objects};
-pub use error::ObjectError;
+pub use error::{ObjectError, is_of_store};
 pub use open::{OpenError, Patience, open_store};
 pub use stop::{POLL, Stop};
 

@@ -20,18 +20,18 @@ pub struct DataArgs {
     /// The data of a job in their place: its configuration (JSON), `-` for standard input. `lcl data COMMAND -f job.yaml` makes it of a
     /// manifest, with --name and --volume as `lcl run` takes them.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "shards", "source", "images", "images_layout", "min_similarity", "max_images", "no_split", "image_keys", "caption_keys",
-        "key_separator"
+        "shards", "source", "images", "images_layout", "min_similarity", "max_images", "no_split", "image_keys", "caption_keys", "captions",
+        "filter", "key_separator"
     ])]
     pub config: Option<PathBuf>,
     /// What the shards are.
-    #[arg(long, value_enum, default_value_t = SourceArg::Webdataset)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t = SourceArg::Webdataset)]
     pub source: SourceArg,
     /// Where the images are: the folder of those of MMC4, or tar shards of those of MMC4 or OBELICS, with the same patterns; may be repeated.
     #[arg(long, value_name = "PATH")]
     pub images: Vec<String>,
     /// How the images of MMC4 lie in their folder [default: flat]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, ignore_case = true)]
     pub images_layout: Option<ImagesLayout>,
     /// Least similarity of an image and its sentence in MMC4 [default: 0.24]
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true, value_parser = cosine)]
@@ -56,7 +56,8 @@ pub struct DataArgs {
 /// What shards are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SourceArg {
-    /// Image-text pairs in tar shards.
+    /// Image-text pairs in tar shards (layout: Pairs in a manifest).
+    #[value(alias = "pairs")]
     Webdataset,
     /// Documents in tar shards, as `data convert` writes them (layout: Documents in a manifest).
     Documents,
@@ -72,7 +73,7 @@ pub enum ImagesLayout {
     /// FOLDER/NAME.
     Flat,
     /// FOLDER/SHARD/NAME, with the number of the shard.
-    #[value(aliases = ["byShard", "ByShard"])]
+    #[value(alias = "byshard")]
     ByShard,
 }
 

@@ -212,7 +212,7 @@ impl<'a> MemberRun<'a> {
         store.probe()?;
         let dataset = open_data(&config.data, &options.stop)?;
         let order = dataset.order(config.optimization.seed, config.optimization.global_batch_size);
-        let identity = Identity::new(&config, Some(&dataset.digest()));
+        let identity = Identity::of(&config, &dataset);
         let learner = Learner::new(&config, device)?;
         store.check_room(checkpoint_bytes(&learner))?;
         transfer::touch_memory(&learner);

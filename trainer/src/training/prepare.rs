@@ -58,13 +58,15 @@ const MACHINE: &str = "machine";
 /// What a checkpoint says besides its tensors: what it is of, and how far `learner` is.
 #[must_use]
 pub fn metadata(config: &TrainerConfig, identity: &Identity, learner: &Learner, consecutive_skips: u32) -> Value {
-    json!({
-        "identity": identity.to_value(),
-        "config": config,
-        WARMUP_STEPS: learner.warmup_steps(),
-        COMPLETED_UPDATES: learner.completed_updates(),
-        CONSECUTIVE_SKIPS: consecutive_skips,
-    })
+    let mut metadata = identity.to_metadata();
+    let facts = [
+        ("config", json!(config)),
+        (WARMUP_STEPS, learner.warmup_steps().into()),
+        (COMPLETED_UPDATES, learner.completed_updates().into()),
+        (CONSECUTIVE_SKIPS, consecutive_skips.into()),
+    ];
+    metadata.extend(facts.map(|(name, value)| (name.to_owned(), value)));
+    Value::Object(metadata)
 }
 
 /// Where a checkpoint comes from.
@@ -102,13 +104,13 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     if let Begin::Fresh { delete_existing } = options.begin {
         folder.clear(delete_existing)?;
     }
-    let identity = Identity::new(&config, Some(&dataset.digest()));
+    let identity = Identity::of(&config, &dataset);
     let restored = restore_latest(folder.store(), None)?;
     if restored.is_none() {
         check_that_nothing_was_lost(&folder, options.begin)?;
     }
     if let Some(restored) = &restored {
-        identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
+        identity.compare(&Identity::from_metadata(&restored.metadata)?)?;
     }
     let machine = machine_of(&config, device)?;
     let mut learner = Learner::new(&config, device)?;
@@ -185,7 +187,7 @@ pub(super) fn restore(
         check_that_nothing_was_lost(&folder, asked.begin)?;
         return Ok(Found::Nothing);
     };
-    asked.identity.compare(&Identity::from_value(restored.metadata.get("identity"))?)?;
+    asked.identity.compare(&Identity::from_metadata(&restored.metadata)?)?;
     if let Some(later) = asked.overtaken_by(&restored.metadata, restored.id.generation) {
         return Ok(Found::Later(later));
     }
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_a_later_generation_of_the_same_job_has_written_is_not_restored() {
-        let identity = Identity::from_value(Some(&json!({}))).unwrap();
+        let identity = Identity::from_metadata(&json!({ "identity": {} })).unwrap();
         let generation = Generation { epoch: 2, n: 3 };
         let check = |job: Option<&str>, writer: (u64, u64), written_by: Option<&str>, is_later: bool| {
             let writer = Generation { epoch: writer.0, n: writer.1 };

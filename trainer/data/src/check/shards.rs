@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lcl_objects::is_of_store;
 use lcl_trainer_config::{DataConfig, DataSource, Mmc4Config, Mmc4Images};
 
 use crate::{
@@ -25,11 +26,7 @@ use crate::{
 
 /// Opens what can be opened; `None` when that is nothing. What holds for all shards (a list that names none, a folder that is not there) is an
 /// error.
-pub(super) fn open_what_can_be(
-    config: &DataConfig,
-    origin: ListOrigin,
-    tell: &mut impl FnMut(Finding),
-) -> Result<Option<Dataset>, DatasetError> {
+pub fn open_what_can_be(config: &DataConfig, origin: ListOrigin, tell: &mut impl FnMut(Finding)) -> Result<Option<Dataset>, DatasetError> {
     match Dataset::open_from(config, origin) {
         Ok(dataset) => return Ok(Some(dataset)),
         Err(error) if !is_of_a_shard(&error) => return Err(error),
@@ -82,24 +79,46 @@ fn good_images(
 ) -> Result<Vec<PathBuf>, DatasetError> {
     let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
     let paths = find_shards(images, named.1, threads)?;
-    let outcomes = over_all(threads, &paths, |path| Ok::<_, DatasetError>(check_shard(path).map_err(DatasetError::from)))?;
+    let outcomes = over_all(threads, &paths, |path| of_one(check_shard(path).map_err(DatasetError::from)))?;
     Ok(keep_good(paths, outcomes, named.0, tell))
 }
 
+/// The outcome of one shard; an error when it says something about all of them.
+fn of_one<T>(outcome: Result<T, DatasetError>) -> Result<Result<T, DatasetError>, DatasetError> {
+    match outcome {
+        // Another one may have some.
+        Err(error @ DatasetError::NoImageFound { .. }) => Ok(Err(error)),
+        Err(error) if !is_of_a_shard(&error) => Err(error),
+        outcome => Ok(outcome),
+    }
+}
+
 /// The paths of the shards that could be read; `tell` hears of the others.
+///
+/// A shard without a sample is none of these as long as another one has some: what is said of it does not depend on whether a third can be read.
 fn keep_good(paths: Vec<PathBuf>, outcomes: Vec<Result<(), DatasetError>>, source: &str, tell: &mut impl FnMut(Finding)) -> Vec<PathBuf> {
-    let mut good = Vec::new();
+    let (mut good, any) = (Vec::new(), outcomes.iter().any(Result::is_ok));
     for (path, outcome) in paths.into_iter().zip(outcomes) {
         match outcome {
-            Ok(()) => good.push(path),
-            Err(error) => {
-                let (cause, byte) = cause_of(&error);
-                let (cause, source, detail) = (cause.to_owned(), source.to_owned(), in_words(&error));
-                tell(Finding { cause, bad: true, source, shard: path, member: String::new(), byte, detail, count: 1 });
-            }
+            Err(error) if !(any && has_no_sample(&error)) => tell(Finding::of_shard(source, path, &error)),
+            _ => good.push(path),
         }
     }
     good
+}
+
+fn has_no_sample(error: &DatasetError) -> bool {
+    matches!(error.without_field(), DatasetError::NoPair(_) | DatasetError::NoDocument { .. } | DatasetError::NoImageFound { .. })
+}
+
+impl Finding {
+    /// A shard that cannot be read.
+    #[must_use]
+    pub fn of_shard(source: &str, shard: PathBuf, error: &DatasetError) -> Self {
+        let (cause, byte) = cause_of(error);
+        let (cause, source, detail) = (cause.to_owned(), source.to_owned(), in_words(error));
+        Self { cause, bad: true, source, shard, member: String::new(), byte, detail, count: 1 }
+    }
 }
 
 /// The shards of a source that can be read.
@@ -121,7 +140,7 @@ fn good_shards(
         let mut source = source.clone();
         let list = list_of(std::slice::from_ref(path))?;
         set_shards(&mut source, list.path());
-        Ok::<_, DatasetError>(Dataset::open_from(&DataConfig { source, threads: 1, ..config.clone() }, origin).map(drop))
+        of_one(Dataset::open_from(&DataConfig { source, threads: 1, ..config.clone() }, origin).map(drop))
     })?;
     Ok(keep_good(paths, outcomes, name, tell))
 }
@@ -154,9 +173,10 @@ fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> 
 /// Whether it says something about one shard, so that others may be read.
 fn is_of_a_shard(error: &DatasetError) -> bool {
     match error.without_field() {
+        error if error.io().is_some_and(is_of_store) => false,
+        DatasetError::Index(error) => !error.is_of_all(),
         DatasetError::Obelics(ObelicsError::Store(error)) | DatasetError::Store(error) => is_of_an_image_shard(error),
-        DatasetError::Index(_)
-        | DatasetError::Shard(_)
+        DatasetError::Shard(_)
         | DatasetError::Mmc4(_)
         | DatasetError::Documents(_)
         | DatasetError::NoPair(_)
@@ -183,6 +203,7 @@ pub(super) fn cause_of(error: &DatasetError) -> (&'static str, Option<u64>) {
             _ => ("shard_not_readable", None),
         },
         DatasetError::NoPair(_) | DatasetError::NoDocument { .. } => ("no_sample", None),
+        DatasetError::NoImageFound { .. } => ("no_image_found", None),
         DatasetError::Obelics(_) => ("shard_damaged", None),
         DatasetError::Image { .. } => ("image_not_readable", None),
         _ => ("shard_not_readable", None),
@@ -192,6 +213,7 @@ pub(super) fn cause_of(error: &DatasetError) -> (&'static str, Option<u64>) {
 fn of_shard(error: &ShardError) -> (&'static str, Option<u64>) {
     match error {
         ShardError::Truncated { offset, .. } => ("shard_cut_short", Some(*offset)),
+        ShardError::Empty { .. } => ("shard_cut_short", Some(0)),
         ShardError::NoEndMark { length, .. } => ("shard_cut_short", Some(*length)),
         ShardError::Damaged { offset, .. } | ShardError::AfterEnd { offset, .. } => ("shard_damaged", Some(*offset)),
         ShardError::NotTar { .. } => ("shard_damaged", Some(0)),

@@ -68,6 +68,37 @@ fn bad_pairs_and_a_shard_that_is_cut_short_are_named_with_their_bytes_and_the_re
     assert_eq!(report.bad.values().sum::<u64>(), 3);
 }
 
+#[test]
+fn a_shard_without_a_sample_is_no_worse_when_another_one_cannot_be_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let image = to_png(&[0.5; 3 * 8 * 8], 8);
+    write_pairs(&path("a.tar"), &[&image]);
+    let mut shard = ShardWriter::create(&path("b.tar")).expect("a shard");
+    shard.append("0", Some((ImageKind::Png, &image)), None).expect("a half of a sample");
+    shard.finish().expect("the shard is complete");
+    let causes = || {
+        let (_, findings) = run(DataSource::webdataset(vec![path("*.tar").display().to_string()]), folder.path());
+        findings.into_iter().map(|finding| finding.cause).collect::<Vec<_>>()
+    };
+    assert_eq!(causes(), ["no_caption"]);
+    fs::write(path("c.tar"), "").expect("a shard");
+    assert_eq!(causes(), ["no_caption", "shard_cut_short"]);
+}
+
+#[test]
+fn documents_of_which_not_one_image_can_be_decoded_are_a_fault() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // What lies there under the image's name is no file.
+    fs::create_dir_all(folder.path().join("images/a.png")).expect("a folder");
+    let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
+    let line = format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#);
+    fs::write(folder.path().join("docs_shard_0_v2.jsonl"), line).expect("a shard");
+    let (report, findings) = run(mmc4(folder.path()), folder.path());
+    assert_eq!((report.images, report.bad.get("no_image_found")), (0, Some(&1)), "{report:?}");
+    assert!(findings.iter().any(|found| found.bad && found.detail.starts_with("not one image of 1 sample can be decoded")), "{findings:?}");
+}
+
 fn mmc4(folder: &Path) -> DataSource {
     DataSource::Mmc4 {
         mmc4: Mmc4Config {

@@ -127,9 +127,15 @@ fn a_conversion_goes_on_where_it_was_and_never_mixes_with_another() {
     let again = run(mmc4(), 5).expect("what is missing is converted");
     assert_eq!((again.kept, again.written), (whole.written - 1, 1));
     assert_eq!((fs::read(&second).expect("it is there again"), names()), (bytes, before));
-    for other in [run(mmc4(), 6), run(obelics(), 5)] {
+    let DataSource::Mmc4 { mmc4: mut stricter } = mmc4() else { panic!("another source") };
+    stricter.min_similarity = 0.25;
+    let size = "a shard has up to 6 documents, and had 5 (--documents-per-shard)";
+    let settings = "it is of other data or settings: samples are made by `mmc4 1: similarity 2.5e-1, images 6`, and were by `mmc4 1: similarity 2.4e-1";
+    for (other, what) in
+        [(run(mmc4(), 6), size), (run(obelics(), 5), "shard 1 is train-0"), (run(DataSource::Mmc4 { mmc4: stricter }, 5), settings)]
+    {
         let message = other.expect_err("another conversion").to_string();
-        assert!(message.contains("conversion.json was not written by this conversion"), "{message}");
+        assert!(message.contains("conversion.json was not written by this conversion: ") && message.contains(what), "{message}");
     }
     fs::remove_file(output.path().join(RECORD)).expect("the record is removed");
     let message = run(mmc4(), 5).expect_err("shards of nobody knows what").to_string();

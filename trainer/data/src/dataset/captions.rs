@@ -63,12 +63,12 @@ pub(super) struct Texts {
 
 impl Texts {
     /// Takes the files that a sample has.
-    pub(super) fn take(&mut self, keys: &SampleKeys, record: &Record) {
+    pub(super) fn take(&mut self, record: &Record) {
         self.count = 0;
         let extents = [record.caption].into_iter().chain(record.others.iter().copied()).enumerate();
         for (number, extent) in extents.filter_map(|(number, extent)| Some((number, extent?))) {
-            // What img2dataset writes where there is no caption.
-            if keys.draws_captions() && extent.length == 0 {
+            // No caption. An index of an earlier version may have it.
+            if extent.length == 0 {
                 continue;
             }
             if let Some(text) = self.all.get_mut(self.count) {
@@ -103,7 +103,7 @@ pub(super) fn choose(keys: &SampleKeys, texts: &[Text], choose: Choose, caption:
     let chosen = if keys.draws_captions() {
         drawn(keys, texts, choose)?
     } else {
-        Cow::Borrowed(texts.first().ok_or(SkipCause::NoCaption).and_then(text_in)?)
+        Cow::Borrowed(texts.first().filter(|text| !is_blank(text)).ok_or(SkipCause::NoCaption).and_then(text_in)?)
     };
     caption.push_str(&chosen);
     Ok(())
@@ -206,7 +206,7 @@ mod tests {
         let mut extents = keys.caption_files().map(record);
         let record = Record { start: 0, image: None, caption: extents.next().flatten(), others: extents.collect(), doubled: false };
         let mut texts = Texts::default();
-        texts.take(keys, &record);
+        texts.take(&record);
         for text in texts.get_mut().iter_mut().filter(|text| text.fits()) {
             let key = keys.caption_files().nth(text.number).expect("a file of the keys");
             text.contents = files.iter().find(|(name, _)| *name == key).expect("a file of the sample").1.to_vec();
@@ -247,6 +247,23 @@ mod tests {
     #[test]
     fn a_whole_json_may_be_a_caption_and_nobody_parses_it() {
         assert_eq!(drawn(&keys(&[("json", 1), ("txt", 1)]), &[("json", b"{no json")]), [Ok("{no json".to_owned())]);
+    }
+
+    #[test]
+    fn an_empty_or_blank_caption_is_none_whether_captions_are_drawn_or_not() {
+        for keys in [SampleKeys::default(), keys(&[("txt", 1)])] {
+            let caption = |contents: &[u8]| {
+                let caption = Some(Extent { offset: 512, length: contents.len() as u32 });
+                let mut texts = Texts::default();
+                texts.take(&Record { start: 0, image: None, caption, others: Vec::new(), doubled: false });
+                texts.get_mut().iter_mut().for_each(|text| text.contents = contents.to_vec());
+                chosen(&keys, texts.get(), Choose::First).map_err(SkipCause::name)
+            };
+            for blank in ["", " ", "\n", " \r\n\t"] {
+                assert_eq!(caption(blank.as_bytes()), Err("no_caption"), "{blank:?}");
+            }
+            assert_eq!(caption(b" a\n"), Ok(" a\n".to_owned()));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use lcl_trainer_config::{Field, in_mixture};
 
 use super::NoPair;
 use crate::{
+    count_of,
     documents::DocumentIndexError,
     index::IndexError,
     shard::{ListError, ShardError},
@@ -59,6 +60,24 @@ pub enum DatasetError {
         /// The system's error.
         source: io::Error,
     },
+    /// None of the images that documents name is where they are looked for.
+    #[error(
+        "{} is {place}: of {} that were looked for there none is there, the first: {example}; {advice}",
+        Field(field),
+        count_of(*looked_for, "image")
+    )]
+    NoImageFound {
+        /// The field that says where images are, as a path in the trainer's configuration.
+        field: String,
+        /// What it names.
+        place: String,
+        /// How many were looked for: some of each of the shards.
+        looked_for: u64,
+        /// The first of them: a path, or an address.
+        example: String,
+        /// What to do.
+        advice: String,
+    },
     /// Images lie in folders by the number of their shard, and a shard has none.
     #[error("{} is ByShard, but the name of {path} has no number (as in docs_shard_17_v2.jsonl)", Field(field))]
     NoShardNumber {
@@ -68,7 +87,14 @@ pub enum DatasetError {
         path: PathBuf,
     },
     /// There is no document to train on.
-    #[error("{}: none of the {documents} documents in {shards} shards has an image that may be used: {causes}", Field(field))]
+    #[error("{}: {}", Field(field), match documents {
+        0 => format!("there is no document in {}: check that these are the right files", count_of(*shards as u64, "shard")),
+        _ => format!(
+            "of {} in {} none has an image that may be used: {causes}",
+            count_of(*documents, "document"),
+            count_of(*shards as u64, "shard")
+        ),
+    })]
     NoDocument {
         /// The field that names the shards, as a path in the trainer's configuration.
         field: String,

@@ -6,7 +6,7 @@ use std::{fmt, path::Path};
 
 use lcl_trainer_config::{Field, SampleKeys, in_mixture};
 
-use crate::{index::Findings, shard::ListOrigin};
+use crate::{count_of, index::Findings, shard::ListOrigin};
 
 /// No sample of some shards has both an image and a caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,12 +45,14 @@ impl fmt::Display for NoPair {
         let Self { shards, first, origin, found } = self;
         let more = match shards {
             0 | 1 => String::new(),
-            shards => format!(" and {} more shards", shards - 1),
+            shards => format!(" and {}", count_of(*shards as u64 - 1, "more shard")),
         };
         let filtered = found.filtered_count();
         match found.samples {
+            0 if filtered == 1 => write!(f, "the only sample in {first}{more} does not pass the filter")?,
             0 if filtered > 0 => write!(f, "none of the {filtered} samples in {first}{more} passes the filter")?,
             0 => write!(f, "there is no sample in {first}{more}")?,
+            1 => write!(f, "the only sample in {first}{more} is not usable")?,
             samples => write!(f, "none of the {samples} samples in {first}{more} is usable")?,
         }
         write!(f, ": looked for {} (", found.keys)?;

@@ -136,7 +136,7 @@ impl Pairs {
             return Ok(Some(SkipCause::DoubledMember));
         }
         let Some((_, image)) = record.image else { return Ok(Some(SkipCause::NoImage)) };
-        room.texts.take(&self.keys, &record);
+        room.texts.take(&record);
         if room.texts.get().is_empty() {
             return Ok(Some(SkipCause::NoCaption));
         }

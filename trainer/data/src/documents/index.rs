@@ -91,6 +91,18 @@ pub struct Findings {
     pub images: u64,
     /// What gives no sample, by cause: how many, and the first.
     pub left_out: BTreeMap<String, LeftOut>,
+    /// Images of the first samples, where they are looked for by name or address. What an earlier version wrote had none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<ImageExample>,
+}
+
+/// An image that a sample may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageExample {
+    /// Its file's name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
 }
 
 /// Documents that are no samples for one cause.

@@ -33,6 +33,11 @@ use crate::{
 /// Most bytes of a document with its images. Each is held in memory by the thread that reads it; a published one has some 200 kB.
 const DOCUMENT_BYTES_LIMIT: u64 = 1 << 30;
 
+/// What a sample of pairs is counted as that was taken for a document, and what is said of the first.
+const PAIR: &str = "is_a_pair";
+const PAIR_ADVICE: &str =
+    ": it is an image with a caption, and no document: read such shards with spec.data.webdataset.layout Pairs (--source webdataset)";
+
 /// Documents in tar shards.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -175,7 +180,8 @@ fn take_in((samples, findings): &mut Made, file: &Blob, members: &Members, confi
         let detail = format!(": it has {} bytes with its images, more than {DOCUMENT_BYTES_LIMIT}", end - start);
         return leave_out("document_too_large", &detail);
     }
-    let Some(json) = &members.json else { return leave_out("no_json", "") };
+    let is_pair = members.has_pair && members.images.is_empty();
+    let Some(json) = &members.json else { return if is_pair { leave_out(PAIR, PAIR_ADVICE) } else { leave_out("no_json", "") } };
     if json.end - json.start > LINE_BYTES_LIMIT {
         return leave_out("json_too_large", "");
     }
@@ -184,6 +190,7 @@ fn take_in((samples, findings): &mut Made, file: &Blob, members: &Members, confi
     read.map_err(|source| ShardError::Read { path: file.path().to_owned(), offset: json.start, source })?;
     let document = match PackedDocument::parse(&bytes) {
         Ok(document) => document,
+        Err(_) if is_pair => return leave_out(PAIR, PAIR_ADVICE),
         Err(fault) => return leave_out(fault.name(), &format!(": {fault}")),
     };
     let images = document.most_images(config.max_images as usize, |image| members.images.contains_key(&image));
@@ -194,4 +201,42 @@ fn take_in((samples, findings): &mut Made, file: &Blob, members: &Members, confi
     findings.images += images as u64;
     samples.push([start, end]);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use lcl_trainer_config::{DataConfig, DataSource, SampleKeys};
+
+    use crate::{Dataset, shard::ShardWriter};
+
+    #[test]
+    fn pairs_read_as_documents_and_documents_read_as_pairs_are_told_which_layout_they_have() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        let write = |name: &str, members: &[(&str, &str)]| {
+            let mut shard = ShardWriter::create(&path(name)).expect("a shard");
+            for key in ["0", "1"] {
+                for (ending, text) in members {
+                    shard.append_member(key, ending, text.as_bytes()).expect("a member");
+                }
+            }
+            shard.finish().expect("the shard is complete");
+            vec![path(name).display().to_string()]
+        };
+        let refused = |source| Dataset::open(&DataConfig::new(source)).map(drop).expect_err("the other layout").to_string();
+        let documents =
+            |shards| refused(DataSource::Documents { documents: lcl_trainer_config::DocumentsConfig { shards, max_images: 6 } });
+        let pairs = |shards| refused(DataSource::Webdataset { shards, keys: SampleKeys::default() });
+        for members in [&[("jpg", "x"), ("json", "{\"url\": \"u\"}"), ("txt", "a")][..], &[("png", "x"), ("txt", "a")]] {
+            let error = documents(write("pairs.tar", members));
+            assert!(error.contains("2 is_a_pair") && error.contains("spec.data.webdataset.layout Pairs (--source webdataset)"), "{error}");
+        }
+        let error = pairs(write("documents.tar", &[("json", "{\"parts\": []}"), ("0.jpg", "x"), ("1.png", "x")]));
+        assert!(error.contains("2 of 2 samples are documents") && error.contains("layout Documents (--source documents)"), "{error}");
+        assert!(!error.contains("LastDot"), "{error}");
+        // Faults of documents stay what they are.
+        let error = documents(write("documents.tar", &[("json", "{\"parts\": 7}"), ("0.jpg", "x")]));
+        assert!(error.contains("2 bad_json") && !error.contains("pair"), "{error}");
+        assert!(documents(write("documents.tar", &[("0.jpg", "x")])).contains("2 no_json"));
+    }
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -44,15 +44,19 @@ pub struct IndexReport {
 
 /// Makes sure that every shard has an index file, with `threads` threads; shards that have a usable one cost a look at its header.
 ///
-/// Unlike opening a data set, a file that cannot be written is an error. All shards are tried; the first error in the order of shards is
-/// returned.
+/// Unlike opening a data set, a file that cannot be written is an error. What is wrong with one shard keeps no other from being indexed: the outcomes are
+/// those of all shards, in their order. What is wrong with all of them (an expression that is no filter, a store that lets nobody in, a disk without
+/// room) is the error, and ends the work.
 pub fn index_shards(
     shards: &[PathBuf],
     folder: Option<&Path>,
     keys: &SampleKeys,
     threads: NonZero<usize>,
-) -> Result<Vec<IndexReport>, IndexError> {
-    over_all(threads, shards, |shard| built(|| index_one(shard, folder, keys)))
+) -> Result<Vec<Result<IndexReport, IndexError>>, IndexError> {
+    over_all(threads, shards, |shard| match built(|| index_one(shard, folder, keys)) {
+        Err(error) if error.is_of_all() => Err(error),
+        outcome => Ok(outcome),
+    })
 }
 
 fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<IndexReport, IndexError> {
@@ -169,18 +173,22 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Applies `operation` to every item with `threads` threads; results in the items' order, or the first error in that order.
+/// Applies `operation` to every item with `threads` threads; results in the items' order, or the first error in that order. After an error no further
+/// item is begun: those before it were.
 pub(crate) fn over_all<I: Sync, T: Send, E: Send>(
     threads: NonZero<usize>,
     items: &[I],
     operation: impl Fn(&I) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
-    let next = AtomicUsize::new(0);
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let results = Mutex::new(Vec::with_capacity(items.len()));
     let stop = Stop::of_thread();
     let work = || {
-        while let Some((number, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?))) {
+        while !failed.load(Ordering::Relaxed)
+            && let Some((number, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, items.get(number)?)))
+        {
             let result = operation(item);
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
             results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
         }
     };

@@ -9,10 +9,13 @@ use std::{
 };
 
 use lcl_filter::Filtered;
-use lcl_trainer_config::SampleKeys;
+use lcl_trainer_config::{SIDECAR_KEY, SampleKeys};
 use serde::{Deserialize, Serialize};
 
-use crate::shard::{Group, Role, role};
+use crate::{
+    packed::members::is_numbered_image,
+    shard::{Group, Role, role},
+};
 
 /// Most extensions that are listed. A data set has a handful; names that are no extensions would fill any list.
 const EXTENSIONS_LISTED: usize = 32;
@@ -48,10 +51,14 @@ pub struct Findings {
     pub filtered: BTreeMap<String, LeftOut>,
     /// Samples with an image.
     pub with_image: u64,
-    /// Samples with a caption, or with a json that may hold one.
+    /// Samples with a caption, or with a json that may hold one. A file without bytes is no caption.
     pub with_caption: u64,
-    /// Samples with both, no member of which is there twice. Whether the image can be decoded is not known before it is.
+    /// Samples with both, no member of which is there twice. Whether the image can be decoded, a text is blank, or a field of a json is null is not known
+    /// before it is read.
     pub usable: u64,
+    /// Samples without a caption whose file of one has no bytes. What an earlier version wrote had none.
+    #[serde(default)]
+    pub empty: u64,
     /// Samples with two members of one name; none of them is trained on.
     pub doubled: u64,
     /// Keys of those, as many as are listed.
@@ -62,6 +69,9 @@ pub struct Findings {
     pub apart: u64,
     /// Samples that lack a part which is there behind a further dot of the name.
     pub dotted: u64,
+    /// Documents: a json and numbered images, neither image nor caption. What an earlier version wrote had none.
+    #[serde(default)]
+    pub documents: u64,
     /// Samples that lack a part which is there as a link or a sparse file.
     pub elsewhere: u64,
     /// Archives in the shard, one after the other.
@@ -79,11 +89,13 @@ impl Findings {
             with_image: 0,
             with_caption: 0,
             usable: 0,
+            empty: 0,
             doubled: 0,
             doubled_keys: Vec::new(),
             extensions: BTreeMap::new(),
             apart: 0,
             dotted: 0,
+            documents: 0,
             elsewhere: 0,
             archives: 0,
         }
@@ -95,9 +107,11 @@ impl Findings {
         self.with_image += other.with_image;
         self.with_caption += other.with_caption;
         self.usable += other.usable;
+        self.empty += other.empty;
         self.doubled += other.doubled;
         self.apart += other.apart;
         self.dotted += other.dotted;
+        self.documents += other.documents;
         self.elsewhere += other.elsewhere;
         self.archives += other.archives;
         for (cause, LeftOut { count, first }) in &other.filtered {
@@ -145,10 +159,16 @@ impl Findings {
              spec.data.webdataset.keySeparator to LastDot (--key-separator last-dot)",
         );
         add(
+            self.documents,
+            "are documents (NAME.json beside NAME.0.jpg and so on), as `lcl data convert` writes them: read them with \
+             spec.data.webdataset.layout Documents (--source documents)",
+        );
+        add(
             self.elsewhere,
             "have links or sparse files in place of an image or a caption: their contents cannot be read, write them again with \
              `tar --hard-dereference --dereference`",
         );
+        add(self.empty, "have a caption's file without a byte in it, which is no caption: leave them out, or name where else captions are");
         add(
             self.doubled,
             "have two members of one name: which belong together is not known, so that they are not trained on; give each sample a name of its own",
@@ -249,6 +269,11 @@ impl Collector {
     fn take_parts(&mut self, group: &Group) {
         let (image, caption) = (group.image.is_some(), group.caption.is_some());
         let findings = &mut self.findings;
+        let is_json = |extension: &Vec<u8>| extension == SIDECAR_KEY.as_bytes();
+        let is_document = !image
+            && group.extensions.iter().any(is_json)
+            && group.extensions.iter().any(|extension| is_numbered_image(extension))
+            && group.extensions.iter().all(|extension| is_json(extension) || is_numbered_image(extension));
         let mut dotted = false;
         for extension in &group.extensions {
             let last = extension.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
@@ -266,7 +291,9 @@ impl Collector {
         if image && caption {
             return;
         }
-        findings.dotted += u64::from(dotted);
+        findings.empty += u64::from(!caption && group.empty_caption);
+        findings.documents += u64::from(is_document);
+        findings.dotted += u64::from(dotted && !is_document);
         findings.elsewhere += u64::from(group.elsewhere);
         if image || caption {
             let half = self.halves.entry(self.hasher.hash_one(&group.key)).or_default();
@@ -369,6 +396,21 @@ mod tests {
             SampleKeys { image: list(&["seg"]), caption: list(&["caption"]), separator: KeySeparator::LastDot, ..SampleKeys::default() };
         let by_last_dot = found_under(&keys, &names);
         assert_eq!([by_last_dot.with_image, by_last_dot.with_caption, by_last_dot.usable, by_last_dot.dotted], [2, 2, 1, 0]);
+    }
+
+    #[test]
+    fn a_caption_without_bytes_is_counted_as_none_and_said_to_be_empty() {
+        let keys = SampleKeys::default();
+        let (mut grouper, mut collector) = (Grouper::new(&keys), Collector::new(&keys));
+        for (name, length) in [("0.jpg", 1), ("0.txt", 0), ("1.jpg", 1), ("1.txt", 1)] {
+            let name = name.as_bytes().to_vec();
+            let member = Member { kind: MemberKind::File, name, start: 0, offset: 512, length };
+            grouper.push(member).iter().for_each(|group| collector.take(group));
+        }
+        grouper.finish().iter().for_each(|group| collector.take(group));
+        let found = collector.finish(1);
+        assert_eq!([found.samples, found.with_caption, found.usable, found.empty], [2, 1, 1, 1]);
+        assert!(found.reasons().iter().any(|reason| reason.starts_with("1 of 2 samples have a caption's file without a byte")));
     }
 
     #[test]

@@ -24,8 +24,10 @@ pub(super) struct Sieve<'a> {
 impl<'a> Sieve<'a> {
     /// That of these keys, for this shard.
     pub(super) fn new(shard: &'a Path, file: &'a Blob, keys: &SampleKeys) -> Result<Self, IndexError> {
-        let filter =
-            keys.filter.as_deref().map(Filter::parse).transpose().map_err(|source| IndexError::Filter { source: Box::new(source) })?;
+        let parse = |filter: &String| {
+            Filter::parse(filter).map_err(|source| IndexError::Filter { filter: filter.clone(), source: Box::new(source) })
+        };
+        let filter = keys.filter.as_ref().map(parse).transpose()?;
         Ok(Self { shard, file, filter })
     }
 

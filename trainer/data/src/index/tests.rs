@@ -190,9 +190,9 @@ fn without_a_place_to_write_the_index_stays_in_memory() {
     // An index folder below a file cannot be made either.
     let index = open(&unwritable, Some(&shard)).expect("the index is built");
     assert!(in_memory(&index));
-    let error = index_shards(std::slice::from_ref(&unwritable), None, &SampleKeys::default(), NonZero::<usize>::MIN)
-        .expect_err("the command says so");
-    assert!(matches!(error, IndexError::Write { .. }), "{error:?}");
+    let outcomes = index_shards(std::slice::from_ref(&unwritable), None, &SampleKeys::default(), NonZero::<usize>::MIN)
+        .expect("another one may be written");
+    assert!(matches!(&outcomes[..], [Err(IndexError::Write { .. })]), "{outcomes:?}");
 }
 
 #[test]
@@ -228,14 +228,39 @@ fn the_index_command_writes_what_is_missing_and_names_the_shard_that_fails() {
     }
     let threads = NonZero::new(3).expect("three is not zero");
     open(&shards[2], None).expect("the index is built");
-    let reports = index_shards(&shards, None, &SampleKeys::default(), threads).expect("the indexes are built");
+    let index = || index_shards(&shards, None, &SampleKeys::default(), threads).expect("nothing is wrong with all of them");
+    let reports: Vec<_> = index().into_iter().map(|outcome| outcome.expect("the index is built")).collect();
     assert_eq!(reports.iter().map(|report| report.findings.samples).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     assert_eq!(reports.iter().map(|report| report.written).collect::<Vec<_>>(), [true, true, false, true, true, true]);
     assert!(reports.iter().all(|report| report.index.is_file()));
-    fs::write(&shards[4], "not a tar").expect("the shard is damaged");
-    fs::remove_file(&shards[5]).expect("the shard is removed");
-    let error = index_shards(&shards, None, &SampleKeys::default(), threads).expect_err("two shards are bad");
-    assert!(matches!(&error, IndexError::Shard(ShardError::Truncated { path, .. }) if *path == shards[4]), "{error:?}");
+    // What is wrong with some keeps no other from being indexed.
+    fs::write(&shards[1], "not a tar").expect("the shard is damaged");
+    fs::remove_file(&shards[4]).expect("the shard is removed");
+    write_shard(&shards[5], 9);
+    let outcomes = index();
+    let samples: Vec<_> = outcomes.iter().map(|outcome| outcome.as_ref().ok().map(|report| report.findings.samples)).collect();
+    assert_eq!(samples, [Some(1), None, Some(3), Some(4), None, Some(9)]);
+    assert!(matches!(&outcomes[1], Err(IndexError::Shard(ShardError::Truncated { path, .. })) if *path == shards[1]), "{outcomes:?}");
+    assert!(matches!(&outcomes[4], Err(IndexError::Shard(ShardError::Missing { path })) if *path == shards[4]), "{outcomes:?}");
+}
+
+#[test]
+fn what_is_wrong_with_all_shards_is_told_once_and_ends_the_work() {
+    let data = folder();
+    let shards: Vec<PathBuf> = (0..3).map(|number| data.path().join(format!("{number}.tar"))).collect();
+    for shard in &shards {
+        write_shard(shard, 1);
+    }
+    let keys = SampleKeys { filter: Some("similarity >".to_owned()), ..SampleKeys::default() };
+    let error = index_shards(&shards, None, &keys, NonZero::<usize>::MIN).expect_err("it is no filter");
+    assert!(matches!(error, IndexError::Filter { .. }), "{error:?}");
+    // No further item is begun behind an error, and the first in their order is what is told.
+    let begun = std::sync::Mutex::new(Vec::new());
+    let failed = over_all(NonZero::<usize>::MIN, &[0, 1, 2, 3], |number| {
+        begun.lock().expect("nobody panics").push(*number);
+        if *number < 1 { Ok(()) } else { Err(*number) }
+    });
+    assert_eq!((failed, begun.into_inner().expect("nobody panics")), (Err(1), vec![0, 1]));
 }
 
 #[test]
@@ -275,7 +300,7 @@ fn what_was_found_is_kept_in_the_index_and_read_back() {
     for written in [true, false] {
         let reports =
             index_shards(std::slice::from_ref(&shard), None, &SampleKeys::default(), NonZero::<usize>::MIN).expect("the index is there");
-        let [IndexReport { findings, written: now, .. }] = reports.as_slice() else { panic!("{reports:?}") };
+        let [Ok(IndexReport { findings, written: now, .. })] = reports.as_slice() else { panic!("{reports:?}") };
         assert_eq!(*now, written);
         assert_eq!((findings.samples, findings.with_image, findings.with_caption, findings.usable), (4, 2, 3, 1));
         assert_eq!((findings.doubled, findings.doubled_keys.as_slice()), (1, ["1".to_owned()].as_slice()));
@@ -431,7 +456,7 @@ fn the_index_names_every_file_that_a_caption_may_come_from_and_no_weight() {
     assert_eq!(found, [["text 0", "{\"caption\": \"c\"}", "-"], ["text 1", "-", "-"]]);
     // Other weights and fields are found in the same files.
     let reports = index_shards(std::slice::from_ref(&shard), None, &keys(7, "alt_text"), NonZero::<usize>::MIN).expect("it is there");
-    assert!(!reports[0].written);
+    assert!(reports[0].as_ref().is_ok_and(|report| !report.written));
     let usual = open(&shard, None).expect("the index is built");
     assert!(records(&usual).expect("the records are read").iter().all(|record| record.others.is_empty()));
     assert_eq!(fs::read_dir(data.path()).expect("the folder is read").count(), 3);

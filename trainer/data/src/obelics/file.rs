@@ -147,6 +147,9 @@ impl RowGroup {
 fn read_metadata(path: &Path, file: &Blob) -> Result<ParquetMetaData, ObelicsError> {
     let not_parquet = || ObelicsError::NotParquet { file: path.to_owned() };
     let length = file.length().map_err(|source| ObelicsError::Read { file: path.to_owned(), offset: 0, source })?;
+    if length == 0 {
+        return Err(ObelicsError::Empty { file: path.to_owned() });
+    }
     let tail_at = length.checked_sub(TAIL_BYTES).ok_or_else(not_parquet)?;
     let tail = read(path, file, tail_at, TAIL_BYTES)?;
     let (bytes, magic) = tail.split_first_chunk().ok_or_else(not_parquet)?;

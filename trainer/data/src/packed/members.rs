@@ -23,18 +23,30 @@ pub(crate) struct Members {
     pub(crate) images: BTreeMap<u32, Range<u64>>,
     /// Two of them are the same part, so that neither is surely the document's.
     pub(crate) doubled: bool,
+    /// An image without a number or a caption stands among them, as in pairs.
+    pub(crate) has_pair: bool,
 }
 
 /// What a member of a document is by what follows its name's first dot.
 enum Role {
     Json,
     Image(u32),
+    /// What a pair has by its usual keys.
+    OfPair,
+}
+
+/// Whether a member with this extension is a numbered image, as those of documents are.
+pub(crate) fn is_numbered_image(extension: &[u8]) -> bool {
+    matches!(role(extension), Some(Role::Image(_)))
 }
 
 /// `json`, or `NUMBER.ANYTHING`: what kind of image it is, is seen in its contents.
 fn role(extension: &[u8]) -> Option<Role> {
     if extension == b"json" {
         return Some(Role::Json);
+    }
+    if matches!(extension, b"jpg" | b"png" | b"jpeg" | b"webp" | b"txt") {
+        return Some(Role::OfPair);
     }
     let (number, kind) = std::str::from_utf8(extension).ok()?.split_once('.')?;
     let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -61,13 +73,21 @@ impl Collector {
                 members.bytes.end = end;
                 None
             }
-            _ => self.current.replace(Members { key, bytes: member.start..end, json: None, images: BTreeMap::new(), doubled: false }),
+            _ => self.current.replace(Members {
+                key,
+                bytes: member.start..end,
+                json: None,
+                images: BTreeMap::new(),
+                doubled: false,
+                has_pair: false,
+            }),
         };
         let members = self.current.as_mut()?;
+        members.has_pair |= matches!(role, Some(Role::OfPair));
         members.doubled |= match role {
             Some(Role::Json) => members.json.replace(contents).is_some(),
             Some(Role::Image(number)) => members.images.insert(number, contents).is_some(),
-            None => false,
+            Some(Role::OfPair) | None => false,
         };
         finished
     }

@@ -77,6 +77,8 @@ pub struct Group {
     pub extensions: BTreeSet<Vec<u8>>,
     /// Two of its members have the same name: which of them belong together is not known.
     pub doubled: bool,
+    /// A file of a caption has no bytes: it is none.
+    pub empty_caption: bool,
     /// An image or a caption stands in it as a link or a sparse file, which cannot be read.
     pub elsewhere: bool,
 }
@@ -92,6 +94,7 @@ impl Group {
             sidecar: None,
             extensions: BTreeSet::new(),
             doubled: false,
+            empty_caption: false,
             elsewhere: false,
         }
     }
@@ -139,6 +142,8 @@ impl<'a> Grouper<'a> {
         group.doubled |= !group.extensions.insert(extension);
         match role {
             Some(Role::Image(key)) => take(&mut group.image, Keyed { key, member }),
+            // What img2dataset writes where there is no caption.
+            Some(Role::Caption(_)) if member.length == 0 => group.empty_caption = true,
             Some(Role::Caption(key)) => {
                 if self.keys.draws_captions() {
                     group.texts.push(Keyed { key, member: member.clone() });
@@ -262,6 +267,22 @@ mod tests {
             &["0.png", "0.txt", "0.seg.png", "0.Long.TXT", "1.jpg", "1.png", "1.caption"],
             &["0: 0.seg.png, 0.Long.TXT", "1: 1.png, 1.caption"],
         );
+    }
+
+    #[test]
+    fn a_caption_without_bytes_is_none_and_leaves_the_place_to_the_next() {
+        let keys = keys(&["jpg"], &["txt", "caption"], KeySeparator::FirstDot);
+        let choice = |key: &str| CaptionChoice { from: CaptionFrom::Key(key.to_owned()), weight: 1 };
+        let drawn = SampleKeys { captions: vec![choice("txt"), choice("caption")], ..keys.clone() };
+        for keys in [keys, drawn] {
+            let mut grouper = Grouper::new(&keys);
+            for (name, length) in [("0.jpg", 1), ("0.txt", 0), ("0.caption", 1)] {
+                assert_eq!(grouper.push(Member { length, ..member(name) }), None);
+            }
+            let group = grouper.finish().expect("one sample");
+            assert_eq!(group.caption.map(|caption| caption.member.name), Some(b"0.caption".to_vec()));
+            assert!(group.empty_caption && group.texts.iter().all(|text| text.key == 1));
+        }
     }
 
     #[test]

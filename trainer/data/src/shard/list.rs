@@ -12,7 +12,7 @@ use std::{
 
 use lcl_trainer_config::{Field, PATHS_LIMIT, PatternError, ShardEntry, ShardName, in_mixture};
 
-use lcl_objects::is_object;
+use lcl_objects::{is_object, is_of_store};
 
 use crate::{
     blob::{self, Blob},
@@ -105,6 +105,15 @@ impl fmt::Display for Missing {
     }
 }
 
+/// What to look at when files are not there.
+fn advice(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> &'static str {
+    if paths.into_iter().all(|path| blob::is_remote(path.as_ref())) {
+        "check the names, that of the bucket too, and that the environment names the right store"
+    } else {
+        "check the names, and that their volume is mounted"
+    }
+}
+
 /// The shards of a list cannot be found.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
@@ -117,10 +126,10 @@ pub enum ListError {
         source: PatternError,
     },
     /// Files of a list, or of a range, are not there.
-    #[error("{} (check the names, and that their volume is mounted)", .0.iter().map(Missing::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("{} ({})", .0.iter().map(Missing::to_string).collect::<Vec<_>>().join("; "), advice(.0.iter().flat_map(|missing| &missing.all)))]
     Missing(Vec<Missing>),
     /// No file fits a glob.
-    #[error("{entry}: no file fits {pattern} (check the name, and that its volume is mounted)")]
+    #[error("{entry}: no file fits {pattern} ({})", advice([Path::new(pattern)]))]
     NoMatch {
         /// The entry.
         entry: Entry,
@@ -133,6 +142,16 @@ pub enum ListError {
         /// The entry.
         entry: Entry,
         /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// It cannot be found out whether a shard is there.
+    #[error("{entry}: looking for {}", path.display())]
+    Look {
+        /// The entry.
+        entry: Entry,
+        /// The shard.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -163,7 +182,7 @@ impl ListError {
     /// The system's error underneath, for deciding whether another attempt can help.
     pub(crate) fn io(&self) -> Option<&io::Error> {
         match self {
-            Self::Folder { source, .. } | Self::List { source, .. } => Some(source),
+            Self::Folder { source, .. } | Self::Look { source, .. } | Self::List { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -309,16 +328,18 @@ fn read_list(entry: &Entry, path: &Path) -> Result<Vec<PathBuf>, ListError> {
 
 fn find_missing(entry: &Entry, paths: &[PathBuf], threads: NonZero<usize>) -> Result<Option<Missing>, ListError> {
     let listed = list_folders(entry, paths)?;
-    let is_missing = |path: &PathBuf| -> Result<bool, std::convert::Infallible> {
+    let is_missing = |path: &PathBuf| {
         if let Some(names) = folder_of(path).and_then(|folder| listed.get(folder)) {
             return Ok(!names.contains(path.to_str().unwrap_or_default()));
         }
-        // Any other error may pass, and opening the shard tries again.
-        let is_absent = |error: io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
         let looked = if blob::is_remote(path) { Blob::open(path).map(drop) } else { fs::metadata(path).map(drop) };
-        Ok(looked.err().is_some_and(is_absent))
+        match looked {
+            Err(source) if is_of_store(&source) => Err(ListError::Look { entry: entry.clone(), path: path.clone(), source }),
+            // Any other error may pass, and opening the shard tries again.
+            looked => Ok(looked.is_err_and(|error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))),
+        }
     };
-    let Ok(missing) = index::over_all(threads, paths, is_missing);
+    let missing = index::over_all(threads, paths, is_missing)?;
     let all: Vec<PathBuf> = paths.iter().zip(missing).filter(|(_, missing)| *missing).map(|(path, _)| path.clone()).collect();
     Ok((!all.is_empty()).then(|| Missing { entry: entry.clone(), all, total: paths.len() }))
 }
@@ -395,7 +416,7 @@ mod tests {
         let place = Place::new(&["a.tar"]);
         assert_eq!(
             place.refused(&["a.tar", "{b,c}*.tar"]),
-            "spec.data.webdataset.shards[1] (`D/{b,c}*.tar`): no file fits D/b*.tar (check the name, and that its volume is mounted)"
+            "spec.data.webdataset.shards[1] (`D/{b,c}*.tar`): no file fits D/b*.tar (check the names, and that their volume is mounted)"
         );
     }
 

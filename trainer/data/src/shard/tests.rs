@@ -120,7 +120,7 @@ fn an_archive_cut_short_anywhere_is_an_error_that_names_it() {
         let message = error.to_string();
         assert!(message.contains(path.to_str().expect("a path in UTF-8")), "{message}");
         match length {
-            0 => assert!(matches!(error, ShardError::NotTar { .. }), "{length}: {error:?}"),
+            0 => assert!(matches!(error, ShardError::Empty { .. }), "{length}: {error:?}"),
             1..512 => assert!(matches!(error, ShardError::Truncated { offset: 0, needed: 512, .. }), "{length}: {error:?}"),
             512..1212 => assert!(matches!(error, ShardError::Truncated { offset: 0, needed: 1212, .. }), "{length}: {error:?}"),
             // Its contents are complete; only padding, or the next header, is missing.

@@ -258,6 +258,8 @@ fn files_that_cannot_be_used_are_told_by_name_column_and_what_was_found() {
     assert!(message().contains("does not exist"));
     fs::write(&path, "PAR1 no").expect("the file is written");
     assert!(message().contains("no parquet file"));
+    fs::write(&path, "").expect("the file is emptied");
+    assert!(message().contains("is empty"));
 
     let other = |schema: &str| {
         let schema = parse_message_type(schema).expect("a schema");
@@ -318,8 +320,28 @@ fn a_damaged_file_gives_an_error_or_other_rows_but_no_panic() {
         assert!(errors > count / 3, "{errors} errors of {count} damaged bytes");
         for length in (0..sound.len()).step_by(7) {
             let error = read_all(&sound[..length]).expect_err("the file is cut short");
-            assert!(matches!(error, ObelicsError::NotParquet { .. } | ObelicsError::Damaged { .. }), "{length} bytes: {error}");
+            let is_told = matches!(error, ObelicsError::NotParquet { .. } | ObelicsError::Damaged { .. });
+            assert!(if length == 0 { matches!(error, ObelicsError::Empty { .. }) } else { is_told }, "{length} bytes: {error}");
         }
+    }
+}
+
+/// The fixture is written by pyarrow 26.0.1 with `write_page_checksum=True`, uncompressed and without a dictionary; the writer used here makes no sums.
+#[test]
+fn a_changed_bit_is_noticed_where_pages_have_check_sums() {
+    let folder = folder();
+    let path = folder.path().join("a.parquet");
+    let sound = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/obelics/checksums.parquet")).expect("the fixture");
+    fs::write(&path, &sound).expect("the file is written");
+    let read = || documents(&path).read(StretchAt { file: 0, row_group: 0, row: 0, stretch: 0 });
+    assert!(read().is_ok_and(|parts| parts.contains(&Part::Text("a text whose bytes are all here".to_owned()))));
+    for text in ["whose bytes", "a.example"] {
+        let at = sound.windows(text.len()).position(|bytes| bytes == text.as_bytes()).expect("it is not compressed");
+        let mut changed = sound.clone();
+        changed[at] ^= 1;
+        fs::write(&path, changed).expect("the file is written");
+        let error = read().expect_err("a bit of a page has changed").to_string();
+        assert!(error.contains("a.parquet is damaged") && error.contains("CRC"), "{error}");
     }
 }
 
@@ -335,7 +357,7 @@ fn a_row_group_is_decoded_once_and_an_error_is_not_remembered() {
     fs::write(&path, "").expect("the file is emptied");
     assert_eq!(stretches(&documents, 0, 1), [["c"]]);
     let at = StretchAt { file: 0, row_group: 1, row: 0, stretch: 0 };
-    assert!(matches!(documents.read(at), Err(ObelicsError::Damaged { .. })));
+    assert!(matches!(documents.read(at), Err(ObelicsError::Damaged { .. } | ObelicsError::Empty { .. })));
     fs::write(&path, sound).expect("the file is back");
     assert_eq!(stretches(&documents, 1, 0), [["@d"]]);
 
