@@ -3,6 +3,8 @@
 //!
 //! It finds a device that gives errors and one that is wrong always or often; a flipped bit once a day it does not find.
 
+use std::cmp::Ordering;
+
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Rows and columns on a processor: some milliseconds.
@@ -83,7 +85,7 @@ fn find_wrong_row(left: &[f64], right: &[f64], found: &[f64], side: usize) -> Op
         matrix.chunks(vector.len()).map(|row| row.iter().zip(vector).map(|(value, factor)| value * factor).sum()).collect()
     };
     let expected = times(left, &times(right, &vector));
-    times(found, &vector).iter().zip(&expected).position(|(found, expected)| found != expected)
+    times(found, &vector).iter().zip(&expected).position(|(found, expected)| found.partial_cmp(expected) != Some(Ordering::Equal))
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! How the job is doing, for the status.
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::SignedDuration,
+};
 use lcl_crds::{GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, SourceStatus};
 
 use super::{JobEvent, condition, draft::Draft, reason};
@@ -57,21 +60,45 @@ fn judge_workers(draft: &mut Draft, ready: i32) {
     }
 }
 
-/// What keeps pods of the job from starting: the first by name, and how many more there are.
+/// What keeps pods of the job from starting: the one that was told, if it is still there, or the first by name, and how many more there are. Many
+/// pods are often found out one by one, and that is no news.
 fn describe_obstacles(draft: &Draft) -> Option<String> {
     let observed = draft.observed;
     let ours = observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid);
     let explained =
         |pod: &ObservedPod| observed.explanation.filter(|(uid, _)| *uid == pod.uid && !pod.running).map(|(_, obstacle)| obstacle);
-    let mut found = ours.filter_map(|(name, pod)| Some((name, pod.obstacle.as_ref().or_else(|| explained(pod))?)));
-    let (name, obstacle) = found.next()?;
-    let container = obstacle.container.as_ref().map_or_else(String::new, |container| format!("container {container}: "));
-    let more = match found.count() {
-        0 => String::new(),
-        more => format!(" (and {more} more pods)"),
-    };
-    let message = shorten(&obstacle.message);
-    Some(format!("pod {name} cannot start: {container}{}: {message}{more}", obstacle.reason))
+    let found = ours.filter_map(|(name, pod)| Some((name, pod.obstacle.as_ref().or_else(|| explained(pod))?)));
+    let texts: Vec<String> = found
+        .map(|(name, obstacle)| {
+            let container = obstacle.container.as_ref().map_or_else(String::new, |container| format!("container {container}: "));
+            format!("pod {name}{CANNOT_START}{container}{}: {}", obstacle.reason, shorten(&obstacle.message))
+        })
+        .collect();
+    let told = told_obstacle(&observed.status.conditions);
+    let text = texts.iter().find(|text| told.is_some() && subject(text) == told).or_else(|| texts.first())?;
+    Some(match texts.len() {
+        1 => text.clone(),
+        count => format!("{text} (and {} more pods)", count - 1),
+    })
+}
+
+/// Between a pod's name and what keeps it from starting.
+const CANNOT_START: &str = " cannot start: ";
+
+/// The part of such a text that says which pod it is, which container and for what reason.
+fn subject(text: &str) -> Option<&str> {
+    let place = text.find(CANNOT_START)? + CANNOT_START.len();
+    let mut rest = text.get(place..)?;
+    if rest.starts_with("container ") {
+        rest = rest.split_once(": ")?.1;
+    }
+    let reason = rest.split_once(": ").map_or(rest, |(reason, _)| reason);
+    text.get(..text.len() - rest.len() + reason.len())
+}
+
+/// What the status says of it.
+fn told_obstacle(conditions: &[Condition]) -> Option<&str> {
+    subject(&conditions.iter().find(|told| told.type_ == condition::RECONCILING && told.reason == reason::POD_CANNOT_START)?.message)
 }
 
 /// Whether the newest checkpoint is as young as checkpoints of this job usually are.
@@ -273,7 +300,7 @@ fn set_rest(draft: &mut Draft, as_wanted: bool) {
     if as_wanted {
         draft.unset(condition::RECONCILING);
     } else if let Some(obstacles) = describe_obstacles(draft) {
-        let is_news = !draft.observed.status.conditions.iter().any(|old| old.type_ == condition::RECONCILING && old.message == obstacles);
+        let is_news = told_obstacle(&draft.observed.status.conditions) != subject(&obstacles);
         draft.set(condition::RECONCILING, "True", reason::POD_CANNOT_START, &obstacles);
         if is_news {
             draft.events.push(JobEvent { warning: true, reason: reason::POD_CANNOT_START, note: obstacles });
@@ -289,10 +316,17 @@ fn set_rest(draft: &mut Draft, as_wanted: bool) {
     }
 }
 
-/// Whether two statuses differ in nothing but numbers that grow while all is well. Such a difference may be written late.
+/// Whether two statuses differ in nothing but numbers that grow while all is well, and in how many more pods cannot start either. Such a
+/// difference may be written late.
 #[must_use]
 pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) -> bool {
     let mut new = new.clone();
+    for (old, new) in old.conditions.iter().zip(&mut new.conditions) {
+        let is_of_pods = [&*old, new].iter().all(|condition| condition.reason == reason::POD_CANNOT_START);
+        if is_of_pods && subject(&old.message) == subject(&new.message) {
+            new.message.clone_from(&old.message);
+        }
+    }
     new.steps = old.steps;
     new.last_checkpoint.clone_from(&old.last_checkpoint);
     (new.loss, new.samples_per_second) = (old.loss, old.samples_per_second);

@@ -6,7 +6,7 @@ use lcl_crds::JobState;
 
 use super::scene::{COORDINATOR, Scene, reasons};
 use crate::{
-    decide::{Action, condition, reason},
+    decide::{Action, condition, is_progress_only, reason},
     observe::{GroupPhase, Link, Obstacle, Problem},
 };
 
@@ -177,6 +177,24 @@ fn a_pod_that_cannot_start_is_named_with_its_container_and_the_reason_and_is_no_
     let events = scene.settle();
     assert_eq!(reasons(&events), [reason::POD_CANNOT_START]);
     assert_eq!(events[0].note, "pod job-w-1 cannot start: container worker: ImagePullBackOff: not found (and 1 more pods)");
+    // Another one by the way, and words that change: the same pod is told, and that is no news; the status may be written late.
+    let before = scene.status.clone();
+    for (name, message) in [("job-w-0", "not found"), ("job-w-1", "not found either")] {
+        scene.change(name, |pod| {
+            let container = Some("worker".to_owned());
+            pod.obstacle = Some(Obstacle { container, reason: "ImagePullBackOff".to_owned(), message: message.to_owned() });
+        });
+    }
+    assert_eq!(scene.settle(), []);
+    let reconciling = scene.status.conditions.iter().find(|condition| condition.type_ == condition::RECONCILING).unwrap();
+    assert_eq!(reconciling.message, "pod job-w-1 cannot start: container worker: ImagePullBackOff: not found either (and 2 more pods)");
+    assert!(before != scene.status && is_progress_only(&before, &scene.status));
+    // Once it is gone another is named, and that is news.
+    let mut other = scene.clone();
+    other.change("job-w-1", |pod| pod.obstacle = None);
+    assert_eq!(reasons(&other.settle()), [reason::POD_CANNOT_START]);
+    assert!(!is_progress_only(&before, &other.status));
+    scene.change("job-w-0", |pod| pod.obstacle = None);
     // The other trains on, and is enough.
     check(&scene, JobState::Running, "True", "False", reason::TRAINING);
     assert_eq!(scene.condition(condition::PODS_READY), Some(("True", reason::PODS_READY)));
