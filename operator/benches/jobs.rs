@@ -12,7 +12,7 @@ mod support;
 mod jobs;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     pin::pin,
     thread,
@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::{
-    NamespaceResourceScope,
+    ByteString, NamespaceResourceScope,
     api::{
         batch::v1::Job,
         core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount},
@@ -39,7 +39,7 @@ use lcl_cluster::ClusterOptions;
 use lcl_crds::{LCLTrainingJob, PinnedStatus};
 use lcl_operator_core::{
     PodPolicy, ValidatedJob,
-    build::BuildContext,
+    build::{BuildContext, NetworkAccess, build_secret},
     resources::{Applied, JobResources, Prepared},
     validate,
 };
@@ -55,7 +55,9 @@ const ROUNDS: usize = 3;
 /// Requests of the bench itself under way at once.
 const IN_FLIGHT: usize = 64;
 /// The built-in controller has the same limits.
-const OPERATORS_LIMITS: [&str; 2] = ["--kube-api-qps=2000", "--kube-api-burst=2000"];
+const OPERATORS_ARGUMENTS: [&str; 3] = ["--kube-api-qps=2000", "--kube-api-burst=2000", "--network-policies"];
+/// As long as a job's certificates and keys are together.
+const CERTIFICATES_BYTES: usize = 2048;
 /// All pods bear this label, whoever makes them.
 const LABEL: (&str, &str) = ("bench", "jobs");
 /// The longest a round may take.
@@ -109,16 +111,18 @@ fn main() -> Result<()> {
     let client = runtime.block_on(connect(&installed))?;
     let mut runs: Vec<(Side, Run)> = Vec::new();
     let mut taken = Vec::new();
+    let mut costs = Costs::default();
     for round in 0..ROUNDS {
         for turn in 0..sides.len() {
             let side = sides[(turn + round) % sides.len()];
             let namespace = format!("round-{round}-{turn}");
             runtime.block_on(make_namespace(&client, &namespace))?;
-            let operator = (side == Side::Operator).then(|| installed.start_operator(&OPERATORS_LIMITS)).transpose()?;
+            let operator = (side == Side::Operator).then(|| installed.start_operator(&OPERATORS_ARGUMENTS)).transpose()?;
             let servers: Vec<u32> = installed.cluster.ready().processes.iter().map(|(_, process)| *process).collect();
             let (servers_before, before) =
                 (cpu_times(&servers)?, operator.as_ref().map_or(Ok(0.0), |operator| cpu_time(operator.process()))?);
-            let (accepted, pods) = runtime.block_on(play(&client, &namespace, side))?;
+            let meter = Meter { servers: &servers, costs: &mut costs };
+            let (accepted, pods) = runtime.block_on(play(&client, &namespace, side, meter))?;
             let run = Run { accepted, pods, servers_cpu: cpu_times(&servers)? - servers_before };
             eprintln!("{}: {:.1} s", side.name(), run.pods);
             runs.push((side, run));
@@ -130,6 +134,7 @@ fn main() -> Result<()> {
         }
     }
     report(&sides, &runs, &taken);
+    costs.report();
     Ok(())
 }
 
@@ -163,7 +168,7 @@ fn manifest(name: &str) -> Value {
 }
 
 /// Creates what the side starts from, and waits for the worker pods: seconds until all was accepted, and until all pods were there.
-async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)> {
+async fn play(client: &Client, namespace: &str, side: Side, meter: Meter<'_>) -> Result<(f64, f64)> {
     let names: Vec<String> = (0..JOBS).map(|index| format!("job-{index:03}")).collect();
     let all = wait_for_pods(client, namespace);
     let context = BuildContext {
@@ -183,7 +188,11 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
         incident: 0,
         excluded_nodes: Vec::new(),
         policy: PodPolicy::default(),
-        network: None,
+        network: Some(NetworkAccess {
+            operator_namespace: support::SYSTEM.to_owned(),
+            operator_labels: BTreeMap::new(),
+            metrics_from: Vec::new(),
+        }),
     };
     let started = Instant::now();
     let create = async {
@@ -197,7 +206,7 @@ async fn play(client: &Client, namespace: &str, side: Side) -> Result<(f64, f64)
                 let jobs: Vec<Job> = names.iter().map(|name| indexed_job(name, &context)).collect::<Result<_>>()?;
                 create_all(client, namespace, jobs).await?;
             }
-            Side::Bare => create_bare(client, &names, &context).await?,
+            Side::Bare => create_bare(client, &names, &context, meter).await?,
         }
         Ok(started.elapsed().as_secs_f64())
     };
@@ -239,16 +248,66 @@ fn applied(job: &ValidatedJob, context: &BuildContext) -> Result<JobResources<Ap
     prepared.applied(account, service, config).context("a Service with an address")
 }
 
-async fn create_bare(client: &Client, names: &[String], context: &BuildContext) -> Result<()> {
+/// Processor time of the cluster's servers for objects of each kind, in all rounds together.
+#[derive(Default)]
+struct Costs(Vec<(String, usize, f64)>);
+
+impl Costs {
+    fn add(&mut self, kind: &str, objects: usize, seconds: f64) {
+        match self.0.iter_mut().find(|(of, ..)| of == kind) {
+            Some((_, count, sum)) => (*count, *sum) = (*count + objects, *sum + seconds),
+            None => self.0.push((kind.to_owned(), objects, seconds)),
+        }
+    }
+
+    fn report(&self) {
+        if self.0.is_empty() {
+            return;
+        }
+        println!("\nWhat each object costs the servers while the bare creator makes it, what other controllers do meanwhile included.\n");
+        println!("| kind | of a job of {WORKERS} workers | processor milliseconds each |");
+        println!("|---|---|---|");
+        for (kind, objects, seconds) in &self.0 {
+            let (of_a_job, each) = (objects / (JOBS * ROUNDS), seconds * 1000.0 / f64::from(u32::try_from(*objects).unwrap_or(u32::MAX)));
+            println!("| {kind} | {of_a_job} | {each:.1} |");
+        }
+    }
+}
+
+/// Measures what the creation of objects takes.
+struct Meter<'a> {
+    servers: &'a [u32],
+    costs: &'a mut Costs,
+}
+
+impl Meter<'_> {
+    async fn create<K>(&mut self, client: &Client, namespace: &str, objects: Vec<K>) -> Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+    {
+        let (before, count) = (cpu_times(self.servers)?, objects.len());
+        create_all(client, namespace, objects).await?;
+        self.costs.add(&K::kind(&()), count, cpu_times(self.servers)? - before);
+        Ok(())
+    }
+}
+
+async fn create_bare(client: &Client, names: &[String], context: &BuildContext, mut meter: Meter<'_>) -> Result<()> {
     fn unowned<K: Resource>(mut object: K) -> K {
         object.meta_mut().owner_references = None;
         object
     }
     let valid: Vec<_> = names.iter().map(|name| Ok(validate(&manifest(name))?)).collect::<Result<_>>()?;
     let namespace = &context.namespace;
-    create_all(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).account)).collect()).await?;
-    create_all(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).config)).collect()).await?;
-    create_all(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).service)).collect()).await?;
+    let files = [("certificates".to_owned(), ByteString(vec![b'x'; CERTIFICATES_BYTES]))];
+    let secret = |job| build_secret(job, context, files.clone().into());
+    meter.create(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).account)).collect()).await?;
+    meter.create(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).config)).collect()).await?;
+    meter.create(client, namespace, valid.iter().map(|job| unowned(secret(job))).collect()).await?;
+    meter.create(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).budget)).collect()).await?;
+    let policies = valid.iter().flat_map(|job| prepared(job, context).policies);
+    meter.create(client, namespace, policies.map(unowned).collect()).await?;
+    meter.create(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).service)).collect()).await?;
     let mut pods = Vec::new();
     for job in &valid {
         pods.push(unowned(applied(job, context)?.coordinator_pod(job, context, 1)));
@@ -256,7 +315,7 @@ async fn create_bare(client: &Client, names: &[String], context: &BuildContext) 
             pods.push(unowned(applied(job, context)?.worker_pod(job, context, u32::try_from(index)?)?));
         }
     }
-    create_all(client, namespace, pods).await
+    meter.create(client, namespace, pods).await
 }
 
 async fn create_all<K>(client: &Client, namespace: &str, objects: Vec<K>) -> Result<()>

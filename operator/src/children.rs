@@ -30,11 +30,7 @@ use lcl_operator_core::{build::is_job, covers};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinSet;
 
-use crate::{
-    FIELD_MANAGER,
-    controller::{Wake, managed},
-    reconcile::ReconcileError,
-};
+use crate::{FIELD_MANAGER, controller::managed, reconcile::ReconcileError, wake::Wake};
 
 /// Time for the watch to tell of an object that was applied; after that it is taken for missing.
 const WATCH_LAG: Duration = Duration::from_secs(5);
@@ -116,8 +112,7 @@ fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watche
                 Ok(object) => {
                     let owner = object.owner_references().iter().find(|owner| is_job(owner));
                     if let (Some(owner), Some(namespace)) = (owner, object.namespace()) {
-                        // The receiver ends with the controller.
-                        let _ = wake.send(ObjectRef::new(&owner.name).within(&namespace));
+                        wake.job(ObjectRef::new(&owner.name).within(&namespace));
                     }
                 }
                 Err(error) => tracing::warn!(%error, kind = K::KIND, "a watch failed; it is begun anew"),

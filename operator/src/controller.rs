@@ -24,12 +24,8 @@ use lcl_operator_core::{
     PodPolicy,
     build::{MANAGED_BY, NetworkAccess},
 };
-use tokio::{
-    sync::{mpsc, mpsc::UnboundedSender},
-    task::JoinSet,
-    time,
-};
-use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
+use tokio::{task::JoinSet, time};
+use tokio_stream::wrappers::WatchStream;
 
 use crate::{
     authority::Authority,
@@ -42,13 +38,12 @@ use crate::{
     memory::Memories,
     metrics::Metrics,
     reconcile::{Context, Images, ReconcileError, StoredJob, reconcile},
+    revision::until_it_goes_back,
+    wake::Wake,
 };
 
 /// Between two searches for jobs that are gone.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Has a job reconciled.
-pub(crate) type Wake = UnboundedSender<ObjectRef<StoredJob>>;
 
 /// Looks after the jobs of one namespace, or of all.
 pub(crate) struct Scope {
@@ -77,7 +72,7 @@ pub(crate) struct RunningScope {
 impl Scope {
     /// Starts the watches, waits until all objects are known, and begins to look.
     pub(crate) async fn start(self, stop: tokio::sync::watch::Receiver<bool>) -> Result<RunningScope> {
-        let (wake, woken) = mpsc::unbounded_channel();
+        let wake = Wake::default();
         let mut watches = JoinSet::new();
         let pods = Arc::new(PodCache::default());
         watches.spawn(watch_pods(self.api(), Arc::clone(&pods), wake.clone()));
@@ -86,6 +81,8 @@ impl Scope {
         while !pods.is_complete() {
             time::sleep(Duration::from_millis(10)).await;
         }
+        let woken = wake.stream();
+        let went_back = until_it_goes_back(self.api());
         let controller = Controller::new(self.api::<StoredJob>(), watcher::Config::default());
         let jobs = controller.store();
         let claims = self.claims.clone();
@@ -110,7 +107,7 @@ impl Scope {
         let mut stopped = WatchStream::new(stop).filter(|stop| std::future::ready(*stop));
         let looks = controller
             .with_config(Config::default().concurrency(self.concurrency))
-            .reconcile_on(UnboundedReceiverStream::new(woken))
+            .reconcile_on(woken)
             .graceful_shutdown_on(async move {
                 stopped.next().await;
             })
@@ -120,7 +117,7 @@ impl Scope {
                 context,
             );
         let done = async move {
-            let mut looks = std::pin::pin!(looks);
+            let (mut looks, mut went_back) = (std::pin::pin!(looks), std::pin::pin!(went_back));
             loop {
                 tokio::select! {
                     look = looks.next() => match look {
@@ -129,6 +126,7 @@ impl Scope {
                         Some(Err(error)) => tracing::debug!(%error, "a reconcile did not take place"),
                         None => return Ok(()),
                     },
+                    went_back = &mut went_back => return Err(went_back.into()),
                     Some(ended) = watches.join_next() => {
                         return Err(ended.err().map_or_else(|| anyhow!("a watch has ended"), |error| anyhow!("a watch has ended: {error}")));
                     }
@@ -160,8 +158,7 @@ async fn watch_pods(api: Api<Pod>, cache: Arc<PodCache>, wake: Wake) {
         match event {
             Ok(event) => {
                 for job in cache.take(event) {
-                    // The receiver ends with the controller.
-                    let _ = wake.send(ObjectRef::new(&job.name).within(&job.namespace));
+                    wake.job(ObjectRef::new(&job.name).within(&job.namespace));
                 }
             }
             Err(error) => tracing::warn!(%error, "watching Pods"),

@@ -24,9 +24,11 @@ mod metrics;
 mod pod_actions;
 mod readiness;
 mod reconcile;
+mod revision;
 mod run;
 mod settings;
 mod status;
+mod wake;
 
 pub use run::run;
 pub use settings::{LogFormat, Settings};

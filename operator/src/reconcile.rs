@@ -30,7 +30,6 @@ use lcl_operator_core::{
     pins::{in_force, offer},
     read_unchecked, run_folder, validate_under,
 };
-use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     authority::Authority,
@@ -43,6 +42,7 @@ use crate::{
     metrics::Metrics,
     pod_actions::confirm_pods,
     status::write_status,
+    wake::Wake,
 };
 
 mod act;
@@ -82,7 +82,7 @@ pub(crate) struct Context {
     pub(crate) pods: Arc<PodCache>,
     pub(crate) children: ChildStores,
     pub(crate) memories: Memories,
-    pub(crate) wake: UnboundedSender<ObjectRef<StoredJob>>,
+    pub(crate) wake: Wake,
     pub(crate) events: EventQueue,
     pub(crate) fences: Fences,
     pub(crate) metrics: Arc<Metrics>,
@@ -369,8 +369,7 @@ impl Reconciler<'_> {
         };
         let wake = self.context.wake.clone();
         let job = ObjectRef::<StoredJob>::new(&self.key.name).within(&self.key.namespace);
-        // The receiver is gone only when the operator ends.
-        let changed = move || drop(wake.send(job.clone()));
+        let changed = move || wake.job(job.clone());
         match CoordinatorLink::start(pod.uid.clone(), address.clone(), pod.epoch.map(i64::unsigned_abs), &security, changed) {
             Ok(link) => (self.memory.link, self.memory.link_expires) = (Some(link), expires),
             Err(error) => tracing::warn!(job = self.key.name, address, %error, "no address to connect to"),

@@ -322,7 +322,7 @@ fn set_rest(draft: &mut Draft, as_wanted: bool) {
 pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) -> bool {
     let mut new = new.clone();
     for (old, new) in old.conditions.iter().zip(&mut new.conditions) {
-        let is_of_pods = [&*old, new].iter().all(|condition| condition.reason == reason::POD_CANNOT_START);
+        let is_of_pods = old.reason == reason::POD_CANNOT_START && new.reason == old.reason;
         if is_of_pods && subject(&old.message) == subject(&new.message) {
             new.message.clone_from(&old.message);
         }
