@@ -72,7 +72,6 @@ fix: deps ## format and write the generated files anew
 	cargo fmt --all
 	cargo run --quiet -p lcl-crds --example generate_crds
 	cargo run --quiet -p lcl-proto --example generate_proto
-	cargo run --quiet -p lcl-proto --example record_messages
 
 images: deps images-deps ## build the container images into target/images, as archives that containerd and Docker import
 	@images/programs.sh

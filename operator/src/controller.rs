@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -34,7 +34,7 @@ use crate::{
     claims::Claims,
     events::EventQueue,
     fence::{Fences, NAMESPACE},
-    leftovers::{self, Leftovers},
+    leftovers::{self, Leftover, Leftovers},
     memory::Memories,
     metrics::Metrics,
     reconcile::{Context, Images, ReconcileError, StoredJob, reconcile},
@@ -42,6 +42,8 @@ use crate::{
     wake::Wake,
 };
 
+/// Pods of dead nodes that are removed side by side: there may be thousands.
+const LEFTOVERS_AT_ONCE: usize = 16;
 /// Between two searches for jobs that are gone.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -191,14 +193,17 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
             let in_use: HashSet<_> = with_jobs.chain(found.iter().map(|left| left.job.namespace.clone())).collect();
             claims.retain(|namespace| in_use.contains(namespace));
         }
-        for left in leftovers.due(Instant::now(), found) {
-            let is_ours = match &claims {
+        let due = leftovers.due(Instant::now(), found);
+        let (claims, context) = (claims.as_ref(), &context);
+        let remove = |left: Leftover| async move {
+            let is_ours = match claims {
                 Some(claims) => claims.hold(&left.job.namespace).await,
                 None => true,
             };
             if is_ours {
                 leftovers::remove(&context.client, &context.pods, &left).await;
             }
-        }
+        };
+        stream::iter(due).for_each_concurrent(LEFTOVERS_AT_ONCE, remove).await;
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct JobMemory {
     pub(crate) gate: Gate,
     /// Failed reconciles in a row.
     pub(crate) failures: u32,
+    /// Reconciles in a row that met something newer than what was looked at.
+    pub(crate) stale: u32,
     /// When progress was last written to the status.
     pub(crate) progress_written: Option<Instant>,
     /// When each object was applied last, by its kind and name.

@@ -67,6 +67,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const RIVAL_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause before a job is looked at again that has changed meanwhile: the watch needs a moment.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
+/// It is doubled up to this: a watch that is far behind, or a webhook that answers 409, must not be asked ten times a second.
+const LONGEST_STALE_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is shared by all reconciles.
 pub(crate) struct Context {
@@ -117,12 +119,16 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
     context.metrics.observe_reconcile(started.elapsed(), result.as_ref().err().map(ReconcileError::category));
     match result {
         Ok(wait) => {
-            memory.failures = 0;
+            (memory.failures, memory.stale) = (0, 0);
             // Spread, so that jobs created together are not looked at together for ever.
             let longest = LONGEST_WAIT.mul_f64(fastrand::f64().mul_add(0.2, 0.9));
             Ok(Next::requeue(wait.map_or(longest, |wait| wait.min(longest))))
         }
-        Err(ReconcileError::Stale) => Ok(Next::requeue(STALE_PAUSE)),
+        Err(ReconcileError::Stale) => {
+            let pause = (STALE_PAUSE * 2_u32.saturating_pow(memory.stale.min(16))).min(LONGEST_STALE_PAUSE);
+            memory.stale = memory.stale.saturating_add(1);
+            Ok(Next::requeue(pause))
+        }
         Err(error) => {
             let pause = (FIRST_PAUSE * 2_u32.saturating_pow(memory.failures.min(16))).min(LONGEST_PAUSE);
             memory.failures = memory.failures.saturating_add(1);

@@ -279,7 +279,7 @@ impl<C: Crew> Supervisor<'_, C> {
             // Whatever this process starts is refused, too; what started this process may start another.
             return Some(Outcome { code: ExitCode::Retryable, cause });
         }
-        if code == Some(ExitCode::Unfit) && !is_over {
+        if code == Some(ExitCode::Unfit) && !is_over && !process.released {
             // So is whatever is started here.
             return Some(Outcome { code: ExitCode::Unfit, cause });
         }

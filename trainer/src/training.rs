@@ -201,11 +201,15 @@ impl TrainError {
             Self::Store(error) if error.is_permanent() => ExitCode::Permanent,
             Self::Member(MemberRunError::Unsaved(_)) => ExitCode::Unsaved,
             Self::Member(MemberRunError::Refused(Refusal::Superseded { .. })) => ExitCode::Superseded,
-            Self::Member(MemberRunError::SelfTest { .. } | MemberRunError::Device(_) | MemberRunError::Nccl { .. }) => ExitCode::Unfit,
+            Self::Member(MemberRunError::Device(error)) if error.is_out_of_memory() => ExitCode::Retryable,
+            Self::Member(MemberRunError::NoDevice(DeviceError::NoCuda)) => ExitCode::Permanent,
+            Self::Member(MemberRunError::SelfTest { .. } | MemberRunError::Device(_) | MemberRunError::NoDevice(_)) => ExitCode::Unfit,
             // On another node its pod may fit.
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
-            | Self::Member(MemberRunError::Refused(_) | MemberRunError::Parts(_) | MemberRunError::Machine(_)) => ExitCode::Permanent,
+            | Self::Member(
+                MemberRunError::Refused(_) | MemberRunError::Parts(_) | MemberRunError::Machine(_) | MemberRunError::Nccl { .. },
+            ) => ExitCode::Permanent,
             // Storage that does not answer, or a disk without room for an index.
             Self::Dataset(error) if may_pass(error) => ExitCode::Retryable,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.

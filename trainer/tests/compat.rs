@@ -37,7 +37,7 @@ fn meet(workbench: &Workbench, name: &str, coordinator: &Coordinator, [host, gue
     let [host, guest] = [worker(host, &run, coordinator, "host")?, worker(guest, &run, coordinator, "guest")?];
     let guest = guest.wait()?;
     if guest.status.code() == Some(ExitCode::Permanent.code().into()) {
-        ensure!(guest.stderr.contains("version"), "it was refused for another reason: {}", guest.stderr);
+        ensure!(guest.stderr.contains("speaks protocol version"), "it was refused for another reason: {}", guest.stderr);
         return Ok(false);
     }
     ensure!(guest.status.success(), "{:?}: {}", guest.status, guest.stderr);

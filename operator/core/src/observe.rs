@@ -234,6 +234,8 @@ pub struct ObservedPod {
     pub node: Option<String>,
     /// `status.phase` is Running.
     pub running: bool,
+    /// Its main container has ended, and another one runs.
+    pub sidecar_runs: bool,
     /// The condition Ready is true.
     pub ready: bool,
     /// How long it was given to end, if it is being deleted. The time at which that is over is by the API server's clock.
@@ -286,6 +288,10 @@ impl ObservedPod {
         let is_true = |type_: &str| conditions().find(|condition| condition.type_ == type_ && condition.status == "True");
         let number = |key: &str| metadata.annotations.as_ref()?.get(key)?.parse().ok();
         let (end, is_deleted) = (read_end(pod, role), metadata.deletion_timestamp.is_some());
+        // The phase is no sign of it: the kubelet leaves it at Running until it is sure that nothing of the pod runs any more.
+        let runs = |container: &ContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
+        let mut containers = status.and_then(|status| status.container_statuses.as_ref()).into_iter().flatten();
+        let sidecar_runs = end.is_some() && containers.any(runs);
         Some(Self {
             uid: metadata.uid.clone()?,
             owner: owner.uid.clone(),
@@ -296,6 +302,7 @@ impl ObservedPod {
             ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             running: status.and_then(|status| status.phase.as_deref()) == Some("Running"),
+            sidecar_runs,
             ready: is_true("Ready").is_some(),
             deletion: is_deleted.then(|| metadata.deletion_grace_period_seconds.map_or(GRACE, SignedDuration::from_secs)),
             disruption: is_true("DisruptionTarget")

@@ -188,7 +188,7 @@ fn the_coordinators_metrics_can_be_scraped() {
     let (container, annotations) = (&pod["spec"]["containers"][0], &pod["metadata"]["annotations"]);
     let port = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == "metrics").unwrap();
     let number = port["containerPort"].to_string();
-    assert_eq!(env(container, "LCL_METRICS_LISTEN")[0]["value"], format!("[::]:{number}"));
+    assert_eq!(env(container, "LCL_METRICS_LISTEN")[0]["value"], format!("0.0.0.0:{number}"));
     let said = ["scrape", "port", "path"].map(|name| annotations[format!("prometheus.io/{name}")].clone());
     assert_eq!(said, [json!("true"), json!(number), json!("/metrics")]);
 }

@@ -16,7 +16,8 @@ const FAILED_SCHEDULING: &str = "FailedScheduling";
 const MOST_EVENTS: u32 = 100;
 
 impl Reconciler<'_> {
-    /// Remembers what the newest warning about a pod says. Whether that is something new.
+    /// Remembers what the newest Event about a pod says if it is a warning: an older one may be over, since an image that is pulled comes after
+    /// volumes that were mounted. Whether that is something new.
     pub(super) async fn explain(&mut self, uid: &str) -> bool {
         let is_of_it = self.memory.explanation.as_ref().is_some_and(|(of, _)| of == uid);
         if self.memory.explained.is_some_and(|at| at.elapsed() < INTERVAL) {
@@ -24,7 +25,7 @@ impl Reconciler<'_> {
         }
         self.memory.explained = Some(Instant::now());
         let api = Api::<Event>::namespaced(self.context.client.clone(), &self.key.namespace);
-        let about = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(MOST_EVENTS);
+        let about = ListParams::default().fields(&format!("involvedObject.uid={uid}")).limit(MOST_EVENTS);
         let events = match api.list(&about).await {
             Ok(events) => events,
             Err(error) => {
@@ -35,12 +36,14 @@ impl Reconciler<'_> {
         // It has its node by now.
         let is_over = |event: &Event| event.reason.as_deref() == Some(FAILED_SCHEDULING);
         let newest = events.items.iter().filter(|event| !is_over(event)).max_by_key(|event| time_of(event));
-        let explanation = newest.map(|event| {
+        let explanation = newest.filter(|event| event.type_.as_deref() == Some("Warning")).map(|event| {
             let reason = event.reason.clone().unwrap_or_default();
             (uid.to_owned(), Obstacle { container: None, reason, message: event.message.clone().unwrap_or_default() })
         });
         let is_news = explanation != self.memory.explanation && (explanation.is_some() || is_of_it);
-        self.memory.explanation = explanation;
+        if is_news {
+            self.memory.explanation = explanation;
+        }
         is_news
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_stream::{
     Stream, StreamExt,
@@ -39,6 +39,7 @@ use crate::{
     command::Command,
     convert::{read_to_coordinator, write_status},
     driver::{Driver, INPUTS, Input, OUTBOX},
+    pulse::{BEAT, Unhealthy},
 };
 
 /// Longest wait for open calls after a stop. All streams are ended first, so this is only for peers that do not read.
@@ -139,7 +140,7 @@ where
 
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<CoordinatorServer<Service>>().await;
-    let service = Service { inputs, status, next: AtomicU64::new(1), stopped, epoch: settings.epoch };
+    let service = Service { inputs, status, next: AtomicU64::new(1), stopped, epoch: settings.epoch, metrics: Arc::clone(&metrics) };
     let service = CoordinatorServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let shutdown = async move {
         stop.await;
@@ -179,6 +180,7 @@ struct Service {
     next: AtomicU64,
     stopped: watch::Receiver<bool>,
     epoch: u64,
+    metrics: Arc<Metrics>,
 }
 
 impl Service {
@@ -202,8 +204,13 @@ impl Coordinator for Service {
     }
 
     async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        // This server's tasks go on when the machine's hangs: without an end whoever watches would take the last status for the present one.
         let statuses = WatchStream::new(self.status.clone()).map(|status| Ok(write_status(status)));
-        Ok(Response::new(Box::pin(statuses)))
+        if let Err(unhealthy) = self.metrics.check_health() {
+            return Err(Status::unavailable(unhealthy.to_string()));
+        }
+        let hangs = hangs(Arc::clone(&self.metrics));
+        Ok(Response::new(Box::pin(futures_util::StreamExt::take_until(statuses, hangs))))
     }
 
     async fn command(&self, request: Request<wire::CommandRequest>) -> Result<Response<wire::CommandResponse>, Status> {
@@ -216,6 +223,16 @@ impl Coordinator for Service {
         let (answer, answered) = oneshot::channel();
         self.feed(Input::Command { command, answer }).await?;
         answered.await.map(Response::new).map_err(|_| Status::unavailable(STOPPING))
+    }
+}
+
+/// Resolves when the machine's task hangs, or has ended.
+async fn hangs(metrics: Arc<Metrics>) -> Unhealthy {
+    loop {
+        if let Err(unhealthy) = metrics.check_health() {
+            return unhealthy;
+        }
+        sleep(BEAT).await;
     }
 }
 

@@ -30,7 +30,7 @@ use lcl_protocol::{
     MemberName, MemberSettings, Plan, Refusal, Role,
 };
 use lcl_torch::{
-    Device, DeviceTestError, Learner, MemberStep, StepReport, choose_device,
+    Device, DeviceError, DeviceTestError, Learner, MemberStep, StepReport, choose_device,
     collectives::{AbortHandle, Group, GroupError, GroupOptions, SelfTestError, Usage},
     shim::ShimError,
 };
@@ -119,6 +119,9 @@ pub enum MemberRunError {
         #[source]
         source: SelfTestError,
     },
+    /// There is no such device.
+    #[error("choosing the device of this member")]
+    NoDevice(#[source] DeviceError),
     /// The device computes wrongly, or not at all.
     #[error("this machine fails the self-test")]
     Device(#[from] DeviceTestError),
@@ -204,7 +207,7 @@ impl<'a> MemberRun<'a> {
     /// Everything that takes time is done before the coordinator hears of this member: the others wait for nothing but the state.
     fn prepare(config: TrainerConfig, options: &'a TrainOptions, member: MemberOptions) -> Result<Self, TrainError> {
         prepare_process(&config)?;
-        let device = choose_device(config.runtime.device, member.index as usize)?;
+        let device = choose_device(config.runtime.device, member.index as usize).map_err(MemberRunError::NoDevice)?;
         warn_of_slow_precision(&config, device)?;
         collectives::check(member.host, device)?;
         let store = CheckpointStore::open(&config.checkpoint.uri, StoreOptions::default())?;

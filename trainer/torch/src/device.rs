@@ -9,10 +9,11 @@ use crate::shim::{ShimError, cuda, runtime};
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// A GPU is demanded where libtorch sees none.
-    #[error(
-        "--device cuda was asked for, but libtorch finds no GPU here: check the driver and that LIBTORCH is a CUDA build, or use auto or cpu"
-    )]
+    #[error("--device cuda was asked for, but this libtorch is no CUDA build: have LIBTORCH lead to one, or use auto or cpu")]
     NoCuda,
+    /// A GPU is demanded, libtorch is a CUDA build, and sees none: the driver, or the GPU.
+    #[error("--device cuda was asked for, but the driver shows no GPU here: check nvidia-smi on this machine")]
+    NoGpu,
     /// There are fewer GPUs than the index asks for.
     #[error("GPU {index} is wanted, but this machine has {count}")]
     Index {
@@ -31,8 +32,10 @@ pub fn choose_device(wanted: Wanted, index: usize) -> Result<Device, DeviceError
     if wanted == Wanted::Cpu {
         return Ok(Device::Cpu);
     }
-    let count = if cuda::load()? { cuda::device_count()? } else { 0 };
+    let has_cuda = cuda::load()?;
+    let count = if has_cuda { cuda::device_count()? } else { 0 };
     match (wanted, count) {
+        (Wanted::Cuda, 0) if has_cuda => Err(DeviceError::NoGpu),
         (Wanted::Cuda, 0) => Err(DeviceError::NoCuda),
         (_, 0) => Ok(Device::Cpu),
         (_, count) if index >= count => Err(DeviceError::Index { index, count }),
@@ -56,7 +59,7 @@ mod tests {
         let gpus = if cuda::load()? { cuda::device_count()? } else { 0 };
         if gpus == 0 {
             assert_eq!(choose_device(Wanted::Auto, 0)?, Device::Cpu);
-            assert!(matches!(choose_device(Wanted::Cuda, 0), Err(DeviceError::NoCuda)));
+            assert!(matches!(choose_device(Wanted::Cuda, 0), Err(DeviceError::NoCuda | DeviceError::NoGpu)));
         } else {
             assert_eq!(choose_device(Wanted::Auto, 0)?, Device::Cuda(0));
             assert!(matches!(choose_device(Wanted::Cuda, gpus), Err(DeviceError::Index { .. })));

@@ -46,6 +46,14 @@ struct Product {
     most: i64,
 }
 
+impl DeviceTestError {
+    /// Whether the device has no room: somebody else may be on it, and be gone the next time.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Failed { source, .. } if source.to_string().contains("out of memory"))
+    }
+}
+
 /// Multiplies matrices in float32 and bfloat16 and checks the results on the host. Takes some milliseconds.
 ///
 /// # Errors

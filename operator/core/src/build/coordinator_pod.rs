@@ -51,7 +51,7 @@ pub(crate) fn build_coordinator_pod(job: &ValidatedJob, context: &BuildContext, 
         resources: Some(resources(job)),
         ..Container::default()
     };
-    set_environment(&mut container, job, epoch);
+    set_environment(&mut container, job, context, epoch);
     let mut spec = PodSpec { termination_grace_period_seconds: Some(10), ..placement(job) };
     mount_certificates(&mut spec, &mut container, secret_name(job, context), COORDINATOR_PAIR);
     spec.containers.push(container);
@@ -105,11 +105,19 @@ fn annotations(epoch: u64, incident: i64) -> BTreeMap<String, String> {
     .into()
 }
 
-fn set_environment(container: &mut Container, job: &ValidatedJob, epoch: u64) {
+/// All addresses of the family that the job's Service has, which is the first of the pod's. A pinned program of an earlier release may know no
+/// way out on a node without IPv6.
+fn any_address(context: &BuildContext) -> &'static str {
+    let is_ipv6 = context.pins.address.as_ref().is_none_or(|address| address.contains(':'));
+    if is_ipv6 { "[::]" } else { "0.0.0.0" }
+}
+
+fn set_environment(container: &mut Container, job: &ValidatedJob, context: &BuildContext, epoch: u64) {
+    let any = any_address(context);
     let members = i64::from(job.members_per_worker());
     let workers = job.world();
-    set_env(container, "LCL_LISTEN", &format!("[::]:{COORDINATOR_PORT}"));
-    set_env(container, "LCL_METRICS_LISTEN", &format!("[::]:{METRICS_PORT}"));
+    set_env(container, "LCL_LISTEN", &format!("{any}:{COORDINATOR_PORT}"));
+    set_env(container, "LCL_METRICS_LISTEN", &format!("{any}:{METRICS_PORT}"));
     set_env(container, "LCL_EPOCH", &epoch.to_string());
     set_env(container, "LCL_MIN_MEMBERS", &(i64::from(workers.min) * members).to_string());
     set_env(container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());

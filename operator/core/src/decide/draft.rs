@@ -158,7 +158,10 @@ impl<'a> Draft<'a> {
     /// No worker is placed on this pod's node any more.
     fn exclude(&mut self, pod: Option<&ObservedPod>, end: &PodEnd) {
         let Some(unfit) = pod.and_then(|pod| pod.node.clone()) else { return };
-        if self.status.excluded_nodes.iter().any(|excluded| excluded.node == unfit) {
+        let (excluded, most) = (&self.status.excluded_nodes, self.observed.job.spec().failure_policy.max_excluded_nodes);
+        // With one more than allowed the job fails: further ones would only make the status too long.
+        let is_full = excluded.len() > usize::try_from(most).unwrap_or_default();
+        if is_full || excluded.iter().any(|excluded| excluded.node == unfit) {
             return;
         }
         let note = format!("no worker is placed on {unfit} any more: {}", end.message);

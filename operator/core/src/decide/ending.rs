@@ -173,14 +173,14 @@ fn clean_up_pods(draft: &mut Draft, all: bool) {
         let goes = match pod.role {
             // The last members may not have heard of the end yet.
             PodRole::Coordinator => pod.end.is_some() || !workers_end || observed.now >= deadline,
-            // Of one that runs on though its worker has ended a sidecar is left.
-            PodRole::Worker(_) if pod.end.is_some() => all || pod.running,
+            // A sidecar has the time that workers have.
+            PodRole::Worker(_) if pod.end.is_some() => all || (pod.sidecar_runs && observed.now >= deadline),
             // One that has no node yet would train for nobody.
             PodRole::Worker(_) => pod.node.is_none() || is_over,
         };
         if goes {
             draft.actions.push(Action::DeletePod { name: name.clone(), uid: pod.uid.clone(), force: false });
-        } else if pod.end.is_none() {
+        } else if pod.end.is_none() || pod.sidecar_runs {
             draft.wake_at(deadline);
         }
     }

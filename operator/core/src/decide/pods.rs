@@ -218,14 +218,18 @@ pub(super) fn decide_world(draft: &mut Draft) {
     }
 }
 
-/// Looks into the first pod that is on its node and does not start, while nothing is said of the reason: an image that is being pulled, or a
+/// Looks into a pod that is on its node and does not start, while nothing is said of the reason: an image that is being pulled, or a
 /// volume that cannot be mounted.
 pub(super) fn explain_start(draft: &mut Draft) {
     let observed = draft.observed;
     let is_silent = |pod: &ObservedPod| !pod.running && pod.end.is_none() && pod.deletion.is_none() && pod.obstacle.is_none();
     let starting = observed.pods.values().filter(|pod| pod.owner == observed.uid && pod.node.is_some() && is_silent(pod));
     let late: Vec<_> = starting.filter(|pod| draft.has_waited(Wait::Start(pod.uid.clone()), START)).collect();
-    if let Some(pod) = late.first() {
+    // The one of which something is known, until it starts; else one after the other.
+    let explained = late.iter().find(|pod| observed.explanation.is_some_and(|(uid, _)| *uid == pod.uid));
+    let turn = usize::try_from(observed.now.as_second() / START_LOOK.as_secs()).unwrap_or_default();
+    let in_turn = turn.checked_rem(late.len()).and_then(|place| late.get(place));
+    if let Some(pod) = explained.or(in_turn) {
         draft.actions.push(Action::ExplainPod { uid: pod.uid.clone() });
         draft.wake_at(observed.now.checked_add(START_LOOK).unwrap_or(observed.now));
     }

@@ -208,3 +208,12 @@ fn what_is_missing_or_unknown_is_an_error_and_no_panic() {
     assert_eq!(read_to_coordinator(nameless), Err(WireError::Field { field: "group" }));
     assert!(read_world(wire::World { min: 3, desired: 2, max: 1 }).is_err());
 }
+
+/// Messages are recorded under the version that they are of.
+#[test]
+fn the_messages_of_todays_protocol_version_are_recorded() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto/tests/recorded");
+    let newest = |name: String| name.strip_prefix('v')?.strip_suffix(".json")?.parse::<u32>().ok();
+    let versions = std::fs::read_dir(folder).unwrap().filter_map(|file| newest(file.unwrap().file_name().into_string().unwrap()));
+    assert_eq!(versions.max(), Some(lcl_protocol::PROTOCOL_VERSION), "record them: proto/examples/record_messages.rs");
+}

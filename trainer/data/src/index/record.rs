@@ -15,7 +15,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"LCLINDEX";
 
 /// Number of this layout; a file of any other is built again.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// Bytes of the header.
 pub(crate) const HEADER_BYTES: usize = 56;

@@ -204,11 +204,15 @@ fn a_sidecar_that_never_ends_does_not_keep_a_finished_workers_pod() {
     for name in ["job-w-0", "job-w-1"] {
         scene.exit(name, 0);
     }
-    // The worker's container has ended, and the pod runs.
-    scene.change("job-w-1", |pod| pod.running = true);
-    let uid = scene.uid_of("job-w-1");
+    // The kubelet leaves the phase at Running for a while, with a sidecar and without.
+    for (name, sidecar_runs) in [("job-w-0", false), ("job-w-1", true)] {
+        scene.change(name, |pod| (pod.running, pod.sidecar_runs) = (true, sidecar_runs));
+    }
     scene.settle();
     assert_eq!(value(&scene, condition::COMPLETE).as_deref(), Some("True"));
-    assert!(scene.pods.get("job-w-1").is_none_or(|pod| pod.uid == uid && pod.deletion.is_some()), "{:?}", scene.pods);
-    assert!(scene.pods.contains_key("job-w-0"), "its logs are kept");
+    assert!(scene.pods.contains_key("job-w-0") && scene.pods.contains_key("job-w-1"), "a sidecar has its time");
+    assert_eq!(scene.round().again_after, Some(Duration::from_secs(30)));
+    scene.after(30);
+    scene.settle();
+    assert!(!scene.pods.contains_key("job-w-1") && scene.pods.contains_key("job-w-0"), "its logs are kept: {:?}", scene.pods);
 }

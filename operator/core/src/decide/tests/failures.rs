@@ -484,3 +484,21 @@ fn a_worker_that_fails_its_self_test_is_replaced_on_another_node_and_several_suc
     let message = &scene.status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap().message;
     assert!(message.contains("first, second (spec.failurePolicy.maxExcludedNodes)"), "{message}");
 }
+
+/// The status holds so many and no more: one that is too long could not be written, and the job could neither fail nor go on.
+#[test]
+fn of_many_unfit_nodes_at_once_no_more_are_put_on_record_than_it_takes_to_fail() {
+    let mut scene = Scene::new(
+        "spec.workers.replicas = 60; spec.elastic = {'minWorkers': 1, 'maxWorkers': 60}; spec.optimization.globalBatchSize = 64",
+    );
+    scene.settle();
+    for index in 0..60 {
+        let name = format!("job-w-{index}");
+        scene.change(&name, |pod| pod.node = Some(format!("node-{index}")));
+        scene.exit(&name, 82);
+    }
+    let decision = scene.round();
+    assert!(decision.is_final);
+    assert_eq!(decision.status.excluded_nodes.len(), 4);
+    assert_eq!(scene.condition("Failed"), Some(("True", "TooManyUnfitNodes")));
+}

@@ -35,6 +35,7 @@ pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> Obs
         ip: None,
         node: Some("node".to_owned()),
         running: false,
+        sidecar_runs: false,
         ready: false,
         deletion: None,
         disruption: None,
