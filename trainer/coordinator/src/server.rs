@@ -287,3 +287,37 @@ async fn read(
     // When the driver is gone there is nobody to tell.
     let _ = inputs.send(Input::Event(CoordinatorEvent::Closed { connection, reason })).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    /// Nobody runs the machine: its channel is open, its status stands, and only its beat is missing.
+    #[tokio::test(start_paused = true)]
+    async fn who_watches_a_coordinator_whose_machine_hangs_is_told_no_status_any_more() {
+        let metrics = Arc::new(Metrics::new());
+        let settings = CoordinatorSettings {
+            epoch: 1,
+            world: lcl_protocol::World::new(1, 1, 1).unwrap(),
+            formation_wait: Duration::from_secs(1),
+            heartbeat_timeout: Duration::from_secs(10),
+            report_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(60),
+        };
+        let (_driver, status) = Driver::new(settings, Arc::clone(&metrics));
+        let (inputs, _fed) = mpsc::channel(1);
+        let (_stopping, stopped) = watch::channel(false);
+        let service = Service { inputs, status, next: AtomicU64::new(1), stopped, epoch: 1, metrics: Arc::clone(&metrics) };
+        metrics.beat();
+        let mut statuses = service.watch(Request::new(wire::WatchRequest {})).await.unwrap().into_inner();
+        assert!(statuses.next().await.is_some_and(|status| status.is_ok()));
+        assert!(timeout(Duration::from_secs(9), statuses.next()).await.is_err(), "nothing has changed");
+        assert!(timeout(Duration::from_secs(3), statuses.next()).await.unwrap().is_none(), "the stream ends");
+        let refused = service.watch(Request::new(wire::WatchRequest {})).await.err().unwrap();
+        assert!(refused.message().contains("the coordinator hangs"), "{refused}");
+        metrics.beat();
+        assert!(service.watch(Request::new(wire::WatchRequest {})).await.is_ok(), "it goes on");
+    }
+}
