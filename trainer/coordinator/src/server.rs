@@ -303,8 +303,8 @@ mod tests {
             world: lcl_protocol::World::new(1, 1, 1).unwrap(),
             formation_wait: Duration::from_secs(1),
             heartbeat_timeout: Duration::from_secs(10),
-            report_timeout: Duration::from_secs(60),
-            stall_timeout: Duration::from_secs(60),
+            report_timeout: Duration::from_mins(1),
+            stall_timeout: Duration::from_mins(1),
         };
         let (_driver, status) = Driver::new(settings, Arc::clone(&metrics));
         let (inputs, _fed) = mpsc::channel(1);
