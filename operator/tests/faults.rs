@@ -72,7 +72,9 @@ fn a_job_comes_to_the_same_end_wherever_its_operator_is_killed_and_whatever_beco
     let lab = Lab::start()?;
     let ends = do_all(&lab, sequences(2), Plan::all()?)?;
     // Fewer would mean that the writes were not seen.
-    for (phase, fewest) in [(Phase::Creation, 9), (Phase::ScaleDown, 2), (Phase::Recovery, 4), (Phase::CoordinatorLoss, 4)] {
+    for (phase, fewest) in
+        [(Phase::Creation, 9), (Phase::ScaleDown, 2), (Phase::Recovery, 4), (Phase::CoordinatorLoss, 4), (Phase::Drain, 3)]
+    {
         ends.check(phase, fewest)?;
     }
     Ok(())

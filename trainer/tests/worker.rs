@@ -206,3 +206,28 @@ fn training_goes_on_without_a_coordinator_and_without_checkpoints_and_members_wa
     ensure!(committed.iter().any(|step| (36..=160).contains(step)), "none under the next coordinator: {events:?}");
     run.expect_same_work(&alone)
 }
+
+/// As when a job is deleted, and its coordinator's pod is the first to end: another one might follow, with which they could agree on a
+/// checkpoint, so they wait for it as long as their pod allows, and no longer.
+#[test]
+fn workers_that_are_asked_to_end_after_their_coordinator_end_within_their_time() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("coordinator-first")?;
+    // Neither the end nor a checkpoint comes by itself.
+    (run.config.optimization.steps, run.config.checkpoint.every_steps) = (100_000, 100_000);
+    let coordinator = Coordinator::start(2, 2)?;
+    let address = coordinator.address().to_string();
+    let start = |name| worker(&run, &address, name, &["--drain-timeout", "2"]);
+    let workers = [start("w-0")?, start("w-1")?];
+    await_condition("five steps", || run.has_steps(5))?;
+    let members = [members(&workers[0])?, members(&workers[1])?].concat();
+    coordinator.kill()?;
+    for worker in &workers {
+        worker.signal(Signal::TERM)?;
+    }
+    for worker in workers {
+        worker.wait()?.expect_code(ExitCode::Retryable.code())?;
+    }
+    ensure!(members.len() == 2 && !members.iter().any(|member| exists(*member)), "{members:?}");
+    Ok(())
+}

@@ -61,6 +61,14 @@ fn used(installed: &Installed) -> Result<BTreeSet<Right>> {
     Ok(used)
 }
 
+fn wait_for_use(installed: &Installed, wanted: &str, wanted_verb: &str) -> Result<()> {
+    wait_for(&format!("{wanted_verb} of {wanted}"), || {
+        let used = used(installed)?;
+        ensure!(used.iter().any(|(_, resource, verb)| resource == wanted && verb == wanted_verb), "{used:?}");
+        Ok(())
+    })
+}
+
 /// From an installation to a job's deletion, with all that happens to jobs in between.
 #[test]
 fn the_roles_allow_what_the_operator_does_and_nothing_else() -> Result<()> {
@@ -101,11 +109,7 @@ fn the_roles_allow_what_the_operator_does_and_nothing_else() -> Result<()> {
         ensure!(installed.get(&["lcltrainingjob", "short"]).is_err(), "it is there still");
         Ok(())
     })?;
-    wait_for("a word about the volume", || {
-        let used = used(&installed)?;
-        ensure!(used.iter().any(|(_, resource, verb)| resource == "events" && verb == "list"), "{used:?}");
-        Ok(())
-    })?;
+    wait_for_use(&installed, "events", "list")?;
     operator.terminate()?;
     // Without them, policies that are there go.
     let operator = installed.start_operator(&elected[..1])?;
@@ -116,11 +120,8 @@ fn the_roles_allow_what_the_operator_does_and_nothing_else() -> Result<()> {
     // Nobody is on the node to confirm that the pod has ended.
     installed.kubectl(&["delete", "lcltrainingjob", "mounts", "--cascade=background"])?;
     installed.kubectl(&["delete", "pod", "mounts-w-0", "--wait=false"])?;
-    wait_for("a look for the job of a pod that its node keeps", || {
-        let used = used(&installed)?;
-        ensure!(used.iter().any(|(_, resource, verb)| resource == "lcltrainingjobs" && verb == "get"), "{used:?}");
-        Ok(())
-    })?;
+    // Before it is removed its job is looked for.
+    wait_for_use(&installed, "lcltrainingjobs", "get")?;
     operator.terminate()?;
 
     let (allowed, used) = (allowed(&installed)?, used(&installed)?);

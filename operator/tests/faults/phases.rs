@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
+    kubelet::LEFT,
     lab::{JOB, Place, epoch_of, uids},
     support::{name_of, wait_for},
 };
@@ -19,10 +20,12 @@ pub(crate) enum Phase {
     Recovery,
     /// The coordinator does.
     CoordinatorLoss,
+    /// A worker is evicted, as by `kubectl drain`.
+    Drain,
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 4] = [Self::Creation, Self::ScaleDown, Self::Recovery, Self::CoordinatorLoss];
+    pub(crate) const ALL: [Self; 5] = [Self::Creation, Self::ScaleDown, Self::Recovery, Self::CoordinatorLoss, Self::Drain];
 
     /// As it stands in the names of namespaces.
     pub(crate) const fn name(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Phase {
             Self::ScaleDown => "scale-down",
             Self::Recovery => "recovery",
             Self::CoordinatorLoss => "coordinator-loss",
+            Self::Drain => "drain",
         }
     }
 
@@ -45,6 +49,8 @@ impl Phase {
             }
             Self::Recovery => kubelets.exit(&place.namespace, &worker(1), 1, "the data could not be read"),
             Self::CoordinatorLoss => kubelets.exit(&place.namespace, &coordinator(), 1, "out of luck"),
+            // The job's budget allows it once its controller has seen that all workers are ready.
+            Self::Drain => wait_for("leave to evict", || kubelets.evict(&place.namespace, &worker(1))),
         }
     }
 
@@ -53,10 +59,12 @@ impl Phase {
         let (workers, replaced) = match self {
             Self::Creation => (workers, None),
             Self::ScaleDown => (workers / 2, None),
-            Self::Recovery => (workers, Some(worker(1))),
+            Self::Recovery | Self::Drain => (workers, Some(worker(1))),
             Self::CoordinatorLoss => (workers, Some(coordinator())),
         };
-        Expected { workers, failed: replaced.iter().cloned().collect(), replaced, before: before.clone() }
+        let cause = if self == Self::Drain { "infrastructure" } else { "application" };
+        let failed = replaced.iter().map(|pod| Failed { pod: pod.clone(), cause }).collect();
+        Expected { workers, failed, replaced, before: before.clone() }
     }
 }
 
@@ -68,13 +76,20 @@ fn coordinator() -> String {
     format!("{JOB}-coordinator")
 }
 
+/// A pod that has failed, and whose fault that was.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    pod: String,
+    cause: &'static str,
+}
+
 /// A job at rest.
 pub(crate) struct Expected {
     workers: u32,
     /// The pod that is another one now.
     replaced: Option<String>,
     /// Pods that have failed since the job was created, each once.
-    failed: Vec<String>,
+    failed: Vec<Failed>,
     /// Pods that were there before, by name.
     before: BTreeMap<String, String>,
 }
@@ -87,7 +102,7 @@ impl Expected {
     }
 
     /// In phases before this one these have failed; goes on with all.
-    pub(crate) fn after(&mut self, failed: &mut Vec<String>) {
+    pub(crate) fn after(&mut self, failed: &mut Vec<Failed>) {
         failed.append(&mut self.failed);
         self.failed.clone_from(failed);
     }
@@ -128,11 +143,15 @@ impl Expected {
         ensure!(epoch >= given, "the coordinator's epoch {given} is not in {status}");
         let failures = i64::try_from(self.failed.len())?;
         let restarts = &status["restarts"];
-        ensure!(restarts["total"] == failures && restarts["application"] == failures, "{failures} failures, and {restarts}");
-        let counted = [&status["failures"]["incidents"], &json!(status["failures"]["application"]["times"].as_array().map_or(0, Vec::len))]
-            .map(|count| count.as_i64().unwrap_or(0));
-        ensure!(counted == [failures; 2], "{failures} failures, and {}", status["failures"]);
-        ensure!(status["lastFailure"]["pod"] == json!(self.failed.last()), "{}", status["lastFailure"]);
+        ensure!(restarts["total"] == failures, "{failures} failures, and {restarts}");
+        ensure!(status["failures"]["incidents"].as_i64().unwrap_or(0) == failures, "{failures} failures, and {}", status["failures"]);
+        for cause in ["application", "infrastructure", "preemption"] {
+            let wanted = self.failed.iter().filter(|failed| failed.cause == cause).count();
+            let incidents = status["failures"][cause]["times"].as_array().map_or(0, Vec::len);
+            ensure!(restarts[cause] == wanted && incidents == wanted, "{wanted} of {cause}, {restarts} and {}", status["failures"]);
+        }
+        ensure!(restarts["deletion"] == 0, "{restarts}");
+        ensure!(status["lastFailure"]["pod"] == json!(self.failed.last().map(|failed| &failed.pod)), "{}", status["lastFailure"]);
         Ok(comparable(status))
     }
 
@@ -141,7 +160,7 @@ impl Expected {
         let seen = place.lab.kubelets.seen(&place.namespace);
         for name in now.keys().chain(self.before.keys()) {
             let pods: Vec<_> = seen.iter().filter(|seen| seen.name == *name).collect();
-            let wanted = 1 + self.failed.iter().filter(|failed| *failed == name).count();
+            let wanted = 1 + self.failed.iter().filter(|failed| failed.pod == *name).count();
             ensure!(pods.len() == wanted, "{} pods were called {name}, in place of {wanted}", pods.len());
         }
         let strangers: Vec<_> = seen.iter().filter(|seen| !now.contains_key(&seen.name) && !self.before.contains_key(&seen.name)).collect();
@@ -165,6 +184,12 @@ fn comparable(mut status: Value) -> Value {
                 object.remove(*name);
             }
         }
+    }
+    // Of one that is asked to leave it is there if it was looked at after that, and not before.
+    if status["lastFailure"]["exitCode"] == LEFT
+        && let Some(failure) = status["lastFailure"].as_object_mut()
+    {
+        failure.remove("exitCode");
     }
     if let Some(conditions) = status["conditions"].as_array_mut() {
         conditions.retain(|condition| condition["type"] != "PodsReady");

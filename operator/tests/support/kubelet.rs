@@ -43,7 +43,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Between two looks for a Secret that a pod needs; a kubelet takes longer.
 const SECRET_LOOK: Duration = Duration::from_millis(50);
 /// What a program that was asked to leave ends with (docs/operations.md).
-const LEFT: i32 = 80;
+pub(crate) const LEFT: i32 = 80;
 
 /// A pod that was there at some time.
 #[derive(Clone, Debug)]
@@ -323,7 +323,13 @@ impl Shared {
             "exitCode": code, "reason": reason, "message": message, "startedAt": now, "finishedAt": now,
         } });
         let phase = if code == 0 { "Succeeded" } else { "Failed" };
-        self.write_status(pod, json!({ "phase": phase, "containerStatuses": container_statuses(pod, false, &state) })).await
+        // In two steps, as a kubelet does: the phase follows once it is sure that nothing of the pod runs any more. By then somebody may have
+        // deleted it.
+        self.write_status(pod, json!({ "containerStatuses": container_statuses(pod, false, &state) })).await?;
+        match self.write_status(pod, json!({ "phase": phase })).await {
+            Err(error) if is_gone(&error) => Ok(()),
+            written => written,
+        }
     }
 
     async fn write_status(&self, pod: &Pod, status: Value) -> Result<()> {
@@ -347,8 +353,11 @@ fn container_statuses(pod: &Pod, is_ready: bool, state: &Value) -> Vec<Value> {
 /// A pod may go at any time, also while its node says something of it.
 fn tell<T>(result: Result<T, impl Into<anyhow::Error>>) {
     let Err(error) = result.map_err(Into::into) else { return };
-    let is_gone = |error: &kube::Error| matches!(error, kube::Error::Api(answer) if answer.code == 404 || answer.code == 409);
-    if !error.downcast_ref().is_some_and(is_gone) {
+    if !is_gone(&error) {
         eprintln!("kubelets: {error:#}");
     }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(|error| matches!(error, kube::Error::Api(answer) if answer.code == 404 || answer.code == 409))
 }

@@ -43,6 +43,8 @@ const CACHE_VOLUME_PART: u64 = 4;
 const SHARED_MEMORY: &str = "8Gi";
 /// Time to finish a step and commit a checkpoint after SIGTERM, when the template does not say.
 const GRACE_SECONDS: i64 = 120;
+/// Of the grace period, what is left for the worker to say how it ended, and for its sidecars; of a short one half.
+const AFTER_DRAIN: i64 = 10;
 /// A node's name, the one field that nodes are selected by.
 const NODE_NAME_FIELD: &str = "metadata.name";
 /// The greatest that there is.
@@ -53,6 +55,12 @@ const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// How long a worker is given to end.
 pub(crate) fn worker_grace_seconds(job: &ValidatedJob) -> i64 {
     job.pod().and_then(|pod| pod.termination_grace_period_seconds).unwrap_or(GRACE_SECONDS)
+}
+
+/// How long the members of a worker may take to leave in order, in seconds.
+fn drain_seconds(job: &ValidatedJob) -> i64 {
+    let grace = worker_grace_seconds(job);
+    (grace - AFTER_DRAIN).max(grace / 2)
 }
 
 /// `<job>-w-<index>`.
@@ -153,6 +161,7 @@ fn fill_worker(container: &mut Container, job: &ValidatedJob, context: &BuildCon
     set_env(container, "LCL_WORKER", &worker_pod_name(job, index));
     set_env(container, "LCL_WORKER_INDEX", &index.to_string());
     set_env(container, "LCL_MEMBERS_PER_WORKER", &job.members_per_worker().to_string());
+    set_env_unless_given(container, "LCL_DRAIN_TIMEOUT", &drain_seconds(job).to_string());
     if let Some(threads) = threads_of_member(job) {
         set_env_unless_given(container, "LCL_THREADS", &threads.to_string());
     }
