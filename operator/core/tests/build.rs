@@ -531,16 +531,19 @@ fn metrics_are_read_by_whom_the_chart_says_and_workers_on_the_nodes_network_are_
 #[test]
 fn members_have_the_grace_period_of_their_pod_to_leave_but_for_the_last_seconds() {
     let drain = |template: &str| {
-        let job = valid(template);
+        let mut job = minimal_job();
+        assign(&mut job, template);
+        let job = read_unchecked(&job).unwrap();
         let pod = serde_json::to_value(applied(&job).worker_pod(&job, &context_of(&job), 0).unwrap()).unwrap();
         env(&pod["spec"]["containers"][0], "LCL_DRAIN_TIMEOUT").iter().map(|variable| variable["value"].clone()).collect::<Vec<_>>()
     };
-    let grace = |seconds: u32, variables: &str| {
+    let grace = |seconds: i64, variables: &str| {
         drain(&format!(
             "spec.workers.template.spec = {{'terminationGracePeriodSeconds': {seconds}, 'containers': [{{'name': 'worker', 'env': [{variables}]}}]}}"
         ))
     };
     assert_eq!(drain(""), ["110"]);
     assert_eq!([grace(600, ""), grace(30, ""), grace(12, ""), grace(0, "")].concat(), ["590", "20", "6", "0"]);
+    assert_eq!([grace(i64::MAX, ""), grace(-1, ""), grace(i64::MIN, "")].concat(), [&(i64::MAX - 10).to_string(), "0", "0"], "of old rules");
     assert_eq!(grace(600, "{'name': 'LCL_DRAIN_TIMEOUT', 'value': '300'}"), ["300"], "who says so has it so");
 }

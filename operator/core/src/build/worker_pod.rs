@@ -52,9 +52,13 @@ const GREATEST_WEIGHT: i32 = 100;
 /// Place of a pod among its peers, as batch Jobs label it: topology-aware schedulers order by it.
 const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
-/// How long a worker is given to end.
+/// How long a worker is given to end. Less than nothing, which only a job stored under older rules can ask for, is a second, as
+/// Kubernetes has it.
 pub(crate) fn worker_grace_seconds(job: &ValidatedJob) -> i64 {
-    job.pod().and_then(|pod| pod.termination_grace_period_seconds).unwrap_or(GRACE_SECONDS)
+    match job.pod().and_then(|pod| pod.termination_grace_period_seconds).unwrap_or(GRACE_SECONDS) {
+        ..0 => 1,
+        seconds => seconds,
+    }
 }
 
 /// How long the members of a worker may take to leave in order, in seconds.
