@@ -544,6 +544,10 @@ fn members_have_the_grace_period_of_their_pod_to_leave_but_for_the_last_seconds(
     };
     assert_eq!(drain(""), ["110"]);
     assert_eq!([grace(600, ""), grace(30, ""), grace(12, ""), grace(0, "")].concat(), ["590", "20", "6", "0"]);
-    assert_eq!([grace(i64::MAX, ""), grace(-1, ""), grace(i64::MIN, "")].concat(), [&(i64::MAX - 10).to_string(), "0", "0"], "of old rules");
+    assert_eq!(
+        [grace(i64::MAX, ""), grace(-1, ""), grace(i64::MIN, "")].concat(),
+        [&(i64::MAX - 10).to_string(), "0", "0"],
+        "of old rules"
+    );
     assert_eq!(grace(600, "{'name': 'LCL_DRAIN_TIMEOUT', 'value': '300'}"), ["300"], "who says so has it so");
 }

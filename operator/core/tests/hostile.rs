@@ -1,11 +1,14 @@
 //! Manifests that nobody would write: drawn from the definition's own schema, with wrong types, numbers out of all bounds, odd texts, deep
-//! nesting and parts that are missing. Whatever comes, it is read or refused, and never is a pod made that does what is not allowed.
+//! nesting and parts that are missing. Whatever comes, it is read or refused, decided about, and never is a pod made that does what is not
+//! allowed.
 //!
-//! `LCL_HOSTILE_MANIFESTS` says how many are drawn (10,000 take about a minute), `PROPTEST_RNG_SEED` the first one's seed. A failure names
+//! `LCL_HOSTILE_MANIFESTS` says how many are drawn (10,000 take about 40 seconds), `PROPTEST_RNG_SEED` the first one's seed. A failure names
 //! the seed of its manifest: with it and a count of 1 it comes back.
 
 #[path = "hostile/draw.rs"]
 mod draw;
+#[path = "hostile/life.rs"]
+mod life;
 #[path = "hostile/pods.rs"]
 mod pods;
 #[path = "support/jobs.rs"]
@@ -68,13 +71,17 @@ fn build(job: &ValidatedJob, policy: PodPolicy) -> Result<Value, FieldErrors> {
     }
     let (account, service, config) = (prepared.account.clone(), prepared.service.clone(), prepared.config.clone());
     let applied = prepared.applied(account, service, config).expect("the Service has its address");
-    pods::check_coordinator(&serde_json::to_value(applied.coordinator_pod(job, &context, 1)).unwrap());
+    let coordinator = serde_json::to_value(applied.coordinator_pod(job, &context, 1)).unwrap();
+    pods::check_coordinator(&coordinator);
     assert!(worker_selector(job, &context).contains(job.name()));
     assert_eq!(find_change(&pinned_spec(job), job), None, "a job differs from itself");
     let surroundings =
         Surroundings { paths: PathMapping::in_container(), device: Device::Cpu, threads: None, cache_folder: None, data_threads: 1 };
     drop(render_trainer_config(job, &surroundings));
-    applied.worker_pod(job, &context, 0).map(|pod| serde_json::to_value(pod).unwrap())
+    let worker = applied.worker_pod(job, &context, 0).map(|pod| serde_json::to_value(pod).unwrap());
+    let pods = [Some(coordinator), worker.as_ref().ok().cloned()].into_iter().flatten().collect::<Vec<_>>();
+    life::decide_all_along(job, &context.uid, &context.pins, &pods);
+    worker
 }
 
 /// What came of one manifest.
