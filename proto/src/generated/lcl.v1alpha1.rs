@@ -117,7 +117,7 @@ pub struct HeldGroup {
 pub struct Heartbeat {
     #[prost(message, optional, tag = "1")]
     pub held: ::core::option::Option<StateLabel>,
-    /// Collective operations entered since the group trains.
+    /// Collective operations entered since the group trains; in other stages anything that grows as the member gets on.
     #[prost(uint64, tag = "2")]
     pub operations: u64,
     /// Own work in a step, without waiting for others; absent before the first.
@@ -129,6 +129,57 @@ pub struct Heartbeat {
     /// From the member of rank 0, which tells for all; absent before the first step.
     #[prost(message, optional, tag = "5")]
     pub training: ::core::option::Option<TrainingProgress>,
+    #[prost(enumeration = "heartbeat::Stage", tag = "6")]
+    pub stage: i32,
+}
+/// Nested message and enum types in `Heartbeat`.
+pub mod heartbeat {
+    /// What kind of work the member is in.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Stage {
+        /// Steps; so do members that say nothing.
+        Unspecified = 0,
+        /// Work of its own before the first step, in which it waits for no other member.
+        Preparing = 1,
+        /// Finding the others, sending and receiving the state.
+        Transferring = 2,
+        Training = 3,
+    }
+    impl Stage {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "STAGE_UNSPECIFIED",
+                Self::Preparing => "STAGE_PREPARING",
+                Self::Transferring => "STAGE_TRANSFERRING",
+                Self::Training => "STAGE_TRAINING",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "STAGE_UNSPECIFIED" => Some(Self::Unspecified),
+                "STAGE_PREPARING" => Some(Self::Preparing),
+                "STAGE_TRANSFERRING" => Some(Self::Transferring),
+                "STAGE_TRAINING" => Some(Self::Training),
+                _ => None,
+            }
+        }
+    }
 }
 /// How training comes along: means of the last steps.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -431,7 +482,7 @@ pub struct Plan {
     pub seats: u32,
     #[prost(message, repeated, tag = "13")]
     pub empty_seats: ::prost::alloc::vec::Vec<plan::SeatRange>,
-    #[prost(oneof = "plan::Role", tags = "5, 6, 7, 8")]
+    #[prost(oneof = "plan::Role", tags = "5, 6, 7, 8, 14")]
     pub role: ::core::option::Option<plan::Role>,
 }
 /// Nested message and enum types in `Plan`.
@@ -451,11 +502,22 @@ pub mod plan {
         #[prost(uint32, repeated, tag = "1")]
         pub to: ::prost::alloc::vec::Vec<u32>,
     }
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Receive {
         #[prost(uint32, tag = "1")]
         pub from: u32,
+        /// Who gets it from this member while it comes. Always empty until version 5.
+        #[prost(uint32, repeated, tag = "2")]
+        pub to: ::prost::alloc::vec::Vec<u32>,
     }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Restore {
+        /// Until version 5.
+        #[prost(uint32, repeated, tag = "1")]
+        pub to: ::prost::alloc::vec::Vec<u32>,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Follow {}
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Role {
         #[prost(message, tag = "5")]
@@ -464,8 +526,11 @@ pub mod plan {
         Send(Ranks),
         #[prost(message, tag = "7")]
         Receive(Receive),
+        /// The first restores, what it has then the others follow. Until version 5 ranks were named that it sends to, and the others received.
         #[prost(message, tag = "8")]
-        Restore(Ranks),
+        Restore(Restore),
+        #[prost(message, tag = "14")]
+        Follow(Follow),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

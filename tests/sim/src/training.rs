@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lcl_coordinator::{Commands, MemberClient};
-use lcl_protocol::{Activity, Flags, Generation, MemberCommand, MemberEvent, Plan, Refusal, Role, StateLabel};
+use lcl_protocol::{Activity, Flags, Generation, MemberCommand, MemberEvent, Moves, Plan, Refusal, Role, StateLabel, spread};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -176,16 +176,22 @@ impl Training {
         if self.group.as_ref().is_none_or(|group| group.plan.generation != generation) {
             return;
         }
-        let moved = match role {
-            Role::Level => Ok(()),
-            Role::Send { to } => self.send(generation, &to).await,
-            Role::Receive { from } => self.receive(generation, from, base).await,
-            Role::Restore { to } => {
-                if !self.restore(generation) {
-                    return;
-                }
-                self.send(generation, &to).await
-            }
+        if role == Role::Restore && !self.restore(generation) {
+            return;
+        }
+        let moves = match role {
+            Role::Level => Moves::default(),
+            Role::Send { to } => Moves { from: None, to },
+            Role::Receive { from, to } => Moves { from: Some(from), to },
+            // That those who have the same state get nothing is not played here.
+            Role::Restore | Role::Follow => self.group.as_ref().map_or_else(Moves::default, |group| {
+                let has: Vec<bool> = (0..group.plan.world).map(|rank| rank == 0).collect();
+                spread(&has).into_iter().nth(group.plan.rank as usize).unwrap_or_default()
+            }),
+        };
+        let moved = match moves.from {
+            None => self.send(generation, &moves.to, self.state).await,
+            Some(from) => self.receive(generation, from, &moves.to, base).await,
         };
         match (moved, self.state) {
             (Ok(()), Some(state)) => {
@@ -197,8 +203,8 @@ impl Training {
         }
     }
 
-    async fn send(&mut self, generation: Generation, to: &[u32]) -> Result<(), String> {
-        let (Some(group), Some(state)) = (self.group.as_mut(), self.state) else { return Ok(()) };
+    async fn send(&mut self, generation: Generation, to: &[u32], state: Option<State>) -> Result<(), String> {
+        let (Some(group), Some(state)) = (self.group.as_mut(), state) else { return Ok(()) };
         for rank in to {
             // Time in which the source can be lost between two receivers.
             sleep(self.scene.between(5, 30)).await;
@@ -207,13 +213,15 @@ impl Training {
         Ok(())
     }
 
-    async fn receive(&mut self, generation: Generation, from: u32, base: Option<StateLabel>) -> Result<(), String> {
+    /// What it has stays until all has been passed on.
+    async fn receive(&mut self, generation: Generation, from: u32, to: &[u32], base: Option<StateLabel>) -> Result<(), String> {
         let Some(group) = self.group.as_mut() else { return Ok(()) };
         let received = unless_aborted(self.aborted.clone(), generation, EXCHANGE_TIMEOUT, group.receive(from)).await?;
         let state = State::from_frame(received).ok_or("what came is no state")?;
         self.scene.expect(base.is_none_or(|base| base == state.label), || {
             format!("process {} receives {}, the base of {generation} is {base:?}", self.process.0, state.label)
         });
+        self.send(generation, to, Some(state)).await?;
         self.state = Some(state);
         self.saved = None;
         Ok(())

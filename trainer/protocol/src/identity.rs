@@ -139,8 +139,10 @@ pub struct HeldGroup {
 /// What a member's training thread is doing, as far as it can tell by itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activity {
-    /// Collective operations that it has entered since its generation trains. All members enter the same ones in the same order, so one
-    /// that has entered fewer is waited for by the others.
+    /// What kind of work it is in. Operations are compared with those of members in the same one.
+    pub stage: ActivityStage,
+    /// While it trains, collective operations that it has entered since its generation does. All members enter the same ones in the same
+    /// order, so one that has entered fewer is waited for by the others. In other stages anything that grows as it gets on.
     pub operations: u64,
     /// Its own work in a step, data included, waiting for others not; the mean of the last steps. `None` before the first.
     pub step_work: Option<Duration>,
@@ -148,6 +150,18 @@ pub struct Activity {
     pub training: Option<TrainingProgress>,
     /// How the sources of a mixture come along, which the member of rank 0 tells for all; of others empty.
     pub sources: Vec<SourceProgress>,
+}
+
+/// What kind of work a member of a generation is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ActivityStage {
+    /// Work of its own before the first step, in which it waits for no other member: reading a checkpoint, hashing, copying.
+    Preparing,
+    /// Finding the others, and sending or receiving the state. Each wait for another member has its own end, unless that one prepares.
+    Transferring,
+    /// Steps.
+    #[default]
+    Training,
 }
 
 /// How training comes along: means of the last steps.

@@ -35,15 +35,16 @@ mod world;
 pub use coordinator::{ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings};
 pub use generation::{Generation, StateLabel};
 pub use identity::{
-    Activity, Attach, HeldGroup, Identity, Incarnation, MOST_SOURCES, MemberName, Saved, SourceProgress, Ticket, TrainingProgress, Turn,
+    Activity, ActivityStage, Attach, HeldGroup, Identity, Incarnation, MOST_SOURCES, MemberName, Saved, SourceProgress, Ticket,
+    TrainingProgress, Turn,
 };
 pub use member::{Member, MemberCommand, MemberError, MemberEvent, MemberSettings};
 pub use message::{EndReason, Flags, Refusal, ReportCause, ToCoordinator, ToMember};
-pub use plan::{Loss, Plan, Role};
+pub use plan::{Loss, Moves, Plan, Role, spread};
 pub use slots::{Division, InvalidDivision};
 pub use status::{HistoryEntry, HistoryEvent, LossCause, MemberStatus, Phase, Status};
 pub use store::{MAX_STORE_BYTES, StoreRequest, StoreResponse};
 pub use world::{InvalidWorld, World};
 
 /// Version of the messages and their meaning. A coordinator refuses a member with any other.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;

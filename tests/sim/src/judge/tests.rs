@@ -55,8 +55,8 @@ impl Watched {
         judge.coordinator_started(REIGN, world(2, 2, 3));
         assert_eq!([0, 1, 2].map(|worker| judge.process_started(worker)), [A, B, C]);
         judge.now = at(1);
-        judge.plan(A, &plan(FIRST, 0, None, Role::Restore { to: vec![1] }), None, 1);
-        judge.plan(B, &plan(FIRST, 1, None, Role::Receive { from: 0 }), None, 1);
+        judge.plan(A, &plan(FIRST, 0, None, Role::Restore), None, 1);
+        judge.plan(B, &plan(FIRST, 1, None, Role::Receive { from: 0, to: Vec::new() }), None, 1);
         judge.restored(A, FIRST, None);
         let state = State::initial(FIRST);
         judge.holds(A, state);
@@ -137,7 +137,7 @@ fn allows(happens: impl FnOnce(&mut Watched)) {
 
 #[test]
 fn a_process_gets_greater_and_greater_generations() {
-    let again = |watched: &mut Watched| watched.judge.plan(A, &plan(FIRST, 0, None, Role::Restore { to: vec![1] }), None, 1);
+    let again = |watched: &mut Watched| watched.judge.plan(A, &plan(FIRST, 0, None, Role::Restore), None, 1);
     allows(Watched::form_second);
     finds(&["process 1 gets g000001-000001 after Some"], again);
 }
@@ -165,7 +165,7 @@ fn a_generation_has_one_list_of_members() {
 #[test]
 fn a_generation_goes_on_from_the_greatest_label_of_its_members() {
     let initial = State::initial(FIRST).label;
-    let role = || Role::Receive { from: 0 };
+    let role = || Role::Receive { from: 0, to: Vec::new() };
     allows(|watched| watched.judge.plan(B, &plan(SECOND, 1, Some(watched.label()), role()), Some(initial), 1));
     finds(&["goes on from"], |watched| watched.judge.plan(B, &plan(SECOND, 1, Some(initial), role()), Some(watched.label()), 1));
 }
@@ -188,7 +188,7 @@ fn no_generation_is_formed_on_less_than_an_attached_member_holds() {
 
 #[test]
 fn only_who_holds_the_base_is_level_with_it_or_sends_it() {
-    let (level, send, receive) = (Role::Level, Role::Send { to: vec![1] }, Role::Receive { from: 1 });
+    let (level, send, receive) = (Role::Level, Role::Send { to: vec![1] }, Role::Receive { from: 1, to: Vec::new() });
     let held = |held: bool, role: &Role| {
         let role = role.clone();
         move |watched: &mut Watched| {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss,
-    LossCause, MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel, Status,
-    StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
+    Activity, ActivityStage, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation,
+    Loss, LossCause, MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel,
+    Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
 };
 
 use super::{WireError, required, wire};
@@ -73,9 +73,10 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
             saved: attach.saved.map(saved),
         })),
         Message::Heartbeat(heartbeat) => {
+            let (stage, operations) = (stage(heartbeat.stage()), heartbeat.operations);
             let step_work = heartbeat.step_work_microseconds.map(Duration::from_micros);
             let sources = heartbeat.sources.into_iter().take(MOST_SOURCES).map(source).collect();
-            let activity = Activity { operations: heartbeat.operations, step_work, training: heartbeat.training.map(training), sources };
+            let activity = Activity { stage, operations, step_work, training: heartbeat.training.map(training), sources };
             ToCoordinator::Heartbeat { generation: known, held: held(heartbeat.held)?, activity }
         }
         Message::Report(report) => {
@@ -168,13 +169,24 @@ fn refusal(reason: wire::refused::Reason) -> Result<Refusal, WireError> {
     })
 }
 
+fn stage(stage: wire::heartbeat::Stage) -> ActivityStage {
+    use wire::heartbeat::Stage;
+    match stage {
+        Stage::Preparing => ActivityStage::Preparing,
+        Stage::Transferring => ActivityStage::Transferring,
+        // Who says nothing, or what is not known here, is taken for one that trains, as all were.
+        Stage::Training | Stage::Unspecified => ActivityStage::Training,
+    }
+}
+
 fn plan(generation: Generation, plan: wire::Plan) -> Result<Plan, WireError> {
     use wire::plan::Role as WireRole;
     let role = match required("role", plan.role)? {
         WireRole::Level(_) => Role::Level,
         WireRole::Send(ranks) => Role::Send { to: ranks.to },
-        WireRole::Receive(receive) => Role::Receive { from: receive.from },
-        WireRole::Restore(ranks) => Role::Restore { to: ranks.to },
+        WireRole::Receive(receive) => Role::Receive { from: receive.from, to: receive.to },
+        WireRole::Restore(_) => Role::Restore,
+        WireRole::Follow(_) => Role::Follow,
     };
     let lost = plan.lost.into_iter().map(|loss| Ok(Loss { member: name(loss.member)?, reason: loss.reason }));
     Ok(Plan {

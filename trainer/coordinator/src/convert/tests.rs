@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss,
-    LossCause, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel, Status, StoreRequest,
-    StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
+    Activity, ActivityStage, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation,
+    Loss, LossCause, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel, Status,
+    StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
 };
 
 use super::*;
@@ -66,6 +66,7 @@ fn every_message_of_a_member_is_read_back() {
             generation: None,
             held: HELD,
             activity: Activity {
+                stage: ActivityStage::Transferring,
                 operations: 5,
                 step_work: Some(Duration::from_micros(7)),
                 sources: sources(),
@@ -122,7 +123,7 @@ fn every_message_of_the_coordinator_is_read_back() {
     ] {
         messages.push(ToMember::Refused { generation, reason });
     }
-    for role in [Role::Level, Role::Send { to: vec![1, 4] }, Role::Receive { from: 3 }, Role::Restore { to: vec![] }] {
+    for role in [Role::Level, Role::Send { to: vec![1, 4] }, Role::Receive { from: 3, to: vec![7] }, Role::Restore, Role::Follow] {
         let lost = vec![Loss { member: name(), reason: text() }];
         messages.push(ToMember::Form(Plan {
             generation,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause, Role, Saved,
-    SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
+    ActivityStage, EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause,
+    Role, Saved, SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn,
+    World,
 };
 
 use super::wire;
@@ -73,8 +74,8 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
             let step_work_microseconds = activity.step_work.map(microseconds);
             let sources = activity.sources.into_iter().map(source).collect();
             let training = activity.training.map(training);
-            let beat =
-                wire::Heartbeat { training, held: held.map(label), operations: activity.operations, step_work_microseconds, sources };
+            let (operations, stage) = (activity.operations, stage(activity.stage).into());
+            let beat = wire::Heartbeat { training, held: held.map(label), operations, step_work_microseconds, sources, stage };
             (generation, Message::Heartbeat(beat))
         }
         ToCoordinator::Report { generation, held, cause } => {
@@ -167,13 +168,23 @@ fn refusal(refusal: Refusal) -> wire::Refused {
     wire::Refused { reason: Some(reason) }
 }
 
+fn stage(stage: ActivityStage) -> wire::heartbeat::Stage {
+    use wire::heartbeat::Stage;
+    match stage {
+        ActivityStage::Preparing => Stage::Preparing,
+        ActivityStage::Transferring => Stage::Transferring,
+        ActivityStage::Training => Stage::Training,
+    }
+}
+
 fn plan(plan: Plan) -> wire::Plan {
-    use wire::plan::{Level, Ranks, Receive, Role as WireRole, SeatRange};
+    use wire::plan::{Follow, Level, Ranks, Receive, Restore, Role as WireRole, SeatRange};
     let role = match plan.role {
         Role::Level => WireRole::Level(Level {}),
         Role::Send { to } => WireRole::Send(Ranks { to }),
-        Role::Receive { from } => WireRole::Receive(Receive { from }),
-        Role::Restore { to } => WireRole::Restore(Ranks { to }),
+        Role::Receive { from, to } => WireRole::Receive(Receive { from, to }),
+        Role::Restore => WireRole::Restore(Restore { to: Vec::new() }),
+        Role::Follow => WireRole::Follow(Follow {}),
     };
     wire::Plan {
         rank: plan.rank,

@@ -14,7 +14,8 @@ use std::{
 
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StoreError};
 use lcl_protocol::{
-    EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal, Role,
+    EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Moves, Plan, Refusal,
+    Role, spread,
 };
 
 /// Samples per step; no multiple of 3.
@@ -254,25 +255,28 @@ impl Process {
     /// States travel through the store: it blocks, and is cancelled, as a real transfer is.
     fn recover(&mut self, generation: Generation, role: Role) -> Result<u64, StoreError> {
         let store = self.client.store(generation);
-        match role {
-            Role::Level => {}
-            Role::Receive { .. } => {
-                let rank = self.plan.as_ref().unwrap().rank;
-                let bytes = store.get(&format!("state-{rank}"), PATIENCE)?;
-                let (step, number) = bytes.split_at(8);
-                self.state = Some((u64::from_le_bytes(step.try_into().unwrap()), u64::from_le_bytes(number.try_into().unwrap())));
+        let plan = self.plan.as_ref().unwrap();
+        let moves = match role {
+            Role::Level => Moves::default(),
+            Role::Send { to } => Moves { from: None, to },
+            Role::Receive { from, to } => Moves { from: Some(from), to },
+            Role::Restore | Role::Follow => {
+                let has: Vec<bool> = (0..plan.world).map(|rank| rank == 0).collect();
+                spread(&has).swap_remove(plan.rank as usize)
             }
-            Role::Send { to } | Role::Restore { to } => {
-                if self.state.is_none() {
-                    self.fabric.shared.lock().unwrap().restores += 1;
-                }
-                let (step, number) = *self.state.get_or_insert((0, 1));
-                for rank in to {
-                    store.set(&format!("state-{rank}"), &[step.to_le_bytes(), number.to_le_bytes()].concat(), PATIENCE)?;
-                }
-            }
+        };
+        if moves.from.is_some() {
+            let bytes = store.get(&format!("state-{}", plan.rank), PATIENCE)?;
+            let (step, number) = bytes.split_at(8);
+            self.state = Some((u64::from_le_bytes(step.try_into().unwrap()), u64::from_le_bytes(number.try_into().unwrap())));
+        } else if self.state.is_none() {
+            self.fabric.shared.lock().unwrap().restores += 1;
         }
-        Ok(self.state.unwrap().0)
+        let (step, number) = *self.state.get_or_insert((0, 1));
+        for rank in moves.to {
+            store.set(&format!("state-{rank}"), &[step.to_le_bytes(), number.to_le_bytes()].concat(), PATIENCE)?;
+        }
+        Ok(step)
     }
 
     /// Steps until something else is to be done.

@@ -1,12 +1,13 @@
 //! Who holds the others up: members that stand still, and members that are always slow.
 //!
-//! All members of a generation enter the same collective operations, so one that has entered fewer than another is waited for. Looked at
-//! now and then, not with every heartbeat: it takes a walk over all members.
+//! All members of a generation that train enter the same collective operations, so one that has entered fewer than another is waited for.
+//! Before they train, some work for themselves while the others wait for what comes of it: one that reads a checkpoint, for example. Looked
+//! at now and then, not with every heartbeat: it takes a walk over all members.
 
 use std::time::Duration;
 
 use super::{Coordinator, Generation, HistoryEvent, LossCause, MemberName};
-use crate::{Activity, MOST_SOURCES};
+use crate::{Activity, ActivityStage, MOST_SOURCES};
 
 /// Looks at the pace within one stall time-out.
 pub(super) const CHECKS_PER_TIMEOUT: u32 = 4;
@@ -48,7 +49,8 @@ impl Coordinator {
             sources.truncate(MOST_SOURCES);
             self.sources = sources;
         }
-        if member.pace.moved.is_none() || member.pace.activity.operations != activity.operations {
+        let place = |activity: &Activity| (activity.stage, activity.operations);
+        if member.pace.moved.is_none() || place(&member.pace.activity) != place(&activity) {
             member.pace.moved = Some(now);
         }
         member.pace.activity = activity;
@@ -69,17 +71,22 @@ impl Coordinator {
         }
     }
 
-    /// Members that others have waited for too long. Where some wait for others that wait, too, those that have come the least far.
+    /// Members that others have waited for too long: those that train, and have come the least far of all who do; and those that prepare
+    /// and do not get on. Who is in a transfer is none of them: its waits for others end by themselves, and it fails with them.
     fn stalled(&self) -> Vec<MemberName> {
         let Some(group) = self.group.as_ref().filter(|group| group.is_open()) else { return Vec::new() };
         let stands_still = |pace: &Pace| pace.moved.is_some_and(|moved| self.now >= moved + self.settings.stall_timeout);
+        let is_in = |pace: &Pace, stage| pace.activity.stage == stage;
         let members = || group.members.iter().filter(|(_, member)| !member.finished);
-        let Some(fewest) = members().map(|(_, member)| member.pace.activity.operations).min() else { return Vec::new() };
-        let is_waited_for = group.members.values().any(|member| member.pace.activity.operations > fewest && stands_still(&member.pace));
-        if !is_waited_for {
-            return Vec::new();
-        }
-        let is_stalled = |pace: &Pace| pace.activity.operations == fewest && stands_still(pace);
+        let trains = |pace: &Pace| is_in(pace, ActivityStage::Training);
+        let fewest = members().map(|(_, member)| &member.pace).filter(|pace| trains(pace)).map(|pace| pace.activity.operations).min();
+        let waits = |pace: &Pace| trains(pace) && Some(pace.activity.operations) > fewest && stands_still(pace);
+        let is_waited_for = group.members.values().any(|member| waits(&member.pace));
+        let is_last = |pace: &Pace| is_waited_for && trains(pace) && Some(pace.activity.operations) == fewest;
+        // When all of them prepare and none gets on, nobody waits for another.
+        let prepares = |pace: &Pace| is_in(pace, ActivityStage::Preparing);
+        let others_wait = group.members.values().any(|member| !(prepares(&member.pace) && stands_still(&member.pace)));
+        let is_stalled = |pace: &Pace| stands_still(pace) && (is_last(pace) || (others_wait && prepares(pace)));
         members().filter(|(_, member)| is_stalled(&member.pace)).map(|(name, _)| name.clone()).collect()
     }
 

@@ -1,5 +1,6 @@
 mod leaving;
 mod newest;
+mod pace;
 mod takeover;
 
 use takeover::{EARLIER, trains_in};
@@ -134,8 +135,8 @@ fn a_generation_is_formed_at_once_with_the_desired_members_and_after_a_bounded_w
 
     let mut bench = Bench::new(2, 3, 4);
     (1..=3).for_each(|member| bench.attach(member.into(), member, |_| {}));
-    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.world, plan.role)), Some((2, 3, Role::Receive { from: 0 })));
-    assert_eq!(bench.plan(1).map(|plan| plan.role), Some(Role::Restore { to: vec![1, 2] }));
+    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.world, plan.role)), Some((2, 3, Role::Follow)));
+    assert_eq!(bench.plan(1).map(|plan| plan.role), Some(Role::Restore));
 }
 
 #[test]
@@ -249,7 +250,10 @@ fn survivors_of_a_broken_stream_are_told_at_once_and_form_anew_from_the_highest_
     assert_eq!(bench.taken(1), []);
     bench.report(3, 1, Some(label(6, 1)), ReportCause::Aborted);
     let plan = bench.plan(1).unwrap();
-    assert_eq!((plan.generation, plan.world, plan.base, plan.role), (generation(2), 2, Some(label(6, 1)), Role::Receive { from: 1 }));
+    assert_eq!(
+        (plan.generation, plan.world, plan.base, plan.role),
+        (generation(2), 2, Some(label(6, 1)), Role::Receive { from: 1, to: Vec::new() })
+    );
     assert_eq!(plan.lost.iter().map(|loss| loss.member.to_string()).collect::<Vec<_>>(), ["w-2/0"]);
     assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Send { to: vec![0] }));
 }
@@ -293,7 +297,7 @@ fn a_joiner_makes_the_members_wish_to_leave_and_is_let_in_when_they_have() {
     bench.report(1, 1, Some(label(8, 1)), ReportCause::Agreed);
     assert_eq!(bench.taken(2), [], "an agreed leave aborts nobody");
     bench.report(2, 1, Some(label(8, 1)), ReportCause::Agreed);
-    assert_eq!(bench.plan(3).map(|plan| (plan.world, plan.role)), Some((3, Role::Receive { from: 0 })));
+    assert_eq!(bench.plan(3).map(|plan| (plan.world, plan.role)), Some((3, Role::Receive { from: 0, to: Vec::new() })));
     assert_eq!(bench.coordinator.status().history.iter().filter(|entry| matches!(entry.event, HistoryEvent::Broken { .. })).count(), 0);
 }
 
@@ -304,7 +308,7 @@ fn a_spare_waits_while_the_group_is_full_and_replaces_a_lost_member() {
     assert_eq!(bench.taken(1), []);
     bench.close(1);
     bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
-    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.role)), Some((1, Role::Receive { from: 0 })));
+    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.role)), Some((1, Role::Receive { from: 0, to: Vec::new() })));
 }
 
 #[test]
@@ -411,7 +415,7 @@ fn a_process_that_attaches_anew_replaces_its_old_stream() {
     bench.close(1);
     bench.say(1, ToCoordinator::Drain { generation: None });
     bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
-    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Receive { from: 1 }));
+    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Receive { from: 1, to: Vec::new() }));
 }
 
 #[test]
@@ -425,59 +429,6 @@ fn a_member_that_has_yet_to_receive_the_base_does_not_count_for_the_committed_st
     assert_eq!(bench.coordinator.status().step, 0, "not known before both hold the base");
     bench.say(2, heartbeat(label(6, 0)));
     assert_eq!(bench.coordinator.status().step, 6);
-}
-
-/// A heartbeat of a member of generation 1 that has entered so many operations.
-fn at_work(bench: &mut Bench, connection: u64, operations: u64, step_work: u64) {
-    let activity = Activity { operations, step_work: Some(at(step_work)), sources: Vec::new(), training: None };
-    bench.say(connection, ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(5, 0)), activity });
-}
-
-#[test]
-fn a_member_that_stands_still_while_others_wait_for_it_is_evicted() {
-    let mut bench = Bench::of_two_at_step_5(1, 2);
-    for second in 0..=11 {
-        bench.tick(Duration::from_secs(second));
-        // From the third second on one waits in operation 12 for the other, which has not entered it.
-        at_work(&mut bench, 1, (10 + second).min(12), 5);
-        at_work(&mut bench, 2, (10 + second).min(11), 5);
-    }
-    assert_eq!(bench.closed, [2], "{:?}", bench.coordinator.status().history);
-    assert!(bench.taken(1).iter().any(|message| matches!(message, ToMember::Abort { .. })));
-    assert!(matches!(bench.taken(2).last(), Some(ToMember::Evicted { .. })));
-}
-
-#[test]
-fn a_group_in_which_all_have_come_equally_far_is_left_alone_and_so_is_one_that_has_finished() {
-    for finished in [false, true] {
-        let mut bench = Bench::of_two_at_step_5(1, 2);
-        if finished {
-            bench.say(2, ToCoordinator::Finished { generation: generation(1), step: 9 });
-        }
-        for second in 0..=30 {
-            bench.tick(Duration::from_secs(second));
-            at_work(&mut bench, 1, 12, 5);
-            at_work(&mut bench, 2, if finished { 11 } else { 12 }, 5);
-        }
-        assert_eq!(bench.closed, [0; 0]);
-    }
-}
-
-#[test]
-fn a_member_that_is_slow_for_a_while_is_put_on_record_once() {
-    let mut bench = Bench::new(1, 3, 3);
-    (1..=3).for_each(|member| bench.attach(member.into(), member, |attach| attach.held = Some(label(5, 0))));
-    for second in 0..=30 {
-        bench.tick(Duration::from_secs(second));
-        at_work(&mut bench, 1, second, 10);
-        at_work(&mut bench, 2, second, 14);
-        at_work(&mut bench, 3, second, if second == 4 { 10 } else { 22 });
-    }
-    let slow: Vec<_> =
-        bench.coordinator.status().history.into_iter().filter(|entry| matches!(entry.event, HistoryEvent::Slow { .. })).collect();
-    let [entry] = slow.as_slice() else { panic!("{slow:?}") };
-    let member = MemberName { worker: "w-3".to_owned(), index: 0 };
-    assert_eq!(entry.event, HistoryEvent::Slow { member, step_work: at(22), median: at(14) });
 }
 
 /// A heartbeat of a member of generation `n` that tells of sources.

@@ -44,7 +44,7 @@ impl Bench {
     /// In generation 1, training from a restored step 3.
     fn training() -> Self {
         let mut bench = Self::new();
-        let plan = plan(1, None, Role::Restore { to: vec![1] });
+        let plan = plan(1, None, Role::Restore);
         assert_eq!(bench.hear(ToMember::Form(plan.clone())), [MemberCommand::FormGroup(plan)]);
         let recover = bench.event(MemberEvent::GroupFormed { generation: generation(1) });
         assert!(matches!(&recover[..], [MemberCommand::Recover { base: None, .. }]));
@@ -143,7 +143,7 @@ fn a_failure_that_it_sees_itself_is_reported_with_the_error() {
 #[test]
 fn a_state_received_just_before_the_abort_is_what_it_holds() {
     let mut bench = Bench::new();
-    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1 })));
+    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1, to: Vec::new() })));
     bench.event(MemberEvent::GroupFormed { generation: generation(1) });
     bench.hear(abort());
     assert_eq!(bench.event(MemberEvent::Recovered { generation: generation(1), step: 9 }), []);
@@ -153,7 +153,7 @@ fn a_state_received_just_before_the_abort_is_what_it_holds() {
 #[test]
 fn a_member_that_finds_a_later_generations_checkpoint_drops_its_group_and_is_known_to_a_replaced_coordinator() {
     let mut bench = Bench::new();
-    bench.hear(ToMember::Form(plan(1, None, Role::Restore { to: vec![1] })));
+    bench.hear(ToMember::Form(plan(1, None, Role::Restore)));
     bench.event(MemberEvent::GroupFormed { generation: generation(1) });
     let by = Generation { epoch: 2, n: 3 };
     let commands = bench.event(MemberEvent::Overtaken { generation: generation(1), by });
@@ -163,7 +163,7 @@ fn a_member_that_finds_a_later_generations_checkpoint_drops_its_group_and_is_kno
     let [MemberCommand::Send(ToCoordinator::Attach(attach))] = &attach[..] else { panic!("{attach:?}") };
     assert_eq!((attach.known, attach.held, attach.group), (Some(by), None, None));
     // Whoever it reaches now, it takes no part in an older one.
-    assert_eq!(bench.hear(ToMember::Form(plan(2, None, Role::Restore { to: vec![1] }))), []);
+    assert_eq!(bench.hear(ToMember::Form(plan(2, None, Role::Restore))), []);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_broken_stream_does_not_end_a_group_that_trains() {
     // The new coordinator has another epoch; what the member says is about its group.
     bench.hear(ToMember::Attached { generation: Generation { epoch: 2, n: 0 }, ticket: TICKET });
     bench.now = Duration::from_secs(1);
-    let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)), sources: Vec::new(), training: None };
+    let activity = Activity { operations: 7, step_work: Some(Duration::from_millis(3)), ..Activity::default() };
     bench.member.set_activity(activity.clone());
     let beat = ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(4, 1)), activity };
     assert_eq!(bench.event(MemberEvent::Tick), [MemberCommand::Send(beat)]);
@@ -227,7 +227,7 @@ fn a_group_that_is_being_left_when_the_stream_breaks_is_reported_before_anything
 #[test]
 fn a_broken_stream_ends_a_group_that_is_still_being_built() {
     let mut bench = Bench::new();
-    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1 })));
+    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1, to: Vec::new() })));
     let commands = bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
     assert!(matches!(&commands[..], [MemberCommand::AbortGroup { .. }]));
     assert_eq!(bench.member.deadline(), None);

@@ -7,7 +7,7 @@ use std::{
 
 use lcl_protocol::{
     ConnectionId, Flags, Generation, Identity, Incarnation, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal,
-    Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator,
+    Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator, spread,
 };
 
 use crate::simulation::GLOBAL_BATCH;
@@ -45,6 +45,11 @@ enum Stage {
     /// The machine has the word.
     Waiting,
     Recovering(Role),
+    /// Has received a state, and passes it on before its own is replaced.
+    PassingOn {
+        line: Line,
+        to: Vec<u32>,
+    },
     Training,
     Finished,
     /// Waits for the others to leave, too.
@@ -167,7 +172,7 @@ impl Process {
                 Role::Level => {
                     self.recovered(now, generation, held);
                 }
-                Role::Send { to } | Role::Restore { to } if !to.is_empty() => {
+                Role::Send { to } if !to.is_empty() => {
                     // One receiver at a time, so that a source can die between two.
                     let receiver = to.remove(0);
                     let line = self.line.clone().expect("a source holds a state");
@@ -176,19 +181,29 @@ impl Process {
                     }
                     fabric.transfers.insert((generation, receiver), (rank, line));
                 }
-                Role::Send { .. } | Role::Restore { .. } => self.recovered(now, generation, held),
-                Role::Receive { from } => {
+                Role::Send { .. } => self.recovered(now, generation, held),
+                Role::Restore | Role::Follow => unreachable!("it was turned into what it does for the others"),
+                Role::Receive { from, to } => {
                     let from = *from;
                     if let Some((source, line)) = fabric.transfers.remove(&(generation, rank)) {
                         assert_eq!(source, from);
-                        self.line = Some(line);
-                        let step = self.step();
-                        self.recovered(now, generation, step);
+                        let to = std::mem::take(to);
+                        work.stage = Stage::PassingOn { line, to };
                     } else if fabric.dropped.get(&generation).is_some_and(|ranks| ranks.contains(&from)) {
                         self.drop_group(now, fabric, Some("the source is gone"));
                     }
                 }
             },
+            // What it has stays until all has been passed on: it can die, or lose its group, before that.
+            Stage::PassingOn { line, to } if to.is_empty() => {
+                self.line = Some(std::mem::take(line));
+                let step = self.step();
+                self.recovered(now, generation, step);
+            }
+            Stage::PassingOn { line, to } => {
+                let receiver = to.remove(0);
+                fabric.transfers.insert((generation, receiver), (rank, line.clone()));
+            }
             Stage::Training if held == last => {
                 if rank == 0 && self.saved_step != Some(last) {
                     // Without a coordinator that leads this group the last checkpoint has to wait.
@@ -266,11 +281,19 @@ impl Process {
             MemberCommand::Recover { role, base, .. } => {
                 let Some(work) = &mut self.work else { return };
                 assert_ne!(role, Role::Level);
-                if matches!(role, Role::Restore { .. }) {
-                    assert_eq!(base, None);
+                assert_eq!(matches!(role, Role::Restore | Role::Follow), base.is_none());
+                if role == Role::Restore {
                     self.line = Some(fabric.storage.clone().unwrap_or_default());
                 }
-                work.stage = Stage::Recovering(role);
+                work.stage = Stage::Recovering(match role {
+                    // Nobody but rank 0 has what it begins with: that members compare it is not played here.
+                    Role::Restore | Role::Follow => {
+                        let has: Vec<bool> = (0..work.plan.world).map(|rank| rank == 0).collect();
+                        let moves = spread(&has).into_iter().nth(work.plan.rank as usize).expect("a rank of the group");
+                        moves.from.map_or(Role::Send { to: moves.to.clone() }, |from| Role::Receive { from, to: moves.to })
+                    }
+                    role => role,
+                });
             }
             MemberCommand::Train { step, .. } => {
                 assert_eq!(step, self.step());

@@ -557,8 +557,12 @@ impl Simulation {
             }
             match &plan.role {
                 Role::Level => {}
-                Role::Send { to } | Role::Restore { to } => sources.extend(to.iter().map(|to| (plan.rank, *to))),
-                Role::Receive { from } => {
+                Role::Restore | Role::Follow => {
+                    assert_eq!((plan.role == Role::Restore, base), (plan.rank == 0, None), "{plan:?}");
+                }
+                Role::Send { to } => sources.extend(to.iter().map(|to| (plan.rank, *to))),
+                Role::Receive { from, to } => {
+                    sources.extend(to.iter().map(|to| (plan.rank, *to)));
                     receivers.insert(plan.rank, *from);
                 }
             }
