@@ -30,7 +30,7 @@ pub enum Origin {
     Trained,
     /// It held it already, and sent it to others.
     Sent,
-    /// From another member.
+    /// From another member, or it had the same already.
     Received,
     /// From storage, or by initialising.
     Restored,
@@ -40,8 +40,8 @@ impl From<&Role> for Origin {
     fn from(role: &Role) -> Self {
         match role {
             Role::Level | Role::Send { .. } => Self::Sent,
-            Role::Receive { .. } => Self::Received,
-            Role::Restore { .. } => Self::Restored,
+            Role::Receive { .. } | Role::Follow => Self::Received,
+            Role::Restore => Self::Restored,
         }
     }
 }

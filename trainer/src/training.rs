@@ -181,6 +181,12 @@ pub enum TrainError {
     /// Taking part in a group failed.
     #[error(transparent)]
     Member(#[from] MemberRunError),
+    /// There is no memory for a state on its way, or the device does not give it out.
+    #[error("copying the state between the device and what travels to other members")]
+    Transfer {
+        /// libtorch's reason.
+        source: lcl_torch::TchError,
+    },
     /// The thread cannot be started.
     #[error("starting the training thread")]
     Thread {
@@ -223,6 +229,7 @@ impl TrainError {
             | Self::Events { .. }
             | Self::FinalSave(_)
             | Self::Thread { .. }
+            | Self::Transfer { .. }
             | Self::Panicked => ExitCode::Retryable,
             _ => ExitCode::Permanent,
         }

@@ -366,10 +366,14 @@ async fn fetch_shard(store: &CheckpointStore, path: Path, length: usize) -> Resu
         return Ok(Fetched::OtherLength(answer.meta.size));
     }
     let read = match answer.payload {
-        GetResultPayload::File(file, _) => blocking(move || read_and_hash(file, length)).await,
+        GetResultPayload::File(file, _) => {
+            let reader = store.clone();
+            blocking(move || read_and_hash(file, length, &|bytes| reader.count_read(bytes))).await
+        }
         GetResultPayload::Stream(chunks) => {
             let collected = chunks.try_fold(Vec::with_capacity(length), async |mut bytes, chunk| {
                 bytes.extend_from_slice(&chunk);
+                store.count_read(chunk.len());
                 Ok(bytes)
             });
             let bytes = collected.await?;
@@ -380,12 +384,13 @@ async fn fetch_shard(store: &CheckpointStore, path: Path, length: usize) -> Resu
 }
 
 /// A file's bytes and their hash, in one walk.
-fn read_and_hash(mut file: File, length: usize) -> std::io::Result<(blake3::Hash, Vec<u8>)> {
+fn read_and_hash(mut file: File, length: usize, count: &dyn Fn(usize)) -> std::io::Result<(blake3::Hash, Vec<u8>)> {
     let mut hasher = blake3::Hasher::new();
     let mut bytes = vec![0; length];
     for piece in bytes.chunks_mut(PIECE_BYTES) {
         file.read_exact(piece)?;
         hasher.update(piece);
+        count(piece.len());
     }
     Ok((hasher.finalize(), bytes))
 }

@@ -12,7 +12,11 @@ use std::{
     fmt,
     future::Future,
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
 };
 
 use lcl_objects::{OpenError, Patience};
@@ -64,6 +68,8 @@ struct Inner {
     local: Option<LocalFolder>,
     single_put_limit: u64,
     runtime: Option<Runtime>,
+    /// Bytes of shards that were read.
+    read: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
@@ -106,7 +112,15 @@ impl CheckpointStore {
             OpenError::Uri { problem: text } => problem(text),
             OpenError::Access { variables, source } => StoreError::Access { uri: uri.to_owned(), variables, source },
         })?;
-        Self::new(Inner { uri: uri.to_owned(), objects, prefix, local: None, single_put_limit: SINGLE_PUT_LIMIT, runtime: None })
+        Self::new(Inner {
+            uri: uri.to_owned(),
+            objects,
+            prefix,
+            local: None,
+            single_put_limit: SINGLE_PUT_LIMIT,
+            runtime: None,
+            read: AtomicU64::new(0),
+        })
     }
 
     fn open_folder(uri: &str, url: &Url, options: StoreOptions) -> Result<Self, StoreError> {
@@ -131,6 +145,7 @@ impl CheckpointStore {
             local: Some(LocalFolder { path, fsync: options.fsync }),
             // Local files are written in one go: conditionally, and straight from the caller's memory.
             single_put_limit: u64::MAX,
+            read: AtomicU64::new(0),
             runtime: None,
         })
     }
@@ -139,7 +154,7 @@ impl CheckpointStore {
     /// `single_put_limit` bytes are written in parts.
     pub fn from_object_store(uri: &str, objects: Arc<dyn ObjectStore>, single_put_limit: u64) -> Result<Self, StoreError> {
         let prefix = Path::default();
-        Self::new(Inner { uri: uri.to_owned(), objects, prefix, local: None, single_put_limit, runtime: None })
+        Self::new(Inner { uri: uri.to_owned(), objects, prefix, local: None, single_put_limit, runtime: None, read: AtomicU64::new(0) })
     }
 
     /// The same store with its object store wrapped, for example to limit or to watch what is asked of it.
@@ -151,6 +166,7 @@ impl CheckpointStore {
             prefix: prefix.clone(),
             local: local.clone(),
             single_put_limit: *single_put_limit,
+            read: AtomicU64::new(0),
             runtime: None,
         })
     }
@@ -164,6 +180,17 @@ impl CheckpointStore {
             .map_err(|source| StoreError::Runtime { source })?;
         inner.runtime = Some(runtime);
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Bytes of checkpoints' shards that were read through this store and its clones, those of damaged ones included: by how far it grows,
+    /// whoever waits for a restore sees that it gets on.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.inner.read.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_read(&self, bytes: usize) {
+        self.inner.read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// The URI it was opened with.

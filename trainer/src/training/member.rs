@@ -9,6 +9,7 @@
 mod activity;
 mod collectives;
 mod leader;
+mod level;
 mod meeting;
 mod rendezvous;
 mod saving;
@@ -26,8 +27,8 @@ use lcl_checkpoint::{CheckpointStore, StoreOptions};
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
 use lcl_data::{Batch, Dataset, Loader, LoaderOptions, Orders, Slots};
 use lcl_protocol::{
-    EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, Incarnation, MemberCommand, MemberError, MemberEvent,
-    MemberName, MemberSettings, Plan, Refusal, Role,
+    ActivityStage, EndReason as ProtocolEnd, Flags, Generation, Identity as MemberIdentity, Incarnation, MemberCommand, MemberError,
+    MemberEvent, MemberName, MemberSettings, Plan, Refusal,
 };
 use lcl_torch::{
     Device, DeviceError, DeviceTestError, Learner, MemberStep, StepReport, choose_device,
@@ -47,7 +48,7 @@ use super::{
     TrainError, TrainOptions, bad_data,
     describe::share_wait,
     nothing_trained, open_data,
-    prepare::{Found, Progress, Restorer, restore},
+    prepare::Progress,
     saver::{FinalSaveError, Saver},
     share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
 };
@@ -306,7 +307,7 @@ impl<'a> MemberRun<'a> {
     fn obey(&mut self, command: MemberCommand) -> Result<Option<ExitCode>, TrainError> {
         match command {
             MemberCommand::FormGroup(plan) => self.form(&plan)?,
-            MemberCommand::Recover { generation, role, .. } => self.recover(generation, &role)?,
+            MemberCommand::Recover { generation, role, .. } => self.recover(generation, role)?,
             MemberCommand::Train { generation, step } => self.train(generation, step)?,
             MemberCommand::WriteCheckpoint { generation, .. } => self.save_as_asked(generation)?,
             MemberCommand::LeaveGroup { generation } => {
@@ -356,6 +357,7 @@ impl<'a> MemberRun<'a> {
         let loader = plan.base.map_or(Ok(None), |_| self.load(&slots, loads))?;
         fail_point::stand(plan.rank, plan.world, self.progress.completed_steps);
         fail_point::reach(Place::Form);
+        self.activity.enter(ActivityStage::Transferring);
         match Group::form(options, &abort) {
             Ok(group) => {
                 tracing::info!(group = %generation, rank = plan.rank, world = plan.world, seconds = begun.elapsed().as_secs_f64(), "group formed");
@@ -363,62 +365,6 @@ impl<'a> MemberRun<'a> {
                 self.report(MemberEvent::GroupFormed { generation })
             }
             Err(error) => self.close(generation, Some(chain(&error))),
-        }
-    }
-
-    fn recover(&mut self, generation: Generation, role: &Role) -> Result<(), TrainError> {
-        let Some(joined) = self.joined.as_mut().filter(|joined| joined.generation == generation) else { return Ok(()) };
-        let begun = Instant::now();
-        let moved = match role {
-            Role::Level => Ok(()),
-            Role::Send { to } => transfer::send(&mut joined.group, &self.learner, self.progress, &self.tally, to),
-            Role::Receive { from } => {
-                transfer::receive(&mut joined.group, &mut self.learner, &mut self.tally, *from).map(|(progress, warmup)| {
-                    self.progress = progress;
-                    if self.config.optimization.schedule.warmup_steps().is_none() {
-                        // All members have to go along the same curve, whatever number of steps each was started with.
-                        self.learner.set_warmup_steps(warmup);
-                    }
-                    self.restored = None;
-                    if let Some(saver) = self.saver.as_mut() {
-                        // What it knew to be in the store may be another state of the same step.
-                        saver.set_committed(None);
-                    }
-                })
-            }
-            Role::Restore { to } => {
-                let store = CheckpointStore::open(&self.config.checkpoint.uri, StoreOptions::default())?;
-                let asked = Restorer {
-                    generation: lcl_checkpoint::Generation { epoch: generation.epoch, n: generation.n },
-                    job: self.member.job.as_deref(),
-                    identity: &self.identity,
-                    machine: self.machine.as_deref(),
-                    begin: self.options.begin,
-                };
-                let restored = match restore(&store, &self.config, &asked, &mut self.learner)? {
-                    Found::State(progress) => Some(progress),
-                    Found::Nothing => None,
-                    Found::Later(by) => {
-                        return self.report(MemberEvent::Overtaken { generation, by: Generation { epoch: by.epoch, n: by.n } });
-                    }
-                };
-                self.restored = restored.map(|progress| progress.completed_steps);
-                self.progress = restored.unwrap_or_default();
-                if let Some(saver) = self.saver.as_mut() {
-                    saver.set_committed(self.restored);
-                }
-                transfer::send(&mut joined.group, &self.learner, self.progress, &self.tally, to)
-            }
-        };
-        match moved {
-            Ok(()) => {
-                let step = self.progress.completed_steps;
-                state_log::note(&self.learner, generation, step, role)?;
-                tracing::info!(group = %generation, step, ?role, seconds = begun.elapsed().as_secs_f64(), "state is level");
-                self.report(MemberEvent::Recovered { generation, step })
-            }
-            Err(transfer::TransferError::Group(error)) => self.close(generation, Some(chain(&error))),
-            Err(transfer::TransferError::State(error)) => Err(error),
         }
     }
 
@@ -445,6 +391,7 @@ impl<'a> MemberRun<'a> {
         let Some(joined) = self.joined.as_ref().filter(|joined| joined.generation == generation) else { return Ok(()) };
         let steps = self.config.optimization.steps;
         let (rank, world) = (joined.rank, joined.world);
+        self.activity.enter(ActivityStage::Preparing);
         if joined.loader.is_none() || joined.loads != step {
             let loader = self.load(&joined.slots, step)?;
             if let Some(joined) = self.joined.as_mut() {
@@ -458,7 +405,7 @@ impl<'a> MemberRun<'a> {
             self.leader = None;
             self.activity.forget();
         }
-        self.activity.begin();
+        self.activity.enter(ActivityStage::Training);
         loop {
             self.ask_to_leave_when_stopped()?;
             if self.progress.consecutive_skips >= self.config.optimization.max_consecutive_skipped_steps {

@@ -569,6 +569,28 @@ int lcl_group_receive(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t
   });
 }
 
+int lcl_group_relay(lcl_group *group, lcl_tensor incoming, int32_t from, lcl_tensor outgoing, const int32_t *to, size_t count, int32_t tag,
+                    int64_t timeout) {
+  return guarded([&] {
+    group->interrupt()->check();
+    const auto end = std::chrono::steady_clock::now() + milliseconds(timeout);
+    std::vector<lcl::Work> works;
+    if (incoming != nullptr) {
+      std::vector<Tensor> tensors{borrow(incoming).detach()};
+      works.push_back(lcl::start([&] { return group->host->recv(tensors, from, tag); }));
+    }
+    for (size_t index = 0; index < count; ++index) {
+      std::vector<Tensor> tensors{borrow(outgoing).detach()};
+      works.push_back(lcl::start([&] { return group->host->send(tensors, to[index], tag); }));
+    }
+    for (const auto &work : works) {
+      const auto rest = std::chrono::duration_cast<milliseconds>(end - std::chrono::steady_clock::now());
+      // No time at all would be no limit.
+      lcl::complete_transfer(group->interrupt(), work, std::max(rest, milliseconds(1)));
+    }
+  });
+}
+
 int lcl_group_attach(lcl_group *group, lcl_tensor *parameters, size_t count, const lcl_bucket_options *options) {
   return guarded([&] {
     std::vector<Tensor> list;

@@ -72,6 +72,9 @@ int lcl_group_all_to_all(lcl_group *group, lcl_tensor input, const int64_t *inpu
                          const int64_t *output_counts, size_t count, int64_t timeout);
 int lcl_group_send(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout);
 int lcl_group_receive(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout);
+// Receives `incoming` (unless null) from `from` while `outgoing` goes to the `count` ranks of `to`; all of it in host memory.
+int lcl_group_relay(lcl_group *group, lcl_tensor incoming, int32_t from, lcl_tensor outgoing, const int32_t *to, size_t count, int32_t tag,
+                    int64_t timeout);
 
 // Sums of gradients, overlapped with the backward pass. `parameters` are leaves that require gradients, in the same order everywhere.
 typedef struct {

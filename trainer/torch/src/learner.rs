@@ -452,7 +452,7 @@ impl Learner {
     /// Replaces parameters and moments by a state received from another learner, after its hash (as [`Learner::state_hash`] gives it) was
     /// compared with `hash`. On an error nothing has changed. `tensors` are named and ordered as [`Learner::state`] has them.
     pub fn replace_state(&mut self, tensors: &[(String, Tensor)], completed_updates: u64, hash: &str) -> Result<(), LearnerError> {
-        let found = hash_tensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))).map_err(LearnerError::Hash)?;
+        let found = Self::hash_state(tensors)?;
         if found != hash {
             return Err(LearnerError::Received { found, sent: hash.to_owned() });
         }
@@ -478,7 +478,11 @@ impl Learner {
 
     /// Fingerprint of parameters and moments, hexadecimal.
     pub fn state_hash(&self) -> Result<String, LearnerError> {
-        let state = self.state();
+        Self::hash_state(&self.state())
+    }
+
+    /// That of a learner whose [`Learner::state`] this is: it can be found on another thread.
+    pub fn hash_state(state: &[(String, Tensor)]) -> Result<String, LearnerError> {
         hash_tensors(state.iter().map(|(name, tensor)| (name.as_str(), tensor))).map_err(LearnerError::Hash)
     }
 

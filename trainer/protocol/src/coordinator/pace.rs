@@ -11,6 +11,9 @@ use crate::{Activity, ActivityStage, MOST_SOURCES};
 
 /// Looks at the pace within one stall time-out.
 pub(super) const CHECKS_PER_TIMEOUT: u32 = 4;
+/// Stall time-outs that a member which prepares may stand still: clients of cloud stores try for three minutes before they fail, and the
+/// usual time-out is two.
+const PREPARATION: u32 = 2;
 /// A member is slow when its own work in a step takes this many times the median's. Below it are the differences between machines of one
 /// kind and between shares of a batch.
 const SLOW: f64 = 1.5;
@@ -75,18 +78,20 @@ impl Coordinator {
     /// and do not get on. Who is in a transfer is none of them: its waits for others end by themselves, and it fails with them.
     fn stalled(&self) -> Vec<MemberName> {
         let Some(group) = self.group.as_ref().filter(|group| group.is_open()) else { return Vec::new() };
-        let stands_still = |pace: &Pace| pace.moved.is_some_and(|moved| self.now >= moved + self.settings.stall_timeout);
+        let stands_still_for = |pace: &Pace, time| pace.moved.is_some_and(|moved| self.now >= moved + time);
+        let stands_still = |pace: &Pace| stands_still_for(pace, self.settings.stall_timeout);
         let is_in = |pace: &Pace, stage| pace.activity.stage == stage;
         let members = || group.members.iter().filter(|(_, member)| !member.finished);
         let trains = |pace: &Pace| is_in(pace, ActivityStage::Training);
         let fewest = members().map(|(_, member)| &member.pace).filter(|pace| trains(pace)).map(|pace| pace.activity.operations).min();
         let waits = |pace: &Pace| trains(pace) && Some(pace.activity.operations) > fewest && stands_still(pace);
         let is_waited_for = group.members.values().any(|member| waits(&member.pace));
-        let is_last = |pace: &Pace| is_waited_for && trains(pace) && Some(pace.activity.operations) == fewest;
+        let is_last = |pace: &Pace| is_waited_for && trains(pace) && stands_still(pace) && Some(pace.activity.operations) == fewest;
+        let is_stuck =
+            |pace: &Pace| is_in(pace, ActivityStage::Preparing) && stands_still_for(pace, self.settings.stall_timeout * PREPARATION);
         // When all of them prepare and none gets on, nobody waits for another.
-        let prepares = |pace: &Pace| is_in(pace, ActivityStage::Preparing);
-        let others_wait = group.members.values().any(|member| !(prepares(&member.pace) && stands_still(&member.pace)));
-        let is_stalled = |pace: &Pace| stands_still(pace) && (is_last(pace) || (others_wait && prepares(pace)));
+        let others_wait = group.members.values().any(|member| !is_stuck(&member.pace));
+        let is_stalled = |pace: &Pace| is_last(pace) || (others_wait && is_stuck(pace));
         members().filter(|(_, member)| is_stalled(&member.pace)).map(|(name, _)| name.clone()).collect()
     }
 

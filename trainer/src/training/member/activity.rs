@@ -3,12 +3,13 @@
 use std::{
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use lcl_protocol::{Activity, SourceProgress, TrainingProgress};
+use lcl_checkpoint::CheckpointStore;
+use lcl_protocol::{Activity, ActivityStage, SourceProgress, TrainingProgress};
 use lcl_torch::collectives::Usage;
 
 use crate::records::{SourceRecord, StepRecord};
@@ -19,8 +20,12 @@ const NEWEST: f64 = 0.1;
 /// Written by the training thread, read by the client's.
 #[derive(Debug, Default)]
 pub(super) struct ActivityCell {
-    /// Operations of the process when its generation began to train.
+    /// An [`ActivityStage`], as a number.
+    stage: AtomicU8,
+    /// Operations of the process when it entered the stage.
     base: AtomicU64,
+    /// The store that a checkpoint is read from: how far that is counts as operations.
+    reading: Mutex<Option<CheckpointStore>>,
     /// Mean of the own work in a step, in microseconds; 0 before the first.
     work: AtomicU64,
     /// How training comes along, when this member tells of it for all.
@@ -68,9 +73,15 @@ impl Faded {
 }
 
 impl ActivityCell {
-    /// A generation begins to train.
-    pub(super) fn begin(&self) {
+    /// Another kind of work begins.
+    pub(super) fn enter(&self, stage: ActivityStage) {
         self.base.store(Usage::now().operations, Ordering::Release);
+        self.stage.store(stage as u8, Ordering::Release);
+    }
+
+    /// From now on a checkpoint is read from this store; `None`: no longer.
+    pub(super) fn read_from(&self, store: Option<CheckpointStore>) {
+        *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = store;
     }
 
     /// A step has taken this long, of which so much was waiting for others.
@@ -113,8 +124,15 @@ impl ActivityCell {
     /// For the next heartbeat.
     pub(super) fn read(&self) -> Activity {
         let work = self.work.load(Ordering::Relaxed);
+        let stage = match self.stage.load(Ordering::Acquire) {
+            stage if stage == ActivityStage::Preparing as u8 => ActivityStage::Preparing,
+            stage if stage == ActivityStage::Transferring as u8 => ActivityStage::Transferring,
+            _ => ActivityStage::Training,
+        };
+        let read = self.reading.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, CheckpointStore::bytes_read);
         Activity {
-            operations: Usage::now().operations.saturating_sub(self.base.load(Ordering::Acquire)),
+            stage,
+            operations: Usage::now().operations.saturating_sub(self.base.load(Ordering::Acquire)) + read,
             step_work: (work > 0).then(|| Duration::from_micros(work)),
             training: self.training.lock().unwrap_or_else(PoisonError::into_inner).progress(),
             sources: self.sources.lock().unwrap_or_else(PoisonError::into_inner).iter().map(SourceMeans::progress).collect(),

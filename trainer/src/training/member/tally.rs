@@ -287,6 +287,11 @@ impl Tally {
         Ok(())
     }
 
+    /// This member's lines led to a state that it does not go on from.
+    pub(super) fn forget(&mut self) {
+        self.records.clear();
+    }
+
     /// Lines of steps from `first` to before `end`, the newest of each.
     pub(super) fn since(&self, first: u64, end: u64) -> Vec<StepRecord> {
         (first..end).filter_map(|step| self.records.iter().rev().find(|record| record.step == step).cloned()).collect()

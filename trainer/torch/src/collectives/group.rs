@@ -275,6 +275,31 @@ impl Group {
         self.run("receive", &[tensor], |live| live.receive(tensor, from, tag, timeout))
     }
 
+    /// Fills a tensor with what a member sends, while another goes to some members, all under one tag. Both are in host memory. So what came
+    /// just before is passed on while the next comes.
+    ///
+    /// One that comes from a [`Group::send`] or another member's `relay` is of the same shape and type there.
+    pub fn relay(
+        &mut self,
+        incoming: Option<(&mut Tensor, usize)>,
+        outgoing: Option<(&Tensor, &[usize])>,
+        tag: u16,
+        timeout: Duration,
+    ) -> Result<(), GroupError> {
+        let operation = "passing on";
+        let peers = incoming.iter().map(|(_, from)| from).chain(outgoing.iter().flat_map(|(_, to)| *to)).copied();
+        for rank in peers.collect::<Vec<_>>() {
+            self.check_rank(operation, rank, Some(self.rank))?;
+        }
+        let incoming = incoming.map(|(tensor, from)| (&*tensor, from));
+        let tensors: Vec<&Tensor> = incoming.iter().map(|(tensor, _)| *tensor).chain(outgoing.iter().map(|(tensor, _)| *tensor)).collect();
+        if let Some(tensor) = tensors.iter().find(|tensor| tensor.device() != Device::Cpu) {
+            let reason = format!("a tensor of shape {:?} on {:?} is not in host memory", tensor.size(), tensor.device());
+            return Err(self.fail(GroupError::Argument { operation, reason }));
+        }
+        self.run(operation, &tensors, |live| live.relay(incoming, outgoing, tag, timeout))
+    }
+
     /// From now on, and until every parameter's gradient was accumulated once more, gradients are summed over all members while the
     /// backward pass runs. What was accumulated before is part of the sum.
     ///

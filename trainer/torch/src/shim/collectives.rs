@@ -197,6 +197,24 @@ impl RawGroup {
         check("receive", unsafe { ffi::lcl_group_receive(self.0.as_ptr(), raw(tensor), rank as i32, tag.into(), milliseconds(timeout)) })
     }
 
+    /// `incoming` and `outgoing` are in host memory.
+    pub(crate) fn relay(
+        &mut self,
+        incoming: Option<(&Tensor, usize)>,
+        outgoing: Option<(&Tensor, &[usize])>,
+        tag: u16,
+        timeout: Duration,
+    ) -> Result<(), ShimError> {
+        let (incoming, from) = incoming.map_or((ptr::null_mut(), 0), |(tensor, from)| (raw(tensor), from as i32));
+        let (outgoing, to) = outgoing.map_or((ptr::null_mut(), [].as_slice()), |(tensor, to)| (raw(tensor), to));
+        let to: Vec<i32> = to.iter().map(|rank| *rank as i32).collect();
+        let timeout = milliseconds(timeout);
+        // SAFETY: as above; `to` has as many ranks as is said, and none without a tensor for them.
+        check("passing on", unsafe {
+            ffi::lcl_group_relay(self.0.as_ptr(), incoming, from, outgoing, to.as_ptr(), to.len(), tag.into(), timeout)
+        })
+    }
+
     pub(crate) fn attach(&mut self, parameters: &[&Tensor], options: BucketOptions) -> Result<(), ShimError> {
         let mut pointers: Vec<_> = parameters.iter().map(|tensor| raw(tensor)).collect();
         let BucketOptions { first_bucket_bytes, bucket_bytes, compresses } = options;

@@ -148,6 +148,16 @@ unsafe extern "C" {
     ) -> c_int;
     pub(super) fn lcl_group_send(group: *mut Group, tensor: RawTensor, rank: i32, tag: i32, timeout: i64) -> c_int;
     pub(super) fn lcl_group_receive(group: *mut Group, tensor: RawTensor, rank: i32, tag: i32, timeout: i64) -> c_int;
+    pub(super) fn lcl_group_relay(
+        group: *mut Group,
+        incoming: RawTensor,
+        from: i32,
+        outgoing: RawTensor,
+        to: *const i32,
+        count: usize,
+        tag: i32,
+        timeout: i64,
+    ) -> c_int;
     pub(super) fn lcl_group_attach(group: *mut Group, parameters: *mut RawTensor, count: usize, options: *const BucketOptions) -> c_int;
     pub(super) fn lcl_group_prepare(group: *mut Group, timeout: i64) -> c_int;
     pub(super) fn lcl_group_reached(group: *mut Group, reached: *mut u8, count: usize) -> c_int;

@@ -76,6 +76,55 @@ fn a_tensor_is_sent_from_one_member_to_another() {
 }
 
 #[test]
+fn a_member_passes_on_what_came_before_while_the_next_comes() {
+    const PIECES: i64 = 5;
+    // 0 sends to 1 and 2, 1 to 3.
+    let found = as_members(4, |group| {
+        let (from, to) = [(None, vec![1, 2]), (Some(0), vec![3]), (Some(0), vec![]), (Some(1), vec![])][group.rank()].clone();
+        let mut before: Option<Tensor> = None;
+        let mut seen = Vec::new();
+        for piece in 0..PIECES {
+            let mut tensor = Tensor::from_slice(&[if from.is_none() { piece } else { -1 }; 3]);
+            let outgoing = before.as_ref().map(|tensor| (tensor, to.as_slice()));
+            match from {
+                Some(from) => group.relay(Some((&mut tensor, from)), outgoing, 4, TIMEOUT).expect("passed on"),
+                None => group.relay(None, Some((&tensor, &to)), 4, TIMEOUT).expect("sent"),
+            }
+            seen.extend(values(&tensor.to_kind(Kind::Double)));
+            before = from.map(|_| tensor);
+        }
+        if let Some(last) = &before {
+            group.relay(None, Some((last, &to)), 4, TIMEOUT).expect("sent");
+        }
+        group.barrier(TIMEOUT).expect("all are there");
+        seen
+    });
+    let expected: Vec<f64> = (0..PIECES).flat_map(|piece| [piece as f64; 3]).collect();
+    assert_eq!(found, vec![expected; 4]);
+}
+
+#[test]
+fn a_peer_that_takes_or_gives_no_piece_ends_the_wait_of_the_other() {
+    for gives in [true, false] {
+        let outcomes = as_members(2, |group| {
+            let mut tensor = Tensor::from_slice(&[1.0f32]);
+            let soon = Duration::from_millis(200);
+            match (group.rank(), gives) {
+                (0, true) => group.relay(None, Some((&tensor, &[1])), 4, soon).map_err(|error| (group.is_live(), error.to_string())),
+                (0, false) => group.relay(Some((&mut tensor, 1)), None, 4, soon).map_err(|error| (group.is_live(), error.to_string())),
+                _ => {
+                    // Until the other has closed the group.
+                    let _ = group.receive(&mut tensor, 0, 5, TIMEOUT);
+                    Ok(())
+                }
+            }
+        });
+        let [Err((false, error)), Ok(())] = outcomes.as_slice() else { panic!("{outcomes:?}") };
+        assert!(!error.is_empty());
+    }
+}
+
+#[test]
 fn an_abort_ends_a_wait_for_a_member_that_never_comes_and_a_new_group_works() {
     let store = MemoryStore::default();
     let (ready, is_ready) = mpsc::channel();

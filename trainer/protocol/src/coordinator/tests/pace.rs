@@ -82,11 +82,11 @@ fn a_member_that_trains_is_not_taken_for_one_that_waits_for_those_who_still_get_
 
 #[test]
 fn a_member_that_reads_a_checkpoint_for_the_others_has_all_the_time_it_takes_while_it_gets_on() {
-    for (gets_on, seconds) in [(true, 60), (false, 10)] {
+    for (gets_on, seconds) in [(true, 90), (false, 18)] {
         let mut bench = Bench::of_two_at_step_5(1, 2);
         for second in 0..=seconds {
             bench.tick(Duration::from_secs(second));
-            in_stage(&mut bench, 1, Preparing, if gets_on { second / 5 } else { 7 });
+            in_stage(&mut bench, 1, Preparing, if gets_on { second / 10 } else { 7 });
             in_stage(&mut bench, 2, Transferring, 1);
         }
         assert_eq!(bench.closed, if gets_on { vec![] } else { vec![1] }, "{:?}", bench.coordinator.status().history);
