@@ -26,11 +26,16 @@ struct Coordinator {
 
 impl Coordinator {
     fn start(min: u32, desired: u32, max: u32) -> Result<Self> {
+        Self::start_after(0, min, desired, max)
+    }
+
+    /// One that follows the coordinator of this epoch.
+    fn start_after(epoch: u64, min: u32, desired: u32, max: u32) -> Result<Self> {
         let runtime = Runtime::new()?;
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
         let settings = CoordinatorSettings {
-            epoch: 1,
+            epoch: epoch + 1,
             world: World::new(min, desired, max)?,
             // Long enough for all to come first on a busy machine: what is tested is what happens afterwards.
             formation_wait: Duration::from_mins(1),
@@ -75,6 +80,38 @@ fn three_members_do_the_work_of_one() -> Result<()> {
     ensure!(run.newest_checkpoint()?.step == 40);
     ensure!(generations(&run)? == [1]);
     Ok(())
+}
+
+/// To how many a member's log says that it has sent the state, before the first step of its only group.
+fn receivers(log: &str) -> Result<usize> {
+    let line = log.lines().find(|line| line.contains("state is level")).with_context(|| format!("it never had the state: {log}"))?;
+    let (_, rest) = line.split_once("to=[").context("no receivers")?;
+    let (ranks, _) = rest.split_once(']').context("no end of the receivers")?;
+    Ok(ranks.split(", ").filter(|rank| !rank.is_empty()).count())
+}
+
+#[test]
+fn members_begin_without_sending_the_state_and_restore_it_over_members_that_pass_it_on() -> Result<()> {
+    const MEMBERS: u32 = 5;
+    let workbench = Workbench::new(&[])?;
+    let (alone, run) = (workbench.alone(40)?, workbench.begin("tree")?);
+    let workers: Vec<String> = (0..MEMBERS).map(|worker| format!("w-{worker}")).collect();
+    for epoch in [0, 1] {
+        let coordinator = Coordinator::start_after(epoch, MEMBERS, MEMBERS, MEMBERS)?;
+        let members = workers.iter().map(|worker| coordinator.member(&run, worker)).collect::<Result<Vec<_>>>()?;
+        if epoch == 0 {
+            await_condition("five steps", || run.has_steps(5))?;
+            members.iter().try_for_each(|member| member.signal(Signal::TERM))?;
+        }
+        let code = if epoch == 0 { ExitCode::Preempted } else { ExitCode::Success };
+        let mut sent = Vec::new();
+        for member in members {
+            sent.push(receivers(&member.wait()?.expect_code(code.code())?.stderr)?);
+        }
+        // Rank 0 to 1 and 3, of whom each passes it on to the next.
+        ensure!(sent == if epoch == 0 { [0; 5] } else { [2, 1, 0, 1, 0] }, "{sent:?}");
+    }
+    run.expect_same_work(&alone)
 }
 
 #[test]
