@@ -13,10 +13,12 @@ use lcl_proto::v1alpha1::{command_request as request, command_response::Accepted
 use lcl_protocol::{EndReason, HistoryEvent, LossCause, Phase};
 use lcl_tests::{
     coordinator::Coordinator,
+    hanging_store::{HangingStore, Hangs},
     process::{self, Running, await_condition},
     run::{Run, Workbench},
 };
 use lcl_trainer_config::ExitCode;
+use rustix::process::Signal;
 
 /// Longer than a step on a busy machine.
 const IMPATIENT: [&str; 5] = ["--insecure", "--listen", "127.0.0.1:0", "--stall-timeout", "3"];
@@ -79,6 +81,34 @@ fn a_member_whose_operation_outlives_the_abort_of_its_group_starts_itself_anew_a
     let joined = joined(&mut Asked::connect(coordinator.address())?)?;
     ensure!(joined.iter().filter(|worker| *worker == "b").count() == 2, "{joined:?}");
     run.expect_same_work(&alone)
+}
+
+#[test]
+fn a_survivor_whose_data_hang_says_at_once_what_it_holds() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let store = HangingStore::start(&workbench.shard(), Hangs::AtParts)?;
+    let mut run = workbench.begin("hangs")?;
+    run.config.data = store.data(&run.config.data, &workbench.path("store"));
+    let coordinator = Coordinator::start(1, 2)?;
+    let mut asked = Asked::connect(coordinator.address())?;
+    let (stays, lost) = (member(&run, &coordinator, "a", None)?, member(&run, &coordinator, "b", None)?);
+    await_condition("a request that hangs", || Ok(store.hangs().then_some(())))?;
+    await_condition("a group of two", || {
+        Ok((asked.status()?.members.iter().filter(|member| member.rank.is_some()).count() == 2).then_some(()))
+    })?;
+    lost.kill()?;
+    let mut worlds = || -> Result<Vec<u32>> {
+        let formed = asked.history()?.into_iter().filter_map(|event| match event {
+            HistoryEvent::Formed { world, .. } => Some(world),
+            _ => None,
+        });
+        Ok(formed.collect())
+    };
+    await_condition("a group without the lost one", || Ok((worlds()? == [2, 1]).then_some(())))?;
+    ensure!(losses(&mut asked)? == [("b".to_owned(), LossCause::StreamClosed)], "{:?}", asked.history()?);
+    stays.signal(Signal::TERM)?;
+    stays.wait()?.expect_code(ExitCode::Preempted.code())?;
+    Ok(())
 }
 
 #[test]

@@ -314,6 +314,7 @@ impl<'a> MemberRun<'a> {
                 self.finish_saving(generation)?;
                 if let Some(joined) = self.joined.take_if(|joined| joined.generation == generation) {
                     fail_point::reach(Place::Leave);
+                    retire(joined.loader);
                     // So that nobody's last exchange loses its peer; whether all came does not matter any more.
                     let _ = joined.group.leave(FORM_TIMEOUT);
                 }
@@ -474,17 +475,22 @@ impl<'a> MemberRun<'a> {
         }
     }
 
-    /// Waits for the next batch; false when a stop was asked for and it does not come. The wait for a store that hangs may be long, and nobody leaves
-    /// in the middle of a step: so this one does not happen, and the others do it in a group without this member.
-    fn wait_for_batch(&mut self) -> Result<bool, TrainError> {
+    /// Waits for the next batch. The wait for a store that hangs may be long. When a stop was asked for it ends, and since nobody leaves in the
+    /// middle of a step this one does not happen: the others do it in a group without this member. It ends with the group, too: the others
+    /// wait for what this member holds.
+    fn wait_for_batch(&mut self, generation: Generation) -> Result<(), StepError> {
+        let is_over = self.is_over(generation);
         let mut asked = None;
         loop {
             if self.joined.as_ref().and_then(|joined| joined.loader.as_ref()).is_none_or(|loader| loader.wait(PATIENCE)) {
-                return Ok(true);
+                return Ok(());
+            }
+            if is_over() {
+                return Err(StepError::Group("it ended while the data of its step did not come".to_owned()));
             }
             self.ask_to_leave_when_stopped()?;
             if self.is_draining && asked.get_or_insert_with(Instant::now).elapsed() > BATCH_PATIENCE {
-                return Ok(false);
+                return Err(StepError::NoData);
             }
         }
     }
@@ -496,9 +502,8 @@ impl<'a> MemberRun<'a> {
         let (asked, before) = (Instant::now(), Usage::now());
         fail_point::stand(joined.rank, joined.world, step);
         fail_point::reach(Place::Data);
-        if !self.wait_for_batch()? {
-            return Err(StepError::NoData);
-        }
+        let generation = joined.generation;
+        self.wait_for_batch(generation)?;
         let Some(joined) = self.joined.as_mut() else { return Err(StepError::Group("the group is gone".to_owned())) };
         joined.loads = step + 1;
         let batch = match joined.loader.as_mut() {
@@ -560,7 +565,7 @@ impl<'a> MemberRun<'a> {
             tracing::warn!(group = %generation, reason, "the group failed");
         }
         *self.abortable.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.joined = None;
+        retire(self.joined.take().and_then(|joined| joined.loader));
         log_place::set(None);
         self.stop_saving(generation)?;
         tracing::info!(group = %generation, "group closed");
@@ -578,6 +583,13 @@ impl<'a> MemberRun<'a> {
             leader.end(reason, &self.learner, self.progress)?;
         }
         Ok(if reason == ProtocolEnd::Complete { ExitCode::Success } else { ExitCode::Preempted })
+    }
+}
+
+/// Its threads may be in the middle of a request that hangs, and nobody waits for them.
+fn retire(loader: Option<Loader>) {
+    if let Some(loader) = loader {
+        thread::spawn(move || drop(loader));
     }
 }
 

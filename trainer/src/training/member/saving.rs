@@ -147,7 +147,7 @@ impl MemberRun<'_> {
     }
 
     /// Whether the group of a generation is to be dropped; to be asked while this thread waits.
-    fn is_over(&self, generation: Generation) -> impl Fn() -> bool + use<> {
+    pub(super) fn is_over(&self, generation: Generation) -> impl Fn() -> bool + use<> {
         let abort = self.abortable.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(of, abort)| (*of, abort.clone()));
         move || abort.as_ref().is_none_or(|(of, abort)| *of != generation || abort.is_aborted())
     }
