@@ -142,13 +142,16 @@ fn survivors_go_on_when_a_member_is_killed_and_its_replacement_is_taken_in() -> 
 #[test]
 fn a_member_asked_to_end_leaves_between_two_steps_and_the_others_finish() -> Result<()> {
     let workbench = Workbench::new(&[])?;
-    let (alone, run) = (workbench.alone(40)?, workbench.begin("drained")?);
+    let (alone, mut run) = (workbench.alone(40)?, workbench.begin("drained")?);
+    run.config.checkpoint.every_steps = 40;
     let coordinator = Coordinator::start(1, 2, 2)?;
-    let (stays, leaves) = (coordinator.member(&run, "a")?, coordinator.member(&run, "b")?);
+    let (leaves, stays) = (coordinator.member(&run, "a")?, coordinator.member(&run, "b")?);
     await_condition("five steps of two members", || run.has_steps(5))?;
     leaves.signal(Signal::TERM)?;
     leaves.wait()?.expect_code(ExitCode::Preempted.code())?;
     stays.wait()?.expect_code(0)?;
+    // The other had what it left with: it wrote nothing of its own, although it led.
+    ensure!(run.checkpoints()?.iter().map(|checkpoint| checkpoint.step).eq([40]), "{:?}", run.checkpoints()?);
     run.expect_same_work(&alone)
 }
 

@@ -595,6 +595,9 @@ pub struct Evicted {
 pub struct End {
     #[prost(enumeration = "EndReason", tag = "1")]
     pub reason: i32,
+    /// What the member holds, or more, is in a checkpoint or with members that stay.
+    #[prost(bool, tag = "2")]
+    pub is_kept: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct World {

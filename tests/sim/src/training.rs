@@ -121,7 +121,7 @@ impl Training {
                 self.close(generation, None);
             }
             MemberCommand::AbortGroup { generation, .. } => self.close(generation, None),
-            MemberCommand::Exit(reason) => {
+            MemberCommand::Exit { reason, .. } => {
                 self.scene.judge().exited(self.process, reason, self.state.map(|state| state.label.step));
                 return Then::Exit;
             }

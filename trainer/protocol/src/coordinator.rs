@@ -565,11 +565,12 @@ impl Coordinator {
         self.next_check = self.peers.values().map(|peer| peer.heard).chain(unnamed).min().map(|heard| heard + timeout);
     }
 
-    /// A member leaves in order.
-    fn dismiss(&mut self, name: &MemberName, reason: EndReason) {
+    /// A member leaves in order. `is_safe`: whether a state is kept without it.
+    fn dismiss(&mut self, name: &MemberName, reason: EndReason, is_safe: impl Fn(StateLabel) -> bool) {
         let Some(peer) = self.peers.remove(name) else { return };
         self.record(HistoryEvent::Left { member: name.clone(), reason });
-        self.send(peer.connection, ToMember::End { generation: self.generation, reason });
+        let is_kept = peer.held.is_none_or(is_safe);
+        self.send(peer.connection, ToMember::End { generation: self.generation, reason, is_kept });
         self.close(peer.connection);
     }
 

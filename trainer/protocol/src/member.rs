@@ -258,7 +258,7 @@ impl Member {
                 self.drop_link(&reason);
                 self.abort(&reason);
             }
-            ToMember::End { reason, .. } => self.end(reason),
+            ToMember::End { reason, is_kept, .. } => self.end(reason, is_kept),
         }
     }
 
@@ -452,9 +452,9 @@ impl Member {
         }
     }
 
-    fn end(&mut self, reason: EndReason) {
+    fn end(&mut self, reason: EndReason, is_kept: bool) {
         self.drop_link(&format!("the coordinator has ended this member: {reason}"));
-        self.end_with(MemberCommand::Exit(reason), &format!("this member has ended: {reason}"));
+        self.end_with(MemberCommand::Exit { reason, is_kept }, &format!("this member has ended: {reason}"));
     }
 
     /// Tells the process its end: at once, or when it has dropped its group. Until then an update may still be applied.

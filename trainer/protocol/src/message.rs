@@ -136,6 +136,8 @@ pub enum ToMember {
         generation: Generation,
         /// Why.
         reason: EndReason,
+        /// Whether what it holds, or more, is in a checkpoint or with members that stay: it need not save anything.
+        is_kept: bool,
     },
 }
 

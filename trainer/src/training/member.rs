@@ -287,7 +287,7 @@ impl<'a> MemberRun<'a> {
                 return Ok(code);
             }
             if self.is_leaving {
-                return self.exit(ProtocolEnd::Drained);
+                return self.exit(ProtocolEnd::Drained, false);
             }
         }
     }
@@ -324,7 +324,7 @@ impl<'a> MemberRun<'a> {
                 tracing::warn!(group = %generation, reason, "leaving the group");
                 self.close(generation, None)?;
             }
-            MemberCommand::Exit(reason) => return self.exit(reason).map(Some),
+            MemberCommand::Exit { reason, is_kept } => return self.exit(reason, is_kept).map(Some),
             MemberCommand::GiveUp(refusal) => return Err(MemberRunError::from(refusal).into()),
             // The client's own.
             MemberCommand::Connect | MemberCommand::Disconnect { .. } | MemberCommand::Send(_) | MemberCommand::StoreResponse { .. } => {}
@@ -470,7 +470,7 @@ impl<'a> MemberRun<'a> {
     /// A command met while training: obeyed here, where an exit cannot be one of them (it follows the end of a group).
     fn pending(&mut self, command: MemberCommand) -> Result<(), TrainError> {
         match command {
-            MemberCommand::Train { .. } | MemberCommand::Exit(_) => Ok(()),
+            MemberCommand::Train { .. } | MemberCommand::Exit { .. } => Ok(()),
             other => self.obey(other).map(drop),
         }
     }
@@ -572,10 +572,11 @@ impl<'a> MemberRun<'a> {
         self.report(MemberEvent::GroupClosed { generation, failure })
     }
 
-    fn exit(&mut self, reason: ProtocolEnd) -> Result<ExitCode, TrainError> {
-        tracing::info!(%reason, step = self.progress.completed_steps, "leaving");
-        if self.leader.is_some() && reason != ProtocolEnd::Complete {
-            // Others may go on from here; when there are none, this is where the next start begins.
+    /// `is_kept`: what this member holds is safe without it.
+    fn exit(&mut self, reason: ProtocolEnd, is_kept: bool) -> Result<ExitCode, TrainError> {
+        tracing::info!(%reason, is_kept, step = self.progress.completed_steps, "leaving");
+        if self.leader.is_some() && !is_kept {
+            // This may be where the next start begins.
             self.save_alone()?;
         }
         if let Some(leader) = self.leader.as_mut() {

@@ -140,7 +140,7 @@ pub(crate) fn to_member(message: wire::ToMember) -> Result<ToMember, WireError> 
         Message::Alive(_) => ToMember::Alive { generation },
         Message::Store(store) => ToMember::Store { generation, id: store.id, response: store_response(required("answer", store.answer)?) },
         Message::Evicted(evicted) => ToMember::Evicted { generation, reason: evicted.reason },
-        Message::End(end) => ToMember::End { generation, reason: end_reason(end.reason())? },
+        Message::End(end) => ToMember::End { generation, reason: end_reason(end.reason())?, is_kept: end.is_kept },
     })
 }
 

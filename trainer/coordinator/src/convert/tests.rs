@@ -112,7 +112,7 @@ fn every_message_of_the_coordinator_is_read_back() {
         ToMember::Evicted { generation, reason: text() },
     ];
     for reason in [EndReason::Complete, EndReason::Drained, EndReason::Stopped] {
-        messages.push(ToMember::End { generation, reason });
+        messages.push(ToMember::End { generation, reason, is_kept: reason == EndReason::Drained });
     }
     for reason in [
         Refusal::ProtocolVersion { member: text(), version: 2, coordinator: 1 },

@@ -132,7 +132,9 @@ pub(crate) fn to_member(message: ToMember) -> wire::ToMember {
         ToMember::Alive { generation } => (generation, Message::Alive(wire::Alive {})),
         ToMember::Store { generation, id, response } => (generation, Message::Store(store_response(id, response))),
         ToMember::Evicted { generation, reason } => (generation, Message::Evicted(wire::Evicted { reason })),
-        ToMember::End { generation, reason } => (generation, Message::End(wire::End { reason: end_reason(reason).into() })),
+        ToMember::End { generation, reason, is_kept } => {
+            (generation, Message::End(wire::End { reason: end_reason(reason).into(), is_kept }))
+        }
     };
     wire::ToMember { group: Some(group_id(about)), message: Some(message) }
 }

@@ -236,7 +236,7 @@ impl Process {
                 }
             }
             MemberCommand::LeaveGroup { .. } | MemberCommand::AbortGroup { .. } => self.close(None),
-            MemberCommand::Exit(reason) => return Some(Outcome::Ended(reason)),
+            MemberCommand::Exit { reason, .. } => return Some(Outcome::Ended(reason)),
             MemberCommand::GiveUp(Refusal::Superseded { .. }) => return Some(Outcome::Superseded),
             other => panic!("not for the training thread: {other:?}"),
         }

@@ -71,12 +71,13 @@ impl Coordinator {
         let hopeless = self.is_helpless();
         // Those who stay are no safe place when they are too few to go on: they may leave next, and none of them can write.
         let can_keep = staying >= self.world.min() as usize || !can_form;
-        let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || self.saved_step() >= Some(held.step);
+        let saved = self.saved_step();
+        let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || saved >= Some(held.step);
         let can_go = |peer: &&Peer| peer.draining && peer.is_free() && (hopeless || peer.held.is_none_or(is_safe));
         let leaving: Vec<MemberName> = self.peers.values().filter(can_go).map(|peer| peer.identity.name.clone()).collect();
         let reason = if self.stopping { EndReason::Stopped } else { EndReason::Drained };
         for name in leaving {
-            self.dismiss(&name, reason);
+            self.dismiss(&name, reason, is_safe);
         }
     }
 
@@ -198,8 +199,9 @@ impl Coordinator {
 
     fn dismiss_all(&mut self, reason: EndReason) {
         let all: Vec<MemberName> = self.peers.keys().cloned().collect();
+        let saved = self.saved_step();
         for name in all {
-            self.dismiss(&name, reason);
+            self.dismiss(&name, reason, |held| saved >= Some(held.step));
         }
     }
 }

@@ -351,7 +351,7 @@ fn the_job_is_complete_when_all_have_finished_and_later_ones_are_told() {
     let status = bench.coordinator.status();
     assert_eq!((status.phase, status.step), (Phase::Ended(EndReason::Complete), 9));
     bench.attach(3, 3, |_| {});
-    assert_eq!(bench.taken(3).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Complete }));
+    assert_eq!(bench.taken(3).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Complete, is_kept: true }));
 }
 
 #[test]

@@ -258,9 +258,9 @@ fn heartbeats_go_out_at_the_interval_and_a_silent_coordinator_is_left() {
 fn a_member_that_is_told_to_end_exits_after_its_group_is_dropped() {
     let mut bench = Bench::training();
     bench.event(MemberEvent::Finished { generation: generation(1) });
-    let commands = bench.hear(ToMember::End { generation: generation(1), reason: EndReason::Complete });
+    let commands = bench.hear(ToMember::End { generation: generation(1), reason: EndReason::Complete, is_kept: true });
     assert!(matches!(&commands[..], [MemberCommand::Disconnect { .. }, MemberCommand::AbortGroup { .. }]), "{commands:?}");
-    assert_eq!(bench.closed(None), [MemberCommand::Exit(EndReason::Complete)]);
+    assert_eq!(bench.closed(None), [MemberCommand::Exit { reason: EndReason::Complete, is_kept: true }]);
     assert_eq!(bench.event(MemberEvent::Tick), []);
 }
 

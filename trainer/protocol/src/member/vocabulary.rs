@@ -158,7 +158,12 @@ pub enum MemberCommand {
         response: StoreResponse,
     },
     /// The process has nothing more to do.
-    Exit(EndReason),
+    Exit {
+        /// Why.
+        reason: EndReason,
+        /// Whether what it holds is safe without it.
+        is_kept: bool,
+    },
     /// The process can never take part.
     GiveUp(Refusal),
 }

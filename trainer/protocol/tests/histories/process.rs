@@ -243,7 +243,7 @@ impl Process {
             return self.todo.pop_front();
         }
         let is_urgent = |command: &MemberCommand| {
-            matches!(command, MemberCommand::StoreResponse { .. } | MemberCommand::AbortGroup { .. } | MemberCommand::Exit(_))
+            matches!(command, MemberCommand::StoreResponse { .. } | MemberCommand::AbortGroup { .. } | MemberCommand::Exit { .. })
         };
         self.todo.iter().position(is_urgent).and_then(|place| self.todo.remove(place))
     }
@@ -320,7 +320,7 @@ impl Process {
                 }
                 self.drop_group(now, fabric, None);
             }
-            MemberCommand::Exit(_) => {
+            MemberCommand::Exit { .. } => {
                 self.disconnect = true;
                 self.die(fabric);
             }

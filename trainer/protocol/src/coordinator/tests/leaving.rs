@@ -9,7 +9,7 @@ fn a_drained_member_leaves_at_an_agreed_step_and_is_told_to_end() {
     assert_eq!(bench.taken(2), [ToMember::Wish { generation: generation(1), flags: Flags::LEAVE }]);
     bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
     bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
-    assert_eq!(bench.taken(2), [ToMember::End { generation: generation(1), reason: EndReason::Drained }]);
+    assert_eq!(bench.taken(2), [ToMember::End { generation: generation(1), reason: EndReason::Drained, is_kept: true }]);
     assert_eq!(bench.plan(1).map(|plan| (plan.world, plan.role)), Some((1, Role::Level)));
 }
 
@@ -32,7 +32,7 @@ fn members_that_leave_too_few_behind_write_a_checkpoint_first() {
     bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), saved: 7.into() });
     bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
     bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
-    assert_eq!(bench.taken(2).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Drained }));
+    assert_eq!(bench.taken(2).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Drained, is_kept: true }));
 
     // The second wish comes when the group has agreed to leave already: one more generation writes.
     let mut bench = Bench::new(2, 3, 3);
@@ -53,7 +53,7 @@ fn members_that_leave_too_few_behind_write_a_checkpoint_first() {
     bench.close(2);
     assert!(bench.taken(1).iter().all(|message| matches!(message, ToMember::Abort { .. })));
     bench.tick(WAIT);
-    assert_eq!(bench.taken(1).last(), Some(&ToMember::End { generation: generation(2), reason: EndReason::Drained }));
+    assert_eq!(bench.taken(1).last(), Some(&ToMember::End { generation: generation(2), reason: EndReason::Drained, is_kept: false }));
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_stop_waits_for_a_checkpoint_and_then_ends_all() {
     bench.say(1, ToCoordinator::CheckpointCommitted { generation: generation(1), saved: 7.into() });
     bench.report(1, 1, Some(label(7, 1)), ReportCause::Agreed);
     bench.report(2, 1, Some(label(7, 1)), ReportCause::Agreed);
-    assert!(bench.taken(2).contains(&ToMember::End { generation: generation(1), reason: EndReason::Stopped }));
+    assert!(bench.taken(2).contains(&ToMember::End { generation: generation(1), reason: EndReason::Stopped, is_kept: true }));
     assert_eq!(bench.coordinator.status().phase, Phase::Ended(EndReason::Stopped));
 }
 
@@ -96,7 +96,7 @@ fn a_stop_gives_up_on_members_that_do_not_come_back() {
     bench.close(2);
     bench.report(1, 1, Some(label(6, 1)), ReportCause::Aborted);
     bench.tick(WAIT);
-    assert_eq!(bench.taken(1).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Stopped }));
+    assert_eq!(bench.taken(1).last(), Some(&ToMember::End { generation: generation(1), reason: EndReason::Stopped, is_kept: false }));
     assert_eq!(bench.coordinator.status().phase, Phase::Ended(EndReason::Stopped));
 }
 
