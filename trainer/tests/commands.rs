@@ -214,6 +214,25 @@ fn a_diverged_run_stops_with_the_permanent_code_after_the_configured_steps() -> 
 }
 
 #[test]
+fn a_loss_that_is_no_number_soon_after_a_checkpoint_was_read_names_it() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    for name in ["alone", "together"] {
+        let mut training = workbench.begin(name)?;
+        training.complete(&["--steps", "4"])?;
+        training.config.optimization.learning_rate = 1e30;
+        let coordinator = Coordinator::start(2, 2)?;
+        let address = coordinator.address().to_string();
+        let place = ["--insecure", "--coordinator", &address, "--worker", "w-0", "--node", "n", "--members-per-worker", "2"];
+        let finished = if name == "alone" { training.run(&[])? } else { process::run(training.arguments_of("worker", &place)?)? }
+            .expect_code(PERMANENT)?;
+        let line = finished.stderr.lines().find(|line| line.contains("so soon after this checkpoint was read"));
+        let line = line.with_context(|| format!("{name}: {}", finished.stderr))?;
+        ensure!(line.contains("checkpoint=step-00000004-"), "{name}: {line}");
+    }
+    Ok(())
+}
+
+#[test]
 fn too_many_records_of_no_use_fail_a_run_alone_and_in_a_group_which_goes_on_when_the_limit_is_raised() -> Result<()> {
     let faults: Vec<(usize, Fault)> = (0..SAMPLES).step_by(2).map(|sample| (sample, Fault::TruncatedImage)).collect();
     let workbench = Workbench::new(&faults)?;

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lcl_checkpoint::{CheckpointStore, StoreOptions};
+use lcl_checkpoint::{CheckpointId, CheckpointStore, StoreOptions};
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StartError};
 use lcl_data::{Batch, Dataset, Loader, LoaderOptions, Orders, Slots};
 use lcl_protocol::{
@@ -48,7 +48,7 @@ use super::{
     TrainError, TrainOptions, bad_data,
     describe::share_wait,
     nothing_trained, open_data,
-    prepare::Progress,
+    prepare::{Progress, suspect},
     saver::{FinalSaveError, Saver},
     share::{self, checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
 };
@@ -177,6 +177,8 @@ struct MemberRun<'a> {
     progress: Progress,
     /// Completed steps of the checkpoint that the state was read from, if nothing was trained since.
     restored: Option<u64>,
+    /// The checkpoint that this member has read for its group.
+    came_from: Option<CheckpointId>,
     client: MemberClient,
     commands: Commands,
     abortable: Abortable,
@@ -259,6 +261,7 @@ impl<'a> MemberRun<'a> {
             learner,
             progress: Progress::default(),
             restored: None,
+            came_from: None,
             client,
             commands,
             abortable,
@@ -530,6 +533,9 @@ impl<'a> MemberRun<'a> {
             }
         };
         let end = Instant::now();
+        if report.skipped && shared.rows > 0 {
+            suspect(self.came_from, step);
+        }
         self.activity.step(end - asked, Usage::now().waited.saturating_sub(before.waited));
         self.progress.completed_steps = step + 1;
         self.progress.consecutive_skips = if report.skipped { self.progress.consecutive_skips + 1 } else { 0 };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lcl_checkpoint::{CheckpointStore, Generation, Restored, restore_latest};
+use lcl_checkpoint::{CheckpointId, CheckpointStore, Generation, Restored, restore_latest};
 use lcl_data::Dataset;
 use lcl_torch::{Device, Learner, StateTensor, choose_device};
 use lcl_trainer_config::TrainerConfig;
@@ -32,8 +32,28 @@ pub(super) struct Prepared {
     pub(super) machine: Option<String>,
     pub(super) generation: Generation,
     pub(super) progress: Progress,
-    /// Whether the store holds a checkpoint of the state as it is now.
-    pub(super) is_saved: bool,
+    /// The checkpoint that the state was read from.
+    pub(super) restored: Option<CheckpointId>,
+}
+
+/// Steps after a restore in which a loss that is no number is most likely the checkpoint's: what training itself does to a state that
+/// was well takes longer.
+const FIRST_STEPS: u64 = 10;
+
+/// An update was left out because its loss or gradients were not finite: says so when the checkpoint may be the reason.
+pub(super) fn suspect(restored: Option<CheckpointId>, step: u64) {
+    if let Some(checkpoint) = restored.filter(|checkpoint| is_suspect(checkpoint.step, step)) {
+        tracing::warn!(
+            step,
+            %checkpoint,
+            "the loss or a gradient is not finite so soon after this checkpoint was read: if that goes on, its state is the reason; remove its \
+             folder to go on from the one before"
+        );
+    }
+}
+
+fn is_suspect(restored: u64, step: u64) -> bool {
+    (restored..restored.saturating_add(FIRST_STEPS)).contains(&step)
 }
 
 /// How far a run is.
@@ -114,7 +134,7 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     }
     let machine = machine_of(&config, device)?;
     let mut learner = Learner::new(&config, device)?;
-    let is_saved = restored.is_some();
+    let from = restored.as_ref().map(|restored| restored.id);
     let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &config, &restored, machine.as_deref()))?;
     if progress.completed_steps < config.optimization.steps {
         folder.store().check_room(checkpoint_bytes(&learner))?;
@@ -127,7 +147,7 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
         tracing::warn!(lines = opened.missing, "metrics.jsonl lacks steps before the restored one; the training itself is complete");
     }
     let generation = Generation { epoch: folder.store().claim_epoch()?, n: 0 };
-    Ok(Prepared { config, folder, dataset, device, learner, journal, identity, machine, generation, progress, is_saved })
+    Ok(Prepared { config, folder, dataset, device, learner, journal, identity, machine, generation, progress, restored: from })
 }
 
 /// There is no complete checkpoint. Was there one?
@@ -167,7 +187,7 @@ pub(super) struct Restorer<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// The newest checkpoint's state, which the learner has now.
-    State(Progress),
+    State(Progress, CheckpointId),
     /// There never was a checkpoint: the learner has the initial state.
     Nothing,
     /// The newest checkpoint is of a later generation of the same job. The learner is as it was: the coordinator that formed the
@@ -191,7 +211,7 @@ pub(super) fn restore(
     if let Some(later) = asked.overtaken_by(&restored.metadata, restored.id.generation) {
         return Ok(Found::Later(later));
     }
-    load(learner, config, &restored, asked.machine).map(Found::State)
+    load(learner, config, &restored, asked.machine).map(|progress| Found::State(progress, restored.id))
 }
 
 impl Restorer<'_> {
@@ -276,6 +296,12 @@ mod tests {
             assert_eq!(kept_warmup(&config(None), metadata, 0), None, "nothing was trained yet");
         }
         assert_eq!(kept_warmup(&config(None), &json!({}), 3), None);
+    }
+
+    #[test]
+    fn a_checkpoint_is_suspected_for_its_first_steps() {
+        assert_eq!([6, 7, 16, 17].map(|step| is_suspect(7, step)), [false, true, true, false]);
+        assert!(!is_suspect(u64::MAX, 0));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     },
     ledger::{Writing, write_record},
     metadata, nothing_trained,
-    prepare::{Prepared, Progress, Provenance, with_provenance},
+    prepare::{Prepared, Progress, Provenance, suspect, with_provenance},
     saver::{Facts, Saver},
     share::{Setting, train_step},
 };
@@ -87,7 +87,7 @@ impl StepLoop {
         };
         let order = run.dataset.order(config.optimization.seed, config.optimization.global_batch_size);
         let loader = Loader::start(Arc::clone(&run.dataset), &config.data, loader_options)?;
-        let committed = run.is_saved.then_some(progress.completed_steps);
+        let committed = run.restored.map(|_| progress.completed_steps);
         let saver = Saver::new(run.folder.store().clone(), &config.checkpoint, *generation, committed, &run.learner);
         let unique = format!("{}.{}.{}", host_name(), process::id(), generation.epoch);
         // TensorBoard's points stand at completed steps; those after the restored one are dropped.
@@ -183,6 +183,9 @@ impl StepLoop {
         state_log::note(&self.run.learner, self.generation(), step + 1, Origin::Trained)?;
         if record.update_skipped {
             tracing::warn!(step, rows = batch.rows.len(), loss = report.total, gradient = report.gradient_norm, "update left out");
+            if record.rows > 0 {
+                suspect(self.run.restored, step);
+            }
         }
         if self.totals.lines.len() == KEPT_LINES {
             self.totals.lines.pop_front();

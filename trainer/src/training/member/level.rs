@@ -63,7 +63,10 @@ impl MemberRun<'_> {
         let found = restore(&store, &self.config, &asked, &mut self.learner);
         self.activity.read_from(None);
         let restored = match found? {
-            Found::State(progress) => Some(progress),
+            Found::State(progress, checkpoint) => {
+                self.came_from = Some(checkpoint);
+                Some(progress)
+            }
             Found::Nothing => None,
             Found::Later(by) => {
                 self.report(MemberEvent::Overtaken { generation, by: Generation { epoch: by.epoch, n: by.n } })?;
@@ -117,7 +120,7 @@ impl MemberRun<'_> {
             // All members have to go along the same curve, whatever number of steps each was started with.
             self.learner.set_warmup_steps(header.warmup);
         }
-        self.restored = None;
+        (self.restored, self.came_from) = (None, None);
         if let Some(saver) = self.saver.as_mut() {
             // What it knew to be in the store may be another state of the same step.
             saver.set_committed(None);
