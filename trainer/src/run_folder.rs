@@ -109,10 +109,14 @@ impl RunFolder {
         Self::on_object_store(store)
     }
 
-    /// Opens the folder without its lock, for a member of a group: who writes there is decided by the group's coordinator.
+    /// As [`RunFolder::of_member`], of a store that is still to be opened.
     pub fn open_as_member(uri: &str) -> Result<Self, RunFolderError> {
-        let store = CheckpointStore::open(uri, StoreOptions::default())?;
-        if let Some(path) = local_path(uri)? {
+        Self::of_member(CheckpointStore::open(uri, StoreOptions::default())?)
+    }
+
+    /// The folder without its lock, for a member of a group: who writes there is decided by the group's coordinator.
+    pub fn of_member(store: CheckpointStore) -> Result<Self, RunFolderError> {
+        if let Some(path) = local_path(store.uri())? {
             fs::create_dir_all(&path).map_err(|source| RunFolderError::File { path: path.clone(), source })?;
             return Ok(Self { store, path, _lock: None, upload: None });
         }

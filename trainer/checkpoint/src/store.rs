@@ -232,7 +232,9 @@ impl CheckpointStore {
         self.inner.single_put_limit
     }
 
-    pub(crate) fn is_local(&self) -> bool {
+    /// Whether it is a folder of this machine.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
         self.inner.local.is_some()
     }
 

@@ -3,7 +3,7 @@
 //! Comes in: records. Goes out: lines in the journal, points in the event file. A volume that takes nothing never stops training: what is to be
 //! written waits in memory.
 
-use std::{io, path::Path};
+use std::io;
 
 use super::{describe::scalars, step_loop::unix_time};
 use crate::{journal::Journal, records::Record, tensorboard::EventFile};
@@ -23,16 +23,16 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// After every write to files in `folder`.
-    pub(super) fn note(&mut self, written: io::Result<()>, folder: &Path) {
+    /// After every write to files in `folder`, a URI or a path.
+    pub(super) fn note(&mut self, written: io::Result<()>, folder: &str) {
         match written {
             Ok(()) if self.is_failing => {
                 self.is_failing = false;
-                tracing::info!(folder = %folder.display(), "metrics are written again, with those that waited");
+                tracing::info!(folder, "metrics are written again, with those that waited");
             }
             Err(error) if !self.is_failing => {
                 self.is_failing = true;
-                tracing::warn!(%error, folder = %folder.display(), "metrics wait in memory: the file takes none");
+                tracing::warn!(%error, folder, "metrics wait in memory: the file takes none");
             }
             Ok(()) | Err(_) => {}
         }

@@ -40,7 +40,7 @@ use lcl_trainer_config::{ExitCode, TrainerConfig};
 pub use self::tally::PartsError;
 use self::{
     activity::ActivityCell,
-    leader::Leader,
+    leader::{Leader, Situation},
     rendezvous::Rendezvous,
     tally::{JoinError, Tally, Wanted},
 };
@@ -167,6 +167,8 @@ struct MemberRun<'a> {
     options: &'a TrainOptions,
     member: MemberOptions,
     config: TrainerConfig,
+    /// Where checkpoints and the run's files go.
+    store: CheckpointStore,
     identity: Identity,
     /// See [`machine_of`].
     machine: Option<String>,
@@ -253,6 +255,7 @@ impl<'a> MemberRun<'a> {
             options,
             member,
             config,
+            store,
             identity,
             machine,
             dataset,
@@ -548,6 +551,7 @@ impl<'a> MemberRun<'a> {
             self.activity.training(&record);
             self.activity.sources(&record.sources);
             leader.record_step(record);
+            leader.check()?;
         }
         let bits = wishes.into_iter().fold(0, |all, wish| all | wish);
         Ok((Flags::from_bits(u32::try_from(bits & !BUSY).unwrap_or_default()), bits & BUSY != 0))
@@ -560,7 +564,16 @@ impl<'a> MemberRun<'a> {
             leader.set_generation(generation);
             return Ok(());
         }
-        let leader = Leader::begin(generation, &self.config, self.options, &self.dataset, &self.learner, self.progress, &self.tally)?;
+        let situation = Situation {
+            store: &self.store,
+            config: &self.config,
+            options: self.options,
+            dataset: &self.dataset,
+            learner: &self.learner,
+            progress: self.progress,
+            tally: &self.tally,
+        };
+        let leader = Leader::begin(generation, &situation)?;
         self.leader = Some(leader);
         Ok(())
     }

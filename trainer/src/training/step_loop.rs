@@ -317,7 +317,7 @@ impl StepLoop {
     fn record(&mut self, record: &Record) {
         self.display.show(record);
         let written = write_record(record, &mut self.run.journal, &mut self.events);
-        self.writing.note(written, self.run.folder.path());
+        self.writing.note(written, self.run.folder.store().uri());
     }
 
     fn started(&self) -> Record {

@@ -150,6 +150,32 @@ fn a_volume_that_is_away_for_a_while_costs_neither_a_step_nor_a_checkpoint_nor_a
     Ok(())
 }
 
+/// Once who came to lead while the volume was away ended after a minute, and then the next one.
+#[test]
+fn a_leader_that_is_lost_while_the_volume_is_away_has_a_successor_that_trains_on() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let mut run = workbench.begin("led")?;
+    run.config.checkpoint.every_steps = 1_000_000;
+    let (volume, coordinator) = (Volume::new(&run.folder)?, Coordinator::start(1, 2)?);
+    let member = |worker: &str| -> Result<Running> {
+        let address = coordinator.address().to_string();
+        start(&run, &volume, "member", &["--insecure", "--coordinator", &address, "--worker", worker, "--node", worker, "--steps", ENDLESS])
+    };
+    let (leads, follows) = (member("a")?, member("b")?);
+    await_steps(&leads, 10)?;
+    volume.fail(&[Call::Any], Errno::IO, None)?;
+    leads.kill()?;
+    await_steps(&follows, 30)?;
+    ensure!(follows.stderr()?.contains("metrics wait in memory"), "{}", follows.stderr()?);
+    let steps = run.steps()?.len();
+    volume.heal()?;
+    await_condition("the steps that waited", || run.has_steps(steps + 30))?;
+    follows.signal(Signal::TERM)?;
+    follows.wait()?.expect_code(ExitCode::Preempted.code())?;
+    ensure!(run.ledger()?.len() as u64 == run.newest_checkpoint()?.step, "{:?}", run.newest_checkpoint()?);
+    Ok(())
+}
+
 /// Once a checkpoint that was not given out was taken for a damaged one, and the run ended for good.
 #[test]
 fn a_volume_that_does_not_answer_at_the_start_is_another_tries_matter_and_nothing_is_taken_for_lost() -> Result<()> {

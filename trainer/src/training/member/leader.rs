@@ -1,26 +1,25 @@
 //! What the member of rank 0 does for all: `metrics.jsonl`, event files, the terminal.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+mod files;
 
-use lcl_checkpoint::while_away;
+use std::{collections::BTreeMap, time::Instant};
+
+use lcl_checkpoint::CheckpointStore;
 use lcl_data::Dataset;
 use lcl_protocol::Generation;
 use lcl_torch::Learner;
 use lcl_trainer_config::TrainerConfig;
 
+use self::files::{Files, Place};
 use super::tally::{KEPT, Tally};
 use crate::{
     display::Display,
-    journal::{Journal, METRICS_FILE, RUN_FILE},
     records::{EndReason, Ended, GenerationRecord, Record, Started, StepRecord},
-    run_folder::RunFolder,
-    tensorboard::EventFile,
     training::{
         TrainError, TrainOptions,
         describe::add_counts,
-        ledger::{Writing, write_record},
         prepare::Progress,
-        step_loop::{device_name, host_name, unix_time},
+        step_loop::{device_name, unix_time},
     },
 };
 
@@ -28,11 +27,9 @@ use crate::{
 /// reads them there and has the newest [`KEPT`] lines itself: half of them leaves the upload as many steps of time.
 const MOST_UNSENT: usize = KEPT / 2;
 
-/// Rank 0's open files.
+/// Rank 0's part.
 pub(super) struct Leader {
-    folder: RunFolder,
-    journal: Journal,
-    events: EventFile,
+    files: Files,
     display: Display,
     generation: Generation,
     rows: u64,
@@ -42,33 +39,27 @@ pub(super) struct Leader {
     begin: Instant,
     /// Step lines since the last upload began.
     unsent: usize,
-    writing: Writing,
+}
+
+/// What a member that comes to lead has.
+pub(super) struct Situation<'a> {
+    pub(super) store: &'a CheckpointStore,
+    pub(super) config: &'a TrainerConfig,
+    pub(super) options: &'a TrainOptions,
+    pub(super) dataset: &'a Dataset,
+    pub(super) learner: &'a Learner,
+    pub(super) progress: Progress,
+    pub(super) tally: &'a Tally,
 }
 
 impl Leader {
-    /// Takes over the run's files. Lines of steps that the leader before could not write any more come from `tally`.
-    pub(super) fn begin(
-        generation: Generation,
-        config: &TrainerConfig,
-        options: &TrainOptions,
-        dataset: &Dataset,
-        learner: &Learner,
-        progress: Progress,
-        tally: &Tally,
-    ) -> Result<Self, TrainError> {
-        // Not locked: who leads is the coordinator's decision, and a leader that was evicted may still exist for a while. Its journal is
-        // another file by then, and its checkpoints carry its generation.
-        let folder = RunFolder::open_as_member(&config.checkpoint.uri)?;
-        // A volume that is away for a moment must not cost the state that this member holds.
-        let (journal, opened) = while_away(|| Journal::open(folder.path(), progress.completed_steps))?;
-        let unique = format!("{}.{}.{}-{}", host_name(), std::process::id(), generation.epoch, generation.n);
-        let before = while_away(|| folder.event_files())?;
-        let events = while_away(|| EventFile::create(folder.path(), &before, unix_time(), &unique, progress.completed_steps + 1));
-        let events = events.map_err(|source| TrainError::Events { source })?;
+    /// Takes over the run's files. Lines of steps that the leader before could not write any more come from the tally.
+    pub(super) fn begin(generation: Generation, situation: &Situation) -> Result<Self, TrainError> {
+        let Situation { store, config, options, dataset, learner, progress, tally } = *situation;
+        let completed_steps = progress.completed_steps;
+        let files = Files::begin(Place { store: store.clone(), generation, completed_steps }, tally.since(0, completed_steps))?;
         let mut leader = Self {
-            folder,
-            journal,
-            events,
+            files,
             display: Display::new(options.output, &options.multi),
             generation,
             rows: 0,
@@ -77,13 +68,9 @@ impl Leader {
             skipped_updates: 0,
             begin: Instant::now(),
             unsent: 0,
-            writing: Writing::default(),
         };
-        for record in tally.since(opened.end, progress.completed_steps) {
-            leader.record(&Record::Step(Box::new(record)));
-        }
         leader.record(&Record::Started(Started {
-            completed_steps: progress.completed_steps,
+            completed_steps,
             generation: leader.generation_record(),
             time: unix_time(),
             job: config.job.clone(),
@@ -96,6 +83,11 @@ impl Leader {
         }));
         leader.upload();
         Ok(leader)
+    }
+
+    /// An error when the run's files cannot be written, ever.
+    pub(super) fn check(&mut self) -> Result<(), TrainError> {
+        self.files.check()
     }
 
     /// Whether nobody else can have led since: else another leader's lines stand in a file that this one does not have open.
@@ -111,20 +103,14 @@ impl Leader {
 
     /// Has what the journal holds survive a loss of power, or of this node, as a checkpoint does.
     pub(super) fn sync(&mut self) {
-        self.journal.sync_in_background();
+        self.files.sync();
         self.upload();
     }
 
     fn upload(&mut self) {
-        let files = self.files();
-        if self.folder.upload(&files) {
+        if self.files.upload() {
             self.unsent = 0;
         }
-    }
-
-    fn files(&self) -> [PathBuf; 3] {
-        let folder = self.folder.path();
-        [folder.join(METRICS_FILE), folder.join(RUN_FILE), self.events.path().to_owned()]
     }
 
     pub(super) fn record_step(&mut self, record: StepRecord) {
@@ -156,17 +142,13 @@ impl Leader {
             rows: self.rows,
         };
         self.record(&Record::Ended(ended));
-        let files = self.files();
-        if let Err(reason) = self.folder.finish_upload(&files) {
-            tracing::error!(reason, "the last metrics are not in the store");
-        }
+        self.files.finish();
         Ok(())
     }
 
     pub(super) fn record(&mut self, record: &Record) {
         self.display.show(record);
-        let written = write_record(record, &mut self.journal, &mut self.events);
-        self.writing.note(written, self.folder.path());
+        self.files.write(record);
     }
 
     fn generation_record(&self) -> GenerationRecord {

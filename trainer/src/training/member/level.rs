@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use lcl_checkpoint::{CheckpointStore, StoreOptions};
 use lcl_protocol::{ActivityStage, Generation, MemberEvent, Moves, Role};
 
 use super::{
@@ -50,8 +49,7 @@ impl MemberRun<'_> {
 
     /// Reads the newest checkpoint for all. False when a later generation has written it.
     fn read_checkpoint(&mut self, generation: Generation) -> Result<bool, TrainError> {
-        let store = CheckpointStore::open(&self.config.checkpoint.uri, StoreOptions::default())?;
-        self.activity.read_from(Some(store.clone()));
+        self.activity.read_from(Some(self.store.clone()));
         self.activity.enter(ActivityStage::Preparing);
         let asked = Restorer {
             generation: lcl_checkpoint::Generation { epoch: generation.epoch, n: generation.n },
@@ -60,7 +58,7 @@ impl MemberRun<'_> {
             machine: self.machine.as_deref(),
             begin: self.options.begin,
         };
-        let found = restore(&store, &self.config, &asked, &mut self.learner);
+        let found = restore(&self.store, &self.config, &asked, &mut self.learner);
         self.activity.read_from(None);
         let restored = match found? {
             Found::State(progress, checkpoint) => {

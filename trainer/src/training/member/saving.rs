@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lcl_checkpoint::{CheckpointId, CheckpointStore, Generation as CheckpointGeneration, StoreOptions};
+use lcl_checkpoint::{CheckpointId, Generation as CheckpointGeneration};
 use lcl_protocol::{Generation, MemberEvent, Saved};
 
 use super::{MemberRun, MemberRunError, PoisonError, meeting::Writers};
@@ -42,8 +42,7 @@ impl MemberRun<'_> {
         if let Some(saver) = self.saver.as_mut() {
             saver.join(sharing, &self.learner);
         } else {
-            let store = CheckpointStore::open(&self.config.checkpoint.uri, StoreOptions::default())?;
-            self.saver = Some(Saver::shared(store, &self.config.checkpoint, self.restored, sharing, &self.learner));
+            self.saver = Some(Saver::shared(self.store.clone(), &self.config.checkpoint, self.restored, sharing, &self.learner));
         }
         Ok(())
     }
