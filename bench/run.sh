@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All comparisons, one after the other: run.sh [step|elastic|recovery|checkpoint|image|tokenizer|jobs|coordinator]... Each runs both sides in turns on this machine and
+# All comparisons, one after the other: run.sh [step|elastic|recovery|group|checkpoint|image|tokenizer|jobs|coordinator]... Each runs both sides in turns on this machine and
 # prints Markdown; docs/benchmarks.md is such a run with its date left out. Needs what `make bench` fetches first
 # (libtorch, a compiler, and for jobs a Kubernetes and Helm).
 set -euo pipefail
@@ -39,6 +39,7 @@ part() {
     step) $PYTHON bench/step_compare.py --binary "$TARGET/release/examples/bench_step" --threads "$(nproc)" ;;
     elastic) $PYTHON bench/elastic_compare.py --binary "$TARGET/release/examples/bench_members" ;;
     recovery) $PYTHON bench/recovery.py --trainer "$TARGET/release/lcl-trainer" ;;
+    group) $PYTHON bench/group.py --trainer "$TARGET/release/lcl-trainer" ;;
     checkpoint) $PYTHON bench/checkpoint.py --binary "$TARGET/release/examples/bench_checkpoint" --folder "$TARGET" ;;
     image) $PYTHON bench/image.py --photos .deps/photos --binary "$TARGET/release/examples/bench_image" ;;
     tokenizer) $PYTHON bench/tokenizer.py --binary "$TARGET/release/examples/bench_tokenizer" ;;
@@ -47,13 +48,13 @@ part() {
   esac
 }
 
-[ $# -gt 0 ] || set -- step elastic recovery checkpoint image tokenizer jobs coordinator
+[ $# -gt 0 ] || set -- step elastic recovery group checkpoint image tokenizer jobs coordinator
 for name in "$@"; do
   case $name in
-    step | elastic | recovery | checkpoint | image | tokenizer) needs_python=1 ;;
+    step | elastic | recovery | group | checkpoint | image | tokenizer) needs_python=1 ;;
     jobs) prepare_jobs ;;
     coordinator) cargo bench --quiet -p lcl-coordinator --bench load --no-run ;;
-    *) echo "no comparison is called $name: step, elastic, recovery, checkpoint, image, tokenizer, jobs, coordinator" >&2; exit 2 ;;
+    *) echo "no comparison is called $name: step, elastic, recovery, group, checkpoint, image, tokenizer, jobs, coordinator" >&2; exit 2 ;;
   esac
 done
 [ -z "${needs_python:-}" ] || prepare_python
@@ -62,6 +63,7 @@ for name in "$@"; do
     step) part step "Training step" ;;
     elastic) part elastic "Steps of several members" ;;
     recovery) part recovery "Recovery" ;;
+    group) part group "Large groups" ;;
     checkpoint) part checkpoint "Checkpoint" ;;
     image) part image "Images" ;;
     tokenizer) part tokenizer "Tokenizer" ;;
