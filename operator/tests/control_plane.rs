@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lcl_cluster::ClusterOptions;
 use serde_json::{Value, json};
 
@@ -406,7 +407,44 @@ fn scaling_touches_no_pod_that_stays() -> Result<()> {
     assert_eq!(status["restarts"]["total"], 0, "scaling is no failure: {status}");
     let refused = installed.kubectl(&["scale", "lcltrainingjob", "scaled", "--replicas=5"]).expect_err("more than maxWorkers");
     assert!(format!("{refused:#}").contains("maxWorkers"), "{refused:#}");
+    tells_what_a_slow_start_has_waited_for(&installed)?;
     operator.terminate()
+}
+
+/// One of two workers gets a node and starts; the other one finds none.
+fn tells_what_a_slow_start_has_waited_for(installed: &Installed) -> Result<()> {
+    let node = json!({ "apiVersion": "v1", "kind": "Node", "name": "node-of-none" });
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "scaled-w-0" }, "target": node });
+    installed.send("POST", &objects("pods/scaled-w-0/binding"), &binding)?;
+    let pod = installed.look(&objects("pods/scaled-w-0"))?;
+    let scheduled: Timestamp = condition(&pod["status"], "PodScheduled")["lastTransitionTime"].as_str().context("not placed")?.parse()?;
+    let created: Timestamp = pod["metadata"]["creationTimestamp"].as_str().context("not created")?.parse()?;
+    let now = Timestamp::now().to_string();
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": { "name": "scaled-w-0.pulled" }, "reason": "Pulled", "type": "Normal",
+        "message": "Successfully pulled image \"trainer\" in 30.1s (42.3s including waiting). Image size: 5368709120 bytes.",
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Pod", "name": "scaled-w-0", "namespace": "default", "uid": pod["metadata"]["uid"],
+            "fieldPath": "spec.containers{worker}",
+        },
+        "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+    });
+    installed.send("POST", &objects("events"), &event)?;
+    let started = (scheduled + SignedDuration::from_secs(65)).to_string();
+    let container = json!({
+        "name": "worker", "image": "trainer", "imageID": "", "ready": true, "restartCount": 0, "state": { "running": { "startedAt": started } },
+    });
+    set_pod_status(installed, "scaled-w-0", &json!({ "phase": "Running", "containerStatuses": [container] }))?;
+    let expected = json!({
+        "pod": "scaled-w-0", "uid": pod["metadata"]["uid"], "scheduledSeconds": scheduled.duration_since(created).as_secs(),
+        "startSeconds": 65, "imagePullSeconds": 42,
+    });
+    wait_for("the times of the start", || {
+        let startup = &installed.status("scaled")?["startup"];
+        ensure!(*startup == expected, "{startup} in place of {expected}");
+        Ok(())
+    })?;
+    Ok(())
 }
 
 #[test]

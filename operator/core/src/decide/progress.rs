@@ -331,5 +331,6 @@ pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) 
     new.last_checkpoint.clone_from(&old.last_checkpoint);
     (new.loss, new.samples_per_second) = (old.loss, old.samples_per_second);
     new.sources.clone_from(&old.sources);
+    new.startup.clone_from(&old.startup);
     new == *old
 }
