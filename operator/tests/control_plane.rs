@@ -10,6 +10,8 @@ mod jobs;
 mod obstacles;
 #[path = "support/proxy.rs"]
 mod proxy;
+#[path = "control_plane/restored.rs"]
+mod restored;
 #[path = "control_plane/roles.rs"]
 mod roles;
 
@@ -413,9 +415,8 @@ fn scaling_touches_no_pod_that_stays() -> Result<()> {
 
 /// One of two workers gets a node and starts; the other one finds none.
 fn tells_what_a_slow_start_has_waited_for(installed: &Installed) -> Result<()> {
-    let node = json!({ "apiVersion": "v1", "kind": "Node", "name": "node-of-none" });
-    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "scaled-w-0" }, "target": node });
-    installed.send("POST", &objects("pods/scaled-w-0/binding"), &binding)?;
+    installed.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-a" } }))?;
+    obstacles::bind(installed, "scaled-w-0", "node-a")?;
     let pod = installed.look(&objects("pods/scaled-w-0"))?;
     let scheduled: Timestamp = condition(&pod["status"], "PodScheduled")["lastTransitionTime"].as_str().context("not placed")?.parse()?;
     let created: Timestamp = pod["metadata"]["creationTimestamp"].as_str().context("not created")?.parse()?;
