@@ -4,6 +4,8 @@ mod support;
 
 #[path = "control_plane/election.rs"]
 mod election;
+#[path = "control_plane/ipv6.rs"]
+mod ipv6;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
 #[path = "control_plane/obstacles.rs"]
@@ -19,6 +21,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     io::{BufRead, BufReader},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
@@ -625,25 +628,31 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
     operator.terminate()
 }
 
+/// The folder to which what a job's pods mount was written.
+fn certificates_of(installed: &Installed, job: &str) -> Result<PathBuf> {
+    let secrets = installed.look(&objects(&format!("secrets?labelSelector=lcl.dev/job-name={job}")))?;
+    let data = secrets["items"][0]["data"].as_object().context("no Secret")?;
+    let folder = installed.cluster.ready().folder.join(format!("{job}-tls"));
+    fs::create_dir_all(&folder)?;
+    for (name, text) in data {
+        fs::write(folder.join(name), BASE64_STANDARD.decode(text.as_str().unwrap_or_default())?)?;
+    }
+    Ok(folder)
+}
+
 /// A coordinator outside of the cluster, with the certificates that its pod would mount.
 struct Coordinator(Child);
 
 impl Coordinator {
     fn start(installed: &Installed, job: &str, address: &str, arguments: &[&str]) -> Result<Self> {
-        let secrets = installed.look(&objects(&format!("secrets?labelSelector=lcl.dev/job-name={job}")))?;
-        let data = secrets["items"][0]["data"].as_object().context("no Secret")?;
-        let folder = installed.cluster.ready().folder.join(format!("{job}-tls"));
-        fs::create_dir_all(&folder)?;
-        for (name, text) in data {
-            fs::write(folder.join(name), BASE64_STANDARD.decode(text.as_str().unwrap_or_default())?)?;
-        }
+        let folder = certificates_of(installed, job)?;
         // `make compat` names that of an earlier version.
         let coordinator = env::var_os("LCL_COORDINATOR_BIN").map_or_else(|| program("lcl-coordinator"), |path| Ok(path.into()))?;
         let mut command = Command::new(coordinator);
         for (variable, file) in [("CERTIFICATE", "coordinator.crt"), ("KEY", "coordinator.key"), ("CA", "ca.crt")] {
             command.env(format!("LCL_TLS_{variable}"), folder.join(file));
         }
-        command.args(["--listen", &format!("{address}:7433"), "--ends-with-stdin"]).args(arguments).stdin(Stdio::piped());
+        command.args(["--listen", address, "--ends-with-stdin"]).args(arguments).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut announced = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut announced)?;
@@ -664,12 +673,13 @@ impl Drop for Coordinator {
 #[test]
 fn what_a_coordinator_refuses_keeps_no_pod_from_being_created() -> Result<()> {
     const ADDRESS: &str = "127.71.0.9";
+    const LISTEN: &str = "127.71.0.9:7433";
     let installed = install()?;
     let operator = installed.start_operator(&[])?;
     installed.apply(&job("refused", "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"))?;
     wait_for_pods(&installed, "refused", 3)?;
     let _coordinator =
-        Coordinator::start(&installed, "refused", ADDRESS, &["--epoch=99", "--min-members=1", "--desired-members=2", "--max-members=4"])?;
+        Coordinator::start(&installed, "refused", LISTEN, &["--epoch=99", "--min-members=1", "--desired-members=2", "--max-members=4"])?;
     let ready = json!([{ "type": "Ready", "status": "True" }]);
     let status = json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": ready });
     set_pod_status(&installed, "refused-coordinator", &status)?;

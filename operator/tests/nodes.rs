@@ -51,8 +51,10 @@ impl Stage {
         ensure!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
         fs::create_dir(folder.path().join("runs"))?;
         chown(folder.path().join("runs"), Some(TRAINER_USER), Some(TRAINER_USER))?;
-        let installed =
-            Installed::start(&ClusterOptions { nodes: 3, images }, &["--set", "security.allowHostPath=true", "--wait", "--timeout", "2m"])?;
+        let installed = Installed::start(
+            &ClusterOptions { nodes: 3, images, ipv6: false },
+            &["--set", "security.allowHostPath=true", "--wait", "--timeout", "2m"],
+        )?;
         Ok(Self { installed, folder })
     }
 
@@ -264,7 +266,7 @@ fn a_release_with_a_standby_rolls_out_and_the_new_pods_lead() -> Result<()> {
     }
     let images = ["pause", "lcl-operator"].map(image).into_iter().collect::<Result<_>>()?;
     let wait = ["--wait", "--timeout", "2m"];
-    let installed = Installed::start(&ClusterOptions { nodes: 1, images }, &wait)?;
+    let installed = Installed::start(&ClusterOptions { nodes: 1, images, ipv6: false }, &wait)?;
     let holder = || -> Result<String> {
         let lease = installed.get(&["lease", "lcl-operator", "--namespace", SYSTEM])?;
         Ok(lease["spec"]["holderIdentity"].as_str().context("nobody leads")?.to_owned())

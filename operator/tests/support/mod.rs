@@ -36,6 +36,10 @@ pub(crate) const SYSTEM: &str = "lcl-system";
 
 const OPERATOR: &str = env!("CARGO_BIN_EXE_lcl-operator");
 
+/// What an operator is told where a test says nothing else.
+const USUAL: [&str; 4] =
+    ["--coordinator-image=coordinator", "--trainer-image=trainer", "--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0"];
+
 /// Operators that this test has started: each has a log.
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -278,12 +282,11 @@ impl Operator {
         let log = folder.join(format!("operator-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", kubeconfig)
-            .args(["--coordinator-image=coordinator", "--trainer-image=trainer"].iter().filter(|own| {
-                let name = own.split_once('=').map_or("", |(name, _)| name);
+            .args(USUAL.iter().filter(|usual| {
+                let name = usual.split_once('=').map_or("", |(name, _)| name);
                 !arguments.iter().any(|given| given.starts_with(name))
             }))
             .arg("--log-format=json")
-            .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0"])
             .env("POD_NAMESPACE", SYSTEM)
             .args(arguments)
             .stdin(Stdio::null())
