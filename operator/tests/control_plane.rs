@@ -8,6 +8,8 @@ mod election;
 mod ipv6;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
+#[path = "support/member.rs"]
+mod member;
 #[path = "control_plane/obstacles.rs"]
 mod obstacles;
 #[path = "support/proxy.rs"]

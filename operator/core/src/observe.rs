@@ -75,6 +75,8 @@ pub enum Wait {
     Start(String),
     /// It has started, and the Event about its image may be yet to come.
     Pull(String),
+    /// This checkpoint, of so many steps, is the newest.
+    Checkpoint(i64),
     /// The group was asked to write a checkpoint and end.
     Stop,
 }

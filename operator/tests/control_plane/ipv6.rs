@@ -1,56 +1,25 @@
 //! A cluster all of whose addresses are IPv6.
 
-use std::{env, fs, net::TcpListener, path::Path};
+use std::{env, net::TcpListener};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lcl_cluster::ClusterOptions;
-use lcl_proto::v1alpha1::{
-    Attach, MemberName, ToCoordinator, ToMember, coordinator_client::CoordinatorClient, to_coordinator, to_member::Message,
-};
-use lcl_security::{CertificateTexts, Connector, Credentials, Security};
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
-use tokio_stream::StreamExt;
-use tonic::{Streaming, transport::Endpoint};
 
 use super::{
-    Coordinator, certificates_of, job, set_pod_status,
+    Coordinator, certificates_of, job,
+    member::{Member, Process},
+    set_pod_status,
     support::{Installed, condition, get, objects, tell, wait_for},
     wait_for_pods,
 };
 
 const ADDRESS: &str = "::1";
-/// The version that members of this release say.
-const PROTOCOL_VERSION: u32 = 5;
 
 fn environment(pod: &Value, name: &str) -> Result<String> {
     let variables = pod["spec"]["containers"][0]["env"].as_array().context("no environment")?;
     let variable = variables.iter().find(|variable| variable["name"] == name).with_context(|| format!("no {name}"))?;
     Ok(variable["value"].as_str().unwrap_or_default().to_owned())
-}
-
-/// What a worker's pod does first: it shows its certificate and says who it is, until it is taken. Gives the stream, which lasts as long as it is
-/// listened to.
-async fn attach(address: &str, certificates: &Path) -> Result<Streaming<ToMember>> {
-    let read = |name: &str| fs::read_to_string(certificates.join(name));
-    let texts = CertificateTexts { certificate: read("worker.crt")?, key: read("worker.key")?, authority: read("ca.crt")? };
-    let connector = Connector::new(Security::MutualTls(Credentials::given(&texts)?.into()));
-    let channel = Endpoint::from_shared(format!("http://{address}"))?.connect_with_connector(connector).await?;
-    let mut coordinator = CoordinatorClient::new(channel);
-    let mut ticket = None;
-    loop {
-        let name = Some(MemberName { worker: "six-w-0".to_owned(), index: 0 });
-        let attach = Attach { protocol_version: PROTOCOL_VERSION, name, start: 1, run: 1, ticket, ..Attach::default() };
-        let first = ToCoordinator { group: None, message: Some(to_coordinator::Message::Attach(attach)) };
-        // It says nothing more, and does not end.
-        let said = tokio_stream::once(first).chain(tokio_stream::pending());
-        let mut heard = coordinator.attach(said).await?.into_inner();
-        match heard.message().await?.context("the stream has ended")?.message {
-            Some(Message::Ticket(given)) if ticket.is_none() => ticket = Some(given),
-            Some(Message::Attached(_)) => return Ok(heard),
-            other => bail!("{other:?}"),
-        }
-    }
 }
 
 #[test]
@@ -84,7 +53,6 @@ fn in_a_cluster_of_ipv6_alone_a_job_gets_its_objects_and_its_coordinator_is_reac
     let arguments = ["--epoch=1", "--min-members=1", "--desired-members=1", "--max-members=1", "--metrics-listen", &metrics];
     let _coordinator = Coordinator::start(&installed, "six", &listen, &arguments)?;
     get(&metrics, "/healthz")?;
-    let runtime = Runtime::new()?;
     let certificates = certificates_of(&installed, "six")?;
     let ready = json!([{ "type": "Ready", "status": "True" }]);
     set_pod_status(
@@ -92,7 +60,7 @@ fn in_a_cluster_of_ipv6_alone_a_job_gets_its_objects_and_its_coordinator_is_reac
         "six-coordinator",
         &json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": ready }),
     )?;
-    let _member = runtime.block_on(attach(&listen, &certificates))?;
+    let _member = Member::attach(&listen, &certificates, Process { worker: "six-w-0", run: 1 })?;
     // The operator hears of it at the pod's address, by its own certificate.
     wait_for("the group that has begun", || {
         let status = installed.status("six")?;

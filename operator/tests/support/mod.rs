@@ -233,7 +233,12 @@ impl Installed {
 
     /// The same with another kubeconfig.
     pub(crate) fn start_operator_with(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Operator> {
-        Operator::start(&self.cluster.ready().folder, kubeconfig, arguments)
+        self.start_operator_in(&[], kubeconfig, arguments)
+    }
+
+    /// The same with further variables in its environment.
+    pub(crate) fn start_operator_in(&self, environment: &[(&str, &str)], kubeconfig: &Path, arguments: &[&str]) -> Result<Operator> {
+        Operator::start(&self.cluster.ready().folder, kubeconfig, arguments, environment)
     }
 }
 
@@ -278,7 +283,7 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
+    fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         let log = folder.join(format!("operator-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", kubeconfig)
@@ -288,6 +293,7 @@ impl Operator {
             }))
             .arg("--log-format=json")
             .env("POD_NAMESPACE", SYSTEM)
+            .envs(environment.iter().copied())
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(File::create(&log)?)
