@@ -197,7 +197,7 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
         let (claims, context) = (claims.as_ref(), &context);
         let remove = |left: Leftover| async move {
             let is_ours = match claims {
-                Some(claims) => claims.hold(&left.job.namespace).await,
+                Some(claims) => claims.may_delete(&left.job.namespace).await,
                 None => true,
             };
             if is_ours {
