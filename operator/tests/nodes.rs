@@ -295,7 +295,7 @@ fn a_release_with_a_standby_rolls_out_and_the_new_pods_lead() -> Result<()> {
 }
 
 /// Cuts that are measured, one after the other.
-const CUTS: usize = 3;
+const CUTS: usize = 2;
 
 /// How long it takes from the moment at which a node's network is cut, without a sign to anybody, until the pod of its worker is created anew.
 #[test]
@@ -341,12 +341,13 @@ fn a_node_that_falls_silent_is_given_up_and_its_worker_is_placed_elsewhere() -> 
         ));
         let status = run.status()?;
         assert_eq!(status["lastFailure"]["reason"], "NodeSilent", "{status}");
-        assert_eq!(status["restarts"]["infrastructure"], restarts + 1, "{status}");
         wait_for("both workers", || {
             let status = run.status()?;
             ensure!(status["workers"]["ready"] == 2, "{status}");
             Ok(())
         })?;
+        let status = run.status()?;
+        assert_eq!(status["restarts"]["infrastructure"], restarts + 1, "one loss, one replacement: {status}");
         let pods = run.pods()?;
         let now = pods.iter().find(|pod| name_of(pod) == name).context("no replacement")?;
         assert_ne!(now["spec"]["nodeName"], node.as_str(), "placed on the silent node");
