@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Where rustup puts cargo, also for the shell that runs make while it is being installed.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help deps emoji documents demo demo-documents test test-deps verify fix bench compat images images-deps images-check helm s3 gcs azurite chaos faults sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
+.PHONY: help deps emoji documents demo demo-documents test test-deps verify fix bench compat images images-deps images-check helm s3 gcs azurite chaos faults node-loss sim cluster-deps cluster cluster-down clean clean-cache fresh test-py
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -114,6 +114,11 @@ compat: deps cluster-deps helm ## the programs of COMMIT against today's (some m
 faults: deps cluster-deps helm ## kill the operator after each of its writes for a job of WORKERS workers, 32 by default (minutes)
 	cargo build --workspace --bin lcl-cluster --bin lcl-coordinator --bin lcl-operator --test faults
 	WORKERS=$(WORKERS) cargo test --workspace --test faults -- --ignored --nocapture
+
+node-loss: deps cluster-deps helm images-deps emoji ## cut nodes off while a job trains, and print how long it takes until it has its worker back (minutes)
+	cargo build --quiet --workspace --bin lcl --bin lcl-operator --bin lcl-coordinator --bin lcl-trainer --bin lcl-cluster --example pack_emoji
+	@images/test/images.sh
+	cargo test --workspace --test nodes -- --ignored --nocapture
 
 sim: ## RUNS simulated runs from SEED on: the real coordinator and clients on a simulated network (0.1 s each)
 	RUNS=$(RUNS) SEED=$(SEED) cargo test --workspace --test simulation -- --ignored --nocapture

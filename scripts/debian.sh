@@ -12,6 +12,8 @@ if [ "${1:-}" = cluster ]; then
   need gcc gcc
   need curl curl
   need etcd etcd-server
+  # Of a program whose clock is wrong.
+  compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' > /dev/null || missing+=(libfaketime)
   # Nodes need root; without it the tests on nodes are skipped.
   if [ "$(id -u)" -eq 0 ]; then
     need containerd containerd

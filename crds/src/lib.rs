@@ -37,7 +37,7 @@ pub use job::{
     service_account::ServiceAccountSpec,
     status::{
         BudgetStatus, ExcludedNodeStatus, FailuresStatus, GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus,
-        LastFailureStatus, PinnedStatus, ReplacingStatus, RestartsStatus, SourceStatus, StepsStatus, WorkersStatus,
+        LastFailureStatus, PinnedStatus, ReplacingStatus, RestartsStatus, SourceStatus, StartupStatus, StepsStatus, WorkersStatus,
     },
     timeouts::TimeoutsSpec,
     workers::{ElasticSpec, WorkersSpec},

@@ -15,8 +15,8 @@ use tokio::{sync::watch, task::JoinHandle, time};
 
 use crate::{
     clock::BootTime,
-    fence::{Fence, Fences, NAMESPACE, NAMESPACE_LEASE},
-    lease::{Candidate, Outcome},
+    fence::{Fence, Fences, NAMESPACE, NAMESPACE_LEASE, Write},
+    lease::{Candidate, LeaseError, Outcome},
 };
 
 /// The leases of all namespaces in which this process acts or wants to.
@@ -50,10 +50,19 @@ impl Claims {
     /// Whether the jobs of a namespace are ours to run. The first time it asks for the lease, and waits for what comes of that; it is kept
     /// or tried again from then on.
     pub(crate) async fn hold(&self, namespace: &str) -> bool {
+        self.may(namespace, Write::Other).await
+    }
+
+    /// Whether things may be deleted there: also where nobody can take the lease any more, since the namespace is being deleted.
+    pub(crate) async fn may_delete(&self, namespace: &str) -> bool {
+        self.may(namespace, Write::Deletion).await
+    }
+
+    async fn may(&self, namespace: &str, write: Write) -> bool {
         let (mut tried, fence) = self.claim(namespace);
         // The sender goes with the claim: then it is given up.
         let _ = tried.wait_for(|tried| *tried).await;
-        fence.left(BootTime::now()).is_ok()
+        fence.left_for(write, BootTime::now()).is_ok()
     }
 
     fn claim(&self, namespace: &str) -> (watch::Receiver<bool>, Fence) {
@@ -96,6 +105,10 @@ async fn keep(mut candidate: Candidate, fence: Fence, namespace: String, tried: 
                 fence.close();
                 (State::Anothers(holder), times.retry_interval)
             }
+            Err(LeaseError::Ending { .. }) => {
+                fence.end(sent);
+                (State::Ending, times.retry_interval)
+            }
             Err(error) => (State::Unknown(error.to_string()), times.retry_interval),
         };
         if told.as_ref() != Some(&state) {
@@ -112,6 +125,7 @@ async fn keep(mut candidate: Candidate, fence: Fence, namespace: String, tried: 
 enum State {
     Ours,
     Anothers(String),
+    Ending,
     Unknown(String),
 }
 
@@ -121,6 +135,9 @@ impl State {
             Self::Ours => tracing::info!(namespace, "runs the jobs of this namespace"),
             Self::Anothers(holder) => {
                 tracing::warn!(namespace, holder, "another operator runs the jobs of this namespace: they are left alone");
+            }
+            Self::Ending => {
+                tracing::info!(namespace, "this namespace is being deleted: all that is done there is to remove pods of dead nodes")
             }
             Self::Unknown(error) => tracing::warn!(namespace, "it is unknown who runs the jobs of this namespace: {error}"),
         }

@@ -38,7 +38,7 @@ use crate::{
     memory::Memories,
     metrics::Metrics,
     reconcile::{Context, Images, ReconcileError, StoredJob, reconcile},
-    revision::until_it_goes_back,
+    revision::until_it_is_restored,
     wake::Wake,
 };
 
@@ -84,7 +84,7 @@ impl Scope {
             time::sleep(Duration::from_millis(10)).await;
         }
         let woken = wake.stream();
-        let went_back = until_it_goes_back(self.api());
+        let restored = until_it_is_restored(self.api());
         let controller = Controller::new(self.api::<StoredJob>(), watcher::Config::default());
         let jobs = controller.store();
         let claims = self.claims.clone();
@@ -119,7 +119,7 @@ impl Scope {
                 context,
             );
         let done = async move {
-            let (mut looks, mut went_back) = (std::pin::pin!(looks), std::pin::pin!(went_back));
+            let (mut looks, mut restored) = (std::pin::pin!(looks), std::pin::pin!(restored));
             loop {
                 tokio::select! {
                     look = looks.next() => match look {
@@ -128,7 +128,7 @@ impl Scope {
                         Some(Err(error)) => tracing::debug!(%error, "a reconcile did not take place"),
                         None => return Ok(()),
                     },
-                    went_back = &mut went_back => return Err(went_back.into()),
+                    restored = &mut restored => return Err(restored.into()),
                     Some(ended) = watches.join_next() => {
                         return Err(ended.err().map_or_else(|| anyhow!("a watch has ended"), |error| anyhow!("a watch has ended: {error}")));
                     }
@@ -197,7 +197,7 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
         let (claims, context) = (claims.as_ref(), &context);
         let remove = |left: Leftover| async move {
             let is_ours = match claims {
-                Some(claims) => claims.hold(&left.job.namespace).await,
+                Some(claims) => claims.may_delete(&left.job.namespace).await,
                 None => true,
             };
             if is_ours {

@@ -49,6 +49,15 @@ pub(crate) const NAMESPACE: Times = Times {
 /// Name of a namespace's lease.
 pub(crate) const NAMESPACE_LEASE: &str = "lcl-operator-jobs";
 
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// Something is deleted. Two who delete the same do no other harm than one: what is deleted is named by its uid.
+    Deletion,
+    /// Anything else.
+    Other,
+}
+
 /// The lease is not held, or nobody knows.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("not sent, for another operator may act now: the lease {lease} was not renewed within {deadline:?}")]
@@ -64,12 +73,14 @@ pub(crate) struct Fence {
     times: Times,
     /// When the request was sent by which the lease was last confirmed, in nanoseconds; zero for never.
     confirmed: Arc<AtomicU64>,
+    /// The same of the API server's word that nobody can take the lease any more, since its namespace is being deleted.
+    ending: Arc<AtomicU64>,
 }
 
 impl Fence {
     /// A closed one. `lease` is how messages name it.
     pub(crate) fn new(lease: &str, times: Times) -> Self {
-        Self { lease: lease.into(), times, confirmed: Arc::default() }
+        Self { lease: lease.into(), times, confirmed: Arc::default(), ending: Arc::default() }
     }
 
     /// The lease was confirmed by a request that was sent no earlier than `at`.
@@ -77,9 +88,16 @@ impl Fence {
         self.confirmed.fetch_max(at.as_nanos(), Ordering::SeqCst);
     }
 
+    /// Nobody can take the lease any more, as the answer says to a request that was sent no earlier than `at`.
+    pub(crate) fn end(&self, at: BootTime) {
+        self.confirmed.store(0, Ordering::SeqCst);
+        self.ending.fetch_max(at.as_nanos(), Ordering::SeqCst);
+    }
+
     /// Somebody else has the lease.
     pub(crate) fn close(&self) {
         self.confirmed.store(0, Ordering::SeqCst);
+        self.ending.store(0, Ordering::SeqCst);
     }
 
     /// Time since the lease was last confirmed.
@@ -95,6 +113,21 @@ impl Fence {
         match self.age(now) {
             Some(age) if age < self.times.renew_deadline => Ok(self.times.lease.saturating_sub(age)),
             _ => Err(Refused { lease: self.lease.to_string(), deadline: self.times.renew_deadline }),
+        }
+    }
+
+    /// The same for a write of this kind. Where nobody can take the lease any more, all may delete and nobody may do anything else.
+    pub(crate) fn left_for(&self, write: Write, now: BootTime) -> Result<Duration, Refused> {
+        let left = self.left(now);
+        let said = match self.ending.load(Ordering::SeqCst) {
+            0 => None,
+            nanos => Some(now.since(BootTime::from_nanos(nanos))),
+        };
+        match said {
+            Some(age) if left.is_err() && write == Write::Deletion && age < self.times.renew_deadline => {
+                Ok(self.times.lease.saturating_sub(age))
+            }
+            _ => left,
         }
     }
 }
@@ -123,19 +156,19 @@ impl Fences {
     }
 
     /// Time until another may act in `namespace`, or at all where nothing is said of one; `None` if no other ever may.
-    pub(crate) fn left(&self, namespace: Option<&str>, now: BootTime) -> Result<Option<Duration>, Refused> {
+    pub(crate) fn left(&self, namespace: Option<&str>, write: Write, now: BootTime) -> Result<Option<Duration>, Refused> {
         let Some(process) = &self.process else { return Ok(None) };
         let left = process.left(now)?;
         let (Some(namespace), Some(namespaces)) = (namespace, &self.namespaces) else { return Ok(Some(left)) };
         let fence = namespaces.read().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned();
         // Whatever is not known is closed.
         let fence = fence.unwrap_or_else(|| Fence::new(&format!("{namespace}/{NAMESPACE_LEASE}"), NAMESPACE));
-        Ok(Some(left.min(fence.left(now)?)))
+        Ok(Some(left.min(fence.left_for(write, now)?)))
     }
 
     /// Asks once more, for what is not sent to the API server.
     pub(crate) fn check(&self, namespace: &str) -> Result<(), Refused> {
-        self.left(Some(namespace), BootTime::now()).map(drop)
+        self.left(Some(namespace), Write::Other, BootTime::now()).map(drop)
     }
 
     pub(crate) fn add(&self, namespace: &str, fence: Fence) {
@@ -178,21 +211,22 @@ mod tests {
     #[test]
     fn a_write_needs_the_lease_of_the_process_and_that_of_its_namespace() {
         let now = BootTime::now();
-        assert_eq!(Fences::default().left(Some("team"), now), Ok(None), "without an election everything may go");
+        let left = |fences: &Fences, namespace| fences.left(namespace, Write::Other, now);
+        assert_eq!(left(&Fences::default(), Some("team")), Ok(None), "without an election everything may go");
         let process = Fence::new("system/lease", ELECTION);
         let fences = Fences::new(process.clone());
         let team = Fence::new("team/lease", NAMESPACE);
         fences.add("team", team.clone());
         team.confirm(now);
-        assert!(fences.left(Some("team"), now).is_err(), "the process does not lead");
+        assert!(left(&fences, Some("team")).is_err(), "the process does not lead");
         process.confirm(now);
-        assert_eq!(fences.left(Some("team"), now), Ok(Some(ELECTION.lease)));
-        assert_eq!(fences.left(None, now), Ok(Some(ELECTION.lease)));
-        let refused = fences.left(Some("other"), now).expect_err("it is another's");
+        assert_eq!(left(&fences, Some("team")), Ok(Some(ELECTION.lease)));
+        assert_eq!(left(&fences, None), Ok(Some(ELECTION.lease)));
+        let refused = left(&fences, Some("other")).expect_err("it is another's");
         assert!(refused.to_string().contains("other/lcl-operator-jobs"), "{refused}");
-        assert_eq!(fences.of_process_alone().left(Some("other"), now), Ok(Some(ELECTION.lease)), "its lease may be asked for");
+        assert_eq!(left(&fences.of_process_alone(), Some("other")), Ok(Some(ELECTION.lease)), "its lease may be asked for");
         fences.remove("team");
-        assert!(fences.left(Some("team"), now).is_err(), "given up");
+        assert!(left(&fences, Some("team")).is_err(), "given up");
         assert!(team.left(now).is_err(), "for those who hold it, too");
     }
 
@@ -202,5 +236,30 @@ mod tests {
             assert!(times.renew_interval * 2 <= times.renew_deadline, "{times:?}: one renewal may fail");
             assert!(times.renew_deadline + crate::client::ON_THE_WAY * 2 < times.lease, "{times:?}: a request has time to end");
         }
+    }
+
+    #[test]
+    fn where_nobody_can_take_the_lease_any_more_there_are_deletions_alone_and_only_as_long_as_that_is_said() {
+        let (fence, now) = (Fence::new("team/lease", NAMESPACE), BootTime::now());
+        let may = |write, seconds| fence.left_for(write, now + Duration::from_secs(seconds)).is_ok();
+        fence.confirm(now);
+        assert!(may(Write::Other, 0) && may(Write::Deletion, 0));
+        fence.end(now + Duration::from_secs(20));
+        assert!(!may(Write::Other, 20) && may(Write::Deletion, 20));
+        assert!(may(Write::Deletion, 59) && !may(Write::Deletion, 60));
+        let process = Fence::new("system/lease", ELECTION);
+        let fences = Fences::new(process.clone());
+        fences.add("team", fence.clone());
+        let at = now + Duration::from_secs(30);
+        assert!(fences.left(Some("team"), Write::Deletion, at).is_err(), "this process does not lead");
+        process.confirm(at);
+        assert!(fences.left(Some("team"), Write::Deletion, at).is_ok());
+        assert!(fences.left(Some("team"), Write::Other, at).is_err());
+        // There is a namespace of this name again, and another has its lease.
+        fence.close();
+        assert!(!may(Write::Deletion, 30));
+        fence.end(at);
+        fences.remove("team");
+        assert!(!may(Write::Deletion, 30), "given up");
     }
 }

@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, Client, api::PostParams, core::Status};
 use rustix::{
     rand::{GetRandomFlags, getrandom},
     system::uname,
@@ -71,6 +71,9 @@ pub(crate) enum LeaseError {
     /// Creating or replacing it.
     #[error("writing the lease {lease}: {source}")]
     Write { lease: String, source: kube::Error },
+    /// It is not there, and nobody can make it.
+    #[error("the lease {lease} cannot be made: its namespace is being deleted")]
+    Ending { lease: String },
     /// Somebody wrote in between, twice.
     #[error("the lease {lease} changes faster than it can be written")]
     Conflict { lease: String },
@@ -108,6 +111,12 @@ fn decide_step(lease: Option<&Lease>, identity: &str, unchanged_for: Duration, t
     // The holder's own word, which may be of another release.
     let seconds = spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
     if unchanged_for < seconds.map_or(times.lease, Duration::from_secs) { Step::Leave { holder } } else { Step::Take }
+}
+
+/// Whether something is refused since its namespace is being deleted. The message is for people; the cause is for programs.
+fn is_of_ending_namespace(answer: &Status) -> bool {
+    let causes = answer.details.iter().flat_map(|details| &details.causes);
+    answer.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// Takes part in the election for one lease.
@@ -180,6 +189,7 @@ impl Candidate {
         match written {
             Ok(_) => Ok(Some(Outcome::Held)),
             Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(None),
+            Err(kube::Error::Api(answer)) if is_of_ending_namespace(&answer) => Err(LeaseError::Ending { lease: self.lease() }),
             Err(source) => Err(LeaseError::Write { lease: self.lease(), source }),
         }
     }
@@ -285,6 +295,28 @@ mod tests {
             assert_eq!(look(2, 16), leave, "renewed meanwhile");
             assert_eq!(look(2, 30), leave);
             assert_eq!(look(2, 31), Step::Take, "unchanged for 15 seconds of ours");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_nobody_can_make_any_more_is_told_from_one_that_this_process_may_not_make() {
+        let answering = |cause: &'static str| {
+            tower::service_fn(move |request: http::Request<kube::client::Body>| async move {
+                let is_read = request.method() == http::Method::GET;
+                let code = if is_read { 404 } else { 403 };
+                let reason = if is_read { "NotFound" } else { "Forbidden" };
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "no",
+                    "details": { "causes": [{ "reason": cause, "message": "no", "field": "metadata.namespace" }] },
+                });
+                let answer = http::Response::builder().status(code).body(kube::client::Body::from(status.to_string().into_bytes()));
+                Ok::<_, std::io::Error>(answer.expect("an answer"))
+            })
+        };
+        for (cause, is_ending) in [("NamespaceTerminating", true), ("", false)] {
+            let client = Client::new(answering(cause), "default");
+            let error = Candidate::new(client, "team", "lease", "me", ELECTION).try_once().await.expect_err("it is refused");
+            assert_eq!(matches!(error, LeaseError::Ending { .. }), is_ending, "{error}");
         }
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct JobMemory {
     pub(crate) explanation: Option<(String, Obstacle)>,
     /// When Events were last looked for.
     pub(crate) explained: Option<Instant>,
+    /// Uid of a worker's pod, and how many seconds it waited for its image.
+    pub(crate) image_pull: Option<(String, i64)>,
     /// Why the last attempt to apply something failed.
     pub(crate) problem: Option<Problem>,
     /// Whether objects may be created now.

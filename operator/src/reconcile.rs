@@ -236,6 +236,7 @@ impl Reconciler<'_> {
             unused_epoch: self.memory.unused_epoch,
             waited: &waited,
             explanation: self.memory.explanation.as_ref(),
+            image_pull: self.memory.image_pull.as_ref(),
             problem: problem.as_ref().or(self.memory.problem.as_ref()),
             creations_wait: self.memory.gate.shut_for(looked).and_then(|wait| SignedDuration::try_from(wait).ok()),
             now: Timestamp::now(),

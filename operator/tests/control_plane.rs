@@ -4,12 +4,18 @@ mod support;
 
 #[path = "control_plane/election.rs"]
 mod election;
+#[path = "control_plane/ipv6.rs"]
+mod ipv6;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
+#[path = "support/member.rs"]
+mod member;
 #[path = "control_plane/obstacles.rs"]
 mod obstacles;
 #[path = "support/proxy.rs"]
 mod proxy;
+#[path = "control_plane/restored.rs"]
+mod restored;
 #[path = "control_plane/roles.rs"]
 mod roles;
 
@@ -17,11 +23,13 @@ use std::{
     collections::BTreeMap,
     env, fs,
     io::{BufRead, BufReader},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lcl_cluster::ClusterOptions;
 use serde_json::{Value, json};
 
@@ -406,7 +414,43 @@ fn scaling_touches_no_pod_that_stays() -> Result<()> {
     assert_eq!(status["restarts"]["total"], 0, "scaling is no failure: {status}");
     let refused = installed.kubectl(&["scale", "lcltrainingjob", "scaled", "--replicas=5"]).expect_err("more than maxWorkers");
     assert!(format!("{refused:#}").contains("maxWorkers"), "{refused:#}");
+    tells_what_a_slow_start_has_waited_for(&installed)?;
     operator.terminate()
+}
+
+/// One of two workers gets a node and starts; the other one finds none.
+fn tells_what_a_slow_start_has_waited_for(installed: &Installed) -> Result<()> {
+    installed.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-a" } }))?;
+    obstacles::bind(installed, "scaled-w-0", "node-a")?;
+    let pod = installed.look(&objects("pods/scaled-w-0"))?;
+    let scheduled: Timestamp = condition(&pod["status"], "PodScheduled")["lastTransitionTime"].as_str().context("not placed")?.parse()?;
+    let created: Timestamp = pod["metadata"]["creationTimestamp"].as_str().context("not created")?.parse()?;
+    let now = Timestamp::now().to_string();
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": { "name": "scaled-w-0.pulled" }, "reason": "Pulled", "type": "Normal",
+        "message": "Successfully pulled image \"trainer\" in 30.1s (42.3s including waiting). Image size: 5368709120 bytes.",
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Pod", "name": "scaled-w-0", "namespace": "default", "uid": pod["metadata"]["uid"],
+            "fieldPath": "spec.containers{worker}",
+        },
+        "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+    });
+    installed.send("POST", &objects("events"), &event)?;
+    let started = (scheduled + SignedDuration::from_secs(65)).to_string();
+    let container = json!({
+        "name": "worker", "image": "trainer", "imageID": "", "ready": true, "restartCount": 0, "state": { "running": { "startedAt": started } },
+    });
+    set_pod_status(installed, "scaled-w-0", &json!({ "phase": "Running", "containerStatuses": [container] }))?;
+    let expected = json!({
+        "pod": "scaled-w-0", "uid": pod["metadata"]["uid"], "scheduledSeconds": scheduled.duration_since(created).as_secs(),
+        "startSeconds": 65, "imagePullSeconds": 42,
+    });
+    wait_for("the times of the start", || {
+        let startup = &installed.status("scaled")?["startup"];
+        ensure!(*startup == expected, "{startup} in place of {expected}");
+        Ok(())
+    })?;
+    Ok(())
 }
 
 #[test]
@@ -586,25 +630,31 @@ fn what_stands_in_the_way_is_told_and_solved_without_help() -> Result<()> {
     operator.terminate()
 }
 
+/// The folder to which what a job's pods mount was written.
+fn certificates_of(installed: &Installed, job: &str) -> Result<PathBuf> {
+    let secrets = installed.look(&objects(&format!("secrets?labelSelector=lcl.dev/job-name={job}")))?;
+    let data = secrets["items"][0]["data"].as_object().context("no Secret")?;
+    let folder = installed.cluster.ready().folder.join(format!("{job}-tls"));
+    fs::create_dir_all(&folder)?;
+    for (name, text) in data {
+        fs::write(folder.join(name), BASE64_STANDARD.decode(text.as_str().unwrap_or_default())?)?;
+    }
+    Ok(folder)
+}
+
 /// A coordinator outside of the cluster, with the certificates that its pod would mount.
 struct Coordinator(Child);
 
 impl Coordinator {
     fn start(installed: &Installed, job: &str, address: &str, arguments: &[&str]) -> Result<Self> {
-        let secrets = installed.look(&objects(&format!("secrets?labelSelector=lcl.dev/job-name={job}")))?;
-        let data = secrets["items"][0]["data"].as_object().context("no Secret")?;
-        let folder = installed.cluster.ready().folder.join(format!("{job}-tls"));
-        fs::create_dir_all(&folder)?;
-        for (name, text) in data {
-            fs::write(folder.join(name), BASE64_STANDARD.decode(text.as_str().unwrap_or_default())?)?;
-        }
+        let folder = certificates_of(installed, job)?;
         // `make compat` names that of an earlier version.
         let coordinator = env::var_os("LCL_COORDINATOR_BIN").map_or_else(|| program("lcl-coordinator"), |path| Ok(path.into()))?;
         let mut command = Command::new(coordinator);
         for (variable, file) in [("CERTIFICATE", "coordinator.crt"), ("KEY", "coordinator.key"), ("CA", "ca.crt")] {
             command.env(format!("LCL_TLS_{variable}"), folder.join(file));
         }
-        command.args(["--listen", &format!("{address}:7433"), "--ends-with-stdin"]).args(arguments).stdin(Stdio::piped());
+        command.args(["--listen", address, "--ends-with-stdin"]).args(arguments).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut announced = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut announced)?;
@@ -625,12 +675,13 @@ impl Drop for Coordinator {
 #[test]
 fn what_a_coordinator_refuses_keeps_no_pod_from_being_created() -> Result<()> {
     const ADDRESS: &str = "127.71.0.9";
+    const LISTEN: &str = "127.71.0.9:7433";
     let installed = install()?;
     let operator = installed.start_operator(&[])?;
     installed.apply(&job("refused", "spec.workers = {'replicas': 2}; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"))?;
     wait_for_pods(&installed, "refused", 3)?;
     let _coordinator =
-        Coordinator::start(&installed, "refused", ADDRESS, &["--epoch=99", "--min-members=1", "--desired-members=2", "--max-members=4"])?;
+        Coordinator::start(&installed, "refused", LISTEN, &["--epoch=99", "--min-members=1", "--desired-members=2", "--max-members=4"])?;
     let ready = json!([{ "type": "Ready", "status": "True" }]);
     let status = json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": ready });
     set_pod_status(&installed, "refused-coordinator", &status)?;

@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "faults/clock.rs"]
+mod clock;
 #[path = "faults/crowd.rs"]
 mod crowd;
 #[path = "faults/errors.rs"]
@@ -15,6 +17,8 @@ mod kubelet;
 mod lab;
 #[path = "faults/leftovers.rs"]
 mod leftovers;
+#[path = "support/member.rs"]
+mod member;
 #[path = "faults/phases.rs"]
 mod phases;
 #[path = "support/proxy.rs"]
@@ -36,7 +40,12 @@ use writes::{Ends, Mode, Sequence};
 const SIDE_BY_SIDE: usize = 5;
 
 /// Does all of it, whatever becomes of a part, and fails with everything that went wrong. Plans mostly wait, so all of them run at a time.
-fn do_all(lab: &Lab, sequences: impl IntoIterator<Item = Sequence>, plans: Vec<Plan>) -> Result<Ends> {
+fn do_all(
+    lab: &Lab,
+    sequences: impl IntoIterator<Item = Sequence>,
+    plans: Vec<Plan>,
+    further: impl FnOnce(&Lab) -> Result<()> + Send,
+) -> Result<Ends> {
     let (queue, ends) = (Mutex::new(sequences.into_iter().collect::<VecDeque<_>>()), Ends::default());
     let failures = Mutex::new(Vec::new());
     let note = |result: Result<()>| {
@@ -46,6 +55,7 @@ fn do_all(lab: &Lab, sequences: impl IntoIterator<Item = Sequence>, plans: Vec<P
     };
     let next = || queue.lock().unwrap().pop_front();
     thread::scope(|scope| {
+        scope.spawn(|| note(further(lab)));
         for plan in plans {
             scope.spawn(|| note(errors::run(lab, plan)));
         }
@@ -68,9 +78,9 @@ fn sequences(workers: u32) -> impl Iterator<Item = Sequence> {
 }
 
 #[test]
-fn a_job_comes_to_the_same_end_wherever_its_operator_is_killed_and_whatever_becomes_of_a_request() -> Result<()> {
+fn a_job_comes_to_the_same_end_wherever_its_operator_is_killed_whatever_becomes_of_a_request_and_whatever_the_clock_says() -> Result<()> {
     let lab = Lab::start()?;
-    let ends = do_all(&lab, sequences(2), Plan::all()?)?;
+    let ends = do_all(&lab, sequences(2), Plan::all()?, |lab| clock::is_ahead(lab).and_then(|()| clock::renews(lab)))?;
     // Fewer would mean that the writes were not seen.
     for (phase, fewest) in
         [(Phase::Creation, 9), (Phase::ScaleDown, 2), (Phase::Recovery, 4), (Phase::CoordinatorLoss, 4), (Phase::Drain, 3)]
@@ -86,7 +96,7 @@ fn the_same_of_a_large_job() -> Result<()> {
     let workers = env::var("WORKERS").ok().filter(|workers| !workers.is_empty());
     let workers = workers.map_or(Ok(32), |workers| workers.parse()).context("WORKERS")?;
     let lab = Lab::start()?;
-    let ends = do_all(&lab, sequences(workers), Vec::new())?;
+    let ends = do_all(&lab, sequences(workers), Vec::new(), |_| Ok(()))?;
     tell(&format!("{workers} workers: {}", ends.describe()));
     ends.check(Phase::Creation, workers as usize + 8)
 }

@@ -51,13 +51,20 @@ impl Stage {
         ensure!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
         fs::create_dir(folder.path().join("runs"))?;
         chown(folder.path().join("runs"), Some(TRAINER_USER), Some(TRAINER_USER))?;
-        let installed =
-            Installed::start(&ClusterOptions { nodes: 3, images }, &["--set", "security.allowHostPath=true", "--wait", "--timeout", "2m"])?;
+        let installed = Installed::start(
+            &ClusterOptions { nodes: 3, images, ipv6: false },
+            &["--set", "security.allowHostPath=true", "--wait", "--timeout", "2m"],
+        )?;
         Ok(Self { installed, folder })
     }
 
     /// Applies the example with another name and length, and with the stage's folders as volumes.
     fn apply(&self, name: &str, steps: u64) -> Result<Run<'_>> {
+        self.apply_with(name, steps, |_| {})
+    }
+
+    /// The same with a further change.
+    fn apply_with(&self, name: &str, steps: u64, change: impl FnOnce(&mut Value)) -> Result<Run<'_>> {
         let mut job: Value = serde_saphyr::from_str(&fs::read_to_string(project().join("examples/emoji.yaml"))?)?;
         job["metadata"]["name"] = json!(name);
         job["spec"]["optimization"]["steps"] = json!(steps);
@@ -67,6 +74,7 @@ impl Stage {
         for volume in job["spec"]["workers"]["template"]["spec"]["volumes"].as_array_mut().context("no volumes")? {
             volume["hostPath"]["path"] = json!(self.folder.path().join(volume["name"].as_str().unwrap_or_default()));
         }
+        change(&mut job);
         let applied = Instant::now();
         self.installed.apply(&job)?;
         Ok(Run { stage: self, name: name.to_owned(), steps, applied, highest: Cell::new(0) })
@@ -264,7 +272,7 @@ fn a_release_with_a_standby_rolls_out_and_the_new_pods_lead() -> Result<()> {
     }
     let images = ["pause", "lcl-operator"].map(image).into_iter().collect::<Result<_>>()?;
     let wait = ["--wait", "--timeout", "2m"];
-    let installed = Installed::start(&ClusterOptions { nodes: 1, images }, &wait)?;
+    let installed = Installed::start(&ClusterOptions { nodes: 1, images, ipv6: false }, &wait)?;
     let holder = || -> Result<String> {
         let lease = installed.get(&["lease", "lcl-operator", "--namespace", SYSTEM])?;
         Ok(lease["spec"]["holderIdentity"].as_str().context("nobody leads")?.to_owned())
@@ -284,6 +292,80 @@ fn a_release_with_a_standby_rolls_out_and_the_new_pods_lead() -> Result<()> {
     })?;
     assert_ne!(before, after);
     Ok(())
+}
+
+/// Cuts that are measured, one after the other.
+const CUTS: usize = 2;
+
+/// How long it takes from the moment at which a node's network is cut, without a sign to anybody, until the pod of its worker is created anew.
+#[test]
+#[ignore = "minutes: `make node-loss` runs it, and prints how long it took"]
+fn a_node_that_falls_silent_is_given_up_and_its_worker_is_placed_elsewhere() -> Result<()> {
+    if !has_nodes()? {
+        return Ok(());
+    }
+    let stage = Stage::set_up()?;
+    let leader = wait_for("a leader", || {
+        let lease = stage.installed.get(&["lease", "lcl-operator", "--namespace", SYSTEM])?;
+        let holder =
+            lease["spec"]["holderIdentity"].as_str().and_then(|holder| holder.split_once('_')).context("nobody leads")?.0.to_owned();
+        let pod = stage.installed.get(&["pod", &holder, "--namespace", SYSTEM])?;
+        Ok(pod["spec"]["nodeName"].as_str().context("no node")?.to_owned())
+    })?;
+    // What is cut off is a worker alone: with the leader's node its standby would have to follow first.
+    let beside_leader = json!({ "nodeSelector": { "kubernetes.io/hostname": leader } });
+    let run = stage.apply_with("silent", 5000, |job| job["spec"]["coordinator"] = beside_leader)?;
+    for cut in 1..=CUTS {
+        run.wait_for_workers(2)?;
+        let pods = run.pods()?;
+        let is_alone = |pod: &&Value| name_of(pod).starts_with("silent-w-") && pod["spec"]["nodeName"] != leader.as_str();
+        let victim = pods.iter().find(is_alone).context("both workers are on the leader's node")?;
+        let (name, node) = (name_of(victim), victim["spec"]["nodeName"].as_str().unwrap_or_default().to_owned());
+        let cable = cable_of(&stage.installed, &node)?;
+        let restarts = run.status()?["restarts"]["infrastructure"].as_i64().unwrap_or(0);
+        let old = run.ledger()?.last().context("no step")?.generation;
+        output(Command::new("ip").args(["link", "set", &cable, "down"]))?;
+        let (cut_at, cut_time) = (Instant::now(), seconds_since_epoch());
+        wait_for("the replacement's creation", || {
+            let pods = run.pods()?;
+            let now = pods.iter().find(|pod| name_of(pod) == name).context("there is none")?;
+            ensure!(now["metadata"]["uid"] != victim["metadata"]["uid"], "the same");
+            Ok(())
+        })?;
+        let created = cut_at.elapsed();
+        let alone =
+            wait_within(TRAINING, "a step without it", || run.ledger()?.into_iter().find(|line| line.generation > old).context("not yet"))?;
+        let (created, alone) = (created.as_secs_f64(), alone.time - cut_time);
+        tell(&format!(
+            "cut {cut}: {node} silent to the creation of {name}'s next pod: {created:.1} s; to the group's next step: {alone:.1} s"
+        ));
+        let status = run.status()?;
+        assert_eq!(status["lastFailure"]["reason"], "NodeSilent", "{status}");
+        wait_for("both workers", || {
+            let status = run.status()?;
+            ensure!(status["workers"]["ready"] == 2, "{status}");
+            Ok(())
+        })?;
+        let status = run.status()?;
+        assert_eq!(status["restarts"]["infrastructure"], restarts + 1, "one loss, one replacement: {status}");
+        let pods = run.pods()?;
+        let now = pods.iter().find(|pod| name_of(pod) == name).context("no replacement")?;
+        assert_ne!(now["spec"]["nodeName"], node.as_str(), "placed on the silent node");
+        output(Command::new("ip").args(["link", "set", &cable, "up"]))?;
+        stage.installed.kubectl(&["wait", "--for=condition=Ready", &format!("node/{node}"), "--timeout=2m"])?;
+    }
+    Ok(())
+}
+
+/// The network interface of this machine that leads to a node, by the node's address.
+fn cable_of(installed: &Installed, node: &str) -> Result<String> {
+    let addresses = installed.get(&["node", node])?["status"]["addresses"].take();
+    let internal = addresses.as_array().into_iter().flatten().find(|address| address["type"] == "InternalIP");
+    let address = internal.and_then(|address| address["address"].as_str()).context("no address")?.to_owned();
+    // 10.213.SLOT.(10 + INDEX), and lclSLOTnINDEX.
+    let parts: Vec<u8> = address.split('.').map(str::parse).collect::<Result<_, _>>()?;
+    let [_, _, slot, last] = parts[..] else { anyhow::bail!("{address}") };
+    Ok(format!("lcl{slot}n{}", last.checked_sub(10).context("no node's address")?))
 }
 
 /// Gives the ledger of a job that nothing has happened to.

@@ -59,6 +59,11 @@ pub struct LCLTrainingJobStatus {
     /// When the job became `Complete` or `Failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
+    /// The start of the worker's pod that took longest from its creation until its container `worker` ran, of the pods that are there:
+    /// `scheduledSeconds` and `startSeconds` together. Whole seconds, as Kubernetes keeps these times, the last of them by the node's own clock.
+    /// Written once all pods that can start have started, at a bounded rate; absent while the job is suspended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup: Option<StartupStatus>,
     /// The newest complete checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<LastCheckpointStatus>,
@@ -212,6 +217,24 @@ pub struct WorkersStatus {
     /// Label selector of the workers' pods, for the scale subresource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+}
+
+/// The slowest start among the workers' pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StartupStatus {
+    /// The pod's name.
+    pub pod: String,
+    /// Its uid.
+    pub uid: String,
+    /// From the pod's creation until it had its node.
+    pub scheduled_seconds: i64,
+    /// From then until its container `worker` ran: volumes, network, images, init containers.
+    pub start_seconds: i64,
+    /// Of `startSeconds`, what it waited for the image of its container `worker`, as the kubelet's Event `Pulled` says: 0 if the node had the
+    /// image. Absent when the start took less than five seconds, or no such Event was found within ten seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_seconds: Option<i64>,
 }
 
 /// A complete checkpoint.

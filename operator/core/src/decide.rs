@@ -11,6 +11,7 @@ mod ending;
 mod life_cycle;
 mod pods;
 mod progress;
+mod startup;
 mod suspension;
 
 use std::time::Duration;
@@ -158,6 +159,11 @@ pub enum Action {
         /// Its uid.
         uid: String,
     },
+    /// Look among the Events about a worker's pod how long it waited for its image.
+    FindImagePull {
+        /// Its uid.
+        uid: String,
+    },
     /// Delete the job, and with it all that belongs to it.
     DeleteJob,
     /// Create the coordinator's pod.
@@ -227,6 +233,7 @@ fn run(draft: &mut Draft) -> Option<ending::End> {
     pods::decide_world(draft);
     pods::explain_start(draft);
     progress::derive(draft);
+    startup::derive(draft);
     None
 }
 

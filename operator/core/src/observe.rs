@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod},
-    jiff::{SignedDuration, Timestamp},
+    jiff::{SignedDuration, Timestamp, Unit},
 };
 use lcl_crds::{LCLTrainingJobStatus, PinnedStatus, WORKER_CONTAINER};
 
@@ -42,6 +42,8 @@ pub struct ObservedJob<'a> {
     pub waited: &'a BTreeMap<Wait, SignedDuration>,
     /// Uid of a pod that does not start, and why, where its own status does not say so.
     pub explanation: Option<&'a (String, Obstacle)>,
+    /// Uid of a worker's pod, and how many seconds it waited for its image, by the Events about it.
+    pub image_pull: Option<&'a (String, i64)>,
     /// Why the last attempt to apply something failed.
     pub problem: Option<&'a Problem>,
     /// Nothing may be created for so long: the API server has refused it.
@@ -71,6 +73,10 @@ pub enum Wait {
     Answer(String),
     /// It is on its node, and none of its containers runs.
     Start(String),
+    /// It has started, and the Event about its image may be yet to come.
+    Pull(String),
+    /// This checkpoint, of so many steps, is the newest.
+    Checkpoint(i64),
     /// The group was asked to write a checkpoint and end.
     Stop,
 }
@@ -238,6 +244,8 @@ pub struct ObservedPod {
     pub sidecar_runs: bool,
     /// The condition Ready is true.
     pub ready: bool,
+    /// How it started, once its main container has.
+    pub start: Option<PodStart>,
     /// How long it was given to end, if it is being deleted. The time at which that is over is by the API server's clock.
     pub deletion: Option<SignedDuration>,
     /// Reason and message of a true `DisruptionTarget` condition.
@@ -248,6 +256,15 @@ pub struct ObservedPod {
     pub obstacle: Option<Obstacle>,
     /// How it ended.
     pub end: Option<ObservedEnd>,
+}
+
+/// What the start of a pod took, in whole seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodStart {
+    /// From its creation until it had its node.
+    pub scheduled: i64,
+    /// From then until its main container ran.
+    pub started: i64,
 }
 
 /// Why a pod does not start. Worded so that it stays the same for as long as the reason does.
@@ -304,6 +321,7 @@ impl ObservedPod {
             running: status.and_then(|status| status.phase.as_deref()) == Some("Running"),
             sidecar_runs,
             ready: is_true("Ready").is_some(),
+            start: read_start(pod, role),
             deletion: is_deleted.then(|| metadata.deletion_grace_period_seconds.map_or(GRACE, SignedDuration::from_secs)),
             disruption: is_true("DisruptionTarget")
                 .map(|condition| (condition.reason.clone().unwrap_or_default(), condition.message.clone().unwrap_or_default())),
@@ -348,14 +366,44 @@ fn read_obstacle(pod: &Pod) -> Option<Obstacle> {
     })
 }
 
-fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {
-    let status = pod.status.as_ref()?;
+fn main_container(pod: &Pod, role: PodRole) -> Option<&ContainerStatus> {
     let main = match role {
         PodRole::Coordinator => COORDINATOR_CONTAINER,
         PodRole::Worker(_) => WORKER_CONTAINER,
     };
-    let container: Option<&ContainerStatus> = status.container_statuses.iter().flatten().find(|container| container.name == main);
-    let terminated = container.and_then(|container| container.state.as_ref()?.terminated.as_ref());
+    pod.status.as_ref()?.container_statuses.iter().flatten().find(|container| container.name == main)
+}
+
+/// How many seconds a container waited for its image, by the message of the Event `Pulled`; nothing when it says neither that nor that the image was
+/// there already. Kubelets of all supported releases word it so (`pkg/kubelet/images`): the time of the pull, then that and the wait for other
+/// pulls.
+#[must_use]
+pub fn read_image_pull(message: &str) -> Option<i64> {
+    if message.starts_with("Container image ") && message.contains("already present on machine") {
+        return Some(0);
+    }
+    let times = message.strip_prefix("Successfully pulled image ")?.rsplit_once("\" in ")?.1;
+    let waited = times.split_once(" (").and_then(|(_, rest)| rest.split_once(" including waiting)")).map(|(time, _)| time);
+    let time: SignedDuration = waited.or_else(|| times.split_whitespace().next())?.trim_end_matches('.').parse().ok()?;
+    Some(time.round(Unit::Second).ok()?.as_secs())
+}
+
+/// The times are the API server's, the scheduler's and the node's: where their clocks differ, a part may seem to have taken less than nothing.
+fn read_start(pod: &Pod, role: PodRole) -> Option<PodStart> {
+    let created = pod.metadata.creation_timestamp.as_ref()?.0;
+    let mut conditions = pod.status.as_ref()?.conditions.iter().flatten();
+    let placed = conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "True")?;
+    let scheduled = placed.last_transition_time.as_ref()?.0;
+    let state = main_container(pod, role)?.state.as_ref()?;
+    let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
+    let started = running.or_else(|| state.terminated.as_ref()?.started_at.as_ref())?.0;
+    let seconds = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs().max(0);
+    Some(PodStart { scheduled: seconds(created, scheduled), started: seconds(scheduled, started) })
+}
+
+fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {
+    let status = pod.status.as_ref()?;
+    let terminated = main_container(pod, role).and_then(|container| container.state.as_ref()?.terminated.as_ref());
     // The main container decides: a sidecar that runs on keeps no dead trainer alive.
     if let Some(terminated) = terminated {
         // The kubelet makes up a code for a container that it lost track of, as after a restart of the node.

@@ -23,7 +23,7 @@ use tower::{BoxError, Service};
 
 use crate::{
     clock::BootTime,
-    fence::{Fences, Refused},
+    fence::{Fences, Refused, Write},
 };
 
 /// The longest that bytes are on their way to the API server and still arrive: TCP is told to give up then. A lost packet is sent again
@@ -47,9 +47,9 @@ pub(super) struct NoAnswer {
     limit: Duration,
 }
 
-/// In which namespace a request writes.
+/// In which namespace a request writes, and what.
 #[derive(Clone, Debug)]
-struct Writes(Option<Arc<str>>);
+struct Writes(Option<Arc<str>>, Write);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -108,8 +108,9 @@ impl<S> Guarded<S> {
             return Ok(self.deadlines.read);
         }
         let namespace = namespace_of(request.uri()).map(Arc::from);
-        let left = self.fences.left(namespace.as_deref(), BootTime::now())?;
-        request.extensions_mut().insert(Writes(namespace));
+        let write = if *request.method() == Method::DELETE { Write::Deletion } else { Write::Other };
+        let left = self.fences.left(namespace.as_deref(), write, BootTime::now())?;
+        request.extensions_mut().insert(Writes(namespace, write));
         Ok(left.map_or(self.deadlines.write, |left| left.saturating_sub(ON_THE_WAY).min(self.deadlines.write)))
     }
 }
@@ -220,8 +221,8 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        if let Some(Writes(namespace)) = request.extensions().get()
-            && let Err(refused) = self.fences.left(namespace.as_deref(), BootTime::now())
+        if let Some(Writes(namespace, write)) = request.extensions().get()
+            && let Err(refused) = self.fences.left(namespace.as_deref(), *write, BootTime::now())
         {
             return Box::pin(async move { Err(refused.into()) });
         }
@@ -308,6 +309,18 @@ mod tests {
         assert!(answer.is_err() && sent.is_empty(), "a namespace that is another's");
         let (answer, sent) = send(&Fences::default(), || (), request(Method::POST, PODS)).await;
         assert!(answer.is_ok() && sent.len() == 1, "without an election");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_namespace_that_is_being_deleted_nothing_is_sent_but_deletions() {
+        let fences = fences(Duration::ZERO);
+        let team = Fence::new("team/lease", NAMESPACE);
+        team.end(BootTime::now());
+        fences.add("team", team);
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            let (answer, sent) = send(&fences, || (), request(method.clone(), PODS)).await;
+            assert_eq!((answer.is_ok(), sent.len() == 1), (method == Method::DELETE, method == Method::DELETE), "{method}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

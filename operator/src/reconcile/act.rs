@@ -76,6 +76,7 @@ impl Reconciler<'_> {
                     acted.note(deleted);
                 }
                 Action::ExplainPod { uid } => acted.has_news |= self.explain(uid).await,
+                Action::FindImagePull { uid } => acted.has_news |= self.find_image_pull(uid).await,
                 Action::DeleteJob => acted.note(self.delete_job().await),
                 Action::CreateCoordinator { epoch } => {
                     // Without a configuration and an address no pod could start.

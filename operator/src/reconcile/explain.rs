@@ -1,10 +1,10 @@
-//! Why a pod does not start, where its status does not say so: the kubelet tells of volumes in Events alone.
+//! Why a pod does not start, and how long it waited for its image: the kubelet tells of volumes and of pulls in Events alone.
 
 use std::time::{Duration, Instant};
 
 use k8s_openapi::{api::core::v1::Event, jiff::Timestamp};
 use kube::{Api, api::ListParams};
-use lcl_operator_core::observe::Obstacle;
+use lcl_operator_core::observe::{Obstacle, read_image_pull};
 
 use super::Reconciler;
 
@@ -12,6 +12,10 @@ use super::Reconciler;
 const INTERVAL: Duration = Duration::from_secs(10);
 /// The scheduler's word for a pod that finds no node.
 const FAILED_SCHEDULING: &str = "FailedScheduling";
+/// The kubelet's word for an image that is there,
+const PULLED: &str = "Pulled";
+/// and for the container that it tells it of.
+const WORKER_FIELD: &str = "spec.containers{worker}";
 /// Events of one pod that are looked at: there are a few for each reason.
 const MOST_EVENTS: u32 = 100;
 
@@ -24,18 +28,10 @@ impl Reconciler<'_> {
             return false;
         }
         self.memory.explained = Some(Instant::now());
-        let api = Api::<Event>::namespaced(self.context.client.clone(), &self.key.namespace);
-        let about = ListParams::default().fields(&format!("involvedObject.uid={uid}")).limit(MOST_EVENTS);
-        let events = match api.list(&about).await {
-            Ok(events) => events,
-            Err(error) => {
-                tracing::warn!(job = self.key.name, namespace = self.key.namespace, %error, "the Events of a pod cannot be listed");
-                return false;
-            }
-        };
+        let Some(events) = self.list_events(uid).await else { return false };
         // It has its node by now.
         let is_over = |event: &Event| event.reason.as_deref() == Some(FAILED_SCHEDULING);
-        let newest = events.items.iter().filter(|event| !is_over(event)).max_by_key(|event| time_of(event));
+        let newest = events.iter().filter(|event| !is_over(event)).max_by_key(|event| time_of(event));
         let explanation = newest.filter(|event| event.type_.as_deref() == Some("Warning")).map(|event| {
             let reason = event.reason.clone().unwrap_or_default();
             (uid.to_owned(), Obstacle { container: None, reason, message: event.message.clone().unwrap_or_default() })
@@ -45,6 +41,32 @@ impl Reconciler<'_> {
             self.memory.explanation = explanation;
         }
         is_news
+    }
+
+    /// Remembers how long a worker's pod waited for its image. Whether that was found.
+    pub(super) async fn find_image_pull(&mut self, uid: &str) -> bool {
+        let events = self.list_events(uid).await.unwrap_or_default();
+        let seconds = events.iter().find_map(|event| {
+            let is_of_worker = event.involved_object.field_path.as_deref() == Some(WORKER_FIELD);
+            let message = event.message.as_deref().filter(|_| is_of_worker && event.reason.as_deref() == Some(PULLED))?;
+            read_image_pull(message)
+        });
+        let is_found = seconds.is_some();
+        self.memory.image_pull = seconds.map(|seconds| (uid.to_owned(), seconds)).or_else(|| self.memory.image_pull.take());
+        is_found
+    }
+
+    /// The Events about a pod; nothing when they cannot be listed, which is told.
+    async fn list_events(&self, uid: &str) -> Option<Vec<Event>> {
+        let api = Api::<Event>::namespaced(self.context.client.clone(), &self.key.namespace);
+        let about = ListParams::default().fields(&format!("involvedObject.uid={uid}")).limit(MOST_EVENTS);
+        match api.list(&about).await {
+            Ok(events) => Some(events.items),
+            Err(error) => {
+                tracing::warn!(job = self.key.name, namespace = self.key.namespace, %error, "the Events of a pod cannot be listed");
+                None
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{
     install, job,
-    proxy::{Fate, Log, Passed, Proxy},
+    proxy::{Log, Passed, Proxy},
     support::{Installed, Operator, SYSTEM, connect, get, objects, wait_for},
     uids, wait_for_pods,
 };
@@ -259,22 +259,4 @@ fn operators_whose_namespaces_overlap_never_act_on_the_same_job() -> Result<()> 
     assert_eq!(both, [""; 0], "two wrote in one namespace");
     other.terminate()?;
     all.terminate()
-}
-
-/// A restored etcd counts revisions from its backup on: what the operator has seen is still to come, and its watches would wait for it.
-#[test]
-fn an_operator_ends_when_the_clusters_data_go_back_in_time() -> Result<()> {
-    let installed = install()?;
-    let (restored, is_restored) = watch::channel(false);
-    let proxy = Proxy::start(&installed.kubeconfig_of("lcl-operator")?, move |passed, _| {
-        let asks = passed.is("GET", "lcltrainingjobs") && !passed.is_watch && *is_restored.borrow();
-        std::future::ready(if asks { Fate::FirstRevision } else { Fate::Pass })
-    })?;
-    let operator = installed.start_operator_with(&proxy.kubeconfig, &[])?;
-    installed.apply(&job("before", ""))?;
-    wait_for_pods(&installed, "before", 2)?;
-    restored.send_replace(true);
-    let error = operator.wait_for_failure()?;
-    assert!(error.contains("the cluster's data went back from revision") && error.contains("to 1"), "{error}");
-    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -111,10 +111,15 @@ impl Place<'_> {
     }
 
     /// An operator of this namespace alone.
-    pub(crate) fn start_operator(&self, kubeconfig: &std::path::Path) -> Result<Operator> {
+    pub(crate) fn start_operator(&self, kubeconfig: &Path) -> Result<Operator> {
+        self.start_operator_with(kubeconfig, &[])
+    }
+
+    /// The same with further variables in its environment.
+    pub(crate) fn start_operator_with(&self, kubeconfig: &Path, environment: &[(&str, &str)]) -> Result<Operator> {
         let here = [format!("--watch-namespaces={}", self.namespace), format!("--pod-name={}", self.namespace)];
         let arguments = ["--leader-elect", "--pod-namespace=lcl-system", "--network-policies", &here[0], &here[1]];
-        self.installed().start_operator_with(kubeconfig, &arguments)
+        self.installed().start_operator_in(environment, kubeconfig, &arguments)
     }
 
     /// What an operator that is killed cannot do: the next one need not wait until the lease has run out.

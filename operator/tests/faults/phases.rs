@@ -171,12 +171,13 @@ impl Expected {
     }
 }
 
-/// A status without times, uids and addresses; without the epoch, which a killed operator may skip; and without what the coordinator says
-/// of members, which changes with when it is heard.
+/// A status without times (`startup` is nothing else), uids and addresses; without the epoch, which a killed operator may skip; and without what
+/// the coordinator says of members, which changes with when it is heard.
 fn comparable(mut status: Value) -> Value {
     strip(&mut status);
     if let Some(status) = status.as_object_mut() {
         status.remove("coordinatorEpoch");
+        status.remove("startup");
     }
     for (parent, names) in [("/workers", &["ready", "summary", "selector"][..]), ("/pinned", &["address", "certificatesExpire"])] {
         if let Some(object) = status.pointer_mut(parent).and_then(Value::as_object_mut) {

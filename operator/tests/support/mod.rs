@@ -36,6 +36,10 @@ pub(crate) const SYSTEM: &str = "lcl-system";
 
 const OPERATOR: &str = env!("CARGO_BIN_EXE_lcl-operator");
 
+/// What an operator is told where a test says nothing else.
+const USUAL: [&str; 4] =
+    ["--coordinator-image=coordinator", "--trainer-image=trainer", "--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0"];
+
 /// Operators that this test has started: each has a log.
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -229,7 +233,12 @@ impl Installed {
 
     /// The same with another kubeconfig.
     pub(crate) fn start_operator_with(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Operator> {
-        Operator::start(&self.cluster.ready().folder, kubeconfig, arguments)
+        self.start_operator_in(&[], kubeconfig, arguments)
+    }
+
+    /// The same with further variables in its environment.
+    pub(crate) fn start_operator_in(&self, environment: &[(&str, &str)], kubeconfig: &Path, arguments: &[&str]) -> Result<Operator> {
+        Operator::start(&self.cluster.ready().folder, kubeconfig, arguments, environment)
     }
 }
 
@@ -274,17 +283,17 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
+    fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         let log = folder.join(format!("operator-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", kubeconfig)
-            .args(["--coordinator-image=coordinator", "--trainer-image=trainer"].iter().filter(|own| {
-                let name = own.split_once('=').map_or("", |(name, _)| name);
+            .args(USUAL.iter().filter(|usual| {
+                let name = usual.split_once('=').map_or("", |(name, _)| name);
                 !arguments.iter().any(|given| given.starts_with(name))
             }))
             .arg("--log-format=json")
-            .args(["--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0"])
             .env("POD_NAMESPACE", SYSTEM)
+            .envs(environment.iter().copied())
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(File::create(&log)?)

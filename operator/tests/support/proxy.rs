@@ -76,8 +76,6 @@ pub(crate) enum Fate {
     Answer { code: u16, reason: &'static str, retry_after: Option<u16> },
     /// The connection is cut.
     Cut,
-    /// The operator gets a list of nothing, of the cluster's first revision.
-    FirstRevision,
     /// Of a watch so many events are passed; then it is told that what follows is known no more.
     Expire { after: usize },
 }
@@ -174,7 +172,6 @@ impl Passage {
         match (self.hook)(passed.clone(), self.log.clone()).await {
             Fate::Pass | Fate::Expire { .. } => {}
             Fate::Answer { code, reason, retry_after } => return Ok(refusal(code, reason, retry_after)),
-            Fate::FirstRevision => return Ok(first_revision()),
             Fate::Cut => return Err(cut()),
         }
         let answer = match forward(&self.client, parts, body).await {
@@ -186,7 +183,6 @@ impl Passage {
         match (self.hook)(passed.clone(), self.log.clone()).await {
             Fate::Pass => Ok(answer),
             Fate::Answer { code, reason, retry_after } => Ok(refusal(code, reason, retry_after)),
-            Fate::FirstRevision => Ok(first_revision()),
             Fate::Cut => Err(cut()),
             Fate::Expire { after } => Ok(if passed.is_watch { expiring(answer, after) } else { answer }),
         }
@@ -213,15 +209,6 @@ fn refusal(code: u16, reason: &str, retry_after: Option<u16>) -> Response {
         refusal.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     refusal
-}
-
-fn first_revision() -> Response {
-    let list = json!({
-        "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": { "resourceVersion": "1" }, "items": [],
-    });
-    let mut answer = response(StatusCode::OK, Body::from(list.to_string()));
-    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-    answer
 }
 
 /// The first events of a watch, and then the error by which the API server says that it has forgotten what follows.

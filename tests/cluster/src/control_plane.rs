@@ -13,10 +13,11 @@ use crate::{
     slot::Slot,
 };
 
-/// Port of the apiserver; the address is the slot's own.
-const PORT: u16 = 16443;
-/// First address of the Services' network, under which pods reach the apiserver.
-const SERVICE_ADDRESS: &str = "10.96.0.1";
+/// Ports of the apiserver and of etcd, for its clients and its peers; the address is the slot's own.
+const PORTS: [u16; 3] = [16443, 12379, 12380];
+/// Networks of the Services, and their first addresses, under which pods reach the apiserver.
+const SERVICES: (&str, &str) = ("10.96.0.0/16", "10.96.0.1");
+const SERVICES_IPV6: (&str, &str) = ("fd00:10:96::/108", "fd00:10:96::1");
 /// From start to `/readyz` it takes about five seconds on an idle machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(3);
 /// Who wrote what, and what the operator asked: a line per request in `audit.log`, by which a test tells one program's requests from all
@@ -55,6 +56,43 @@ pub enum ControlPlaneError {
     },
 }
 
+/// Where a control plane listens.
+pub(crate) struct Place {
+    address: String,
+    ports: [u16; 3],
+    services: (&'static str, &'static str),
+    /// Under which nodes find it; none without nodes.
+    advertised: Option<String>,
+}
+
+impl Place {
+    /// At the slot's bridge.
+    pub(crate) fn of_nodes(slot: &Slot) -> Self {
+        let address = slot.bridge().1;
+        Self { advertised: Some(address.clone()), address, ports: PORTS, services: SERVICES }
+    }
+
+    /// At the slot's own loopback address.
+    pub(crate) fn alone(slot: &Slot) -> Self {
+        Self { address: slot.loopback(), ports: PORTS, services: SERVICES, advertised: None }
+    }
+
+    /// At the one loopback address that there is of IPv6, where each slot has ports of its own.
+    pub(crate) fn ipv6(slot: &Slot) -> Self {
+        let ports = PORTS.map(|port| port + 2 * u16::from(slot.number()));
+        Self { address: "::1".to_owned(), ports, services: SERVICES_IPV6, advertised: None }
+    }
+
+    fn is_ipv6(&self) -> bool {
+        self.address.contains(':')
+    }
+
+    /// Address and port as they stand in a URL.
+    fn at(&self, port: u16) -> String {
+        if self.is_ipv6() { format!("[{}]:{port}", self.address) } else { format!("{}:{port}", self.address) }
+    }
+}
+
 /// A running control plane.
 pub(crate) struct ControlPlane {
     folder: PathBuf,
@@ -68,15 +106,14 @@ pub(crate) struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts one in `folder`, at the slot's bridge when `has_nodes`, and waits until it is ready.
-    pub(crate) fn start(programs: &Programs, slot: &Slot, folder: &Path, has_nodes: bool) -> Result<Self, ControlPlaneError> {
+    /// Starts one in `folder`, and waits until it is ready.
+    pub(crate) fn start(programs: &Programs, place: &Place, folder: &Path) -> Result<Self, ControlPlaneError> {
         fs::create_dir_all(folder).map_err(|source| ControlPlaneError::Folder { path: folder.to_owned(), source })?;
-        let address = if has_nodes { slot.bridge().1 } else { slot.loopback() };
-        let server = format!("https://{address}:{PORT}");
+        let server = format!("https://{}", place.at(place.ports[0]));
         let authority = Authority::new()?;
         write(folder, "ca.crt", authority.certificate())?;
         write_token_key(folder)?;
-        let hosts = [address.as_str(), SERVICE_ADDRESS, "kubernetes.default.svc", "localhost"];
+        let hosts = [place.address.as_str(), place.services.1, "kubernetes.default.svc", "localhost"];
         authority.issue("kube-apiserver", None, &hosts)?.write(folder, "apiserver")?;
         let admin = authority.issue("admin", Some("system:masters"), &["admin"])?;
         admin.write(folder, "admin")?;
@@ -88,8 +125,8 @@ impl ControlPlane {
 
         write(folder, AUDIT_POLICY.0, AUDIT_POLICY.1)?;
 
-        let mut etcd = start_etcd(folder, &address)?;
-        let mut apiserver = start_apiserver(programs, folder, &address, has_nodes)?;
+        let mut etcd = start_etcd(folder, place)?;
+        let mut apiserver = start_apiserver(programs, folder, place)?;
         let kubectl = programs.kubectl();
         let admin = folder.join("admin.kubeconfig").display().to_string();
         let mut ended = None;
@@ -156,8 +193,8 @@ impl ControlPlane {
     }
 }
 
-fn start_etcd(folder: &Path, address: &str) -> Result<Server, CommandError> {
-    let (client, peer) = (format!("http://{address}:12379"), format!("http://{address}:12380"));
+fn start_etcd(folder: &Path, place: &Place) -> Result<Server, CommandError> {
+    let [_, client, peer] = place.ports.map(|port| format!("http://{}", place.at(port)));
     let arguments = [
         // The data die with the cluster.
         "--unsafe-no-fsync".to_owned(),
@@ -171,11 +208,13 @@ fn start_etcd(folder: &Path, address: &str) -> Result<Server, CommandError> {
     Server::start(folder, "etcd-server", None, &on_path("etcd").unwrap_or_else(|| "etcd".into()), &arguments)
 }
 
-fn start_apiserver(programs: &Programs, folder: &Path, address: &str, has_nodes: bool) -> Result<Server, CommandError> {
+fn start_apiserver(programs: &Programs, folder: &Path, place: &Place) -> Result<Server, CommandError> {
+    let [port, etcd, _] = place.ports;
     let mut arguments = vec![
-        format!("--etcd-servers=http://{address}:12379"),
-        format!("--secure-port={PORT}"),
-        format!("--bind-address={address}"),
+        format!("--etcd-servers=http://{}", place.at(etcd)),
+        format!("--secure-port={port}"),
+        format!("--bind-address={}", place.address),
+        format!("--service-cluster-ip-range={}", place.services.0),
         format!("--service-account-issuer=https://kubernetes.default.svc"),
     ];
     arguments.extend(
@@ -186,7 +225,6 @@ fn start_apiserver(programs: &Programs, folder: &Path, address: &str, has_nodes:
             "--authorization-mode=Node,RBAC",
             "--service-account-key-file=sa.pub",
             "--service-account-signing-key-file=sa.key",
-            "--service-cluster-ip-range=10.96.0.0/16",
             // The second asks whether the operator may block the deletion of what owns its objects, as some distributions do.
             "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             "--allow-privileged=true",
@@ -202,11 +240,14 @@ fn start_apiserver(programs: &Programs, folder: &Path, address: &str, has_nodes:
         ]
         .map(str::to_owned),
     );
-    if has_nodes {
+    if let Some(address) = &place.advertised {
         arguments.push(format!("--advertise-address={address}"));
     } else {
-        // A loopback address is refused as an endpoint, and without nodes nobody asks for it.
+        // A loopback address is refused as an endpoint, and without nodes nobody asks for it. But it has to be of the Services' family.
         arguments.push("--endpoint-reconciler-type=none".to_owned());
+        if place.is_ipv6() {
+            arguments.push(format!("--advertise-address={}", place.services.1));
+        }
     }
     Server::start(folder, "kube-apiserver", None, &programs.path("kube-apiserver"), &arguments)
 }

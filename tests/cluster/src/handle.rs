@@ -43,6 +43,8 @@ pub struct ClusterOptions {
     pub nodes: u8,
     /// Archives of images that every node gets.
     pub images: Vec<PathBuf>,
+    /// All addresses are IPv6; without nodes alone.
+    pub ipv6: bool,
 }
 
 /// A running cluster. It ends with this value, and with the process that holds it, however that ends.
@@ -60,6 +62,9 @@ impl Cluster {
         command.arg("run").arg("--ends-with-stdin").arg("--nodes").arg(options.nodes.to_string());
         for image in &options.images {
             command.arg("--image").arg(image);
+        }
+        if options.ipv6 {
+            command.arg("--ipv6");
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
         let mut line = String::new();

@@ -61,6 +61,15 @@ struct ClusterArgs {
     /// An archive of images for every node; may be repeated
     #[arg(long = "image", value_name = "FILE.tar")]
     images: Vec<PathBuf>,
+    /// All addresses are IPv6; without nodes alone
+    #[arg(long)]
+    ipv6: bool,
+}
+
+impl ClusterArgs {
+    fn options(&self) -> RunOptions {
+        RunOptions { nodes: self.nodes, images: self.images.clone(), ipv6: self.ipv6 }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -101,9 +110,8 @@ fn main() -> ExitCode {
 }
 
 fn run_here(arguments: &RunArgs) -> Result<()> {
-    let options = RunOptions { nodes: arguments.cluster.nodes, images: arguments.cluster.images.clone() };
     let mut failure = None;
-    run(&options, |ready| failure = serve(ready, arguments.ends_with_stdin).err())?;
+    run(&arguments.cluster.options(), |ready| failure = serve(ready, arguments.ends_with_stdin).err())?;
     failure.map_or(Ok(()), Err)
 }
 
@@ -148,6 +156,9 @@ fn up(arguments: &UpArgs) -> Result<()> {
     command.arg("run").arg("--nodes").arg(arguments.cluster.nodes.to_string());
     for image in &arguments.cluster.images {
         command.arg("--image").arg(fs::canonicalize(image).with_context(|| format!("the image {}", image.display()))?);
+    }
+    if arguments.cluster.ipv6 {
+        command.arg("--ipv6");
     }
     // Out of this terminal's reach: `down` ends it.
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).process_group(0).spawn()?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     command::{CommandError, output, wait_until},
-    control_plane::{ControlPlane, ControlPlaneError},
+    control_plane::{ControlPlane, ControlPlaneError, Place},
     leftovers::{Leftovers, folder_mark, sweep},
     node::{Node, NodeError, make_bridge, why_no_nodes},
     programs::{Programs, ProgramsError},
@@ -28,6 +28,8 @@ pub struct RunOptions {
     pub nodes: u8,
     /// Archives of images that every node gets.
     pub images: Vec<PathBuf>,
+    /// All addresses are IPv6; without nodes alone.
+    pub ipv6: bool,
 }
 
 /// A cluster that can be used.
@@ -69,6 +71,9 @@ pub enum RunError {
         /// How many.
         asked: u8,
     },
+    /// Nodes have no IPv6 addresses.
+    #[error("nodes over IPv6 cannot be had: take none, or IPv4")]
+    NoIpv6Nodes,
     /// The folder.
     #[error("making a folder in {}", folder.display())]
     Folder {
@@ -110,6 +115,9 @@ pub fn run(options: &RunOptions, use_it: impl FnOnce(&Ready)) -> Result<(), RunE
     if options.nodes > MAX_NODES {
         return Err(RunError::TooManyNodes { asked: options.nodes });
     }
+    if options.ipv6 && options.nodes > 0 {
+        return Err(RunError::NoIpv6Nodes);
+    }
     if let Some(why) = (options.nodes > 0).then(why_no_nodes).flatten() {
         return Err(RunError::NoNodes { why });
     }
@@ -139,7 +147,12 @@ fn run_in(options: &RunOptions, programs: &Programs, slot: &Slot, folder: &Path,
     if has_nodes {
         make_bridge(slot)?;
     }
-    let plane = ControlPlane::start(programs, slot, folder, has_nodes)?;
+    let place = match (has_nodes, options.ipv6) {
+        (true, _) => Place::of_nodes(slot),
+        (false, true) => Place::ipv6(slot),
+        (false, false) => Place::alone(slot),
+    };
+    let plane = ControlPlane::start(programs, &place, folder)?;
     let mut nodes = start_nodes(options, programs, slot, &plane)?;
     wait_for_nodes(programs, &plane, &mut nodes)?;
     for node in &mut nodes {

@@ -15,7 +15,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_lcl-cluster");
 
 fn start(nodes: u8) -> Result<Cluster> {
     let images = if nodes > 0 { vec![pause_image()?] } else { Vec::new() };
-    Ok(Cluster::start(Path::new(PROGRAM), &ClusterOptions { nodes, images })?)
+    Ok(Cluster::start(Path::new(PROGRAM), &ClusterOptions { nodes, images, ipv6: false })?)
 }
 
 /// `make test` and `make cluster` put it there.

@@ -39,6 +39,17 @@ impl Authority {
         Self { issuer: Issuer::new(parameters, key), certificate }
     }
 
+    /// The same authority with a certificate of another time, as a renewal makes it.
+    fn renewed(&self) -> Self {
+        let key = KeyPair::from_pem(&self.issuer.key().serialize_pem()).unwrap();
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name.push(DnType::CommonName, "of a job");
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.not_before = date_time_ymd(2021, 1, 1);
+        let certificate = parameters.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(parameters, key), certificate }
+    }
+
     /// A pair for this name in files of this folder, and the authority that its owner trusts.
     fn issue(&self, folder: &Path, name: &str, has_expired: bool, trusted: &Self) -> CertificateFiles {
         let key = KeyPair::generate().unwrap();
@@ -122,13 +133,18 @@ struct Server {
 
 impl Server {
     fn start(security: Security) -> Self {
+        Self::start_for(security, 1)
+    }
+
+    /// For a group of so many members.
+    fn start_for(security: Security, members: u32) -> Self {
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::new());
         let settings = CoordinatorSettings {
             epoch: 1,
-            world: World::new(1, 1, 1).unwrap(),
+            world: World::new(members, members, members).unwrap(),
             formation_wait: Duration::ZERO,
             heartbeat_timeout: Duration::from_mins(10),
             report_timeout: Duration::from_mins(1),
@@ -141,8 +157,12 @@ impl Server {
 }
 
 fn member(coordinator: SocketAddr, security: Security) -> (MemberClient, Commands) {
+    member_of("w-0", coordinator, security)
+}
+
+fn member_of(worker: &str, coordinator: SocketAddr, security: Security) -> (MemberClient, Commands) {
     let identity = Identity {
-        name: MemberName { worker: "w-0".to_owned(), index: 0 },
+        name: MemberName { worker: worker.to_owned(), index: 0 },
         incarnation: Incarnation { run: 1, start: 1 },
         node: "n".to_owned(),
         address: "127.0.0.1".to_owned(),
@@ -266,4 +286,38 @@ fn a_certificate_allows_what_its_name_is_for_and_nothing_else() {
     }
     watch(OPERATOR_NAME).unwrap();
     watch(MEMBER_NAME).unwrap();
+}
+
+/// As the operator renews them under a group that runs: keys stay, the certificates of the authority and of the pairs are others. Nodes bring
+/// them into pods one after the other.
+#[test]
+fn renewed_certificates_touch_nobody_who_is_attached_and_go_together_with_those_of_before() {
+    let log = Log::start();
+    let own = Authority::new("of a job");
+    let next = own.renewed();
+    assert_ne!(own.certificate, next.certificate);
+    let folder = TempDir::new().unwrap();
+    let files = |name: &str| folder.path().join(name);
+    let server = Server::start_for(tls(own.issue(&files("server"), SERVER_NAME, false, &own)), 4);
+    let early = member_of("early", server.address, tls(own.issue(&files("early"), MEMBER_NAME, false, &own)));
+    log.wait_for(&["joined", "early/0"]);
+    // On one node they are renewed before they are on the coordinator's.
+    let ahead = member_of("ahead", server.address, tls(next.issue(&files("ahead"), MEMBER_NAME, false, &next)));
+    log.wait_for(&["joined", "ahead/0"]);
+    let renewed = next.issue(&files("server"), SERVER_NAME, false, &next);
+    // Written in another moment than those before, however coarse the file system's clock is.
+    let later = std::time::SystemTime::now() + Duration::from_secs(1);
+    for file in [&renewed.certificate, &renewed.key, &renewed.authority] {
+        fs::File::options().append(true).open(file).unwrap().set_modified(later).unwrap();
+    }
+    // And on another one after that.
+    let behind = member_of("behind", server.address, tls(own.issue(&files("behind"), MEMBER_NAME, false, &own)));
+    log.wait_for(&["joined", "behind/0"]);
+    log.wait_for(&["certificates have changed and are read again", "server/tls.crt"]);
+    let new = member_of("new", server.address, tls(next.issue(&files("new"), MEMBER_NAME, false, &next)));
+    // The group needs all four: whoever had lost its stream would be missing.
+    for (_, commands) in [&early, &ahead, &behind, &new] {
+        let command = commands.next(PATIENCE);
+        assert!(matches!(command, Some(MemberCommand::FormGroup(_))), "{command:?}");
+    }
 }

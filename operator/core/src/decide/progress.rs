@@ -2,7 +2,7 @@
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::SignedDuration,
+    jiff::{SignedDuration, Timestamp},
 };
 use lcl_crds::{GroupStatus, JobState, LCLTrainingJobStatus, LastCheckpointStatus, SourceStatus};
 
@@ -11,7 +11,7 @@ use crate::{
     ValidatedJob,
     build::{coordinator_name, worker_pod_name},
     cause::shorten,
-    observe::{CheckpointSeen, GroupPhase, Link, ObservedPod, SourceSeen},
+    observe::{CheckpointSeen, GroupPhase, Link, ObservedPod, SourceSeen, Wait},
 };
 
 /// Checkpoints that follow each other faster are taken for as far apart: progress reaches the status some seconds late.
@@ -101,21 +101,32 @@ fn told_obstacle(conditions: &[Condition]) -> Option<&str> {
     subject(&conditions.iter().find(|told| told.type_ == condition::RECONCILING && told.reason == reason::POD_CANNOT_START)?.message)
 }
 
-/// Whether the newest checkpoint is as young as checkpoints of this job usually are.
+/// Whether the newest checkpoint is as young as checkpoints of this job usually are. Its age is counted from when it was first heard of: its
+/// time is by its writer's clock.
 fn judge_checkpoint(draft: &mut Draft) {
     let Some(last) = draft.status.last_checkpoint.clone() else {
         return draft.set(condition::CHECKPOINT_FRESH, "False", reason::NO_CHECKPOINT, "no checkpoint was written yet");
     };
     let interval = SignedDuration::from_secs(last.interval_seconds.unwrap_or(0)).max(SHORTEST_INTERVAL);
     let limit = interval.saturating_add(interval);
+    let overdue = limit.saturating_add(SignedDuration::from_secs(1));
     let now = draft.observed.now;
-    if now.duration_since(last.time.0) > limit {
+    let wait = Wait::Checkpoint(last.step);
+    let is_news = draft.observed.status.last_checkpoint.as_ref().is_none_or(|stored| stored.step != last.step);
+    let is_old = if is_news || draft.observed.waited.contains_key(&wait) {
+        draft.has_waited(wait, overdue)
+    } else {
+        // Heard of before this process was there: there is nothing but its writer's clock.
+        if let Some(at) = last.time.0.checked_add(overdue).ok().filter(|at| *at > now) {
+            draft.wake_at(at);
+        }
+        now.duration_since(last.time.0) > limit
+    };
+    if is_old {
         let message = format!("the newest checkpoint is older than {} seconds, twice the time from one to the next", limit.as_secs());
         return draft.set(condition::CHECKPOINT_FRESH, "False", reason::CHECKPOINT_OLD, &message);
     }
     draft.set(condition::CHECKPOINT_FRESH, "True", reason::CHECKPOINT_WRITTEN, "checkpoints are written in time");
-    let expires = last.time.0.checked_add(limit).and_then(|at| at.checked_add(SignedDuration::from_secs(1)));
-    draft.wake_at(expires.unwrap_or(now));
 }
 
 /// Step, generation, checkpoint and sources, if the coordinator tells them.
@@ -166,8 +177,10 @@ fn note_checkpoint(draft: &mut Draft, seen: &CheckpointSeen) {
         return;
     }
     let time = seen.time.min(draft.observed.now);
-    let before = draft.status.last_checkpoint.as_ref().map(|last| &last.time).or(draft.status.start_time.as_ref());
-    let interval_seconds = before.map(|before| time.duration_since(before.0).as_secs().max(0));
+    // From one to the next by the writers' clocks; the job's start is by ours.
+    let since = |before: &Time, now: Timestamp| now.duration_since(before.0).as_secs().max(0);
+    let started = draft.status.start_time.as_ref().map(|start| since(start, draft.observed.now));
+    let interval_seconds = draft.status.last_checkpoint.as_ref().map(|last| since(&last.time, time)).or(started);
     let folder = draft.observed.job.spec().checkpoint.uri.trim_end_matches('/');
     let uri = (!seen.folder.is_empty()).then(|| format!("{folder}/{}", seen.folder));
     draft.status.last_checkpoint = Some(LastCheckpointStatus { step, time: Time(time), uri, interval_seconds });
@@ -331,5 +344,6 @@ pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) 
     new.last_checkpoint.clone_from(&old.last_checkpoint);
     (new.loss, new.samples_per_second) = (old.loss, old.samples_per_second);
     new.sources.clone_from(&old.sources);
+    new.startup.clone_from(&old.startup);
     new == *old
 }

@@ -45,7 +45,7 @@ pub(super) fn stop(draft: &mut Draft, why: Why) {
 pub(super) fn rest(draft: &mut Draft) {
     begin_anew(draft);
     // What is told of a group is told of one that is there.
-    (draft.status.group, draft.status.start_time) = (None, None);
+    (draft.status.group, draft.status.startup, draft.status.start_time) = (None, None, None);
     // Somebody may have had them repaired.
     draft.status.excluded_nodes.clear();
     draft.set(condition::SUSPENDED, "True", reason::SUSPENDED, "spec.suspend is true");
@@ -60,7 +60,7 @@ pub(super) fn resume(draft: &mut Draft) {
     if !matches!(state, Some(JobState::Suspending | JobState::Suspended | JobState::Restarting)) {
         return;
     }
-    draft.status.group = None;
+    (draft.status.group, draft.status.startup) = (None, None);
     draft.status.state = Some(JobState::Pending);
     if state == Some(JobState::Restarting) {
         return;

@@ -166,3 +166,51 @@ fn a_pod_that_has_its_node_is_not_said_to_find_none() {
     assert_eq!(pod(Value::Null), Some(expected));
     assert_eq!(pod(json!("node-1")), None);
 }
+
+#[test]
+fn a_start_is_read_in_its_parts_and_a_clock_that_is_behind_takes_no_time() {
+    let start = |role: &str, placed: &str, state: Value| {
+        let pod = json!({
+            "metadata": {
+                "name": "job-w-3", "uid": "u", "creationTimestamp": "2026-01-01T00:00:10Z",
+                "labels": { "lcl.dev/role": role, "lcl.dev/worker-index": "3" },
+                "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "j", "controller": true }],
+            },
+            "status": {
+                "conditions": [{ "type": "PodScheduled", "status": placed, "lastTransitionTime": "2026-01-01T00:00:13Z" }],
+                "containerStatuses": [
+                    { "name": "sidecar", "ready": true, "restartCount": 0, "image": "", "imageID": "",
+                      "state": { "running": { "startedAt": "2026-01-01T00:00:14Z" } } },
+                    { "name": role, "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": state },
+                ],
+            },
+        });
+        ObservedPod::read(&serde_json::from_value(pod).unwrap()).unwrap().start.map(|start| (start.scheduled, start.started))
+    };
+    let at = |time: &str| json!({ "running": { "startedAt": time } });
+    assert_eq!(start("worker", "True", at("2026-01-01T00:01:03Z")), Some((3, 50)));
+    assert_eq!(start("coordinator", "True", at("2026-01-01T00:00:14Z")), Some((3, 1)));
+    let ended = json!({ "terminated": { "exitCode": 1, "startedAt": "2026-01-01T00:01:03Z", "finishedAt": "2026-01-01T00:02:03Z" } });
+    assert_eq!(start("worker", "True", ended), Some((3, 50)), "how it started is known after its end, too");
+    assert_eq!(start("worker", "True", at("2025-12-31T23:57:00Z")), Some((3, 0)), "its node's clock is behind");
+    assert_eq!(start("worker", "False", at("2026-01-01T00:01:03Z")), None);
+    assert_eq!(start("worker", "True", json!({ "waiting": { "reason": "ContainerCreating" } })), None);
+    assert_eq!(start("worker", "True", json!({ "running": {} })), None);
+}
+
+#[test]
+fn the_time_of_a_pull_is_read_from_what_kubelets_say_of_it() {
+    let pulled = |times: &str| read_image_pull(&format!("Successfully pulled image \"registry.example/trainer:1\" in {times}"));
+    assert_eq!(pulled("12.345s (1m2.6s including waiting). Image size: 5368709120 bytes."), Some(63), "with the wait for other pulls");
+    assert_eq!(pulled("532ms (532ms including waiting)"), Some(1));
+    assert_eq!(pulled("1h0m3.2s (1h0m3.2s including waiting)"), Some(3603));
+    assert_eq!(pulled("734.5µs (734.5µs including waiting)"), Some(0));
+    assert_eq!(pulled("2.9s"), Some(3));
+    assert_eq!(pulled("no time (at all including waiting)"), None);
+    for present in ["already present on machine", "already present on machine and can be accessed by the pod"] {
+        assert_eq!(read_image_pull(&format!("Container image \"trainer:1\" {present}")), Some(0));
+    }
+    for other in ["", "Pulling image \"trainer:1\"", "Successfully pulled image", "Successfully pulled image \"a\" in "] {
+        assert_eq!(read_image_pull(other), None, "{other}");
+    }
+}

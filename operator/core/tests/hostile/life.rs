@@ -43,6 +43,7 @@ pub(crate) fn decide_all_along(job: &ValidatedJob, uid: &str, offer: &PinnedStat
                 unused_epoch: None,
                 waited: &waited,
                 explanation: None,
+                image_pull: None,
                 problem: None,
                 creations_wait: None,
                 now,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::jiff::SignedDuration;
 use lcl_crds::JobState;
 
 use super::scene::{COORDINATOR, Scene, reasons};
@@ -150,6 +151,30 @@ fn a_checkpoint_is_fresh_until_the_next_is_overdue() {
     scene.save(150);
     scene.settle();
     assert_eq!(fresh(&scene), Some((true, reason::CHECKPOINT_WRITTEN.to_owned())));
+}
+
+/// Three minutes are more than twice the time from one checkpoint to the next.
+#[test]
+fn a_writer_whose_clock_is_behind_makes_no_checkpoint_old() {
+    let mut scene = Scene::training("");
+    let is_fresh = |scene: &Scene| scene.condition(condition::CHECKPOINT_FRESH).is_some_and(|(value, _)| value == "True");
+    for step in 1..4 {
+        scene.after(60);
+        scene.save(step);
+        let behind = scene.now.checked_sub(SignedDuration::from_secs(180)).unwrap();
+        scene.change_group(|group| group.last_checkpoint.as_mut().unwrap().time = behind);
+        scene.settle();
+        let last = scene.status.last_checkpoint.as_ref().unwrap();
+        assert_eq!((last.interval_seconds, last.time.0), (Some(60), behind), "{step}");
+        assert!(is_fresh(&scene), "{step}");
+    }
+    scene.after(120);
+    scene.settle();
+    assert!(is_fresh(&scene));
+    scene.after(1);
+    scene.settle();
+    assert!(!is_fresh(&scene));
+    assert_eq!(scene.decide().again_after, None);
 }
 
 #[test]

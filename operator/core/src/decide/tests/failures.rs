@@ -394,6 +394,20 @@ fn a_worker_that_the_coordinator_gave_up_unheard_is_replaced_before_kubernetes_n
     assert_eq!(decision.status.restarts.infrastructure, 1);
     scene.settle();
     assert_eq!((scene.pods.len(), scene.restarts()), (4, 1));
+    // The replacement takes its time: what the coordinator says by the worker's name is about the pod before.
+    let uid = scene.uid_of("job-w-1");
+    scene.after(60);
+    assert_eq!(scene.settle(), []);
+    assert_eq!((scene.uid_of("job-w-1"), scene.restarts()), (uid, 1));
+    // Once it has attached, its own silence is one more.
+    scene.train(2);
+    scene.settle();
+    assert_eq!(scene.status.replacing, []);
+    silence(&mut scene, &["job-w-1"]);
+    scene.settle();
+    scene.after(3);
+    scene.settle();
+    assert_eq!((scene.pods.len(), scene.restarts()), (4, 2));
 
     // One that comes back is left alone, and so are all when the coordinator is the one that is cut off.
     let mut scene = Scene::training("spec.workers.replicas = 3");

@@ -153,7 +153,9 @@ fn check_decision(scene: &Scene, decision: &Decision) {
                 assert!(decision.is_final || stops, "nobody wants it to stop");
                 continue;
             }
-            Action::ExplainPod { .. } | Action::DeleteJob => panic!("no history has a time after which the job goes"),
+            Action::ExplainPod { .. } | Action::FindImagePull { .. } | Action::DeleteJob => {
+                panic!("no history has a time after which the job goes")
+            }
             Action::CreateCoordinator { .. } => COORDINATOR.to_owned(),
             Action::CreateWorker { index } => worker_pod_name(&scene.job, *index),
         };

@@ -36,6 +36,7 @@ pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> Obs
         node: Some("node".to_owned()),
         running: false,
         sidecar_runs: false,
+        start: None,
         ready: false,
         deletion: None,
         disruption: None,
@@ -60,6 +61,7 @@ pub(super) struct Scene {
     pub(super) unused_epoch: Option<i64>,
     pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
     pub(super) explanation: Option<(String, Obstacle)>,
+    pub(super) image_pull: Option<(String, i64)>,
     pub(super) problem: Option<Problem>,
     pub(super) creations_wait: Option<SignedDuration>,
     /// The job's deletion was asked for.
@@ -89,6 +91,7 @@ impl Scene {
             unused_epoch: None,
             waiting_since: BTreeMap::new(),
             explanation: None,
+            image_pull: None,
             problem: None,
             creations_wait: None,
             is_deleted: false,
@@ -130,6 +133,7 @@ impl Scene {
             unused_epoch: self.unused_epoch,
             waited: &waited,
             explanation: self.explanation.as_ref(),
+            image_pull: self.image_pull.as_ref(),
             problem: self.problem.as_ref(),
             creations_wait: self.creations_wait,
             now: self.now,
@@ -185,7 +189,7 @@ impl Scene {
                     self.delete(name);
                 }
             }
-            Action::ExplainPod { .. } => {}
+            Action::ExplainPod { .. } | Action::FindImagePull { .. } => {}
             Action::DeleteJob => self.is_deleted = true,
             Action::CreateCoordinator { epoch } => {
                 self.unused_epoch = None;

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::SignedDuration;
 
+use lcl_crds::StartupStatus;
+
 use super::scene::{COORDINATOR, MIXTURE, Scene, reasons, source};
 use crate::{
     decide::{Action, is_progress_only, reason},
-    observe::TrainingSeen,
+    observe::{Obstacle, PodStart, TrainingSeen},
 };
 
 #[test]
@@ -137,4 +139,91 @@ fn what_the_api_server_refuses_is_waited_with_and_costs_neither_epochs_nor_write
     let written = scene.status.clone();
     assert_eq!(scene.round().status, written);
     assert_eq!((scene.status.coordinator_epoch, scene.pods.len()), (Some(1), 1));
+}
+
+fn start(scene: &mut Scene, index: u32, scheduled: i64, started: i64) {
+    scene.change(&format!("job-w-{index}"), |pod| pod.start = Some(PodStart { scheduled, started }));
+}
+
+fn questions(actions: &[Action]) -> usize {
+    actions.iter().filter(|action| matches!(action, Action::FindImagePull { .. })).count()
+}
+
+#[test]
+fn the_slowest_start_is_told_once_all_workers_have_started_and_then_stays() {
+    let mut scene = Scene::new("");
+    scene.settle();
+    start(&mut scene, 0, 1, 3);
+    assert_eq!(scene.decide().status.startup, None, "another one is on its way");
+    start(&mut scene, 1, 2, 2);
+    let decision = scene.decide();
+    assert!(is_progress_only(&scene.status, &decision.status), "many pods that start one by one are not told of one by one");
+    scene.settle();
+    let told = |pod: &str, uid: String| {
+        Some(StartupStatus { pod: pod.to_owned(), uid, scheduled_seconds: 1, start_seconds: 3, image_pull_seconds: None })
+    };
+    assert_eq!(scene.status.startup, told("job-w-0", scene.uid_of("job-w-0")), "the first of equals");
+    scene.train(1);
+    scene.settle();
+    scene.after(3600);
+    let later = scene.decide();
+    assert_eq!(
+        (later.status, questions(&later.actions), later.again_after),
+        (scene.status.clone(), 0, None),
+        "nothing more to say or to ask"
+    );
+    scene.edit("spec.suspend = true");
+    scene.link = crate::observe::Link::Unreachable;
+    for name in [COORDINATOR, "job-w-0", "job-w-1"] {
+        scene.vanish(name);
+    }
+    scene.settle();
+    assert_eq!(scene.status.startup, None);
+}
+
+#[test]
+fn a_worker_that_cannot_start_is_not_waited_for() {
+    let mut scene = Scene::new("");
+    scene.settle();
+    start(&mut scene, 0, 0, 2);
+    scene.change("job-w-1", |pod| {
+        (pod.node, pod.running) = (None, false);
+        pod.obstacle = Some(Obstacle { container: None, reason: "Unschedulable".to_owned(), message: "no node".to_owned() });
+    });
+    assert_eq!(scene.decide().status.startup.map(|startup| startup.pod), Some("job-w-0".to_owned()));
+}
+
+/// Two questions at most for each slowest pod, and none by an operator that did not see it start.
+#[test]
+fn the_image_of_a_slow_start_is_asked_for_twice_at_most() {
+    let mut scene = Scene::new("");
+    scene.settle();
+    start(&mut scene, 0, 0, 90);
+    start(&mut scene, 1, 0, 4);
+    let first = scene.round();
+    assert_eq!(questions(&first.actions), 1, "{:?}", first.actions);
+    assert!(first.again_after <= Some(Duration::from_secs(10)), "{:?}", first.again_after);
+    scene.after(5);
+    assert_eq!(questions(&scene.round().actions), 0);
+    let unheard = scene.clone();
+    scene.image_pull = Some((scene.uid_of("job-w-0"), 77));
+    scene.settle();
+    scene.image_pull = None;
+    scene.settle();
+    let startup = scene.status.startup.clone().unwrap();
+    assert_eq!((startup.pod.as_str(), startup.start_seconds, startup.image_pull_seconds), ("job-w-0", 90, Some(77)));
+
+    let mut scene = unheard;
+    scene.after(5);
+    assert_eq!(questions(&scene.round().actions), 1, "the Event may have been late");
+    for _ in 0..3 {
+        scene.after(60);
+        assert_eq!(questions(&scene.round().actions), 0, "it will not come any more");
+    }
+    scene.waiting_since.clear();
+    assert_eq!(questions(&scene.decide().actions), 0, "another operator");
+    assert_eq!(scene.status.startup.clone().unwrap().image_pull_seconds, None);
+    // What was heard of one pod says nothing of another.
+    scene.image_pull = Some((scene.uid_of("job-w-1"), 1));
+    assert_eq!(scene.decide().status.startup.unwrap().image_pull_seconds, None);
 }
