@@ -137,7 +137,7 @@ impl State {
                 tracing::warn!(namespace, holder, "another operator runs the jobs of this namespace: they are left alone");
             }
             Self::Ending => {
-                tracing::info!(namespace, "this namespace is being deleted: all that is done there is to remove pods of dead nodes")
+                tracing::info!(namespace, "this namespace is being deleted: all that is done there is to remove pods of dead nodes");
             }
             Self::Unknown(error) => tracing::warn!(namespace, "it is unknown who runs the jobs of this namespace: {error}"),
         }

@@ -147,12 +147,12 @@ fn run_in(options: &RunOptions, programs: &Programs, slot: &Slot, folder: &Path,
     if has_nodes {
         make_bridge(slot)?;
     }
-    let place = match (has_nodes, options.ipv6) {
+    let addresses = match (has_nodes, options.ipv6) {
         (true, _) => Place::of_nodes(slot),
         (false, true) => Place::ipv6(slot),
         (false, false) => Place::alone(slot),
     };
-    let plane = ControlPlane::start(programs, &place, folder)?;
+    let plane = ControlPlane::start(programs, &addresses, folder)?;
     let mut nodes = start_nodes(options, programs, slot, &plane)?;
     wait_for_nodes(programs, &plane, &mut nodes)?;
     for node in &mut nodes {

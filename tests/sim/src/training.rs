@@ -189,11 +189,11 @@ impl Training {
                 spread(&has).into_iter().nth(group.plan.rank as usize).unwrap_or_default()
             }),
         };
-        let moved = match moves.from {
+        let outcome = match moves.from {
             None => self.send(generation, &moves.to, self.state).await,
             Some(from) => self.receive(generation, from, &moves.to, base).await,
         };
-        match (moved, self.state) {
+        match (outcome, self.state) {
             (Ok(()), Some(state)) => {
                 self.scene.judge().holds(self.process, state);
                 self.report(MemberEvent::Recovered { generation, step: state.label.step });

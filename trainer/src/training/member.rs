@@ -405,7 +405,7 @@ impl<'a> MemberRun<'a> {
                 (joined.loader, joined.loads) = (loader, step);
             }
         }
-        self.share_saving(generation, rank, world)?;
+        self.share_saving(generation, rank, world);
         if rank == 0 {
             self.lead(generation)?;
         } else {

@@ -33,8 +33,7 @@ impl MemberRun<'_> {
             Role::Receive { from, to } => Ok(Moves { from: Some(from), to }),
             Role::Restore | Role::Follow => self.compare(),
         };
-        let moved = moves.and_then(|moves| self.pass_on(&moves).map(|()| moves));
-        match moved {
+        match moves.and_then(|moves| self.pass_on(&moves).map(|()| moves)) {
             Ok(Moves { from, to }) => {
                 let step = self.progress.completed_steps;
                 state_log::note(&self.learner, generation, step, origin)?;

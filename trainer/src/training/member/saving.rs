@@ -32,7 +32,7 @@ fn saved_now(generation: Generation, step: u64) -> Saved {
 
 impl MemberRun<'_> {
     /// From here on checkpoints are written by the members of this generation together.
-    pub(super) fn share_saving(&mut self, generation: Generation, rank: u32, world: u32) -> Result<(), TrainError> {
+    pub(super) fn share_saving(&mut self, generation: Generation, rank: u32, world: u32) {
         let sharing = Sharing {
             generation: CheckpointGeneration { epoch: generation.epoch, n: generation.n },
             rank: rank as usize,
@@ -44,7 +44,6 @@ impl MemberRun<'_> {
         } else {
             self.saver = Some(Saver::shared(self.store.clone(), &self.config.checkpoint, self.restored, sharing, &self.learner));
         }
-        Ok(())
     }
 
     /// After a step: what became of the checkpoint before, and the next one when it is due. `is_busy`: any member still writes, which all
