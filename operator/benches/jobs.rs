@@ -3,17 +3,21 @@
 //! Three sides take turns, each in a namespace that is empty before the next begins: the operator; the built-in controller with Indexed
 //! Jobs of the same pods; and a bare creator that writes the operator's objects without deciding anything, which is what the API server
 //! itself takes. Prints Markdown. Arguments pick
-//! sides by a part of their names. The API server, the other controllers and the operator share the machine's processors.
+//! sides by a part of their names, and the variable `LCL_OPERATOR_AGAINST` adds one: another build of the operator. The API server, the other
+//! controllers and the operator share the machine's processors.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
+#[path = "jobs/requests.rs"]
+mod requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
+    path::PathBuf,
     pin::pin,
     thread,
     time::{Duration, Instant},
@@ -47,6 +51,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use jobs::{assign, minimal_job};
+use requests::{Requests, Snapshot};
 use support::{Installed, Operator};
 
 const JOBS: usize = 300;
@@ -62,25 +67,33 @@ const CERTIFICATES_BYTES: usize = 2048;
 const LABEL: (&str, &str) = ("bench", "jobs");
 /// The longest a round may take.
 const PATIENCE: Duration = Duration::from_mins(10);
+/// What is put off until the pods are there is paid for within this time.
+const SETTLING: Duration = Duration::from_secs(10);
 /// Between two looks at what is left to be deleted.
 const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Operator,
+    Against,
     IndexedJobs,
     Bare,
 }
 
 impl Side {
-    const ALL: [Self; 3] = [Self::Operator, Self::IndexedJobs, Self::Bare];
+    const ALL: [Self; 4] = [Self::Operator, Self::Against, Self::IndexedJobs, Self::Bare];
 
     fn name(self) -> &'static str {
         match self {
             Self::Operator => "LCLTrainingJob, lcl-operator",
+            Self::Against => "LCLTrainingJob, the other lcl-operator",
             Self::IndexedJobs => "Indexed Job, kube-controller-manager",
             Self::Bare => "bare creator of the operator's objects",
         }
+    }
+
+    const fn is_operator(self) -> bool {
+        matches!(self, Self::Operator | Self::Against)
     }
 }
 
@@ -92,10 +105,17 @@ struct Run {
     pods: f64,
     /// Processor seconds of etcd, the API server and the other controllers meanwhile.
     servers_cpu: f64,
+    /// The same until [`SETTLING`] later.
+    settled_cpu: f64,
+    /// Of each of the servers until then.
+    each_cpu: Vec<f64>,
+    /// Of the operator until then.
+    operator_cpu: f64,
 }
 
-/// What the operator took for one round.
+/// What an operator took for one round.
 struct Taken {
+    side: Side,
     /// Processor seconds.
     cpu: f64,
     peak_kib: u64,
@@ -104,38 +124,79 @@ struct Taken {
 fn main() -> Result<()> {
     // `cargo bench` adds one of its own.
     let wanted: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let sides: Vec<Side> =
-        Side::ALL.into_iter().filter(|side| wanted.is_empty() || wanted.iter().any(|name| side.name().contains(name))).collect();
+    let against = env::var_os("LCL_OPERATOR_AGAINST").map(PathBuf::from);
+    let is_wanted = |side: &Side| {
+        (*side != Side::Against || against.is_some()) && (wanted.is_empty() || wanted.iter().any(|name| side.name().contains(name)))
+    };
+    let sides: Vec<Side> = Side::ALL.into_iter().filter(is_wanted).collect();
     let installed = Installed::start(&ClusterOptions::default(), &[])?;
     let runtime = tokio::runtime::Runtime::new()?;
     let client = runtime.block_on(connect(&installed))?;
+    let mut lab = Lab { installed: &installed, runtime, client, against, costs: Costs::default(), taken: Vec::new(), asked: Vec::new() };
     let mut runs: Vec<(Side, Run)> = Vec::new();
-    let mut taken = Vec::new();
-    let mut costs = Costs::default();
     for round in 0..ROUNDS {
         for turn in 0..sides.len() {
             let side = sides[(turn + round) % sides.len()];
-            let namespace = format!("round-{round}-{turn}");
-            runtime.block_on(make_namespace(&client, &namespace))?;
-            let operator = (side == Side::Operator).then(|| installed.start_operator(&OPERATORS_ARGUMENTS)).transpose()?;
-            let servers: Vec<u32> = installed.cluster.ready().processes.iter().map(|(_, process)| *process).collect();
-            let (servers_before, before) =
-                (cpu_times(&servers)?, operator.as_ref().map_or(Ok(0.0), |operator| cpu_time(operator.process()))?);
-            let meter = Meter { servers: &servers, costs: &mut costs };
-            let (accepted, pods) = runtime.block_on(play(&client, &namespace, side, meter))?;
-            let run = Run { accepted, pods, servers_cpu: cpu_times(&servers)? - servers_before };
+            let run = lab.run(side, &format!("round-{round}-{turn}"))?;
             eprintln!("{}: {:.1} s", side.name(), run.pods);
             runs.push((side, run));
-            runtime.block_on(clear(&client, &namespace))?;
-            if let Some(operator) = operator {
-                taken.push(Taken { cpu: cpu_time(operator.process())? - before, peak_kib: peak_kib(&operator)? });
-                operator.terminate()?;
-            }
         }
     }
-    report(&sides, &runs, &taken);
-    costs.report();
+    report(&sides, &runs, &lab.taken);
+    report_servers(installed.cluster.ready().processes.iter().map(|(name, _)| name.as_str()).collect(), &sides, &runs);
+    lab.costs.report();
+    for (side, asked) in &lab.asked {
+        println!("\n{}.", side.name());
+        asked.report(u32::try_from(JOBS)?);
+    }
     Ok(())
+}
+
+/// The cluster, and what was measured besides the runs.
+struct Lab<'a> {
+    installed: &'a Installed,
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+    against: Option<PathBuf>,
+    costs: Costs,
+    taken: Vec<Taken>,
+    /// In the first round of each operator.
+    asked: Vec<(Side, Requests)>,
+}
+
+impl Lab<'_> {
+    /// One side in one round.
+    fn run(&mut self, side: Side, namespace: &str) -> Result<Run> {
+        let (installed, client) = (self.installed, self.client.clone());
+        self.runtime.block_on(make_namespace(&client, namespace))?;
+        let operator = match (side, &self.against) {
+            (Side::Operator, _) => Some(installed.start_operator(&OPERATORS_ARGUMENTS)?),
+            (Side::Against, Some(program)) => Some(installed.start_program(program, &OPERATORS_ARGUMENTS)?),
+            _ => None,
+        };
+        let servers: Vec<u32> = installed.cluster.ready().processes.iter().map(|(_, process)| *process).collect();
+        let each_before = servers.iter().map(|process| cpu_time(*process)).collect::<Result<Vec<_>>>()?;
+        let operators_cpu = || operator.as_ref().map_or(Ok(0.0), |operator| cpu_time(operator.process()));
+        let asked_before = self.runtime.block_on(Snapshot::take(&client, installed))?;
+        let (servers_before, before) = (cpu_times(&servers)?, operators_cpu()?);
+        let meter = Meter { servers: &servers, costs: &mut self.costs };
+        let (accepted, pods) = self.runtime.block_on(play(&client, namespace, side, meter))?;
+        let servers_cpu = cpu_times(&servers)? - servers_before;
+        thread::sleep(SETTLING);
+        let (settled_cpu, operator_cpu) = (cpu_times(&servers)? - servers_before, operators_cpu()? - before);
+        let since = |(process, before): (&u32, &f64)| Ok(cpu_time(*process)? - before);
+        let each_cpu = servers.iter().zip(&each_before).map(since).collect::<Result<_>>()?;
+        if side.is_operator() && self.asked.iter().all(|(of, _)| *of != side) {
+            let asked_after = self.runtime.block_on(Snapshot::take(&client, installed))?;
+            self.asked.push((side, Requests::between(&asked_before, &asked_after)?));
+        }
+        self.runtime.block_on(clear(&client, namespace))?;
+        if let Some(operator) = operator {
+            self.taken.push(Taken { side, cpu: cpu_time(operator.process())? - before, peak_kib: peak_kib(&operator)? });
+            operator.terminate()?;
+        }
+        Ok(Run { accepted, pods, servers_cpu, settled_cpu, each_cpu, operator_cpu })
+    }
 }
 
 async fn connect(installed: &Installed) -> Result<Client> {
@@ -197,7 +258,7 @@ async fn play(client: &Client, namespace: &str, side: Side, meter: Meter<'_>) ->
     let started = Instant::now();
     let create = async {
         match side {
-            Side::Operator => {
+            Side::Operator | Side::Against => {
                 let jobs: Vec<LCLTrainingJob> =
                     names.iter().map(|name| Ok(serde_json::from_value(manifest(name))?)).collect::<Result<_>>()?;
                 create_all(client, namespace, jobs).await?;
@@ -396,24 +457,50 @@ fn report(sides: &[Side], runs: &[(Side, Run)], taken: &[Taken]) {
         "{JOBS} jobs of {WORKERS} workers, {ROUNDS} rounds, in turns; {processors} processors for everything, the API server and etcd included. Median (lowest to highest).\n"
     );
     println!(
-        "| side | all jobs accepted, s | all {} worker pods there, s | worker pods/s | processor seconds of the cluster's servers |",
+        "| side | all jobs accepted, s | all {} worker pods there, s | worker pods/s | processor seconds of the cluster's servers | and until {SETTLING:?} later | of the operator until then |",
         JOBS * WORKERS
     );
-    println!("|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     for &side in sides {
         let of = |value: fn(&Run) -> f64| sorted(runs.iter().filter(|(of, _)| *of == side).map(|(_, run)| value(run)));
         let (accepted, pods) = (of(|run| run.accepted), of(|run| run.pods));
-        let servers = of(|run| run.servers_cpu);
+        let (servers, settled, operator) = (of(|run| run.servers_cpu), of(|run| run.settled_cpu), of(|run| run.operator_cpu));
         let rate = f64::from(u32::try_from(JOBS * WORKERS).unwrap_or(u32::MAX)) / pods[pods.len() / 2];
-        println!("| {} | {} | {} | {rate:.0} | {} |", side.name(), spread(&accepted), spread(&pods), spread(&servers));
+        let operator = if side.is_operator() { spread(&operator) } else { String::new() };
+        println!(
+            "| {} | {} | {} | {rate:.0} | {} | {} | {operator} |",
+            side.name(),
+            spread(&accepted),
+            spread(&pods),
+            spread(&servers),
+            spread(&settled)
+        );
     }
-    let cpu = sorted(taken.iter().map(|taken| taken.cpu));
-    let peak = taken.iter().map(|taken| taken.peak_kib).max().unwrap_or(0);
-    println!(
-        "\nThe operator took {} s of processor time for a round, deletion included, and {} MiB of memory at its peak.",
-        spread(&cpu),
-        peak / 1024
-    );
+    for &side in sides.iter().filter(|side| side.is_operator()) {
+        let of_it = || taken.iter().filter(|taken| taken.side == side);
+        let (cpu, peak) = (sorted(of_it().map(|taken| taken.cpu)), of_it().map(|taken| taken.peak_kib).max().unwrap_or(0));
+        println!(
+            "\n{} took {} s of processor time for a round, deletion included, and {} MiB of memory at its peak.",
+            side.name(),
+            spread(&cpu),
+            peak / 1024
+        );
+    }
+}
+
+/// Which of the servers were busy: medians.
+fn report_servers(names: Vec<&str>, sides: &[Side], runs: &[(Side, Run)]) {
+    println!("\nProcessor seconds of each server until {SETTLING:?} after all pods were there, medians.\n");
+    println!("| side | {} |", names.join(" | "));
+    println!("|---|{}", "---|".repeat(names.len()));
+    for &side in sides {
+        let of = |place: usize| {
+            let all = sorted(runs.iter().filter(|(of, _)| *of == side).map(|(_, run)| run.each_cpu[place]));
+            format!("{:.1}", all[all.len() / 2])
+        };
+        let each: Vec<String> = (0..names.len()).map(of).collect();
+        println!("| {} | {} |", side.name(), each.join(" | "));
+    }
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {

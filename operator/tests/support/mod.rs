@@ -229,7 +229,12 @@ impl Installed {
 
     /// The same with another kubeconfig.
     pub(crate) fn start_operator_with(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Operator> {
-        Operator::start(&self.cluster.ready().folder, kubeconfig, arguments)
+        Operator::start(Path::new(OPERATOR), &self.cluster.ready().folder, kubeconfig, arguments)
+    }
+
+    /// The same with another build of it.
+    pub(crate) fn start_program(&self, program: &Path, arguments: &[&str]) -> Result<Operator> {
+        Operator::start(program, &self.cluster.ready().folder, &self.kubeconfig_of("lcl-operator")?, arguments)
     }
 }
 
@@ -274,9 +279,9 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
+    fn start(program: &Path, folder: &Path, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
         let log = folder.join(format!("operator-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
-        let child = Command::new(OPERATOR)
+        let child = Command::new(program)
             .env("KUBECONFIG", kubeconfig)
             .args(["--coordinator-image=coordinator", "--trainer-image=trainer"].iter().filter(|own| {
                 let name = own.split_once('=').map_or("", |(name, _)| name);
