@@ -9,6 +9,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+mod common;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
 #[path = "jobs/requests.rs"]
@@ -16,7 +17,7 @@ mod requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env,
     path::PathBuf,
     pin::pin,
     thread,
@@ -24,18 +25,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::TryStreamExt;
 use k8s_openapi::{
     ByteString, NamespaceResourceScope,
     api::{
         batch::v1::Job,
-        core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount},
+        core::v1::{ConfigMap, Namespace, Pod, Service},
     },
 };
 use kube::{
-    Api, Client, Config, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams, PropagationPolicy},
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, PropagationPolicy},
     core::PartialObjectMeta,
     runtime::{WatchStreamExt, watcher},
 };
@@ -50,27 +50,23 @@ use lcl_operator_core::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+use common::{PATIENCE, POLL, connect, cpu_time, create_all, make_namespace, memory_kib};
 use jobs::{assign, minimal_job};
 use requests::{Requests, Snapshot};
-use support::{Installed, Operator};
+use support::Installed;
 
 const JOBS: usize = 300;
 const WORKERS: usize = 8;
+/// Without the variable `ROUNDS`.
 const ROUNDS: usize = 3;
-/// Requests of the bench itself under way at once.
-const IN_FLIGHT: usize = 64;
 /// The built-in controller has the same limits.
 const OPERATORS_ARGUMENTS: [&str; 3] = ["--kube-api-qps=2000", "--kube-api-burst=2000", "--network-policies"];
 /// As long as a job's certificates and keys are together.
 const CERTIFICATES_BYTES: usize = 2048;
 /// All pods bear this label, whoever makes them.
 const LABEL: (&str, &str) = ("bench", "jobs");
-/// The longest a round may take.
-const PATIENCE: Duration = Duration::from_mins(10);
 /// What is put off until the pods are there is paid for within this time.
 const SETTLING: Duration = Duration::from_secs(10);
-/// Between two looks at what is left to be deleted.
-const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -134,7 +130,8 @@ fn main() -> Result<()> {
     let client = runtime.block_on(connect(&installed))?;
     let mut lab = Lab { installed: &installed, runtime, client, against, costs: Costs::default(), taken: Vec::new(), asked: Vec::new() };
     let mut runs: Vec<(Side, Run)> = Vec::new();
-    for round in 0..ROUNDS {
+    let rounds = env::var("ROUNDS").ok().filter(|rounds| !rounds.is_empty()).map_or(Ok(ROUNDS), |rounds| rounds.parse())?;
+    for round in 0..rounds {
         for turn in 0..sides.len() {
             let side = sides[(turn + round) % sides.len()];
             let run = lab.run(side, &format!("round-{round}-{turn}"))?;
@@ -142,9 +139,9 @@ fn main() -> Result<()> {
             runs.push((side, run));
         }
     }
-    report(&sides, &runs, &lab.taken);
+    report(rounds, &sides, &runs, &lab.taken);
     report_servers(installed.cluster.ready().processes.iter().map(|(name, _)| name.as_str()).collect(), &sides, &runs);
-    lab.costs.report();
+    lab.costs.report(rounds);
     for (side, asked) in &lab.asked {
         println!("\n{}.", side.name());
         asked.report(u32::try_from(JOBS)?);
@@ -192,32 +189,15 @@ impl Lab<'_> {
         }
         self.runtime.block_on(clear(&client, namespace))?;
         if let Some(operator) = operator {
-            self.taken.push(Taken { side, cpu: cpu_time(operator.process())? - before, peak_kib: peak_kib(&operator)? });
+            self.taken.push(Taken {
+                side,
+                cpu: cpu_time(operator.process())? - before,
+                peak_kib: memory_kib(operator.process(), "VmHWM")?,
+            });
             operator.terminate()?;
         }
         Ok(Run { accepted, pods, servers_cpu, settled_cpu, each_cpu, operator_cpu })
     }
-}
-
-async fn connect(installed: &Installed) -> Result<Client> {
-    let kubeconfig = Kubeconfig::read_from(&installed.cluster.ready().kubeconfig)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
-}
-
-async fn make_namespace(client: &Client, name: &str) -> Result<()> {
-    let namespace: Namespace = serde_json::from_value(json!({ "metadata": { "name": name } }))?;
-    Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-    // Pods of Indexed Jobs need it, and a controller makes it a moment later.
-    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), name);
-    let end = Instant::now() + PATIENCE;
-    while accounts.get_opt("default").await?.is_none() {
-        if Instant::now() > end {
-            bail!("{name} got no default ServiceAccount");
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
 }
 
 fn manifest(name: &str) -> Value {
@@ -321,7 +301,7 @@ impl Costs {
         }
     }
 
-    fn report(&self) {
+    fn report(&self, rounds: usize) {
         if self.0.is_empty() {
             return;
         }
@@ -329,7 +309,7 @@ impl Costs {
         println!("| kind | of a job of {WORKERS} workers | processor milliseconds each |");
         println!("|---|---|---|");
         for (kind, objects, seconds) in &self.0 {
-            let (of_a_job, each) = (objects / (JOBS * ROUNDS), seconds * 1000.0 / f64::from(u32::try_from(*objects).unwrap_or(u32::MAX)));
+            let (of_a_job, each) = (objects / (JOBS * rounds), seconds * 1000.0 / f64::from(u32::try_from(*objects).unwrap_or(u32::MAX)));
             println!("| {kind} | {of_a_job} | {each:.1} |");
         }
     }
@@ -379,18 +359,6 @@ async fn create_bare(client: &Client, names: &[String], context: &BuildContext, 
     meter.create(client, namespace, pods).await
 }
 
-async fn create_all<K>(client: &Client, namespace: &str, objects: Vec<K>) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
-{
-    let api = Api::<K>::namespaced(client.clone(), namespace);
-    let create = |object: K| {
-        let api = &api;
-        async move { api.create(&PostParams::default(), &object).await.with_context(|| format!("creating {}", object.name_any())) }
-    };
-    stream::iter(objects).map(create).buffer_unordered(IN_FLIGHT).try_for_each(|_| async { Ok(()) }).await
-}
-
 /// Ends when all worker pods were seen. The coordinators' pods do not bear the label.
 async fn wait_for_pods(client: &Client, namespace: &str) -> Result<()> {
     let api = Api::<PartialObjectMeta<Pod>>::namespaced(client.clone(), namespace);
@@ -435,26 +403,10 @@ fn cpu_times(processes: &[u32]) -> Result<f64> {
     processes.iter().map(|process| cpu_time(*process)).sum()
 }
 
-/// Processor seconds of a process so far.
-fn cpu_time(process: u32) -> Result<f64> {
-    let path = format!("/proc/{process}/stat");
-    let text = fs::read_to_string(&path)?;
-    // After the name, which may hold spaces: utime and stime are the twelfth and the thirteenth.
-    let fields: Vec<&str> = text.rsplit_once(')').context(path)?.1.split_whitespace().collect();
-    let ticks = fields[11].parse::<u32>()? + fields[12].parse::<u32>()?;
-    Ok(f64::from(ticks) / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
-}
-
-fn peak_kib(operator: &Operator) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{}/status", operator.process()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn report(sides: &[Side], runs: &[(Side, Run)], taken: &[Taken]) {
+fn report(rounds: usize, sides: &[Side], runs: &[(Side, Run)], taken: &[Taken]) {
     let processors = thread::available_parallelism().map_or(0, usize::from);
     println!(
-        "{JOBS} jobs of {WORKERS} workers, {ROUNDS} rounds, in turns; {processors} processors for everything, the API server and etcd included. Median (lowest to highest).\n"
+        "{JOBS} jobs of {WORKERS} workers, {rounds} rounds, in turns; {processors} processors for everything, the API server and etcd included. Median (lowest to highest).\n"
     );
     println!(
         "| side | all jobs accepted, s | all {} worker pods there, s | worker pods/s | processor seconds of the cluster's servers | and until {SETTLING:?} later | of the operator until then |",

@@ -84,8 +84,13 @@ impl Requests {
                 println!("| {who} | {verb} | {resource} | {each:.1} |");
             }
         }
-        let events: Vec<String> = self.events.iter().map(|(kind, count)| (kind, count / f64::from(jobs))).filter(|(_, each)| *each >= RARE)
-            .map(|(kind, each)| format!("{kind} {each:.1}")).collect();
+        let events: Vec<String> = self
+            .events
+            .iter()
+            .map(|(kind, count)| (kind, count / f64::from(jobs)))
+            .filter(|(_, each)| *each >= RARE)
+            .map(|(kind, each)| format!("{kind} {each:.1}"))
+            .collect();
         println!("\nEvents of watches that all watchers together were sent for each job: {}.", events.join(", "));
     }
 }

@@ -14,7 +14,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
@@ -41,7 +41,7 @@ impl Reconciler<'_> {
         job: &ValidatedJob,
         build: &BuildContext,
         is_held: bool,
-    ) -> Result<Option<JobResources<Applied>>, ReconcileError> {
+    ) -> Result<Option<Arc<JobResources<Applied>>>, ReconcileError> {
         let prepared = JobResources::<Prepared>::prepare(job, build);
         if prepared.policies.is_empty() {
             self.delete_policies(&network_policy_names(job)).await?;
@@ -57,11 +57,12 @@ impl Reconciler<'_> {
             return Ok(None);
         }
         let config = self.apply_config(prepared.config.clone(), build, is_held).await?;
-        let known = self.memory.resources.as_ref();
+        let known = self.memory.resources.as_deref();
         let account = found.0.or_known(known.map(|known| &known.account));
         let service = found.1.or_known(known.map(|known| &known.service));
         let resources =
             account.zip(service).zip(config).and_then(|((account, service), config)| prepared.applied(account, service, config));
+        let resources = resources.map(Arc::new);
         if resources.is_some() {
             self.memory.resources.clone_from(&resources);
         }
@@ -175,9 +176,21 @@ impl Reconciler<'_> {
         let secret = build_secret(job, build, self.context.authority.files(self.uid, now)?);
         let name = secret.name_any();
         let api = Api::<Secret>::namespaced(self.context.client.clone(), &self.key.namespace);
-        let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await;
-        applied.map_err(|source| ReconcileError::Api { what: format!("applying Secret {name}"), source })?;
+        let failed = |source| ReconcileError::Api { what: format!("applying Secret {name}"), source };
+        let is_first = self.memory.certificates.is_none() && build.pins.certificates_expire.is_none();
+        if !(is_first && create_secret(&api, &secret).await.map_err(failed)?) {
+            api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await.map_err(failed)?;
+        }
         self.memory.certificates = Some((expiry, Instant::now()));
         Ok(())
+    }
+}
+
+/// Creates certificates, which costs the API server less than to apply them; `false` if there are some.
+async fn create_secret(api: &Api<Secret>, secret: &Secret) -> Result<bool, kube::Error> {
+    match api.create(&PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }, secret).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(answer)) if answer.is_already_exists() => Ok(false),
+        Err(error) => Err(error),
     }
 }

@@ -58,6 +58,8 @@ pub(super) struct Scene {
     /// The parts of the spec that the group was started with.
     held: Value,
     pub(super) unused_epoch: Option<i64>,
+    /// Workers that were there, which the status does not say yet.
+    pub(super) created: i32,
     pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
     pub(super) explanation: Option<(String, Obstacle)>,
     pub(super) problem: Option<Problem>,
@@ -87,6 +89,7 @@ impl Scene {
             offer: PinnedStatus::default(),
             held: Value::Null,
             unused_epoch: None,
+            created: 0,
             waiting_since: BTreeMap::new(),
             explanation: None,
             problem: None,
@@ -128,6 +131,7 @@ impl Scene {
             offer: &self.offer,
             change: change.as_deref(),
             unused_epoch: self.unused_epoch,
+            created: self.created,
             waited: &waited,
             explanation: self.explanation.as_ref(),
             problem: self.problem.as_ref(),
