@@ -59,10 +59,10 @@ fn manifest(kind: &str, index: usize, assignments: &str) -> Result<LCLTrainingJo
 }
 
 fn manifests() -> Result<Vec<LCLTrainingJob>> {
-    let nobody = "{'schedulerName': 'nobody'}";
-    let waiting = format!(
-        "spec.workers = {{'replicas': {WORKERS}, 'template': {{'spec': {nobody}}}}}; spec.coordinator = {nobody}; spec.optimization.globalBatchSize = 63"
-    );
+    let template = "{'spec': {'schedulerName': 'nobody', 'containers': [{'name': 'worker'}]}}";
+    let coordinator = "spec.coordinator = {'schedulerName': 'nobody'}";
+    let waiting =
+        format!("spec.workers = {{'replicas': {WORKERS}, 'template': {template}}}; {coordinator}; spec.optimization.globalBatchSize = 63");
     let waiting = (0..WAITING).map(|index| manifest("waiting", index, &waiting));
     let suspended = (0..SUSPENDED).map(|index| manifest("suspended", index, "spec.suspend = true"));
     let complete = (0..COMPLETE).map(|index| manifest("complete", index, "spec.suspend = true"));

@@ -1,7 +1,6 @@
 //! What measurements against a real API server have in common.
 
 use std::{
-    fmt::Debug,
     fs,
     time::{Duration, Instant},
 };

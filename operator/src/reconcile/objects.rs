@@ -14,7 +14,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use lcl_crds::PinnedStatus;
 use lcl_operator_core::{
@@ -176,21 +176,9 @@ impl Reconciler<'_> {
         let secret = build_secret(job, build, self.context.authority.files(self.uid, now)?);
         let name = secret.name_any();
         let api = Api::<Secret>::namespaced(self.context.client.clone(), &self.key.namespace);
-        let failed = |source| ReconcileError::Api { what: format!("applying Secret {name}"), source };
-        let is_first = self.memory.certificates.is_none() && build.pins.certificates_expire.is_none();
-        if !(is_first && create_secret(&api, &secret).await.map_err(failed)?) {
-            api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await.map_err(failed)?;
-        }
+        let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&secret)).await;
+        applied.map_err(|source| ReconcileError::Api { what: format!("applying Secret {name}"), source })?;
         self.memory.certificates = Some((expiry, Instant::now()));
         Ok(())
-    }
-}
-
-/// Creates certificates, which costs the API server less than to apply them; `false` if there are some.
-async fn create_secret(api: &Api<Secret>, secret: &Secret) -> Result<bool, kube::Error> {
-    match api.create(&PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }, secret).await {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(answer)) if answer.is_already_exists() => Ok(false),
-        Err(error) => Err(error),
     }
 }

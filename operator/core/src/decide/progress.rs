@@ -363,7 +363,10 @@ pub fn urgency(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) -> Urgenc
             new.message.clone_from(&old.message);
         }
     }
-    if let (Some(old), Some(new)) = (&old.workers, &mut new.workers) {
+    // That all are ready is what one waits for.
+    if let (Some(old), Some(new)) = (&old.workers, &mut new.workers)
+        && new.ready < new.desired
+    {
         new.ready = old.ready;
         new.summary.clone_from(&old.summary);
     }
