@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All comparisons, one after the other: run.sh [step|elastic|recovery|group|checkpoint|image|tokenizer|jobs|coordinator]... Each runs both sides in turns on this machine and
+# All comparisons, one after the other: run.sh [step|elastic|recovery|group|checkpoint|image|tokenizer|jobs|idle|coordinator]... Each runs both sides in turns on this machine and
 # prints Markdown; docs/benchmarks.md is such a run with its date left out. Needs what `make bench` fetches first
-# (libtorch, a compiler, and for jobs a Kubernetes and Helm).
+# (libtorch, a compiler, and for jobs and idle a Kubernetes and Helm).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=.deps/py/bin/python
@@ -27,10 +27,10 @@ prepare_python() {
   cargo build --release --quiet -p lcl-data --example bench_image --example bench_tokenizer
 }
 
-# What the comparison of controllers needs.
-prepare_jobs() {
+# What measurements of the operator need.
+prepare_operator() { # prepare_operator BENCH
   cargo build --release --quiet -p lcl-cluster
-  cargo bench --quiet -p lcl-operator --bench jobs --no-run
+  cargo bench --quiet -p lcl-operator --bench "$1" --no-run
 }
 
 part() {
@@ -43,18 +43,18 @@ part() {
     checkpoint) $PYTHON bench/checkpoint.py --binary "$TARGET/release/examples/bench_checkpoint" --folder "$TARGET" ;;
     image) $PYTHON bench/image.py --photos .deps/photos --binary "$TARGET/release/examples/bench_image" ;;
     tokenizer) $PYTHON bench/tokenizer.py --binary "$TARGET/release/examples/bench_tokenizer" ;;
-    jobs) cargo bench --quiet -p lcl-operator --bench jobs ;;
+    jobs | idle) cargo bench --quiet -p lcl-operator --bench "$1" ;;
     coordinator) cargo bench --quiet -p lcl-coordinator --bench load ;;
   esac
 }
 
-[ $# -gt 0 ] || set -- step elastic recovery group checkpoint image tokenizer jobs coordinator
+[ $# -gt 0 ] || set -- step elastic recovery group checkpoint image tokenizer jobs idle coordinator
 for name in "$@"; do
   case $name in
     step | elastic | recovery | group | checkpoint | image | tokenizer) needs_python=1 ;;
-    jobs) prepare_jobs ;;
+    jobs | idle) prepare_operator "$name" ;;
     coordinator) cargo bench --quiet -p lcl-coordinator --bench load --no-run ;;
-    *) echo "no comparison is called $name: step, elastic, recovery, group, checkpoint, image, tokenizer, jobs, coordinator" >&2; exit 2 ;;
+    *) echo "no comparison is called $name: step, elastic, recovery, group, checkpoint, image, tokenizer, jobs, idle, coordinator" >&2; exit 2 ;;
   esac
 done
 [ -z "${needs_python:-}" ] || prepare_python
@@ -68,6 +68,7 @@ for name in "$@"; do
     image) part image "Images" ;;
     tokenizer) part tokenizer "Tokenizer" ;;
     jobs) part jobs "Jobs" ;;
+    idle) part idle "Jobs at rest" ;;
     coordinator) part coordinator "Coordinator" ;;
   esac
 done

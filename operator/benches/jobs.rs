@@ -3,35 +3,39 @@
 //! Three sides take turns, each in a namespace that is empty before the next begins: the operator; the built-in controller with Indexed
 //! Jobs of the same pods; and a bare creator that writes the operator's objects without deciding anything, which is what the API server
 //! itself takes. Prints Markdown. Arguments pick
-//! sides by a part of their names. The API server, the other controllers and the operator share the machine's processors.
+//! sides by a part of their names, and the variable `LCL_OPERATOR_AGAINST` adds one: another build of the operator. The API server, the other
+//! controllers and the operator share the machine's processors.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+mod common;
 #[path = "../core/tests/support/jobs.rs"]
 mod jobs;
+#[path = "jobs/requests.rs"]
+mod requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env,
+    path::PathBuf,
     pin::pin,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::TryStreamExt;
 use k8s_openapi::{
     ByteString, NamespaceResourceScope,
     api::{
         batch::v1::Job,
-        core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount},
+        core::v1::{ConfigMap, Namespace, Pod, Service},
     },
 };
 use kube::{
-    Api, Client, Config, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams, PropagationPolicy},
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, PropagationPolicy},
     core::PartialObjectMeta,
     runtime::{WatchStreamExt, watcher},
 };
@@ -46,41 +50,46 @@ use lcl_operator_core::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+use common::{PATIENCE, POLL, connect, cpu_time, create_all, make_namespace, memory_kib};
 use jobs::{assign, minimal_job};
-use support::{Installed, Operator};
+use requests::{Requests, Snapshot};
+use support::Installed;
 
 const JOBS: usize = 300;
 const WORKERS: usize = 8;
+/// Without the variable `ROUNDS`.
 const ROUNDS: usize = 3;
-/// Requests of the bench itself under way at once.
-const IN_FLIGHT: usize = 64;
 /// The built-in controller has the same limits.
 const OPERATORS_ARGUMENTS: [&str; 3] = ["--kube-api-qps=2000", "--kube-api-burst=2000", "--network-policies"];
 /// As long as a job's certificates and keys are together.
 const CERTIFICATES_BYTES: usize = 2048;
 /// All pods bear this label, whoever makes them.
 const LABEL: (&str, &str) = ("bench", "jobs");
-/// The longest a round may take.
-const PATIENCE: Duration = Duration::from_mins(10);
-/// Between two looks at what is left to be deleted.
-const POLL: Duration = Duration::from_millis(500);
+/// What is put off until the pods are there is paid for within this time.
+const SETTLING: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Operator,
+    Against,
     IndexedJobs,
     Bare,
 }
 
 impl Side {
-    const ALL: [Self; 3] = [Self::Operator, Self::IndexedJobs, Self::Bare];
+    const ALL: [Self; 4] = [Self::Operator, Self::Against, Self::IndexedJobs, Self::Bare];
 
     fn name(self) -> &'static str {
         match self {
             Self::Operator => "LCLTrainingJob, lcl-operator",
+            Self::Against => "LCLTrainingJob, the other lcl-operator",
             Self::IndexedJobs => "Indexed Job, kube-controller-manager",
             Self::Bare => "bare creator of the operator's objects",
         }
+    }
+
+    const fn is_operator(self) -> bool {
+        matches!(self, Self::Operator | Self::Against)
     }
 }
 
@@ -92,10 +101,17 @@ struct Run {
     pods: f64,
     /// Processor seconds of etcd, the API server and the other controllers meanwhile.
     servers_cpu: f64,
+    /// The same until [`SETTLING`] later.
+    settled_cpu: f64,
+    /// Of each of the servers until then.
+    each_cpu: Vec<f64>,
+    /// Of the operator until then.
+    operator_cpu: f64,
 }
 
-/// What the operator took for one round.
+/// What an operator took for one round.
 struct Taken {
+    side: Side,
     /// Processor seconds.
     cpu: f64,
     peak_kib: u64,
@@ -104,59 +120,85 @@ struct Taken {
 fn main() -> Result<()> {
     // `cargo bench` adds one of its own.
     let wanted: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let sides: Vec<Side> =
-        Side::ALL.into_iter().filter(|side| wanted.is_empty() || wanted.iter().any(|name| side.name().contains(name))).collect();
+    let against = env::var_os("LCL_OPERATOR_AGAINST").map(PathBuf::from);
+    let is_wanted = |side: &Side| {
+        (*side != Side::Against || against.is_some()) && (wanted.is_empty() || wanted.iter().any(|name| side.name().contains(name)))
+    };
+    let sides: Vec<Side> = Side::ALL.into_iter().filter(is_wanted).collect();
     let installed = Installed::start(&ClusterOptions::default(), &[])?;
     let runtime = tokio::runtime::Runtime::new()?;
     let client = runtime.block_on(connect(&installed))?;
+    let mut lab = Lab { installed: &installed, runtime, client, against, costs: Costs::default(), taken: Vec::new(), asked: Vec::new() };
     let mut runs: Vec<(Side, Run)> = Vec::new();
-    let mut taken = Vec::new();
-    let mut costs = Costs::default();
-    for round in 0..ROUNDS {
+    let rounds = env::var("ROUNDS").ok().filter(|rounds| !rounds.is_empty()).map_or(Ok(ROUNDS), |rounds| rounds.parse())?;
+    for round in 0..rounds {
         for turn in 0..sides.len() {
             let side = sides[(turn + round) % sides.len()];
-            let namespace = format!("round-{round}-{turn}");
-            runtime.block_on(make_namespace(&client, &namespace))?;
-            let operator = (side == Side::Operator).then(|| installed.start_operator(&OPERATORS_ARGUMENTS)).transpose()?;
-            let servers: Vec<u32> = installed.cluster.ready().processes.iter().map(|(_, process)| *process).collect();
-            let (servers_before, before) =
-                (cpu_times(&servers)?, operator.as_ref().map_or(Ok(0.0), |operator| cpu_time(operator.process()))?);
-            let meter = Meter { servers: &servers, costs: &mut costs };
-            let (accepted, pods) = runtime.block_on(play(&client, &namespace, side, meter))?;
-            let run = Run { accepted, pods, servers_cpu: cpu_times(&servers)? - servers_before };
+            let run = lab.run(side, &format!("round-{round}-{turn}"))?;
             eprintln!("{}: {:.1} s", side.name(), run.pods);
             runs.push((side, run));
-            runtime.block_on(clear(&client, &namespace))?;
-            if let Some(operator) = operator {
-                taken.push(Taken { cpu: cpu_time(operator.process())? - before, peak_kib: peak_kib(&operator)? });
-                operator.terminate()?;
-            }
         }
     }
-    report(&sides, &runs, &taken);
-    costs.report();
+    report(rounds, &sides, &runs, &lab.taken);
+    let names: Vec<&str> = installed.cluster.ready().processes.iter().map(|(name, _)| name.as_str()).collect();
+    report_servers(&names, &sides, &runs);
+    lab.costs.report(rounds);
+    for (side, asked) in &lab.asked {
+        println!("\n{}.", side.name());
+        asked.report(u32::try_from(JOBS)?);
+    }
     Ok(())
 }
 
-async fn connect(installed: &Installed) -> Result<Client> {
-    let kubeconfig = Kubeconfig::read_from(&installed.cluster.ready().kubeconfig)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+/// The cluster, and what was measured besides the runs.
+struct Lab<'a> {
+    installed: &'a Installed,
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+    against: Option<PathBuf>,
+    costs: Costs,
+    taken: Vec<Taken>,
+    /// In the first round of each operator.
+    asked: Vec<(Side, Requests)>,
 }
 
-async fn make_namespace(client: &Client, name: &str) -> Result<()> {
-    let namespace: Namespace = serde_json::from_value(json!({ "metadata": { "name": name } }))?;
-    Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-    // Pods of Indexed Jobs need it, and a controller makes it a moment later.
-    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), name);
-    let end = Instant::now() + PATIENCE;
-    while accounts.get_opt("default").await?.is_none() {
-        if Instant::now() > end {
-            bail!("{name} got no default ServiceAccount");
+impl Lab<'_> {
+    /// One side in one round.
+    fn run(&mut self, side: Side, namespace: &str) -> Result<Run> {
+        let (installed, client) = (self.installed, self.client.clone());
+        self.runtime.block_on(make_namespace(&client, namespace))?;
+        let operator = match (side, &self.against) {
+            (Side::Operator, _) => Some(installed.start_operator(&OPERATORS_ARGUMENTS)?),
+            (Side::Against, Some(program)) => Some(installed.start_program(program, &OPERATORS_ARGUMENTS)?),
+            _ => None,
+        };
+        let servers: Vec<u32> = installed.cluster.ready().processes.iter().map(|(_, process)| *process).collect();
+        let each_before = servers.iter().map(|process| cpu_time(*process)).collect::<Result<Vec<_>>>()?;
+        let time_of_operator = || operator.as_ref().map_or(Ok(0.0), |operator| cpu_time(operator.process()));
+        let asked_before = self.runtime.block_on(Snapshot::take(&client, installed))?;
+        let (servers_before, before) = (cpu_times(&servers)?, time_of_operator()?);
+        let meter = Meter { servers: &servers, costs: &mut self.costs };
+        let (accepted, pods) = self.runtime.block_on(play(&client, namespace, side, meter))?;
+        let servers_cpu = cpu_times(&servers)? - servers_before;
+        thread::sleep(SETTLING);
+        let (settled_cpu, operator_cpu) = (cpu_times(&servers)? - servers_before, time_of_operator()? - before);
+        let since = |(process, before): (&u32, &f64)| Ok(cpu_time(*process)? - before);
+        let each_cpu = servers.iter().zip(&each_before).map(since).collect::<Result<_>>()?;
+        if side.is_operator() && self.asked.iter().all(|(of, _)| *of != side) {
+            let asked_after = self.runtime.block_on(Snapshot::take(&client, installed))?;
+            self.asked.push((side, Requests::between(&asked_before, &asked_after)?));
         }
-        tokio::time::sleep(POLL).await;
+        self.runtime.block_on(clear(&client, namespace))?;
+        if let Some(operator) = operator {
+            self.taken.push(Taken {
+                side,
+                cpu: cpu_time(operator.process())? - before,
+                peak_kib: memory_kib(operator.process(), "VmHWM")?,
+            });
+            operator.terminate()?;
+        }
+        Ok(Run { accepted, pods, servers_cpu, settled_cpu, each_cpu, operator_cpu })
     }
-    Ok(())
 }
 
 fn manifest(name: &str) -> Value {
@@ -197,7 +239,7 @@ async fn play(client: &Client, namespace: &str, side: Side, meter: Meter<'_>) ->
     let started = Instant::now();
     let create = async {
         match side {
-            Side::Operator => {
+            Side::Operator | Side::Against => {
                 let jobs: Vec<LCLTrainingJob> =
                     names.iter().map(|name| Ok(serde_json::from_value(manifest(name))?)).collect::<Result<_>>()?;
                 create_all(client, namespace, jobs).await?;
@@ -260,7 +302,7 @@ impl Costs {
         }
     }
 
-    fn report(&self) {
+    fn report(&self, rounds: usize) {
         if self.0.is_empty() {
             return;
         }
@@ -268,7 +310,7 @@ impl Costs {
         println!("| kind | of a job of {WORKERS} workers | processor milliseconds each |");
         println!("|---|---|---|");
         for (kind, objects, seconds) in &self.0 {
-            let (of_a_job, each) = (objects / (JOBS * ROUNDS), seconds * 1000.0 / f64::from(u32::try_from(*objects).unwrap_or(u32::MAX)));
+            let (of_a_job, each) = (objects / (JOBS * rounds), seconds * 1000.0 / f64::from(u32::try_from(*objects).unwrap_or(u32::MAX)));
             println!("| {kind} | {of_a_job} | {each:.1} |");
         }
     }
@@ -318,18 +360,6 @@ async fn create_bare(client: &Client, names: &[String], context: &BuildContext, 
     meter.create(client, namespace, pods).await
 }
 
-async fn create_all<K>(client: &Client, namespace: &str, objects: Vec<K>) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
-{
-    let api = Api::<K>::namespaced(client.clone(), namespace);
-    let create = |object: K| {
-        let api = &api;
-        async move { api.create(&PostParams::default(), &object).await.with_context(|| format!("creating {}", object.name_any())) }
-    };
-    stream::iter(objects).map(create).buffer_unordered(IN_FLIGHT).try_for_each(|_| async { Ok(()) }).await
-}
-
 /// Ends when all worker pods were seen. The coordinators' pods do not bear the label.
 async fn wait_for_pods(client: &Client, namespace: &str) -> Result<()> {
     let api = Api::<PartialObjectMeta<Pod>>::namespaced(client.clone(), namespace);
@@ -374,46 +404,56 @@ fn cpu_times(processes: &[u32]) -> Result<f64> {
     processes.iter().map(|process| cpu_time(*process)).sum()
 }
 
-/// Processor seconds of a process so far.
-fn cpu_time(process: u32) -> Result<f64> {
-    let path = format!("/proc/{process}/stat");
-    let text = fs::read_to_string(&path)?;
-    // After the name, which may hold spaces: utime and stime are the twelfth and the thirteenth.
-    let fields: Vec<&str> = text.rsplit_once(')').context(path)?.1.split_whitespace().collect();
-    let ticks = fields[11].parse::<u32>()? + fields[12].parse::<u32>()?;
-    Ok(f64::from(ticks) / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
-}
-
-fn peak_kib(operator: &Operator) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{}/status", operator.process()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn report(sides: &[Side], runs: &[(Side, Run)], taken: &[Taken]) {
+fn report(rounds: usize, sides: &[Side], runs: &[(Side, Run)], taken: &[Taken]) {
     let processors = thread::available_parallelism().map_or(0, usize::from);
     println!(
-        "{JOBS} jobs of {WORKERS} workers, {ROUNDS} rounds, in turns; {processors} processors for everything, the API server and etcd included. Median (lowest to highest).\n"
+        "{JOBS} jobs of {WORKERS} workers, {rounds} rounds, in turns; {processors} processors for everything, the API server and etcd included. Median (lowest to highest).\n"
     );
     println!(
-        "| side | all jobs accepted, s | all {} worker pods there, s | worker pods/s | processor seconds of the cluster's servers |",
+        "| side | all jobs accepted, s | all {} worker pods there, s | worker pods/s | processor seconds of the cluster's servers | and until {SETTLING:?} later | of the operator until then |",
         JOBS * WORKERS
     );
-    println!("|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     for &side in sides {
         let of = |value: fn(&Run) -> f64| sorted(runs.iter().filter(|(of, _)| *of == side).map(|(_, run)| value(run)));
         let (accepted, pods) = (of(|run| run.accepted), of(|run| run.pods));
-        let servers = of(|run| run.servers_cpu);
+        let (servers, settled, operator) = (of(|run| run.servers_cpu), of(|run| run.settled_cpu), of(|run| run.operator_cpu));
         let rate = f64::from(u32::try_from(JOBS * WORKERS).unwrap_or(u32::MAX)) / pods[pods.len() / 2];
-        println!("| {} | {} | {} | {rate:.0} | {} |", side.name(), spread(&accepted), spread(&pods), spread(&servers));
+        let operator = if side.is_operator() { spread(&operator) } else { String::new() };
+        println!(
+            "| {} | {} | {} | {rate:.0} | {} | {} | {operator} |",
+            side.name(),
+            spread(&accepted),
+            spread(&pods),
+            spread(&servers),
+            spread(&settled)
+        );
     }
-    let cpu = sorted(taken.iter().map(|taken| taken.cpu));
-    let peak = taken.iter().map(|taken| taken.peak_kib).max().unwrap_or(0);
-    println!(
-        "\nThe operator took {} s of processor time for a round, deletion included, and {} MiB of memory at its peak.",
-        spread(&cpu),
-        peak / 1024
-    );
+    for &side in sides.iter().filter(|side| side.is_operator()) {
+        let of_it = || taken.iter().filter(|taken| taken.side == side);
+        let (cpu, peak) = (sorted(of_it().map(|taken| taken.cpu)), of_it().map(|taken| taken.peak_kib).max().unwrap_or(0));
+        println!(
+            "\n{} took {} s of processor time for a round, deletion included, and {} MiB of memory at its peak.",
+            side.name(),
+            spread(&cpu),
+            peak / 1024
+        );
+    }
+}
+
+/// Which of the servers were busy: medians.
+fn report_servers(names: &[&str], sides: &[Side], runs: &[(Side, Run)]) {
+    println!("\nProcessor seconds of each server until {SETTLING:?} after all pods were there, medians.\n");
+    println!("| side | {} |", names.join(" | "));
+    println!("|---|{}", "---|".repeat(names.len()));
+    for &side in sides {
+        let of = |place: usize| {
+            let all = sorted(runs.iter().filter(|(of, _)| *of == side).map(|(_, run)| run.each_cpu[place]));
+            format!("{:.1}", all[all.len() / 2])
+        };
+        let each: Vec<String> = (0..names.len()).map(of).collect();
+        println!("| {} | {} |", side.name(), each.join(" | "));
+    }
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {

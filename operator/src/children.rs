@@ -16,10 +16,11 @@ use k8s_openapi::{
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
+    apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store},
@@ -28,12 +29,21 @@ use kube::{
 };
 use lcl_operator_core::{build::is_job, covers};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::{FIELD_MANAGER, controller::managed, reconcile::ReconcileError, wake::Wake};
+use crate::{
+    FIELD_MANAGER,
+    controller::{forget_managers, managed},
+    reconcile::ReconcileError,
+    wake::Wake,
+};
 
 /// Time for the watch to tell of an object that was applied; after that it is taken for missing.
 const WATCH_LAG: Duration = Duration::from_secs(5);
+
+/// The word for it in an object's managed fields.
+const APPLY: &str = "Apply";
 
 /// A kind of object that a job has beside its pods: what it takes to watch it, to apply it, and to wake the job it belongs to.
 pub(crate) trait Child:
@@ -104,7 +114,7 @@ fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watche
     };
     let (store, writer) = reflector::store();
     let wake = wake.clone();
-    let changes = watcher(api, managed()).default_backoff().reflect(writer).touched_objects();
+    let changes = watcher(api, managed()).default_backoff().modify(forget_managers).reflect(writer).touched_objects();
     watches.spawn(async move {
         let mut changes = std::pin::pin!(changes);
         while let Some(change) = changes.next().await {
@@ -165,7 +175,8 @@ pub(crate) struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    /// Makes sure that an object is there as wanted.
+    /// Makes sure that an object is there as wanted. One that the watch does not know is created, which costs the API server less than to look
+    /// for it and to apply it.
     pub(crate) async fn ensure<K: Child>(&mut self, wanted: &K) -> Result<Found<K>, ReconcileError> {
         let (kind, store) = (K::KIND, K::store(self.stores));
         let (name, namespace) = (wanted.name_any(), wanted.namespace().unwrap_or_default());
@@ -174,28 +185,60 @@ impl Applier<'_> {
             let what = format!("{verb} {kind} {name}");
             move |source| ReconcileError::Api { what, source }
         };
-        let mut live = store.get(&ObjectRef::from_obj(wanted));
-        if live.is_none() {
-            if self.applied.get(&(kind, name.clone())).is_some_and(|at| at.elapsed() < WATCH_LAG) {
-                return Ok(Found::Applied);
+        let live = match store.get(&ObjectRef::from_obj(wanted)) {
+            Some(live) => live,
+            None if self.applied.get(&(kind, name.clone())).is_some_and(|at| at.elapsed() < WATCH_LAG) => return Ok(Found::Applied),
+            None => {
+                match api.create(&PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }, wanted).await {
+                    Ok(created) => return Ok(self.note(created)),
+                    // What does not bear the operator's label is not watched, and must not be taken over.
+                    Err(kube::Error::Api(answer)) if answer.is_already_exists() => {
+                        Arc::new(api.get_opt(&name).await.map_err(failed("getting"))?.ok_or(ReconcileError::Stale)?)
+                    }
+                    Err(source) => return Err(failed("creating")(source)),
+                }
             }
-            // What does not bear the operator's label is not watched, and must not be taken over.
-            live = api.get_opt(&name).await.map_err(failed("getting"))?.map(Arc::new);
+        };
+        if !live.owner_references().iter().any(|owner| owner.uid == self.job_uid) {
+            let is_of_a_job = live.owner_references().iter().any(is_job);
+            return if is_of_a_job { Ok(Found::Leaving) } else { Err(ReconcileError::Foreign { kind, name }) };
         }
-        if let Some(live) = live {
-            if !live.owner_references().iter().any(|owner| owner.uid == self.job_uid) {
-                let is_of_a_job = live.owner_references().iter().any(is_job);
-                return if is_of_a_job { Ok(Found::Leaving) } else { Err(ReconcileError::Foreign { kind, name }) };
-            }
-            let as_value = |object: &K| serde_json::to_value(object).map_err(|source| ReconcileError::Encode { kind, source });
-            if covers(&as_value(&live)?, &as_value(wanted)?) {
-                return Ok(Found::There(live));
-            }
+        let as_value = |object: &K| serde_json::to_value(object).map_err(|source| ReconcileError::Encode { kind, source });
+        if covers(&as_value(&live)?, &as_value(wanted)?) {
+            return Ok(Found::There(live));
         }
+        own_by_applying(&api, &name).await?;
         let applied = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(wanted)).await;
-        let applied = applied.map_err(failed("applying"))?;
-        self.applied.insert((kind, name.clone()), Instant::now());
+        Ok(self.note(applied.map_err(failed("applying"))?))
+    }
+
+    /// Remembers that an object was written.
+    fn note<K: Child>(&mut self, written: K) -> Found<K> {
+        let (kind, name, namespace) = (K::KIND, written.name_any(), written.namespace());
         tracing::info!(kind, name, namespace, "applied");
-        Ok(Found::There(Arc::new(applied)))
+        self.applied.insert((kind, name), Instant::now());
+        Found::There(Arc::new(written))
+    }
+}
+
+/// Has the API server take what we have created for what we have applied: a field that is no longer applied goes only if it is ours alone, and
+/// to it a creator and an applier of one name are two.
+async fn own_by_applying<K: Child>(api: &Api<K>, name: &str) -> Result<(), ReconcileError> {
+    let failed = |source| ReconcileError::Api { what: format!("getting {} {name}", K::KIND), source };
+    let Some(live) = api.get_metadata_opt(name).await.map_err(failed)? else { return Err(ReconcileError::Stale) };
+    let mut managers = live.metadata.managed_fields.unwrap_or_default();
+    let is_ours = |entry: &ManagedFieldsEntry| entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.is_none();
+    let has_applied = managers.iter().any(|entry| is_ours(entry) && entry.operation.as_deref() == Some(APPLY));
+    let Some(created) = managers.iter_mut().find(|entry| is_ours(entry) && entry.operation.as_deref() != Some(APPLY) && !has_applied)
+    else {
+        return Ok(());
+    };
+    created.operation = Some(APPLY.to_owned());
+    let version = live.metadata.resource_version;
+    let patch = json!({ "metadata": { "managedFields": managers, "resourceVersion": version } });
+    match api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(answer)) if [404, 409].contains(&answer.code) => Err(ReconcileError::Stale),
+        Err(source) => Err(ReconcileError::Api { what: format!("taking over the fields of {} {name}", K::KIND), source }),
     }
 }

@@ -16,7 +16,7 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt,
         controller::{Action as Next, Config},
-        reflector::{ObjectRef, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
@@ -85,8 +85,10 @@ impl Scope {
         }
         let woken = wake.stream();
         let restored = until_it_is_restored(self.api());
-        let controller = Controller::new(self.api::<StoredJob>(), watcher::Config::default());
-        let jobs = controller.store();
+        let (jobs, writer) = reflector::store();
+        let changes =
+            watcher(self.api::<StoredJob>(), watcher::Config::default()).modify(forget_managers).reflect(writer).applied_objects();
+        let controller = Controller::for_stream(changes, jobs.clone());
         let claims = self.claims.clone();
         let context = Arc::new(Context {
             client: self.client,
@@ -152,6 +154,11 @@ impl Scope {
 /// All that bears the operator's label.
 pub(crate) fn managed() -> watcher::Config {
     watcher::Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1))
+}
+
+/// Who set which field is more than all fields together, as it is read, and nobody asks for it.
+pub(crate) fn forget_managers<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
 }
 
 async fn watch_pods(api: Api<Pod>, cache: Arc<PodCache>, wake: Wake) {

@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use lcl_crds::LCLTrainingJob;
 use lcl_operator_core::{
     ValidatedJob,
+    decide::Urgency,
     observe::{Obstacle, Problem, Wait},
     resources::{Applied, JobResources},
 };
@@ -28,6 +29,8 @@ pub(crate) struct JobMemory {
     pub(crate) valid: Option<(i64, Arc<ValidatedJob>)>,
     /// An epoch that is written to the status and that no coordinator has got.
     pub(crate) unused_epoch: Option<i64>,
+    /// Workers that were all there, where the status is still to say so.
+    pub(crate) created: i32,
     /// Since when something is waited for.
     pub(crate) waiting_since: BTreeMap<Wait, Instant>,
     /// Uid of a pod that does not start, and why, by the Events about it.
@@ -44,18 +47,27 @@ pub(crate) struct JobMemory {
     pub(crate) failures: u32,
     /// Reconciles in a row that met something newer than what was looked at.
     pub(crate) stale: u32,
-    /// When progress was last written to the status.
-    pub(crate) progress_written: Option<Instant>,
+    /// When the status was last written.
+    pub(crate) written: Option<Instant>,
+    /// How urgent the status is that is still to be written, and since when.
+    pub(crate) unwritten: Option<(Urgency, Instant)>,
     /// When each object was applied last, by its kind and name.
     pub(crate) applied: BTreeMap<(&'static str, String), Instant>,
     /// The objects that are not pods, as they were last there.
-    pub(crate) resources: Option<JobResources<Applied>>,
+    pub(crate) resources: Option<Arc<JobResources<Applied>>>,
     /// Until when the certificates hold that were applied last, and when that was.
     pub(crate) certificates: Option<(Timestamp, Instant)>,
     /// Until when those hold that the stream shows.
     pub(crate) link_expires: Option<Timestamp>,
     /// The stream from the coordinator.
     pub(crate) link: Option<CoordinatorLink>,
+}
+
+impl JobMemory {
+    /// Keeps nothing of a job at rest that can be made again when it is woken: there may be thousands.
+    pub(crate) fn rest(&mut self) {
+        (self.valid, self.resources) = (None, None);
+    }
 }
 
 /// Of all jobs.

@@ -25,7 +25,7 @@ use lcl_operator_core::{
     PodPolicy, ValidatedJob,
     build::{BuildContext, NetworkAccess, coordinator_endpoint, coordinator_name, worker_selector},
     decide,
-    decide::{Action, Decision, JobEvent, derive_refused, is_final, is_progress_only, reason},
+    decide::{Action, Decision, JobEvent, Urgency, derive_refused, is_final, reason, urgency},
     observe::{Link, ObservedJob, ObservedPod, Problem, Wait},
     pins::{in_force, offer},
     read_unchecked, run_folder, validate_under,
@@ -58,6 +58,11 @@ pub(crate) type StoredJob = DeserializeGuard<LCLTrainingJob>;
 
 /// Steps and checkpoints alone are written no more often than this.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How the pods of a job come along that has just begun is written so long after the first news: by then the scheduler has looked at all of
+/// them, and most have started.
+const START_PAUSE: Duration = Duration::from_secs(5);
+/// That pods are there is written with what is to be said of them next; so long after nothing was it is written by itself.
+const RECORD_PAUSE: Duration = Duration::from_secs(30);
 /// Though nothing is seen, a job is looked at so often.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Pause after a failed reconcile; doubled with every further one.
@@ -108,7 +113,7 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
     let mut memory = context.memories.of(&key, &uid).await;
     let result = match &stored.0 {
         Ok(job) => {
-            let job = newest(job, &memory);
+            let job = newest(job, &mut memory);
             Reconciler { context: &context, key: &key, uid: &uid, job, memory: &mut memory }.run().await
         }
         Err(invalid) => {
@@ -142,13 +147,11 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
     }
 }
 
-/// The job as the watch tells of it, or as the API server answered to our last write if that is newer.
-fn newest(job: &LCLTrainingJob, memory: &JobMemory) -> Arc<LCLTrainingJob> {
+/// The job as the watch tells of it, or as the API server answered to our last write, until the watch has come as far.
+fn newest(job: &LCLTrainingJob, memory: &mut JobMemory) -> Arc<LCLTrainingJob> {
     let version = version(job);
-    match &memory.job {
-        Some((written, job)) if *written > version => Arc::clone(job),
-        _ => Arc::new(job.clone()),
-    }
+    memory.job.take_if(|(written, _)| *written <= version);
+    memory.job.as_ref().map_or_else(|| Arc::new(job.clone()), |(_, job)| Arc::clone(job))
 }
 
 fn version(job: &LCLTrainingJob) -> u64 {
@@ -170,13 +173,9 @@ struct Reconciler<'a> {
 
 impl Reconciler<'_> {
     async fn run(&mut self) -> Result<Option<Duration>, ReconcileError> {
-        if self.job.metadata.deletion_timestamp.is_some() {
-            // Its objects go with it.
-            self.memory.link = None;
-            return Ok(None);
-        }
-        if self.job.spec.managed_by.as_deref().is_some_and(|manager| manager != MANAGER) {
-            // Somebody else's.
+        let is_somebody_elses = self.job.spec.managed_by.as_deref().is_some_and(|manager| manager != MANAGER);
+        // Objects of a job that is deleted go with it.
+        if is_somebody_elses || self.job.metadata.deletion_timestamp.is_some() {
             self.memory.link = None;
             return Ok(None);
         }
@@ -234,6 +233,7 @@ impl Reconciler<'_> {
             offer: &offer,
             change: change.as_deref(),
             unused_epoch: self.memory.unused_epoch,
+            created: self.memory.created,
             waited: &waited,
             explanation: self.memory.explanation.as_ref(),
             image_pull: self.memory.image_pull.as_ref(),
@@ -244,13 +244,15 @@ impl Reconciler<'_> {
         let since = |wait: &Wait| (wait.clone(), self.memory.waiting_since.get(wait).copied().unwrap_or(looked));
         self.memory.waiting_since = decision.waits.iter().map(since).collect();
         let status_wait = self.update_status(&status, &decision).await?;
-        // Before the actions, one of which may fail: the status that they follow from is written.
-        self.tell(&decision.events);
+        // Before the actions, one of which may fail: the status that they follow from is written. What waits is decided once more, and told then.
+        if status_wait.is_none() {
+            self.tell(&decision.events);
+        }
         let resources = applied.as_ref().ok().and_then(Clone::clone);
         build.pins = decision.status.pinned.clone().unwrap_or(offer);
         build.excluded_nodes = decision.status.excluded_nodes.iter().map(|excluded| excluded.node.clone()).collect();
         build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
-        let Acted { has_created, has_news, error } = self.act(&valid, &build, &api, &decision, resources.as_ref()).await;
+        let Acted { has_created, has_news, error } = self.act(&valid, &build, &api, &decision, resources.as_deref()).await;
         applied?;
         renewed?;
         if let Some(error) = error {
@@ -267,6 +269,9 @@ impl Reconciler<'_> {
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
         let watch_wait = time_of_watch(&self.memory.applied);
+        if is_at_rest {
+            self.memory.rest();
+        }
         Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait, starting_wait, watch_wait]
             .into_iter()
             .flatten()
@@ -383,24 +388,37 @@ impl Reconciler<'_> {
         }
     }
 
-    /// Writes the status if it differs. Progress alone may have to wait; then for how long.
+    /// Writes the status if it differs. Progress alone may have to wait; then for how long. No action follows from such a difference.
     async fn update_status(&mut self, old: &LCLTrainingJobStatus, decision: &Decision) -> Result<Option<Duration>, ReconcileError> {
         if decision.status == *old {
+            self.memory.unwritten = None;
             return Ok(None);
         }
-        if is_progress_only(old, &decision.status) {
-            let rest = self.memory.progress_written.map_or(Duration::ZERO, |at| PROGRESS_INTERVAL.saturating_sub(at.elapsed()));
-            if !rest.is_zero() {
-                return Ok(Some(rest));
-            }
+        let rest = self.rest(urgency(old, &decision.status));
+        if !rest.is_zero() {
+            self.memory.created = decision.status.workers.as_ref().map_or(0, |workers| workers.created);
+            return Ok(Some(rest));
         }
-        self.memory.progress_written = Some(Instant::now());
+        self.memory.written = Some(Instant::now());
         self.write(&decision.status).await?;
+        (self.memory.created, self.memory.unwritten) = (0, None);
         if decision.status.coordinator_epoch != old.coordinator_epoch {
             self.memory.unused_epoch = decision.status.coordinator_epoch;
         }
         self.context.metrics.count_restarts(&old.restarts, &decision.status.restarts);
         Ok(None)
+    }
+
+    /// How long a status still waits that is so urgent.
+    fn rest(&mut self, urgency: Urgency) -> Duration {
+        let known = self.memory.unwritten.filter(|(known, _)| *known == urgency);
+        let (_, since) = *self.memory.unwritten.insert(known.unwrap_or_else(|| (urgency, Instant::now())));
+        match urgency {
+            Urgency::Now => Duration::ZERO,
+            Urgency::Progress => self.memory.written.map_or(Duration::ZERO, |at| PROGRESS_INTERVAL.saturating_sub(at.elapsed())),
+            Urgency::Start => START_PAUSE.saturating_sub(since.elapsed()),
+            Urgency::Record => RECORD_PAUSE.saturating_sub(since.elapsed()),
+        }
     }
 
     async fn write(&mut self, status: &LCLTrainingJobStatus) -> Result<(), ReconcileError> {

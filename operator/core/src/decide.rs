@@ -20,7 +20,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use lcl_crds::LCLTrainingJobStatus;
 
 pub use pods::DELETION_SLACK;
-pub use progress::is_progress_only;
+pub use progress::{Urgency, urgency};
 
 use crate::observe::{MemberBounds, ObservedJob, Problem, Wait};
 use draft::Draft;

@@ -37,6 +37,8 @@ pub struct ObservedJob<'a> {
     pub change: Option<&'a str>,
     /// An epoch that is written to the status, and of which it is certain that no coordinator has got it.
     pub unused_epoch: Option<i64>,
+    /// Workers that were there at an earlier look, all of them, where the status is still to say so.
+    pub created: i32,
     /// How long what was waited for at the look before has been: measured here, so that no other machine's clock, and no step of our own,
     /// makes a wait too short or without end.
     pub waited: &'a BTreeMap<Wait, SignedDuration>,

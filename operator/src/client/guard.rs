@@ -80,12 +80,14 @@ fn namespace_of(uri: &Uri) -> Option<&str> {
     parts.next().filter(|name| !name.is_empty())
 }
 
-/// The same request with a time limit for the API server.
-fn with_timeout(uri: &Uri, limit: Duration) -> Option<Uri> {
+/// The same request with a time limit for the API server, and without a search for unknown fields in what is written, of which it would warn:
+/// nobody here reads it, and it costs as much as reading the object once more.
+fn with_parameters(uri: &Uri, kind: Kind, limit: Duration) -> Option<Uri> {
     let separator = if uri.query().is_some() { '&' } else { '?' };
     let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let validation = if kind == Kind::Write { "fieldValidation=Ignore&" } else { "" };
     let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(format!("{path}{separator}timeout={}ms", limit.as_millis()).parse().ok()?);
+    parts.path_and_query = Some(format!("{path}{separator}{validation}timeout={}ms", limit.as_millis()).parse().ok()?);
     Uri::from_parts(parts).ok()
 }
 
@@ -138,7 +140,7 @@ where
         };
         let late = NoAnswer { method: request.method().clone(), path: request.uri().path().to_owned(), limit };
         if kind != Kind::Watch
-            && let Some(uri) = with_timeout(request.uri(), limit)
+            && let Some(uri) = with_parameters(request.uri(), kind, limit)
         {
             *request.uri_mut() = uri;
         }
@@ -336,7 +338,10 @@ mod tests {
         for age in [0, 4, 9] {
             let before = BootTime::now();
             let (answer, sent) = send(&fences(Duration::from_secs(age)), || (), request(Method::POST, PODS)).await;
-            let limit = sent[0].strip_prefix(&format!("{PODS}?timeout=")).and_then(|rest| rest.strip_suffix("ms")).expect("a limit");
+            let limit = sent[0]
+                .strip_prefix(&format!("{PODS}?fieldValidation=Ignore&timeout="))
+                .and_then(|rest| rest.strip_suffix("ms"))
+                .expect("a limit");
             let limit = Duration::from_millis(limit.parse().expect("milliseconds"));
             let most = ELECTION.lease.saturating_sub(Duration::from_secs(age)).saturating_sub(ON_THE_WAY);
             assert!(limit <= most && limit + BootTime::now().since(before) + Duration::from_millis(1) >= most, "{limit:?} of {most:?}");

@@ -41,7 +41,7 @@ impl Reconciler<'_> {
         job: &ValidatedJob,
         build: &BuildContext,
         is_held: bool,
-    ) -> Result<Option<JobResources<Applied>>, ReconcileError> {
+    ) -> Result<Option<Arc<JobResources<Applied>>>, ReconcileError> {
         let prepared = JobResources::<Prepared>::prepare(job, build);
         if prepared.policies.is_empty() {
             self.delete_policies(&network_policy_names(job)).await?;
@@ -57,11 +57,12 @@ impl Reconciler<'_> {
             return Ok(None);
         }
         let config = self.apply_config(prepared.config.clone(), build, is_held).await?;
-        let known = self.memory.resources.as_ref();
+        let known = self.memory.resources.as_deref();
         let account = found.0.or_known(known.map(|known| &known.account));
         let service = found.1.or_known(known.map(|known| &known.service));
         let resources =
             account.zip(service).zip(config).and_then(|((account, service), config)| prepared.applied(account, service, config));
+        let resources = resources.map(Arc::new);
         if resources.is_some() {
             self.memory.resources.clone_from(&resources);
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    install, job,
+    MANAGED_BY, child_path, install, job,
     obstacles::{bind, warn},
     set_pod_status,
     support::{Installed, SYSTEM, name_of, wait_for},
@@ -110,6 +110,17 @@ fn the_roles_allow_what_the_operator_does_and_nothing_else() -> Result<()> {
         Ok(())
     })?;
     wait_for_use(&installed, "events", "list")?;
+    // What somebody edits is as it was; a ConfigMap that cannot be changed can be hidden.
+    for (kind, name, patch) in [
+        ("services", "mounts-coordinator", json!({ "spec": { "selector": { "lcl.dev/role": "nobody" } } })),
+        ("serviceaccounts", "mounts", json!({ "automountServiceAccountToken": true })),
+        ("poddisruptionbudgets", "mounts-workers", json!({ "spec": { "minAvailable": 7 } })),
+        ("networkpolicies", "mounts-workers", json!({ "spec": { "ingress": [{}] } })),
+        ("configmaps", "mounts-config-1", json!({ "metadata": { "labels": { MANAGED_BY: null } } })),
+    ] {
+        installed.send("PATCH", &child_path(kind, name), &patch)?;
+        wait_for_use(&installed, kind, "patch")?;
+    }
     operator.terminate()?;
     // Without them, policies that are there go.
     let operator = installed.start_operator(&elected[..1])?;

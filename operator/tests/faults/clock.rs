@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -51,7 +51,9 @@ fn train(place: &Place, members: &[&Member], step: u64) -> Result<u64> {
         ensure!(groups.iter().all(|group| *group == groups[0]), "{groups:?}");
         Ok(groups[0].number)
     })?;
-    members.iter().for_each(|member| member.train(step));
+    for member in &members {
+        member.train(step);
+    }
     wait_for("a job that trains", || {
         let status = place.job()?["status"].take();
         let trains = condition(&status, "Running")["status"] == "True" && status["workers"]["ready"] == members.len();
@@ -145,7 +147,8 @@ pub(crate) fn renews(lab: &Lab) -> Result<()> {
     })?;
     let after = mounted(&place)?;
     for (name, text) in &before {
-        ensure!((after[name] == *text) == name.ends_with(".key"), "{name}: keys stay, and nothing else does");
+        let is_key = Path::new(name).extension().is_some_and(|extension| extension == "key");
+        ensure!((after[name] == *text) == is_key, "{name}: keys stay, and nothing else does");
     }
     // The operator shows its own of now, and the coordinator knows those of a month ago.
     ensure!(train(&place, &[&members[0], &members[1]], 2)? == group, "another group");

@@ -238,7 +238,12 @@ impl Installed {
 
     /// The same with further variables in its environment.
     pub(crate) fn start_operator_in(&self, environment: &[(&str, &str)], kubeconfig: &Path, arguments: &[&str]) -> Result<Operator> {
-        Operator::start(&self.cluster.ready().folder, kubeconfig, arguments, environment)
+        Operator::start(Path::new(OPERATOR), &self.cluster.ready().folder, kubeconfig, arguments, environment)
+    }
+
+    /// The same with another build of it.
+    pub(crate) fn start_program(&self, program: &Path, arguments: &[&str]) -> Result<Operator> {
+        Operator::start(program, &self.cluster.ready().folder, &self.kubeconfig_of("lcl-operator")?, arguments, &[])
     }
 }
 
@@ -283,9 +288,9 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    fn start(folder: &Path, kubeconfig: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
+    fn start(program: &Path, folder: &Path, kubeconfig: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         let log = folder.join(format!("operator-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
-        let child = Command::new(OPERATOR)
+        let child = Command::new(program)
             .env("KUBECONFIG", kubeconfig)
             .args(USUAL.iter().filter(|usual| {
                 let name = usual.split_once('=').map_or("", |(name, _)| name);

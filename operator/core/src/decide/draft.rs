@@ -61,6 +61,7 @@ impl<'a> Draft<'a> {
             self.events.push(JobEvent { warning: false, reason: reason::SCALED, note });
         }
         workers.desired = desired;
+        workers.created = workers.created.max(self.observed.created);
         workers.selector = Some(self.observed.selector.to_owned());
     }
 

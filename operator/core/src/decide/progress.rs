@@ -329,11 +329,30 @@ fn set_rest(draft: &mut Draft, as_wanted: bool) {
     }
 }
 
-/// Whether two statuses differ in nothing but numbers that grow while all is well, and in how many more pods cannot start either. Such a
-/// difference may be written late.
+/// How soon a status has to be written that differs from the stored one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// At once: something follows from it, or somebody waits for it.
+    Now,
+    /// It differs in numbers that grow while all is well, and in how many more pods cannot start either.
+    Progress,
+    /// Before the first group, it differs in how the pods come along, which they do one after the other.
+    Start,
+    /// It differs in nothing but that the pods are there, which is on record for an operator that did not see them.
+    Record,
+}
+
+/// How soon this status has to be written.
 #[must_use]
-pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) -> bool {
+pub fn urgency(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) -> Urgency {
     let mut new = new.clone();
+    let begins = old.group.is_none() && old.start_time.is_some();
+    if begins && let (Some(old), Some(new)) = (&old.workers, &mut new.workers) {
+        new.created = new.created.min(old.created);
+    }
+    if new == *old {
+        return Urgency::Record;
+    }
     for (old, new) in old.conditions.iter().zip(&mut new.conditions) {
         let is_of_pods = old.reason == reason::POD_CANNOT_START && new.reason == old.reason;
         if is_of_pods && subject(&old.message) == subject(&new.message) {
@@ -345,5 +364,25 @@ pub fn is_progress_only(old: &LCLTrainingJobStatus, new: &LCLTrainingJobStatus) 
     (new.loss, new.samples_per_second) = (old.loss, old.samples_per_second);
     new.sources.clone_from(&old.sources);
     new.startup.clone_from(&old.startup);
-    new == *old
+    if new == *old {
+        return if begins { Urgency::Start } else { Urgency::Progress };
+    }
+    if !begins {
+        return Urgency::Now;
+    }
+    for (old, new) in old.conditions.iter().zip(&mut new.conditions) {
+        let is_of_start = [condition::PODS_READY, condition::RECONCILING].contains(&old.type_.as_str()) && new.type_ == old.type_;
+        if is_of_start && new.status == old.status {
+            new.reason.clone_from(&old.reason);
+            new.message.clone_from(&old.message);
+        }
+    }
+    // That all are ready is what one waits for.
+    if let (Some(old), Some(new)) = (&old.workers, &mut new.workers)
+        && new.ready < new.desired
+    {
+        new.ready = old.ready;
+        new.summary.clone_from(&old.summary);
+    }
+    if new == *old { Urgency::Start } else { Urgency::Now }
 }

@@ -7,7 +7,7 @@ use lcl_crds::JobState;
 
 use super::scene::{COORDINATOR, Scene, reasons};
 use crate::{
-    decide::{Action, condition, is_progress_only, reason},
+    decide::{Action, Urgency, condition, reason, urgency},
     observe::{GroupPhase, Link, Obstacle, Problem},
 };
 
@@ -213,12 +213,12 @@ fn a_pod_that_cannot_start_is_named_with_its_container_and_the_reason_and_is_no_
     assert_eq!(scene.settle(), []);
     let reconciling = scene.status.conditions.iter().find(|condition| condition.type_ == condition::RECONCILING).unwrap();
     assert_eq!(reconciling.message, "pod job-w-1 cannot start: container worker: ImagePullBackOff: not found either (and 2 more pods)");
-    assert!(before != scene.status && is_progress_only(&before, &scene.status));
+    assert!(before != scene.status && urgency(&before, &scene.status) == Urgency::Progress);
     // Once it is gone another is named, and that is news.
     let mut other = scene.clone();
     other.change("job-w-1", |pod| pod.obstacle = None);
     assert_eq!(reasons(&other.settle()), [reason::POD_CANNOT_START]);
-    assert!(!is_progress_only(&before, &other.status));
+    assert_eq!(urgency(&before, &other.status), Urgency::Now);
     scene.change("job-w-0", |pod| pod.obstacle = None);
     // The other trains on, and is enough.
     check(&scene, JobState::Running, "True", "False", reason::TRAINING);

@@ -59,6 +59,8 @@ pub(super) struct Scene {
     /// The parts of the spec that the group was started with.
     held: Value,
     pub(super) unused_epoch: Option<i64>,
+    /// Workers that were there, which the status does not say yet.
+    pub(super) created: i32,
     pub(super) waiting_since: BTreeMap<Wait, Timestamp>,
     pub(super) explanation: Option<(String, Obstacle)>,
     pub(super) image_pull: Option<(String, i64)>,
@@ -89,6 +91,7 @@ impl Scene {
             offer: PinnedStatus::default(),
             held: Value::Null,
             unused_epoch: None,
+            created: 0,
             waiting_since: BTreeMap::new(),
             explanation: None,
             image_pull: None,
@@ -131,6 +134,7 @@ impl Scene {
             offer: &self.offer,
             change: change.as_deref(),
             unused_epoch: self.unused_epoch,
+            created: self.created,
             waited: &waited,
             explanation: self.explanation.as_ref(),
             image_pull: self.image_pull.as_ref(),

@@ -8,7 +8,7 @@ use lcl_crds::StartupStatus;
 
 use super::scene::{COORDINATOR, MIXTURE, Scene, reasons, source};
 use crate::{
-    decide::{Action, is_progress_only, reason},
+    decide::{Action, Urgency, reason, urgency},
     observe::{Obstacle, PodStart, TrainingSeen},
 };
 
@@ -109,9 +109,36 @@ fn only_steps_checkpoints_and_figures_of_sources_are_progress() {
     let progress = scene.decide().status;
     assert_ne!(progress, scene.status);
     assert_eq!((progress.loss, progress.samples_per_second), (Some(3.5), Some(120.0)));
-    assert!(is_progress_only(&scene.status, &progress));
+    assert_eq!(urgency(&scene.status, &progress), Urgency::Progress);
     scene.change_group(|group| group.n = 2);
-    assert!(!is_progress_only(&scene.status, &scene.decide().status));
+    assert_eq!(urgency(&scene.status, &scene.decide().status), Urgency::Now);
+}
+
+#[test]
+fn how_pods_come_along_may_be_told_late_and_one_that_goes_meanwhile_is_missed_all_the_same() {
+    let mut scene = Scene::new("spec.elastic.minWorkers = 2");
+    scene.round();
+    for name in ["job-w-0", "job-w-1"] {
+        scene.change(name, |pod| (pod.running, pod.ready) = (false, false));
+    }
+    let how_soon = |scene: &Scene| urgency(&scene.status, &scene.decide().status);
+    assert_eq!(scene.decide().status.workers.unwrap().created, 2);
+    assert_eq!((scene.status.workers.as_ref().unwrap().created, how_soon(&scene)), (0, Urgency::Record));
+    let message = "0/3 nodes are available".to_owned();
+    scene.change("job-w-1", |pod| pod.obstacle = Some(Obstacle { container: None, reason: "Unschedulable".to_owned(), message }));
+    scene.change("job-w-0", |pod| (pod.running, pod.ready) = (true, true));
+    assert_eq!(how_soon(&scene), Urgency::Start, "one of two is ready, and the other has no node");
+    let mut ready = scene.clone();
+    ready.change("job-w-1", |pod| (pod.running, pod.ready, pod.obstacle) = (true, true, None));
+    assert_eq!(how_soon(&ready), Urgency::Now, "as many as it needs are ready");
+
+    scene.created = 2;
+    scene.vanish("job-w-1");
+    let decision = scene.decide();
+    assert_eq!((decision.status.restarts.total, reasons(&decision.events)), (1, vec![reason::WORKER_REPLACED]));
+    assert_eq!(how_soon(&scene), Urgency::Now, "a loss is written before anything follows from it");
+    scene.created = 0;
+    assert_eq!(scene.decide().status.restarts.total, 0, "to an operator that did not see it the pod is still to be created");
 }
 
 /// The status that a new epoch changes would wake the job at once, and so on without end.
@@ -157,7 +184,7 @@ fn the_slowest_start_is_told_once_all_workers_have_started_and_then_stays() {
     assert_eq!(scene.decide().status.startup, None, "another one is on its way");
     start(&mut scene, 1, 2, 2);
     let decision = scene.decide();
-    assert!(is_progress_only(&scene.status, &decision.status), "many pods that start one by one are not told of one by one");
+    assert!(urgency(&scene.status, &decision.status) == Urgency::Progress, "many pods that start one by one are not told of one by one");
     scene.settle();
     let told = |pod: &str, uid: String| {
         Some(StartupStatus { pod: pod.to_owned(), uid, scheduled_seconds: 1, start_seconds: 3, image_pull_seconds: None })
