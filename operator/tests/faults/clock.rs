@@ -51,7 +51,7 @@ fn train(place: &Place, members: &[&Member], step: u64) -> Result<u64> {
         ensure!(groups.iter().all(|group| *group == groups[0]), "{groups:?}");
         Ok(groups[0].number)
     })?;
-    for member in &members {
+    for member in members {
         member.train(step);
     }
     wait_for("a job that trains", || {

@@ -41,6 +41,7 @@ pub(crate) fn decide_all_along(job: &ValidatedJob, uid: &str, offer: &PinnedStat
                 offer,
                 change: None,
                 unused_epoch: None,
+                created: 0,
                 waited: &waited,
                 explanation: None,
                 image_pull: None,
