@@ -53,4 +53,5 @@ def main(paths):
     print(f'<text x="{WIDTH * len(PANELS) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">shards</text>\n</svg>')
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])
