@@ -100,7 +100,7 @@ gcs:
 azurite:
 	@scripts/azurite.sh > /dev/null
 
-bench: deps cluster-deps helm ## compare speed and memory with PyTorch and with the built-in Job controller, side by side (about 40 minutes)
+bench: deps cluster-deps helm ## speed and memory: beside PyTorch and the built-in Job controller, and of large groups and jobs at rest (about 50 minutes)
 	@bench/run.sh
 
 # ONLY=everywhere does the first half alone, with PLAN=name one run of it; ONLY=many_runs does the second.

@@ -2,7 +2,7 @@
 """How a group starts and heals as it grows: `lcl-trainer local` with 4, 8, 16, 32 and 64 members on this machine, phase by phase.
 
     cargo build --release -p lcl-trainer -p lcl-coordinator
-    bench/group.py [--members 4,8,16,32,64] [--rounds 1]
+    bench/group.py [--members 4,8,16,32,64] [--keep FOLDER]
 
 Each job starts fresh, is stopped with a checkpoint, restores it, loses one member, then a quarter of them, and gets them back. All members
 share the cores of this machine, so times grow with their number whatever is done; how often the state is sent does not. Read from the

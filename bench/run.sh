@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All comparisons, one after the other: run.sh [step|elastic|recovery|group|checkpoint|image|tokenizer|jobs|idle|coordinator]... Each runs both sides in turns on this machine and
+# All benchmarks, one after the other: run.sh [step|elastic|recovery|group|checkpoint|image|tokenizer|jobs|idle|coordinator]... Where there is another side both run in turns on this machine. Each
 # prints Markdown; docs/benchmarks.md is such a run with its date left out. Needs what `make bench` fetches first
 # (libtorch, a compiler, and for jobs and idle a Kubernetes and Helm).
 set -euo pipefail

@@ -19,6 +19,6 @@ export LCL_EARLIER=$PLACE/target/debug
 cargo test --quiet --workspace --test compat -- --ignored --nocapture
 # The operator shows an earlier coordinator its certificate, follows it, and is refused for another epoch.
 LCL_COORDINATOR_BIN=$LCL_EARLIER/lcl-coordinator cargo test --quiet --workspace --test control_plane -- \
-  --exact what_a_coordinator_refuses_keeps_no_pod_from_being_created | tee "$PLACE/control_plane.log"
+  --exact coordinator::what_a_coordinator_refuses_keeps_no_pod_from_being_created | tee "$PLACE/control_plane.log"
 grep -q '1 passed' "$PLACE/control_plane.log" || { echo "the test of the operator with a coordinator was not run: it has another name" >&2; exit 1; }
 echo "today's operator follows the coordinator of $(git log -1 --format='%h, %cs' "$COMMIT")"

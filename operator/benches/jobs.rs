@@ -44,6 +44,7 @@ use lcl_crds::{LCLTrainingJob, PinnedStatus};
 use lcl_operator_core::{
     PodPolicy, ValidatedJob,
     build::{BuildContext, NetworkAccess, build_secret},
+    observe::HistoryPlace,
     resources::{Applied, JobResources, Prepared},
     validate,
 };
@@ -228,6 +229,7 @@ async fn play(client: &Client, namespace: &str, side: Side, meter: Meter<'_>) ->
         },
         image_pull_policy: None,
         incident: 0,
+        history: HistoryPlace::default(),
         excluded_nodes: Vec::new(),
         policy: PodPolicy::default(),
         network: Some(NetworkAccess {

@@ -185,7 +185,9 @@ impl Applier<'_> {
             let what = format!("{verb} {kind} {name}");
             move |source| ReconcileError::Api { what, source }
         };
-        let live = match store.get(&ObjectRef::from_obj(wanted)) {
+        let watched = store.get(&ObjectRef::from_obj(wanted));
+        let is_watched = watched.is_some();
+        let live = match watched {
             Some(live) => live,
             None if self.applied.get(&(kind, name.clone())).is_some_and(|at| at.elapsed() < WATCH_LAG) => return Ok(Found::Applied),
             None => {
@@ -205,6 +207,10 @@ impl Applier<'_> {
         }
         let as_value = |object: &K| serde_json::to_value(object).map_err(|source| ReconcileError::Encode { kind, source });
         if covers(&as_value(&live)?, &as_value(wanted)?) {
+            if !is_watched {
+                // It is there by an earlier request of ours; the watch will tell.
+                self.applied.insert((kind, name), Instant::now());
+            }
             return Ok(Found::There(live));
         }
         own_by_applying(&api, &name).await?;

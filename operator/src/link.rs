@@ -1,7 +1,7 @@
 //! The stream of a job's status from its coordinator, and what the coordinator is asked to do.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -201,17 +201,19 @@ fn read_source(source: &SourceProgress) -> SourceSeen {
     }
 }
 
-/// Workers whose last word in the history is that nothing was heard of them, and that are not attached.
-fn silent_workers(status: &Status) -> Vec<String> {
-    let mut silent = BTreeSet::new();
-    for event in status.history.iter().filter_map(|entry| entry.event.as_ref()) {
-        match event {
-            Happened::Lost(lost) if lost.cause() == LossCause::Silent => {
-                silent.extend(lost.member.iter().map(|member| member.worker.clone()));
+/// Workers whose last word in the history is that nothing was heard of them, and that are not attached; with that entry's number.
+fn silent_workers(status: &Status) -> BTreeMap<String, u64> {
+    let mut silent = BTreeMap::new();
+    for entry in &status.history {
+        match &entry.event {
+            Some(Happened::Lost(lost)) if lost.cause() == LossCause::Silent => {
+                silent.extend(lost.member.iter().map(|member| (member.worker.clone(), entry.sequence)));
             }
-            Happened::Joined(Joined { member: Some(member) })
-            | Happened::Lost(Lost { member: Some(member), .. })
-            | Happened::Left(Left { member: Some(member), .. }) => {
+            Some(
+                Happened::Joined(Joined { member: Some(member) })
+                | Happened::Lost(Lost { member: Some(member), .. })
+                | Happened::Left(Left { member: Some(member), .. }),
+            ) => {
                 silent.remove(&member.worker);
             }
             _ => {}
@@ -220,7 +222,7 @@ fn silent_workers(status: &Status) -> Vec<String> {
     for member in status.members.iter().filter_map(|member| member.name.as_ref()) {
         silent.remove(&member.worker);
     }
-    silent.into_iter().collect()
+    silent
 }
 
 fn read_checkpoint(saved: &SavedCheckpoint) -> CheckpointSeen {
@@ -254,6 +256,7 @@ fn read_status(status: &Status) -> GroupStatus {
         members_wanted: MemberBounds { min: world.min, desired: world.desired, max: world.max },
         members: members.collect(),
         silent: silent_workers(status),
+        newest_entry: status.history.last().map_or(0, |entry| entry.sequence),
         step: status.step,
         last_checkpoint: status.last_checkpoint.as_ref().map(read_checkpoint),
         training: status.training.as_ref().map(read_training),
@@ -282,10 +285,12 @@ mod tests {
             lost("e", LossCause::Silent),
             lost("e", LossCause::StreamClosed),
         ];
-        let history = told.into_iter().map(|event| HistoryEntry { event: Some(event), ..HistoryEntry::default() }).collect();
+        let history =
+            (1..).zip(told).map(|(sequence, event)| HistoryEntry { sequence, event: Some(event), ..HistoryEntry::default() }).collect();
         let members = vec![MemberStatus { name: member("d"), ..MemberStatus::default() }];
         let status = Status { history, members, ..Status::default() };
-        assert_eq!(silent_workers(&status), ["a"]);
+        assert_eq!(silent_workers(&status), BTreeMap::from([("a".to_owned(), 1)]));
+        assert_eq!(read_status(&status).newest_entry, 7);
     }
 
     /// Figures of sources change with every step: they are told at the pace of progress, and not each time.

@@ -10,7 +10,6 @@ use k8s_openapi::jiff::Timestamp;
 use lcl_crds::LCLTrainingJob;
 use lcl_operator_core::{
     ValidatedJob,
-    decide::Urgency,
     observe::{Obstacle, Problem, Wait},
     resources::{Applied, JobResources},
 };
@@ -49,8 +48,8 @@ pub(crate) struct JobMemory {
     pub(crate) stale: u32,
     /// When the status was last written.
     pub(crate) written: Option<Instant>,
-    /// How urgent the status is that is still to be written, and since when.
-    pub(crate) unwritten: Option<(Urgency, Instant)>,
+    /// Since when there is a status that is still to be written.
+    pub(crate) unwritten: Option<Instant>,
     /// When each object was applied last, by its kind and name.
     pub(crate) applied: BTreeMap<(&'static str, String), Instant>,
     /// The objects that are not pods, as they were last there.

@@ -26,7 +26,7 @@ use lcl_operator_core::{
     build::{BuildContext, NetworkAccess, coordinator_endpoint, coordinator_name, worker_selector},
     decide,
     decide::{Action, Decision, JobEvent, Urgency, derive_refused, is_final, reason, urgency},
-    observe::{Link, ObservedJob, ObservedPod, Problem, Wait},
+    observe::{HistoryPlace, Link, ObservedJob, ObservedPod, Problem, Wait},
     pins::{in_force, offer},
     read_unchecked, run_folder, validate_under,
 };
@@ -252,6 +252,7 @@ impl Reconciler<'_> {
         build.pins = decision.status.pinned.clone().unwrap_or(offer);
         build.excluded_nodes = decision.status.excluded_nodes.iter().map(|excluded| excluded.node.clone()).collect();
         build.incident = decision.status.failures.as_ref().map_or(0, |failures| failures.incidents);
+        build.history = HistoryPlace::known(&link, &decision.status, &coordinator_name(&valid));
         let Acted { has_created, has_news, error } = self.act(&valid, &build, &api, &decision, resources.as_deref()).await;
         applied?;
         renewed?;
@@ -286,6 +287,7 @@ impl Reconciler<'_> {
             pins: pins.clone(),
             image_pull_policy: self.context.images.pull_policy.clone(),
             incident: 0,
+            history: HistoryPlace::default(),
             excluded_nodes: Vec::new(),
             policy: self.context.policy.clone(),
             network: self.context.network.clone(),
@@ -411,8 +413,7 @@ impl Reconciler<'_> {
 
     /// How long a status still waits that is so urgent.
     fn rest(&mut self, urgency: Urgency) -> Duration {
-        let known = self.memory.unwritten.filter(|(known, _)| *known == urgency);
-        let (_, since) = *self.memory.unwritten.insert(known.unwrap_or_else(|| (urgency, Instant::now())));
+        let since = *self.memory.unwritten.get_or_insert_with(Instant::now);
         match urgency {
             Urgency::Now => Duration::ZERO,
             Urgency::Progress => self.memory.written.map_or(Duration::ZERO, |at| PROGRESS_INTERVAL.saturating_sub(at.elapsed())),

@@ -4,12 +4,12 @@
 //! process ends, and the next one lists everything anew. A restore may also raise the revision by so much that nobody has seen it yet
 //! (`etcdutl snapshot restore --bump-revision`): then watches begin anew by themselves, and what is remembered is as wrong.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube::{Api, api::ListParams};
 use tokio::time;
 
-use crate::reconcile::StoredJob;
+use crate::{clock::BootTime, reconcile::StoredJob};
 
 /// Between two questions for the revision. It costs the API server one read of nothing.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -45,16 +45,16 @@ pub(crate) enum Restored {
 
 /// Ends when the cluster's data have been restored.
 pub(crate) async fn until_it_is_restored(jobs: Api<StoredJob>) -> Restored {
-    let mut newest = None::<(u64, Instant)>;
+    let mut newest = None::<(u64, BootTime)>;
     loop {
         match jobs.list_metadata(&ListParams::default().limit(1)).await {
             // One that is no number says nothing.
             Ok(list) => {
                 if let Some(revision) = list.metadata.resource_version.as_deref().and_then(|revision| revision.parse().ok()) {
-                    if let Some(restored) = newest.and_then(|(from, at)| find_restore(from, revision, at.elapsed())) {
+                    if let Some(restored) = newest.and_then(|(from, at)| find_restore(from, revision, BootTime::now().since(at))) {
                         return restored;
                     }
-                    newest = Some((revision, Instant::now()));
+                    newest = Some((revision, BootTime::now()));
                 }
             }
             Err(error) => tracing::debug!(%error, "the revision of the cluster's data is not known"),

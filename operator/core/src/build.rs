@@ -38,7 +38,7 @@ pub(crate) use service_account::build_service_account;
 pub use worker_pod::worker_pod_name;
 pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, avoid_node, build_worker_pod, exclude_nodes, worker_grace_seconds};
 
-use crate::{job::ValidatedJob, pod_policy::PodPolicy};
+use crate::{job::ValidatedJob, observe::HistoryPlace, pod_policy::PodPolicy};
 
 /// What the objects depend on besides the job.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +53,8 @@ pub struct BuildContext {
     pub image_pull_policy: Option<String>,
     /// Number of the newest incident, which new pods bear.
     pub incident: i64,
+    /// What coordinators have said up to here is about pods of before, which new workers bear.
+    pub history: HistoryPlace,
     /// Nodes that no worker is placed on.
     pub excluded_nodes: Vec<String>,
     /// What pods may do.
@@ -63,6 +65,10 @@ pub struct BuildContext {
 
 /// On a pod: number of the incident that was the newest when it was created.
 pub const INCIDENT_ANNOTATION: &str = "lcl.dev/incident";
+
+/// On a worker's pod: the newest entry of its coordinator's history when it was created. A coordinator knows workers by name, and what it said
+/// of one before that was about another pod.
+pub const HISTORY_ANNOTATION: &str = "lcl.dev/coordinator-history";
 
 /// Name of what is about all workers of a job.
 fn workers_name(job: &ValidatedJob) -> String {

@@ -1,6 +1,6 @@
 //! What the operator saw of a job and its pods: plain values, cut down to what decisions need.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod},
@@ -10,7 +10,10 @@ use lcl_crds::{LCLTrainingJobStatus, PinnedStatus, WORKER_CONTAINER};
 
 use crate::{
     ValidatedJob,
-    build::{COORDINATOR_CONTAINER, EPOCH_ANNOTATION, INCIDENT_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE, is_job},
+    build::{
+        COORDINATOR_CONTAINER, EPOCH_ANNOTATION, HISTORY_ANNOTATION, INCIDENT_ANNOTATION, ROLE_LABEL, WORKER_INDEX_LABEL, WORKER_ROLE,
+        is_job,
+    },
     timeouts::Timeouts,
 };
 
@@ -121,7 +124,10 @@ pub struct GroupStatus {
     /// Attached members: their worker, and whether they have a rank.
     pub members: Vec<MemberSeen>,
     /// Workers whose members were given up because nothing was heard of them, and that have not come back.
-    pub silent: Vec<String>,
+    /// With the number of the entry in its history that says so.
+    pub silent: BTreeMap<String, u64>,
+    /// Number of the newest entry in its history.
+    pub newest_entry: u64,
     /// Steps that every member has committed.
     pub step: u64,
     /// The newest checkpoint.
@@ -130,6 +136,50 @@ pub struct GroupStatus {
     pub training: Option<TrainingSeen>,
     /// The sources of a mixture.
     pub sources: Vec<SourceSeen>,
+}
+
+/// A place in the history of a job's coordinators: each numbers its entries from 1. Written as `EPOCH.ENTRY`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HistoryPlace {
+    /// The coordinator's epoch.
+    pub epoch: u64,
+    /// The entry.
+    pub entry: u64,
+}
+
+impl HistoryPlace {
+    /// Up to where the history is about pods of before, for a worker that is created now; `coordinator`: its pod's name. While a worker is
+    /// replaced and nobody knows what the coordinator has said of it, all that it says may be.
+    #[must_use]
+    pub fn known(link: &Link, status: &LCLTrainingJobStatus, coordinator: &str) -> Self {
+        let follows_another = status.replacing.iter().any(|replaced| replaced.pod != coordinator);
+        match link {
+            Link::Connected(group) => Self { epoch: group.epoch, entry: group.newest_entry },
+            Link::Unknown | Link::Unreachable => {
+                Self { epoch: status.coordinator_epoch.unwrap_or(0).unsigned_abs(), entry: if follows_another { u64::MAX } else { 0 } }
+            }
+        }
+    }
+}
+
+impl fmt::Display for HistoryPlace {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.epoch, self.entry)
+    }
+}
+
+/// It is no place in a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidPlace;
+
+impl FromStr for HistoryPlace {
+    type Err = InvalidPlace;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPlace> {
+        let (epoch, entry) = text.split_once('.').ok_or(InvalidPlace)?;
+        let number = |text: &str| text.parse().map_err(|_| InvalidPlace);
+        Ok(Self { epoch: number(epoch)?, entry: number(entry)? })
+    }
 }
 
 /// A checkpoint that is complete in the store.
@@ -234,6 +284,8 @@ pub struct ObservedPod {
     pub epoch: Option<i64>,
     /// Number of the incident that was the newest when it was created.
     pub incident: i64,
+    /// What coordinators have said up to here of a worker of this name was about pods before this one.
+    pub history: HistoryPlace,
     /// The coordinator's time-outs.
     pub timeouts: Timeouts,
     /// Its address, once it has one.
@@ -305,7 +357,8 @@ impl ObservedPod {
         let status = pod.status.as_ref();
         let conditions = || status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         let is_true = |type_: &str| conditions().find(|condition| condition.type_ == type_ && condition.status == "True");
-        let number = |key: &str| metadata.annotations.as_ref()?.get(key)?.parse().ok();
+        let text = |key: &str| metadata.annotations.as_ref()?.get(key);
+        let number = |key: &str| text(key)?.parse().ok();
         let (end, is_deleted) = (read_end(pod, role), metadata.deletion_timestamp.is_some());
         // The phase is no sign of it: the kubelet leaves it at Running until it is sure that nothing of the pod runs any more.
         let runs = |container: &ContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
@@ -317,6 +370,7 @@ impl ObservedPod {
             role,
             epoch: number(EPOCH_ANNOTATION),
             incident: number(INCIDENT_ANNOTATION).unwrap_or(0),
+            history: text(HISTORY_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
             timeouts: Timeouts::read(pod),
             ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),

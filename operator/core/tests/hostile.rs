@@ -21,6 +21,7 @@ use lcl_operator_core::{
     FieldErrors, PathMapping, PodPolicy, Surroundings, ValidatedJob,
     build::{BuildContext, NetworkAccess, worker_selector},
     covers,
+    observe::HistoryPlace,
     pins::{find_change, offer, pinned_spec},
     read_unchecked, render_trainer_config,
     resources::{JobResources, Prepared},
@@ -51,6 +52,7 @@ fn context(job: &ValidatedJob, policy: PodPolicy) -> BuildContext {
         pins: PinnedStatus { address, ..offer(job, 1, "coordinator", "trainer") },
         image_pull_policy: None,
         incident: 0,
+        history: HistoryPlace::default(),
         excluded_nodes: Vec::new(),
         policy,
         network: Some(NetworkAccess {

@@ -7,7 +7,8 @@ use lcl_cluster::ClusterOptions;
 use serde_json::{Value, json};
 
 use super::{
-    Coordinator, certificates_of, job,
+    coordinator::{Coordinator, certificates_of},
+    job,
     member::{Member, Process},
     set_pod_status,
     support::{Installed, condition, get, objects, tell, wait_for},

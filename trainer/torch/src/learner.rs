@@ -482,8 +482,8 @@ impl Learner {
     }
 
     /// That of a learner whose [`Learner::state`] this is: it can be found on another thread.
-    pub fn hash_state(state: &[(String, Tensor)]) -> Result<String, LearnerError> {
-        hash_tensors(state.iter().map(|(name, tensor)| (name.as_str(), tensor))).map_err(LearnerError::Hash)
+    pub fn hash_state<'a>(state: impl IntoIterator<Item = &'a (String, Tensor)>) -> Result<String, LearnerError> {
+        hash_tensors(state.into_iter().map(|(name, tensor)| (name.as_str(), tensor))).map_err(LearnerError::Hash)
     }
 
     fn normalization(&self) -> Normalization {

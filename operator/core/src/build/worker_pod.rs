@@ -14,7 +14,7 @@ use lcl_trainer_config::{CACHE_BYTES, ShardEntry, is_object_uri};
 
 use crate::{
     build::{
-        BuildContext, INCIDENT_ANNOTATION, WORKER_PAIR,
+        BuildContext, HISTORY_ANNOTATION, INCIDENT_ANNOTATION, WORKER_PAIR,
         certificates::{CERTIFICATES_VOLUME, mount_certificates, secret_name},
         config_map::CONFIG_FILE,
         labels::{WORKER_INDEX_LABEL, WORKER_ROLE},
@@ -90,6 +90,7 @@ pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resou
     );
     annotations.extend(given.annotations.unwrap_or_default());
     annotations.insert(INCIDENT_ANNOTATION.to_owned(), context.incident.to_string());
+    annotations.insert(HISTORY_ANNOTATION.to_owned(), context.history.to_string());
     pod_metadata.annotations = Some(annotations);
 
     let mut spec = template.spec.unwrap_or_default();

@@ -3,7 +3,7 @@ use k8s_openapi::jiff::SignedDuration;
 use super::*;
 use crate::{
     Timeouts,
-    observe::{ObservedEnd, PodRole},
+    observe::{HistoryPlace, ObservedEnd, PodRole},
 };
 
 fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, expected: (Cause, &str)) {
@@ -14,6 +14,7 @@ fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, 
         role: PodRole::Worker(0),
         epoch: None,
         incident: 0,
+        history: HistoryPlace::default(),
         conditions: Vec::new(),
         obstacle: None,
         timeouts: Timeouts::default(),

@@ -8,7 +8,7 @@ use super::{Action, JobEvent, draft::Draft, reason};
 use crate::{
     build::{coordinator_name, worker_pod_name},
     cause::{coordinator_hangs, judge_end, silence},
-    observe::{Link, MemberBounds, ObservedPod, PodRole, Wait},
+    observe::{HistoryPlace, Link, MemberBounds, ObservedPod, PodRole, Wait},
     timeouts::Timeouts,
 };
 
@@ -138,10 +138,7 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
             }
             return Presence::Taken;
         }
-        // As long as the silence of a predecessor stands, so does the record of it.
-        if !is_called_silent(draft, name) {
-            draft.is_well(name);
-        }
+        draft.is_well(name);
         return Presence::Well;
     }
     if draft.record_end(name, Some(pod), &judge_end(Some(pod))) {
@@ -154,17 +151,13 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
 /// workers are silent than are heard, it is the coordinator that is cut off, and nobody is given up.
 fn is_silent(draft: &mut Draft, name: &str, pod: &ObservedPod) -> bool {
     let Link::Connected(group) = draft.observed.link else { return false };
-    // The coordinator knows workers by name: until the members of a new pod have attached, what it says is about the pod before.
-    let is_anothers = draft.status.replacing.iter().any(|replaced| replaced.pod == name && replaced.uid != pod.uid);
-    if is_anothers || !is_called_silent(draft, name) {
+    let Some(entry) = group.silent.get(name) else { return false };
+    // The coordinator knows workers by name: this was about the pod before.
+    if (HistoryPlace { epoch: group.epoch, entry: *entry }) <= pod.history {
         return false;
     }
     let heard: BTreeSet<&str> = group.members.iter().map(|member| member.worker.as_str()).collect();
     group.silent.len() <= heard.len() && draft.has_waited(Wait::Silence(pod.uid.clone()), SILENCE)
-}
-
-fn is_called_silent(draft: &Draft, name: &str) -> bool {
-    matches!(draft.observed.link, Link::Connected(group) if group.silent.iter().any(|worker| worker == name))
 }
 
 /// Whether the coordinator's program runs and does nothing: neither its node nor the operator gets an answer. One that only the operator cannot

@@ -330,7 +330,7 @@ fn set_rest(draft: &mut Draft, as_wanted: bool) {
 }
 
 /// How soon a status has to be written that differs from the stored one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
     /// At once: something follows from it, or somebody waits for it.
     Now,

@@ -214,3 +214,15 @@ fn the_time_of_a_pull_is_read_from_what_kubelets_say_of_it() {
         assert_eq!(read_image_pull(other), None, "{other}");
     }
 }
+
+#[test]
+fn places_in_a_history_are_read_as_they_are_written_and_a_later_coordinators_are_later() {
+    let place = |epoch, entry| HistoryPlace { epoch, entry };
+    for known in [place(0, 0), place(3, 57), place(1, u64::MAX)] {
+        assert_eq!(known.to_string().parse(), Ok(known));
+    }
+    for text in ["", "3", "3.", ".7", "a.b", "-1.2", "1.2.3"] {
+        assert_eq!(text.parse::<HistoryPlace>(), Err(InvalidPlace), "{text}");
+    }
+    assert!(place(1, u64::MAX) < place(2, 1) && place(1, 7) < place(1, 8));
+}

@@ -59,17 +59,15 @@ impl MemberRun<'_> {
         };
         let found = restore(&self.store, &self.config, &asked, &mut self.learner);
         self.activity.read_from(None);
-        let restored = match found? {
-            Found::State(progress, checkpoint) => {
-                self.came_from = Some(checkpoint);
-                Some(progress)
-            }
-            Found::Nothing => None,
+        let (restored, came_from) = match found? {
+            Found::State(progress, checkpoint) => (Some(progress), Some(checkpoint)),
+            Found::Nothing => (None, None),
             Found::Later(by) => {
                 self.report(MemberEvent::Overtaken { generation, by: Generation { epoch: by.epoch, n: by.n } })?;
                 return Ok(false);
             }
         };
+        self.came_from = came_from;
         self.restored = restored.map(|progress| progress.completed_steps);
         self.progress = restored.unwrap_or_default();
         // Lines of another line of states, if there are any.

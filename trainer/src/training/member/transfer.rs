@@ -3,7 +3,11 @@
 //! It travels in pieces that are passed on as they come, so that a chain of members takes hardly longer than one of them. How long that
 //! takes has no limit; a peer that gives or takes no piece for a while has one.
 
-use std::{thread, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use lcl_protocol::{Moves, spread};
 use lcl_torch::{
@@ -19,6 +23,8 @@ use crate::{
 
 /// Longest wait for a piece, of a peer that has nothing else to do. The slowest networks that anybody trains over bring one within seconds.
 const PROMPT: Duration = Duration::from_secs(30);
+/// For the hash, which the source finds while it sends: what is left of that then takes less than sending did.
+const HASHED: Duration = Duration::from_mins(5);
 /// Of a peer that works for itself first: reads a checkpoint, hashes. The coordinator sees whether it gets on, and an end of the generation
 /// ends every wait, so this is only what never comes to pass.
 const OPEN_ENDED: Duration = Duration::from_hours(24);
@@ -118,21 +124,29 @@ pub(super) fn send(group: &mut Group, learner: &Learner, progress: Progress, tal
     group.relay(None, Some((&numbers, &to)), NUMBERS_TAG, PROMPT)?;
     let state = learner.state();
     let hashed = learner.state();
+    let is_over = &AtomicBool::new(false);
     let hash = thread::scope(|scope| {
-        // While the state is on its way.
-        let hash = scope.spawn(move || Learner::hash_state(&hashed));
-        for (index, (_, tensor)) in state.iter().enumerate() {
-            fail_point::reach_part(Place::Send, index);
-            let tensor = tensor.f_contiguous()?.f_to_device(Device::Cpu)?;
-            for piece in pieces(&tensor)? {
-                group.relay(None, Some((&piece, &to)), STATE_TAG, PROMPT)?;
-            }
-        }
+        // While the state is on its way; of one that does not arrive nobody waits for the rest.
+        let hash = scope.spawn(move || Learner::hash_state(hashed.iter().take_while(|_| !is_over.load(Ordering::Relaxed))));
+        let sent = send_pieces(group, &state, &to);
+        is_over.store(sent.is_err(), Ordering::Relaxed);
+        sent?;
         hash.join().map_err(|_| TransferError::State(TrainError::Panicked))?.map_err(TransferError::from)
     })?;
     group.relay(None, Some((&Tensor::f_from_slice(hash.as_bytes())?, &to)), HASH_TAG, PROMPT)?;
     group.relay(None, Some((&Tensor::f_from_slice(&lines)?, &to)), LINES_TAG, PROMPT)?;
     tracing::info!(?to, step = progress.completed_steps, hash, "state sent");
+    Ok(())
+}
+
+fn send_pieces(group: &mut Group, state: &[(String, Tensor)], to: &[usize]) -> Result<(), TransferError> {
+    for (index, (_, tensor)) in state.iter().enumerate() {
+        fail_point::reach_part(Place::Send, index);
+        let tensor = tensor.f_contiguous()?.f_to_device(Device::Cpu)?;
+        for piece in pieces(&tensor)? {
+            group.relay(None, Some((&piece, to)), STATE_TAG, PROMPT)?;
+        }
+    }
     Ok(())
 }
 
@@ -148,7 +162,7 @@ pub(super) fn touch_memory(learner: &Learner) {
 pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tally, from: u32, to: &[u32]) -> Result<Header, TransferError> {
     let (from, to) = (from as usize, to.iter().map(|rank| *rank as usize).collect::<Vec<_>>());
     let mut numbers = Tensor::f_zeros([5], (Kind::Int64, Device::Cpu))?;
-    pass(group, &mut numbers, from, &to, NUMBERS_TAG)?;
+    pass(group, (&mut numbers, from), &to, NUMBERS_TAG, PROMPT)?;
     let header = Header::of_numbers([0, 1, 2, 3, 4].map(|index| numbers.int64_value(&[index])));
     let (mut received, mut parts) = (Vec::new(), Vec::new());
     for (index, (name, tensor)) in learner.state().into_iter().enumerate() {
@@ -168,9 +182,9 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tall
     }
     group.relay(None, before.as_ref().map(|piece| (piece, to.as_slice())), STATE_TAG, PROMPT)?;
     let mut hash = Tensor::f_zeros([HASH_LENGTH], (Kind::Uint8, Device::Cpu))?;
-    pass(group, &mut hash, from, &to, HASH_TAG)?;
+    pass(group, (&mut hash, from), &to, HASH_TAG, HASHED)?;
     let mut lines = Tensor::f_zeros([header.lines as i64], (Kind::Uint8, Device::Cpu))?;
-    pass(group, &mut lines, from, &to, LINES_TAG)?;
+    pass(group, (&mut lines, from), &to, LINES_TAG, PROMPT)?;
     let expected: String = (0..HASH_LENGTH).map(|index| char::from(hash.int64_value(&[index]) as u8)).collect();
     learner.replace_state(&received, header.updates, &expected)?;
     let lines = Vec::<u8>::try_from(lines).map_err(|error| error.to_string());
@@ -182,9 +196,9 @@ pub(super) fn receive(group: &mut Group, learner: &mut Learner, tally: &mut Tall
     Ok(header)
 }
 
-/// Receives something small whose sender may have to work for it first, and sends it on.
-fn pass(group: &mut Group, tensor: &mut Tensor, from: usize, to: &[usize], tag: u16) -> Result<(), GroupError> {
-    group.relay(Some((&mut *tensor, from)), None, tag, OPEN_ENDED)?;
+/// Receives something small from a rank within `timeout`, and sends it on.
+fn pass(group: &mut Group, (tensor, from): (&mut Tensor, usize), to: &[usize], tag: u16, timeout: Duration) -> Result<(), GroupError> {
+    group.relay(Some((&mut *tensor, from)), None, tag, timeout)?;
     group.relay(None, Some((&*tensor, to)), tag, PROMPT)
 }
 

@@ -379,7 +379,8 @@ fn a_worker_that_the_coordinator_gave_up_unheard_is_replaced_before_kubernetes_n
     let silence = |scene: &mut Scene, names: &[&str]| {
         scene.change_group(|group| {
             group.members.retain(|member| !names.contains(&member.worker.as_str()));
-            group.silent = names.iter().map(|name| (*name).to_owned()).collect();
+            group.newest_entry += 1;
+            group.silent = names.iter().map(|name| ((*name).to_owned(), group.newest_entry)).collect();
         });
     };
     let mut scene = Scene::training("spec.workers.replicas = 3");
@@ -398,16 +399,44 @@ fn a_worker_that_the_coordinator_gave_up_unheard_is_replaced_before_kubernetes_n
     let uid = scene.uid_of("job-w-1");
     scene.after(60);
     assert_eq!(scene.settle(), []);
-    assert_eq!((scene.uid_of("job-w-1"), scene.restarts()), (uid, 1));
-    // Once it has attached, its own silence is one more.
-    scene.train(2);
+    assert_eq!((scene.uid_of("job-w-1"), scene.restarts()), (uid.clone(), 1));
+    // Also when the coordinator was not heard meanwhile.
+    let told = std::mem::replace(&mut scene.link, Link::Unknown);
     scene.settle();
-    assert_eq!(scene.status.replacing, []);
+    scene.link = told;
+    scene.settle();
+    scene.after(60);
+    assert_eq!(scene.settle(), []);
+    assert_eq!((scene.uid_of("job-w-1"), scene.restarts()), (uid, 1));
+    // Its own silence is one more, whether it was seen attached or not.
     silence(&mut scene, &["job-w-1"]);
     scene.settle();
     scene.after(3);
     scene.settle();
+    scene.after(60);
+    scene.settle();
     assert_eq!((scene.pods.len(), scene.restarts()), (4, 2));
+    // And one that is gone before it has attached is a loss like any other.
+    scene.pods.remove("job-w-1");
+    scene.settle();
+    scene.after(60);
+    scene.settle();
+    assert_eq!((scene.pods.len(), scene.restarts(), scene.status.restarts.deletion), (4, 3, 1));
+    // One that is created while nobody knows what was said of the one before: it is said afterwards, and is no reason.
+    scene.train(2);
+    scene.settle();
+    silence(&mut scene, &["job-w-1"]);
+    let told = std::mem::replace(&mut scene.link, Link::Unknown);
+    scene.pods.remove("job-w-1");
+    scene.settle();
+    scene.after(60);
+    scene.settle();
+    scene.link = told;
+    let uid = scene.uid_of("job-w-1");
+    scene.settle();
+    scene.after(60);
+    scene.settle();
+    assert_eq!(scene.uid_of("job-w-1"), uid);
 
     // One that comes back is left alone, and so are all when the coordinator is the one that is cut off.
     let mut scene = Scene::training("spec.workers.replicas = 3");

@@ -12,8 +12,8 @@ use crate::{
     build::{coordinator_name, worker_pod_name},
     decide::{Action, Decision, JobEvent, decide},
     observe::{
-        CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod, Obstacle, PodRole,
-        Problem, SourceSeen, Wait,
+        CheckpointSeen, GroupPhase, GroupStatus, HistoryPlace, Link, MemberBounds, MemberSeen, ObservedEnd, ObservedJob, ObservedPod,
+        Obstacle, PodRole, Problem, SourceSeen, Wait,
     },
     pins::{find_change, in_force, offer, pinned_spec},
 };
@@ -31,6 +31,7 @@ pub(super) fn created_pod(uid: String, role: PodRole, epoch: Option<i64>) -> Obs
         role,
         epoch,
         incident: 0,
+        history: HistoryPlace::default(),
         timeouts: Timeouts::default(),
         ip: None,
         node: Some("node".to_owned()),
@@ -210,6 +211,7 @@ impl Scene {
             ip: Some("10.0.0.1".to_owned()),
             running: true,
             ready: true,
+            history: HistoryPlace::known(&self.link, &self.status, &coordinator_name(&self.job)),
             incident: self.status.failures.as_ref().map_or(0, |failures| failures.incidents),
             ..created_pod(format!("uid-{}", self.uids), role, epoch)
         };
@@ -272,13 +274,15 @@ impl Scene {
 
     pub(super) fn connect(&mut self, phase: GroupPhase, step: u64) {
         let workers = self.pods.iter().filter(|(_, pod)| matches!(pod.role, PodRole::Worker(_)) && pod.owner == UID && pod.end.is_none());
+        let newest_entry = if let Link::Connected(group) = &self.link { group.newest_entry } else { 0 };
         self.link = Link::Connected(GroupStatus {
             phase,
             epoch: self.status.coordinator_epoch.unwrap_or(1).unsigned_abs(),
             n: 1,
             members_wanted: MemberBounds::of(&self.job),
             members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
-            silent: Vec::new(),
+            silent: BTreeMap::new(),
+            newest_entry,
             step,
             last_checkpoint: None,
             training: None,
