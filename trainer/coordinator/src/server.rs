@@ -305,6 +305,7 @@ mod tests {
             heartbeat_timeout: Duration::from_secs(10),
             report_timeout: Duration::from_mins(1),
             stall_timeout: Duration::from_mins(1),
+            slow_eviction: None,
         };
         let (_driver, status) = Driver::new(settings, Arc::clone(&metrics));
         let (inputs, _fed) = mpsc::channel(1);

@@ -24,11 +24,12 @@ use std::{
 };
 
 use crate::{
-    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Loss, LossCause, MemberName, MemberStatus,
+    Attach, EndReason, Flags, Generation, HistoryEntry, HistoryEvent, Identity, Incarnation, Loss, LossCause, MemberName, MemberStatus,
     PROTOCOL_VERSION, Phase, Refusal, ReportCause, Saved, SourceProgress, StateLabel, Status, Ticket, ToCoordinator, ToMember,
     TrainingProgress, Turn, World,
 };
 use group::Group;
+pub use pace::{InvalidSlowEviction, SlowEviction};
 use roster::Roster;
 use seating::Seating;
 use turns::{Standing, Turns};
@@ -41,7 +42,7 @@ const HISTORY: usize = 64;
 pub struct ConnectionId(pub u64);
 
 /// What does not change while a coordinator lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CoordinatorSettings {
     /// Higher than that of every coordinator of this job before.
     pub epoch: u64,
@@ -59,6 +60,8 @@ pub struct CoordinatorSettings {
     /// A member whose training thread has stood still for this long, while others have waited for it as long, is evicted. Longer than any
     /// step takes, its data included.
     pub stall_timeout: Duration,
+    /// When a member that is slow for good is evicted; `None`: it is only put on record.
+    pub slow_eviction: Option<SlowEviction>,
 }
 
 /// What happens to the coordinator.
@@ -135,6 +138,8 @@ struct Peer {
     /// Since when it has been told to drop a group that is not the last generation's.
     told: Option<Duration>,
     draining: bool,
+    /// It was evicted for being slow, and takes part only when there are too few without it.
+    is_aside: bool,
 }
 
 impl Peer {
@@ -174,6 +179,8 @@ pub struct Coordinator {
     peers: Roster,
     /// Which process of each name is the newest.
     turns: Turns,
+    /// Processes that were evicted for being slow. What takes the place of one is another, and is measured anew.
+    set_aside: BTreeMap<MemberName, Incarnation>,
     group: Option<Group>,
     /// Who sits where, in the last generation or one that is gathered.
     seating: Seating,
@@ -222,6 +229,7 @@ impl Coordinator {
             links: BTreeMap::new(),
             peers: Roster::default(),
             turns: Turns::new(settings.epoch),
+            set_aside: BTreeMap::new(),
             group: None,
             seating: Seating::default(),
             given_up: None,
@@ -424,11 +432,21 @@ impl Coordinator {
             self.checkpoint_committed(saved);
         }
         let holds = group.map(|group| group.generation);
-        self.peers.insert(Peer { connection, identity, ticket, machine, held, heard: self.now, holds, told: None, draining });
+        let is_aside = self.is_set_aside(&identity);
+        self.peers.insert(Peer { connection, identity, ticket, machine, held, heard: self.now, holds, told: None, draining, is_aside });
         self.send(connection, ToMember::Attached { generation: self.generation, ticket });
         if let Some(group) = group {
             self.attached_with(&name, group);
         }
+    }
+
+    /// Whether this process was evicted for being slow; a newer one of its name was not.
+    fn is_set_aside(&mut self, identity: &Identity) -> bool {
+        let is_the_one = self.set_aside.get(&identity.name) == Some(&identity.incarnation);
+        if !is_the_one {
+            self.set_aside.remove(&identity.name);
+        }
+        is_the_one
     }
 
     /// The attached process of this name, if there is one, makes room. A process whose stream broke unnoticed has come back itself; one

@@ -113,7 +113,7 @@ impl Coordinator {
         };
         // Survivors wait for nobody: whoever comes later is let in by the next generation. Of a group that was not taken over others may
         // still be on their way, and hold more, until all of its list have been heard of.
-        let complete = self.peers.free() >= self.world.desired() as usize;
+        let complete = self.peers.free() - self.peers.aside() >= self.world.desired() as usize;
         let survivors = self.group.as_ref().is_some_and(Group::is_accounted_for);
         if complete || survivors { delay } else { delay.max(self.arrival_time()) }
     }
@@ -163,12 +163,17 @@ impl Coordinator {
     }
 
     /// The members of the next generation in rank order: all who fit. When there are more than fit, first those that hold the most, then
-    /// those of the generation before, then by name.
+    /// those of the generation before, then by name. Who was set aside is one of them only if he holds more than all others, or fills up the
+    /// fewest.
     fn choose(&self) -> Vec<MemberName> {
         let before = self.group.as_ref().map(Group::names).unwrap_or_default();
         let mut candidates: Vec<&Peer> = self.peers.values().filter(|peer| peer.is_free()).collect();
-        candidates.sort_by_cached_key(|peer| (Reverse(peer.held), !before.contains(&peer.identity.name), &peer.identity.name));
-        candidates.truncate(self.world.max() as usize);
+        let most = candidates.iter().filter(|peer| !peer.is_aside).map(|peer| peer.held).max().flatten();
+        let is_last = |peer: &Peer| peer.is_aside && peer.held <= most;
+        candidates
+            .sort_by_cached_key(|peer| (is_last(peer), Reverse(peer.held), !before.contains(&peer.identity.name), &peer.identity.name));
+        let without_last = candidates.partition_point(|peer| !is_last(peer));
+        candidates.truncate(without_last.max(self.world.min() as usize).min(self.world.max() as usize));
         candidates.sort_by_key(|peer| (&peer.identity.node, &peer.identity.name));
         candidates.into_iter().map(|peer| peer.identity.name.clone()).collect()
     }

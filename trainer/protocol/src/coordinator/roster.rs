@@ -27,18 +27,20 @@ struct Counts {
     draining_in_group: usize,
     staying: usize,
     spare: usize,
+    aside: usize,
     holders: usize,
 }
 
 impl Counts {
-    fn all(&mut self, peer: &Peer) -> [(&mut usize, bool); 7] {
+    fn all(&mut self, peer: &Peer) -> [(&mut usize, bool); 8] {
         [
             (&mut self.in_group, peer.is_in_group()),
             (&mut self.busy, !peer.is_free()),
             (&mut self.draining, peer.draining),
             (&mut self.draining_in_group, peer.is_in_group() && peer.draining),
             (&mut self.staying, !peer.draining && (peer.is_free() || peer.is_in_group())),
-            (&mut self.spare, !peer.draining && peer.is_free()),
+            (&mut self.spare, !peer.draining && peer.is_free() && !peer.is_aside),
+            (&mut self.aside, peer.is_free() && peer.is_aside),
             (&mut self.holders, peer.held.is_some()),
         ]
     }
@@ -131,7 +133,12 @@ impl Roster {
         self.counts.holders
     }
 
-    /// Those that can take part, do not, and are not to leave.
+    /// Those that can take part only when there are too few without them.
+    pub(super) const fn aside(&self) -> usize {
+        self.counts.aside
+    }
+
+    /// Those that can take part, do not, and are neither to leave nor set aside.
     pub(super) const fn spare(&self) -> usize {
         self.counts.spare
     }

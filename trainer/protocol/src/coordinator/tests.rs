@@ -37,14 +37,20 @@ struct Bench {
 
 impl Bench {
     fn new(min: u32, desired: u32, max: u32) -> Self {
-        let settings = CoordinatorSettings {
+        Self::with(min, desired, max, |_| {})
+    }
+
+    fn with(min: u32, desired: u32, max: u32, change: impl FnOnce(&mut CoordinatorSettings)) -> Self {
+        let mut settings = CoordinatorSettings {
             epoch: 7,
             world: World::new(min, desired, max).unwrap(),
             formation_wait: WAIT,
             heartbeat_timeout: Duration::from_secs(10),
             report_timeout: Duration::from_secs(5),
             stall_timeout: STALL,
+            slow_eviction: None,
         };
+        change(&mut settings);
         Self { coordinator: Coordinator::new(settings, at(0)), sent: BTreeMap::new(), closed: Vec::new(), now: at(0) }
     }
 
