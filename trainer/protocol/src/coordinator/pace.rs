@@ -5,7 +5,7 @@
 //! Before they train, some work for themselves while the others wait for what comes of it: one that reads a checkpoint, for example. Looked
 //! at now and then, not with every heartbeat: it takes a walk over all members.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{Coordinator, Generation, HistoryEvent, LossCause, MemberName, Peer, group::Group};
 use crate::{Activity, ActivityStage, MOST_SOURCES};
@@ -183,10 +183,12 @@ impl Coordinator {
         ))
     }
 
-    /// Whether a generation can be formed without this member and all others of its worker, whose pod may be replaced as a whole.
+    /// Whether a generation can be formed without this member and all others of its worker, whose pod may be replaced as a whole. That of a
+    /// member that was evicted before may be just as well.
     fn can_do_without(&self, name: &MemberName) -> bool {
-        let is_other = |peer: &&Peer| peer.identity.name.worker != name.worker;
-        let takes_part = |peer: &&Peer| !peer.draining && !peer.is_aside && (peer.is_free() || peer.is_in_group());
+        let workers: BTreeSet<&str> = self.set_aside.keys().chain([name]).map(|name| name.worker.as_str()).collect();
+        let is_other = |peer: &&Peer| !workers.contains(peer.identity.name.worker.as_str());
+        let takes_part = |peer: &&Peer| !peer.draining && (peer.is_free() || peer.is_in_group());
         let leaves_anyway = self.peers.get(name).is_none_or(|peer| peer.draining);
         !leaves_anyway && self.peers.values().filter(is_other).filter(takes_part).count() >= self.world.min() as usize
     }
