@@ -271,11 +271,11 @@ impl Coordinator {
             CoordinatorEvent::Tick => {}
             CoordinatorEvent::SetWorld(world) => self.world = world,
             CoordinatorEvent::DrainWorker { worker } => {
-                self.peers.update_all(|peer| peer.draining |= peer.identity.name.worker == worker);
+                self.peers.drain(|peer| peer.identity.name.worker == worker);
             }
             CoordinatorEvent::Stop => {
                 self.stopping = true;
-                self.peers.update_all(|peer| peer.draining = true);
+                self.peers.drain(|_| true);
             }
             CoordinatorEvent::Checkpoint { from } => {
                 let from = from.map_or(self.step, |from| from.min(self.step));

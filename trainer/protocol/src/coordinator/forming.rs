@@ -63,12 +63,16 @@ impl Coordinator {
             // What the others hold is not known before all have attached and reported.
             return;
         }
-        let counts = |peer: &&Peer| peer.is_free() || peer.is_in_group();
-        let stays = self.peers.values().filter(counts).filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
         let staying = self.peers.staying();
         let can_form = self.peers.free() + self.peers.in_group() >= self.world.min() as usize;
         self.helpless_since = if staying == 0 && !can_form && !is_open { self.helpless_since.or(Some(self.now)) } else { None };
+        if self.peers.leaving() == 0 {
+            // They train: at every heartbeat of any, without a walk over all members.
+            return;
+        }
         let hopeless = self.is_helpless();
+        let counts = |peer: &&Peer| peer.is_free() || peer.is_in_group();
+        let stays = self.peers.values().filter(counts).filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
         // Those who stay are no safe place when they are too few to go on: they may leave next, and none of them can write.
         let can_keep = staying >= self.world.min() as usize || !can_form;
         let saved = self.saved_step();

@@ -122,7 +122,7 @@ impl Group {
     fn is_the_one(&self, held: &HeldGroup) -> bool {
         matches!(self.stage, Stage::Gathering { world, list_digest, .. } if world == held.world && list_digest == held.list_digest && held.rank < world)
             && self.generation == held.generation
-            && self.members.values().all(|member| member.rank != held.rank)
+            && !self.heard_of.contains(&held.rank)
     }
 
     pub(super) fn rank_of(&self, name: &MemberName) -> Option<u32> {
@@ -173,12 +173,18 @@ impl Group {
 }
 
 impl Coordinator {
+    /// When the first report is due that a member owes. Asked for with every event, so without a walk over all members.
     pub(super) fn report_deadline(&self) -> Option<Duration> {
-        if self.peers.busy() == 0 || (self.peers.busy() == self.peers.in_group() && self.group.as_ref().is_some_and(Group::trains)) {
-            // The usual case, without a walk over all members.
-            return None;
+        let closed = self.closed_at().filter(|_| self.peers.in_group() > 0);
+        closed.into_iter().chain(self.peers.first_told()).min().map(|told| told + self.settings.report_timeout)
+    }
+
+    /// When the last group was closed, if it was and no other has been formed since.
+    fn closed_at(&self) -> Option<Duration> {
+        match self.group.as_ref()?.stage {
+            Stage::Closed { at, .. } => Some(at),
+            Stage::Gathering { .. } | Stage::Open => None,
         }
-        self.peers.values().filter_map(|peer| self.report_due(peer)).min()
     }
 
     pub(super) fn overdue_reports(&self) -> Vec<MemberName> {
@@ -188,11 +194,7 @@ impl Coordinator {
 
     /// Until when a member has to report the end of the group it holds.
     fn report_due(&self, peer: &Peer) -> Option<Duration> {
-        let closed = self.group.as_ref().and_then(|group| match group.stage {
-            Stage::Closed { at, .. } => Some(at),
-            Stage::Gathering { .. } | Stage::Open => None,
-        });
-        let told = if peer.is_in_group() { closed } else { peer.told };
+        let told = if peer.is_in_group() { self.closed_at() } else { peer.told };
         told.map(|told| told + self.settings.report_timeout)
     }
 
@@ -245,10 +247,10 @@ impl Coordinator {
     fn adopt_if_whole(&mut self) {
         let Some(group) = &mut self.group else { return };
         let Stage::Gathering { world, list_digest, .. } = group.stage else { return };
-        let mut by_rank: Vec<(u32, &MemberName)> = group.members.iter().map(|(name, member)| (member.rank, name)).collect();
-        if by_rank.len() != world as usize {
+        if group.members.len() != world as usize {
             return;
         }
+        let mut by_rank: Vec<(u32, &MemberName)> = group.members.iter().map(|(name, member)| (member.rank, name)).collect();
         by_rank.sort_unstable_by_key(|(rank, _)| *rank);
         let seats = self.seating.by_name();
         let seated = by_rank.iter().filter_map(|(_, name)| Some((&self.peers.get(*name)?.identity, *seats.get(*name)?)));
