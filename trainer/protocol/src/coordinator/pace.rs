@@ -8,7 +8,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{Coordinator, Generation, HistoryEvent, LossCause, MemberName, Peer, group::Group};
-use crate::{Activity, ActivityStage, MOST_SOURCES};
+use crate::{Activity, ActivityStage};
 
 /// Looks at the pace within one stall time-out.
 pub(super) const CHECKS_PER_TIMEOUT: u32 = 4;
@@ -72,23 +72,18 @@ struct TooSlow {
 
 impl Coordinator {
     pub(super) fn pace_deadline(&self) -> Option<Duration> {
-        self.group.as_ref().filter(|group| group.is_open()).map(|_| self.next_pace_check)
+        self.state.open_group().map(|_| self.next_pace_check)
     }
 
     /// A heartbeat says what its member is doing.
     pub(super) fn note_activity(&mut self, name: &MemberName, generation: Generation, mut activity: Activity) {
         let now = self.now;
-        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation) else { return };
+        let Some(group) = self.state.group_mut().filter(|group| group.generation == generation) else { return };
         let tells_for_all = group.rank_of(name) == Some(0);
         let Some(member) = group.members.get_mut(name) else { return };
-        let mut sources = std::mem::take(&mut activity.sources);
-        if tells_for_all && activity.training.is_some() {
-            self.training = activity.training;
-        }
-        // One that has no step to tell of yet does not unsay what was known.
-        if tells_for_all && !sources.is_empty() {
-            sources.truncate(MOST_SOURCES);
-            self.sources = sources;
+        let sources = std::mem::take(&mut activity.sources);
+        if tells_for_all {
+            self.told.hear(activity.training, sources);
         }
         let place = |activity: &Activity| (activity.stage, activity.operations);
         if member.pace.moved.is_none() || place(&member.pace.activity) != place(&activity) {
@@ -116,7 +111,7 @@ impl Coordinator {
     /// Members that others have waited for too long: those that train, and have come the least far of all who do; and those that prepare
     /// and do not get on. Who is in a transfer is none of them: its waits for others end by themselves, and it fails with them.
     fn stalled(&self) -> Vec<MemberName> {
-        let Some(group) = self.group.as_ref().filter(|group| group.is_open()) else { return Vec::new() };
+        let Some(group) = self.state.open_group() else { return Vec::new() };
         let stands_still_for = |pace: &Pace, time| pace.moved.is_some_and(|moved| self.now >= moved + time);
         let stands_still = |pace: &Pace| stands_still_for(pace, self.settings.stall_timeout);
         let is_in = |pace: &Pace, stage| pace.activity.stage == stage;
@@ -137,7 +132,7 @@ impl Coordinator {
     /// Measures all members against their median; puts on record who has been slow for a while, once in a generation.
     fn look_for_slow(&mut self) {
         let (now, eviction) = (self.now, self.settings.slow_eviction);
-        let Some(group) = self.group.as_mut().filter(|group| group.is_open()) else { return };
+        let Some(group) = self.state.open_group_mut() else { return };
         let Some(median) = median_work(group) else { return };
         let exceeds = |work: Duration, factor: f64| work.as_secs_f64() > factor * median.as_secs_f64();
         let mut found = Vec::new();
@@ -170,7 +165,7 @@ impl Coordinator {
 
     fn too_slow(&self) -> Option<(MemberName, String)> {
         let SlowEviction { after, .. } = self.settings.slow_eviction?;
-        let group = self.group.as_ref().filter(|group| group.is_open() && !self.stopping)?;
+        let group = self.state.open_group().filter(|_| !self.stopping)?;
         let median = median_work(group)?;
         let is_due = |slow: TooSlow| slow.looks >= SLOW_CHECKS && self.now >= slow.since + after;
         let slow = group.members.iter().filter(|(_, member)| !member.finished && member.pace.too_slow.is_some_and(is_due));

@@ -6,7 +6,10 @@ mod takeover;
 use takeover::{EARLIER, trains_in};
 
 use super::*;
-use crate::{Activity, Division, HeldGroup, Incarnation, MOST_SOURCES, Plan, Role, StoreRequest, StoreResponse, slots::tests::with_empty};
+use crate::{
+    Activity, Attach, Division, HeldGroup, MOST_SOURCES, PROTOCOL_VERSION, Plan, Refusal, Role, SourceProgress, StoreRequest,
+    StoreResponse, slots::tests::with_empty,
+};
 
 const WAIT: Duration = Duration::from_secs(3);
 const STALL: Duration = Duration::from_secs(8);
