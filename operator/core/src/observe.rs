@@ -100,6 +100,7 @@ pub struct Problem {
 
 /// What is known through the coordinator.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a job has one, and nearly always of the largest kind")]
 pub enum Link {
     /// Nothing, for a short time: what was known before still counts.
     #[default]

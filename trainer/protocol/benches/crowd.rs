@@ -94,7 +94,7 @@ fn machine(epoch: u64, size: usize) -> Coordinator {
     let settings = CoordinatorSettings {
         epoch,
         world: World::new(1, size as u32, size as u32).expect("a size"),
-        formation_wait: Duration::from_secs(600),
+        formation_wait: Duration::from_mins(10),
         heartbeat_timeout: Duration::from_secs(10),
         report_timeout: Duration::from_mins(1),
         stall_timeout: Duration::from_mins(2),

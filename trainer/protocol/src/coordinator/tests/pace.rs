@@ -233,11 +233,15 @@ fn an_evicted_process_comes_back_only_when_it_is_needed_and_its_successor_is_mea
     assert_eq!(bench.plan(4).map(|plan| (plan.generation, plan.world)), Some((generation(3), 2)));
     // One that is not slow makes it go again; and then its own successor is let in like any other.
     bench.attach(5, 2, |attach| attach.identity.incarnation.start = 2);
-    [1, 4].into_iter().for_each(|stream| bench.report(stream, 3, Some(label(8, 3)), ReportCause::Agreed));
+    for stream in [1, 4] {
+        bench.report(stream, 3, Some(label(8, 3)), ReportCause::Agreed);
+    }
     assert_eq!([1, 4, 5].map(|stream| bench.plan(stream).map(|plan| plan.world)), [Some(2), None, Some(2)]);
     bench.attach(6, 3, |attach| attach.identity.incarnation.start = 2);
     assert_eq!(bench.taken(1), [ToMember::Wish { generation: generation(4), flags: Flags::LEAVE }]);
-    [1, 5].into_iter().for_each(|stream| bench.report(stream, 4, Some(label(9, 4)), ReportCause::Agreed));
+    for stream in [1, 5] {
+        bench.report(stream, 4, Some(label(9, 4)), ReportCause::Agreed);
+    }
     assert_eq!(bench.plan(6).map(|plan| plan.world), Some(3));
     train(&mut bench, 5, 60..75, &[(1, 100), (5, 100), (6, 900)]);
     assert_eq!(lost_for_slowness(&bench).len(), 1, "not again at once");
