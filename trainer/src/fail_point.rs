@@ -16,7 +16,8 @@
 //! | `time` | the time that everything else agrees in this process for the so manieth time |
 //! | `after` | the time when fault N was hit |
 //!
-//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `hold` (waits until `FOLDER/N.go` is there).
+//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `hold` (waits until `FOLDER/N.go` is there), `flip` (a bit of the weights,
+//! before the next step's exchange).
 
 use std::{
     env,
@@ -27,7 +28,7 @@ use std::{
     str::FromStr,
     sync::{
         OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -120,6 +121,8 @@ pub enum Action {
     Stop,
     /// Wait for a file.
     Hold,
+    /// Have a bit of the weights flipped: see [`take_flip`].
+    Flip,
 }
 
 impl Action {
@@ -130,6 +133,7 @@ impl Action {
             Self::Kill => "kill",
             Self::Stop => "stop",
             Self::Hold => "hold",
+            Self::Flip => "flip",
         }
     }
 }
@@ -201,6 +205,7 @@ struct Armed {
 }
 
 static ARMED: OnceLock<Armed> = OnceLock::new();
+static FLIP: AtomicBool = AtomicBool::new(false);
 
 /// Reads the environment; without the variable nothing happens, now or later. To be called before training.
 pub fn arm(member: &str) -> Result<(), FailPointError> {
@@ -236,6 +241,11 @@ pub fn reach_part(place: Place, part: usize) {
     if let Some(armed) = ARMED.get() {
         armed.reach(place, part as u64);
     }
+}
+
+/// Whether a bit of the weights is to be flipped now; once for each fault that says so.
+pub fn take_flip() -> bool {
+    FLIP.swap(false, Ordering::Relaxed)
 }
 
 fn in_step(phase: lcl_torch::probe::Phase) {
@@ -281,6 +291,7 @@ impl Armed {
             // Neither can fail for the own process.
             Action::Kill => drop(kill_process(getpid(), Signal::KILL)),
             Action::Stop => drop(kill_process(getpid(), Signal::STOP)),
+            Action::Flip => FLIP.store(true, Ordering::Relaxed),
             Action::Hold => {
                 let go = path.with_extension("go");
                 while !go.exists() {
@@ -311,7 +322,7 @@ impl FromStr for Fault {
         let (place, action) = text.rsplit_once(':').ok_or_else(|| wrong("it has no `:ACTION`".to_owned()))?;
         let (place, keys) = place.split_once('@').unwrap_or((place, ""));
         let place = Place::ALL.into_iter().find(|known| known.name() == place).ok_or_else(|| wrong(format!("no place `{place}`")))?;
-        let actions = [Action::Kill, Action::Stop, Action::Hold];
+        let actions = [Action::Kill, Action::Stop, Action::Hold, Action::Flip];
         let action = actions.into_iter().find(|known| known.name() == action).ok_or_else(|| wrong(format!("no action `{action}`")))?;
         let mut fault =
             Self { place, action, member: None, rank: None, members: None, step: None, from: None, part: None, time: None, after: None };

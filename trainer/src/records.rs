@@ -86,7 +86,7 @@ pub struct StepRecord {
     pub time: f64,
     /// The slots trained, by pass: two entries when the batch runs across the end of a pass.
     pub slots: Vec<SlotRange>,
-    /// BLAKE3 over (slot, pass, sample) of every row in order: two computations of a step on the same samples agree in it.
+    /// Sum of BLAKE3 over (slot, pass, sample) of every row: two computations of a step on the same samples agree in it.
     pub samples_digest: String,
     /// Sequences in the batch, left-out samples not counted.
     pub rows: u64,

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::{describe::scalars, step_loop::unix_time};
+use super::{describe::scalars, unix_time};
 use crate::{journal::Journal, records::Record, tensorboard::EventFile};
 
 /// Writes a record into both files. One that cannot be written waits, and is written with a later one.

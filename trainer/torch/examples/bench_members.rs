@@ -190,7 +190,7 @@ fn member(arguments: &Arguments, rank: usize, store: &Path) -> Result<()> {
     for step in 0..arguments.warmup + arguments.steps {
         group.barrier(TIMEOUT)?;
         let start = Instant::now();
-        let member = MemberStep { group: &mut group, wish: 0, timeout: TIMEOUT };
+        let member = MemberStep { group: &mut group, wish: 0, counts: None, timeout: TIMEOUT };
         let (report, _) = if arguments.exact {
             let shards = ShardShare { shards: &lists, total: SHARDS, keep_activations: true };
             learner.train_step_exactly(step as u64, shards, Some(member))?

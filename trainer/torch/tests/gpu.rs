@@ -55,7 +55,7 @@ fn group_of_one(generation: u64, device: Device) -> Group {
 }
 
 fn member(group: &mut Group) -> MemberStep<'_> {
-    MemberStep { group, wish: 1, timeout: TIMEOUT }
+    MemberStep { group, wish: 1, counts: None, timeout: TIMEOUT }
 }
 
 fn copies(learner: &Learner) -> Vec<(&str, Tensor)> {

@@ -15,12 +15,11 @@ use super::{
     Learner, LearnerError, LossReport,
     by_source::{self, PartLosses},
     exchange::{Exchange, GlobalFeatures},
-    forward::{self, Features, Outcome, Prepared, RunOptions},
+    forward::{self, Features, Outcome, Prepared, PreparedRows, RunOptions},
     shard_gradients::ShardGradients,
 };
 use crate::{
     batch::MicroBatch,
-    layout::Extent,
     loss::{ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
     shim::optimizer as kernels,
@@ -46,10 +45,15 @@ pub fn shards_of(rank: usize, world: usize, total: usize) -> Range<usize> {
     start..start + share + usize::from(rank < rest)
 }
 
-struct Shard<'a> {
-    /// Micro-batches, each with its place among all of this process.
-    parts: Vec<(usize, Prepared<'a>)>,
-    counts: Counts,
+/// As [`ShardShare`], once the rows are prepared.
+#[derive(Clone, Copy, Debug)]
+pub struct PreparedShards<'a> {
+    /// As [`ShardShare::shards`].
+    pub shards: &'a [PreparedRows],
+    /// As [`ShardShare::total`].
+    pub total: usize,
+    /// As [`ShardShare::keep_activations`].
+    pub keep_activations: bool,
 }
 
 /// What the contrastive loss says about one shard.
@@ -66,21 +70,21 @@ impl Learner {
     pub(super) fn accumulate_exactly(
         &mut self,
         step: u64,
-        share: ShardShare<'_>,
+        share: PreparedShards<'_>,
         exchange: &mut Exchange<'_>,
     ) -> Result<LossReport, LearnerError> {
         let (rank, world) = exchange.place();
         self.check_shards(share, rank, world)?;
         let own = shards_of(rank, world, share.total);
-        let shards = self.prepare_shards(share)?;
-        let counts = exchange.shard_counts(&shards.iter().map(|shard| shard.counts).collect::<Vec<_>>(), share.total)?;
+        let shards = share.shards;
+        let counts = exchange.shard_counts(&shards.iter().map(PreparedRows::counts).collect::<Vec<_>>(), share.total)?;
         let factors = Factors::new(Normalization::Global, Counts::default(), &counts);
         let key = DropPathKey { seed: self.optimization.seed, step };
-        let run = |prepared: &Prepared<'_>, predicts: bool| {
+        let run = |prepared: &Prepared, predicts: bool| {
             let options = RunOptions { key, prediction_factor: factors.prediction, predicts, terms: predicts && self.sources > 0 };
             forward::run(&self.model, prepared.batch(), &prepared.layout, options)
         };
-        let prepared = || shards.iter().flat_map(|shard| &shard.parts).map(|(_, prepared)| prepared);
+        let prepared = || shards.iter().flat_map(|shard| &shard.0);
         // The same positions in both passes: other shapes could give other bits.
         let mut kept: Vec<Outcome> = Vec::new();
         let mut features: Vec<Option<Features>> = Vec::new();
@@ -92,7 +96,7 @@ impl Learner {
                 kept.push(outcome);
             }
         }
-        let contrast = self.contrast_shards(&shards, &features, &counts, factors, exchange)?;
+        let contrast = self.contrast_shards(shards, &features, &counts, factors, exchange)?;
 
         let mut kept = kept.into_iter();
         let mut sums = ShardGradients::new(share.total);
@@ -100,7 +104,7 @@ impl Learner {
         for (index, shard) in shards.iter().enumerate() {
             let contrast = contrast.as_ref().map(|contrast| &contrast[index]);
             let mut of_shard = PartLosses::new(self.sources);
-            for (place, (_, prepared)) in shard.parts.iter().enumerate() {
+            for (place, prepared) in shard.0.iter().enumerate() {
                 let outcome = kept.next().map_or_else(|| run(prepared, true), Ok)?;
                 self.backward(prepared, &outcome, contrast.and_then(|contrast| contrast.parts.get(place)), &mut of_shard, exchange)?;
             }
@@ -116,7 +120,7 @@ impl Learner {
         Ok(self.loss_report(counts.iter().copied().sum(), losses))
     }
 
-    fn check_shards(&self, share: ShardShare<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
+    fn check_shards(&self, share: PreparedShards<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
         let expected = shards_of(rank, world, share.total).len();
         if self.normalization() != Normalization::Global {
             return Err(LearnerError::Shards { reason: "exact mode needs the global normalisation".to_owned() });
@@ -130,28 +134,10 @@ impl Learner {
         Ok(())
     }
 
-    fn prepare_shards<'a>(&self, share: ShardShare<'a>) -> Result<Vec<Shard<'a>>, LearnerError> {
-        let side = self.model.config().shape.vision.image_size;
-        let mut index = 0;
-        let mut prepare = |batch: &'a MicroBatch| {
-            let prepared =
-                Prepared::new(batch, &self.rules, side, Extent::Losses).and_then(|part| part.check_sources(self.sources).map(|()| part));
-            let prepared = prepared.map_err(|source| LearnerError::Batch { index, source })?;
-            index += 1;
-            Ok((index - 1, prepared))
-        };
-        let shards = share.shards.iter().map(|batches| {
-            let parts: Vec<_> = batches.iter().map(&mut prepare).collect::<Result<_, LearnerError>>()?;
-            let counts = parts.iter().map(|(_, prepared)| prepared.counts()).sum();
-            Ok(Shard { parts, counts })
-        });
-        shards.collect()
-    }
-
     /// The contrastive loss per shard; `None` when no image has a context or the loss has no weight.
     fn contrast_shards(
         &self,
-        shards: &[Shard<'_>],
+        shards: &[PreparedRows],
         features: &[Option<Features>],
         counts: &[Counts],
         factors: Factors,
@@ -168,7 +154,7 @@ impl Learner {
         let global = exchange.features(own_images, own_texts, &rows)?;
         let mut start = global.start;
         let similar = shards.iter().map(|shard| {
-            let count = shard.counts.contrast as i64;
+            let count = shard.counts().contrast as i64;
             let rows = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), start, count);
             start += count;
             rows
@@ -180,7 +166,7 @@ impl Learner {
         let factors = Tensor::f_full([images as i64], factors.contrast, (global.images.kind(), global.images.device())).map_err(failed)?;
         let mut features = features.iter();
         let parts = similar.into_iter().zip(shards).map(|(rows, shard)| {
-            let features: Vec<_> = features.by_ref().take(shard.parts.len()).collect();
+            let features: Vec<_> = features.by_ref().take(shard.0.len()).collect();
             self.contrast_shard(rows, &features, &global, &log_sums, &factors)
         });
         parts.collect::<Result<_, _>>().map(Some).map_err(failed)
@@ -200,12 +186,12 @@ impl Learner {
     }
 
     /// The temperature's part of the gradient; adds the shard's contrastive loss to `losses`.
-    fn finish_shard(&self, shard: &Shard<'_>, contrast: Option<&ShardContrast>, losses: &mut PartLosses) -> Result<(), TchError> {
+    fn finish_shard(&self, shard: &PreparedRows, contrast: Option<&ShardContrast>, losses: &mut PartLosses) -> Result<(), TchError> {
         let Some(contrast) = contrast else { return Ok(()) };
         self.temperature_term(&contrast.logit_scale_gradient)?.f_backward()?;
         let (loss, terms) = by_source::read(&contrast.loss, (self.sources > 0).then_some(&contrast.terms))?;
         losses.contrastive = loss;
-        losses.add_images(shard.parts.iter().map(|(_, prepared)| prepared), &terms);
+        losses.add_images(shard.0.iter(), &terms);
         Ok(())
     }
 

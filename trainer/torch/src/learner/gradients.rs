@@ -6,11 +6,9 @@ use super::{
     Learner, LearnerError, LossReport,
     by_source::{self, PartLosses},
     exchange::{Exchange, GlobalFeatures},
-    forward::{self, Features, Outcome, Prepared, RunOptions},
+    forward::{self, Features, Outcome, Prepared, PreparedRows, RunOptions},
 };
 use crate::{
-    batch::MicroBatch,
-    layout::Extent,
     loss::{Contrast, ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
 };
@@ -26,7 +24,7 @@ struct StepContrast {
 struct Part<'a> {
     /// Place among the step's micro-batches.
     index: usize,
-    prepared: Prepared<'a>,
+    prepared: &'a Prepared,
     factors: Factors,
 }
 
@@ -38,14 +36,14 @@ struct Share {
 }
 
 impl Learner {
-    /// `members`: the micro-batches of the members that this process computes; all of the step, or its own in a group.
+    /// `members`: the rows of the members that this process computes; all of the step, or its own in a group.
     pub(super) fn accumulate_gradients(
         &mut self,
         step: u64,
-        members: &[&[MicroBatch]],
+        members: &[&PreparedRows],
         exchange: &mut Exchange<'_>,
     ) -> Result<LossReport, LearnerError> {
-        let (parts, shares) = self.prepare(members, exchange)?;
+        let (parts, shares) = self.share_out(members, exchange)?;
         let key = DropPathKey { seed: self.optimization.seed, step };
         let run = |part: &Part<'_>| {
             let options = RunOptions { key, prediction_factor: part.factors.prediction, predicts: true, terms: self.sources > 0 };
@@ -57,7 +55,7 @@ impl Learner {
             let contrast = self.contrast(std::slice::from_ref(&outcome.features), &shares, exchange)?;
             exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
             let gradients = contrast.as_ref().and_then(|contrast| contrast.parts.first());
-            self.backward(&only.prepared, &outcome, gradients, &mut losses, exchange)?;
+            self.backward(only.prepared, &outcome, gradients, &mut losses, exchange)?;
             contrast
         } else {
             let features = parts.iter().map(|part| self.detached_features(part, key)).collect::<Result<Vec<_>, _>>()?;
@@ -72,7 +70,7 @@ impl Learner {
                     exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
                 }
                 let gradients = contrast.as_ref().and_then(|contrast| contrast.parts.get(index));
-                self.backward(&part.prepared, &outcome, gradients, &mut losses, exchange)?;
+                self.backward(part.prepared, &outcome, gradients, &mut losses, exchange)?;
             }
             contrast
         };
@@ -82,33 +80,24 @@ impl Learner {
             let read = by_source::read(&contrast.whole.loss, (self.sources > 0).then_some(&contrast.whole.terms));
             let (loss, terms) = read.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
             losses.contrastive = loss;
-            losses.add_images(parts.iter().map(|part| &part.prepared), &terms);
+            losses.add_images(parts.iter().map(|part| part.prepared), &terms);
         }
         Ok(self.loss_report(counts, exchange.finish_sum(losses)?))
     }
 
-    /// Checks and lays out every micro-batch, and gives it the factors of its member.
-    fn prepare<'a>(&self, members: &[&'a [MicroBatch]], exchange: &mut Exchange<'_>) -> Result<(Vec<Part<'a>>, Vec<Share>), LearnerError> {
-        let side = self.model.config().shape.vision.image_size;
-        let mut index = 0;
-        let mut prepared = Vec::new();
-        for member in members {
-            let mut own = Vec::new();
-            for batch in *member {
-                let part = Prepared::new(batch, &self.rules, side, Extent::Losses)
-                    .and_then(|part| part.check_sources(self.sources).map(|()| part));
-                own.push(part.map_err(|source| LearnerError::Batch { index, source })?);
-                index += 1;
-            }
-            prepared.push(own);
-        }
-        let local: Vec<Counts> = prepared.iter().map(|own| own.iter().map(Prepared::counts).sum()).collect();
+    /// Gives every micro-batch the factors of its member.
+    fn share_out<'a>(
+        &self,
+        members: &[&'a PreparedRows],
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(Vec<Part<'a>>, Vec<Share>), LearnerError> {
+        let local: Vec<Counts> = members.iter().map(|rows| rows.counts()).collect();
         let all = exchange.counts(&local)?;
         let share = |counts: Counts| Share { counts, factors: Factors::new(self.normalization(), counts, &all) };
-        let mut parts = Vec::with_capacity(index);
-        for (own, counts) in prepared.into_iter().zip(local) {
+        let mut parts = Vec::new();
+        for (rows, counts) in members.iter().zip(local) {
             let factors = share(counts).factors;
-            for prepared in own {
+            for prepared in &rows.0 {
                 parts.push(Part { index: parts.len(), prepared, factors });
             }
         }
@@ -178,7 +167,7 @@ impl Learner {
     /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Adds the latter to `losses`.
     pub(super) fn backward(
         &self,
-        prepared: &Prepared<'_>,
+        prepared: &Prepared,
         outcome: &Outcome,
         gradients: Option<&Option<[Tensor; 2]>>,
         losses: &mut PartLosses,

@@ -24,9 +24,9 @@ use crate::{
     run_folder::RunFolder,
     tensorboard::EventFile,
     training::{
-        TrainError,
+        TrainError, host_name,
         ledger::{Writing, write_record},
-        step_loop::{host_name, unix_time},
+        unix_time,
     },
 };
 
@@ -38,11 +38,11 @@ const MOST_WAITING: usize = 65_536;
 
 /// What is needed to open the files.
 #[derive(Clone)]
-pub(super) struct Place {
-    pub(super) store: CheckpointStore,
-    pub(super) generation: Generation,
+pub(in crate::training) struct Place {
+    pub(in crate::training) store: CheckpointStore,
+    pub(in crate::training) generation: Generation,
     /// Of the state that the leader begins with.
-    pub(super) completed_steps: u64,
+    pub(in crate::training) completed_steps: u64,
 }
 
 impl Place {
@@ -60,10 +60,11 @@ impl Place {
     }
 }
 
-struct Open {
-    folder: RunFolder,
-    journal: Journal,
-    events: EventFile,
+/// The files, to be written.
+pub(in crate::training) struct Open {
+    pub(in crate::training) folder: RunFolder,
+    pub(in crate::training) journal: Journal,
+    pub(in crate::training) events: EventFile,
 }
 
 impl Open {
@@ -96,7 +97,7 @@ enum State {
 }
 
 /// See the module's description.
-pub(super) struct Files {
+pub(in crate::training) struct Files {
     place: Place,
     state: State,
     writing: Writing,
@@ -105,6 +106,11 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// Files that are open already.
+    pub(in crate::training) fn opened(place: Place, open: Open) -> Self {
+        Self { place, state: State::Open(Box::new(open)), writing: Writing::default(), failure: None }
+    }
+
     /// `kept`: what the leader before may not have written any more. Fails when starting again would fail again.
     pub(super) fn begin(place: Place, kept: Vec<StepRecord>) -> Result<Self, TrainError> {
         let opening = Opening::At { time: Instant::now(), pause: FIRST_PAUSE };

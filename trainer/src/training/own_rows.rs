@@ -1,16 +1,16 @@
-//! The part of a step that a process computes: its slots, its micro-batches, and the learner's step over them.
+//! What a process computes of a step: its slots, and their rows, prepared for the learner.
 
 use lcl_data::{Batch, Orders, Slots};
 use lcl_protocol::Plan;
 use lcl_torch::{
-    Agreement, Device, Learner, MemberStep, MicroBatch, ShardShare, StepReport, emulates_bfloat16, machine, set_threads, shards_of,
-    shim::runtime::set_deterministic,
+    Counts, Device, Learner, LearnerError, MemberStep, PreparedRows, PreparedShards, StepReport, emulates_bfloat16, machine, set_threads,
+    shards_of, shim::runtime::set_deterministic,
 };
 use lcl_trainer_config::{ExactConfig, OptimizationConfig, Precision, TrainerConfig};
 
 use super::{
     TrainError,
-    tensors::{Target, TensorsError, micro_batches},
+    tensors::{Target, micro_batches},
 };
 
 /// Slots of the global batch that the member of this plan computes: those of its seat, and its part of those of empty seats. In exact mode
@@ -57,43 +57,57 @@ pub(super) fn warn_of_slow_precision(config: &TrainerConfig, device: Device) -> 
     Ok(())
 }
 
-/// What every step of a process has in common.
-#[derive(Clone, Copy)]
-pub(super) struct Setting<'a> {
-    pub(super) config: &'a TrainerConfig,
-    pub(super) device: Device,
-    pub(super) order: &'a Orders,
+/// The rows of a process in a step: of all of its slots, in exact mode of each of its virtual shards.
+pub(super) struct OwnRows {
+    rows: Vec<PreparedRows>,
+    keep_activations: bool,
 }
 
-/// One step over `batch`, which holds the slots of this process; alone without `member`.
-pub(super) fn train_step(
-    learner: &mut Learner,
-    setting: Setting<'_>,
-    batch: &Batch,
-    member: Option<MemberStep<'_>>,
-) -> Result<(StepReport, Agreement), TrainError> {
-    let Setting { config, device, order } = setting;
-    let optimization = &config.optimization;
-    let cap = optimization.micro_batch_size;
-    let target = Target { image_size: config.model.shape.vision.image_size, cap, device, order };
-    learner.set_sources(order.names().len());
-    if let Some(exact) = optimization.exact {
-        let (rank, world) = member.as_ref().map_or((0, 1), |member| (member.group.rank(), member.group.world_size()));
-        let size = shard_size(optimization, exact);
-        let shards = shards_of(rank, world, exact.virtual_shards as usize).map(|shard| {
-            let first = shard as u64 * size;
-            micro_batches(batch, first..first + size, target)
-        });
-        let shards: Vec<Vec<MicroBatch>> = shards.collect::<Result<_, TensorsError>>()?;
-        let shards: Vec<&[MicroBatch]> = shards.iter().map(Vec::as_slice).collect();
-        let keep_activations = cap.is_none_or(|cap| batch.rows.len() as u64 <= cap);
-        let share = ShardShare { shards: &shards, total: exact.virtual_shards as usize, keep_activations };
-        return Ok(learner.train_step_exactly(batch.step, share, member)?);
+impl OwnRows {
+    /// Of `batch`, which has the slots of member `rank` of `world`.
+    pub(super) fn prepare(
+        learner: &mut Learner,
+        batch: &Batch,
+        (rank, world): (usize, usize),
+        (config, order): (&TrainerConfig, &Orders),
+    ) -> Result<Self, TrainError> {
+        let optimization = &config.optimization;
+        let cap = optimization.micro_batch_size;
+        let target = Target { image_size: config.model.shape.vision.image_size, cap, device: learner.model().device(), order };
+        learner.set_sources(order.names().len());
+        let parts: Vec<_> = match optimization.exact {
+            None => std::iter::once(0..optimization.global_batch_size).collect(),
+            Some(exact) => {
+                let size = shard_size(optimization, exact);
+                let shards = shards_of(rank, world, exact.virtual_shards as usize);
+                shards.map(|shard| shard as u64 * size..(shard as u64 + 1) * size).collect()
+            }
+        };
+        let prepare = |slots| Ok(learner.prepare(&micro_batches(batch, slots, target)?)?);
+        let rows = parts.into_iter().map(prepare).collect::<Result<_, TrainError>>()?;
+        Ok(Self { rows, keep_activations: cap.is_none_or(|cap| batch.rows.len() as u64 <= cap) })
     }
-    let parts = micro_batches(batch, 0..optimization.global_batch_size, target)?;
-    match member {
-        Some(member) => Ok(learner.train_step_with(batch.step, &parts, member)?),
-        None => Ok((learner.train_step(batch.step, &parts)?, Agreement::default())),
+
+    /// What their losses are sums over.
+    pub(super) fn counts(&self) -> Vec<Counts> {
+        self.rows.iter().map(PreparedRows::counts).collect()
+    }
+
+    /// One step; alone without `member`.
+    pub(super) fn train(
+        &self,
+        learner: &mut Learner,
+        step: u64,
+        exact: Option<ExactConfig>,
+        member: Option<MemberStep<'_>>,
+    ) -> Result<StepReport, LearnerError> {
+        match (exact, self.rows.as_slice()) {
+            (None, [rows]) => learner.train_prepared(step, rows, member),
+            (exact, shards) => {
+                let total = exact.map_or(shards.len(), |exact| exact.virtual_shards as usize);
+                learner.train_prepared_exactly(step, PreparedShards { shards, total, keep_activations: self.keep_activations }, member)
+            }
+        }
     }
 }
 

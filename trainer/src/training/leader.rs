@@ -1,26 +1,18 @@
-//! What the member of rank 0 does for all: `metrics.jsonl`, event files, the terminal.
+//! What the member of rank 0 does for all, and a process that trains alone for itself: `metrics.jsonl`, event files, the terminal.
 
 mod files;
 
 use std::{collections::BTreeMap, time::Instant};
 
 use lcl_checkpoint::CheckpointStore;
-use lcl_data::Dataset;
 use lcl_protocol::Generation;
 use lcl_torch::Learner;
-use lcl_trainer_config::TrainerConfig;
 
-use self::files::{Files, Place};
-use super::tally::{KEPT, Tally};
+pub(super) use self::files::{Files, Open, Place};
+use super::{TrainError, TrainOptions, describe::add_counts, device_name, prepare::Progress, stepper::Stepper, tally::KEPT, unix_time};
 use crate::{
     display::Display,
     records::{EndReason, Ended, GenerationRecord, Record, Started, StepRecord},
-    training::{
-        TrainError, TrainOptions,
-        describe::add_counts,
-        prepare::Progress,
-        step_loop::{device_name, unix_time},
-    },
 };
 
 /// Step lines written since the files went to an object store, from which on they go again. Whoever leads next, perhaps on another node,
@@ -41,23 +33,24 @@ pub(super) struct Leader {
     unsent: usize,
 }
 
-/// What a member that comes to lead has.
-pub(super) struct Situation<'a> {
-    pub(super) store: &'a CheckpointStore,
-    pub(super) config: &'a TrainerConfig,
-    pub(super) options: &'a TrainOptions,
-    pub(super) dataset: &'a Dataset,
-    pub(super) learner: &'a Learner,
-    pub(super) progress: Progress,
-    pub(super) tally: &'a Tally,
-}
-
 impl Leader {
     /// Takes over the run's files. Lines of steps that the leader before could not write any more come from the tally.
-    pub(super) fn begin(generation: Generation, situation: &Situation) -> Result<Self, TrainError> {
-        let Situation { store, config, options, dataset, learner, progress, tally } = *situation;
-        let completed_steps = progress.completed_steps;
-        let files = Files::begin(Place { store: store.clone(), generation, completed_steps }, tally.since(0, completed_steps))?;
+    pub(super) fn begin(
+        store: &CheckpointStore,
+        generation: Generation,
+        stepper: &Stepper,
+        options: &TrainOptions,
+    ) -> Result<Self, TrainError> {
+        let completed_steps = stepper.progress.completed_steps;
+        let place = Place { store: store.clone(), generation, completed_steps };
+        let files = Files::begin(place, stepper.tally.since(0, completed_steps))?;
+        let mut leader = Self::with(files, generation, stepper, options);
+        leader.upload();
+        Ok(leader)
+    }
+
+    /// With these files.
+    pub(super) fn with(files: Files, generation: Generation, stepper: &Stepper, options: &TrainOptions) -> Self {
         let mut leader = Self {
             files,
             display: Display::new(options.output, &options.multi),
@@ -69,8 +62,9 @@ impl Leader {
             begin: Instant::now(),
             unsent: 0,
         };
+        let Stepper { config, dataset, learner, progress, .. } = stepper;
         leader.record(&Record::Started(Started {
-            completed_steps,
+            completed_steps: progress.completed_steps,
             generation: leader.generation_record(),
             time: unix_time(),
             job: config.job.clone(),
@@ -81,8 +75,7 @@ impl Leader {
             parameters: lcl_torch::parameter_count(&config.model),
             device: device_name(learner.model().device()),
         }));
-        leader.upload();
-        Ok(leader)
+        leader
     }
 
     /// An error when the run's files cannot be written, ever.
@@ -120,6 +113,10 @@ impl Leader {
             *self.skipped_samples.entry(skipped.cause.clone()).or_default() += 1;
         }
         add_counts(&mut self.tolerated_images, &record.tolerated_images);
+        if record.update_skipped {
+            let StepRecord { step, rows, loss, gradient_norm, .. } = record;
+            tracing::warn!(step, rows, loss, gradient_norm, "update left out");
+        }
         self.record(&Record::Step(Box::new(record)));
         self.unsent += 1;
         if self.unsent >= MOST_UNSENT {
