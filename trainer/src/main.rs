@@ -9,9 +9,9 @@ use clap::Parser;
 use indicatif::MultiProgress;
 use lcl_trainer::{
     chain,
-    cli::{Cli, LogFormat},
-    commands,
-    display::LogWriter,
+    command_line::cli::{Cli, LogFormat},
+    command_line::commands,
+    command_line::display::LogWriter,
 };
 use tracing_subscriber::{EnvFilter, fmt};
 

@@ -24,13 +24,13 @@ use lcl_torch::{DeviceError, LearnerError};
 use lcl_trainer_config::{DataConfig, ExitCode, TrainerConfig};
 
 use crate::{
-    display::Output,
-    evaluate::counted,
-    identity::{ChangedField, NoIdentity},
-    journal::JournalError,
-    records::EndReason,
-    run_folder::RunFolderError,
-    stop::StopRequest,
+    command_line::display::Output,
+    evaluation::evaluate::counted,
+    processes::stop::StopRequest,
+    run::identity::{ChangedField, NoIdentity},
+    run::journal::JournalError,
+    run::records::EndReason,
+    run::run_folder::RunFolderError,
 };
 
 mod alone;
@@ -40,6 +40,7 @@ mod exchange;
 mod leader;
 mod ledger;
 mod member;
+pub mod micro_batch;
 mod own_rows;
 mod prepare;
 mod saver;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use lcl_checkpoint::{Dtype, TensorData, read_safetensors, write_safetensors};
 use lcl_torch::{Device, Kind, Learner, Tensor};
 use lcl_trainer::{
-    trained::{Source, Trained},
-    weights::{export, import},
+    evaluation::trained::{Source, Trained},
+    evaluation::weights::{export, import},
 };
 use lcl_trainer_config::{
     CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,

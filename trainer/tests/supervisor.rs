@@ -11,8 +11,8 @@ use std::{
 };
 
 use lcl_trainer::{
-    stop::StopRequest,
-    supervisor::{Crew, Outcome, Role, Rules, supervise},
+    processes::stop::StopRequest,
+    processes::supervisor::{Crew, Outcome, Role, Rules, supervise},
 };
 use lcl_trainer_config::ExitCode;
 

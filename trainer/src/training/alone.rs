@@ -19,9 +19,9 @@ use super::{
     unix_time,
 };
 use crate::{
-    records::{EndReason, Record},
-    stop::StopRequest,
-    tensorboard::EventFile,
+    processes::stop::StopRequest,
+    run::records::{EndReason, Record},
+    run::tensorboard::EventFile,
 };
 
 /// See the module's description.

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 use lcl_data::{Batch, Orders, Row, Tolerated};
 use lcl_torch::{SourceLosses, Terms};
 
-use crate::records::{Record, SlotRange, SourceRecord};
+use crate::run::records::{Record, SlotRange, SourceRecord};
 
 /// The slots of a step: cut where a pass ends, unless there are several sources, whose passes are their own.
 pub(super) fn slots_of(step: u64, batch: u64, order: &Orders) -> Vec<SlotRange> {
@@ -195,7 +195,7 @@ mod tests {
     use lcl_data::{Order, Pace, mixture::Mixture};
 
     use super::*;
-    use crate::records::{StepRecord, tests::step_record};
+    use crate::run::records::{StepRecord, tests::step_record};
 
     /// Two sources that take turns, the second first.
     fn two_sources() -> Orders {

@@ -11,8 +11,8 @@ use lcl_torch::Learner;
 pub(super) use self::files::{Files, Open, Place};
 use super::{TrainError, TrainOptions, describe::add_counts, device_name, prepare::Progress, stepper::Stepper, tally::KEPT, unix_time};
 use crate::{
-    display::Display,
-    records::{EndReason, Ended, GenerationRecord, Record, Started, StepRecord},
+    command_line::display::Display,
+    run::records::{EndReason, Ended, GenerationRecord, Record, Started, StepRecord},
 };
 
 /// Step lines written since the files went to an object store, from which on they go again. Whoever leads next, perhaps on another node,

@@ -45,10 +45,10 @@ use super::{
     stepper::{Exchanged, Stepper, broken},
 };
 use crate::{
-    fail_point::{self, Place},
-    identity::Identity,
-    log_place,
-    records::EndReason,
+    processes::fail_point::{self, Place},
+    run::identity::Identity,
+    run::log_place,
+    run::records::EndReason,
 };
 
 /// Longest wait for all members of a generation to build their group.

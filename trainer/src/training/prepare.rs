@@ -11,10 +11,10 @@ use super::{
     stepper::Stepper,
 };
 use crate::{
-    identity::Identity,
-    journal::{self, Journal},
-    records::Record,
-    run_folder::RunFolder,
+    run::identity::Identity,
+    run::journal::{self, Journal},
+    run::records::Record,
+    run::run_folder::RunFolder,
 };
 
 /// A run of a process that trains alone, ready for its next step.

@@ -23,8 +23,8 @@ use serde_json::Value;
 
 use crate::{
     chain,
-    fail_point::{self, Place},
-    records::{CheckpointCommitted, CheckpointFailed, GenerationRecord, Record},
+    processes::fail_point::{self, Place},
+    run::records::{CheckpointCommitted, CheckpointFailed, GenerationRecord, Record},
 };
 
 /// Longest wait for a checkpoint of a group that has to be there before it goes on: far more than one of a large model takes on a slow

@@ -15,7 +15,7 @@ use super::{
     exchange::{Shared, Wanted},
     unix_time,
 };
-use crate::records::{DataStages, GenerationRecord, RedrawnSample, SkippedSample, StepRecord};
+use crate::run::records::{DataStages, GenerationRecord, RedrawnSample, SkippedSample, StepRecord};
 
 /// Lines kept by every member: a new leader writes those that the one before it could not write any more.
 pub(super) const KEPT: usize = KEPT_LINES;

@@ -16,7 +16,7 @@ use lcl_tests::{
     process,
     run::{Run, Workbench},
 };
-use lcl_trainer::{fail_point, state_log};
+use lcl_trainer::{processes::fail_point, run::state_log};
 use lcl_trainer_config::{DataSource, ExactConfig};
 use serde_json::Value;
 

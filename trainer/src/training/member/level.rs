@@ -12,7 +12,7 @@ use super::{
     transfer::{self, Header, TransferError},
 };
 use crate::{
-    state_log,
+    run::state_log,
     training::{
         TrainError,
         prepare::{Found, Restorer, restore},

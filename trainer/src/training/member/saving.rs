@@ -15,7 +15,7 @@ use lcl_protocol::{
 use super::{MemberRun, MemberRunError, PoisonError, meeting::Writers};
 use crate::{
     chain,
-    records::Record,
+    run::records::Record,
     training::{
         FinalSaveError, TrainError,
         saver::{Facts, LONGEST_WAIT, Saver, Sharing},

@@ -16,7 +16,7 @@ use lcl_torch::{
 };
 
 use crate::{
-    fail_point::{self, Place},
+    processes::fail_point::{self, Place},
     training::{TrainError, prepare::Progress, tally::Tally},
 };
 

@@ -15,7 +15,7 @@ use std::{
 use lcl_checkpoint::sync;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::records::{GenerationRecord, Record, StepRecord};
+use crate::run::records::{GenerationRecord, Record, StepRecord};
 
 /// The steps' file in the run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -263,7 +263,7 @@ fn line_of(record: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{CheckpointCommitted, tests::step_record};
+    use crate::run::records::{CheckpointCommitted, tests::step_record};
 
     fn steps_in(folder: &Path) -> Vec<u64> {
         read_steps(folder).unwrap().iter().map(|record| record.step).collect()

@@ -6,7 +6,7 @@ use lcl_protocol::{InvalidWorld, World};
 use lcl_trainer_config::{Normalization, TrainerConfig};
 
 use super::{LocalOptions, gpus::Gpus};
-use crate::control::Size;
+use crate::processes::control::Size;
 
 /// What bounds the number of workers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use self::episodes::Episodes;
 use crate::{
-    log_place,
-    membership::{Event, Group, Happening},
-    records::{EndReason, Ended, Record, Started, StepRecord},
+    processes::membership::{Event, Group, Happening},
+    run::log_place,
+    run::records::{EndReason, Ended, Record, Started, StepRecord},
 };
 
 /// How progress is shown.
@@ -307,8 +307,8 @@ impl<'a> MakeWriter<'a> for LogWriter {
 mod tests {
     use super::*;
     use crate::{
-        membership::Members,
-        records::{DataStages, GenerationRecord, tests::step_record},
+        processes::membership::Members,
+        run::records::{DataStages, GenerationRecord, tests::step_record},
     };
 
     #[test]

@@ -6,10 +6,10 @@ use std::{fmt::Write as _, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    cli::{AnswerFormat, AskedRun},
-    control::{Answer, ControlError, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus, ask},
-    membership::{Members, SourceStatus},
-    run_folder::{RunFolderError, local_path},
+    command_line::cli::{AnswerFormat, AskedRun},
+    processes::control::{Answer, ControlError, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus, ask},
+    processes::membership::{Members, SourceStatus},
+    run::run_folder::{RunFolderError, local_path},
 };
 
 /// Happenings that a status for people tells; JSON has all.
@@ -148,9 +148,9 @@ fn member_text(member: &MemberStatus) -> String {
 mod tests {
     use super::*;
     use crate::{
-        control::Size,
-        membership::{Event, Group, Happening},
-        records::GenerationRecord,
+        processes::control::Size,
+        processes::membership::{Event, Group, Happening},
+        run::records::GenerationRecord,
     };
 
     #[test]

@@ -17,7 +17,7 @@ use lcl_protocol::Role;
 use lcl_torch::{Learner, LearnerError};
 use serde::{Deserialize, Serialize};
 
-use crate::records::GenerationRecord;
+use crate::run::records::GenerationRecord;
 
 /// The folder.
 pub const FOLDER: &str = "LCL_STATE_LOG";

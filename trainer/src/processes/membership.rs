@@ -6,7 +6,7 @@
 use lcl_protocol::{HistoryEntry, HistoryEvent, Phase, SourceProgress, Status};
 use serde::{Deserialize, Serialize};
 
-use crate::records::GenerationRecord;
+use crate::run::records::GenerationRecord;
 
 /// The group as it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -14,8 +14,8 @@ use lcl_trainer_config::{
 };
 
 use crate::{
-    cli::{DataArgs, ImagesLayout, KeyArgs, SourceArg},
-    config_file::{self, ConfigFileError},
+    command_line::cli::{DataArgs, ImagesLayout, KeyArgs, SourceArg},
+    command_line::config_file::{self, ConfigFileError},
 };
 
 /// The data that are meant cannot be found out.
@@ -160,7 +160,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Cli, Command, DataCommand};
+    use crate::command_line::cli::{Cli, Command, DataCommand};
 
     /// Where the images are that these arguments name.
     fn images(arguments: &str) -> Result<Mmc4Images, String> {

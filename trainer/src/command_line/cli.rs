@@ -19,7 +19,7 @@ pub use self::{
     ask::{AnswerFormat, AskedRun, CheckpointArgs, DrainArgs, ResizeArgs, StatusArgs, StopArgs},
     data::{AddressesArgs, CheckArgs, ConvertArgs, DataArgs, ImagesLayout, SourceArg, StatsArgs},
 };
-use crate::display::Output;
+use crate::command_line::display::Output;
 
 /// Trains LCL vision models and looks at what was trained.
 #[derive(Debug, Parser)]

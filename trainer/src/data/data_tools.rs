@@ -24,7 +24,7 @@ use lcl_data::{
 };
 use lcl_trainer_config::{DataConfig, DataSource};
 
-use crate::data_source::Chosen;
+use crate::data::data_source::Chosen;
 
 /// Shards that cannot be read of which `data index` has a line: enough to see what they have in common.
 const BAD_LISTED: usize = 20;

@@ -17,7 +17,7 @@ use std::{
 };
 
 use super::board::Board;
-use crate::control::{Answer, Request, SOCKET, in_folder, read_line, write_line};
+use crate::processes::control::{Answer, Request, SOCKET, in_folder, read_line, write_line};
 
 /// For a request to come and its answer to be taken: both are one line.
 const PATIENCE: Duration = Duration::from_secs(2);

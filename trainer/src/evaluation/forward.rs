@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::cli::LogFormat;
+use crate::command_line::cli::LogFormat;
 
 /// Longer lines are passed on in pieces of this size.
 const LONGEST_LINE: u64 = 64 * 1024;

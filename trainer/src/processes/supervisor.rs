@@ -30,7 +30,7 @@ use self::{
     child::{describe, reap, send},
     deaths::Deaths,
 };
-use crate::stop::StopRequest;
+use crate::processes::stop::StopRequest;
 
 /// Between two looks at the processes.
 const POLL: Duration = Duration::from_millis(20);

@@ -12,9 +12,9 @@ use lcl_torch::{Device, Learner, LearnerError, StateTensor};
 use lcl_trainer_config::TrainerConfig;
 
 use crate::{
-    identity::Identity,
-    run_folder::{RunFolder, RunFolderError},
-    trained::{Source, Trained, TrainedError},
+    evaluation::trained::{Source, Trained, TrainedError},
+    run::identity::Identity,
+    run::run_folder::{RunFolder, RunFolderError},
     training::{Facts, FinalSaveError, Saver, metadata},
 };
 

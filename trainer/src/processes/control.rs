@@ -17,7 +17,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::membership::{Group, Happening};
+use crate::processes::membership::{Group, Happening};
 
 /// The socket's name in the run's folder.
 pub const SOCKET: &str = "control.sock";

@@ -18,10 +18,10 @@ use std::{
 use lcl_coordinator::{CertificateFiles, Security, draw_number};
 
 use crate::{
-    cli::LogFormat,
-    forward::{LastWords, Readers, mark},
-    stop::StopRequest,
-    supervisor::{Crew, Outcome, Role, Rules, SupervisorError, supervise},
+    command_line::cli::LogFormat,
+    evaluation::forward::{LastWords, Readers, mark},
+    processes::stop::StopRequest,
+    processes::supervisor::{Crew, Outcome, Role, Rules, SupervisorError, supervise},
 };
 
 /// What to start.

@@ -3,7 +3,7 @@
 //! Comes in: a matrix of similarities and the captions. Goes out: recalls beside what chance gives, and examples.
 //! Two images with the same caption are both right for it. Of equal similarities the wrong candidates are counted first, so that a model
 //! that maps everything to one point scores nothing.
-//! Pure: no model, no file. [`crate::evaluate`] brings those.
+//! Pure: no model, no file. [`crate::evaluation::evaluate`] brings those.
 
 use std::collections::HashMap;
 

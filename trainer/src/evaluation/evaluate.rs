@@ -1,6 +1,6 @@
 //! `evaluate retrieval`: encodes held-out pairs and counts how often the right partner is found.
 //!
-//! Comes in: a trained model and shards it was not trained on. Goes out: an [`Evaluation`]. The counting is in [`crate::retrieval`].
+//! Comes in: a trained model and shards it was not trained on. Goes out: an [`Evaluation`]. The counting is in [`crate::evaluation::retrieval`].
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ use lcl_torch::{Kind, Learner, LearnerError, TchError, Tensor};
 use lcl_trainer_config::{CacheConfig, DataConfig, DataSource, Device, Field, SampleKeys};
 
 use crate::{
-    cli::KeyArgs,
-    retrieval::{Evaluation, Gallery, WrongSize},
-    trained::{Source, Trained, TrainedError},
+    command_line::cli::KeyArgs,
+    evaluation::retrieval::{Evaluation, Gallery, WrongSize},
+    evaluation::trained::{Source, Trained, TrainedError},
 };
 
 /// Pairs encoded at once: enough to keep the cores busy, little memory.
@@ -224,7 +224,7 @@ fn examples(
     dataset: &Dataset,
     transform: &ImageTransform,
     wanted: usize,
-) -> Result<Vec<crate::retrieval::Example>, EvaluateError> {
+) -> Result<Vec<crate::evaluation::retrieval::Example>, EvaluateError> {
     let count = encoded.captions.len();
     let wanted = wanted.min(count);
     let mut scratch = Scratch::new();

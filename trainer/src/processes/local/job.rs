@@ -22,12 +22,12 @@ use serde_json::Value;
 use super::{CrewError, LocalOptions, board::Board, gpus::Gpus};
 use crate::{
     chain,
-    cli::TimeoutArgs,
-    display::{Display, LogWriter},
-    forward::{LastWords, Readers},
-    processors,
-    records::Record,
-    supervisor::{Crew, Role},
+    command_line::cli::TimeoutArgs,
+    command_line::display::{Display, LogWriter},
+    evaluation::forward::{LastWords, Readers},
+    processes::processors,
+    processes::supervisor::{Crew, Role},
+    run::records::Record,
 };
 
 /// The coordinator's program, beside this one.

@@ -16,9 +16,9 @@ use lcl_protocol::{Status, World};
 
 use super::workers::{Change, Workers};
 use crate::{
-    control::{Answer, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus},
-    membership::{Chronicle, Group, Happening},
-    stop::StopRequest,
+    processes::control::{Answer, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus},
+    processes::membership::{Chronicle, Group, Happening},
+    processes::stop::StopRequest,
 };
 
 /// Happenings that a status tells: as many as a coordinator's.

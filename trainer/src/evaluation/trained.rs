@@ -12,7 +12,7 @@ use lcl_trainer_config::{Device, TrainerConfig};
 use serde_json::Value;
 use url::Url;
 
-use crate::{identity::DATA_CONTENT, training::COMPLETED_UPDATES};
+use crate::{run::identity::DATA_CONTENT, training::COMPLETED_UPDATES};
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use lcl_torch::{Learner, MicroBatch, Tensor};
 use lcl_trainer_config::Objective;
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::{BATCH, EvaluateError, EvaluateOptions, Opened, open};
+use crate::evaluation::evaluate::{BATCH, EvaluateError, EvaluateOptions, Opened, open};
 
 /// The losses, as printed with `--output json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

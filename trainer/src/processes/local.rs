@@ -38,11 +38,11 @@ use self::{
 };
 use crate::{
     chain,
-    cli::{LogFormat, TimeoutArgs},
-    display::{Display, Output},
-    run_folder::{RunFolder, RunFolderError},
-    stop::StopRequest,
-    supervisor::{Role, Rules, SupervisorError, supervise},
+    command_line::cli::{LogFormat, TimeoutArgs},
+    command_line::display::{Display, Output},
+    processes::stop::StopRequest,
+    processes::supervisor::{Role, Rules, SupervisorError, supervise},
+    run::run_folder::{RunFolder, RunFolderError},
     training::Begin,
 };
 

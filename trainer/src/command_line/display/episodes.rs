@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::membership::Event;
+use crate::processes::membership::Event;
 
 /// Lines that are kept: what a person wants to see at a glance; everything is in the log.
 const KEPT: usize = 3;
@@ -87,7 +87,7 @@ impl Episodes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::GenerationRecord;
+    use crate::run::records::GenerationRecord;
 
     fn joined(member: &str) -> Event {
         Event::MemberJoined { member: member.to_owned() }
