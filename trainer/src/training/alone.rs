@@ -13,7 +13,7 @@ use lcl_trainer_config::ExitCode;
 use super::{
     STOP_POLL, TrainError, TrainOptions, host_name,
     leader::{Files, Leader, Open, Place},
-    prepare::Prepared,
+    prepare::ReadyRun,
     saver::Saver,
     stepper::{Exchanged, Stepper},
     unix_time,
@@ -34,8 +34,8 @@ pub(super) struct Alone {
 }
 
 impl Alone {
-    pub(super) fn new(prepared: Prepared, options: &TrainOptions) -> Result<Self, TrainError> {
-        let Prepared { mut stepper, folder, journal, epoch } = prepared;
+    pub(super) fn new(prepared: ReadyRun, options: &TrainOptions) -> Result<Self, TrainError> {
+        let ReadyRun { mut stepper, folder, journal, epoch } = prepared;
         let generation = Generation { epoch, n: 0 };
         let completed_steps = stepper.progress.completed_steps;
         stepper.load(&(0..stepper.config.optimization.global_batch_size).into(), completed_steps)?;

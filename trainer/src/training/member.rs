@@ -411,7 +411,7 @@ impl Membership for MemberRun<'_> {
         self.activity.enter(ActivityStage::Preparing);
         self.stepper.load(&joined.slots, step)?;
         self.stepper.begin_group();
-        self.share_saving(generation, rank, world);
+        self.write_together(generation, rank, world);
         if rank == 0 {
             self.lead(generation)?;
         } else {

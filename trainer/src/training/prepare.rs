@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A run of a process that trains alone, ready for its next step.
-pub(super) struct Prepared {
+pub(super) struct ReadyRun {
     pub(super) stepper: Stepper,
     pub(super) folder: RunFolder,
     pub(super) journal: Journal,
@@ -104,7 +104,7 @@ fn other_machine<'a>(metadata: &'a Value, here: Option<&str>) -> Option<&'a str>
     here.is_some_and(|here| here != there).then_some(there)
 }
 
-pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<Prepared, TrainError> {
+pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<ReadyRun, TrainError> {
     prepare_process(&config)?;
     let device = choose_device(config.runtime.device, 0)?;
     warn_of_slow_precision(&config, device)?;
@@ -139,7 +139,7 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     let epoch = folder.store().claim_epoch()?;
     let mut stepper = Stepper::new(config, dataset, learner, (identity, machine));
     (stepper.progress, stepper.came_from, stepper.restored) = (progress, came_from, came_from.map(|id| id.step));
-    Ok(Prepared { stepper, folder, journal, epoch })
+    Ok(ReadyRun { stepper, folder, journal, epoch })
 }
 
 /// There is no complete checkpoint. Was there one?

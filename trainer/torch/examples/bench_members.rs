@@ -24,7 +24,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use lcl_torch::{
-    Device, Learner, MemberStep, MicroBatch, ShardShare, allocator,
+    Device, Learner, MemberStep, MicroBatch, OwnShards, allocator,
     collectives::{AbortHandle, Group, GroupOptions, Store, StoreError},
     set_threads, shards_of,
     shim::runtime::set_deterministic,
@@ -192,7 +192,7 @@ fn member(arguments: &Arguments, rank: usize, store: &Path) -> Result<()> {
         let start = Instant::now();
         let member = MemberStep { group: &mut group, wish: 0, counts: None, timeout: TIMEOUT };
         let (report, _) = if arguments.exact {
-            let shards = ShardShare { shards: &lists, total: SHARDS, keep_activations: true };
+            let shards = OwnShards { shards: &lists, total: SHARDS, keep_activations: true };
             learner.train_step_exactly(step as u64, shards, Some(member))?
         } else {
             learner.train_step_with(step as u64, &parts, member)?

@@ -12,7 +12,7 @@
 //!
 //! Several members take the same path. Their counts are gathered first, then their features; each computes the similarities of its own
 //! rows to all others, and with the sums over everybody's rows the gradients of its own; gradients of parameters are summed while the last
-//! backward pass runs. In exact mode ([`ShardShare`]) the same is done per virtual shard, and gradients are summed along a fixed tree.
+//! backward pass runs. In exact mode ([`OwnShards`]) the same is done per virtual shard, and gradients are summed along a fixed tree.
 
 mod by_source;
 mod encode;
@@ -29,7 +29,7 @@ use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConf
 use tch::{Device, Kind, TchError, Tensor};
 
 pub use by_source::{SourceLosses, Terms};
-pub use exact::{PreparedShards, ShardShare, shards_of};
+pub use exact::{OwnShards, PreparedShards, shards_of};
 pub use exchange::{Agreement, MemberStep};
 pub use forward::PreparedRows;
 pub use inspect::Inspection;
@@ -337,10 +337,10 @@ impl Learner {
     pub fn compute_gradients_exactly(
         &mut self,
         step: u64,
-        share: ShardShare<'_>,
+        given: OwnShards<'_>,
         member: Option<MemberStep<'_>>,
     ) -> Result<(LossReport, Agreement), LearnerError> {
-        let ShardShare { shards, total, keep_activations } = share;
+        let OwnShards { shards, total, keep_activations } = given;
         let shards = shards.iter().map(|batches| self.prepare(batches)).collect::<Result<Vec<_>, _>>()?;
         self.gradients_of_shards(step, PreparedShards { shards: &shards, total, keep_activations }, member)
     }
@@ -348,11 +348,11 @@ impl Learner {
     fn gradients_of_shards(
         &mut self,
         step: u64,
-        share: PreparedShards<'_>,
+        given: PreparedShards<'_>,
         member: Option<MemberStep<'_>>,
     ) -> Result<(LossReport, Agreement), LearnerError> {
         let mut exchange = member.map_or(Exchange::Alone, Exchange::new);
-        let result = self.guard(&mut exchange, |learner, exchange| learner.accumulate_exactly(step, share, exchange));
+        let result = self.guard(&mut exchange, |learner, exchange| learner.accumulate_exactly(step, given, exchange));
         Ok((result?, exchange.agreement()))
     }
 
@@ -378,10 +378,10 @@ impl Learner {
     pub fn train_prepared_exactly(
         &mut self,
         step: u64,
-        share: PreparedShards<'_>,
+        given: PreparedShards<'_>,
         member: Option<MemberStep<'_>>,
     ) -> Result<StepReport, LearnerError> {
-        let (losses, _) = self.gradients_of_shards(step, share, member)?;
+        let (losses, _) = self.gradients_of_shards(step, given, member)?;
         self.apply_gradients(step, losses)
     }
 
@@ -389,10 +389,10 @@ impl Learner {
     pub fn train_step_exactly(
         &mut self,
         step: u64,
-        share: ShardShare<'_>,
+        given: OwnShards<'_>,
         member: Option<MemberStep<'_>>,
     ) -> Result<(StepReport, Agreement), LearnerError> {
-        let (losses, agreement) = self.compute_gradients_exactly(step, share, member)?;
+        let (losses, agreement) = self.compute_gradients_exactly(step, given, member)?;
         Ok((self.apply_gradients(step, losses)?, agreement))
     }
 

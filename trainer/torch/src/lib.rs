@@ -37,7 +37,7 @@ pub use layout::{BatchError, TokenUse, token_uses};
 #[doc(hidden)]
 pub use learner::LearnerOptions;
 pub use learner::{
-    Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, PreparedRows, PreparedShards, ShardShare, SourceLosses,
+    Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, OwnShards, PreparedRows, PreparedShards, SourceLosses,
     StepReport, Terms, learning_rate, shards_of,
 };
 pub use loss::{Contrast, Counts, Factors, contrast};

@@ -17,7 +17,7 @@ use std::{
 };
 
 use lcl_torch::{
-    Device, Kind, Learner, LearnerError, LearnerOptions, MemberStep, MicroBatch, ShardShare, Tensor, choose_device,
+    Device, Kind, Learner, LearnerError, LearnerOptions, MemberStep, MicroBatch, OwnShards, Tensor, choose_device,
     collectives::{AbortHandle, Group, GroupError, GroupOptions, MemorySession, MemoryStore, Store, StoreError},
     shim::{cuda, runtime::set_deterministic},
 };
@@ -112,7 +112,7 @@ fn in_exact_mode_the_bits_repeat_alone_and_in_a_group() {
         let train = |mut group: Option<Group>| {
             let mut learner = learner(&config, device);
             for step in 0..20 {
-                let share = ShardShare { shards: &shards, total: shards.len(), keep_activations: step % 2 == 0 };
+                let share = OwnShards { shards: &shards, total: shards.len(), keep_activations: step % 2 == 0 };
                 let (report, _) = learner.train_step_exactly(step, share, group.as_mut().map(member)).expect("a step");
                 assert!(!report.skipped, "{report:?}");
             }

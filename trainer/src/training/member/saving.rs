@@ -12,13 +12,13 @@ use lcl_protocol::{
     drive::{Halt, Membership},
 };
 
-use super::{MemberRun, MemberRunError, PoisonError, meeting::Writers};
+use super::{MemberRun, MemberRunError, PoisonError, meeting::MeetingPlace};
 use crate::{
     chain,
     run::records::Record,
     training::{
         FinalSaveError, TrainError,
-        saver::{Facts, LONGEST_WAIT, Saver, Sharing},
+        saver::{Facts, LONGEST_WAIT, Saver, Together},
     },
 };
 
@@ -34,21 +34,21 @@ fn saved_now(generation: Generation, step: u64) -> Saved {
 
 impl MemberRun<'_> {
     /// From here on checkpoints are written by the members of this generation together.
-    pub(super) fn share_saving(&mut self, generation: Generation, rank: u32, world: u32) {
-        let sharing = Sharing {
+    pub(super) fn write_together(&mut self, generation: Generation, rank: u32, world: u32) {
+        let together = Together {
             generation: CheckpointGeneration { epoch: generation.epoch, n: generation.n },
             rank: rank as usize,
             world: NonZeroUsize::new(world as usize).unwrap_or(NonZeroUsize::MIN),
-            meeting: Arc::new(Writers::new(self.client.store(generation))),
+            meeting: Arc::new(MeetingPlace::new(self.client.store(generation))),
         };
         if let Some(saver) = self.saver.as_mut() {
-            saver.join(sharing, &self.stepper.learner);
+            saver.join(together, &self.stepper.learner);
         } else {
             self.saver = Some(Saver::shared(
                 self.store.clone(),
                 &self.stepper.config.checkpoint,
                 self.stepper.restored,
-                sharing,
+                together,
                 &self.stepper.learner,
             ));
         }

@@ -27,7 +27,7 @@ use crate::{
 
 /// The virtual shards that a process computes.
 #[derive(Clone, Copy, Debug)]
-pub struct ShardShare<'a> {
+pub struct OwnShards<'a> {
     /// Micro-batches of each of its shards, in the order of the shards: those that [`shards_of`] gives it. How a shard is cut into
     /// micro-batches must not depend on the number of members.
     pub shards: &'a [&'a [MicroBatch]],
@@ -45,14 +45,14 @@ pub fn shards_of(rank: usize, world: usize, total: usize) -> Range<usize> {
     start..start + share + usize::from(rank < rest)
 }
 
-/// As [`ShardShare`], once the rows are prepared.
+/// As [`OwnShards`], once the rows are prepared.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedShards<'a> {
-    /// As [`ShardShare::shards`].
+    /// As [`OwnShards::shards`].
     pub shards: &'a [PreparedRows],
-    /// As [`ShardShare::total`].
+    /// As [`OwnShards::total`].
     pub total: usize,
-    /// As [`ShardShare::keep_activations`].
+    /// As [`OwnShards::keep_activations`].
     pub keep_activations: bool,
 }
 
@@ -70,14 +70,14 @@ impl Learner {
     pub(super) fn accumulate_exactly(
         &mut self,
         step: u64,
-        share: PreparedShards<'_>,
+        given: PreparedShards<'_>,
         exchange: &mut Exchange<'_>,
     ) -> Result<LossReport, LearnerError> {
         let (rank, world) = exchange.place();
-        self.check_shards(share, rank, world)?;
-        let own = shards_of(rank, world, share.total);
-        let shards = share.shards;
-        let counts = exchange.shard_counts(&shards.iter().map(PreparedRows::counts).collect::<Vec<_>>(), share.total)?;
+        self.check_shards(given, rank, world)?;
+        let own = shards_of(rank, world, given.total);
+        let shards = given.shards;
+        let counts = exchange.shard_counts(&shards.iter().map(PreparedRows::counts).collect::<Vec<_>>(), given.total)?;
         let factors = Factors::new(Normalization::Global, Counts::default(), &counts);
         let key = DropPathKey { seed: self.optimization.seed, step };
         let run = |prepared: &Prepared, predicts: bool| {
@@ -89,17 +89,17 @@ impl Learner {
         let mut kept: Vec<Outcome> = Vec::new();
         let mut features: Vec<Option<Features>> = Vec::new();
         for prepared in prepared() {
-            let outcome = if share.keep_activations { run(prepared, true)? } else { tch::no_grad(|| run(prepared, false))? };
+            let outcome = if given.keep_activations { run(prepared, true)? } else { tch::no_grad(|| run(prepared, false))? };
             features
                 .push(outcome.features.as_ref().map(Features::detached).transpose().map_err(|source| LearnerError::Forward { source })?);
-            if share.keep_activations {
+            if given.keep_activations {
                 kept.push(outcome);
             }
         }
         let contrast = self.contrast_shards(shards, &features, &counts, factors, exchange)?;
 
         let mut kept = kept.into_iter();
-        let mut sums = ShardGradients::new(share.total);
+        let mut sums = ShardGradients::new(given.total);
         let mut losses = Vec::new();
         for (index, shard) in shards.iter().enumerate() {
             let contrast = contrast.as_ref().map(|contrast| &contrast[index]);
@@ -114,21 +114,21 @@ impl Learner {
             let gradients = kernels::take_gradients(&self.parameter_tensors()).map_err(LearnerError::Update)?;
             sums.push(own.start + index, gradients).map_err(|source| LearnerError::Backward { source })?;
         }
-        let sum = exchange.sum_along_tree(sums, share.total)?;
-        let losses = exchange.shard_losses(&losses, share.total)?;
+        let sum = exchange.sum_along_tree(sums, given.total)?;
+        let losses = exchange.shard_losses(&losses, given.total)?;
         kernels::set_gradients(&self.parameter_tensors(), &sum).map_err(LearnerError::Update)?;
         Ok(self.loss_report(counts.iter().copied().sum(), losses))
     }
 
-    fn check_shards(&self, share: PreparedShards<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
-        let expected = shards_of(rank, world, share.total).len();
+    fn check_shards(&self, given: PreparedShards<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
+        let expected = shards_of(rank, world, given.total).len();
         if self.normalization() != Normalization::Global {
             return Err(LearnerError::Shards { reason: "exact mode needs the global normalisation".to_owned() });
         }
-        if world > share.total || share.shards.len() != expected {
-            let found = share.shards.len();
+        if world > given.total || given.shards.len() != expected {
+            let found = given.shards.len();
             let reason =
-                format!("rank {rank} of {world} has {found} of {} virtual shards instead of {expected}, and each needs one", share.total);
+                format!("rank {rank} of {world} has {found} of {} virtual shards instead of {expected}, and each needs one", given.total);
             return Err(LearnerError::Shards { reason });
         }
         Ok(())

@@ -21,16 +21,16 @@ struct StepContrast {
 }
 
 /// A micro-batch with the factors of the member it belongs to.
-struct Part<'a> {
+struct Weighted<'a> {
     /// Place among the step's micro-batches.
     index: usize,
     prepared: &'a Prepared,
     factors: Factors,
 }
 
-/// A member's share of the step.
+/// What a member of the step averages over, and the factors that follow.
 #[derive(Clone, Copy)]
-struct Share {
+struct OfMember {
     counts: Counts,
     factors: Factors,
 }
@@ -43,23 +43,23 @@ impl Learner {
         members: &[&PreparedRows],
         exchange: &mut Exchange<'_>,
     ) -> Result<LossReport, LearnerError> {
-        let (parts, shares) = self.share_out(members, exchange)?;
+        let (parts, every) = self.with_factors(members, exchange)?;
         let key = DropPathKey { seed: self.optimization.seed, step };
-        let run = |part: &Part<'_>| {
+        let run = |part: &Weighted<'_>| {
             let options = RunOptions { key, prediction_factor: part.factors.prediction, predicts: true, terms: self.sources > 0 };
             forward::run(&self.model, part.prepared.batch(), &part.prepared.layout, options)
         };
         let mut losses = PartLosses::new(self.sources);
         let contrastive = if let [only] = parts.as_slice() {
             let outcome = run(only)?;
-            let contrast = self.contrast(std::slice::from_ref(&outcome.features), &shares, exchange)?;
+            let contrast = self.contrast(std::slice::from_ref(&outcome.features), &every, exchange)?;
             exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
             let gradients = contrast.as_ref().and_then(|contrast| contrast.parts.first());
             self.backward(only.prepared, &outcome, gradients, &mut losses, exchange)?;
             contrast
         } else {
             let features = parts.iter().map(|part| self.detached_features(part, key)).collect::<Result<Vec<_>, _>>()?;
-            let contrast = self.contrast(&features, &shares, exchange)?;
+            let contrast = self.contrast(&features, &every, exchange)?;
             if parts.is_empty() {
                 exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
             }
@@ -75,7 +75,7 @@ impl Learner {
             contrast
         };
         self.complete_gradients(contrastive.as_ref(), exchange)?;
-        let counts: Counts = shares.iter().map(|share| share.counts).sum();
+        let counts: Counts = every.iter().map(|of_member| of_member.counts).sum();
         if let Some(contrast) = &contrastive {
             let read = by_source::read(&contrast.whole.loss, (self.sources > 0).then_some(&contrast.whole.terms));
             let (loss, terms) = read.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
@@ -86,26 +86,26 @@ impl Learner {
     }
 
     /// Gives every micro-batch the factors of its member.
-    fn share_out<'a>(
+    fn with_factors<'a>(
         &self,
         members: &[&'a PreparedRows],
         exchange: &mut Exchange<'_>,
-    ) -> Result<(Vec<Part<'a>>, Vec<Share>), LearnerError> {
+    ) -> Result<(Vec<Weighted<'a>>, Vec<OfMember>), LearnerError> {
         let local: Vec<Counts> = members.iter().map(|rows| rows.counts()).collect();
         let all = exchange.counts(&local)?;
-        let share = |counts: Counts| Share { counts, factors: Factors::new(self.normalization(), counts, &all) };
+        let of_member = |counts: Counts| OfMember { counts, factors: Factors::new(self.normalization(), counts, &all) };
         let mut parts = Vec::new();
         for (rows, counts) in members.iter().zip(local) {
-            let factors = share(counts).factors;
+            let factors = of_member(counts).factors;
             for prepared in &rows.0 {
-                parts.push(Part { index: parts.len(), prepared, factors });
+                parts.push(Weighted { index: parts.len(), prepared, factors });
             }
         }
-        Ok((parts, all.iter().copied().map(share).collect()))
+        Ok((parts, all.iter().copied().map(of_member).collect()))
     }
 
     /// The first pass over a micro-batch: features without a graph.
-    fn detached_features(&self, part: &Part<'_>, key: DropPathKey) -> Result<Option<Features>, LearnerError> {
+    fn detached_features(&self, part: &Weighted<'_>, key: DropPathKey) -> Result<Option<Features>, LearnerError> {
         if self.weights.contrastive == 0.0 || part.prepared.counts().contrast == 0 {
             return Ok(None);
         }
@@ -118,10 +118,10 @@ impl Learner {
     fn contrast(
         &self,
         features: &[Option<Features>],
-        shares: &[Share],
+        every: &[OfMember],
         exchange: &mut Exchange<'_>,
     ) -> Result<Option<StepContrast>, LearnerError> {
-        let images: u64 = shares.iter().map(|share| share.counts.contrast).sum();
+        let images: u64 = every.iter().map(|of_member| of_member.counts.contrast).sum();
         // The same decision on all members: they know each other's counts.
         if images == 0 || self.weights.contrastive == 0.0 {
             return Ok(None);
@@ -131,11 +131,11 @@ impl Learner {
         let own_texts = self.join_features(features, |features| &features.texts).map_err(failed)?;
         let count = own_images.size().first().copied().unwrap_or(0);
         // One process may compute several members; its rows are then all of theirs.
-        let rows: Vec<u64> = shares.iter().map(|share| share.counts.contrast).collect();
+        let rows: Vec<u64> = every.iter().map(|of_member| of_member.counts.contrast).collect();
         let global = exchange.features(own_images, own_texts, &rows)?;
         let own = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), global.start, count).map_err(failed)?;
         let log_sums = exchange.gather_rows(own.log_sums(), &rows)?;
-        self.contrast_of_rows(features, shares, &global, own, &log_sums).map(Some).map_err(failed)
+        self.contrast_of_rows(features, every, &global, own, &log_sums).map(Some).map_err(failed)
     }
 
     /// One side of the features of all micro-batches of this process, `[n, E]`, detached.
@@ -151,13 +151,15 @@ impl Learner {
     fn contrast_of_rows(
         &self,
         features: &[Option<Features>],
-        shares: &[Share],
+        every: &[OfMember],
         global: &GlobalFeatures,
         own: ContrastRows,
         log_sums: &Tensor,
     ) -> Result<StepContrast, TchError> {
-        let factors: Vec<f64> =
-            shares.iter().flat_map(|share| std::iter::repeat_n(share.factors.contrast, share.counts.contrast as usize)).collect();
+        let factors: Vec<f64> = every
+            .iter()
+            .flat_map(|of_member| std::iter::repeat_n(of_member.factors.contrast, of_member.counts.contrast as usize))
+            .collect();
         let factors = Tensor::f_from_slice(&factors)?.f_to_kind(global.images.kind())?.f_to_device(global.images.device())?;
         let whole = own.finish(&global.images, &global.texts, self.model.logit_scale(), log_sums, &factors)?;
         let parts = whole.split(features.iter().map(|features| features.as_ref().map_or(0, Features::count)))?;

@@ -1,6 +1,6 @@
 //! Exact mode: the same bits at every number of members.
 
-use lcl_torch::{Kind, Learner, MicroBatch, ShardShare, SourceLosses, shards_of};
+use lcl_torch::{Kind, Learner, MicroBatch, OwnShards, SourceLosses, shards_of};
 use lcl_trainer_config::{Precision, TrainerConfig};
 
 use crate::{
@@ -45,7 +45,7 @@ fn train(
         let (rank, world) = group.as_ref().map_or((0, 1), |group| (group.rank(), group.world_size()));
         let all = shards(step);
         let own: Vec<&[MicroBatch]> = all[shards_of(rank, world, SHARDS)].iter().map(Vec::as_slice).collect();
-        let share = ShardShare { shards: &own, total: SHARDS, keep_activations };
+        let share = OwnShards { shards: &own, total: SHARDS, keep_activations };
         let (report, agreement) = learner.train_step_exactly(step, share, group.as_deref_mut().map(member)).expect("a step");
         assert!(!report.skipped && report.contrastive > 0.0 && report.generation > 0.0, "{report:?}");
         if group.is_some() {
@@ -106,7 +106,7 @@ fn it_is_the_step_of_fast_mode_up_to_rounding() {
         let expected = gradients(&mut fast, 3, &batches);
         let own: Vec<&[MicroBatch]> = all.iter().map(Vec::as_slice).collect();
         let mut exact = learner_of_kind(&config, kind);
-        let share = ShardShare { shards: &own, total: SHARDS, keep_activations: false };
+        let share = OwnShards { shards: &own, total: SHARDS, keep_activations: false };
         let (losses, _) = exact.compute_gradients_exactly(3, share, None).expect("gradients");
         let apart = distance(&exact.gradients(), &expected);
         assert!(apart <= tolerance, "{kind:?}: {apart:e}");
@@ -121,7 +121,7 @@ fn shards_that_are_not_the_members_own_are_refused() {
     let mut learner = learner_of_kind(&config, Kind::Float);
     let all = shards(0);
     let own: Vec<&[MicroBatch]> = all[..3].iter().map(Vec::as_slice).collect();
-    let share = ShardShare { shards: &own, total: SHARDS, keep_activations: false };
+    let share = OwnShards { shards: &own, total: SHARDS, keep_activations: false };
     let error = learner.compute_gradients_exactly(0, share, None).expect_err("three of eight");
     assert!(error.to_string().contains("rank 0 of 1 has 3 of 8 virtual shards instead of 8"), "{error}");
 }
