@@ -27,10 +27,12 @@ use crate::{
     command_line::display::Output,
     evaluation::evaluate::counted,
     processes::stop::StopRequest,
-    run::identity::{ChangedField, NoIdentity},
-    run::journal::JournalError,
-    run::records::EndReason,
-    run::run_folder::RunFolderError,
+    run::{
+        identity::{ChangedField, NoIdentity},
+        journal::JournalError,
+        records::EndReason,
+        run_folder::RunFolderError,
+    },
 };
 
 mod alone;

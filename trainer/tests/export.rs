@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lcl_checkpoint::{Dtype, TensorData, read_safetensors, write_safetensors};
 use lcl_torch::{Device, Kind, Learner, Tensor};
-use lcl_trainer::{
-    evaluation::trained::{Source, Trained},
-    evaluation::weights::{export, import},
+use lcl_trainer::evaluation::{
+    trained::{Source, Trained},
+    weights::{export, import},
 };
 use lcl_trainer_config::{
     CheckpointConfig, DataConfig, DataSource, Device as Wanted, FORMAT_VERSION, GradientCompression, ModelConfig, ModelShape,

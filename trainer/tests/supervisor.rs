@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer::{
-    processes::stop::StopRequest,
-    processes::supervisor::{Crew, Outcome, Role, Rules, supervise},
+use lcl_trainer::processes::{
+    stop::StopRequest,
+    supervisor::{Crew, Outcome, Role, Rules, supervise},
 };
 use lcl_trainer_config::ExitCode;
 

@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use crate::{
     command_line::cli::{AnswerFormat, AskedRun},
-    processes::control::{Answer, ControlError, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus, ask},
-    processes::membership::{Members, SourceStatus},
+    processes::{
+        control::{Answer, ControlError, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus, ask},
+        membership::{Members, SourceStatus},
+    },
     run::run_folder::{RunFolderError, local_path},
 };
 
@@ -148,8 +150,10 @@ fn member_text(member: &MemberStatus) -> String {
 mod tests {
     use super::*;
     use crate::{
-        processes::control::Size,
-        processes::membership::{Event, Group, Happening},
+        processes::{
+            control::Size,
+            membership::{Event, Group, Happening},
+        },
         run::records::GenerationRecord,
     };
 

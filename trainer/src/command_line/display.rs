@@ -18,8 +18,10 @@ use tracing_subscriber::fmt::MakeWriter;
 use self::episodes::Episodes;
 use crate::{
     processes::membership::{Event, Group, Happening},
-    run::log_place,
-    run::records::{EndReason, Ended, Record, Started, StepRecord},
+    run::{
+        log_place,
+        records::{EndReason, Ended, Record, Started, StepRecord},
+    },
 };
 
 /// How progress is shown.

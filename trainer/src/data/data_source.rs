@@ -13,9 +13,9 @@ use lcl_trainer_config::{
     DataConfig, DataSource, DocumentsConfig, Mmc4Config, Mmc4Images, ModelConfig, ObelicsConfig, Objective, Precision, Preset, SampleKeys,
 };
 
-use crate::{
-    command_line::cli::{DataArgs, ImagesLayout, KeyArgs, SourceArg},
-    command_line::config_file::{self, ConfigFileError},
+use crate::command_line::{
+    cli::{DataArgs, ImagesLayout, KeyArgs, SourceArg},
+    config_file::{self, ConfigFileError},
 };
 
 /// The data that are meant cannot be found out.

@@ -18,8 +18,10 @@ use lcl_trainer_config::{CacheConfig, DataConfig, DataSource, Device, Field, Sam
 
 use crate::{
     command_line::cli::KeyArgs,
-    evaluation::retrieval::{Evaluation, Gallery, WrongSize},
-    evaluation::trained::{Source, Trained, TrainedError},
+    evaluation::{
+        retrieval::{Evaluation, Gallery, WrongSize},
+        trained::{Source, Trained, TrainedError},
+    },
 };
 
 /// Pairs encoded at once: enough to keep the cores busy, little memory.

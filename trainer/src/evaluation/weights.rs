@@ -13,8 +13,10 @@ use lcl_trainer_config::TrainerConfig;
 
 use crate::{
     evaluation::trained::{Source, Trained, TrainedError},
-    run::identity::Identity,
-    run::run_folder::{RunFolder, RunFolderError},
+    run::{
+        identity::Identity,
+        run_folder::{RunFolder, RunFolderError},
+    },
     training::{Facts, FinalSaveError, Saver, metadata},
 };
 

@@ -38,10 +38,14 @@ use self::{
 };
 use crate::{
     chain,
-    command_line::cli::{LogFormat, TimeoutArgs},
-    command_line::display::{Display, Output},
-    processes::stop::StopRequest,
-    processes::supervisor::{Role, Rules, SupervisorError, supervise},
+    command_line::{
+        cli::{LogFormat, TimeoutArgs},
+        display::{Display, Output},
+    },
+    processes::{
+        stop::StopRequest,
+        supervisor::{Role, Rules, SupervisorError, supervise},
+    },
     run::run_folder::{RunFolder, RunFolderError},
     training::Begin,
 };

@@ -20,8 +20,10 @@ use lcl_coordinator::{CertificateFiles, Security, draw_number};
 use crate::{
     command_line::cli::LogFormat,
     evaluation::forward::{LastWords, Readers, mark},
-    processes::stop::StopRequest,
-    processes::supervisor::{Crew, Outcome, Role, Rules, SupervisorError, supervise},
+    processes::{
+        stop::StopRequest,
+        supervisor::{Crew, Outcome, Role, Rules, SupervisorError, supervise},
+    },
 };
 
 /// What to start.

@@ -17,7 +17,7 @@ use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions,
 use tempfile::TempDir;
 use url::Url;
 
-use crate::{run::journal, run::tensorboard};
+use crate::run::{journal, tensorboard};
 
 /// Held by the process that trains in the folder.
 const LOCK_FILE: &str = ".lock";

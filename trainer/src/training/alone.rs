@@ -20,8 +20,10 @@ use super::{
 };
 use crate::{
     processes::stop::StopRequest,
-    run::records::{EndReason, Record},
-    run::tensorboard::EventFile,
+    run::{
+        records::{EndReason, Record},
+        tensorboard::EventFile,
+    },
 };
 
 /// See the module's description.

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::{describe::scalars, unix_time};
-use crate::{run::journal::Journal, run::records::Record, run::tensorboard::EventFile};
+use crate::run::{journal::Journal, records::Record, tensorboard::EventFile};
 
 /// Writes a record into both files. One that cannot be written waits, and is written with a later one.
 pub(super) fn write_record(record: &Record, journal: &mut Journal, events: &mut EventFile) -> io::Result<()> {

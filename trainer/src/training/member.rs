@@ -46,9 +46,7 @@ use super::{
 };
 use crate::{
     processes::fail_point::{self, Place},
-    run::identity::Identity,
-    run::log_place,
-    run::records::EndReason,
+    run::{identity::Identity, log_place, records::EndReason},
 };
 
 /// Longest wait for all members of a generation to build their group.

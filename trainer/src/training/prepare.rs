@@ -10,11 +10,11 @@ use super::{
     own_rows::{checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
     stepper::Stepper,
 };
-use crate::{
-    run::identity::Identity,
-    run::journal::{self, Journal},
-    run::records::Record,
-    run::run_folder::RunFolder,
+use crate::run::{
+    identity::Identity,
+    journal::{self, Journal},
+    records::Record,
+    run_folder::RunFolder,
 };
 
 /// A run of a process that trains alone, ready for its next step.

@@ -33,9 +33,11 @@ use super::{
 };
 use crate::{
     chain,
-    run::identity::Identity,
-    run::records::{DataStages, StepRecord},
-    run::state_log::{self, Origin},
+    run::{
+        identity::Identity,
+        records::{DataStages, StepRecord},
+        state_log::{self, Origin},
+    },
 };
 
 /// Of a single exchange. A member that is lost or stands still is noticed by its broken connection or by the coordinator (by default after

@@ -15,10 +15,10 @@ use lcl_coordinator::{Overseer, Sight};
 use lcl_protocol::{Status, World};
 
 use super::workers::{Change, Workers};
-use crate::{
-    processes::control::{Answer, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus},
-    processes::membership::{Chronicle, Group, Happening},
-    processes::stop::StopRequest,
+use crate::processes::{
+    control::{Answer, MemberStatus, Request, Resized, RunStatus, Saving, Stopping, WorkerStatus},
+    membership::{Chronicle, Group, Happening},
+    stop::StopRequest,
 };
 
 /// Happenings that a status tells: as many as a coordinator's.

@@ -22,11 +22,15 @@ use serde_json::Value;
 use super::{CrewError, LocalOptions, board::Board, gpus::Gpus};
 use crate::{
     chain,
-    command_line::cli::TimeoutArgs,
-    command_line::display::{Display, LogWriter},
+    command_line::{
+        cli::TimeoutArgs,
+        display::{Display, LogWriter},
+    },
     evaluation::forward::{LastWords, Readers},
-    processes::processors,
-    processes::supervisor::{Crew, Role},
+    processes::{
+        processors,
+        supervisor::{Crew, Role},
+    },
     run::records::Record,
 };
 

@@ -19,10 +19,12 @@ use lcl_trainer_config::ExitCode;
 
 use crate::{
     chain,
-    run::journal::{Journal, METRICS_FILE, RUN_FILE},
-    run::records::{Record, StepRecord},
-    run::run_folder::RunFolder,
-    run::tensorboard::EventFile,
+    run::{
+        journal::{Journal, METRICS_FILE, RUN_FILE},
+        records::{Record, StepRecord},
+        run_folder::RunFolder,
+        tensorboard::EventFile,
+    },
     training::{
         TrainError, host_name,
         ledger::{Writing, write_record},
