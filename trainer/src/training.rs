@@ -31,7 +31,7 @@ use crate::{
         identity::{ChangedField, NoIdentity},
         journal::JournalError,
         records::EndReason,
-        run_folder::RunFolderError,
+        run_folder::{OpenJournalError, RunFolderError},
     },
 };
 
@@ -217,6 +217,15 @@ pub enum TrainError {
     /// The thread ended in the middle.
     #[error("the training thread panicked: this is a fault of the program; its message stands above")]
     Panicked,
+}
+
+impl From<OpenJournalError> for TrainError {
+    fn from(error: OpenJournalError) -> Self {
+        match error {
+            OpenJournalError::Folder(error) => error.into(),
+            OpenJournalError::Journal(error) => error.into(),
+        }
+    }
 }
 
 impl TrainError {

@@ -68,7 +68,8 @@ use crate::{
     },
     report,
     run::{
-        journal::{self, JournalError},
+        journal::{self, JournalError, segments},
+        records::StepRecord,
         run_folder::{RunFolderError, local_path},
         state_log,
     },
@@ -661,9 +662,13 @@ fn write_report(arguments: &ReportArgs) -> Result<ExitCode, CommandError> {
         (journal::read_steps(&folder)?, journal::read_events(&folder)?)
     } else {
         let store = CheckpointStore::open(&uri, StoreOptions::default())?;
-        let fetch = |name| store.read_file(name).map(Option::unwrap_or_default);
+        let fetch = |name: &str| store.read_file(name).map(Option::unwrap_or_default);
         let place = Path::new(&uri);
-        let metrics = journal::parse(&fetch(journal::METRICS_FILE)?, &place.join(journal::METRICS_FILE))?;
+        let mut metrics: Vec<StepRecord> = Vec::new();
+        let closed = segments::among(store.file_names(segments::BEGINNING)?).into_iter().map(|segment| segment.name);
+        for name in closed.chain([journal::METRICS_FILE.to_owned()]) {
+            metrics.extend(journal::parse::<StepRecord>(&fetch(&name)?, &place.join(&name))?);
+        }
         (metrics, journal::parse(&fetch(journal::RUN_FILE)?, &place.join(journal::RUN_FILE))?)
     };
     if steps.is_empty() {

@@ -2,19 +2,24 @@
 //! step when a run goes on.
 //!
 //! Comes in: [`Record`]s. Goes out: files in which every step from 0 stands exactly once, whatever killed the processes before.
-//! A full disk does not stop training: lines wait in memory and are written when there is room again.
+//! A full disk does not stop training: lines wait in memory and are written when there is room again. Older lines lie in files of their own
+//! ([`segments`]), so that neither opening nor sending the newest grows with the run.
 //! Nothing here knows checkpoints or tensors.
+
+pub mod segments;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use lcl_checkpoint::sync;
 use serde::{Serialize, de::DeserializeOwned};
 
+use self::segments::Segment;
 use crate::run::records::{GenerationRecord, Record, StepRecord};
 
 /// The steps' file in the run's folder.
@@ -73,8 +78,16 @@ pub struct Opened {
 /// The open files.
 #[derive(Debug)]
 pub struct Journal {
+    folder: PathBuf,
     metrics: LineFile,
     run: LineFile,
+    /// Steps before these stand in segments.
+    begin: u64,
+    /// The step after the last line, and lines of `metrics.jsonl`.
+    end: u64,
+    lines: usize,
+    /// Lines after which the next file is begun.
+    most_lines: usize,
 }
 
 /// A file that is only appended to, whole lines at a time.
@@ -93,29 +106,73 @@ struct LineFile {
 impl Journal {
     /// Opens the files in `folder` for a run that has `completed_steps` steps; records beyond them are taken out.
     pub fn open(folder: &Path, completed_steps: u64) -> Result<(Self, Opened), JournalError> {
-        let (found, broken_steps) = usable::<StepRecord>(&folder.join(METRICS_FILE))?;
+        let listed = segments::list(folder).map_err(|source| JournalError::Read { path: folder.to_owned(), source })?;
+        Self::open_after(folder, completed_steps, listed)
+    }
+
+    /// As [`Journal::open`], of a folder that lies in an object store: `listed` are all segments there, of which `folder` needs to have only
+    /// those with steps from `completed_steps` on.
+    pub fn open_after(folder: &Path, completed_steps: u64, listed: Vec<Segment>) -> Result<(Self, Opened), JournalError> {
+        let (kept, cut) = segments::cut(listed, completed_steps);
+        let begin = kept.last().map_or(0, |segment| segment.steps.end);
+        let (mut found, mut broken_steps) = (Vec::new(), 0);
+        for path in segments::paths(folder, &cut).chain([folder.join(METRICS_FILE)]) {
+            let (records, broken) = usable::<StepRecord>(&path)?;
+            found.extend(records);
+            broken_steps += broken;
+        }
         let lines = found.len();
         let mut steps = current(found);
-        steps.retain(|record| record.step < completed_steps);
+        steps.retain(|record| (begin..completed_steps).contains(&record.step));
         let (mut events, broken_events) = usable::<Record>(&folder.join(RUN_FILE))?;
         events.retain(|record| record.completed_steps() <= completed_steps);
         let opened = Opened {
             superseded: (lines - steps.len()) as u64,
             broken: broken_steps + broken_events,
-            missing: completed_steps.saturating_sub(steps.len() as u64),
-            end: steps.iter().map(|record| record.step + 1).max().unwrap_or(0),
+            missing: completed_steps.saturating_sub(begin).saturating_sub(steps.len() as u64),
+            end: steps.iter().map(|record| record.step + 1).max().unwrap_or(begin),
         };
         let metrics = LineFile::replace(folder, METRICS_FILE, &steps)?;
         let run = LineFile::replace(folder, RUN_FILE, &events)?;
-        Ok((Self { metrics, run }, opened))
+        // What they had is in the file with the newest lines now.
+        for path in segments::paths(folder, &cut) {
+            fs::remove_file(&path).or_else(ignore_missing).map_err(|source| JournalError::Write { path: path.clone(), source })?;
+        }
+        let (folder, lines) = (folder.to_owned(), steps.len());
+        Ok((Self { folder, metrics, run, begin, end: opened.end, lines, most_lines: segments::LINES }, opened))
     }
 
     /// Appends one line to the file where it belongs. An error means that the line waits in memory and is tried again with the next one.
     pub fn append(&mut self, record: &Record) -> io::Result<()> {
-        match record {
-            Record::Step(step) => self.metrics.append(line_of(step)),
-            other => self.run.append(line_of(other)),
+        let Record::Step(step) = record else { return self.run.append(line_of(record)) };
+        self.metrics.append(line_of(step))?;
+        self.end = step.step + 1;
+        self.lines += 1;
+        if self.lines >= self.most_lines && self.begin < self.end {
+            self.close_segment();
         }
+        Ok(())
+    }
+
+    /// The file with the newest lines becomes a segment, unless it is another leader's by now. What fails is tried again with the next line.
+    fn close_segment(&mut self) {
+        let segment = Segment::new(self.begin..self.end);
+        let place = self.folder.join(&segment.name);
+        if !self.metrics.is_in_its_place() || fs::rename(&self.metrics.path, &place).is_err() {
+            return;
+        }
+        // Until there is a new file a reader finds every line in the segments.
+        match LineFile::replace(&self.folder, METRICS_FILE, &[] as &[StepRecord]) {
+            Ok(file) => (self.metrics, self.begin, self.lines) = (file, self.end, 0),
+            Err(_) => drop(fs::rename(&place, &self.metrics.path)),
+        }
+    }
+
+    /// The segments that are in the folder: those that this process has closed, and in a run's own folder all.
+    #[must_use]
+    pub fn segments(&self) -> Vec<PathBuf> {
+        let listed = segments::list(&self.folder).unwrap_or_default();
+        segments::paths(&self.folder, &listed).collect()
     }
 
     /// Makes what was written survive a loss of power. May take long; training goes on meanwhile.
@@ -146,6 +203,12 @@ impl LineFile {
         };
         let file = write().map_err(|source| JournalError::Write { path: path.clone(), source })?;
         Ok(Self { path, file: Some(file), length: text.len() as u64, last, pending: VecDeque::new() })
+    }
+
+    /// Whether its name leads to the file that this process writes.
+    fn is_in_its_place(&self) -> bool {
+        let Some(own) = self.file.as_ref().and_then(|file| file.metadata().ok()) else { return false };
+        fs::metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino()))
     }
 
     fn append(&mut self, line: String) -> io::Result<()> {
@@ -188,9 +251,14 @@ impl LineFile {
     }
 }
 
-/// The step lines of a run's folder, in the order of the file; none when the file is not there.
+/// The step lines of a run's folder, in the order of its files; none when there are none.
 pub fn read_steps(folder: &Path) -> Result<Vec<StepRecord>, JournalError> {
-    read(&folder.join(METRICS_FILE))
+    let listed = segments::list(folder).map_err(|source| JournalError::Read { path: folder.to_owned(), source })?;
+    let mut steps = Vec::new();
+    for path in segments::paths(folder, &listed).chain([folder.join(METRICS_FILE)]) {
+        steps.extend(read(&path)?);
+    }
+    Ok(steps)
 }
 
 /// Everything else that was recorded in a run's folder.
@@ -251,6 +319,10 @@ pub fn current(records: Vec<StepRecord>) -> Vec<StepRecord> {
     let mut kept = records;
     kept.retain(|record| newest.get(&record.step) == Some(&record.generation) && seen.insert(record.step));
     kept
+}
+
+fn ignore_missing(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 fn line_of(record: &impl Serialize) -> String {
@@ -390,6 +462,78 @@ mod tests {
         journal.append(&Record::Step(Box::new(step_record(1)))).unwrap();
         journal.append(&Record::Step(Box::new(step_record(2)))).unwrap();
         assert_eq!(steps_in(folder.path()), [0, 1, 2]);
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        segments::list(folder).unwrap().into_iter().map(|segment| segment.name).collect()
+    }
+
+    /// A run of so many steps whose files have so few lines.
+    fn write_short_files(folder: &Path, from: u64, most_lines: usize, steps: std::ops::Range<u64>) -> (Journal, Opened) {
+        let (mut journal, opened) = Journal::open(folder, from).unwrap();
+        journal.most_lines = most_lines;
+        for step in steps {
+            journal.append(&Record::Step(Box::new(step_record(step)))).unwrap();
+        }
+        (journal, opened)
+    }
+
+    #[test]
+    fn older_lines_lie_in_files_of_their_own_which_a_run_that_goes_on_does_not_touch() {
+        let folder = tempfile::tempdir().unwrap();
+        write_short_files(folder.path(), 0, 4, 0..10);
+        let closed = [Segment::new(0..4).name, Segment::new(4..8).name];
+        assert_eq!(names(folder.path()), closed);
+        assert_eq!(steps_in(folder.path()), (0..10).collect::<Vec<_>>());
+        let before = closed.each_ref().map(|name| fs::metadata(folder.path().join(name)).unwrap().ino());
+        let (_, opened) = write_short_files(folder.path(), 9, 4, 9..13);
+        assert_eq!(opened, Opened { superseded: 1, broken: 0, missing: 0, end: 9 });
+        assert_eq!(names(folder.path()), [&closed[..], &[Segment::new(8..12).name]].concat());
+        assert_eq!(closed.each_ref().map(|name| fs::metadata(folder.path().join(name)).unwrap().ino()), before);
+        assert_eq!(steps_in(folder.path()), (0..13).collect::<Vec<_>>());
+        let file = fs::read_to_string(folder.path().join(METRICS_FILE)).unwrap();
+        assert_eq!(file.lines().count(), 1, "step 12");
+    }
+
+    #[test]
+    fn a_run_that_goes_back_beyond_a_segment_takes_its_lines_into_the_open_file() {
+        let folder = tempfile::tempdir().unwrap();
+        write_short_files(folder.path(), 0, 4, 0..14);
+        let (_, opened) = write_short_files(folder.path(), 6, 4, 6..8);
+        assert_eq!(opened, Opened { superseded: 8, broken: 0, missing: 0, end: 6 });
+        assert_eq!(names(folder.path()), [Segment::new(0..4).name, Segment::new(4..8).name]);
+        assert_eq!(steps_in(folder.path()), (0..8).collect::<Vec<_>>());
+        write_short_files(folder.path(), 0, 4, 0..1);
+        assert_eq!((names(folder.path()), steps_in(folder.path())), (vec![], vec![0]));
+    }
+
+    #[test]
+    fn lines_that_are_lost_between_segments_are_noticed_by_whoever_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        write_short_files(folder.path(), 0, 4, 0..6);
+        let (_, opened) = write_short_files(folder.path(), 8, 4, 8..9);
+        assert_eq!((opened.missing, opened.end), (2, 6));
+    }
+
+    /// Killed after the file got its new name and before the next one was made.
+    #[test]
+    fn a_run_without_its_newest_file_goes_on_behind_its_segments() {
+        let folder = tempfile::tempdir().unwrap();
+        write_short_files(folder.path(), 0, 4, 0..4);
+        fs::remove_file(folder.path().join(METRICS_FILE)).unwrap();
+        assert_eq!(steps_in(folder.path()), [0, 1, 2, 3]);
+        let (_, opened) = write_short_files(folder.path(), 4, 4, 4..5);
+        assert_eq!((opened, steps_in(folder.path())), (Opened { end: 4, ..Opened::default() }, vec![0, 1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn a_leader_whose_file_was_replaced_closes_no_segment() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut late, _) = write_short_files(folder.path(), 0, 4, 0..3);
+        write_short_files(folder.path(), 2, 9, 2..7);
+        late.append(&Record::Step(Box::new(step_record(3)))).unwrap();
+        late.append(&Record::Step(Box::new(step_record(4)))).unwrap();
+        assert_eq!((names(folder.path()), steps_in(folder.path())), (vec![], (0..7).collect::<Vec<_>>()));
     }
 
     /// A leader that was away for longer must not write into its successor's files, nor cut them.

@@ -5,6 +5,7 @@
 //! fetched at the start and uploaded now and then, at least with every checkpoint.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -17,13 +18,19 @@ use lcl_checkpoint::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions,
 use tempfile::TempDir;
 use url::Url;
 
-use crate::run::{journal, tensorboard};
+use crate::run::{
+    journal::{
+        self, Journal, JournalError, Opened,
+        segments::{self, Segment},
+    },
+    tensorboard,
+};
 
 /// Held by the process that trains in the folder.
 const LOCK_FILE: &str = ".lock";
 
 /// What a run's files other than checkpoints are called; `--fresh --delete-existing` removes these and no others.
-const OWN_PREFIXES: [&str; 3] = [journal::METRICS_FILE, journal::RUN_FILE, tensorboard::NAME_PREFIX];
+const OWN_PREFIXES: [&str; 4] = [journal::METRICS_FILE, segments::BEGINNING, journal::RUN_FILE, tensorboard::NAME_PREFIX];
 
 /// The folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +72,17 @@ pub enum RunFolderError {
     },
 }
 
+/// A run's journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenJournalError {
+    /// Its folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] RunFolderError),
+    /// Its files cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
 impl RunFolderError {
     /// Whether starting again with the same folder would fail again until somebody changes something.
     #[must_use]
@@ -93,8 +111,21 @@ pub struct RunFolder {
 struct Upload {
     _folder: TempDir,
     under_way: Option<JoinHandle<()>>,
+    /// Segments of the store.
+    segments: Vec<Segment>,
+    /// Names of the closed files that it has.
+    sent: Arc<Mutex<BTreeSet<String>>>,
     /// Why the last upload failed.
     problem: Arc<Mutex<Option<String>>>,
+}
+
+/// A run's files, to be sent to an object store.
+#[derive(Clone, Debug, Default)]
+pub struct ToSend {
+    /// Nobody writes them any more: each goes once.
+    pub closed: Vec<PathBuf>,
+    /// They grow, and go as they are now, after the others.
+    pub open: Vec<PathBuf>,
 }
 
 impl RunFolder {
@@ -133,8 +164,32 @@ impl RunFolder {
                 fs::write(&file, bytes).map_err(|source| RunFolderError::File { path: file, source })?;
             }
         }
-        let upload = Upload { _folder: folder, under_way: None, problem: Arc::default() };
+        let segments = segments::among(store.file_names(segments::BEGINNING)?);
+        let upload = Upload { _folder: folder, under_way: None, segments, sent: Arc::default(), problem: Arc::default() };
         Ok(Self { store, path, _lock: None, upload: Some(upload) })
+    }
+
+    /// Opens the journal of a run that has `completed_steps` steps. Of an object store only the segments are fetched that have lines of later
+    /// steps, and they are removed there, since their lines stand in the open file then.
+    pub fn open_journal(&mut self, completed_steps: u64) -> Result<(Journal, Opened), OpenJournalError> {
+        let Some(upload) = &self.upload else { return Ok(Journal::open(&self.path, completed_steps)?) };
+        let cut: Vec<&Segment> = upload.segments.iter().filter(|segment| segment.steps.end > completed_steps).collect();
+        for segment in &cut {
+            if let Some(bytes) = self.store.read_file(&segment.name).map_err(RunFolderError::from)? {
+                let file = self.path.join(&segment.name);
+                fs::write(&file, bytes).map_err(|source| RunFolderError::File { path: file, source })?;
+            }
+        }
+        let opened = Journal::open_after(&self.path, completed_steps, upload.segments.clone())?;
+        if !cut.is_empty() {
+            let metrics = self.path.join(journal::METRICS_FILE);
+            let sent = send(&self.store, &ToSend { closed: Vec::new(), open: vec![metrics.clone()] }, &upload.sent);
+            sent.map_err(|reason| RunFolderError::File { path: metrics, source: io::Error::other(reason) })?;
+        }
+        for segment in cut {
+            self.store.remove_file(&segment.name).map_err(RunFolderError::from)?;
+        }
+        Ok(opened)
     }
 
     /// Where checkpoints go.
@@ -183,14 +238,15 @@ impl RunFolder {
 
     /// Sends the files to the object store, in the background; nothing for a local folder. One upload at a time: when the last one is not
     /// through, this one is left out, since the next takes everything along anyway. Whether the files are on their way or need not be.
-    pub fn upload(&mut self, files: &[PathBuf]) -> bool {
+    pub fn upload(&mut self, files: &ToSend) -> bool {
         let Some(upload) = &mut self.upload else { return true };
         if upload.under_way.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return false;
         }
-        let (store, files, problem) = (self.store.clone(), files.to_vec(), Arc::clone(&upload.problem));
+        let (store, files) = (self.store.clone(), files.clone());
+        let (sent, problem) = (Arc::clone(&upload.sent), Arc::clone(&upload.problem));
         upload.under_way = Some(thread::spawn(move || {
-            let result = send(&store, &files);
+            let result = send(&store, &files, &sent);
             if let Err(reason) = &result {
                 tracing::warn!(reason, "metrics not uploaded; tried again after the next checkpoint");
             }
@@ -200,7 +256,7 @@ impl RunFolder {
     }
 
     /// Sends the files and waits for it. Gives the reason when they did not arrive.
-    pub fn finish_upload(&mut self, files: &[PathBuf]) -> Result<(), String> {
+    pub fn finish_upload(&mut self, files: &ToSend) -> Result<(), String> {
         self.wait_for_upload();
         self.upload(files);
         self.wait_for_upload();
@@ -257,13 +313,22 @@ fn lock(folder: &Path) -> Result<Option<File>, RunFolderError> {
     }
 }
 
-fn send(store: &CheckpointStore, files: &[PathBuf]) -> Result<(), String> {
-    for path in files {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+/// Closed files first: a reader in between finds lines twice rather than not at all.
+fn send(store: &CheckpointStore, files: &ToSend, sent: &Mutex<BTreeSet<String>>) -> Result<(), String> {
+    let is_sent = |name: &String| sent.lock().unwrap_or_else(PoisonError::into_inner).contains(name);
+    let name_of = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let send = |path: &PathBuf, name: &str| -> Result<(), String> {
         let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        store.write_file(&name, Bytes::from(bytes)).map_err(|error| format!("{name}: {}", crate::chain(&error)))?;
+        store.write_file(name, Bytes::from(bytes)).map_err(|error| format!("{name}: {}", crate::chain(&error)))
+    };
+    for path in &files.closed {
+        let name = name_of(path);
+        if !is_sent(&name) {
+            send(path, &name)?;
+            sent.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        }
     }
-    Ok(())
+    files.open.iter().try_for_each(|path| send(path, &name_of(path)))
 }
 
 fn describe(checkpoints: &[CheckpointEntry], files: &[PathBuf]) -> String {
@@ -282,9 +347,14 @@ mod tests {
     use object_store::{ObjectStore, memory::InMemory};
 
     use super::*;
+    use crate::run::records::tests::step_record;
 
     fn uri(folder: &TempDir) -> String {
         Url::from_file_path(folder.path()).unwrap().to_string()
+    }
+
+    fn open_file(path: PathBuf) -> ToSend {
+        ToSend { closed: Vec::new(), open: vec![path] }
     }
 
     #[test]
@@ -309,16 +379,42 @@ mod tests {
         assert!(!metrics.exists());
         for text in ["one line", "one line, two lines"] {
             fs::write(&metrics, text).unwrap();
-            first.finish_upload(std::slice::from_ref(&metrics)).unwrap();
+            first.finish_upload(&open_file(metrics.clone())).unwrap();
         }
         let second = open();
         assert_ne!(first.path(), second.path());
         assert_eq!(fs::read_to_string(second.path().join(journal::METRICS_FILE)).unwrap(), "one line, two lines");
         let missing = first.path().join("missing");
-        assert!(first.finish_upload(&[missing]).is_err());
+        assert!(first.finish_upload(&open_file(missing)).is_err());
         let temporary = second.path().to_owned();
         drop(second);
         assert!(!temporary.exists(), "the temporary folder stays");
+    }
+
+    #[test]
+    fn a_closed_file_goes_to_an_object_store_once_and_is_fetched_only_by_a_run_that_goes_back_beyond_it() {
+        let store = CheckpointStore::from_object_store("memory", Arc::new(InMemory::new()), u64::MAX).unwrap();
+        let open = || RunFolder::on_object_store(store.clone()).unwrap();
+        let line = |step: u64| serde_json::to_string(&step_record(step)).unwrap() + "\n";
+        let mut first = open();
+        let (segment, metrics) = (first.path().join(Segment::new(0..2).name), first.path().join(journal::METRICS_FILE));
+        fs::write(&segment, line(0) + &line(1)).unwrap();
+        fs::write(&metrics, line(2) + &line(3)).unwrap();
+        let files = ToSend { closed: vec![segment.clone()], open: vec![metrics] };
+        first.finish_upload(&files).unwrap();
+        // It is not read again: it went before.
+        fs::remove_file(&segment).unwrap();
+        first.finish_upload(&files).unwrap();
+
+        let mut second = open();
+        let (_, opened) = second.open_journal(3).unwrap();
+        assert_eq!(opened, Opened { superseded: 1, broken: 0, missing: 0, end: 3 });
+        assert!(!second.path().join(Segment::new(0..2).name).exists());
+        let mut back = open();
+        let (_, opened) = back.open_journal(1).unwrap();
+        assert_eq!(opened, Opened { superseded: 3, broken: 0, missing: 0, end: 1 });
+        assert_eq!(store.file_names("metrics").unwrap(), [journal::METRICS_FILE]);
+        assert_eq!(store.read_file(journal::METRICS_FILE).unwrap().as_deref(), Some(line(0).as_bytes()));
     }
 
     #[test]
@@ -334,7 +430,8 @@ mod tests {
                 fs::write(run.path().join(name), "x").unwrap();
             }
         }
-        remote.finish_upload(&[remote.path().join(event_file), remote.path().join("metrics.jsonl")]).unwrap();
+        let files = ToSend { closed: vec![remote.path().join(event_file)], open: vec![remote.path().join("metrics.jsonl")] };
+        remote.finish_upload(&files).unwrap();
         // Another process finds them, too.
         for run in [local, RunFolder::on_object_store(store).unwrap()] {
             assert_eq!(run.event_files().unwrap(), [event_file]);

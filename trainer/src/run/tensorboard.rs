@@ -95,6 +95,9 @@ pub struct EventFile {
     length: u64,
     /// Records that are not in the file yet.
     pending: VecDeque<Vec<u8>>,
+    folder: PathBuf,
+    number: u64,
+    unique: String,
 }
 
 impl EventFile {
@@ -104,15 +107,32 @@ impl EventFile {
     /// `time` is Unix time in seconds.
     pub fn create(folder: &Path, before: &[String], time: f64, unique: &str, first_step: u64) -> io::Result<Self> {
         // TensorBoard reads every file whose name holds `tfevents`, in the order of the names.
-        let path = folder.join(format!("{NAME_PREFIX}{:0DIGITS$}.{unique}", number_after(before, time)));
-        // Appending: after a record that did not fit was cut off, the next one follows what stayed.
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
-        let length = file.metadata()?.len();
-        let mut events = Self { file: Some(file), path, length, pending: VecDeque::new() };
-        events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
+        let mut events = Self::begin(folder, number_after(before, time), unique, time)?;
         let session = SessionLog { status: SESSION_START };
         events.write(&Event { wall_time: time, step: to_step(first_step), what: Some(What::SessionLog(session)) })?;
         Ok(events)
+    }
+
+    /// A file with nothing but its version.
+    fn begin(folder: &Path, number: u64, unique: &str, time: f64) -> io::Result<Self> {
+        let path = folder.join(format!("{NAME_PREFIX}{number:0DIGITS$}.{unique}"));
+        // Appending: after a record that did not fit was cut off, the next one follows what stayed.
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let length = file.metadata()?.len();
+        let (folder, unique) = (folder.to_owned(), unique.to_owned());
+        let mut events = Self { file: Some(file), path, length, pending: VecDeque::new(), folder, number, unique };
+        events.write(&Event { wall_time: time, step: 0, what: Some(What::FileVersion(FILE_VERSION.to_owned())) })?;
+        Ok(events)
+    }
+
+    /// Goes on in another file, which readers take after this one, when this one has `most` bytes; gives the path of this one then. With records
+    /// that wait nothing happens.
+    pub fn continue_after(&mut self, most: u64, time: f64) -> io::Result<Option<PathBuf>> {
+        if self.length < most || !self.pending.is_empty() {
+            return Ok(None);
+        }
+        let next = Self::begin(&self.folder, self.number + 1, &self.unique, time)?;
+        Ok(Some(std::mem::replace(self, next).path))
     }
 
     /// Adds one event with all values of a step.

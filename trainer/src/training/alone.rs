@@ -49,7 +49,7 @@ impl Alone {
         let events = EventFile::create(folder.path(), &before, unix_time(), &unique, completed_steps + 1)
             .map_err(|source| TrainError::Events { source })?;
         let place = Place { store: folder.store().clone(), generation, completed_steps };
-        let leader = Leader::with(Files::opened(place, Open { folder, journal, events }), generation, &stepper, options);
+        let leader = Leader::with(Files::opened(place, Open::new(folder, journal, events)), generation, &stepper, options);
         Ok(Self { stepper, generation, saver, leader, stop: options.stop.clone() })
     }
 

@@ -108,7 +108,7 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<R
     prepare_process(&config)?;
     let device = choose_device(config.runtime.device, 0)?;
     warn_of_slow_precision(&config, device)?;
-    let folder = RunFolder::open(&config.checkpoint.uri)?;
+    let mut folder = RunFolder::open(&config.checkpoint.uri)?;
     let dataset = open_data(&config.data, &options.stop)?;
     // Nothing is deleted for a run that cannot be.
     if let Begin::Fresh { delete_existing } = options.begin {
@@ -129,7 +129,7 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<R
     if progress.completed_steps < config.optimization.steps {
         folder.store().check_room(checkpoint_bytes(&learner))?;
     }
-    let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
+    let (journal, opened) = folder.open_journal(progress.completed_steps)?;
     if opened.superseded > 0 {
         tracing::info!(lines = opened.superseded, step = progress.completed_steps, "metrics beyond the restored step taken out");
     }

@@ -22,7 +22,7 @@ use crate::{
     run::{
         journal::{Journal, METRICS_FILE, RUN_FILE},
         records::{Record, StepRecord},
-        run_folder::RunFolder,
+        run_folder::{RunFolder, ToSend},
         tensorboard::EventFile,
     },
     training::{
@@ -38,6 +38,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// Records kept while there is no file: as many as a file keeps that takes none (`journal.rs`).
 const MOST_WAITING: usize = 65_536;
 
+/// Bytes of an event file that grows, and is sent whole each time, in an object store.
+const EVENTS_AT_A_TIME: u64 = 4 << 20;
+
 /// What is needed to open the files.
 #[derive(Clone)]
 pub(in crate::training) struct Place {
@@ -52,31 +55,51 @@ impl Place {
     fn open(&self) -> Result<(Open, u64), TrainError> {
         // Not locked: who leads is the coordinator's decision, and a leader that was evicted may still exist for a while. Its journal is
         // another file by then, and its checkpoints carry its generation.
-        let folder = RunFolder::of_member(self.store.clone())?;
-        let (journal, opened) = Journal::open(folder.path(), self.completed_steps)?;
+        let mut folder = RunFolder::of_member(self.store.clone())?;
+        let (journal, opened) = folder.open_journal(self.completed_steps)?;
         let unique = format!("{}.{}.{}-{}", host_name(), std::process::id(), self.generation.epoch, self.generation.n);
         let before = folder.event_files()?;
         let events = EventFile::create(folder.path(), &before, unix_time(), &unique, self.completed_steps + 1);
         let events = events.map_err(|source| TrainError::Events { source })?;
-        Ok((Open { folder, journal, events }, opened.end))
+        Ok((Open::new(folder, journal, events), opened.end))
     }
 }
 
 /// The files, to be written.
 pub(in crate::training) struct Open {
-    pub(in crate::training) folder: RunFolder,
-    pub(in crate::training) journal: Journal,
-    pub(in crate::training) events: EventFile,
+    folder: RunFolder,
+    journal: Journal,
+    events: EventFile,
+    /// Event files that were written before this one.
+    closed_events: Vec<PathBuf>,
 }
 
 impl Open {
+    pub(in crate::training) fn new(folder: RunFolder, journal: Journal, events: EventFile) -> Self {
+        Self { folder, journal, events, closed_events: Vec::new() }
+    }
+
     fn write(&mut self, record: &Record) -> io::Result<()> {
         write_record(record, &mut self.journal, &mut self.events)
     }
 
-    fn paths(&self) -> [PathBuf; 3] {
+    /// Sends what has not been sent, and what grows as it is now.
+    fn upload(&mut self) -> bool {
+        let files = self.to_send();
+        self.folder.upload(&files)
+    }
+
+    fn to_send(&mut self) -> ToSend {
+        if !self.folder.store().is_local()
+            && let Ok(Some(closed)) = self.events.continue_after(EVENTS_AT_A_TIME, unix_time())
+        {
+            self.closed_events.push(closed);
+        }
         let folder = self.folder.path();
-        [folder.join(METRICS_FILE), folder.join(RUN_FILE), self.events.path().to_owned()]
+        ToSend {
+            closed: self.journal.segments().into_iter().chain(self.closed_events.iter().cloned()).collect(),
+            open: vec![folder.join(METRICS_FILE), folder.join(RUN_FILE), self.events.path().to_owned()],
+        }
     }
 }
 
@@ -154,8 +177,7 @@ impl Files {
     /// Sends the files to an object store, unless they are on their way. Whether they are up to date there when that has been done.
     pub(super) fn upload(&mut self) -> bool {
         let State::Open(open) = &mut self.state else { return false };
-        let paths = open.paths();
-        open.folder.upload(&paths)
+        open.upload()
     }
 
     /// Has everything where it belongs, and waits for it, as long as for a volume that is away.
@@ -172,8 +194,8 @@ impl Files {
             let error = opened.err().map(|error| chain(&error)).unwrap_or_default();
             return tracing::error!(error, "the last metrics are lost: the run's files cannot be opened");
         };
-        let paths = open.paths();
-        if let Err(reason) = open.folder.finish_upload(&paths) {
+        let files = open.to_send();
+        if let Err(reason) = open.folder.finish_upload(&files) {
             tracing::error!(reason, "the last metrics are not in the store");
         }
     }
@@ -226,8 +248,7 @@ impl Files {
             }
         }
         self.writing.note(written, self.place.store.uri());
-        let paths = open.paths();
-        open.folder.upload(&paths);
+        open.upload();
         self.state = State::Open(Box::new(open));
     }
 }
