@@ -250,6 +250,8 @@ impl TrainError {
             ) => ExitCode::Permanent,
             // Storage that does not answer, or a disk without room for an index.
             Self::Dataset(error) if may_pass(error) => ExitCode::Retryable,
+            // A shard that is gone, or may not be read, is so at the next start, too.
+            Self::Loader(LoaderError::Read { source, .. }) if !may_pass(source.as_ref()) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)
@@ -355,4 +357,24 @@ pub fn train(config: TrainerConfig, options: TrainOptions) -> Result<ExitCode, T
     };
     let thread = thread::Builder::new().name("training".to_owned()).spawn(work).map_err(|source| TrainError::Thread { source })?;
     thread.join().unwrap_or(Err(TrainError::Panicked))
+}
+
+#[cfg(test)]
+mod tests {
+    use lcl_data::shard::ShardError;
+
+    use super::*;
+
+    #[test]
+    fn a_shard_that_is_gone_for_good_is_a_permanent_failure_and_one_that_storage_does_not_give_is_none() {
+        let reading = |error: ShardError| LoaderError::Read { step: 3, slot: 1, source: Box::new(DatasetError::Shard(error)) };
+        let path = || "/data/pairs-000007.tar".into();
+        let missing = TrainError::Loader(reading(ShardError::Missing { path: path() }));
+        assert_eq!(missing.exit_code(), ExitCode::Permanent);
+        assert!(crate::chain(&missing).contains("shard /data/pairs-000007.tar does not exist"), "{}", crate::chain(&missing));
+        let open = |kind: io::ErrorKind| TrainError::Loader(reading(ShardError::Open { path: path(), source: kind.into() }));
+        assert_eq!(open(io::ErrorKind::PermissionDenied).exit_code(), ExitCode::Permanent);
+        assert_eq!(open(io::ErrorKind::TimedOut).exit_code(), ExitCode::Retryable);
+        assert_eq!(open(io::ErrorKind::StaleNetworkFileHandle).exit_code(), ExitCode::Retryable);
+    }
 }
