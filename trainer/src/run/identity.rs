@@ -5,7 +5,7 @@
 //! are not: they may change.
 
 use lcl_data::{Dataset, dataset::Description};
-use lcl_trainer_config::{DataSource, Field, Mmc4Config, ModelConfig, ObelicsConfig, SampleKeys, TrainerConfig};
+use lcl_trainer_config::{DataSource, ExactConfig, Field, Mmc4Config, ModelConfig, ObelicsConfig, SampleKeys, TrainerConfig};
 use serde_json::{Map, Value, json};
 
 /// The field that stands for the shards' names, sizes and counts.
@@ -98,7 +98,8 @@ impl Identity {
                 "globalBatchSize": optimization.global_batch_size,
                 "normalization": optimization.normalization,
                 "gradientCompression": optimization.gradient_compression,
-                "exact": optimization.exact,
+                // Not how often it is verified, which changes no bit.
+                "exact": optimization.exact.map(|exact| ExactConfig { verify_every_steps: None, ..exact }),
                 "seed": optimization.seed,
                 // The stored moments are averages with these.
                 "betas": optimization.betas,

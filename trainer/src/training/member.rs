@@ -120,7 +120,7 @@ pub enum MemberRunError {
     },
     /// This member's state was not that of the others, again and again.
     #[error(
-        "the state that this member computed was {times} times not that of the others: its memory, its processor or its accelerator is faulty, or \
+        "what this member computed was {times} times not what another computed from the same: its memory, its processor or its accelerator is faulty, or \
          of another kind than theirs; the job goes on without this machine"
     )]
     Differs {
@@ -300,7 +300,7 @@ impl Steps for MemberRun<'_> {
         let is_busy = self.saver.as_mut().is_some_and(Saver::is_busy);
         let wish = i64::from(self.client.flags().bits()) | if is_busy { BUSY } else { 0 };
         let Some(joined) = self.joined.as_mut() else { return gone() };
-        self.stepper.exchange(Some(&mut joined.group), (wish, is_saving), asked)
+        self.stepper.exchange(Some((&mut joined.group, joined.generation)), (wish, is_saving), asked)
     }
 
     async fn step(&mut self, exchanged: Exchanged) -> Result<Agreed, Halt<TrainError>> {

@@ -4,7 +4,9 @@
 //! applies an update only when every gradient was summed without an error, so that the next group can do the same step again.
 
 use std::{
+    ops::Range,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,7 +27,7 @@ use super::{
     describe::share_wait,
     exchange::{JoinError, Own, Shared, Wanted, exchange},
     metadata, nothing_trained,
-    own_rows::OwnRows,
+    own_rows::{OwnRows, Second, second_of},
     prepare::{Progress, Provenance, suspect, with_provenance},
     saver::{Facts, Saver},
     state_watch::{StateWatch, Word, differing},
@@ -44,8 +46,11 @@ use crate::{
 /// two minutes) before; the time-out is for what neither shows (decision 10). Members wait for the slowest one's data, too.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// How often a process may be found to hold another state than the others, before its machine is taken for unfit.
+/// How often a process may be found to hold another state than the others, or to compute otherwise than a second one, before its machine is
+/// taken for unfit.
 const MOST_DIFFERENCES: u32 = 2;
+/// Longest wait for the samples of another member's shard, which this one computes a second time. Without them that is left out.
+const SECOND_PATIENCE: Duration = Duration::from_secs(10);
 
 /// See the module's description.
 pub(super) struct Stepper {
@@ -138,21 +143,9 @@ impl Stepper {
         if self.samples.as_ref().is_some_and(|samples| samples.slots == *slots && samples.next == step) {
             return Ok(());
         }
-        let optimization = &self.config.optimization;
-        let loader = if step >= optimization.steps || slots.count() == 0 {
-            None
-        } else {
-            let options = LoaderOptions {
-                model: self.config.model.shape.clone(),
-                objective: self.config.model.objective,
-                seed: optimization.seed,
-                global_batch_size: optimization.global_batch_size,
-                slots: slots.clone(),
-                first_step: step,
-                last_step: optimization.steps,
-            };
-            Some(Loader::start(Arc::clone(&self.dataset), &self.config.data, options)?)
-        };
+        let steps = self.config.optimization.steps;
+        let has_samples = step < steps && slots.count() > 0;
+        let loader = has_samples.then(|| self.loader(slots, step..steps)).transpose()?;
         self.samples = Some(Samples { slots: slots.clone(), next: step, loader });
         Ok(())
     }
@@ -208,7 +201,7 @@ impl Stepper {
     /// `is_saving`: a checkpoint was begun after the step before, and is not to become visible if states differ.
     pub(super) fn exchange(
         &mut self,
-        mut group: Option<&mut Group>,
+        mut group: Option<(&mut Group, Generation)>,
         (wish, is_saving): (i64, bool),
         (asked, before): (Instant, Usage),
     ) -> Result<Exchanged, Halt<TrainError>> {
@@ -223,8 +216,14 @@ impl Stepper {
         };
         let begin = Instant::now();
         let state = is_compared.then(|| sum_up(&self.learner, &self.watch)).transpose()?;
-        let place = group.as_ref().map_or((0, 1), |group| (group.rank(), group.world_size()));
-        let rows = OwnRows::prepare(&mut self.learner, &batch, place, (&self.config, &self.order))?;
+        let place = group.as_ref().map_or((0, 1), |(group, _)| (group.rank(), group.world_size()));
+        let mut rows = OwnRows::prepare(&mut self.learner, &batch, place, (&self.config, &self.order))?;
+        let second = group.as_ref().and_then(|(_, generation)| second_of(&self.config.optimization, step, place.1, *generation));
+        if let Some(second) = second {
+            let again = if second.rank == place.0 { self.read_again(&second, step)? } else { None };
+            rows.verify(&second, again.as_ref(), &self.learner, (&self.config, &self.order))?;
+        }
+        let Some(samples) = self.samples.as_ref() else { return Err(TrainError::DataEnded { step }.into()) };
         let spent = samples.loader.as_ref().map_or_else(Vec::new, Loader::spent);
         let optimization = &self.config.optimization;
         let own = Own {
@@ -237,14 +236,40 @@ impl Stepper {
             state,
         };
         let wanted = Wanted { order: &self.order, batch: optimization.global_batch_size, step };
-        let shared = exchange(group.as_deref_mut(), &own, &wanted, EXCHANGE_TIMEOUT).map_err(|error| match error {
-            JoinError::Group(error) => broken(&error),
-            JoinError::Parts(error) => Halt::Fatal(MemberRunError::from(error).into()),
-        })?;
+        let shared =
+            exchange(group.as_mut().map(|(group, _)| &mut **group), &own, &wanted, EXCHANGE_TIMEOUT).map_err(|error| match error {
+                JoinError::Group(error) => broken(&error),
+                JoinError::Parts(error) => Halt::Fatal(MemberRunError::from(error).into()),
+            })?;
         if is_compared {
             self.compare_states(step, &shared.states, place.0)?;
         }
         Ok(Exchanged { step, rows, shared, asked, begin, before })
+    }
+
+    /// The samples of a shard that another member owns.
+    fn read_again(&self, second: &Second, step: u64) -> Result<Option<Batch>, TrainError> {
+        let mut loader = self.loader(&second.slots.clone().into(), step..step + 1)?;
+        if !loader.wait(SECOND_PATIENCE) {
+            tracing::warn!(step, "the samples of another member's shard do not come: it is not verified in this step");
+            thread::spawn(move || drop(loader));
+            return Ok(None);
+        }
+        Ok(Some(loader.next().ok_or(TrainError::DataEnded { step })??))
+    }
+
+    fn loader(&self, slots: &Slots, steps: Range<u64>) -> Result<Loader, TrainError> {
+        let optimization = &self.config.optimization;
+        let options = LoaderOptions {
+            model: self.config.model.shape.clone(),
+            objective: self.config.model.objective,
+            seed: optimization.seed,
+            global_batch_size: optimization.global_batch_size,
+            slots: slots.clone(),
+            first_step: steps.start,
+            last_step: steps.end,
+        };
+        Ok(Loader::start(Arc::clone(&self.dataset), &self.config.data, options)?)
     }
 
     /// All members have said what they hold before `step`. Whose state is not the others' gets theirs in the next group.
@@ -307,6 +332,17 @@ impl Stepper {
             group.as_deref_mut().map(|group| MemberStep { group, wish: 0, counts: Some(&shared.counts), timeout: EXCHANGE_TIMEOUT });
         match rows.train(&mut self.learner, step, self.config.optimization.exact, member) {
             Ok(report) => Ok(report),
+            Err(error @ LearnerError::Unequal { ranks, .. }) => {
+                let is_own = group.is_some_and(|group| ranks.contains(&group.rank()));
+                self.differed += u32::from(is_own);
+                if is_own {
+                    tracing::error!(step, times = self.differed, error = chain(&error), "this member is one of the two");
+                }
+                if self.differed > MOST_DIFFERENCES {
+                    return Err(Halt::Fatal(MemberRunError::Differs { times: self.differed }.into()));
+                }
+                Err(Halt::Group(chain(&error)))
+            }
             Err(error) if group.is_some_and(|group| !group.is_live()) => Err(Halt::Group(chain(&error))),
             Err(error) => Err(Halt::Fatal(LearnerError::into(error))),
         }

@@ -105,7 +105,7 @@ impl Arena {
         }
         let optimization = &mut run.config.optimization;
         (optimization.steps, optimization.global_batch_size) = (steps, 16);
-        optimization.exact = exact.then_some(ExactConfig { virtual_shards: 8, threads: 1 });
+        optimization.exact = exact.then_some(ExactConfig { virtual_shards: 8, threads: 1, verify_every_steps: None });
         if !exact {
             optimization.learning_rate = FAST_LEARNING_RATE;
         }

@@ -167,7 +167,11 @@ fn member(arguments: &Arguments, rank: usize, store: &Path) -> Result<()> {
     let world = arguments.processes;
     let total = arguments.rows * world;
     let mut config = config(shape.clone(), &arguments.precision, total, arguments.threads);
-    config.optimization.exact = arguments.exact.then_some(ExactConfig { virtual_shards: SHARDS as u32, threads: arguments.threads as u32 });
+    config.optimization.exact = arguments.exact.then_some(ExactConfig {
+        virtual_shards: SHARDS as u32,
+        threads: arguments.threads as u32,
+        verify_every_steps: None,
+    });
     let mut learner = Learner::new(&config, Device::Cpu)?;
     if let Some(path) = &arguments.weights {
         load_weights(&mut learner, path)?;

@@ -29,7 +29,7 @@ use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConf
 use tch::{Device, Kind, TchError, Tensor};
 
 pub use by_source::{SourceLosses, Terms};
-pub use exact::{OwnShards, PreparedShards, shards_of};
+pub use exact::{OwnShards, PreparedShards, Verified, shards_of};
 pub use exchange::{Agreement, MemberStep};
 pub use forward::PreparedRows;
 pub use inspect::Inspection;
@@ -103,6 +103,18 @@ pub enum LearnerError {
     Shards {
         /// What is wrong.
         reason: String,
+    },
+    /// Two members have computed the gradient of one virtual shard, and their bits differ. The group is closed; gradients are dropped, and
+    /// parameters are as before the step.
+    #[error(
+        "the gradient of virtual shard {shard} has other bits on rank {} than on rank {}: one of the two computes wrongly; nothing was updated",
+        .ranks[0], .ranks[1]
+    )]
+    Unequal {
+        /// The shard.
+        shard: usize,
+        /// Who has computed it.
+        ranks: [usize; 2],
     },
     /// A member was lost, or the group was aborted. It is closed; gradients are dropped, and parameters are as before the step.
     #[error("exchange with other members")]
@@ -342,7 +354,7 @@ impl Learner {
     ) -> Result<(LossReport, Agreement), LearnerError> {
         let OwnShards { shards, total, keep_activations } = given;
         let shards = shards.iter().map(|batches| self.prepare(batches)).collect::<Result<Vec<_>, _>>()?;
-        self.gradients_of_shards(step, PreparedShards { shards: &shards, total, keep_activations }, member)
+        self.gradients_of_shards(step, PreparedShards { shards: &shards, total, keep_activations, verified: None }, member)
     }
 
     fn gradients_of_shards(

@@ -38,7 +38,7 @@ pub use layout::{BatchError, TokenUse, token_uses};
 pub use learner::LearnerOptions;
 pub use learner::{
     Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, OwnShards, PreparedRows, PreparedShards, SourceLosses,
-    StepReport, Terms, learning_rate, shards_of,
+    StepReport, Terms, Verified, learning_rate, shards_of,
 };
 pub use loss::{Contrast, Counts, Factors, contrast};
 pub use machine::{emulates_bfloat16, machine};

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     batch::MicroBatch,
+    checksum::checksum,
     loss::{ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
     shim::optimizer as kernels,
@@ -54,6 +55,17 @@ pub struct PreparedShards<'a> {
     pub total: usize,
     /// As [`OwnShards::keep_activations`].
     pub keep_activations: bool,
+    /// A shard that a second member computes in this step, too; the same on all members.
+    pub verified: Option<Verified<'a>>,
+}
+
+/// A shard whose gradient two members compute, and compare bit by bit before anything is updated.
+#[derive(Clone, Copy, Debug)]
+pub struct Verified<'a> {
+    /// Its number.
+    pub shard: usize,
+    /// Its rows, on the second member; on all others `None`. When they are `None` there, too, nothing is compared.
+    pub rows: Option<&'a PreparedRows>,
 }
 
 /// What the contrastive loss says about one shard.
@@ -96,10 +108,14 @@ impl Learner {
                 kept.push(outcome);
             }
         }
-        let contrast = self.contrast_shards(shards, &features, &counts, factors, exchange)?;
+        let second = given.verified.and_then(|verified| verified.rows.map(|rows| (verified.shard, rows)));
+        let again = second.map(|(_, rows)| rows.0.iter().map(|prepared| run(prepared, true)).collect::<Result<Vec<_>, _>>()).transpose()?;
+        let (contrast, contrast_again) = self.contrast_shards(shards, &features, second, &counts, factors, exchange)?;
 
         let mut kept = kept.into_iter();
         let mut sums = ShardGradients::new(given.total);
+        // Of the gradient of the shard that two members compute, where it is computed.
+        let mut found = None;
         let mut losses = Vec::new();
         for (index, shard) in shards.iter().enumerate() {
             let contrast = contrast.as_ref().map(|contrast| &contrast[index]);
@@ -112,7 +128,23 @@ impl Learner {
             losses.push(of_shard);
             // Without any left here, the next shard's are written and not added.
             let gradients = kernels::take_gradients(&self.parameter_tensors()).map_err(LearnerError::Update)?;
+            if given.verified.is_some_and(|verified| verified.shard == own.start + index) {
+                found = Some(checksum(&gradients).map_err(LearnerError::Hash)?);
+            }
             sums.push(own.start + index, gradients).map_err(|source| LearnerError::Backward { source })?;
+        }
+        if let (Some((_, rows)), Some(outcomes)) = (second, again) {
+            let mut unused = PartLosses::new(self.sources);
+            for (place, (prepared, outcome)) in rows.0.iter().zip(&outcomes).enumerate() {
+                let contrast = contrast_again.as_ref().and_then(|contrast| contrast.parts.get(place));
+                self.backward(prepared, outcome, contrast, &mut unused, exchange)?;
+            }
+            self.finish_shard(rows, contrast_again.as_ref(), &mut unused).map_err(|source| exchange.backward_error(source))?;
+            let gradients = kernels::take_gradients(&self.parameter_tensors()).map_err(LearnerError::Update)?;
+            found = Some(checksum(&gradients).map_err(LearnerError::Hash)?);
+        }
+        if let Some(Verified { shard, .. }) = given.verified {
+            exchange.compare(shard, found)?;
         }
         let sum = exchange.sum_along_tree(sums, given.total)?;
         let losses = exchange.shard_losses(&losses, given.total)?;
@@ -134,18 +166,21 @@ impl Learner {
         Ok(())
     }
 
-    /// The contrastive loss per shard; `None` when no image has a context or the loss has no weight.
+    /// The contrastive loss per shard, and of a shard that is computed a second time; nothing when no image has a context or the loss has no
+    /// weight.
+    #[allow(clippy::type_complexity, reason = "two parts of one answer")]
     fn contrast_shards(
         &self,
         shards: &[PreparedRows],
         features: &[Option<Features>],
+        second: Option<(usize, &PreparedRows)>,
         counts: &[Counts],
         factors: Factors,
         exchange: &mut Exchange<'_>,
-    ) -> Result<Option<Vec<ShardContrast>>, LearnerError> {
+    ) -> Result<(Option<Vec<ShardContrast>>, Option<ShardContrast>), LearnerError> {
         let images: u64 = counts.iter().map(|counts| counts.contrast).sum();
         if images == 0 || self.weights.contrastive == 0.0 {
-            return Ok(None);
+            return Ok((None, None));
         }
         let failed = |source| LearnerError::Contrast { images, source };
         let rows = exchange.rows_of_members(counts);
@@ -164,24 +199,33 @@ impl Learner {
         let own = Tensor::f_cat(&own, 0).map_err(failed)?;
         let log_sums = exchange.gather_rows(&own, &rows)?;
         let factors = Tensor::f_full([images as i64], factors.contrast, (global.images.kind(), global.images.device())).map_err(failed)?;
+        let second = second.map(|(shard, rows)| {
+            let start = counts.iter().take(shard).map(|counts| counts.contrast as i64).sum();
+            let count = rows.counts().contrast as i64;
+            let similar = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), start, count)?;
+            let pairs: Vec<i64> = rows.0.iter().map(|prepared| prepared.counts().contrast as i64).collect();
+            self.contrast_shard(similar, &pairs, &global, &log_sums, &factors)
+        });
+        let second = second.transpose().map_err(failed)?;
         let mut features = features.iter();
         let parts = similar.into_iter().zip(shards).map(|(rows, shard)| {
-            let features: Vec<_> = features.by_ref().take(shard.0.len()).collect();
-            self.contrast_shard(rows, &features, &global, &log_sums, &factors)
+            let pairs = features.by_ref().take(shard.0.len()).map(|features| features.as_ref().map_or(0, Features::count));
+            self.contrast_shard(rows, &pairs.collect::<Vec<_>>(), &global, &log_sums, &factors)
         });
-        parts.collect::<Result<_, _>>().map(Some).map_err(failed)
+        Ok((Some(parts.collect::<Result<_, _>>().map_err(failed)?), second))
     }
 
+    /// `pairs`: how many each micro-batch has.
     fn contrast_shard(
         &self,
         rows: ContrastRows,
-        features: &[&Option<Features>],
+        pairs: &[i64],
         global: &GlobalFeatures,
         log_sums: &Tensor,
         factors: &Tensor,
     ) -> Result<ShardContrast, TchError> {
         let whole = rows.finish(&global.images, &global.texts, self.model.logit_scale(), log_sums, factors)?;
-        let parts = whole.split(features.iter().map(|features| features.as_ref().map_or(0, Features::count)))?;
+        let parts = whole.split(pairs.iter().copied())?;
         Ok(ShardContrast { loss: whole.loss, terms: whole.terms, parts, logit_scale_gradient: whole.logit_scale_gradient })
     }
 

@@ -191,6 +191,20 @@ impl<'a> Exchange<'a> {
         Ok(sum)
     }
 
+    /// Compares the gradient of a shard, where this member has one of it, with that of the other member that has computed it; all members come
+    /// to the same answer.
+    pub(super) fn compare(&mut self, shard: usize, found: Option<u64>) -> Result<(), LearnerError> {
+        let Self::Members { member, .. } = self else { return Ok(()) };
+        let own = [i64::from(found.is_some()), found.unwrap_or_default().cast_signed()];
+        let all = member.group.exchange(&own, member.timeout)?;
+        let computed: Vec<(usize, i64)> =
+            (0..).zip(&all).filter_map(|(rank, numbers)| Some((rank, *numbers.get(1).filter(|_| numbers[0] == 1)?))).collect();
+        match computed.as_slice() {
+            [(first, one), (second, other)] if one != other => Err(LearnerError::Unequal { shard, ranks: [*first, *second] }),
+            _ => Ok(()),
+        }
+    }
+
     /// The sum over all shards along the tree, given this member's shards from left to right, each a list of gradients in the order of the
     /// parameters; the same bits on all members, however many there are.
     ///

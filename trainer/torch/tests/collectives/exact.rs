@@ -1,6 +1,6 @@
 //! Exact mode: the same bits at every number of members.
 
-use lcl_torch::{Kind, Learner, MicroBatch, OwnShards, SourceLosses, shards_of};
+use lcl_torch::{Kind, Learner, MicroBatch, OwnShards, PreparedRows, PreparedShards, SourceLosses, Verified, shards_of};
 use lcl_trainer_config::{Precision, TrainerConfig};
 
 use crate::{
@@ -124,4 +124,51 @@ fn shards_that_are_not_the_members_own_are_refused() {
     let share = OwnShards { shards: &own, total: SHARDS, keep_activations: false };
     let error = learner.compute_gradients_exactly(0, share, None).expect_err("three of eight");
     assert!(error.to_string().contains("rank 0 of 1 has 3 of 8 virtual shards instead of 8"), "{error}");
+}
+
+/// Two of three members compute a shard; `faulty` has a flipped bit in its weights.
+fn verify(shard: usize, second: usize, faulty: Option<usize>) -> Vec<Result<String, String>> {
+    let config = training(Precision::Float32);
+    as_members(3, |group| {
+        let mut learner = learner_of_kind(&config, Kind::Float);
+        if faulty == Some(group.rank()) {
+            learner.flip_bit().expect("a bit");
+        }
+        learner.set_sources(SOURCES);
+        let all = shards(0);
+        let prepare = |batches: &Vec<MicroBatch>| learner.prepare(batches).expect("rows");
+        let own: Vec<PreparedRows> = all[shards_of(group.rank(), 3, SHARDS)].iter().map(prepare).collect();
+        let rows = (group.rank() == second).then(|| prepare(&all[shard]));
+        let verified = Some(Verified { shard, rows: rows.as_ref() });
+        let own = PreparedShards { shards: &own, total: SHARDS, keep_activations: true, verified };
+        let result = learner.train_prepared_exactly(0, own, Some(member(group)));
+        result.map_err(|error| error.to_string())?;
+        Ok(learner.state_hash().expect("a hash"))
+    })
+}
+
+#[test]
+fn a_shard_that_a_second_member_computes_has_the_same_bits_there_and_changes_none_of_the_result() {
+    let config = training(Precision::Float32);
+    let mut alone = learner_of_kind(&config, Kind::Float);
+    train(&mut alone, 0..1, None, false);
+    let expected = Ok(alone.state_hash().expect("a hash"));
+    // Shards 0 to 2 are rank 0's, 6 and 7 rank 2's.
+    for (shard, second) in [(0, 2), (7, 0), (4, 2)] {
+        let found = verify(shard, second, None);
+        assert!(found.iter().all(|found| *found == expected), "shard {shard}: {found:?}");
+    }
+}
+
+#[test]
+fn a_shard_that_two_members_compute_differently_ends_the_step_on_all_and_names_both() {
+    for (faulty, second) in [(0, 2), (2, 2)] {
+        let found = verify(1, second, Some(faulty));
+        let named = |found: &Result<String, String>| {
+            found.as_ref().is_err_and(|error| error.contains("virtual shard 1 has other bits on rank 0 than on rank 2"))
+        };
+        assert!(found.iter().all(named), "{found:?}");
+    }
+    // Whose fault does not meet the shard is not found by it.
+    assert!(verify(1, 2, Some(1)).iter().all(Result::is_ok));
 }
