@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     env,
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -134,6 +135,10 @@ impl Store for FolderStore {
             fs::write(&path, (before + amount).to_string())?;
             Ok(before + amount)
         })
+    }
+
+    fn append(&self, key: &str, value: &[u8], _: Duration) -> Result<(), StoreError> {
+        self.locked(|| Ok(fs::OpenOptions::new().create(true).append(true).open(self.path(key))?.write_all(value)?))
     }
 
     fn delete(&self, key: &str, _: Duration) -> Result<bool, StoreError> {

@@ -241,6 +241,11 @@ impl Store for Hanging {
         self.inner.add(key, amount, timeout)
     }
 
+    fn append(&self, key: &str, value: &[u8], timeout: Duration) -> Result<(), StoreError> {
+        self.pass(key)?;
+        self.inner.append(key, value, timeout)
+    }
+
     fn delete(&self, key: &str, timeout: Duration) -> Result<bool, StoreError> {
         self.pass(key)?;
         self.inner.delete(key, timeout)
