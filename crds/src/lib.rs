@@ -40,7 +40,7 @@ pub use job::{
         LastFailureStatus, PinnedStatus, ReplacingStatus, RestartsStatus, SourceStatus, StartupStatus, StepsStatus, WorkersStatus,
     },
     timeouts::TimeoutsSpec,
-    workers::{ElasticSpec, WorkersSpec},
+    workers::{ElasticSpec, EvictSlowMembersSpec, WorkersSpec},
 };
 pub use names::{COORDINATOR_SUFFIX, GROUP, KIND, MANAGER, MAX_NAME_LENGTH, MAX_WORKERS, PLURAL, VERSION, WORKER_CONTAINER, WORKER_INFIX};
 pub use patterns::explain_pattern;

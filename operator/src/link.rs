@@ -7,7 +7,9 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
-use lcl_operator_core::observe::{CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, SourceSeen, TrainingSeen};
+use lcl_operator_core::observe::{
+    CheckpointSeen, GroupPhase, GroupStatus, Link, MemberBounds, MemberSeen, SlowSeen, SourceSeen, TrainingSeen,
+};
 use lcl_proto::v1alpha1::{
     CommandRequest, EndReason, LossCause, Phase, SavedCheckpoint, SourceProgress, Status, TrainingProgress, WatchRequest, World,
     command_request,
@@ -225,6 +227,19 @@ fn silent_workers(status: &Status) -> BTreeMap<String, u64> {
     silent
 }
 
+/// Workers of which a member was evicted for being slow; with the newest entry that says so.
+fn slow_workers(status: &Status) -> BTreeMap<String, SlowSeen> {
+    let slow = status.history.iter().filter_map(|entry| match &entry.event {
+        Some(Happened::Lost(lost)) if lost.cause() == LossCause::Slow => {
+            let member = lost.member.as_ref()?;
+            let message = format!("member {}/{} was evicted: {}", member.worker, member.index, lost.reason);
+            Some((member.worker.clone(), SlowSeen { entry: entry.sequence, message }))
+        }
+        _ => None,
+    });
+    slow.collect()
+}
+
 fn read_checkpoint(saved: &SavedCheckpoint) -> CheckpointSeen {
     let time = i64::try_from(saved.unix_milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
     CheckpointSeen { step: saved.step, time: time.unwrap_or(Timestamp::UNIX_EPOCH), folder: saved.folder.clone() }
@@ -256,6 +271,7 @@ fn read_status(status: &Status) -> GroupStatus {
         members_wanted: MemberBounds { min: world.min, desired: world.desired, max: world.max },
         members: members.collect(),
         silent: silent_workers(status),
+        slow: slow_workers(status),
         newest_entry: status.history.last().map_or(0, |entry| entry.sequence),
         step: status.step,
         last_checkpoint: status.last_checkpoint.as_ref().map(read_checkpoint),
@@ -291,6 +307,24 @@ mod tests {
         let status = Status { history, members, ..Status::default() };
         assert_eq!(silent_workers(&status), BTreeMap::from([("a".to_owned(), 1)]));
         assert_eq!(read_status(&status).newest_entry, 7);
+    }
+
+    #[test]
+    fn workers_are_slow_of_which_a_member_was_evicted_for_it_whatever_came_after() {
+        let member = || Some(MemberName { worker: "a".to_owned(), index: 3 });
+        let lost =
+            |reason: &str, cause: LossCause| Happened::Lost(Lost { member: member(), reason: reason.to_owned(), cause: cause.into() });
+        let told = [
+            lost("twice the median", LossCause::Slow),
+            lost("three times the median", LossCause::Slow),
+            Happened::Joined(Joined { member: member() }),
+            lost("reset", LossCause::StreamClosed),
+        ];
+        let history =
+            (1..).zip(told).map(|(sequence, event)| HistoryEntry { sequence, event: Some(event), ..HistoryEntry::default() }).collect();
+        let seen = SlowSeen { entry: 2, message: "member a/3 was evicted: three times the median".to_owned() };
+        let status = Status { history, ..Status::default() };
+        assert_eq!(read_status(&status).slow, BTreeMap::from([("a".to_owned(), seen)]));
     }
 
     /// Figures of sources change with every step: they are told at the pace of progress, and not each time.

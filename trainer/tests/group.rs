@@ -42,6 +42,7 @@ impl Coordinator {
             heartbeat_timeout: Duration::from_secs(10),
             report_timeout: Duration::from_mins(1),
             stall_timeout: Duration::from_mins(2),
+            slow_eviction: None,
         };
         runtime.spawn(serve(listener, settings, Security::Insecure, std::future::pending()));
         Ok(Self { _runtime: runtime, address })

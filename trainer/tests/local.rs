@@ -345,10 +345,11 @@ fn a_run_is_told_to_save_and_to_stop_and_goes_on_later() -> Result<()> {
     let pairs = DataSource::webdataset(vec![workbench.shard().display().to_string()]);
     let sources = [("many", 3), ("few", 1)].map(|(name, weight)| MixedSource { name: name.to_owned(), weight, source: pairs.clone() });
     run.config.data.source = DataSource::Mixture { mixture: MixtureConfig { by: MixtureUnit::Samples, sources: sources.into() } };
-    let local = start(&run, &["--workers", "2", "--stall-timeout", "77"])?;
+    let local = start(&run, &["--workers", "2", "--stall-timeout", "77", "--evict-slow-factor", "50"])?;
     more_steps(&run)?;
     await_members(&run, 2, 2)?;
-    let waits = named(&local, "--heartbeat-timeout 10 --stall-timeout 77 --formation-wait 60")?;
+    let waits =
+        named(&local, "--heartbeat-timeout 10 --stall-timeout 77 --formation-wait 60 --evict-slow-factor 50 --evict-slow-after 300")?;
     ensure!(waits.len() == 1, "{:?}", descendants(local.id())?);
     let status = await_condition("what the leader tells of the sources", || {
         let status = asked(&run, "status", &[])?;

@@ -32,6 +32,7 @@ const EFFECTS: &[(&str, &str)] = &[
     ("spec.ttlSecondsAfterFinished", "at once"),
     ("spec.cleanPodPolicy", "at once"),
     ("spec.failurePolicy", "at the next end of a pod; a budget that is spent by its new limit at once"),
+    ("spec.elastic.evictSlowMembers", "at once: the coordinator is replaced, the workers train on"),
     ("spec.timeouts", "at once: the coordinator is replaced, the workers train on"),
     ("spec.serviceAccount", "at once on the account; pods that run keep the identity that they were started with"),
     ("spec.elastic", "at once, without a pod that is touched"),

@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 /// A day: longer waits are no time-outs any more.
-const MAX_TIMEOUT: i32 = 86_400;
+pub(super) const MAX_TIMEOUT: i32 = 86_400;
 
 /// How long the job waits for its members. A change takes effect on a running job: its coordinator is replaced, no worker is, and training
 /// goes on meanwhile.

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{names::MAX_WORKERS, pod_template::pod_template_schema, resources::resources_schema};
+use crate::{job::timeouts::MAX_TIMEOUT, names::MAX_WORKERS, pod_template::pod_template_schema, resources::resources_schema};
 
 /// The processes that train.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,8 +102,8 @@ fn default_accelerator() -> String {
     "nvidia.com/gpu".to_owned()
 }
 
-/// Between how many workers the job may run.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Between how many workers the job may run, and whether it goes on without those that are slow.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ElasticSpec {
     /// Fewest workers the job runs with; below it the job waits.
@@ -112,4 +112,36 @@ pub struct ElasticSpec {
     /// Most workers the job may be scaled to.
     #[schemars(range(min = 1, max = MAX_WORKERS))]
     pub max_workers: i32,
+    /// Has a member evicted that is slower than the others for good, and its worker replaced, on another node where there is room: all wait
+    /// for the slowest in every step. Measured by the median of all members' own work in a step, data included, waits for others not. Of
+    /// several the slowest goes, one at a time, and none that the others cannot do without: with its whole worker away `minWorkers` have to be
+    /// left. Fewer than three members have no median. `{}` takes the defaults. Left out, slow members are only put on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evict_slow_members: Option<EvictSlowMembersSpec>,
+}
+
+/// How slow a member has to be, and for how long, to be evicted.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EvictSlowMembersSpec {
+    /// How many times the median its work has to take.
+    #[serde(default = "default_slow_factor")]
+    #[schemars(range(min = 1.2, max = 100.0))]
+    pub factor: f64,
+    /// Seconds for which it has to be that slow, without a break and in one group. Looked at four times within `timeouts.stallSeconds`, and at
+    /// three looks at the least.
+    #[serde(default = "default_slow_seconds")]
+    #[schemars(range(min = 30, max = MAX_TIMEOUT))]
+    pub after_seconds: i32,
+}
+
+/// Machines of one kind do not differ by so much, nor shares of a batch of usual size.
+fn default_slow_factor() -> f64 {
+    2.0
+}
+
+/// Longer than what passes by itself: a cache that fills, another pod on the node that starts. So there are twelve in an hour at the most, which
+/// the budget for the infrastructure bears.
+fn default_slow_seconds() -> i32 {
+    300
 }

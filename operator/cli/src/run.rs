@@ -13,7 +13,9 @@ use std::{
 
 use anyhow::{Context, Error, anyhow, bail};
 use lcl_crds::KIND;
-use lcl_operator_core::{PathError, PathMapping, PodPolicy, Surroundings, Timeouts, ValidatedJob, render_trainer_config, validate_under};
+use lcl_operator_core::{
+    PathError, PathMapping, PodPolicy, Slowness, Surroundings, Timeouts, ValidatedJob, render_trainer_config, validate_under,
+};
 use lcl_trainer_config::TrainerConfig;
 use serde_json::Value;
 use url::Url;
@@ -160,10 +162,13 @@ fn trainer_arguments(config_file: &Path, job: &ValidatedJob, arguments: &RunArgu
         ];
         let numbers = numbers.into_iter().filter_map(|(name, number)| Some((name, number?)));
         list.extend(numbers.flat_map(|(name, number)| [name.into(), number.to_string().into()]));
-        let Timeouts { heartbeat, stall, formation } = Timeouts::of(job);
+        let Timeouts { heartbeat, stall, formation, slow } = Timeouts::of(job);
         let waits = [("--heartbeat-timeout", heartbeat), ("--stall-timeout", stall), ("--formation-wait", formation)];
         let waits = waits.into_iter().filter_map(|(name, seconds)| Some((name, seconds?)));
         list.extend(waits.flat_map(|(name, seconds)| [name.into(), seconds.to_string().into()]));
+        let slow =
+            slow.map(|Slowness { factor, after }| [("--evict-slow-factor", factor.to_string()), ("--evict-slow-after", after.to_string())]);
+        list.extend(slow.into_iter().flatten().flat_map(|(name, value)| [name.into(), value.into()]));
     }
     let flags = [(arguments.resume, "--resume"), (arguments.fresh, "--fresh"), (arguments.delete_existing, "--delete-existing")];
     list.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));

@@ -347,6 +347,10 @@ fn the_time_outs_of_a_job_are_its_local_coordinators_too() {
     let place = Workplace::new(&two.replacen("spec:\n", &format!("spec:\n  {timeouts}\n"), 1));
     assert_eq!(place.run(&[]).status.code(), Some(0));
     assert_eq!(place.trainer_arguments()[9..], ["--heartbeat-timeout", "30", "--stall-timeout", "600"]);
+    let elastic = "elastic: { minWorkers: 1, maxWorkers: 2, evictSlowMembers: { factor: 2.5 } }";
+    let place = Workplace::new(&two.replacen("spec:\n", &format!("spec:\n  {elastic}\n"), 1));
+    assert_eq!(place.run(&[]).status.code(), Some(0));
+    assert_eq!(place.trainer_arguments()[11..], ["--evict-slow-factor", "2.5", "--evict-slow-after", "300"]);
 }
 
 #[test]

@@ -24,6 +24,16 @@ pub(crate) fn silence() -> PodEnd {
     }
 }
 
+/// Reason of an end: one of the worker's members was slower than all others for as long as the job bears it.
+pub(crate) const NODE_SLOW: &str = "NodeSlow";
+
+/// The end of a worker that holds the others up. It may do better elsewhere: charged like a node that is lost, and avoided like one, but not
+/// excluded, since a slow node does nothing wrong.
+#[must_use]
+pub(crate) fn slowness(message: &str) -> PodEnd {
+    PodEnd { cause: Cause::Infrastructure, reason: NODE_SLOW.to_owned(), message: shorten(message), exit_code: None }
+}
+
 /// Reason of an end: the worker fails its self-test on its node.
 pub(crate) const NODE_UNFIT: &str = "NodeUnfit";
 /// Reason of an end: the coordinator's pod runs, and its program does not answer.

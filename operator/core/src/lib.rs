@@ -27,5 +27,5 @@ pub use job::{ValidatedJob, World};
 pub use paths::{PathError, PathMapping};
 pub use pod_policy::{Allowance, DEFAULT_API_AUDIENCES, PodPolicy, UnknownAllowance};
 pub use render::{Surroundings, render_trainer_config};
-pub use timeouts::Timeouts;
+pub use timeouts::{Slowness, Timeouts};
 pub use validate::{FieldError, FieldErrors, read_unchecked, validate, validate_change, validate_under};

@@ -126,6 +126,8 @@ pub struct GroupStatus {
     /// Workers whose members were given up because nothing was heard of them, and that have not come back.
     /// With the number of the entry in its history that says so.
     pub silent: BTreeMap<String, u64>,
+    /// Workers of which a member was evicted for being slow, with the newest such entry in its history.
+    pub slow: BTreeMap<String, SlowSeen>,
     /// Number of the newest entry in its history.
     pub newest_entry: u64,
     /// Steps that every member has committed.
@@ -253,6 +255,15 @@ impl MemberBounds {
     }
 }
 
+/// A member was evicted for being slow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlowSeen {
+    /// Number of the entry that says so.
+    pub entry: u64,
+    /// Who it was, its node, and by how much it was slow.
+    pub message: String,
+}
+
 /// An attached member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberSeen {
@@ -272,7 +283,7 @@ pub enum PodRole {
 }
 
 /// A pod, cut down.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ObservedPod {
     /// Its uid.
     pub uid: String,

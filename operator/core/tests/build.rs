@@ -208,6 +208,17 @@ fn the_coordinator_waits_as_long_as_the_job_says_and_by_itself_where_it_does_not
 }
 
 #[test]
+fn the_coordinator_is_told_when_a_slow_member_is_evicted_and_by_default_never() {
+    let slow = "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'evictSlowMembers': {}}";
+    for (assignments, expected) in [("", [None, None]), (slow, [Some("2"), Some("300")])] {
+        let pod = coordinator(assignments);
+        let found = ["LCL_EVICT_SLOW_FACTOR", "LCL_EVICT_SLOW_AFTER"]
+            .map(|name| env(&pod["spec"]["containers"][0], name).first().map(|variable| variable["value"].as_str().unwrap().to_owned()));
+        assert_eq!(found, expected.map(|value: Option<&str>| value.map(str::to_owned)), "{assignments}");
+    }
+}
+
+#[test]
 fn the_coordinator_runs_where_the_workers_may_unless_the_job_says_otherwise() {
     let workers = "spec.workers.template.spec = {'containers': [{'name': 'worker'}], 'nodeSelector': {'pool': 'gpu'}, \
          'tolerations': [{'key': 'gpu', 'operator': 'Exists'}], 'priorityClassName': 'high', 'runtimeClassName': 'gvisor', \

@@ -923,6 +923,7 @@ pub enum LossCause {
     Replaced = 4,
     Stalled = 5,
     OtherMachine = 6,
+    Slow = 7,
 }
 impl LossCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -938,6 +939,7 @@ impl LossCause {
             Self::Replaced => "LOSS_CAUSE_REPLACED",
             Self::Stalled => "LOSS_CAUSE_STALLED",
             Self::OtherMachine => "LOSS_CAUSE_OTHER_MACHINE",
+            Self::Slow => "LOSS_CAUSE_SLOW",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -950,6 +952,7 @@ impl LossCause {
             "LOSS_CAUSE_REPLACED" => Some(Self::Replaced),
             "LOSS_CAUSE_STALLED" => Some(Self::Stalled),
             "LOSS_CAUSE_OTHER_MACHINE" => Some(Self::OtherMachine),
+            "LOSS_CAUSE_SLOW" => Some(Self::Slow),
             _ => None,
         }
     }

@@ -39,6 +39,7 @@ pub(crate) async fn coordinator(scene: Arc<Scene>, reign: Reign) -> turmoil::Res
         heartbeat_timeout: Duration::from_secs(1),
         report_timeout: Duration::from_secs(2),
         stall_timeout: Duration::from_secs(3),
+        slow_eviction: None,
     };
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
     let address = listener.local_addr()?;

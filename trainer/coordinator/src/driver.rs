@@ -21,6 +21,9 @@ use crate::{command::Command, convert::write_to_member, metrics::Metrics, pulse:
 pub(crate) const OUTBOX: usize = 1024;
 /// Inputs that may wait for the machine before streams are read more slowly.
 pub(crate) const INPUTS: usize = 4096;
+/// Inputs that are taken in before timers are looked at again: a few milliseconds of work, where a look at the timers after each input would
+/// take about as long as a heartbeat does in the machine.
+const BATCH: usize = 256;
 /// Time between two statuses at the least, when the phase or the generation has changed.
 const STATUS_INTERVAL: Duration = Duration::from_millis(50);
 /// Time per member when only its members or their progress have changed: a status lists every member, so the more there are, the more
@@ -79,6 +82,7 @@ impl Driver {
         let _serving = metrics.serving();
         self.publish();
         let mut stale = false;
+        let mut batch = Vec::with_capacity(BATCH);
         loop {
             metrics.beat();
             let beat = Instant::now() + BEAT;
@@ -94,9 +98,9 @@ impl Driver {
                     stale = false;
                     continue;
                 }
-                input = inputs.recv() => match input {
-                    Some(input) => self.take(input),
-                    None => return,
+                taken = inputs.recv_many(&mut batch, BATCH) => match taken {
+                    0 => return,
+                    _ => batch.drain(..).for_each(|input| self.take(input)),
                 },
                 () = sleep_until(beat) => continue,
             }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Error, Result};
 use clap::{ArgAction, Parser, ValueEnum, builder::FalseyValueParser};
 use lcl_coordinator::{Metrics, Security, serve_metrics, serve_with};
-use lcl_protocol::{CoordinatorSettings, World};
+use lcl_protocol::{CoordinatorSettings, SlowEviction, World};
 use lcl_security::listen;
 use lcl_trainer_config::ExitCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -58,6 +58,13 @@ struct Options {
     /// Seconds that a member's training thread may stand still while others wait for it, before it is evicted; longer than any step
     #[arg(long, env = "LCL_STALL_TIMEOUT", value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     stall_timeout: Duration,
+    /// Evict a member whose own work in a step takes more than this many times the median's, for as long as --evict-slow-after says; at
+    /// least 1.2. Never so that fewer than the fewest members are left [default: slow members are only put on record]
+    #[arg(long, env = "LCL_EVICT_SLOW_FACTOR", value_name = "FACTOR")]
+    evict_slow_factor: Option<f64>,
+    /// Seconds in one generation for which a member has to be that slow, without a break
+    #[arg(long, env = "LCL_EVICT_SLOW_AFTER", value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    evict_slow_after: Duration,
     /// Address of /metrics and /healthz, in plain HTTP; port 0 takes a free one, which is announced [default: none]
     #[arg(long, env = "LCL_METRICS_LISTEN", value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
@@ -131,6 +138,7 @@ fn settings(options: &Options) -> Result<(CoordinatorSettings, Security)> {
         heartbeat_timeout: options.heartbeat_timeout,
         report_timeout: options.report_timeout,
         stall_timeout: options.stall_timeout,
+        slow_eviction: options.evict_slow_factor.map(|factor| SlowEviction::new(factor, options.evict_slow_after)).transpose()?,
     };
     Ok((settings, security))
 }

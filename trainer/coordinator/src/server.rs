@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -264,10 +264,12 @@ async fn read(
     inputs: mpsc::Sender<Input>,
     mut stopped: watch::Receiver<bool>,
 ) {
+    // One wait for all messages: each new one would enter a list that all streams share.
+    let mut stop = pin!(stopped.wait_for(|stopped| *stopped));
     let reason = loop {
         let next = tokio::select! {
             biased;
-            _ = stopped.wait_for(|stopped| *stopped) => return,
+            _ = &mut stop => return,
             next = stream.message() => next,
         };
         let message = match next {
@@ -305,6 +307,7 @@ mod tests {
             heartbeat_timeout: Duration::from_secs(10),
             report_timeout: Duration::from_mins(1),
             stall_timeout: Duration::from_mins(1),
+            slow_eviction: None,
         };
         let (_driver, status) = Driver::new(settings, Arc::clone(&metrics));
         let (inputs, _fed) = mpsc::channel(1);

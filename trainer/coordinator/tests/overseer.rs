@@ -29,6 +29,7 @@ async fn start(epoch: u64, members: u32, port: u16) -> (SocketAddr, oneshot::Sen
         heartbeat_timeout: PATIENCE,
         report_timeout: PATIENCE,
         stall_timeout: PATIENCE,
+        slow_eviction: None,
     };
     let (stop, stopped) = oneshot::channel::<()>();
     let served = tokio::spawn(async move {

@@ -36,6 +36,14 @@ fn bounds_that_contradict_each_other_are_refused() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("min is 3, desired 2, max 2"), "{output:?}");
 }
 
+#[test]
+fn a_factor_by_which_all_are_slow_now_and_then_is_refused() {
+    let arguments = ["--insecure", "--desired-members", "2", "--listen", "127.0.0.1:0", "--evict-slow-factor", "1.1"];
+    let output = coordinator().args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(ExitCode::Permanent.code().into()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a factor of 1.1: it must be at least 1.2"), "{output:?}");
+}
+
 /// What it announces: its address and its epoch.
 fn announced(child: &mut Child) -> (SocketAddr, u64) {
     let line = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
@@ -68,7 +76,7 @@ fn the_environment_says_what_flags_say_and_a_port_that_is_taken_may_be_free_next
     assert_eq!(refused.status.code(), Some(ExitCode::Permanent.code().into()));
     for (name, wrong) in [("LCL_MIN_MEMBERS", "x"), ("LCL_MAX_MEMBERS", "x"), ("LCL_FORMATION_WAIT", "x"), ("LCL_HEARTBEAT_TIMEOUT", "x")]
         .into_iter()
-        .chain([("LCL_REPORT_TIMEOUT", "x"), ("LCL_LOG_FORMAT", "x")])
+        .chain([("LCL_REPORT_TIMEOUT", "x"), ("LCL_LOG_FORMAT", "x"), ("LCL_EVICT_SLOW_FACTOR", "x"), ("LCL_EVICT_SLOW_AFTER", "x")])
     {
         let output = coordinator().envs(environment).env(name, wrong).output().unwrap();
         assert_eq!(output.status.code(), Some(ExitCode::Usage.code().into()), "{name}: {output:?}");

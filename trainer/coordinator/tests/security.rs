@@ -149,6 +149,7 @@ impl Server {
             heartbeat_timeout: Duration::from_mins(10),
             report_timeout: Duration::from_mins(1),
             stall_timeout: Duration::from_mins(2),
+            slow_eviction: None,
         };
         let serve = serve_with(listener, settings, security, Arc::clone(&metrics), std::future::pending());
         runtime.spawn(async { serve.await.unwrap() });

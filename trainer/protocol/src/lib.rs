@@ -35,7 +35,9 @@ mod status;
 mod store;
 mod world;
 
-pub use coordinator::{ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings};
+pub use coordinator::{
+    ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings, InvalidSlowEviction, SlowEviction,
+};
 pub use generation::{Generation, StateLabel};
 pub use identity::{
     Activity, ActivityStage, Attach, HeldGroup, Identity, Incarnation, MOST_SOURCES, MemberName, Saved, SourceProgress, Ticket,

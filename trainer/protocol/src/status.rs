@@ -79,6 +79,8 @@ pub enum LossCause {
     Stalled,
     /// Members that hold the job's state compute on another kind of machine.
     OtherMachine,
+    /// It was slower than the others for as long as the job bears it.
+    Slow,
 }
 
 impl LossCause {
@@ -92,6 +94,7 @@ impl LossCause {
             Self::Replaced => "replaced",
             Self::Stalled => "stalled",
             Self::OtherMachine => "other_machine",
+            Self::Slow => "slow",
         }
     }
 }

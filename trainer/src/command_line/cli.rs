@@ -147,6 +147,13 @@ pub struct TimeoutArgs {
     /// Seconds to wait for all workers at the start before training begins with fewer; survivors go on at once
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub formation_wait: Duration,
+    /// Evict a member whose own work in a step takes more than this many times the median's, for as long as --evict-slow-after says; it waits
+    /// then until it is needed [default: slow members are only put on record]
+    #[arg(long, value_name = "FACTOR")]
+    pub evict_slow_factor: Option<f64>,
+    /// Seconds for which a member has to be that slow, without a break and in one group
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub evict_slow_after: Duration,
 }
 
 /// As the custom resource bounds it: with less a single heartbeat that is late loses a member.
@@ -607,6 +614,7 @@ mod tests {
         check("lcl-trainer stop runs/a -o json", None);
         check("lcl-trainer local --config a.json --workers 2 --heartbeat-timeout 2.9", Some("at least 3 s"));
         check("lcl-trainer local --config a.json --workers 2 --heartbeat-timeout 3 --stall-timeout 60", None);
+        check("lcl-trainer local --config a.json --workers 2 --evict-slow-factor 2.5 --evict-slow-after 60", None);
         check("lcl-trainer evaluate retrieval --run a --shards b c --output json --examples 2", None);
         check("lcl-trainer evaluate generation --run a --shards b c --output json", None);
         check("lcl-trainer evaluate generation --run a", Some("--shards"));

@@ -123,10 +123,8 @@ fn set_environment(container: &mut Container, job: &ValidatedJob, context: &Buil
     set_env(container, "LCL_DESIRED_MEMBERS", &(i64::from(workers.desired) * members).to_string());
     set_env(container, "LCL_MAX_MEMBERS", &(i64::from(workers.max) * members).to_string());
     set_env(container, "LCL_LOG_FORMAT", "json");
-    for (name, seconds) in Timeouts::of(job).variables() {
-        if let Some(seconds) = seconds {
-            set_env(container, name, &seconds.to_string());
-        }
+    for (name, value) in Timeouts::of(job).variables() {
+        set_env(container, name, &value);
     }
 }
 

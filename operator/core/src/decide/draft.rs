@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     build::coordinator_name,
-    cause::{NODE_LOST, NODE_SILENT, NODE_UNFIT, PodEnd, Verdict, judge_by_policy},
+    cause::{NODE_LOST, NODE_SILENT, NODE_SLOW, NODE_UNFIT, PodEnd, Verdict, judge_by_policy},
     observe::{GroupStatus, Link, ObservedJob, ObservedPod, Wait},
     pins::in_force,
 };
@@ -133,7 +133,7 @@ impl<'a> Draft<'a> {
         if !self.put_on_record(name, uid) {
             return false;
         }
-        let node = pod.and_then(|pod| pod.node.clone()).filter(|_| [NODE_LOST, NODE_SILENT].contains(&end.reason.as_str()));
+        let node = pod.and_then(|pod| pod.node.clone()).filter(|_| [NODE_LOST, NODE_SILENT, NODE_SLOW].contains(&end.reason.as_str()));
         if let Some(replacing) = self.status.replacing.last_mut() {
             replacing.avoided_node = node;
         }

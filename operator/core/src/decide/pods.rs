@@ -7,8 +7,8 @@ use k8s_openapi::jiff::SignedDuration;
 use super::{Action, JobEvent, draft::Draft, reason};
 use crate::{
     build::{coordinator_name, worker_pod_name},
-    cause::{coordinator_hangs, judge_end, silence},
-    observe::{HistoryPlace, Link, MemberBounds, ObservedPod, PodRole, Wait},
+    cause::{PodEnd, coordinator_hangs, judge_end, silence, slowness},
+    observe::{HistoryPlace, Link, MemberBounds, ObservedPod, PodRole, SlowSeen, Wait},
     timeouts::Timeouts,
 };
 
@@ -67,7 +67,7 @@ pub(super) fn decide_coordinator(draft: &mut Draft) {
     draft.actions.push(Action::CreateCoordinator { epoch });
 }
 
-/// A coordinator keeps the time-outs that it was started with, so with others another one takes its place. That is no loss, and the group
+/// A coordinator keeps the time-outs and the bound on slow members that it was started with, so with others another one takes its place. That is no loss, and the group
 /// trains on meanwhile.
 fn replace_outdated(draft: &mut Draft, name: &str) {
     let observed = draft.observed;
@@ -76,7 +76,7 @@ fn replace_outdated(draft: &mut Draft, name: &str) {
         return;
     }
     if !observed.status.replacing.iter().any(|replacing| replacing.pod == name && replacing.uid == pod.uid) {
-        let note = format!("{name}: the job has other time-outs; training goes on");
+        let note = format!("{name}: the job has other time-outs, or another bound on slow members; training goes on");
         draft.events.push(JobEvent { warning: false, reason: reason::COORDINATOR_REPLACED, note });
     }
     draft.actions.push(Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force: false });
@@ -127,6 +127,9 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
         // The node of a hung program answers, and ends it; one that does not answer is no longer asked once the pod's time is over.
         let given_up = if is_silent(draft, name, pod) {
             Some((silence(), true))
+        } else if let Some(end) = slow_end(draft, name, pod) {
+            // It is well, and has its time to leave in order.
+            Some((end, false))
         } else if hangs(draft, pod) {
             Some((coordinator_hangs(), false))
         } else {
@@ -158,6 +161,15 @@ fn is_silent(draft: &mut Draft, name: &str, pod: &ObservedPod) -> bool {
     }
     let heard: BTreeSet<&str> = group.members.iter().map(|member| member.worker.as_str()).collect();
     group.silent.len() <= heard.len() && draft.has_waited(Wait::Silence(pod.uid.clone()), SILENCE)
+}
+
+/// The end of a worker of which the coordinator has evicted a member for being slow: it keeps that process out, and lets another in.
+fn slow_end(draft: &Draft, name: &str, pod: &ObservedPod) -> Option<PodEnd> {
+    let Link::Connected(group) = draft.observed.link else { return None };
+    let SlowSeen { entry, message } = group.slow.get(name)?;
+    // The coordinator knows workers by name: else this was about the pod before.
+    let is_of_this_pod = HistoryPlace { epoch: group.epoch, entry: *entry } > pod.history;
+    is_of_this_pod.then(|| slowness(message))
 }
 
 /// Whether the coordinator's program runs and does nothing: neither its node nor the operator gets an answer. One that only the operator cannot

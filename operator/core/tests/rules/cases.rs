@@ -458,6 +458,26 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
     ("spec.workers.replicas = 3; spec.elastic = {'minWorkers': 1, 'maxWorkers': 2}", "spec.elastic.maxWorkers", "must not be below"),
     ("spec.elastic = {'minWorkers': 1}", "spec.elastic.maxWorkers", "must be given"),
     ("spec.elastic = {'minWorkers': 0, 'maxWorkers': 1}", "spec.elastic.minWorkers", "must be at least 1"),
+    (
+        "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'evictSlowMembers': {'factor': 1.1}}",
+        "spec.elastic.evictSlowMembers.factor",
+        "must be at least 1.2",
+    ),
+    (
+        "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'evictSlowMembers': {'factor': 101}}",
+        "spec.elastic.evictSlowMembers.factor",
+        "must be at most 100",
+    ),
+    (
+        "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'evictSlowMembers': {'afterSeconds': 29}}",
+        "spec.elastic.evictSlowMembers.afterSeconds",
+        "must be at least 30",
+    ),
+    (
+        "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'evictSlowMembers': {'afterSeconds': 86401}}",
+        "spec.elastic.evictSlowMembers.afterSeconds",
+        "must be at most 86400",
+    ),
     ("spec.timeouts = {'heartbeatSeconds': 2}", "spec.timeouts.heartbeatSeconds", "must be at least 3"),
     ("spec.timeouts = {'heartbeatSeconds': 86401}", "spec.timeouts.heartbeatSeconds", "must be at most 86400"),
     ("spec.timeouts = {'heartbeatSeconds': 3.5}", "spec.timeouts.heartbeatSeconds", "must be a whole number"),

@@ -72,5 +72,9 @@ pub(crate) const KEPT_CHANGES: &[(&str, &str)] = &[
     ),
     ("spec.activeDeadlineSeconds = 1; spec.ttlSecondsAfterFinished = 0", "spec.suspend = false; spec.cleanPodPolicy = 'Running'"),
     ("", "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}"),
+    (
+        "spec.elastic = {'minWorkers': 1, 'maxWorkers': 4}",
+        "spec.elastic = {'minWorkers': 1, 'maxWorkers': 4, 'evictSlowMembers': {'factor': 3}}",
+    ),
     ("spec.timeouts = {'stallSeconds': 60}", "spec.timeouts = {'heartbeatSeconds': 30, 'stallSeconds': 600}"),
 ];

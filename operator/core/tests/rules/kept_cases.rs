@@ -66,6 +66,8 @@ pub(crate) const KEPT: &[&str] = &[
     "spec.managedBy = 'kueue.x-k8s.io/multikueue'",
     "spec.workers.replicas = 4096; spec.optimization.globalBatchSize = 4096",
     "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8}",
+    "spec.workers.replicas = 2; spec.elastic = {'minWorkers': 2, 'maxWorkers': 8, 'evictSlowMembers': {}}",
+    "spec.elastic = {'minWorkers': 1, 'maxWorkers': 1, 'evictSlowMembers': {'factor': 1.2, 'afterSeconds': 30}}",
     "spec.timeouts = {'heartbeatSeconds': 3, 'stallSeconds': 10, 'formationWaitSeconds': 1}",
     "spec.timeouts = {'heartbeatSeconds': 86400, 'stallSeconds': 86400, 'formationWaitSeconds': 86400}",
     "spec.workers.resources = {'requests': {'cpu': 2, 'memory': '4Gi'}, 'limits': {'nvidia.com/gpu': 1}}",

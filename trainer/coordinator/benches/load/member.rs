@@ -30,15 +30,16 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub(crate) const OPENING: usize = 256;
 /// Bytes of the name under which an NCCL group meets.
 const NCCL_NAME: usize = 128;
-/// About what Gloo writes down for one of its connections.
-const GLOO_ADDRESS: usize = 40;
+/// What Gloo writes down for a member of a full mesh over TCP: its host's name and address, and a number for each of its connections.
+const GLOO_ADDRESS: usize = 162;
+const GLOO_NUMBER: usize = 8;
 
 /// How a group meets in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meeting {
     /// As NCCL's: the first sets a name, all others get it, then all are counted and wait for the last.
     Name,
-    /// As Gloo's full mesh: each sets its addresses for all others, and waits for and gets those of every other.
+    /// As Gloo's full mesh: each sets one entry, and waits for and gets that of every other.
     Mesh,
 }
 
@@ -228,7 +229,7 @@ impl Member {
         let (rank, world) = (group.rank, group.world);
         let set = |key: String, bytes: usize| Operation::Set(wire::store_request::Set { key, value: vec![0; bytes] });
         match self.shared.meeting {
-            Meeting::Mesh => self.ask(0, set(format!("rank_{rank}"), GLOO_ADDRESS * world as usize)).await,
+            Meeting::Mesh => self.ask(0, set(rank.to_string(), GLOO_ADDRESS + GLOO_NUMBER * world as usize)).await,
             Meeting::Name if rank == 0 => self.ask(0, set("name".to_owned(), NCCL_NAME)).await,
             Meeting::Name => self.ask(0, Operation::Get(wire::store_request::Get { key: "name".to_owned() })).await,
         }
@@ -266,7 +267,7 @@ impl Member {
                         return Ok(());
                     }
                 }
-                let key = format!("rank_{}", group.next);
+                let key = group.next.to_string();
                 let operation = match id % 2 {
                     0 => Operation::Wait(wire::store_request::Wait { keys: vec![key] }),
                     _ => Operation::Get(wire::store_request::Get { key }),

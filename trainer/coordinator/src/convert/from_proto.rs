@@ -256,6 +256,7 @@ fn loss_cause(cause: wire::LossCause) -> Result<LossCause, WireError> {
         wire::LossCause::Replaced => Ok(LossCause::Replaced),
         wire::LossCause::Stalled => Ok(LossCause::Stalled),
         wire::LossCause::OtherMachine => Ok(LossCause::OtherMachine),
+        wire::LossCause::Slow => Ok(LossCause::Slow),
     }
 }
 

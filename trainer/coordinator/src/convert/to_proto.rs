@@ -254,6 +254,7 @@ fn loss_cause(cause: LossCause) -> wire::LossCause {
         LossCause::Replaced => wire::LossCause::Replaced,
         LossCause::Stalled => wire::LossCause::Stalled,
         LossCause::OtherMachine => wire::LossCause::OtherMachine,
+        LossCause::Slow => wire::LossCause::Slow,
     }
 }
 

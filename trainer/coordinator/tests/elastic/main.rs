@@ -14,7 +14,7 @@ use lcl_proto::v1alpha1::{
     self as wire, command_request, command_request::Command, command_response, command_response::Accepted,
     coordinator_client::CoordinatorClient,
 };
-use lcl_protocol::{CoordinatorSettings, EndReason, Generation, HistoryEvent, Phase, Status, World};
+use lcl_protocol::{CoordinatorSettings, EndReason, Generation, HistoryEvent, LossCause, Phase, SlowEviction, Status, World};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tonic::{Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -33,9 +33,13 @@ struct Server {
 impl Server {
     /// A coordinator on a free port of loopback, or on the one given.
     async fn start(epoch: u64, world: World, port: u16) -> Self {
+        Self::start_with(epoch, world, port, |_| {}).await
+    }
+
+    async fn start_with(epoch: u64, world: World, port: u16, change: impl FnOnce(&mut CoordinatorSettings)) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = CoordinatorSettings {
+        let mut settings = CoordinatorSettings {
             epoch,
             world,
             formation_wait: Duration::from_secs(20),
@@ -43,7 +47,9 @@ impl Server {
             heartbeat_timeout: Duration::from_mins(10),
             report_timeout: Duration::from_secs(20),
             stall_timeout: Duration::from_mins(2),
+            slow_eviction: None,
         };
+        change(&mut settings);
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(async move {
             let stopped = async {
@@ -155,6 +161,49 @@ async fn of_two_processes_of_a_name_the_later_one_trains_and_the_other_is_told_f
 
     fabric.finish.store(true, Ordering::SeqCst);
     for trainer in [first, newer] {
+        let joined = tokio::task::spawn_blocking(|| trainer.join());
+        assert_eq!(timeout(PATIENCE, joined).await.unwrap().unwrap(), Outcome::Ended(EndReason::Complete));
+    }
+    fabric.check_ledger();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_member_is_evicted_and_only_another_process_takes_its_place() {
+    let looked_at_ten_times_a_second = |settings: &mut CoordinatorSettings| {
+        settings.stall_timeout = Duration::from_millis(400);
+        settings.slow_eviction = SlowEviction::new(2.0, Duration::from_millis(200)).ok();
+    };
+    let server = Server::start_with(1, world(2, 3, 3), 0, looked_at_ten_times_a_second).await;
+    let mut watch = server.watch().await;
+    let fabric = Arc::new(Fabric::default());
+    let start = |name: &str, milliseconds| Trainer::start_with(server.address, name, &fabric, Some(Duration::from_millis(milliseconds)));
+    let (first, second, slow) = (start("w-0", 10), start("w-1", 12), start("w-2", 50));
+
+    let lost_for_slowness = |status: &Status| {
+        let lost = status.history.iter().filter_map(|entry| match &entry.event {
+            HistoryEvent::Lost { member, cause: LossCause::Slow, reason } => Some((member.to_string(), reason.clone())),
+            _ => None,
+        });
+        lost.collect::<Vec<_>>()
+    };
+    let evicted = watch.until("the eviction", |status| !lost_for_slowness(status).is_empty()).await;
+    let reason = "on node loopback its own work in a step took 50.0ms, 4.2 times the median of 12.0ms, for 200ms".to_owned();
+    assert_eq!(lost_for_slowness(&evicted), [("w-2/0".to_owned(), reason)]);
+    let ranks = |status: &Status| status.members.iter().map(|member| member.rank).collect::<Vec<_>>();
+    let alone = |status: &Status| ranks(status) == [Some(0), Some(1), None] && status.step >= evicted.step + 20;
+    let alone = watch.until("steps of the other two while it waits", alone).await;
+    assert_eq!(alone.generation.n, 2);
+
+    let successor = start("w-2", 11);
+    let superseded = tokio::task::spawn_blocking(|| slow.join());
+    assert_eq!(timeout(PATIENCE, superseded).await.expect("it is told in bounded time").unwrap(), Outcome::Superseded);
+    let whole = |status: &Status| ranks(status) == [Some(0), Some(1), Some(2)] && status.step >= alone.step + 20;
+    let whole = watch.until("steps of all three", whole).await;
+    assert_eq!(lost_for_slowness(&whole).len(), 1);
+
+    fabric.finish.store(true, Ordering::SeqCst);
+    for trainer in [first, second, successor] {
         let joined = tokio::task::spawn_blocking(|| trainer.join());
         assert_eq!(timeout(PATIENCE, joined).await.unwrap().unwrap(), Outcome::Ended(EndReason::Complete));
     }

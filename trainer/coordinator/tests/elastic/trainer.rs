@@ -14,8 +14,8 @@ use std::{
 
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StoreError};
 use lcl_protocol::{
-    EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Moves, Plan, Refusal,
-    Role, spread,
+    Activity, EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Moves, Plan,
+    Refusal, Role, spread,
 };
 
 /// Samples per step; no multiple of 3.
@@ -146,6 +146,11 @@ pub(crate) struct Trainer {
 
 impl Trainer {
     pub(crate) fn start(coordinator: SocketAddr, worker: &str, fabric: &Arc<Fabric>) -> Self {
+        Self::start_with(coordinator, worker, fabric, None)
+    }
+
+    /// `step_work`: what it tells of its own work in a step.
+    pub(crate) fn start_with(coordinator: SocketAddr, worker: &str, fabric: &Arc<Fabric>, step_work: Option<Duration>) -> Self {
         let run = RUN.fetch_sub(1, Ordering::Relaxed);
         let identity = Identity {
             name: MemberName { worker: worker.to_owned(), index: 0 },
@@ -163,6 +168,7 @@ impl Trainer {
         let aborter = Arc::clone(fabric);
         let options = ClientOptions {
             on_abort: Box::new(move |generation, _| aborter.abort(generation, run)),
+            activity: Box::new(move || Activity { step_work, ..Activity::default() }),
             ..ClientOptions::new(coordinator.to_string(), Security::Insecure)
         };
         let killed = Arc::new(AtomicBool::new(false));

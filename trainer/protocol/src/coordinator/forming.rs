@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, time::Duration};
 
 use super::{
-    Coordinator, CoordinatorSettings, EndReason, Flags, HistoryEvent, Identity, MemberName, Peer, StateLabel, ToMember, World,
-    group::Group, roster::Roster,
+    Coordinator, CoordinatorSettings, EndReason, Flags, HistoryEvent, Identity, MemberName, Pause, Peer, State, StateLabel, ToMember,
+    World, group::Group, roster::Roster,
 };
 use crate::{
     Plan,
@@ -22,29 +22,30 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 impl Coordinator {
     /// Brings everything to rest after an event: ends what is complete, wishes for what is wanted, forms what can be formed.
     pub(super) fn settle(&mut self) {
-        if self.ended.is_none() && self.all_have_finished() {
+        if self.all_have_finished() {
             self.end(EndReason::Complete);
         }
-        if let Some(reason) = self.ended {
+        if let Some(reason) = self.state.ended() {
             return self.dismiss_all(reason);
         }
         self.let_go();
-        if self.group.as_ref().is_some_and(Group::is_open) {
+        if self.state.is_open() {
             return self.wish();
         }
-        if self.group.as_ref().is_some_and(Group::trains) || self.peers.busy() > 0 {
+        if self.state.trains() || self.peers.busy() > 0 {
             return;
         }
         if self.stopping && self.peers.is_empty() && (self.all_have_left() || self.is_helpless()) {
             return self.end(EndReason::Stopped);
         }
         if self.peers.free() < self.world.min() as usize {
-            self.enough_since = None;
             // Too few are left: the next generation is waited for as the first one was.
-            self.group = None;
+            self.state = State::Waiting(Pause { enough_since: None, ..self.state.pause() });
             return;
         }
-        self.enough_since.get_or_insert(self.now);
+        if let Some(pause) = self.state.pause_mut() {
+            pause.enough_since.get_or_insert(self.now);
+        }
         if self.may_form() {
             self.form();
         }
@@ -55,23 +56,30 @@ impl Coordinator {
     /// broke does not mean that its member is gone.
     fn let_go(&mut self) {
         if self.peers.draining() == 0 && !self.stopping {
-            self.helpless_since = None;
+            if let Some(pause) = self.state.pause_mut() {
+                pause.helpless_since = None;
+            }
             return;
         }
-        let is_open = self.group.as_ref().is_some_and(Group::is_open);
-        if self.group.is_some() && !is_open && self.peers.busy() > 0 {
+        if self.state.group().is_some() && !self.state.is_open() && self.peers.busy() > 0 {
             // What the others hold is not known before all have attached and reported.
             return;
         }
-        let counts = |peer: &&Peer| peer.is_free() || peer.is_in_group();
-        let stays = self.peers.values().filter(counts).filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
         let staying = self.peers.staying();
         let can_form = self.peers.free() + self.peers.in_group() >= self.world.min() as usize;
-        self.helpless_since = if staying == 0 && !can_form && !is_open { self.helpless_since.or(Some(self.now)) } else { None };
+        if let Some(pause) = self.state.pause_mut() {
+            pause.helpless_since = if staying == 0 && !can_form { pause.helpless_since.or(Some(self.now)) } else { None };
+        }
+        if self.peers.leaving() == 0 {
+            // They train: at every heartbeat of any, without a walk over all members.
+            return;
+        }
         let hopeless = self.is_helpless();
+        let counts = |peer: &&Peer| peer.is_free() || peer.is_in_group();
+        let stays = self.peers.values().filter(counts).filter(|peer| !peer.draining).map(|peer| peer.held).max().flatten();
         // Those who stay are no safe place when they are too few to go on: they may leave next, and none of them can write.
         let can_keep = staying >= self.world.min() as usize || !can_form;
-        let saved = self.saved_step();
+        let saved = self.told.saved_step();
         let is_safe = |held: StateLabel| (can_keep && stays >= Some(held)) || saved >= Some(held.step);
         let can_go = |peer: &&Peer| peer.draining && peer.is_free() && (hopeless || peer.held.is_none_or(is_safe));
         let leaving: Vec<MemberName> = self.peers.values().filter(can_go).map(|peer| peer.identity.name.clone()).collect();
@@ -84,37 +92,37 @@ impl Coordinator {
     /// Whether all members of the last group have left in order. One that was lost may have trained on, and come back with more than is
     /// saved; and who has led no group knows of nobody.
     fn all_have_left(&self) -> bool {
-        self.group.as_ref().is_some_and(Group::was_open) && self.losses.is_empty()
+        self.state.group().is_some_and(Group::was_open) && self.past.losses.is_empty()
     }
 
     /// Whether those who are to leave have waited for others as long as any generation is waited for.
     fn is_helpless(&self) -> bool {
-        self.helpless_since.is_some_and(|since| self.now >= since + self.settings.formation_wait)
+        self.state.pause().helpless_since.is_some_and(|since| self.now >= since + self.settings.formation_wait)
     }
 
     pub(super) fn helpless_deadline(&self) -> Option<Duration> {
         // Once it has passed, what is left to be waited for are reports, which have their own.
-        self.helpless_since.map(|since| since + self.settings.formation_wait).filter(|deadline| *deadline > self.now)
+        self.state.pause().helpless_since.map(|since| since + self.settings.formation_wait).filter(|deadline| *deadline > self.now)
     }
 
     pub(super) fn forming_deadline(&self) -> Option<Duration> {
-        let waiting = self.ended.is_none() && !self.group.as_ref().is_some_and(Group::trains);
         // What those have who hold a group may be the most of all.
-        let since = self.enough_since.filter(|_| waiting && self.peers.busy() == 0)?;
+        let is_idle = !self.state.trains() && self.peers.busy() == 0;
+        let since = self.state.pause().enough_since.filter(|_| is_idle)?;
         Some(since + self.waiting_time())
     }
 
     /// How long to wait once the fewest members are there.
     fn waiting_time(&self) -> Duration {
-        let further = self.fruitless.saturating_sub(FRUITLESS_AT_ONCE);
+        let further = self.past.fruitless.saturating_sub(FRUITLESS_AT_ONCE);
         let delay = match further {
             0 => Duration::ZERO,
             _ => FIRST_DELAY.saturating_mul(1 << (further - 1).min(16)).min(LONGEST_DELAY),
         };
         // Survivors wait for nobody: whoever comes later is let in by the next generation. Of a group that was not taken over others may
         // still be on their way, and hold more, until all of its list have been heard of.
-        let complete = self.peers.free() >= self.world.desired() as usize;
-        let survivors = self.group.as_ref().is_some_and(Group::is_accounted_for);
+        let complete = self.peers.free() - self.peers.aside() >= self.world.desired() as usize;
+        let survivors = self.state.group().is_some_and(Group::is_accounted_for);
         if complete || survivors { delay } else { delay.max(self.arrival_time()) }
     }
 
@@ -126,7 +134,7 @@ impl Coordinator {
     }
 
     fn may_form(&self) -> bool {
-        self.enough_since.is_some_and(|since| self.now >= since + self.waiting_time())
+        self.state.pause().enough_since.is_some_and(|since| self.now >= since + self.waiting_time())
     }
 
     fn form(&mut self) {
@@ -137,15 +145,14 @@ impl Coordinator {
         let (division, seats) = self.seating.seat(&identities, self.world.desired());
         let list_digest = digest_of(division.seats(), identities.into_iter().zip(seats.iter().copied()));
         let (base, roles) = assign_roles(&held);
-        if self.group.as_ref().is_some_and(|group| !group.fruitful) {
-            self.fruitless = self.fruitless.saturating_add(1);
+        if self.state.group().is_some_and(|group| !group.fruitful) {
+            self.past.fruitless = self.past.fruitless.saturating_add(1);
         }
         self.generation = generation;
-        self.enough_since = None;
-        let (world, mut lost) = (chosen.len() as u32, std::mem::take(&mut self.losses));
+        let (world, mut lost) = (chosen.len() as u32, std::mem::take(&mut self.past.losses));
         let further_losses = lost.len().saturating_sub(NAMED_LOSSES) as u32;
         lost.truncate(NAMED_LOSSES);
-        self.group = Some(Group::new(generation, base, chosen.iter().cloned().zip(held).collect()));
+        self.state = State::Group(Box::new(Group::new(generation, base, chosen.iter().cloned().zip(held).collect())));
         for (((rank, name), role), seat) in (0..).zip(&chosen).zip(roles).zip(seats) {
             let joined = self.peers.update(name, |peer| {
                 peer.holds = Some(generation);
@@ -163,25 +170,31 @@ impl Coordinator {
     }
 
     /// The members of the next generation in rank order: all who fit. When there are more than fit, first those that hold the most, then
-    /// those of the generation before, then by name.
+    /// those of the generation before, then by name. Who was set aside is one of them only if he holds more than all others, or fills up the
+    /// fewest.
     fn choose(&self) -> Vec<MemberName> {
-        let before = self.group.as_ref().map(Group::names).unwrap_or_default();
+        let before = self.state.group().map(Group::names).unwrap_or_default();
         let mut candidates: Vec<&Peer> = self.peers.values().filter(|peer| peer.is_free()).collect();
-        candidates.sort_by_cached_key(|peer| (Reverse(peer.held), !before.contains(&peer.identity.name), &peer.identity.name));
-        candidates.truncate(self.world.max() as usize);
+        let most = candidates.iter().filter(|peer| !peer.is_aside).map(|peer| peer.held).max().flatten();
+        let is_last = |peer: &Peer| peer.is_aside && peer.held <= most;
+        candidates
+            .sort_by_cached_key(|peer| (is_last(peer), Reverse(peer.held), !before.contains(&peer.identity.name), &peer.identity.name));
+        let without_last = candidates.partition_point(|peer| !is_last(peer));
+        candidates.truncate(without_last.max(self.world.min() as usize).min(self.world.max() as usize));
         candidates.sort_by_key(|peer| (&peer.identity.node, &peer.identity.name));
         candidates.into_iter().map(|peer| peer.identity.name.clone()).collect()
     }
 
     /// Tells the members of the open generation what to raise, when something is wanted that they were not told yet.
     fn wish(&mut self) {
-        let Some(group) = &mut self.group else { return };
+        let Some(group) = self.state.group_mut() else { return };
         let generation = group.generation;
         let wanted = wanted(&self.peers, self.world, group.world());
         let flags = (!group.wish.contains(wanted)).then_some(wanted);
         group.wish |= wanted;
-        let checkpoint = self.wanted_checkpoint.filter(|_| group.wished_checkpoint != self.wanted_checkpoint);
-        group.wished_checkpoint = self.wanted_checkpoint;
+        let wanted_checkpoint = self.told.wanted_checkpoint();
+        let checkpoint = wanted_checkpoint.filter(|_| group.wished_checkpoint != wanted_checkpoint);
+        group.wished_checkpoint = wanted_checkpoint;
         let wishes =
             [flags.map(|flags| ToMember::Wish { generation, flags }), checkpoint.map(|from| ToMember::WishCheckpoint { generation, from })];
         for wish in wishes.into_iter().flatten() {
@@ -193,13 +206,13 @@ impl Coordinator {
     }
 
     fn end(&mut self, reason: EndReason) {
-        self.ended = Some(reason);
+        self.state = State::Ended(reason, self.state.generation());
         self.dismiss_all(reason);
     }
 
     fn dismiss_all(&mut self, reason: EndReason) {
         let all: Vec<MemberName> = self.peers.keys().cloned().collect();
-        let saved = self.saved_step();
+        let saved = self.told.saved_step();
         for name in all {
             self.dismiss(&name, reason, |held| saved >= Some(held.step));
         }

@@ -1,17 +1,17 @@
 //! The running generation: its members' progress, its store, its end.
 
+mod takeover;
+
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     time::Duration,
 };
 
 use super::{
-    ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, Peer, ReportCause, Saved, StateLabel, ToMember, pace::Pace,
-    seating::Seating,
+    ConnectionId, Coordinator, Flags, Generation, HistoryEvent, MemberName, Pause, Peer, ReportCause, StateLabel, ToMember, pace::Pace,
 };
 use crate::{
     HeldGroup, StoreRequest, StoreResponse,
-    plan::digest_of,
     store::{Answer, Store},
 };
 
@@ -48,11 +48,14 @@ enum Stage {
         since: Duration,
         world: u32,
         list_digest: u64,
+        /// Of the wait before.
+        pause: Pause,
     },
     Open,
     Closed {
         at: Duration,
         was_open: bool,
+        pause: Pause,
     },
 }
 
@@ -97,9 +100,25 @@ impl Group {
     }
 
     /// A group of an earlier coordinator, whose members have yet to attach.
-    fn gathering(held: HeldGroup, since: Duration) -> Self {
+    fn gathering(held: HeldGroup, since: Duration, pause: Pause) -> Self {
         let HeldGroup { generation, world, list_digest, .. } = held;
-        Self { stage: Stage::Gathering { since, world, list_digest }, listed: world, ..Self::new(generation, None, Vec::new()) }
+        Self { stage: Stage::Gathering { since, world, list_digest, pause }, listed: world, ..Self::new(generation, None, Vec::new()) }
+    }
+
+    /// Nothing while it is open.
+    pub(super) fn pause(&self) -> Pause {
+        match self.stage {
+            Stage::Open => Pause::default(),
+            Stage::Gathering { pause, .. } | Stage::Closed { pause, .. } => pause,
+        }
+    }
+
+    /// `None` while it is open.
+    pub(super) const fn pause_mut(&mut self) -> Option<&mut Pause> {
+        match &mut self.stage {
+            Stage::Open => None,
+            Stage::Gathering { pause, .. } | Stage::Closed { pause, .. } => Some(pause),
+        }
     }
 
     pub(super) const fn is_open(&self) -> bool {
@@ -125,7 +144,7 @@ impl Group {
     fn is_the_one(&self, held: &HeldGroup) -> bool {
         matches!(self.stage, Stage::Gathering { world, list_digest, .. } if world == held.world && list_digest == held.list_digest && held.rank < world)
             && self.generation == held.generation
-            && self.members.values().all(|member| member.rank != held.rank)
+            && !self.heard_of.contains(&held.rank)
     }
 
     pub(super) fn rank_of(&self, name: &MemberName) -> Option<u32> {
@@ -176,12 +195,18 @@ impl Group {
 }
 
 impl Coordinator {
+    /// When the first report is due that a member owes. Asked for with every event, so without a walk over all members.
     pub(super) fn report_deadline(&self) -> Option<Duration> {
-        if self.peers.busy() == 0 || (self.peers.busy() == self.peers.in_group() && self.group.as_ref().is_some_and(Group::trains)) {
-            // The usual case, without a walk over all members.
-            return None;
+        let closed = self.closed_at().filter(|_| self.peers.in_group() > 0);
+        closed.into_iter().chain(self.peers.first_told()).min().map(|told| told + self.settings.report_timeout)
+    }
+
+    /// When the last group was closed, if it was and no other has been formed since.
+    fn closed_at(&self) -> Option<Duration> {
+        match self.state.group()?.stage {
+            Stage::Closed { at, .. } => Some(at),
+            Stage::Gathering { .. } | Stage::Open => None,
         }
-        self.peers.values().filter_map(|peer| self.report_due(peer)).min()
     }
 
     pub(super) fn overdue_reports(&self) -> Vec<MemberName> {
@@ -191,78 +216,8 @@ impl Coordinator {
 
     /// Until when a member has to report the end of the group it holds.
     fn report_due(&self, peer: &Peer) -> Option<Duration> {
-        let closed = self.group.as_ref().and_then(|group| match group.stage {
-            Stage::Closed { at, .. } => Some(at),
-            Stage::Gathering { .. } | Stage::Open => None,
-        });
-        let told = if peer.is_in_group() { closed } else { peer.told };
+        let told = if peer.is_in_group() { self.closed_at() } else { peer.told };
         told.map(|told| told + self.settings.report_timeout)
-    }
-
-    pub(super) fn gathering_deadline(&self) -> Option<Duration> {
-        match self.group.as_ref()?.stage {
-            Stage::Gathering { since, .. } => Some(since + self.settings.formation_wait),
-            Stage::Open | Stage::Closed { .. } => None,
-        }
-    }
-
-    /// A member has attached that holds a group. One of an earlier coordinator is taken over; any other was given up here.
-    pub(super) fn attached_with(&mut self, name: &MemberName, held: HeldGroup) {
-        let earlier = held.generation.epoch < self.settings.epoch && self.given_up < Some(held.generation);
-        match &mut self.group {
-            None if earlier => {
-                self.group = Some(Group::gathering(held, self.now));
-                self.seating = Seating::of_group(&held);
-            }
-            // What it holds is still awaited with the reports of the others.
-            Some(group) if group.generation == held.generation && !group.trains() => {
-                group.heard_of.insert(held.rank);
-                if let Some(peer) = self.peers.get(name) {
-                    self.seating.find(held.seat, &peer.identity);
-                }
-                return self.drop_held(name, held.generation);
-            }
-            Some(group) if group.is_the_one(&held) => {}
-            Some(group) if earlier && !group.was_open() && group.trains() && group.generation < held.generation => {
-                // Another coordinator formed a later generation, and died before all had heard of it: the older one cannot be whole.
-                self.group = Some(Group::gathering(held, self.now));
-                self.seating = Seating::of_group(&held);
-                let stale = self.peers.values().filter_map(|peer| Some((peer.identity.name.clone(), peer.holds?)));
-                let stale: Vec<_> = stale.filter(|(_, generation)| *generation != held.generation).collect();
-                for (name, generation) in stale {
-                    self.drop_held(&name, generation);
-                }
-            }
-            _ => return self.drop_held(name, held.generation),
-        }
-        let Some(peer) = self.peers.get(name) else { return };
-        self.seating.find(held.seat, &peer.identity);
-        let step = peer.held.map(|label| label.step);
-        if let Some(group) = &mut self.group {
-            group.admit(name.clone(), held, step);
-        }
-        self.adopt_if_whole();
-    }
-
-    /// All members of the list are there: from now on the group is led from here.
-    fn adopt_if_whole(&mut self) {
-        let Some(group) = &mut self.group else { return };
-        let Stage::Gathering { world, list_digest, .. } = group.stage else { return };
-        let mut by_rank: Vec<(u32, &MemberName)> = group.members.iter().map(|(name, member)| (member.rank, name)).collect();
-        if by_rank.len() != world as usize {
-            return;
-        }
-        by_rank.sort_unstable_by_key(|(rank, _)| *rank);
-        let seats = self.seating.by_name();
-        let seated = by_rank.iter().filter_map(|(_, name)| Some((&self.peers.get(*name)?.identity, *seats.get(*name)?)));
-        if digest_of(self.seating.seats(), seated) != list_digest {
-            group.heard_of.clear();
-            return self.break_group("those who attached with it are not its members");
-        }
-        group.stage = Stage::Open;
-        let generation = group.generation;
-        self.record(HistoryEvent::Adopted { generation, world });
-        self.advance();
     }
 
     /// Tells a member to drop a group that does not count any more.
@@ -278,7 +233,7 @@ impl Coordinator {
     }
 
     pub(super) fn store(&mut self, connection: ConnectionId, generation: Generation, id: u64, request: StoreRequest) {
-        let group = self.group.as_mut().filter(|group| group.generation == generation && group.is_open());
+        let group = self.state.open_group_mut().filter(|group| group.generation == generation);
         let answers = match group {
             Some(group) => group.store.apply(connection, id, request),
             None => vec![(connection, id, StoreResponse::Cancelled { reason: format!("group {generation} has ended") })],
@@ -294,7 +249,7 @@ impl Coordinator {
 
     /// A member says what it holds while its group trains.
     pub(super) fn progress(&mut self, name: &MemberName, generation: Generation, held: Option<StateLabel>) {
-        let trains = self.group.as_ref().is_some_and(|group| group.generation == generation && group.trains());
+        let trains = self.state.group().is_some_and(|group| group.generation == generation && group.trains());
         if !trains || !self.peers.get(name).is_some_and(Peer::is_in_group) {
             return;
         }
@@ -304,7 +259,7 @@ impl Coordinator {
 
     /// Takes into account what a member of the last group holds.
     fn count(&mut self, name: &MemberName, generation: Generation, held: Option<StateLabel>) {
-        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation) else { return };
+        let Some(group) = self.state.group_mut().filter(|group| group.generation == generation) else { return };
         let base = group.base;
         // Before it was brought level its state is of another line, whatever its step.
         let Some(held) = held.filter(|held| base.map_or(held.generation == generation, |base| *held >= base)) else { return };
@@ -314,7 +269,7 @@ impl Coordinator {
 
     /// The committed step follows what all members of the group hold.
     pub(super) fn advance(&mut self) {
-        let Some(group) = self.group.as_mut().filter(|group| group.was_open()) else { return };
+        let Some(group) = self.state.group_mut().filter(|group| group.was_open()) else { return };
         let Some(step) = group.common_step() else { return };
         let first = !group.fruitful && group.base.is_some_and(|base| step > base.step);
         let generation = group.generation;
@@ -323,15 +278,12 @@ impl Coordinator {
             group.base = Some(StateLabel { step, generation });
         }
         group.fruitful |= first;
-        if step < self.step {
-            self.record(HistoryEvent::WentBack { from: self.step, to: step });
-            // What was to be saved is gone; what took its place is to be saved instead.
-            self.wanted_checkpoint = self.wanted_checkpoint.map(|from| from.min(step)).filter(|from| self.saved_step() < Some(*from));
+        if let Some(from) = self.told.commit(step) {
+            self.record(HistoryEvent::WentBack { from, to: step });
         }
-        self.step = step;
         if first {
-            self.fruitless = 0;
-            if let Some(broken) = self.broken_at.take() {
+            self.past.fruitless = 0;
+            if let Some(broken) = self.past.broken_at.take() {
                 self.record(HistoryEvent::Recovered { generation, took: self.now.saturating_sub(broken) });
             }
         }
@@ -345,7 +297,7 @@ impl Coordinator {
         self.peers.update(name, |peer| (peer.holds, peer.told, peer.held) = (None, None, held));
         // The last steps may have been too quick for a heartbeat.
         self.count(name, generation, held);
-        if self.current() != Some(generation) {
+        if self.state.generation() != Some(generation) {
             return;
         }
         match cause {
@@ -369,7 +321,7 @@ impl Coordinator {
     }
 
     pub(super) fn finished(&mut self, name: &MemberName, generation: Generation, step: u64) {
-        let Some(group) = self.group.as_mut().filter(|group| group.generation == generation && group.trains()) else { return };
+        let Some(group) = self.state.group_mut().filter(|group| group.generation == generation && group.trains()) else { return };
         if let Some(progress) = group.members.get_mut(name)
             && !std::mem::replace(&mut progress.finished, true)
         {
@@ -379,24 +331,13 @@ impl Coordinator {
         self.advance();
     }
 
-    /// A checkpoint is visible.
-    pub(super) fn checkpoint_committed(&mut self, saved: Saved) {
-        self.wanted_checkpoint = self.wanted_checkpoint.filter(|from| saved.step < *from);
-        self.last_checkpoint = self.last_checkpoint.take().max(Some(saved));
-    }
-
-    /// Completed steps of the newest checkpoint.
-    pub(super) fn saved_step(&self) -> Option<u64> {
-        self.last_checkpoint.as_ref().map(|saved| saved.step)
-    }
-
     pub(super) fn all_have_finished(&self) -> bool {
-        self.group.as_ref().is_some_and(|group| group.is_open() && group.unfinished == 0)
+        self.state.open_group().is_some_and(|group| group.unfinished == 0)
     }
 
     /// The group cannot go on: those still in it are told to drop it.
     pub(super) fn break_group(&mut self, reason: &str) {
-        let Some(generation) = self.group.as_ref().filter(|group| group.trains()).map(|group| group.generation) else { return };
+        let Some(generation) = self.state.group().filter(|group| group.trains()).map(|group| group.generation) else { return };
         self.close_group();
         self.record(HistoryEvent::Broken { generation, reason: reason.to_owned() });
         let rest: Vec<ConnectionId> = self.peers.values().filter(|peer| peer.is_in_group()).map(|peer| peer.connection).collect();
@@ -408,12 +349,12 @@ impl Coordinator {
     /// From now on the members owe a report; nobody waits in the store any longer.
     fn close_group(&mut self) {
         let now = self.now;
-        let Some(group) = self.group.as_mut().filter(|group| group.trains()) else { return };
-        group.stage = Stage::Closed { at: now, was_open: group.is_open() };
+        let Some(group) = self.state.group_mut().filter(|group| group.trains()) else { return };
+        group.stage = Stage::Closed { at: now, was_open: group.is_open(), pause: group.pause() };
         let generation = group.generation;
-        self.given_up = Some(generation);
+        self.past.given_up = Some(generation);
         let cancelled = group.store.cancel(&format!("group {generation} has ended"));
-        self.broken_at.get_or_insert(now);
+        self.past.broken_at.get_or_insert(now);
         self.answer(generation, cancelled);
     }
 }

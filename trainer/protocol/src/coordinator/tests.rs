@@ -6,7 +6,10 @@ mod takeover;
 use takeover::{EARLIER, trains_in};
 
 use super::*;
-use crate::{Activity, Division, HeldGroup, Incarnation, MOST_SOURCES, Plan, Role, StoreRequest, StoreResponse, slots::tests::with_empty};
+use crate::{
+    Activity, Attach, Division, HeldGroup, MOST_SOURCES, PROTOCOL_VERSION, Plan, Refusal, Role, SourceProgress, StoreRequest,
+    StoreResponse, slots::tests::with_empty,
+};
 
 const WAIT: Duration = Duration::from_secs(3);
 const STALL: Duration = Duration::from_secs(8);
@@ -37,14 +40,20 @@ struct Bench {
 
 impl Bench {
     fn new(min: u32, desired: u32, max: u32) -> Self {
-        let settings = CoordinatorSettings {
+        Self::with(min, desired, max, |_| {})
+    }
+
+    fn with(min: u32, desired: u32, max: u32, change: impl FnOnce(&mut CoordinatorSettings)) -> Self {
+        let mut settings = CoordinatorSettings {
             epoch: 7,
             world: World::new(min, desired, max).unwrap(),
             formation_wait: WAIT,
             heartbeat_timeout: Duration::from_secs(10),
             report_timeout: Duration::from_secs(5),
             stall_timeout: STALL,
+            slow_eviction: None,
         };
+        change(&mut settings);
         Self { coordinator: Coordinator::new(settings, at(0)), sent: BTreeMap::new(), closed: Vec::new(), now: at(0) }
     }
 
@@ -555,6 +564,8 @@ fn counts_are_those_of_the_members_after_every_kind_of_change() {
         assert_eq!(counted, expected);
         assert_eq!([peers.in_group(), peers.draining(), peers.draining_in_group(), peers.spare()], expected);
         assert_eq!(peers.staying() + peers.draining(), peers.len());
+        assert_eq!(peers.leaving(), peers.values().filter(|peer| peer.draining && peer.is_free()).count());
+        assert_eq!(peers.first_told(), peers.values().filter_map(|peer| peer.told).min());
     };
     (1..=3).for_each(|member| bench.attach(member.into(), member, |attach| attach.held = Some(label(5, 0))));
     check(&bench, [3, 0, 0, 0]);
@@ -571,4 +582,39 @@ fn counts_are_those_of_the_members_after_every_kind_of_change() {
     check(&bench, [1, 1, 1, 2]);
     bench.event(CoordinatorEvent::Stop);
     check(&bench, [1, 3, 1, 0]);
+}
+
+/// With thousands of members, a look at each of them for each of their messages would take longer than the messages come in.
+#[test]
+fn no_message_of_many_takes_a_look_at_all_members() {
+    const MEMBERS: u32 = 64;
+    let mut bench = Bench::new(1, MEMBERS, MEMBERS);
+    let looks = |bench: &mut Bench, act: &mut dyn FnMut(&mut Bench, u64)| {
+        let before = bench.coordinator.peers.walks();
+        for stream in 1..=u64::from(MEMBERS) {
+            act(bench, stream);
+            let _ = bench.coordinator.deadline();
+        }
+        bench.coordinator.peers.walks() - before
+    };
+    let mut check = |what: &str, act: &mut dyn FnMut(&mut Bench, u64)| {
+        let looks = looks(&mut bench, act);
+        assert!(looks < 10, "{what} of {MEMBERS} members took {looks} looks at all of them");
+    };
+    let heartbeat =
+        |step| ToCoordinator::Heartbeat { generation: Some(generation(1)), held: Some(label(step, 1)), activity: Activity::default() };
+    check("the attachments", &mut |bench, stream| bench.attach(stream, stream as u32, |attach| attach.held = Some(label(5, 0))));
+    check("the heartbeats", &mut |bench, stream| bench.say(stream, heartbeat(6)));
+    check("the first loss and the reports", &mut |bench, stream| match stream {
+        1 => bench.close(1),
+        _ => bench.report(stream, 1, Some(label(6, 1)), ReportCause::Aborted),
+    });
+    check("the heartbeats while one leaves", &mut |bench, stream| match stream {
+        2 => bench.say(2, ToCoordinator::Drain { generation: None }),
+        _ => bench.say(stream, heartbeat(7)),
+    });
+    check("a stop and its reports", &mut |bench, stream| match stream {
+        3 => bench.event(CoordinatorEvent::Stop),
+        _ => bench.report(stream, 2, Some(label(7, 2)), ReportCause::Agreed),
+    });
 }

@@ -15,6 +15,9 @@ use simulation::{Action, Simulation};
 /// Histories in one run of the test: a few seconds.
 const CASES: u32 = 400;
 
+/// Rounds after which a slow member is evicted, if nothing comes between.
+const CALM: u8 = 60;
+
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => any::<u8>().prop_map(Action::DeliverUp),
@@ -29,6 +32,8 @@ fn action() -> impl Strategy<Value = Action> {
         2 => any::<u8>().prop_map(Action::FailCollective),
         1 => any::<u8>().prop_map(Action::Hang),
         1 => any::<u8>().prop_map(Action::Resume),
+        1 => any::<u8>().prop_map(Action::Slow),
+        1 => Just(Action::Rounds(CALM)),
         1 => any::<u8>().prop_map(Action::Drain),
         1 => any::<u8>().prop_map(Action::DrainWorker),
         1 => Just(Action::Checkpoint),
@@ -172,6 +177,25 @@ fn training_goes_on_without_a_coordinator_and_a_new_one_takes_the_group_over() {
     simulation.apply(&Action::Rounds(11));
     assert!(simulation.trained() > without);
     assert_eq!((simulation.generations(), simulation.broken()), (generations, 0), "nothing was interrupted");
+    simulation.finish();
+}
+
+#[test]
+fn a_slow_process_is_evicted_and_stays_out_until_another_takes_its_place() {
+    let mut simulation = Simulation::new();
+    simulation.apply(&Action::SetWorld { desired: 3, more: 0 });
+    for action in [Action::Join(0), Action::Join(1), Action::Join(2), Action::Rounds(11), Action::Slow(2), Action::Rounds(CALM)] {
+        simulation.apply(&action);
+    }
+    let members = |simulation: &Simulation| simulation.status().members.iter().filter(|member| member.rank.is_some()).count();
+    assert_eq!((simulation.too_slow.len(), members(&simulation), simulation.status().members.len()), (1, 2, 3));
+    let before = simulation.trained();
+    simulation.apply(&Action::Rounds(CALM));
+    assert!(simulation.trained() > before + 10 && members(&simulation) == 2, "the others go on");
+    for action in [Action::Restart(2), Action::Rounds(CALM), Action::Rounds(CALM)] {
+        simulation.apply(&action);
+    }
+    assert_eq!((simulation.too_slow.len(), members(&simulation)), (1, 3), "what took its place is not slow");
     simulation.finish();
 }
 

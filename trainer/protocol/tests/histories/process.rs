@@ -6,12 +6,14 @@ use std::{
 };
 
 use lcl_protocol::{
-    ConnectionId, Flags, Generation, Identity, Incarnation, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan, Refusal,
-    Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator, spread,
+    Activity, ConnectionId, Flags, Generation, Identity, Incarnation, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan,
+    Refusal, Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator, spread,
 };
 
 use crate::simulation::GLOBAL_BATCH;
 
+/// A process's own work in a step, and that of a slow one.
+const WORK: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(40)];
 /// Number of the store operation that has to succeed before a checkpoint is made visible.
 const FENCE: u64 = 9;
 
@@ -71,6 +73,8 @@ pub(crate) struct Process {
     pub(crate) connection: Option<ConnectionId>,
     pub(crate) opening: bool,
     pub(crate) hung: bool,
+    /// Its own work takes several times that of the others.
+    pub(crate) slow: bool,
     pub(crate) alive: bool,
     pub(crate) draining: bool,
     pub(crate) name: MemberName,
@@ -107,6 +111,7 @@ impl Process {
             connection: None,
             opening: false,
             hung: false,
+            slow: false,
             alive: true,
             draining: false,
             name,
@@ -274,6 +279,7 @@ impl Process {
                 let slots = plan.division.slots_of(plan.seat, GLOBAL_BATCH).into_iter().flatten().collect();
                 fabric.slots.insert((generation, plan.rank), slots);
                 self.work = Some(Work { plan, stage: Stage::Building });
+                self.member.set_activity(Activity::default());
                 let request = StoreRequest::Add { key: "arrived".to_owned(), amount: 1 };
                 self.tell(now, MemberEvent::Store { generation, id: 1, request });
             }
@@ -374,6 +380,7 @@ impl Process {
         let arrived = fabric.arrivals.get(&(generation, step)).into_iter().flat_map(BTreeMap::values);
         let agreed = arrived.fold(Flags::NONE, |agreed, (flags, _)| agreed | *flags);
         self.line.get_or_insert_default().push(label);
+        self.member.set_activity(Activity { step_work: Some(WORK[usize::from(self.slow)]), ..Activity::default() });
         self.tell(now, MemberEvent::Committed { generation, step, agreed });
     }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lcl_protocol::{
-    ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings, EndReason, Generation, HistoryEvent, MemberEvent,
-    Phase, Plan, Refusal, Role, StateLabel, Status, Ticket, ToCoordinator, ToMember, World,
+    ConnectionId, Coordinator, CoordinatorCommand, CoordinatorEvent, CoordinatorSettings, EndReason, Generation, HistoryEvent, LossCause,
+    MemberEvent, MemberName, Phase, Plan, Refusal, Role, SlowEviction, StateLabel, Status, Ticket, ToCoordinator, ToMember, World,
 };
 
 use crate::process::{Fabric, Process};
@@ -45,6 +45,8 @@ pub(crate) enum Action {
     /// A process stands still.
     Hang(u8),
     Resume(u8),
+    /// A process gets slow, or as quick as the others again.
+    Slow(u8),
     /// SIGTERM.
     Drain(u8),
     DrainWorker(u8),
@@ -94,6 +96,8 @@ pub(crate) struct Simulation {
     seen: u64,
     bases: BTreeMap<Generation, (u32, Option<StateLabel>)>,
     broken: usize,
+    /// Members that were evicted for being slow, with the generation that it ended.
+    pub(crate) too_slow: Vec<(MemberName, Generation)>,
     coordinator_is_away: bool,
 }
 
@@ -104,7 +108,8 @@ fn coordinator(epoch: u64, world: World, now: Duration) -> Coordinator {
         formation_wait: Duration::from_millis(300),
         heartbeat_timeout: Duration::from_secs(1),
         report_timeout: Duration::from_secs(2),
-        stall_timeout: Duration::from_secs(4),
+        stall_timeout: Duration::from_secs(1),
+        slow_eviction: SlowEviction::new(2.0, Duration::from_millis(600)).ok(),
     };
     Coordinator::new(settings, now)
 }
@@ -133,6 +138,7 @@ impl Simulation {
             seen: 0,
             bases: BTreeMap::new(),
             broken: 0,
+            too_slow: Vec::new(),
             coordinator_is_away: false,
         }
     }
@@ -211,6 +217,11 @@ impl Simulation {
             Action::Resume(index) => {
                 if let Some(process) = pick(index, &self.alive()).copied() {
                     self.processes[process].hung = false;
+                }
+            }
+            Action::Slow(index) => {
+                if let Some(process) = pick(index, &self.alive()).copied() {
+                    self.processes[process].slow ^= true;
                 }
             }
             Action::Drain(index) => {
@@ -516,7 +527,11 @@ impl Simulation {
                         stream.down.push_back(Item::Closed);
                     }
                 }
-                CoordinatorCommand::Record(_) => {}
+                CoordinatorCommand::Record(entry) => {
+                    if let HistoryEvent::Lost { member, cause: LossCause::Slow, .. } = entry.event {
+                        self.check_too_slow(member);
+                    }
+                }
             }
         }
         self.check_status();
@@ -574,6 +589,18 @@ impl Simulation {
         }
         let before = self.bases.insert(generation, (world, base));
         assert_eq!(before, None, "{generation} was formed twice");
+    }
+
+    /// One in a generation at most, and never so that the others are too few.
+    fn check_too_slow(&mut self, member: MemberName) {
+        let status = self.coordinator.status();
+        assert!(
+            self.too_slow.iter().all(|(_, generation)| *generation != status.generation),
+            "{member} is the second of {}",
+            status.generation
+        );
+        assert!(status.members.len() >= self.world.min() as usize, "without {member} there are too few: {status:?}");
+        self.too_slow.push((member, status.generation));
     }
 
     fn check_status(&mut self) {

@@ -144,17 +144,12 @@ impl<'a> Job<'a> {
 }
 
 /// The coordinator's arguments for them.
-fn timeouts(timeouts: TimeoutArgs) -> [String; 6] {
-    let TimeoutArgs { heartbeat_timeout, stall_timeout, formation_wait } = timeouts;
-    let seconds = |duration: Duration| duration.as_secs_f64().to_string();
-    [
-        "--heartbeat-timeout".to_owned(),
-        seconds(heartbeat_timeout),
-        "--stall-timeout".to_owned(),
-        seconds(stall_timeout),
-        "--formation-wait".to_owned(),
-        seconds(formation_wait),
-    ]
+fn timeouts(timeouts: TimeoutArgs) -> Vec<String> {
+    let TimeoutArgs { heartbeat_timeout, stall_timeout, formation_wait, evict_slow_factor, evict_slow_after } = timeouts;
+    let waits = [("--heartbeat-timeout", heartbeat_timeout), ("--stall-timeout", stall_timeout), ("--formation-wait", formation_wait)];
+    let slow = evict_slow_factor.map(|factor| [("--evict-slow-factor", factor), ("--evict-slow-after", evict_slow_after.as_secs_f64())]);
+    let arguments = waits.map(|(name, wait)| (name, wait.as_secs_f64())).into_iter().chain(slow.into_iter().flatten());
+    arguments.flat_map(|(name, value)| [name.to_owned(), value.to_string()]).collect()
 }
 
 /// Everything talks on loopback. Certificates that the environment names are for a cluster.

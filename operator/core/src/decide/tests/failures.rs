@@ -6,9 +6,9 @@ use lcl_crds::RestartsStatus;
 
 use super::scene::{COORDINATOR, GRACE, Scene, reasons};
 use crate::{
-    Timeouts,
+    Slowness, Timeouts,
     decide::{Action, condition, reason},
-    observe::Link,
+    observe::{Link, SlowSeen},
 };
 
 fn delete(scene: &Scene, name: &str, force: bool) -> Action {
@@ -103,6 +103,54 @@ fn other_time_outs_take_another_coordinator_and_no_worker_and_are_no_failure() {
     scene.edit("spec.timeouts.heartbeatSeconds = delete");
     assert_eq!(scene.pods, stay, "a worker was touched");
     assert_eq!(scene.decide().actions, [], "left out is as before");
+}
+
+#[test]
+fn another_bound_on_slowness_takes_another_coordinator_and_no_worker() {
+    let mut scene = Scene::training("spec.elastic = {'minWorkers': 1, 'maxWorkers': 8}");
+    scene.edit("spec.elastic.evictSlowMembers = {'factor': 1.7}");
+    let uid = scene.uid_of(COORDINATOR);
+    assert_eq!(scene.round().actions, [Action::DeletePod { name: COORDINATOR.to_owned(), uid, force: false }]);
+    scene.settle();
+    scene.vanish(COORDINATOR);
+    scene.settle();
+    assert_eq!(scene.pods[COORDINATOR].timeouts.slow, Some(Slowness { factor: 1.7, after: 300 }));
+    assert_eq!(scene.restarts(), 0);
+}
+
+#[test]
+fn a_worker_with_a_member_that_was_evicted_for_being_slow_is_replaced_elsewhere_at_the_infrastructures_expense() {
+    let mut scene = Scene::training("spec.workers.replicas = 3; spec.elastic = {'minWorkers': 1, 'maxWorkers': 8}");
+    let evict = |scene: &mut Scene| {
+        scene.change_group(|group| {
+            group.newest_entry += 1;
+            let message = "member job-w-1/0 was evicted: on node node 2.0 times the median".to_owned();
+            group.slow.insert("job-w-1".to_owned(), SlowSeen { entry: group.newest_entry, message });
+        });
+    };
+    evict(&mut scene);
+    let decision = scene.round();
+    let uid = scene.uid_of("job-w-1");
+    let delete = Action::DeletePod { name: "job-w-1".to_owned(), uid: uid.clone(), force: false };
+    assert_eq!(decision.actions, [delete], "it is well, and has its time");
+    assert_eq!(reasons(&decision.events)[0], reason::WORKER_REPLACED);
+    assert!(decision.events[0].note.contains("NodeSlow: member job-w-1/0 was evicted"), "{:?}", decision.events);
+    assert_eq!(decision.status.replacing[0].avoided_node.as_deref(), Some("node"));
+    assert_eq!((decision.status.restarts.infrastructure, decision.status.excluded_nodes.len()), (1, 0), "it does nothing wrong");
+    let failures = decision.status.failures.as_ref().unwrap();
+    assert!(failures.infrastructure.is_some() && failures.application.is_none(), "{failures:?}");
+    scene.settle();
+    scene.vanish("job-w-1");
+    scene.settle();
+    // What the coordinator said was about the pod before, whatever it says in between.
+    let replacement = scene.uid_of("job-w-1");
+    assert_ne!(replacement, uid);
+    scene.after(60);
+    assert_eq!(scene.settle(), []);
+    assert_eq!((scene.uid_of("job-w-1"), scene.restarts()), (replacement, 1));
+    evict(&mut scene);
+    assert_eq!(reasons(&scene.settle())[0], reason::WORKER_REPLACED, "its own slowness is one more");
+    assert_eq!(scene.restarts(), 2);
 }
 
 #[test]

@@ -282,6 +282,7 @@ impl Scene {
             members_wanted: MemberBounds::of(&self.job),
             members: workers.map(|(name, _)| MemberSeen { worker: name.clone(), ranked: true }).collect(),
             silent: BTreeMap::new(),
+            slow: BTreeMap::new(),
             newest_entry,
             step,
             last_checkpoint: None,

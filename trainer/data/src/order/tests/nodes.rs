@@ -37,6 +37,7 @@ impl Job {
             heartbeat_timeout: LONG,
             report_timeout: LONG,
             stall_timeout: LONG,
+            slow_eviction: None,
         };
         let coordinator = Coordinator::new(settings, Duration::ZERO);
         let mut job = Self { coordinator, now: Duration::ZERO, batch, nodes: Vec::new(), plans: BTreeMap::new() };
