@@ -311,7 +311,7 @@ impl Coordinator {
 
     /// Names and nodes of members of the group whose states differ from the others'; nothing without any.
     fn whose(&self, ranks: &[u32]) -> String {
-        let Some(group) = self.group.as_ref().filter(|_| !ranks.is_empty()) else { return String::new() };
+        let Some(group) = self.state.group().filter(|_| !ranks.is_empty()) else { return String::new() };
         let found = group.members.iter().filter(|(_, progress)| ranks.contains(&progress.rank)).map(|(name, _)| {
             let node = self.peers.get(name).map_or("unknown", |peer| peer.identity.node.as_str());
             format!("{name} on node {node}")
