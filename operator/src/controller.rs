@@ -193,7 +193,9 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        context.memories.retain(|JobKey { namespace, name }| jobs.get(&ObjectRef::new(name).within(namespace)).is_some());
+        let exists = |JobKey { namespace, name }: &JobKey| jobs.get(&ObjectRef::new(name).within(namespace)).is_some();
+        context.memories.retain(exists);
+        context.pods.retain_gone(exists);
         let found = leftovers::find(&context.pods, jobs);
         if let Some(claims) = claims.as_ref().filter(|_| gives_up) {
             let with_jobs = jobs.state().into_iter().filter_map(|job| job.namespace());

@@ -177,6 +177,8 @@ impl Reconciler<'_> {
         // Objects of a job that is deleted go with it.
         if is_somebody_elses || self.job.metadata.deletion_timestamp.is_some() {
             self.memory.link = None;
+            let (_, gone) = self.context.pods.pods(self.key);
+            self.context.pods.forget_gone(self.key, &gone, &[]);
             return Ok(None);
         }
         let status = self.job.status.clone().unwrap_or_default();
@@ -186,7 +188,7 @@ impl Reconciler<'_> {
         confirm_pods(&api, &self.context.pods, self.key, late).await?;
         let is_over = is_final(&status);
         let shut = self.memory.gate.shut_for(Instant::now());
-        let pods = self.context.pods.pods(self.key);
+        let (pods, gone) = self.context.pods.pods(self.key);
         let has_pods = pods.values().any(|pod| pod.owner == self.uid);
         let images = &self.context.images;
         let mut offer = offer(&valid, self.job.metadata.generation.unwrap_or(0), &images.coordinator, &images.trainer);
@@ -203,15 +205,11 @@ impl Reconciler<'_> {
         } else {
             self.apply_children(&valid, &build, held.is_some()).await
         };
-        let expiry = Authority::expiry(Timestamp::now());
         let is_acting = !is_at_rest && shut.is_none();
         let starting_wait = (is_acting && pods.values().any(|pod| is_starting(pod, self.uid))).then_some(CERTIFICATES_FRESH);
         // What cannot be renewed keeps nothing else from being done.
         let renewed = if is_acting { self.renew_certificates(&valid, &build, held.as_ref(), starting_wait).await } else { Ok(()) };
-        let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
-        offer.certificates_expire = is_applied.then_some(Time(expiry));
-        offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
-        offer.address = self.memory.resources.as_ref().map(|resources| resources.address().to_owned());
+        self.fill_in(&mut offer);
         let change = if is_at_rest { None } else { held.and_then(|held| self.find_change(&valid, &held)) };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
         if applied.is_err() {
@@ -229,6 +227,7 @@ impl Reconciler<'_> {
             status: &status,
             selector: &worker_selector(&valid, &build),
             pods: &pods,
+            gone: &gone,
             link: &link,
             offer: &offer,
             change: change.as_deref(),
@@ -246,6 +245,7 @@ impl Reconciler<'_> {
         let status_wait = self.update_status(&status, &decision).await?;
         // Before the actions, one of which may fail: the status that they follow from is written. What waits is decided once more, and told then.
         if status_wait.is_none() {
+            self.context.pods.forget_gone(self.key, &gone, &decision.unrecorded);
             self.tell(&decision.events);
         }
         let resources = applied.as_ref().ok().and_then(Clone::clone);
@@ -277,6 +277,15 @@ impl Reconciler<'_> {
             .into_iter()
             .flatten()
             .min())
+    }
+
+    /// What an offer says of objects that were applied.
+    fn fill_in(&self, offer: &mut PinnedStatus) {
+        let expiry = Authority::expiry(Timestamp::now());
+        let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
+        offer.certificates_expire = is_applied.then_some(Time(expiry));
+        offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
+        offer.address = self.memory.resources.as_ref().map(|resources| resources.address().to_owned());
     }
 
     /// What the job's objects depend on besides it, as far as that is known before anything is decided.
