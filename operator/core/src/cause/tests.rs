@@ -75,7 +75,11 @@ fn a_deletion_is_the_cause_unless_the_pod_was_seen_to_have_ended_before() {
     let mut first = deleted.clone();
     first.follow(&ended);
     assert_eq!(after(&first, deleted.clone()), Cause::Application, "it stays so");
-    assert_eq!(after(&ObservedPod { uid: "another".to_owned(), ..ended.clone() }, deleted), Cause::Deletion, "of another pod it says nothing");
+    assert_eq!(
+        after(&ObservedPod { uid: "another".to_owned(), ..ended.clone() }, deleted),
+        Cause::Deletion,
+        "of another pod it says nothing"
+    );
     assert_eq!(after(&runs, ended), Cause::Application, "it went without having been asked to");
     assert_eq!(after(&runs.clone(), runs), Cause::Deletion);
 }

@@ -245,7 +245,8 @@ impl Scene {
 
     /// The pod's main container ends.
     pub(super) fn exit(&mut self, name: &str, code: i32) {
-        let end = ObservedEnd { exit_code: Some(code), reason: "Error".to_owned(), message: format!("words of {name}"), before_deletion: false };
+        let end =
+            ObservedEnd { exit_code: Some(code), reason: "Error".to_owned(), message: format!("words of {name}"), before_deletion: false };
         self.change(name, |pod| (pod.running, pod.ready, pod.end) = (false, false, Some(end)));
         self.lose_coordinator(name);
     }
