@@ -16,16 +16,13 @@ use kube::{
     Api, Client, ResourceExt,
     runtime::reflector::{ObjectRef, Store},
 };
-use lcl_crds::MANAGER;
-use lcl_operator_core::{
-    decide::{DELETION_SLACK, is_final},
-    observe::ObservedPod,
-};
+use lcl_operator_core::{decide::DELETION_SLACK, observe::ObservedPod};
 
 use crate::{
     cache::{JobKey, PodCache},
+    kept::StoredJob,
     pod_actions::delete_pod,
-    reconcile::{ReconcileError, StoredJob},
+    reconcile::ReconcileError,
 };
 
 /// A pod that is being deleted and that no reconcile looks at.
@@ -68,9 +65,7 @@ pub(crate) async fn remove(client: &Client, pods: &PodCache, left: &Leftover) {
 fn is_left(job: Option<&StoredJob>, pod: &ObservedPod) -> bool {
     let Some(stored) = job.filter(|stored| stored.uid().as_deref() == Some(pod.owner.as_str())) else { return true };
     // Of one that cannot be read nobody knows what is to become of it.
-    let Ok(job) = &stored.0 else { return false };
-    let is_ours = job.spec.managed_by.as_deref().is_none_or(|manager| manager == MANAGER);
-    is_ours && (job.metadata.deletion_timestamp.is_some() || job.status.as_ref().is_some_and(is_final))
+    stored.summary().is_some_and(|job| job.is_ours && job.is_over)
 }
 
 /// Since when each is known, by this process's own clock.
@@ -100,7 +95,6 @@ impl Leftovers {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::DeserializeGuard;
     use serde_json::{Value, json};
 
     use super::*;
@@ -151,7 +145,7 @@ mod tests {
             let parent = job.pointer_mut(parent).and_then(Value::as_object_mut).expect("a parent");
             parent.insert(name.to_owned(), value.clone());
         }
-        serde_json::from_value::<DeserializeGuard<_>>(job).expect("a job")
+        serde_json::from_value(job).expect("a job")
     }
 
     #[test]

@@ -7,11 +7,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use lcl_operator::{LogFormat, Settings, run};
+use lcl_operator::{LogFormat, Settings, run, share_arena};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, fmt};
 
 fn main() -> ExitCode {
+    share_arena();
     let settings = Settings::parse();
     start_logging(settings.log_format);
     match serve(settings) {

@@ -11,7 +11,7 @@ use lcl_crds::LCLTrainingJob;
 use lcl_operator_core::{
     ValidatedJob,
     observe::{Obstacle, Problem, Wait},
-    resources::{Applied, JobResources},
+    resources::AppliedResources,
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
@@ -52,20 +52,27 @@ pub(crate) struct JobMemory {
     pub(crate) unwritten: Option<Instant>,
     /// When each object was applied last, by its kind and name.
     pub(crate) applied: BTreeMap<(&'static str, String), Instant>,
-    /// The objects that are not pods, as they were last there.
-    pub(crate) resources: Option<Arc<JobResources<Applied>>>,
+    /// What pods are made of, as it was last there.
+    pub(crate) resources: Option<Arc<AppliedResources>>,
     /// Until when the certificates hold that were applied last, and when that was.
     pub(crate) certificates: Option<(Timestamp, Instant)>,
     /// Until when those hold that the stream shows.
     pub(crate) link_expires: Option<Timestamp>,
     /// The stream from the coordinator.
     pub(crate) link: Option<CoordinatorLink>,
+    /// At the last look the job was suspended and had no pods, or was over.
+    pub(crate) is_at_rest: bool,
 }
 
 impl JobMemory {
-    /// Keeps nothing of a job at rest that can be made again when it is woken: there may be thousands.
+    /// Keeps nothing of a job at rest that can be made again when it is woken.
     pub(crate) fn rest(&mut self) {
         (self.valid, self.resources) = (None, None);
+    }
+
+    /// Whether nothing is remembered of a job at rest that is not learnt again when it is woken: there may be thousands.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.is_at_rest && self.job.is_none() && self.waiting_since.is_empty() && self.problem.is_none() && self.unwritten.is_none()
     }
 }
 
@@ -84,6 +91,11 @@ impl Memories {
             *memory = JobMemory { uid: uid.to_owned(), ..JobMemory::default() };
         }
         memory
+    }
+
+    /// Forgets what is remembered of a job.
+    pub(crate) fn forget(&self, key: &JobKey) {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     /// Forgets jobs that are gone, and with them the streams from their coordinators.

@@ -13,7 +13,6 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::DeserializeGuard,
     runtime::{
         controller::Action as Next,
         events::{Event, EventType},
@@ -37,6 +36,7 @@ use crate::{
     children::{ChildStores, time_of_watch},
     events::EventQueue,
     fence::Fences,
+    kept::StoredJob,
     link::CoordinatorLink,
     memory::{JobMemory, Memories},
     metrics::Metrics,
@@ -52,9 +52,6 @@ mod objects;
 
 use act::{Acted, CERTIFICATES_FRESH};
 pub(crate) use error::ReconcileError;
-
-/// A stored job; one that this version cannot read must not hide the others.
-pub(crate) type StoredJob = DeserializeGuard<LCLTrainingJob>;
 
 /// Steps and checkpoints alone are written no more often than this.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -111,7 +108,7 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
     let key = JobKey { namespace, name };
     let uid = stored.uid().unwrap_or_default();
     let mut memory = context.memories.of(&key, &uid).await;
-    let result = match &stored.0 {
+    let result = match stored.read() {
         Ok(job) => {
             let job = newest(job, &mut memory);
             Reconciler { context: &context, key: &key, uid: &uid, job, memory: &mut memory }.run().await
@@ -125,6 +122,9 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
     match result {
         Ok(wait) => {
             (memory.failures, memory.stale) = (0, 0);
+            if memory.is_blank() {
+                context.memories.forget(&key);
+            }
             // Spread, so that jobs created together are not looked at together for ever.
             let longest = LONGEST_WAIT.mul_f64(fastrand::f64().mul_add(0.2, 0.9));
             Ok(Next::requeue(wait.map_or(longest, |wait| wait.min(longest))))
@@ -148,10 +148,10 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
 }
 
 /// The job as the watch tells of it, or as the API server answered to our last write, until the watch has come as far.
-fn newest(job: &LCLTrainingJob, memory: &mut JobMemory) -> Arc<LCLTrainingJob> {
-    let version = version(job);
+fn newest(job: Arc<LCLTrainingJob>, memory: &mut JobMemory) -> Arc<LCLTrainingJob> {
+    let version = version(&job);
     memory.job.take_if(|(written, _)| *written <= version);
-    memory.job.as_ref().map_or_else(|| Arc::new(job.clone()), |(_, job)| Arc::clone(job))
+    memory.job.as_ref().map_or(job, |(_, job)| Arc::clone(job))
 }
 
 fn version(job: &LCLTrainingJob) -> u64 {
@@ -176,7 +176,7 @@ impl Reconciler<'_> {
         let is_somebody_elses = self.job.spec.managed_by.as_deref().is_some_and(|manager| manager != MANAGER);
         // Objects of a job that is deleted go with it.
         if is_somebody_elses || self.job.metadata.deletion_timestamp.is_some() {
-            self.memory.link = None;
+            (self.memory.link, self.memory.is_at_rest) = (None, true);
             let (_, gone) = self.context.pods.pods(self.key);
             self.context.pods.forget_gone(self.key, &gone, &[]);
             return Ok(None);
@@ -270,6 +270,7 @@ impl Reconciler<'_> {
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
         let watch_wait = time_of_watch(&self.memory.applied);
+        self.memory.is_at_rest = is_at_rest;
         if is_at_rest {
             self.memory.rest();
         }
@@ -355,16 +356,14 @@ impl Reconciler<'_> {
     /// Another job that is not over and keeps its run in the same folder: one that has begun, or else was created earlier.
     fn find_rival(&self) -> Option<Problem> {
         let folder = run_folder(&self.job)?;
-        let age = |job: &LCLTrainingJob| (job.metadata.creation_timestamp.as_ref().map(|time| time.0), job.uid());
-        let is_rival = |other: &LCLTrainingJob| {
-            let status = other.status.as_ref();
-            let has_begun = status.is_some_and(|status| status.pinned.is_some());
-            let is_over = status.is_some_and(is_final) || other.metadata.deletion_timestamp.is_some();
-            let is_other = other.uid().as_deref() != Some(self.uid);
-            is_other && !is_over && (has_begun || age(other) < age(&self.job)) && run_folder(other).as_ref() == Some(&folder)
+        let age = (self.job.metadata.creation_timestamp.as_ref().map(|time| time.0), Some(self.uid));
+        let is_rival = |other: &StoredJob| {
+            let (Some(summary), uid) = (other.summary(), other.meta().uid.as_deref()) else { return false };
+            let is_earlier = summary.has_begun || (summary.created, uid) < age;
+            uid != Some(self.uid) && !summary.is_over && is_earlier && summary.folder.as_deref() == Some(&*folder)
         };
         let jobs = self.context.jobs.state();
-        let rival = jobs.iter().filter_map(|stored| stored.0.as_ref().ok()).find(|other| is_rival(other))?;
+        let rival = jobs.iter().find(|other| is_rival(other))?;
         let (name, namespace) = (rival.name_any(), rival.namespace().unwrap_or_default());
         let message = format!(
             "spec.checkpoint.uri leads to {folder}, where job {name} of namespace {namespace} keeps its run, which is not over: \

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kube::{Api, api::ListParams};
 use tokio::time;
 
-use crate::{clock::BootTime, reconcile::StoredJob};
+use crate::{clock::BootTime, kept::StoredJob};
 
 /// Between two questions for the revision. It costs the API server one read of nothing.
 const INTERVAL: Duration = Duration::from_secs(10);

@@ -27,11 +27,12 @@ use crate::{
     events::EventQueue,
     fence::{ELECTION, Fences},
     http::{serve_health, serve_metrics},
+    kept::StoredJob,
     leader::Leader,
     lease::{Candidate, identity, lease_name},
     metrics::Metrics,
     readiness::{Present, Readiness},
-    reconcile::{Images, StoredJob},
+    reconcile::Images,
     settings::Settings,
 };
 
@@ -50,8 +51,8 @@ impl Shown {
         let mut counts = BTreeMap::new();
         for store in self.jobs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             for job in store.state() {
-                let state = job.0.as_ref().map_or_else(|_| Some("Unreadable"), |job| job.status.as_ref()?.state.map(JobState::name));
-                *counts.entry(state.unwrap_or("Pending").to_owned()).or_insert(0) += 1;
+                let state = job.summary().map_or("Unreadable", |summary| summary.state.map_or("Pending", JobState::name));
+                *counts.entry(state.to_owned()).or_insert(0) += 1;
             }
         }
         counts
