@@ -15,7 +15,7 @@ use lcl_operator_core::{
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use crate::{cache::JobKey, gate::Gate, link::CoordinatorLink};
+use crate::{cache::JobKey, gate::Gate, link::CoordinatorLink, reconcile::Unkept};
 
 /// Of one job.
 #[derive(Debug, Default)]
@@ -48,6 +48,8 @@ pub(crate) struct JobMemory {
     pub(crate) stale: u32,
     /// When the status was last written.
     pub(crate) written: Option<Instant>,
+    /// The status that was written last, if not all of it was kept.
+    pub(crate) unkept: Option<Box<Unkept>>,
     /// Since when there is a status that is still to be written.
     pub(crate) unwritten: Option<Instant>,
     /// When each object was applied last, by its kind and name.
@@ -72,7 +74,12 @@ impl JobMemory {
 
     /// Whether nothing is remembered of a job at rest that is not learnt again when it is woken: there may be thousands.
     pub(crate) fn is_blank(&self) -> bool {
-        self.is_at_rest && self.job.is_none() && self.waiting_since.is_empty() && self.problem.is_none() && self.unwritten.is_none()
+        self.is_at_rest
+            && self.job.is_none()
+            && self.waiting_since.is_empty()
+            && self.problem.is_none()
+            && self.unwritten.is_none()
+            && self.unkept.is_none()
     }
 }
 

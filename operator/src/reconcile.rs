@@ -24,7 +24,7 @@ use lcl_operator_core::{
     PodPolicy, ValidatedJob,
     build::{BuildContext, NetworkAccess, coordinator_endpoint, coordinator_name, worker_selector},
     decide,
-    decide::{Action, Decision, JobEvent, Urgency, derive_refused, is_final, reason, urgency},
+    decide::{Action, Decision, JobEvent, derive_refused, is_final, reason},
     observe::{HistoryPlace, Link, ObservedJob, ObservedPod, Problem, Wait},
     pins::{in_force, offer},
     read_unchecked, run_folder, validate_under,
@@ -32,7 +32,7 @@ use lcl_operator_core::{
 
 use crate::{
     authority::Authority,
-    cache::{JobKey, PodCache},
+    cache::{JobKey, LastStates, PodCache},
     children::{ChildStores, time_of_watch},
     events::EventQueue,
     fence::Fences,
@@ -41,7 +41,6 @@ use crate::{
     memory::{JobMemory, Memories},
     metrics::Metrics,
     pod_actions::confirm_pods,
-    status::write_status,
     wake::Wake,
 };
 
@@ -49,17 +48,13 @@ mod act;
 mod error;
 mod explain;
 mod objects;
+mod record;
 
 use act::{Acted, CERTIFICATES_FRESH};
 pub(crate) use error::ReconcileError;
+use record::Recorded;
+pub(crate) use record::Unkept;
 
-/// Steps and checkpoints alone are written no more often than this.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-/// How the pods of a job come along that has just begun is written so long after the first news: by then the scheduler has looked at all of
-/// them, and most have started.
-const START_PAUSE: Duration = Duration::from_secs(5);
-/// That pods are there is written with what is to be said of them next; so long after nothing was it is written by itself.
-const RECORD_PAUSE: Duration = Duration::from_secs(30);
 /// Though nothing is seen, a job is looked at so often.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Pause after a failed reconcile; doubled with every further one.
@@ -135,16 +130,23 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
             Ok(Next::requeue(pause))
         }
         Err(error) => {
-            let pause = (FIRST_PAUSE * 2_u32.saturating_pow(memory.failures.min(16))).min(LONGEST_PAUSE);
             memory.failures = memory.failures.saturating_add(1);
-            tracing::warn!(job = key.name, namespace = key.namespace, category = error.category(), again_after = ?pause, "{error}");
+            tracing::warn!(job = key.name, namespace = key.namespace, category = error.category(), failures = memory.failures, "{error}");
             let problem = error.as_problem();
-            // The first time it is told at once.
             let is_news = problem.is_some() && problem != memory.problem;
             memory.problem = problem.or_else(|| memory.problem.take());
-            Ok(Next::requeue(if is_news { Duration::ZERO } else { pause }))
+            Ok(Next::requeue(pause_after(memory.failures, is_news)))
         }
     }
+}
+
+/// How long to wait after so many failures in a row. What has not been told yet is told at once, but only after the first: the telling may be what
+/// fails, with other words each time.
+fn pause_after(failures: u32, is_news: bool) -> Duration {
+    if is_news && failures <= 1 {
+        return Duration::ZERO;
+    }
+    (FIRST_PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST_PAUSE)
 }
 
 /// The job as the watch tells of it, or as the API server answered to our last write, until the watch has come as far.
@@ -176,9 +178,7 @@ impl Reconciler<'_> {
         let is_somebody_elses = self.job.spec.managed_by.as_deref().is_some_and(|manager| manager != MANAGER);
         // Objects of a job that is deleted go with it.
         if is_somebody_elses || self.job.metadata.deletion_timestamp.is_some() {
-            (self.memory.link, self.memory.is_at_rest) = (None, true);
-            let (_, gone) = self.context.pods.pods(self.key);
-            self.context.pods.forget_gone(self.key, &gone, &[]);
+            self.leave_alone();
             return Ok(None);
         }
         let status = self.job.status.clone().unwrap_or_default();
@@ -242,12 +242,8 @@ impl Reconciler<'_> {
         });
         let since = |wait: &Wait| (wait.clone(), self.memory.waiting_since.get(wait).copied().unwrap_or(looked));
         self.memory.waiting_since = decision.waits.iter().map(since).collect();
-        let status_wait = self.update_status(&status, &decision).await?;
-        // Before the actions, one of which may fail: the status that they follow from is written. What waits is decided once more, and told then.
-        if status_wait.is_none() {
-            self.context.pods.forget_gone(self.key, &gone, &decision.unrecorded);
-            self.tell(&decision.events);
-        }
+        let recorded = self.update_status(&status, &decision).await?;
+        let status_wait = self.follow_record(recorded, &decision, &gone);
         let resources = applied.as_ref().ok().and_then(Clone::clone);
         build.pins = decision.status.pinned.clone().unwrap_or(offer);
         build.excluded_nodes = decision.status.excluded_nodes.iter().map(|excluded| excluded.node.clone()).collect();
@@ -278,6 +274,25 @@ impl Reconciler<'_> {
             .into_iter()
             .flatten()
             .min())
+    }
+
+    /// Nothing is to be known of the job any more.
+    fn leave_alone(&mut self) {
+        (self.memory.link, self.memory.is_at_rest) = (None, true);
+        let (_, gone) = self.context.pods.pods(self.key);
+        self.context.pods.forget_gone(self.key, &gone, &[]);
+    }
+
+    /// What follows from a status that is on record: told before the actions, one of which may fail. What waits is decided once more, and told
+    /// then; for how long it does.
+    fn follow_record(&self, recorded: Recorded, decision: &Decision, gone: &LastStates) -> Option<Duration> {
+        match recorded {
+            Recorded::Later(wait) => return Some(wait),
+            Recorded::Now => self.tell(&decision.events),
+            Recorded::Before => {}
+        }
+        self.context.pods.forget_gone(self.key, gone, &decision.unrecorded);
+        None
     }
 
     /// What an offer says of objects that were applied.
@@ -335,6 +350,9 @@ impl Reconciler<'_> {
     /// Says that the job cannot be run as it is.
     async fn refuse(&mut self, status: &LCLTrainingJobStatus, problem: &Problem) -> Result<(), ReconcileError> {
         let (new, event) = derive_refused(status, self.job.metadata.generation.unwrap_or(0), problem, Timestamp::now());
+        if self.was_sent(status, &new) {
+            return Ok(());
+        }
         if new != *status {
             self.write(&new).await?;
         }
@@ -398,46 +416,6 @@ impl Reconciler<'_> {
         }
     }
 
-    /// Writes the status if it differs. Progress alone may have to wait; then for how long. No action follows from such a difference.
-    async fn update_status(&mut self, old: &LCLTrainingJobStatus, decision: &Decision) -> Result<Option<Duration>, ReconcileError> {
-        if decision.status == *old {
-            self.memory.unwritten = None;
-            return Ok(None);
-        }
-        let rest = self.rest(urgency(old, &decision.status));
-        if !rest.is_zero() {
-            self.memory.created = decision.status.workers.as_ref().map_or(0, |workers| workers.created);
-            return Ok(Some(rest));
-        }
-        self.memory.written = Some(Instant::now());
-        self.write(&decision.status).await?;
-        (self.memory.created, self.memory.unwritten) = (0, None);
-        if decision.status.coordinator_epoch != old.coordinator_epoch {
-            self.memory.unused_epoch = decision.status.coordinator_epoch;
-        }
-        self.context.metrics.count_restarts(&old.restarts, &decision.status.restarts);
-        Ok(None)
-    }
-
-    /// How long a status still waits that is so urgent.
-    fn rest(&mut self, urgency: Urgency) -> Duration {
-        let since = *self.memory.unwritten.get_or_insert_with(Instant::now);
-        match urgency {
-            Urgency::Now => Duration::ZERO,
-            Urgency::Progress => self.memory.written.map_or(Duration::ZERO, |at| PROGRESS_INTERVAL.saturating_sub(at.elapsed())),
-            Urgency::Start => START_PAUSE.saturating_sub(since.elapsed()),
-            Urgency::Record => RECORD_PAUSE.saturating_sub(since.elapsed()),
-        }
-    }
-
-    async fn write(&mut self, status: &LCLTrainingJobStatus) -> Result<(), ReconcileError> {
-        let written = write_status(&self.context.client, &self.job, status).await?;
-        self.context.metrics.status_writes.inc();
-        self.job = Arc::new(written);
-        self.memory.job = Some((version(&self.job), Arc::clone(&self.job)));
-        Ok(())
-    }
-
     fn tell(&self, events: &[JobEvent]) {
         let reference = self.job.object_ref(&());
         for event in events {
@@ -450,5 +428,19 @@ impl Reconciler<'_> {
             };
             self.context.events.tell(publication, reference.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As of a webhook that refuses every status, and says when in each answer.
+    #[test]
+    fn failures_in_a_row_are_paused_after_though_each_has_something_new_to_say() {
+        let pauses: Vec<_> = (1..=8).map(|failures| pause_after(failures, true).as_secs()).collect();
+        assert_eq!(pauses, [0, 2, 4, 8, 16, 32, 60, 60]);
+        let pauses: Vec<_> = (1..=8).map(|failures| pause_after(failures, false).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
     }
 }

@@ -94,6 +94,8 @@ pub enum Wait {
     Start(String),
     /// It has started, and the Event about its image may be yet to come.
     Pull(String),
+    /// It was asked for the last time how long it waited for its image, which the status does not say yet.
+    AskedLast(String),
     /// This checkpoint, of so many steps, is the newest.
     Checkpoint(i64),
     /// The group was asked to write a checkpoint and end.

@@ -113,6 +113,11 @@ impl<'a> Draft<'a> {
         rest <= SignedDuration::ZERO
     }
 
+    /// That something was, to be known at the next look; nothing is waited for.
+    pub(super) fn remember(&mut self, what: Wait) {
+        self.waits.push(what);
+    }
+
     pub(super) fn is_on_record(&self, name: &str, uid: &str) -> bool {
         self.status.replacing.iter().any(|replacing| replacing.pod == name && replacing.uid == uid)
     }
