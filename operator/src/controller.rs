@@ -211,7 +211,7 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
                 None => true,
             };
             if is_ours {
-                leftovers::remove(&context.client, &context.pods, &left).await;
+                leftovers::remove(&context.client, &context.pods, &context.metrics, &left).await;
             }
         };
         stream::iter(due).for_each_concurrent(LEFTOVERS_AT_ONCE, remove).await;

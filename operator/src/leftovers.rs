@@ -20,7 +20,9 @@ use lcl_operator_core::{decide::DELETION_SLACK, observe::ObservedPod};
 
 use crate::{
     cache::{JobKey, PodCache},
+    category::Categorized,
     kept::StoredJob,
+    metrics::Metrics,
     pod_actions::delete_pod,
     reconcile::ReconcileError,
 };
@@ -44,7 +46,7 @@ pub(crate) fn find(pods: &PodCache, jobs: &Store<StoredJob>) -> Vec<Leftover> {
 
 /// Deletes one without its node, if the API server itself says that no reconcile looks at it: the watch of jobs may be behind, or not have
 /// begun.
-pub(crate) async fn remove(client: &Client, pods: &PodCache, left: &Leftover) {
+pub(crate) async fn remove(client: &Client, pods: &PodCache, metrics: &Metrics, left: &Leftover) {
     let Leftover { job: JobKey { namespace, name: job }, name, pod } = left;
     let removed = async {
         let jobs = Api::<StoredJob>::namespaced(client.clone(), namespace);
@@ -57,7 +59,9 @@ pub(crate) async fn remove(client: &Client, pods: &PodCache, left: &Leftover) {
         Ok::<_, ReconcileError>(())
     };
     if let Err(error) = removed.await {
-        tracing::warn!(namespace, job, pod = name, "a pod of a job that is over or gone stays for now: {error}");
+        metrics.count_error(error.category());
+        let category = error.category().label();
+        tracing::warn!(namespace, job, pod = name, category, "a pod of a job that is over or gone stays for now: {error}");
     }
 }
 

@@ -7,6 +7,7 @@
 mod allocator;
 mod authority;
 mod cache;
+mod category;
 mod children;
 mod claims;
 mod client;
@@ -33,6 +34,7 @@ mod status;
 mod wake;
 
 pub use allocator::share_arena;
+pub use category::category_of;
 pub use run::run;
 pub use settings::{LogFormat, Settings};
 

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use lcl_operator::{LogFormat, Settings, run, share_arena};
+use lcl_operator::{LogFormat, Settings, category_of, run, share_arena};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match serve(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!(category = category_of(&error), "{error:#}");
             ExitCode::FAILURE
         }
     }

@@ -33,6 +33,7 @@ use lcl_operator_core::{
 use crate::{
     authority::Authority,
     cache::{JobKey, LastStates, PodCache},
+    category::Categorized,
     children::{ChildStores, time_of_watch},
     events::EventQueue,
     fence::Fences,
@@ -113,7 +114,7 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
             Ok(None)
         }
     };
-    context.metrics.observe_reconcile(started.elapsed(), result.as_ref().err().map(ReconcileError::category));
+    context.metrics.observe_reconcile(started.elapsed(), result.as_ref().err().map(Categorized::category));
     match result {
         Ok(wait) => {
             (memory.failures, memory.stale) = (0, 0);
@@ -131,7 +132,13 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
         }
         Err(error) => {
             memory.failures = memory.failures.saturating_add(1);
-            tracing::warn!(job = key.name, namespace = key.namespace, category = error.category(), failures = memory.failures, "{error}");
+            tracing::warn!(
+                job = key.name,
+                namespace = key.namespace,
+                category = error.category().label(),
+                failures = memory.failures,
+                "{error}"
+            );
             let problem = error.as_problem();
             let is_news = problem.is_some() && problem != memory.problem;
             memory.problem = problem.or_else(|| memory.problem.take());
@@ -405,7 +412,11 @@ impl Reconciler<'_> {
         }
         let security = match self.context.authority.operator(self.uid, now) {
             Ok(security) => security,
-            Err(error) => return tracing::error!(job = self.key.name, namespace = self.key.namespace, %error, "no certificate to show"),
+            Err(error) => {
+                let (job, namespace, category) = (&self.key.name, &self.key.namespace, error.category());
+                self.context.metrics.count_error(category);
+                return tracing::error!(job, namespace, category = category.label(), %error, "no certificate to show");
+            }
         };
         let wake = self.context.wake.clone();
         let job = ObjectRef::<StoredJob>::new(&self.key.name).within(&self.key.namespace);

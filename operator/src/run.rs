@@ -20,6 +20,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     FIELD_MANAGER,
     authority::Authority,
+    category::Categorized,
     claims::Claims,
     client::Connections,
     controller::Scope,
@@ -104,7 +105,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
     metrics.set_leads(&lease, false);
     let mut election = if settings.leader_elect {
         let place = settings.pod_namespace.as_deref().unwrap_or(connections.default_namespace());
-        Some(Election::new(&connections, Candidate::new(leases, place, &lease, &identity, ELECTION))?)
+        Some(Election::new(&connections, Candidate::new(leases, place, &lease, &identity, ELECTION), metrics)?)
     } else {
         None
     };
@@ -161,11 +162,11 @@ struct Election {
 }
 
 impl Election {
-    fn new(connections: &Connections, candidate: Candidate) -> Result<Self> {
+    fn new(connections: &Connections, candidate: Candidate, metrics: &Arc<Metrics>) -> Result<Self> {
         let fence = candidate.fence();
         let fences = Fences::new(fence.clone());
-        let claims = Claims::new(connections.for_namespace_leases(&fences)?, candidate.lease(), fences.clone());
-        Ok(Self { leader: Leader::new(candidate.clone(), fence), candidate, fences, claims })
+        let claims = Claims::new(connections.for_namespace_leases(&fences)?, candidate.lease(), fences.clone(), Arc::clone(metrics));
+        Ok(Self { leader: Leader::new(candidate.clone(), fence, Arc::clone(metrics)), candidate, fences, claims })
     }
 
     /// Gives the lease back, after the last write.
@@ -174,7 +175,8 @@ impl Election {
             fence.close();
         }
         if let Err(error) = self.candidate.resign().await {
-            tracing::warn!("the next leader has to wait until the lease has run out: {error}");
+            let category = error.category().label();
+            tracing::warn!(category, "the next leader has to wait until the lease has run out: {error}");
         }
     }
 }
