@@ -120,6 +120,10 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
             (memory.failures, memory.stale) = (0, 0);
             if memory.is_blank() {
                 context.memories.forget(&key);
+                // What follows from a change alone is not waited for, either: each wait of the queue's takes memory.
+                if wait.is_none() {
+                    return Ok(Next::await_change());
+                }
             }
             // Spread, so that jobs created together are not looked at together for ever.
             let longest = LONGEST_WAIT.mul_f64(fastrand::f64().mul_add(0.2, 0.9));
@@ -273,10 +277,7 @@ impl Reconciler<'_> {
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
         let watch_wait = time_of_watch(&self.memory.applied);
-        self.memory.is_at_rest = is_at_rest;
-        if is_at_rest {
-            self.memory.rest();
-        }
+        self.memory.settle(is_at_rest, decision.actions.is_empty() && decision.status == status);
         Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait, starting_wait, watch_wait]
             .into_iter()
             .flatten()
@@ -329,15 +330,23 @@ impl Reconciler<'_> {
     /// The job if it keeps every rule. The API server checks the same rules, so a job that breaks one was stored under another definition.
     async fn validate(&mut self, status: &LCLTrainingJobStatus) -> Result<Option<Arc<ValidatedJob>>, ReconcileError> {
         let generation = self.job.metadata.generation.unwrap_or(0);
-        if let Some((_, valid)) = self.memory.valid.as_ref().filter(|(of, _)| *of == generation) {
+        let known = self.memory.valid.as_ref().filter(|(of, _)| *of == generation);
+        if let Some((_, Some(valid))) = known {
             return Ok(Some(Arc::clone(valid)));
         }
         let manifest = serde_json::to_value(&*self.job).map_err(|source| ReconcileError::Encode { kind: "LCLTrainingJob", source })?;
+        if known.is_some()
+            && let Ok(job) = read_unchecked(&manifest)
+        {
+            let job = Arc::new(job);
+            self.memory.valid = Some((generation, Some(Arc::clone(&job))));
+            return Ok(Some(job));
+        }
         match validate_under(&manifest, &self.context.policy) {
             Ok(valid) => {
                 let valid = Arc::new(valid);
                 self.memory.problem.take_if(|problem| problem.reason == reason::VALIDATION_FAILED);
-                self.memory.valid = Some((generation, Arc::clone(&valid)));
+                self.memory.valid = Some((generation, Some(Arc::clone(&valid))));
                 Ok(Some(valid))
             }
             Err(errors) => {
