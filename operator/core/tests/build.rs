@@ -105,6 +105,14 @@ fn the_example_needs_these_objects() {
     }));
 }
 
+/// Newer than what the other fields are of: Kubernetes has it since 1.36.
+#[test]
+fn the_scheduling_group_of_the_template_is_the_workers_and_not_the_coordinators() {
+    let template = "spec.workers.template = {'spec': {'schedulingGroup': {'podGroupName': 'group-a'}, 'containers': [{'name': 'worker'}]}}";
+    assert_eq!(worker(template, 0)["spec"]["schedulingGroup"], json!({ "podGroupName": "group-a" }));
+    assert_eq!(coordinator(template)["spec"]["schedulingGroup"], Value::Null);
+}
+
 #[test]
 fn the_configuration_is_one_the_trainer_accepts() {
     let config_map = prepared(&valid("")).config;

@@ -200,6 +200,7 @@ fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob, config: &str) {
         empty_dir: Some(EmptyDirVolumeSource {
             medium: medium.map(str::to_owned),
             size_limit: limit.map(|limit| Quantity(limit.to_owned())),
+            ..EmptyDirVolumeSource::default()
         }),
         ..Volume::default()
     };
