@@ -5,6 +5,8 @@
 //! - descriptions are dropped: they are four fifths of the size, and `kubectl explain pod.spec` has them;
 //! - `metadata` keeps only labels and annotations, the rest is the operator's;
 //! - ephemeral containers, which a template must not hold, are dropped;
+//! - of what Kubernetes has got since 1.33 only `schedulingGroup` (1.36) is there: what else is new is to be judged before it is let through,
+//!   since a pod may reach more by it (`podCertificate` gives credentials for the API server), and older clusters drop it without a word;
 //! - quantities have the pattern of what Kubernetes can read, or a job with `32GiB` would be taken and its pods refused;
 //! - lists that rules walk are bounded, or the API server refuses the rules as too expensive;
 //! - lists with a natural key are maps, so that server-side apply merges them and doubles are refused.
@@ -34,6 +36,14 @@ pub const RESERVED_ENV_NAMES: [&str; 13] = [
 /// Beginnings of environment variables that the operator, or torch's own launcher, claims.
 pub const RESERVED_ENV_PREFIXES: [&str; 2] = ["MASTER_", "PET_"];
 
+/// Fields that a pod has got since Kubernetes 1.33, wherever they stand, but for `schedulingGroup`.
+const NEWER_FIELDS: [&str; 7] =
+    ["bindMountOptions", "defaultUser", "evictionResponders", "fileKeyRef", "hostnameOverride", "podCertificate", "restartPolicyRules"];
+/// The same below a part of the pod, where other parts have long had fields of these names.
+const NEWER_FIELDS_BELOW: [(&str, &str); 3] = [("emptyDir", "mode"), ("grpc", "mode"), ("httpGet", "protocol")];
+/// And this one where it is a number: elsewhere it is a name.
+const NEWER_NUMBER: &str = "user";
+
 /// Containers of one kind in a pod; a trainer and a few sidecars.
 const MAX_CONTAINERS: u32 = 16;
 /// Environment variables of a container.
@@ -45,6 +55,7 @@ const MAX_ENV_NAME: u32 = 256;
 pub(crate) fn pod_template_schema(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = PodTemplateSpec::json_schema(generator).to_value();
     drop_descriptions(&mut schema);
+    drop_newer_fields(&mut schema, "template");
     give_quantities_their_pattern(&mut schema);
     schema["properties"]["metadata"] = json!({
         "type": "object",
@@ -73,6 +84,7 @@ pub(crate) fn pod_template_schema(generator: &mut SchemaGenerator) -> Schema {
 pub(crate) fn pod_field_schema(generator: &mut SchemaGenerator, name: &str) -> Schema {
     let mut schema = PodTemplateSpec::json_schema(generator).to_value();
     drop_descriptions(&mut schema);
+    drop_newer_fields(&mut schema, "template");
     Schema::try_from(schema["properties"]["spec"]["properties"][name].take()).unwrap_or_default()
 }
 
@@ -124,6 +136,24 @@ fn give_quantities_their_pattern(schema: &mut Value) {
 fn set_pattern(schema: &mut Value) {
     if schema["x-kubernetes-int-or-string"] == true {
         schema["pattern"] = json!(QUANTITY);
+    }
+}
+
+/// Drops what is newer than what was judged; `part`: the field whose schema it is.
+fn drop_newer_fields(schema: &mut Value, part: &str) {
+    let is_newer = |name: &str, field: &Value| {
+        NEWER_FIELDS.contains(&name) || NEWER_FIELDS_BELOW.contains(&(part, name)) || (name == NEWER_NUMBER && field["type"] == "integer")
+    };
+    if let Some(fields) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        fields.retain(|name, field| !is_newer(name, field));
+        for (name, field) in fields.iter_mut() {
+            drop_newer_fields(field, name);
+        }
+    }
+    for inner in ["items", "additionalProperties"] {
+        if let Some(inner) = schema.get_mut(inner) {
+            drop_newer_fields(inner, part);
+        }
     }
 }
 

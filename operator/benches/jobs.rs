@@ -45,7 +45,7 @@ use lcl_operator_core::{
     PodPolicy, ValidatedJob,
     build::{BuildContext, NetworkAccess, build_secret},
     observe::HistoryPlace,
-    resources::{Applied, JobResources, Prepared},
+    resources::{AppliedResources, PinnedConfig, PreparedResources},
     validate,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -263,7 +263,7 @@ async fn play(client: &Client, namespace: &str, side: Side, meter: Meter<'_>) ->
 /// The operator's worker pods as an Indexed Job.
 fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
     let job = validate(&manifest(name))?;
-    let mut pod = applied(&job, context)?.worker_pod(&job, context, 0)?;
+    let mut pod = applied(&job, context).worker_pod(&job, context, 0)?;
     pod.metadata.owner_references = None;
     let mut spec = pod.spec.context("a worker pod has a specification")?;
     // Each of them is the controller's to give, or is not there on this side.
@@ -279,17 +279,14 @@ fn indexed_job(name: &str, context: &BuildContext) -> Result<Job> {
 }
 
 /// The objects that the operator makes, without owners: these would have to exist.
-fn prepared(job: &ValidatedJob, context: &BuildContext) -> JobResources<Prepared> {
+fn prepared(job: &ValidatedJob, context: &BuildContext) -> PreparedResources {
     let pins = PinnedStatus { config: format!("{}-config-1", job.name()), ..context.pins.clone() };
-    JobResources::prepare(job, &BuildContext { pins, ..context.clone() })
+    PreparedResources::prepare(job, &BuildContext { pins, ..context.clone() })
 }
 
 /// Pods are the same whatever the address is.
-fn applied(job: &ValidatedJob, context: &BuildContext) -> Result<JobResources<Applied>> {
-    let prepared = prepared(job, context);
-    let (account, mut service, config) = (prepared.account.clone(), prepared.service.clone(), prepared.config.clone());
-    service.spec.get_or_insert_default().cluster_ip = Some("10.96.0.10".to_owned());
-    prepared.applied(account, service, config).context("a Service with an address")
+fn applied(job: &ValidatedJob, context: &BuildContext) -> AppliedResources {
+    AppliedResources::new("10.96.0.10".to_owned(), PinnedConfig::read(prepared(job, context).config))
 }
 
 /// Processor time of the cluster's servers for objects of each kind, in all rounds together.
@@ -354,9 +351,9 @@ async fn create_bare(client: &Client, names: &[String], context: &BuildContext, 
     meter.create(client, namespace, valid.iter().map(|job| unowned(prepared(job, context).service)).collect()).await?;
     let mut pods = Vec::new();
     for job in &valid {
-        pods.push(unowned(applied(job, context)?.coordinator_pod(job, context, 1)));
+        pods.push(unowned(applied(job, context).coordinator_pod(job, context, 1)));
         for index in 0..WORKERS {
-            pods.push(unowned(applied(job, context)?.worker_pod(job, context, u32::try_from(index)?)?));
+            pods.push(unowned(applied(job, context).worker_pod(job, context, u32::try_from(index)?)?));
         }
     }
     meter.create(client, namespace, pods).await

@@ -28,6 +28,8 @@ use ring::{
 };
 use thiserror::Error;
 
+use crate::category::{Categorized, Category};
+
 /// Key of the secret in its `Secret`.
 const SEED: &str = "seed";
 /// Bytes of the secret: as many as the keys have that are derived from it.
@@ -68,6 +70,14 @@ pub(crate) enum AuthorityError {
         /// The time.
         now: Timestamp,
     },
+}
+
+impl Categorized for AuthorityError {
+    fn category(&self) -> Category {
+        match self {
+            Self::Make { .. } | Self::Use { .. } | Self::Time { .. } => Category::Certificates,
+        }
+    }
 }
 
 /// Makes the certificates of all jobs.

@@ -2,6 +2,9 @@
 //!
 //! A pod that was just created must not look lost only because the watch lags behind: the answer to the creation counts until the watch has
 //! come as far. Versions of one kind's objects grow, and a watch tells them in order.
+//!
+//! A pod that goes leaves its last state, until somebody has counted what ended it: it may have failed and be gone before anybody looks. At
+//! most one is kept for each name, and none of a pod that went while nobody watched, unless its end was seen before.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,6 +36,8 @@ pub(crate) struct PodCache {
 #[derive(Debug, Default)]
 struct State {
     jobs: Jobs,
+    /// The last states of pods that are gone, by job and name.
+    gone: HashMap<JobKey, LastStates>,
     /// Highest version that the watch has told.
     newest: u64,
     /// What a new listing has brought so far.
@@ -41,6 +46,8 @@ struct State {
 }
 
 type Jobs = HashMap<JobKey, BTreeMap<String, Entry>>;
+/// Pods by name, as they were at the last.
+pub(crate) type LastStates = BTreeMap<String, Arc<ObservedPod>>;
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -75,7 +82,7 @@ impl PodCache {
             Event::Delete(pod) => {
                 let Some((key, name, entry)) = read(&pod) else { return Vec::new() };
                 state.newest = state.newest.max(entry.version);
-                if state.remove(&key, &name, &entry.pod.uid) { vec![key] } else { Vec::new() }
+                if state.delete(&key, name, entry) { vec![key] } else { Vec::new() }
             }
         }
     }
@@ -95,11 +102,28 @@ impl PodCache {
         self.lock().remove(key, name, uid);
     }
 
-    /// The pods of a job by name.
-    pub(crate) fn pods(&self, key: &JobKey) -> BTreeMap<String, Arc<ObservedPod>> {
+    /// What was shown of pods that are gone was counted, or nobody has to, but for the names that are to be shown again.
+    pub(crate) fn forget_gone(&self, key: &JobKey, shown: &LastStates, again: &[String]) {
+        let mut state = self.lock();
+        let Some(gone) = state.gone.get_mut(key) else { return };
+        let is_shown = |name: &String, pod: &ObservedPod| shown.get(name).is_some_and(|shown| shown.uid == pod.uid);
+        gone.retain(|name, pod| again.contains(name) || !is_shown(name, pod));
+        if gone.is_empty() {
+            state.gone.remove(key);
+        }
+    }
+
+    /// Forgets what was left by the pods of jobs that are gone.
+    pub(crate) fn retain_gone(&self, exists: impl Fn(&JobKey) -> bool) {
+        self.lock().gone.retain(|key, _| exists(key));
+    }
+
+    /// The pods of a job by name, and those that are gone as they were at the last: of one moment.
+    pub(crate) fn pods(&self, key: &JobKey) -> (BTreeMap<String, Arc<ObservedPod>>, LastStates) {
         let state = self.lock();
         let pods = state.jobs.get(key).into_iter().flatten();
-        pods.map(|(name, entry)| (name.clone(), Arc::clone(&entry.pod))).collect()
+        let pods = pods.map(|(name, entry)| (name.clone(), Arc::clone(&entry.pod))).collect();
+        (pods, state.gone.get(key).cloned().unwrap_or_default())
     }
 
     /// All that are being deleted: their jobs, names and what is known of them.
@@ -139,19 +163,42 @@ impl PodCache {
 
 impl State {
     /// Whether something has changed that decisions look at.
-    fn insert(&mut self, key: &JobKey, name: String, entry: Entry) -> bool {
+    fn insert(&mut self, key: &JobKey, name: String, mut entry: Entry) -> bool {
         let pods = self.jobs.entry(key.clone()).or_default();
-        match pods.get(&name) {
-            Some(old) if old.version > entry.version => false,
-            Some(old) if old.pod == entry.pod => {
-                pods.insert(name, entry);
-                false
+        let old = pods.get(&name);
+        if let Some(old) = old {
+            if old.version > entry.version {
+                return false;
             }
-            _ => {
-                pods.insert(name, entry);
-                true
-            }
+            Arc::make_mut(&mut entry.pod).follow(&old.pod);
         }
+        let is_news = old.is_none_or(|old| old.pod != entry.pod);
+        // There is another one by now.
+        if let Some(gone) = self.gone.get_mut(key) {
+            gone.remove(&name);
+        }
+        pods.insert(name, entry);
+        is_news
+    }
+
+    /// A pod has gone; this is what the watch said of it at the last.
+    fn delete(&mut self, key: &JobKey, name: String, last: Entry) -> bool {
+        let known = self.jobs.get(key).and_then(|pods| pods.get(&name)).map(|known| Arc::clone(&known.pod));
+        if !self.remove(key, &name, &last.pod.uid) {
+            return false;
+        }
+        let mut pod = Arc::unwrap_or_clone(last.pod);
+        if let Some(known) = known {
+            pod.follow(&known);
+        }
+        self.leave(key, name, pod);
+        true
+    }
+
+    /// Keeps the last state of a pod that is gone.
+    fn leave(&mut self, key: &JobKey, name: String, mut pod: ObservedPod) {
+        pod.note_removal();
+        self.gone.entry(key.clone()).or_default().insert(name, Arc::new(pod));
     }
 
     fn remove(&mut self, key: &JobKey, name: &str, uid: &str) -> bool {
@@ -175,6 +222,7 @@ impl State {
                 self.jobs.entry(key.clone()).or_default().entry(name.clone()).or_insert_with(|| entry.clone());
             }
         }
+        self.compare_listed(&old);
         let mut keys: Vec<_> = self.jobs.keys().chain(old.keys()).cloned().collect();
         keys.sort_unstable();
         keys.dedup();
@@ -187,6 +235,24 @@ impl State {
         keys.retain(|key| !same(key));
         keys
     }
+
+    /// What was known of pods before they were listed anew. One that is gone went unseen, but its end may have been seen.
+    fn compare_listed(&mut self, before: &Jobs) {
+        for (key, name, before) in before.iter().flat_map(|(key, pods)| pods.iter().map(move |(name, before)| (key, name, before))) {
+            match self.jobs.get_mut(key).and_then(|pods| pods.get_mut(name)) {
+                Some(now) => Arc::make_mut(&mut now.pod).follow(&before.pod),
+                None if before.pod.end.is_some() || before.pod.disruption.is_some() => {
+                    self.leave(key, name.clone(), ObservedPod::clone(&before.pod));
+                }
+                None => {}
+            }
+        }
+        let jobs = &self.jobs;
+        self.gone.retain(|key, gone| {
+            gone.retain(|name, _| jobs.get(key).is_none_or(|pods| !pods.contains_key(name)));
+            !gone.is_empty()
+        });
+    }
 }
 
 fn read(pod: &Pod) -> Option<(JobKey, String, Entry)> {
@@ -198,71 +264,4 @@ fn read(pod: &Pod) -> Option<(JobKey, String, Entry)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn pod(name: &str, version: u64) -> Pod {
-        serde_json::from_value(json!({
-            "metadata": {
-                "name": name, "namespace": "team", "uid": format!("uid-of-{name}"), "resourceVersion": version.to_string(),
-                "labels": { "lcl.dev/job-name": "job", "lcl.dev/role": "worker", "lcl.dev/worker-index": "0" },
-                "ownerReferences": [{ "apiVersion": "lcl.dev/v1alpha1", "kind": "LCLTrainingJob", "name": "job", "uid": "u", "controller": true }],
-            },
-            "status": { "phase": if version.is_multiple_of(2) { "Running" } else { "Pending" } },
-        }))
-        .expect("a pod")
-    }
-
-    fn key() -> JobKey {
-        JobKey { namespace: "team".to_owned(), name: "job".to_owned() }
-    }
-
-    fn names(cache: &PodCache) -> Vec<String> {
-        cache.pods(&key()).into_keys().collect()
-    }
-
-    #[test]
-    fn a_pod_of_our_own_is_there_before_the_watch_tells() {
-        let cache = PodCache::default();
-        cache.take(Event::Apply(pod("a", 5)));
-        cache.wrote(&pod("b", 6));
-        assert_eq!(names(&cache), ["a", "b"]);
-        assert_eq!(cache.take(Event::Apply(pod("b", 8))), [], "the same as what the write said");
-        assert_eq!(cache.take(Event::Apply(pod("b", 9))), [key()], "it has changed");
-    }
-
-    #[test]
-    fn a_late_answer_does_not_bring_back_what_the_watch_saw_go() {
-        let cache = PodCache::default();
-        cache.take(Event::Apply(pod("a", 5)));
-        cache.take(Event::Delete(pod("a", 7)));
-        cache.wrote(&pod("a", 5));
-        assert_eq!(names(&cache), [""; 0]);
-    }
-
-    #[test]
-    fn a_new_listing_replaces_the_old_one_except_for_writes_that_it_cannot_know() {
-        let cache = PodCache::default();
-        assert!(!cache.is_complete());
-        cache.take(Event::Apply(pod("a", 4)));
-        cache.take(Event::Init);
-        cache.take(Event::InitApply(pod("b", 6)));
-        cache.wrote(&pod("c", 9));
-        assert_eq!(names(&cache), ["a", "c"], "until the listing is complete the old one counts");
-        assert_eq!(cache.take(Event::InitDone), [key()]);
-        assert_eq!(names(&cache), ["b", "c"]);
-        assert!(cache.is_complete());
-    }
-
-    #[test]
-    fn another_pod_of_the_same_name_is_not_taken_for_the_one_that_went() {
-        let cache = PodCache::default();
-        cache.take(Event::Apply(pod("a", 4)));
-        let mut other = pod("a", 3);
-        other.metadata.uid = Some("another".to_owned());
-        assert_eq!(cache.take(Event::Delete(other)), []);
-        assert_eq!(names(&cache), ["a"]);
-    }
-}
+mod tests;

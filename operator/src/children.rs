@@ -1,13 +1,13 @@
 //! The objects of a job that are not pods: watched, applied where they are missing or differ, and left alone where they do not.
 
+mod store;
+
 use std::{
     collections::BTreeMap,
     fmt::Debug,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use futures_util::StreamExt;
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -21,23 +21,15 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
-    runtime::{
-        WatchStreamExt,
-        reflector::{self, ObjectRef, Store},
-        watcher,
-    },
+    runtime::{WatchStreamExt, reflector::ObjectRef, watcher},
 };
 use lcl_operator_core::{build::is_job, covers};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::{
-    FIELD_MANAGER,
-    controller::{forget_managers, managed},
-    reconcile::ReconcileError,
-    wake::Wake,
-};
+use crate::{FIELD_MANAGER, controller::managed, reconcile::ReconcileError, wake::Wake};
+pub(crate) use store::ChildStore;
 
 /// Time for the watch to tell of an object that was applied; after that it is taken for missing.
 const WATCH_LAG: Duration = Duration::from_secs(5);
@@ -53,24 +45,31 @@ pub(crate) trait Child:
     const KIND: &'static str;
 
     /// What is there of this kind.
-    fn store(stores: &ChildStores) -> &Store<Self>;
+    fn store(stores: &ChildStores) -> &ChildStore<Self>;
+
+    /// Drops what others say of it, which nobody here asks for.
+    fn forget_status(&mut self);
 }
 
 /// All kinds: a new one is a line here, and rights in the chart.
 macro_rules! children {
-    ($($field:ident: $kind:ident),+ $(,)?) => {
+    ($($field:ident: $kind:ident $(without $status:ident)?),+ $(,)?) => {
         $(impl Child for $kind {
             const KIND: &'static str = stringify!($kind);
 
-            fn store(stores: &ChildStores) -> &Store<Self> {
+            fn store(stores: &ChildStores) -> &ChildStore<Self> {
                 &stores.$field
+            }
+
+            fn forget_status(&mut self) {
+                $(self.$status = None;)?
             }
         })+
 
         /// What is there.
         #[derive(Debug)]
         pub(crate) struct ChildStores {
-            $($field: Store<$kind>,)+
+            $($field: ChildStore<$kind>,)+
         }
 
         impl ChildStores {
@@ -80,9 +79,8 @@ macro_rules! children {
             }
 
             /// Until all that is there was told.
-            pub(crate) async fn wait_until_ready(&self) -> anyhow::Result<()> {
-                $(wait_until_ready::<$kind>(self).await?;)+
-                Ok(())
+            pub(crate) async fn wait_until_listed(&self) {
+                $(self.$field.wait_until_listed().await;)+
             }
         }
     };
@@ -90,39 +88,33 @@ macro_rules! children {
 
 children! {
     config_maps: ConfigMap,
-    services: Service,
+    services: Service without status,
     accounts: ServiceAccount,
-    budgets: PodDisruptionBudget,
+    budgets: PodDisruptionBudget without status,
     policies: NetworkPolicy,
 }
 
 impl ChildStores {
     /// An object by its name.
-    pub(crate) fn get<K: Child>(&self, name: &str, namespace: &str) -> Option<Arc<K>> {
-        K::store(self).get(&ObjectRef::new(name).within(namespace))
+    pub(crate) fn get<K: Child>(&self, name: &str, namespace: &str) -> Option<K> {
+        K::store(self).get(name, namespace)
     }
 }
 
-async fn wait_until_ready<K: Child>(stores: &ChildStores) -> anyhow::Result<()> {
-    K::store(stores).wait_until_ready().await.with_context(|| format!("listing objects of kind {}", K::KIND))
-}
-
-fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watches: &mut JoinSet<()>) -> Store<K> {
+fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watches: &mut JoinSet<()>) -> ChildStore<K> {
     let api = match namespace {
         Some(namespace) => Api::<K>::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    let (store, writer) = reflector::store();
-    let wake = wake.clone();
-    let changes = watcher(api, managed()).default_backoff().modify(forget_managers).reflect(writer).touched_objects();
+    let (store, wake) = (ChildStore::default(), wake.clone());
+    let (taking, changes) = (store.clone(), watcher(api, managed()).default_backoff());
     watches.spawn(async move {
         let mut changes = std::pin::pin!(changes);
         while let Some(change) = changes.next().await {
             match change {
-                Ok(object) => {
-                    let owner = object.owner_references().iter().find(|owner| is_job(owner));
-                    if let (Some(owner), Some(namespace)) = (owner, object.namespace()) {
-                        wake.job(ObjectRef::new(&owner.name).within(&namespace));
+                Ok(event) => {
+                    for job in taking.take(event) {
+                        wake.job(ObjectRef::new(&job.name).within(&job.namespace));
                     }
                 }
                 Err(error) => tracing::warn!(%error, kind = K::KIND, "a watch failed; it is begun anew"),
@@ -136,24 +128,24 @@ fn watch<K: Child>(client: &Client, namespace: Option<&str>, wake: &Wake, watche
 #[derive(Debug)]
 pub(crate) enum Found<K> {
     /// As wanted.
-    There(Arc<K>),
+    There(K),
     /// Applied a moment ago; the watch will tell.
     Applied,
     /// One of an earlier job of this name is in the way, until Kubernetes has removed it.
     Leaving,
 }
 
-impl<K: Clone> Found<K> {
+impl<K> Found<K> {
     /// Whether it is there, by the watch or by the answer to our own write.
     pub(crate) fn is_there(&self) -> bool {
         !matches!(self, Self::Leaving)
     }
 
-    /// The object, for which the answer to our own write counts until the watch has told.
-    pub(crate) fn or_known(self, known: Option<&K>) -> Option<K> {
+    /// What is made of the object, for which the answer to our own write counts until the watch has told.
+    pub(crate) fn or_known<T>(self, read: impl FnOnce(K) -> Option<T>, known: impl FnOnce() -> Option<T>) -> Option<T> {
         match self {
-            Self::There(object) => Some(Arc::unwrap_or_clone(object)),
-            Self::Applied => known.cloned(),
+            Self::There(object) => read(object),
+            Self::Applied => known(),
             Self::Leaving => None,
         }
     }
@@ -185,7 +177,7 @@ impl Applier<'_> {
             let what = format!("{verb} {kind} {name}");
             move |source| ReconcileError::Api { what, source }
         };
-        let watched = store.get(&ObjectRef::from_obj(wanted));
+        let watched = store.get(&name, &namespace);
         let is_watched = watched.is_some();
         let live = match watched {
             Some(live) => live,
@@ -195,7 +187,7 @@ impl Applier<'_> {
                     Ok(created) => return Ok(self.note(created)),
                     // What does not bear the operator's label is not watched, and must not be taken over.
                     Err(kube::Error::Api(answer)) if answer.is_already_exists() => {
-                        Arc::new(api.get_opt(&name).await.map_err(failed("getting"))?.ok_or(ReconcileError::Stale)?)
+                        api.get_opt(&name).await.map_err(failed("getting"))?.ok_or(ReconcileError::Stale)?
                     }
                     Err(source) => return Err(failed("creating")(source)),
                 }
@@ -223,7 +215,7 @@ impl Applier<'_> {
         let (kind, name, namespace) = (K::KIND, written.name_any(), written.namespace());
         tracing::info!(kind, name, namespace, "applied");
         self.applied.insert((kind, name), Instant::now());
-        Found::There(Arc::new(written))
+        Found::There(written)
     }
 }
 

@@ -14,9 +14,11 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinHandle, time};
 
 use crate::{
+    category::Categorized,
     clock::BootTime,
     fence::{Fence, Fences, NAMESPACE, NAMESPACE_LEASE, Write},
     lease::{Candidate, LeaseError, Outcome},
+    metrics::Metrics,
 };
 
 /// The leases of all namespaces in which this process acts or wants to.
@@ -26,6 +28,7 @@ pub(crate) struct Claims {
     /// `NAMESPACE/NAME` of the lease by which the leader is elected: in the cluster there is one of it.
     holder: String,
     fences: Fences,
+    metrics: Arc<Metrics>,
     by_namespace: Arc<Mutex<HashMap<String, Claim>>>,
 }
 
@@ -43,8 +46,8 @@ impl Drop for Claim {
 }
 
 impl Claims {
-    pub(crate) fn new(client: Client, holder: String, fences: Fences) -> Self {
-        Self { client, holder, fences, by_namespace: Arc::default() }
+    pub(crate) fn new(client: Client, holder: String, fences: Fences, metrics: Arc<Metrics>) -> Self {
+        Self { client, holder, fences, metrics, by_namespace: Arc::default() }
     }
 
     /// Whether the jobs of a namespace are ours to run. The first time it asks for the lease, and waits for what comes of that; it is kept
@@ -72,7 +75,7 @@ impl Claims {
             let fence = candidate.fence();
             self.fences.add(namespace, fence.clone());
             let (tells, tried) = watch::channel(false);
-            let task = tokio::spawn(keep(candidate, fence.clone(), namespace.to_owned(), tells));
+            let task = tokio::spawn(keep(candidate, fence.clone(), namespace.to_owned(), Arc::clone(&self.metrics), tells));
             Claim { tried, fence, task }
         });
         (claim.tried.clone(), claim.fence.clone())
@@ -91,7 +94,7 @@ impl Claims {
 }
 
 /// Takes the lease when it can be had, and renews it.
-async fn keep(mut candidate: Candidate, fence: Fence, namespace: String, tried: watch::Sender<bool>) {
+async fn keep(mut candidate: Candidate, fence: Fence, namespace: String, metrics: Arc<Metrics>, tried: watch::Sender<bool>) {
     let times = candidate.times();
     let mut told = None;
     loop {
@@ -109,7 +112,10 @@ async fn keep(mut candidate: Candidate, fence: Fence, namespace: String, tried: 
                 fence.end(sent);
                 (State::Ending, times.retry_interval)
             }
-            Err(error) => (State::Unknown(error.to_string()), times.retry_interval),
+            Err(error) => {
+                metrics.count_error(error.category());
+                (State::Unknown { category: error.category().label(), error: error.to_string() }, times.retry_interval)
+            }
         };
         if told.as_ref() != Some(&state) {
             state.tell(&namespace);
@@ -126,7 +132,7 @@ enum State {
     Ours,
     Anothers(String),
     Ending,
-    Unknown(String),
+    Unknown { category: &'static str, error: String },
 }
 
 impl State {
@@ -139,7 +145,9 @@ impl State {
             Self::Ending => {
                 tracing::info!(namespace, "this namespace is being deleted: all that is done there is to remove pods of dead nodes");
             }
-            Self::Unknown(error) => tracing::warn!(namespace, "it is unknown who runs the jobs of this namespace: {error}"),
+            Self::Unknown { category, error } => {
+                tracing::warn!(namespace, category, "it is unknown who runs the jobs of this namespace: {error}");
+            }
         }
     }
 }

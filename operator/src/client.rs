@@ -35,6 +35,7 @@ use crate::{
     metrics::Metrics,
     settings::Settings,
 };
+pub(crate) use guard::NoAnswer;
 use guard::{Deadlines, FencedRequests, Guarded};
 use socket::FencedSocket;
 

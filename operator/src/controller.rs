@@ -28,16 +28,18 @@ use tokio::{task::JoinSet, time};
 use tokio_stream::wrappers::WatchStream;
 
 use crate::{
+    allocator,
     authority::Authority,
     cache::{JobKey, PodCache},
     children::ChildStores,
     claims::Claims,
     events::EventQueue,
     fence::{Fences, NAMESPACE},
+    kept::StoredJob,
     leftovers::{self, Leftover, Leftovers},
     memory::Memories,
     metrics::Metrics,
-    reconcile::{Context, Images, ReconcileError, StoredJob, reconcile},
+    reconcile::{Context, Images, ReconcileError, reconcile},
     revision::until_it_is_restored,
     wake::Wake,
 };
@@ -46,6 +48,8 @@ use crate::{
 const LEFTOVERS_AT_ONCE: usize = 16;
 /// Between two searches for jobs that are gone.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// After so many of them memory that is free is given back: a minute, since all of the heap is walked for it.
+const SWEEPS_TO_GIVE_BACK: u32 = 12;
 
 /// Looks after the jobs of one namespace, or of all.
 pub(crate) struct Scope {
@@ -79,15 +83,14 @@ impl Scope {
         let pods = Arc::new(PodCache::default());
         watches.spawn(watch_pods(self.api(), Arc::clone(&pods), wake.clone()));
         let children = ChildStores::watch(&self.client, self.namespace.as_deref(), &wake, &mut watches);
-        children.wait_until_ready().await?;
+        children.wait_until_listed().await;
         while !pods.is_complete() {
             time::sleep(Duration::from_millis(10)).await;
         }
         let woken = wake.stream();
         let restored = until_it_is_restored(self.api());
         let (jobs, writer) = reflector::store();
-        let changes =
-            watcher(self.api::<StoredJob>(), watcher::Config::default()).modify(forget_managers).reflect(writer).applied_objects();
+        let changes = watcher(self.api::<StoredJob>(), watcher::Config::default()).reflect(writer).applied_objects();
         let controller = Controller::for_stream(changes, jobs.clone());
         let claims = self.claims.clone();
         let context = Arc::new(Context {
@@ -156,11 +159,6 @@ pub(crate) fn managed() -> watcher::Config {
     watcher::Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1))
 }
 
-/// Who set which field is more than all fields together, as it is read, and nobody asks for it.
-pub(crate) fn forget_managers<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
-}
-
 async fn watch_pods(api: Api<Pod>, cache: Arc<PodCache>, wake: Wake) {
     let mut events = std::pin::pin!(watcher(api, managed()).default_backoff());
     while let Some(event) = events.next().await {
@@ -191,9 +189,14 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
     let mut leftovers = Leftovers::default();
     let mut interval = time::interval(SWEEP_INTERVAL);
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-    loop {
+    for sweep in 1_u32.. {
         interval.tick().await;
-        context.memories.retain(|JobKey { namespace, name }| jobs.get(&ObjectRef::new(name).within(namespace)).is_some());
+        if sweep.is_multiple_of(SWEEPS_TO_GIVE_BACK) {
+            allocator::give_back();
+        }
+        let exists = |JobKey { namespace, name }: &JobKey| jobs.get(&ObjectRef::new(name).within(namespace)).is_some();
+        context.memories.retain(exists);
+        context.pods.retain_gone(exists);
         let found = leftovers::find(&context.pods, jobs);
         if let Some(claims) = claims.as_ref().filter(|_| gives_up) {
             let with_jobs = jobs.state().into_iter().filter_map(|job| job.namespace());
@@ -208,7 +211,7 @@ async fn sweep(context: Arc<Context>, claims: Option<Claims>, gives_up: bool) {
                 None => true,
             };
             if is_ours {
-                leftovers::remove(&context.client, &context.pods, &left).await;
+                leftovers::remove(&context.client, &context.pods, &context.metrics, &left).await;
             }
         };
         stream::iter(due).for_each_concurrent(LEFTOVERS_AT_ONCE, remove).await;

@@ -1,14 +1,16 @@
 //! One operator of those that look after the same namespaces acts; the others wait for its lease to run out.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::time;
 
 use crate::{
+    category::{Categorized, Category},
     clock::BootTime,
     fence::Fence,
     lease::{Candidate, LeaseError, Outcome},
+    metrics::Metrics,
     readiness::{Present, Readiness},
 };
 
@@ -21,6 +23,14 @@ pub(crate) enum Lost {
     /// It could not be renewed in time.
     #[error("leads no longer: the lease {lease} was last renewed {age:.1?} ago, and the renew deadline is {deadline:?}; {reason}")]
     Stale { lease: String, age: Duration, deadline: Duration, reason: Reason },
+}
+
+impl Categorized for Lost {
+    fn category(&self) -> Category {
+        match self {
+            Self::Taken { .. } | Self::Stale { .. } => Category::LeaseLost,
+        }
+    }
 }
 
 /// Why a lease was not renewed.
@@ -45,11 +55,12 @@ impl fmt::Display for Reason {
 pub(crate) struct Leader {
     candidate: Candidate,
     fence: Fence,
+    metrics: Arc<Metrics>,
 }
 
 impl Leader {
-    pub(crate) fn new(candidate: Candidate, fence: Fence) -> Self {
-        Self { candidate, fence }
+    pub(crate) fn new(candidate: Candidate, fence: Fence, metrics: Arc<Metrics>) -> Self {
+        Self { candidate, fence, metrics }
     }
 
     /// Returns once this process leads. What every attempt before has shown is told: who leads, or why nobody knows.
@@ -63,7 +74,8 @@ impl Leader {
                 }
                 Ok(Outcome::HeldBy(holder)) => readiness.set(Readiness::StandsBy { lease: self.candidate.lease(), holder }),
                 Err(error) => {
-                    tracing::warn!("cannot take part in the election: {error}");
+                    self.metrics.count_error(error.category());
+                    tracing::warn!(category = error.category().label(), "cannot take part in the election: {error}");
                     readiness.set(Readiness::CannotLead { error: error.to_string() });
                 }
             }
@@ -94,7 +106,8 @@ impl Leader {
                     return Lost::Taken { lease: self.candidate.lease(), holder };
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!("the lease could not be renewed: {error}");
+                    self.metrics.count_error(error.category());
+                    tracing::warn!(category = error.category().label(), "the lease could not be renewed: {error}");
                     reason = Reason::Failed(error);
                 }
                 Err(_) => reason = Reason::NoAnswer,

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::{
+    category::{Categorized, Category},
     clock::BootTime,
     fence::{Fence, Times},
 };
@@ -80,6 +81,18 @@ pub(crate) enum LeaseError {
     /// The system.
     #[error("no random bytes for an identity: {0}")]
     Random(rustix::io::Errno),
+}
+
+impl Categorized for LeaseError {
+    fn category(&self) -> Category {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } => match source.category() {
+                Category::ApiServer => Category::Lease,
+                other => other,
+            },
+            Self::Ending { .. } | Self::Conflict { .. } | Self::Random(_) => Category::Lease,
+        }
+    }
 }
 
 /// What an attempt has shown.

@@ -16,16 +16,15 @@ use kube::{
     Api, Client, ResourceExt,
     runtime::reflector::{ObjectRef, Store},
 };
-use lcl_crds::MANAGER;
-use lcl_operator_core::{
-    decide::{DELETION_SLACK, is_final},
-    observe::ObservedPod,
-};
+use lcl_operator_core::{decide::DELETION_SLACK, observe::ObservedPod};
 
 use crate::{
     cache::{JobKey, PodCache},
+    category::Categorized,
+    kept::StoredJob,
+    metrics::Metrics,
     pod_actions::delete_pod,
-    reconcile::{ReconcileError, StoredJob},
+    reconcile::ReconcileError,
 };
 
 /// A pod that is being deleted and that no reconcile looks at.
@@ -47,7 +46,7 @@ pub(crate) fn find(pods: &PodCache, jobs: &Store<StoredJob>) -> Vec<Leftover> {
 
 /// Deletes one without its node, if the API server itself says that no reconcile looks at it: the watch of jobs may be behind, or not have
 /// begun.
-pub(crate) async fn remove(client: &Client, pods: &PodCache, left: &Leftover) {
+pub(crate) async fn remove(client: &Client, pods: &PodCache, metrics: &Metrics, left: &Leftover) {
     let Leftover { job: JobKey { namespace, name: job }, name, pod } = left;
     let removed = async {
         let jobs = Api::<StoredJob>::namespaced(client.clone(), namespace);
@@ -60,7 +59,9 @@ pub(crate) async fn remove(client: &Client, pods: &PodCache, left: &Leftover) {
         Ok::<_, ReconcileError>(())
     };
     if let Err(error) = removed.await {
-        tracing::warn!(namespace, job, pod = name, "a pod of a job that is over or gone stays for now: {error}");
+        metrics.count_error(error.category());
+        let category = error.category().label();
+        tracing::warn!(namespace, job, pod = name, category, "a pod of a job that is over or gone stays for now: {error}");
     }
 }
 
@@ -68,9 +69,7 @@ pub(crate) async fn remove(client: &Client, pods: &PodCache, left: &Leftover) {
 fn is_left(job: Option<&StoredJob>, pod: &ObservedPod) -> bool {
     let Some(stored) = job.filter(|stored| stored.uid().as_deref() == Some(pod.owner.as_str())) else { return true };
     // Of one that cannot be read nobody knows what is to become of it.
-    let Ok(job) = &stored.0 else { return false };
-    let is_ours = job.spec.managed_by.as_deref().is_none_or(|manager| manager == MANAGER);
-    is_ours && (job.metadata.deletion_timestamp.is_some() || job.status.as_ref().is_some_and(is_final))
+    stored.summary().is_some_and(|job| job.is_ours && job.is_over)
 }
 
 /// Since when each is known, by this process's own clock.
@@ -100,7 +99,6 @@ impl Leftovers {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::DeserializeGuard;
     use serde_json::{Value, json};
 
     use super::*;
@@ -151,7 +149,7 @@ mod tests {
             let parent = job.pointer_mut(parent).and_then(Value::as_object_mut).expect("a parent");
             parent.insert(name.to_owned(), value.clone());
         }
-        serde_json::from_value::<DeserializeGuard<_>>(job).expect("a job")
+        serde_json::from_value(job).expect("a job")
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! apply; pods, created once and deleted by uid; the status; Events. What to do is decided in `lcl-operator-core`, from what was seen and
 //! nothing else: an operator that starts anew goes on where the one before stopped.
 
+mod allocator;
 mod authority;
 mod cache;
+mod category;
 mod children;
 mod claims;
 mod client;
@@ -15,6 +17,7 @@ mod events;
 mod fence;
 mod gate;
 mod http;
+mod kept;
 mod leader;
 mod lease;
 mod leftovers;
@@ -30,6 +33,8 @@ mod settings;
 mod status;
 mod wake;
 
+pub use allocator::share_arena;
+pub use category::category_of;
 pub use run::run;
 pub use settings::{LogFormat, Settings};
 

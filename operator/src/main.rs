@@ -7,17 +7,18 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use lcl_operator::{LogFormat, Settings, run};
+use lcl_operator::{LogFormat, Settings, category_of, run, share_arena};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, fmt};
 
 fn main() -> ExitCode {
+    share_arena();
     let settings = Settings::parse();
     start_logging(settings.log_format);
     match serve(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!(category = category_of(&error), "{error:#}");
             ExitCode::FAILURE
         }
     }

@@ -19,6 +19,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::category::Category;
+
 /// All of them. Names of what every controller has are those of controller-runtime, so that its dashboards work.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -106,7 +108,7 @@ impl Metrics {
         shared.register_with_unit("reconcile_time", "Time a reconcile takes", Unit::Seconds, metrics.reconcile_time.clone());
         let own = registry.sub_registry_with_prefix("lcl_operator");
         own.register("status_writes", "Writes of a job's status", metrics.status_writes.clone());
-        own.register("errors", "Reconciles that failed, by what was in the way", metrics.errors.clone());
+        own.register("errors", "Errors that kept something from being done, by what was in the way", metrics.errors.clone());
         own.register("pod_replacements", "Pods that ended before their time, by cause", metrics.restarts.clone());
         own.register("jobs", "Jobs by state", metrics.jobs.clone());
         registry.register("rest_client_requests", "Requests to the API server by answer", metrics.requests.clone());
@@ -133,13 +135,19 @@ impl Metrics {
         Active(gauge)
     }
 
-    pub(crate) fn observe_reconcile(&self, took: Duration, failed: Option<&'static str>) {
+    /// Counts an error that kept something from being done.
+    pub(crate) fn count_error(&self, category: Category) {
+        self.errors.get_or_create(&CategoryLabel { category: category.label() }).inc();
+    }
+
+    /// A reconcile is over, which failed for this reason.
+    pub(crate) fn observe_reconcile(&self, took: Duration, failed: Option<Category>) {
         let result = if failed.is_some() { "error" } else { "success" };
         self.reconciles.get_or_create(&ResultLabel { controller: CONTROLLER, result }).inc();
         let label = ControllerLabel { controller: CONTROLLER };
         if let Some(category) = failed {
             self.reconcile_errors.get_or_create(&label).inc();
-            self.errors.get_or_create(&CategoryLabel { category }).inc();
+            self.count_error(category);
         }
         self.reconcile_time.get_or_create(&label).observe(took.as_secs_f64());
     }
@@ -196,7 +204,7 @@ mod tests {
     #[test]
     fn names_are_those_of_controller_runtime() {
         let metrics = Metrics::new();
-        metrics.observe_reconcile(Duration::from_millis(3), Some("api_server"));
+        metrics.observe_reconcile(Duration::from_millis(3), Some(Category::ApiServer));
         metrics.set_leads("lcl-operator", true);
         metrics.count_request("example:6443", "GET", Some(200));
         metrics.count_request("example:6443", "PATCH", None);

@@ -13,7 +13,6 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::DeserializeGuard,
     runtime::{
         controller::Action as Next,
         events::{Event, EventType},
@@ -25,7 +24,7 @@ use lcl_operator_core::{
     PodPolicy, ValidatedJob,
     build::{BuildContext, NetworkAccess, coordinator_endpoint, coordinator_name, worker_selector},
     decide,
-    decide::{Action, Decision, JobEvent, Urgency, derive_refused, is_final, reason, urgency},
+    decide::{Action, Decision, JobEvent, derive_refused, is_final, reason},
     observe::{HistoryPlace, Link, ObservedJob, ObservedPod, Problem, Wait},
     pins::{in_force, offer},
     read_unchecked, run_folder, validate_under,
@@ -33,15 +32,16 @@ use lcl_operator_core::{
 
 use crate::{
     authority::Authority,
-    cache::{JobKey, PodCache},
+    cache::{JobKey, LastStates, PodCache},
+    category::Categorized,
     children::{ChildStores, time_of_watch},
     events::EventQueue,
     fence::Fences,
+    kept::StoredJob,
     link::CoordinatorLink,
     memory::{JobMemory, Memories},
     metrics::Metrics,
     pod_actions::confirm_pods,
-    status::write_status,
     wake::Wake,
 };
 
@@ -49,20 +49,13 @@ mod act;
 mod error;
 mod explain;
 mod objects;
+mod record;
 
 use act::{Acted, CERTIFICATES_FRESH};
 pub(crate) use error::ReconcileError;
+use record::Recorded;
+pub(crate) use record::Unkept;
 
-/// A stored job; one that this version cannot read must not hide the others.
-pub(crate) type StoredJob = DeserializeGuard<LCLTrainingJob>;
-
-/// Steps and checkpoints alone are written no more often than this.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-/// How the pods of a job come along that has just begun is written so long after the first news: by then the scheduler has looked at all of
-/// them, and most have started.
-const START_PAUSE: Duration = Duration::from_secs(5);
-/// That pods are there is written with what is to be said of them next; so long after nothing was it is written by itself.
-const RECORD_PAUSE: Duration = Duration::from_secs(30);
 /// Though nothing is seen, a job is looked at so often.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Pause after a failed reconcile; doubled with every further one.
@@ -111,7 +104,7 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
     let key = JobKey { namespace, name };
     let uid = stored.uid().unwrap_or_default();
     let mut memory = context.memories.of(&key, &uid).await;
-    let result = match &stored.0 {
+    let result = match stored.read() {
         Ok(job) => {
             let job = newest(job, &mut memory);
             Reconciler { context: &context, key: &key, uid: &uid, job, memory: &mut memory }.run().await
@@ -121,10 +114,17 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
             Ok(None)
         }
     };
-    context.metrics.observe_reconcile(started.elapsed(), result.as_ref().err().map(ReconcileError::category));
+    context.metrics.observe_reconcile(started.elapsed(), result.as_ref().err().map(Categorized::category));
     match result {
         Ok(wait) => {
             (memory.failures, memory.stale) = (0, 0);
+            if memory.is_blank() {
+                context.memories.forget(&key);
+                // What follows from a change alone is not waited for, either: each wait of the queue's takes memory.
+                if wait.is_none() {
+                    return Ok(Next::await_change());
+                }
+            }
             // Spread, so that jobs created together are not looked at together for ever.
             let longest = LONGEST_WAIT.mul_f64(fastrand::f64().mul_add(0.2, 0.9));
             Ok(Next::requeue(wait.map_or(longest, |wait| wait.min(longest))))
@@ -135,23 +135,36 @@ pub(crate) async fn reconcile(stored: Arc<StoredJob>, context: Arc<Context>) -> 
             Ok(Next::requeue(pause))
         }
         Err(error) => {
-            let pause = (FIRST_PAUSE * 2_u32.saturating_pow(memory.failures.min(16))).min(LONGEST_PAUSE);
             memory.failures = memory.failures.saturating_add(1);
-            tracing::warn!(job = key.name, namespace = key.namespace, category = error.category(), again_after = ?pause, "{error}");
+            tracing::warn!(
+                job = key.name,
+                namespace = key.namespace,
+                category = error.category().label(),
+                failures = memory.failures,
+                "{error}"
+            );
             let problem = error.as_problem();
-            // The first time it is told at once.
             let is_news = problem.is_some() && problem != memory.problem;
             memory.problem = problem.or_else(|| memory.problem.take());
-            Ok(Next::requeue(if is_news { Duration::ZERO } else { pause }))
+            Ok(Next::requeue(pause_after(memory.failures, is_news)))
         }
     }
 }
 
+/// How long to wait after so many failures in a row. What has not been told yet is told at once, but only after the first: the telling may be what
+/// fails, with other words each time.
+fn pause_after(failures: u32, is_news: bool) -> Duration {
+    if is_news && failures <= 1 {
+        return Duration::ZERO;
+    }
+    (FIRST_PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST_PAUSE)
+}
+
 /// The job as the watch tells of it, or as the API server answered to our last write, until the watch has come as far.
-fn newest(job: &LCLTrainingJob, memory: &mut JobMemory) -> Arc<LCLTrainingJob> {
-    let version = version(job);
+fn newest(job: Arc<LCLTrainingJob>, memory: &mut JobMemory) -> Arc<LCLTrainingJob> {
+    let version = version(&job);
     memory.job.take_if(|(written, _)| *written <= version);
-    memory.job.as_ref().map_or_else(|| Arc::new(job.clone()), |(_, job)| Arc::clone(job))
+    memory.job.as_ref().map_or(job, |(_, job)| Arc::clone(job))
 }
 
 fn version(job: &LCLTrainingJob) -> u64 {
@@ -176,7 +189,7 @@ impl Reconciler<'_> {
         let is_somebody_elses = self.job.spec.managed_by.as_deref().is_some_and(|manager| manager != MANAGER);
         // Objects of a job that is deleted go with it.
         if is_somebody_elses || self.job.metadata.deletion_timestamp.is_some() {
-            self.memory.link = None;
+            self.leave_alone();
             return Ok(None);
         }
         let status = self.job.status.clone().unwrap_or_default();
@@ -186,7 +199,7 @@ impl Reconciler<'_> {
         confirm_pods(&api, &self.context.pods, self.key, late).await?;
         let is_over = is_final(&status);
         let shut = self.memory.gate.shut_for(Instant::now());
-        let pods = self.context.pods.pods(self.key);
+        let (pods, gone) = self.context.pods.pods(self.key);
         let has_pods = pods.values().any(|pod| pod.owner == self.uid);
         let images = &self.context.images;
         let mut offer = offer(&valid, self.job.metadata.generation.unwrap_or(0), &images.coordinator, &images.trainer);
@@ -203,15 +216,11 @@ impl Reconciler<'_> {
         } else {
             self.apply_children(&valid, &build, held.is_some()).await
         };
-        let expiry = Authority::expiry(Timestamp::now());
         let is_acting = !is_at_rest && shut.is_none();
         let starting_wait = (is_acting && pods.values().any(|pod| is_starting(pod, self.uid))).then_some(CERTIFICATES_FRESH);
         // What cannot be renewed keeps nothing else from being done.
         let renewed = if is_acting { self.renew_certificates(&valid, &build, held.as_ref(), starting_wait).await } else { Ok(()) };
-        let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
-        offer.certificates_expire = is_applied.then_some(Time(expiry));
-        offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
-        offer.address = self.memory.resources.as_ref().map(|resources| resources.address().to_owned());
+        self.fill_in(&mut offer);
         let change = if is_at_rest { None } else { held.and_then(|held| self.find_change(&valid, &held)) };
         let problem = applied.as_ref().err().and_then(ReconcileError::as_problem);
         if applied.is_err() {
@@ -229,6 +238,7 @@ impl Reconciler<'_> {
             status: &status,
             selector: &worker_selector(&valid, &build),
             pods: &pods,
+            gone: &gone,
             link: &link,
             offer: &offer,
             change: change.as_deref(),
@@ -243,11 +253,8 @@ impl Reconciler<'_> {
         });
         let since = |wait: &Wait| (wait.clone(), self.memory.waiting_since.get(wait).copied().unwrap_or(looked));
         self.memory.waiting_since = decision.waits.iter().map(since).collect();
-        let status_wait = self.update_status(&status, &decision).await?;
-        // Before the actions, one of which may fail: the status that they follow from is written. What waits is decided once more, and told then.
-        if status_wait.is_none() {
-            self.tell(&decision.events);
-        }
+        let recorded = self.update_status(&status, &decision).await?;
+        let status_wait = self.follow_record(recorded, &decision, &gone);
         let resources = applied.as_ref().ok().and_then(Clone::clone);
         build.pins = decision.status.pinned.clone().unwrap_or(offer);
         build.excluded_nodes = decision.status.excluded_nodes.iter().map(|excluded| excluded.node.clone()).collect();
@@ -270,13 +277,39 @@ impl Reconciler<'_> {
         let solved = if shut.is_some() || is_told { None } else { self.memory.problem.take().map(|_| Duration::ZERO) };
         let applied_wait = (resources.is_none() && !is_at_rest && shut.is_none()).then_some(Duration::from_secs(1));
         let watch_wait = time_of_watch(&self.memory.applied);
-        if is_at_rest {
-            self.memory.rest();
-        }
+        self.memory.settle(is_at_rest, decision.actions.is_empty() && decision.status == status);
         Ok([decision.again_after, status_wait, confirmation, applied_wait, solved, created_wait, starting_wait, watch_wait]
             .into_iter()
             .flatten()
             .min())
+    }
+
+    /// Nothing is to be known of the job any more.
+    fn leave_alone(&mut self) {
+        (self.memory.link, self.memory.is_at_rest) = (None, true);
+        let (_, gone) = self.context.pods.pods(self.key);
+        self.context.pods.forget_gone(self.key, &gone, &[]);
+    }
+
+    /// What follows from a status that is on record: told before the actions, one of which may fail. What waits is decided once more, and told
+    /// then; for how long it does.
+    fn follow_record(&self, recorded: Recorded, decision: &Decision, gone: &LastStates) -> Option<Duration> {
+        match recorded {
+            Recorded::Later(wait) => return Some(wait),
+            Recorded::Now => self.tell(&decision.events),
+            Recorded::Before => {}
+        }
+        self.context.pods.forget_gone(self.key, gone, &decision.unrecorded);
+        None
+    }
+
+    /// What an offer says of objects that were applied.
+    fn fill_in(&self, offer: &mut PinnedStatus) {
+        let expiry = Authority::expiry(Timestamp::now());
+        let is_applied = self.memory.certificates.is_some_and(|(until, _)| until == expiry);
+        offer.certificates_expire = is_applied.then_some(Time(expiry));
+        offer.authority = is_applied.then(|| self.context.authority.fingerprint().to_owned());
+        offer.address = self.memory.resources.as_ref().map(|resources| resources.address().to_owned());
     }
 
     /// What the job's objects depend on besides it, as far as that is known before anything is decided.
@@ -297,15 +330,23 @@ impl Reconciler<'_> {
     /// The job if it keeps every rule. The API server checks the same rules, so a job that breaks one was stored under another definition.
     async fn validate(&mut self, status: &LCLTrainingJobStatus) -> Result<Option<Arc<ValidatedJob>>, ReconcileError> {
         let generation = self.job.metadata.generation.unwrap_or(0);
-        if let Some((_, valid)) = self.memory.valid.as_ref().filter(|(of, _)| *of == generation) {
+        let known = self.memory.valid.as_ref().filter(|(of, _)| *of == generation);
+        if let Some((_, Some(valid))) = known {
             return Ok(Some(Arc::clone(valid)));
         }
         let manifest = serde_json::to_value(&*self.job).map_err(|source| ReconcileError::Encode { kind: "LCLTrainingJob", source })?;
+        if known.is_some()
+            && let Ok(job) = read_unchecked(&manifest)
+        {
+            let job = Arc::new(job);
+            self.memory.valid = Some((generation, Some(Arc::clone(&job))));
+            return Ok(Some(job));
+        }
         match validate_under(&manifest, &self.context.policy) {
             Ok(valid) => {
                 let valid = Arc::new(valid);
                 self.memory.problem.take_if(|problem| problem.reason == reason::VALIDATION_FAILED);
-                self.memory.valid = Some((generation, Arc::clone(&valid)));
+                self.memory.valid = Some((generation, Some(Arc::clone(&valid))));
                 Ok(Some(valid))
             }
             Err(errors) => {
@@ -325,6 +366,9 @@ impl Reconciler<'_> {
     /// Says that the job cannot be run as it is.
     async fn refuse(&mut self, status: &LCLTrainingJobStatus, problem: &Problem) -> Result<(), ReconcileError> {
         let (new, event) = derive_refused(status, self.job.metadata.generation.unwrap_or(0), problem, Timestamp::now());
+        if self.was_sent(status, &new) {
+            return Ok(());
+        }
         if new != *status {
             self.write(&new).await?;
         }
@@ -346,16 +390,14 @@ impl Reconciler<'_> {
     /// Another job that is not over and keeps its run in the same folder: one that has begun, or else was created earlier.
     fn find_rival(&self) -> Option<Problem> {
         let folder = run_folder(&self.job)?;
-        let age = |job: &LCLTrainingJob| (job.metadata.creation_timestamp.as_ref().map(|time| time.0), job.uid());
-        let is_rival = |other: &LCLTrainingJob| {
-            let status = other.status.as_ref();
-            let has_begun = status.is_some_and(|status| status.pinned.is_some());
-            let is_over = status.is_some_and(is_final) || other.metadata.deletion_timestamp.is_some();
-            let is_other = other.uid().as_deref() != Some(self.uid);
-            is_other && !is_over && (has_begun || age(other) < age(&self.job)) && run_folder(other).as_ref() == Some(&folder)
+        let age = (self.job.metadata.creation_timestamp.as_ref().map(|time| time.0), Some(self.uid));
+        let is_rival = |other: &StoredJob| {
+            let (Some(summary), uid) = (other.summary(), other.meta().uid.as_deref()) else { return false };
+            let is_earlier = summary.has_begun || (summary.created, uid) < age;
+            uid != Some(self.uid) && !summary.is_over && is_earlier && summary.folder.as_deref() == Some(&*folder)
         };
         let jobs = self.context.jobs.state();
-        let rival = jobs.iter().filter_map(|stored| stored.0.as_ref().ok()).find(|other| is_rival(other))?;
+        let rival = jobs.iter().find(|other| is_rival(other))?;
         let (name, namespace) = (rival.name_any(), rival.namespace().unwrap_or_default());
         let message = format!(
             "spec.checkpoint.uri leads to {folder}, where job {name} of namespace {namespace} keeps its run, which is not over: \
@@ -379,7 +421,11 @@ impl Reconciler<'_> {
         }
         let security = match self.context.authority.operator(self.uid, now) {
             Ok(security) => security,
-            Err(error) => return tracing::error!(job = self.key.name, namespace = self.key.namespace, %error, "no certificate to show"),
+            Err(error) => {
+                let (job, namespace, category) = (&self.key.name, &self.key.namespace, error.category());
+                self.context.metrics.count_error(category);
+                return tracing::error!(job, namespace, category = category.label(), %error, "no certificate to show");
+            }
         };
         let wake = self.context.wake.clone();
         let job = ObjectRef::<StoredJob>::new(&self.key.name).within(&self.key.namespace);
@@ -388,46 +434,6 @@ impl Reconciler<'_> {
             Ok(link) => (self.memory.link, self.memory.link_expires) = (Some(link), expires),
             Err(error) => tracing::warn!(job = self.key.name, address, %error, "no address to connect to"),
         }
-    }
-
-    /// Writes the status if it differs. Progress alone may have to wait; then for how long. No action follows from such a difference.
-    async fn update_status(&mut self, old: &LCLTrainingJobStatus, decision: &Decision) -> Result<Option<Duration>, ReconcileError> {
-        if decision.status == *old {
-            self.memory.unwritten = None;
-            return Ok(None);
-        }
-        let rest = self.rest(urgency(old, &decision.status));
-        if !rest.is_zero() {
-            self.memory.created = decision.status.workers.as_ref().map_or(0, |workers| workers.created);
-            return Ok(Some(rest));
-        }
-        self.memory.written = Some(Instant::now());
-        self.write(&decision.status).await?;
-        (self.memory.created, self.memory.unwritten) = (0, None);
-        if decision.status.coordinator_epoch != old.coordinator_epoch {
-            self.memory.unused_epoch = decision.status.coordinator_epoch;
-        }
-        self.context.metrics.count_restarts(&old.restarts, &decision.status.restarts);
-        Ok(None)
-    }
-
-    /// How long a status still waits that is so urgent.
-    fn rest(&mut self, urgency: Urgency) -> Duration {
-        let since = *self.memory.unwritten.get_or_insert_with(Instant::now);
-        match urgency {
-            Urgency::Now => Duration::ZERO,
-            Urgency::Progress => self.memory.written.map_or(Duration::ZERO, |at| PROGRESS_INTERVAL.saturating_sub(at.elapsed())),
-            Urgency::Start => START_PAUSE.saturating_sub(since.elapsed()),
-            Urgency::Record => RECORD_PAUSE.saturating_sub(since.elapsed()),
-        }
-    }
-
-    async fn write(&mut self, status: &LCLTrainingJobStatus) -> Result<(), ReconcileError> {
-        let written = write_status(&self.context.client, &self.job, status).await?;
-        self.context.metrics.status_writes.inc();
-        self.job = Arc::new(written);
-        self.memory.job = Some((version(&self.job), Arc::clone(&self.job)));
-        Ok(())
     }
 
     fn tell(&self, events: &[JobEvent]) {
@@ -442,5 +448,19 @@ impl Reconciler<'_> {
             };
             self.context.events.tell(publication, reference.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As of a webhook that refuses every status, and says when in each answer.
+    #[test]
+    fn failures_in_a_row_are_paused_after_though_each_has_something_new_to_say() {
+        let pauses: Vec<_> = (1..=8).map(|failures| pause_after(failures, true).as_secs()).collect();
+        assert_eq!(pauses, [0, 2, 4, 8, 16, 32, 60, 60]);
+        let pauses: Vec<_> = (1..=8).map(|failures| pause_after(failures, false).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
     }
 }

@@ -9,7 +9,11 @@ use std::time::Duration;
 use kube::{Api, api::ListParams};
 use tokio::time;
 
-use crate::{clock::BootTime, reconcile::StoredJob};
+use crate::{
+    category::{Categorized, Category},
+    clock::BootTime,
+    kept::StoredJob,
+};
 
 /// Between two questions for the revision. It costs the API server one read of nothing.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -41,6 +45,14 @@ pub(crate) enum Restored {
         /// That of now.
         to: u64,
     },
+}
+
+impl Categorized for Restored {
+    fn category(&self) -> Category {
+        match self {
+            Self::WentBack { .. } | Self::Leapt { .. } => Category::Restored,
+        }
+    }
 }
 
 /// Ends when the cluster's data have been restored.

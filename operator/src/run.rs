@@ -20,6 +20,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     FIELD_MANAGER,
     authority::Authority,
+    category::Categorized,
     claims::Claims,
     client::Connections,
     controller::Scope,
@@ -27,11 +28,12 @@ use crate::{
     events::EventQueue,
     fence::{ELECTION, Fences},
     http::{serve_health, serve_metrics},
+    kept::StoredJob,
     leader::Leader,
     lease::{Candidate, identity, lease_name},
     metrics::Metrics,
     readiness::{Present, Readiness},
-    reconcile::{Images, StoredJob},
+    reconcile::Images,
     settings::Settings,
 };
 
@@ -50,8 +52,8 @@ impl Shown {
         let mut counts = BTreeMap::new();
         for store in self.jobs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             for job in store.state() {
-                let state = job.0.as_ref().map_or_else(|_| Some("Unreadable"), |job| job.status.as_ref()?.state.map(JobState::name));
-                *counts.entry(state.unwrap_or("Pending").to_owned()).or_insert(0) += 1;
+                let state = job.summary().map_or("Unreadable", |summary| summary.state.map_or("Pending", JobState::name));
+                *counts.entry(state.to_owned()).or_insert(0) += 1;
             }
         }
         counts
@@ -103,7 +105,7 @@ async fn work(settings: &Settings, metrics: &Arc<Metrics>, shown: &Shown, stop: 
     metrics.set_leads(&lease, false);
     let mut election = if settings.leader_elect {
         let place = settings.pod_namespace.as_deref().unwrap_or(connections.default_namespace());
-        Some(Election::new(&connections, Candidate::new(leases, place, &lease, &identity, ELECTION))?)
+        Some(Election::new(&connections, Candidate::new(leases, place, &lease, &identity, ELECTION), metrics)?)
     } else {
         None
     };
@@ -160,11 +162,11 @@ struct Election {
 }
 
 impl Election {
-    fn new(connections: &Connections, candidate: Candidate) -> Result<Self> {
+    fn new(connections: &Connections, candidate: Candidate, metrics: &Arc<Metrics>) -> Result<Self> {
         let fence = candidate.fence();
         let fences = Fences::new(fence.clone());
-        let claims = Claims::new(connections.for_namespace_leases(&fences)?, candidate.lease(), fences.clone());
-        Ok(Self { leader: Leader::new(candidate.clone(), fence), candidate, fences, claims })
+        let claims = Claims::new(connections.for_namespace_leases(&fences)?, candidate.lease(), fences.clone(), Arc::clone(metrics));
+        Ok(Self { leader: Leader::new(candidate.clone(), fence, Arc::clone(metrics)), candidate, fences, claims })
     }
 
     /// Gives the lease back, after the last write.
@@ -173,7 +175,8 @@ impl Election {
             fence.close();
         }
         if let Err(error) = self.candidate.resign().await {
-            tracing::warn!("the next leader has to wait until the lease has run out: {error}");
+            let category = error.category().label();
+            tracing::warn!(category, "the next leader has to wait until the lease has run out: {error}");
         }
     }
 }

@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt, stream};
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::Notify;
 
-use crate::reconcile::StoredJob;
+use crate::kept::StoredJob;
 
 /// Has jobs reconciled.
 #[derive(Clone, Debug, Default)]

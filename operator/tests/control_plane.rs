@@ -6,6 +6,8 @@ mod support;
 mod coordinator;
 #[path = "control_plane/election.rs"]
 mod election;
+#[path = "control_plane/gone.rs"]
+mod gone;
 #[path = "control_plane/ipv6.rs"]
 mod ipv6;
 #[path = "../core/tests/support/jobs.rs"]

@@ -5,39 +5,13 @@
 
 #![allow(clippy::result_large_err, reason = "an error here ends a command; none is made on a path that is taken often")]
 
-pub mod cli;
-pub mod commands;
-pub mod config_file;
-pub mod control;
-pub mod control_commands;
-pub mod data_commands;
-pub mod data_page;
-pub mod data_source;
-pub mod data_tools;
-pub mod display;
-pub mod evaluate;
-pub mod fail_point;
-pub mod forward;
-pub mod generation;
-pub mod identity;
-pub mod journal;
-pub mod local;
-mod log_place;
-pub mod membership;
-pub mod micro_batch;
-mod processors;
-pub mod records;
+pub mod command_line;
+pub mod data;
+pub mod evaluation;
+pub mod processes;
 pub mod report;
-pub mod retrieval;
-pub mod run_folder;
-pub mod state_log;
-pub mod stop;
-pub mod supervisor;
-pub mod tensorboard;
-pub mod trained;
+pub mod run;
 pub mod training;
-pub mod weights;
-pub mod worker;
 
 #[cfg(test)]
 mod test_support;

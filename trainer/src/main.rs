@@ -9,9 +9,11 @@ use clap::Parser;
 use indicatif::MultiProgress;
 use lcl_trainer::{
     chain,
-    cli::{Cli, LogFormat},
-    commands,
-    display::LogWriter,
+    command_line::{
+        cli::{Cli, LogFormat},
+        commands,
+        display::LogWriter,
+    },
 };
 use tracing_subscriber::{EnvFilter, fmt};
 

@@ -5,8 +5,8 @@
 use std::fmt::Write;
 
 use crate::{
-    records::{Ended, Record, Started, StepRecord},
-    retrieval::{Direction, Evaluation, Example},
+    evaluation::retrieval::{Direction, Evaluation, Example},
+    run::records::{Ended, Record, Started, StepRecord},
 };
 
 pub mod curve;
@@ -143,8 +143,8 @@ fn example_card(html: &mut String, example: &Example) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::tests::step_record;
-    use crate::retrieval::{Recall, Retrieved};
+    use crate::evaluation::retrieval::{Recall, Retrieved};
+    use crate::run::records::tests::step_record;
 
     fn evaluation() -> Evaluation {
         let direction = Direction { recalls: vec![Recall { k: 1, recall: 0.25, chance: 0.005 }] };

@@ -3,35 +3,56 @@
 //! Comes in: a validated [`TrainerConfig`] and how to begin. Goes out: checkpoints, `metrics.jsonl`, event files, and an [`ExitCode`] that
 //! says why it ended. The steps run on a thread of their own; signals only set a flag that is read between two steps and while data are waited for.
 
-use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use indicatif::MultiProgress;
 use lcl_checkpoint::{RestoreError, StoreError};
 use lcl_data::{Dataset, DatasetError, LoaderError, may_pass};
-use lcl_protocol::Refusal;
+use lcl_protocol::{
+    Refusal,
+    drive::{Ending, Failure, drive_alone},
+};
 use lcl_torch::{DeviceError, LearnerError};
 use lcl_trainer_config::{DataConfig, ExitCode, TrainerConfig};
 
 use crate::{
-    display::Output,
-    evaluate::counted,
-    identity::{ChangedField, NoIdentity},
-    journal::JournalError,
-    run_folder::RunFolderError,
-    stop::StopRequest,
+    command_line::display::Output,
+    evaluation::evaluate::counted,
+    processes::stop::StopRequest,
+    run::{
+        identity::{ChangedField, NoIdentity},
+        journal::JournalError,
+        records::EndReason,
+        run_folder::{OpenJournalError, RunFolderError},
+    },
 };
 
+mod alone;
 mod bad_records;
 mod describe;
+mod exchange;
+mod leader;
 mod ledger;
 mod member;
+pub mod micro_batch;
+mod own_rows;
 mod prepare;
 mod saver;
-mod share;
-mod step_loop;
+mod state_watch;
+mod stepper;
+mod tally;
 mod tensors;
 
-pub use member::{MemberOptions, MemberRunError, PartsError, train_as_member};
+pub use exchange::PartsError;
+pub use member::{MemberOptions, MemberRunError, train_as_member};
 pub(crate) use prepare::COMPLETED_UPDATES;
 pub use prepare::metadata;
 pub use saver::{Facts, FinalSaveError, Saver};
@@ -198,6 +219,15 @@ pub enum TrainError {
     Panicked,
 }
 
+impl From<OpenJournalError> for TrainError {
+    fn from(error: OpenJournalError) -> Self {
+        match error {
+            OpenJournalError::Folder(error) => error.into(),
+            OpenJournalError::Journal(error) => error.into(),
+        }
+    }
+}
+
 impl TrainError {
     /// What the process returns for it.
     #[must_use]
@@ -209,7 +239,9 @@ impl TrainError {
             Self::Member(MemberRunError::Refused(Refusal::Superseded { .. })) => ExitCode::Superseded,
             Self::Member(MemberRunError::Device(error)) if error.is_out_of_memory() => ExitCode::Retryable,
             Self::Member(MemberRunError::NoDevice(DeviceError::NoCuda)) => ExitCode::Permanent,
-            Self::Member(MemberRunError::SelfTest { .. } | MemberRunError::Device(_) | MemberRunError::NoDevice(_)) => ExitCode::Unfit,
+            Self::Member(
+                MemberRunError::SelfTest { .. } | MemberRunError::Device(_) | MemberRunError::NoDevice(_) | MemberRunError::Differs { .. },
+            ) => ExitCode::Unfit,
             // On another node its pod may fit.
             Self::Member(MemberRunError::Refused(Refusal::Machine { .. })) => ExitCode::Retryable,
             Self::Learner(LearnerError::Config(_) | LearnerError::Model(_) | LearnerError::State(_))
@@ -218,6 +250,8 @@ impl TrainError {
             ) => ExitCode::Permanent,
             // Storage that does not answer, or a disk without room for an index.
             Self::Dataset(error) if may_pass(error) => ExitCode::Retryable,
+            // A shard that is gone, or may not be read, is so at the next start, too.
+            Self::Loader(LoaderError::Read { source, .. }) if !may_pass(source.as_ref()) => ExitCode::Permanent,
             // Any other fault of the learner is most likely a lack of memory: another machine may do better.
             Self::Learner(_)
             | Self::Member(_)
@@ -266,15 +300,81 @@ fn bad_data(found: Option<bad_records::TooManyBad>) -> TrainError {
     TrainError::BadData { bad, of, causes: counted(&causes) }
 }
 
+impl From<Failure> for EndReason {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Diverged => Self::Diverged,
+            Failure::BadData => Self::BadData,
+            Failure::NothingTrained => Self::NothingTrained,
+        }
+    }
+}
+
+impl From<Ending> for EndReason {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Completed => Self::Completed,
+            Ending::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+/// What a future gives that waits for nothing: whatever takes time in it blocks this thread.
+fn complete<T>(work: impl Future<Output = Result<T, TrainError>>) -> Result<T, TrainError> {
+    match pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => {
+            tracing::error!("a step waits for something that nothing drives");
+            Err(TrainError::Panicked)
+        }
+    }
+}
+
+fn device_name(device: lcl_torch::Device) -> String {
+    match device {
+        lcl_torch::Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// For the names of event files only.
+fn host_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
+}
+
+fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
 /// Trains to the last step, or until asked to stop.
 pub fn train(config: TrainerConfig, options: TrainOptions) -> Result<ExitCode, TrainError> {
     // Everything that belongs to libtorch is made and dropped on this thread.
     let work = move || -> Result<ExitCode, TrainError> {
         match prepare::prepare(config, &options) {
             Err(TrainError::StoppedBefore) => Ok(ExitCode::Preempted),
-            prepared => step_loop::StepLoop::new(prepared?, &options)?.run(),
+            prepared => complete(drive_alone(&mut alone::Alone::new(prepared?, &options)?)),
         }
     };
     let thread = thread::Builder::new().name("training".to_owned()).spawn(work).map_err(|source| TrainError::Thread { source })?;
     thread.join().unwrap_or(Err(TrainError::Panicked))
+}
+
+#[cfg(test)]
+mod tests {
+    use lcl_data::shard::ShardError;
+
+    use super::*;
+
+    #[test]
+    fn a_shard_that_is_gone_for_good_is_a_permanent_failure_and_one_that_storage_does_not_give_is_none() {
+        let reading = |error: ShardError| LoaderError::Read { step: 3, slot: 1, source: Box::new(DatasetError::Shard(error)) };
+        let path = || "/data/pairs-000007.tar".into();
+        let missing = TrainError::Loader(reading(ShardError::Missing { path: path() }));
+        assert_eq!(missing.exit_code(), ExitCode::Permanent);
+        assert!(crate::chain(&missing).contains("shard /data/pairs-000007.tar does not exist"), "{}", crate::chain(&missing));
+        let open = |kind: io::ErrorKind| TrainError::Loader(reading(ShardError::Open { path: path(), source: kind.into() }));
+        assert_eq!(open(io::ErrorKind::PermissionDenied).exit_code(), ExitCode::Permanent);
+        assert_eq!(open(io::ErrorKind::TimedOut).exit_code(), ExitCode::Retryable);
+        assert_eq!(open(io::ErrorKind::StaleNetworkFileHandle).exit_code(), ExitCode::Retryable);
+    }
 }

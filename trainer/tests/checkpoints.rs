@@ -109,7 +109,7 @@ fn a_run_restored_by_any_number_of_members_ends_with_the_bits_of_an_undisturbed_
         let mut run = workbench.begin(name)?;
         run.config.optimization.steps = 100;
         run.config.optimization.global_batch_size = 16;
-        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1, verify_every_steps: None });
         Ok(run)
     };
     let (alone, run) = (begin("alone")?, begin("moved")?);

@@ -7,7 +7,7 @@ mod support;
 
 use std::{fs, path::Path};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use asked::Asked;
 use lcl_proto::v1alpha1::{command_request as request, command_response::Accepted};
 use lcl_protocol::{EndReason, HistoryEvent, LossCause, Phase};
@@ -17,7 +17,7 @@ use lcl_tests::{
     process::{self, Running, await_condition},
     run::{Run, Workbench},
 };
-use lcl_trainer_config::ExitCode;
+use lcl_trainer_config::{ExactConfig, ExitCode};
 use rustix::process::Signal;
 
 /// Longer than a step on a busy machine.
@@ -81,6 +81,49 @@ fn a_member_whose_operation_outlives_the_abort_of_its_group_starts_itself_anew_a
     let joined = joined(&mut Asked::connect(coordinator.address())?)?;
     ensure!(joined.iter().filter(|worker| *worker == "b").count() == 2, "{joined:?}");
     run.expect_same_work(&alone)
+}
+
+/// In exact mode the bits of the end are those of a run in which nothing happened.
+#[test]
+fn a_member_whose_memory_has_flipped_a_bit_is_found_named_and_gets_the_state_of_the_others() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let exact = ExactConfig { virtual_shards: 8, threads: 1, verify_every_steps: None };
+    let mut undisturbed = workbench.begin("undisturbed")?;
+    let mut run = workbench.begin("flipped")?;
+    for run in [&mut undisturbed, &mut run] {
+        run.config.optimization.exact = Some(exact);
+        // Before every checkpoint can become visible states are compared.
+        run.config.checkpoint.every_steps = 5;
+    }
+    // Nor does it change a bit that shards are computed by two members now and then.
+    run.config.optimization.exact = Some(ExactConfig { verify_every_steps: Some(3), ..exact });
+    undisturbed.complete(&[])?;
+    let (coordinator, hits) = (Coordinator::start(3, 3)?, tempfile::tempdir()?);
+    let mut asked = Asked::connect(coordinator.address())?;
+    let faulty = member(&run, &coordinator, "b", Some(("data@step=10:flip", hits.path())))?;
+    let others = [member(&run, &coordinator, "a", None)?, member(&run, &coordinator, "c", None)?];
+    for other in others {
+        let finished = other.wait()?.expect_code(0)?;
+        ensure!(!finished.stderr.contains("is not that of the others"), "{}", finished.stderr);
+    }
+    let healed = faulty.wait()?.expect_code(0)?;
+    ensure!(
+        healed.stderr.contains("is not that of the others: it gets theirs") && healed.stderr.contains("state received"),
+        "{}",
+        healed.stderr
+    );
+    let broken: Vec<String> = asked
+        .history()?
+        .into_iter()
+        .filter_map(|event| match event {
+            HistoryEvent::Broken { reason, .. } => Some(reason),
+            _ => None,
+        })
+        .collect();
+    let [reason] = broken.as_slice() else { bail!("{broken:?}") };
+    ensure!(reason.contains("after 10 steps") && reason.contains("(the state of b/0 on node b differs)"), "{reason}");
+    ensure!(run.hash()? == undisturbed.hash()?);
+    run.expect_same_work(&undisturbed)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lcl_checkpoint::{Dtype, TensorData, read_safetensors, write_safetensors};
 use lcl_torch::{Device, Kind, Learner, Tensor};
-use lcl_trainer::{
+use lcl_trainer::evaluation::{
     trained::{Source, Trained},
     weights::{export, import},
 };

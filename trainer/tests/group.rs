@@ -178,7 +178,7 @@ fn a_member_asked_to_end_while_its_store_hangs_leaves_with_a_checkpoint() -> Res
 fn in_exact_mode_a_member_with_other_instructions_is_refused_and_the_others_train_on() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     let mut run = workbench.begin("mixed")?;
-    run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+    run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1, verify_every_steps: None });
     let coordinator = Coordinator::start(1, 1, 2)?;
     let first = coordinator.member(&run, "a")?;
     await_condition("a step of the first", || run.has_steps(1))?;

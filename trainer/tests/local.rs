@@ -66,7 +66,7 @@ fn in_exact_mode_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one() -> R
         let mut run = workbench.begin(name)?;
         run.config.optimization.steps = 120;
         run.config.optimization.global_batch_size = 16;
-        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1, verify_every_steps: None });
         Ok(run)
     };
     let (alone, run) = (begin("alone")?, begin("local")?);
@@ -123,7 +123,7 @@ fn a_disturbed_run_on_documents_trains_each_once_and_ends_with_the_bits_of_an_un
             run.config.data.source = source.clone();
             run.config.model.shape.text.context_length = 64;
             run.config.optimization.steps = 24;
-            run.config.optimization.exact = Some(ExactConfig { virtual_shards: 4, threads: 1 });
+            run.config.optimization.exact = Some(ExactConfig { virtual_shards: 4, threads: 1, verify_every_steps: None });
             Ok(run)
         };
         let (alone, run) = (begin("alone")?, begin("local")?);
@@ -173,7 +173,7 @@ fn members_of_a_run_that_goes_on_with_more_steps_keep_its_warm_up_bit_for_bit() 
     let workbench = Workbench::new(&[])?;
     let begin = |name: &str| -> Result<Run> {
         let mut run = workbench.begin(name)?;
-        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1 });
+        run.config.optimization.exact = Some(ExactConfig { virtual_shards: 8, threads: 1, verify_every_steps: None });
         run.config.optimization.schedule = Schedule::Cosine { warmup_steps: None };
         run.complete(&["--steps", "20"])?;
         Ok(run)

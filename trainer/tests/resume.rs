@@ -14,7 +14,7 @@ use lcl_tests::{
     process::{self, Finished, Running, await_condition},
     run::{Run, Workbench},
 };
-use lcl_trainer::fail_point;
+use lcl_trainer::processes::fail_point;
 use lcl_trainer_config::{ExitCode, Schedule};
 use rustix::process::Signal;
 use serde_json::Value;

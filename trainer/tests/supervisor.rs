@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lcl_trainer::{
+use lcl_trainer::processes::{
     stop::StopRequest,
     supervisor::{Crew, Outcome, Role, Rules, supervise},
 };

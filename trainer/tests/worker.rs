@@ -14,7 +14,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants, exists, kill},
     run::{Run, Workbench},
 };
-use lcl_trainer::fail_point;
+use lcl_trainer::processes::fail_point;
 use lcl_trainer_config::ExitCode;
 use rustix::process::Signal;
 

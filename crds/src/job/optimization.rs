@@ -160,11 +160,17 @@ pub struct ExactSpec {
     /// Processor threads of each member's computation. Default: 1.
     #[schemars(range(min = 1, max = 1024))]
     pub threads: i32,
+    /// Steps after which two members compute one of the parts and compare the bits of its gradient: what a processor or accelerator computes
+    /// wrongly is found before anything is updated by it, the members are named, and the step is done again. Costs the second computation of a
+    /// part, and nothing in between. Without it none is computed twice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub verify_every_steps: Option<i64>,
 }
 
 impl Default for ExactSpec {
     fn default() -> Self {
-        Self { virtual_shards: 8, threads: 1 }
+        Self { virtual_shards: 8, threads: 1, verify_every_steps: None }
     }
 }
 

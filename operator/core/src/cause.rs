@@ -170,10 +170,10 @@ pub struct PodEnd {
     pub exit_code: Option<i32>,
 }
 
-/// Judges the end of a pod; `None` is one that vanished.
+/// Judges the end of a pod; `None` is one that vanished, and of which nobody saw the last state.
 ///
 /// What the program itself decided (complete, permanent) counts even if it was disrupted meanwhile; a disruption counts before an exit
-/// code, since a program that is killed by it returns any.
+/// code, since a program that is killed by it returns any, and so does a deletion of a pod that had not ended before.
 #[must_use]
 pub fn judge_end(pod: Option<&ObservedPod>) -> PodEnd {
     let Some(pod) = pod else {
@@ -200,8 +200,8 @@ pub fn judge_end(pod: Option<&ObservedPod>) -> PodEnd {
         };
         return new(cause, reason, message);
     }
-    if pod.deletion.is_some() {
-        return new(Cause::Deletion, "PodDeleted", "the pod is being deleted");
+    if pod.deletion.is_some() && !end.is_some_and(|end| end.before_deletion) {
+        return new(Cause::Deletion, "PodDeleted", "somebody deleted the pod");
     }
     let Some(end) = end else { return new(Cause::Infrastructure, "Unknown", "the pod has not ended") };
     let Some(code) = exit_code else {

@@ -129,6 +129,8 @@ pub struct Decision {
     pub events: Vec<JobEvent>,
     /// What is waited for now; the caller remembers since when.
     pub waits: Vec<Wait>,
+    /// Names of pods that are gone and whose end there is no room to put on record now: what was seen of them is to be shown again.
+    pub unrecorded: Vec<String>,
     /// When to decide again at the latest, though nothing is seen.
     pub again_after: Option<Duration>,
 }

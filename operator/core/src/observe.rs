@@ -32,6 +32,8 @@ pub struct ObservedJob<'a> {
     pub selector: &'a str,
     /// All pods that bear the job's name in their labels, by their own names.
     pub pods: &'a BTreeMap<String, Arc<ObservedPod>>,
+    /// Pods of that name that are gone, as they were at the last, where that was seen and their end may not be on record.
+    pub gone: &'a BTreeMap<String, Arc<ObservedPod>>,
     /// What the coordinator says.
     pub link: &'a Link,
     /// What a group that starts now would have.
@@ -63,6 +65,18 @@ impl ObservedJob<'_> {
     pub fn has_pods(&self) -> bool {
         self.pods.values().any(|pod| pod.owner == self.uid)
     }
+
+    /// Workers that were there once, all of those up to this number: what is missing of them is lost.
+    #[must_use]
+    pub fn created(&self) -> i32 {
+        self.status.workers.as_ref().map_or(0, |workers| workers.created).max(self.created)
+    }
+
+    /// The last state of a pod of the job that is gone, where it was seen.
+    #[must_use]
+    pub fn last_of(&self, name: &str) -> Option<&ObservedPod> {
+        self.gone.get(name).map(AsRef::as_ref).filter(|pod| pod.owner == self.uid && !self.pods.contains_key(name))
+    }
 }
 
 /// Something whose time is limited; that of a pod begins with what was seen of it (its uid).
@@ -80,6 +94,8 @@ pub enum Wait {
     Start(String),
     /// It has started, and the Event about its image may be yet to come.
     Pull(String),
+    /// It was asked for the last time how long it waited for its image, which the status does not say yet.
+    AskedLast(String),
     /// This checkpoint, of so many steps, is the newest.
     Checkpoint(i64),
     /// The group was asked to write a checkpoint and end.
@@ -353,6 +369,9 @@ pub struct ObservedEnd {
     pub reason: String,
     /// What the program left as its last words, or Kubernetes says.
     pub message: String,
+    /// It was seen before the pod was deleted, so that the deletion is not what ended it. No single state of a pod tells that without comparing
+    /// the clocks of its node and of the API server: whoever sees one state after the other says it.
+    pub before_deletion: bool,
 }
 
 impl ObservedPod {
@@ -401,6 +420,20 @@ impl ObservedPod {
             obstacle: if end.is_none() && !is_deleted { read_obstacle(pod) } else { None },
             end,
         })
+    }
+
+    /// Takes over what only an earlier state of the same pod tells.
+    pub fn follow(&mut self, earlier: &Self) {
+        let Some(end) = self.end.as_mut().filter(|_| earlier.uid == self.uid) else { return };
+        end.before_deletion |= earlier.end.as_ref().is_some_and(|end| end.before_deletion || earlier.deletion.is_none());
+    }
+
+    /// The pod once it is gone. One that is removed without a grace period need not have shown that it is being deleted.
+    pub fn note_removal(&mut self) {
+        if let Some(end) = &mut self.end {
+            end.before_deletion |= self.deletion.is_none();
+        }
+        self.deletion.get_or_insert(SignedDuration::ZERO);
     }
 }
 
@@ -480,6 +513,7 @@ fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {
             exit_code: was_seen.then_some(terminated.exit_code),
             reason: terminated.reason.clone().unwrap_or_default(),
             message: terminated.message.clone().unwrap_or_default(),
+            before_deletion: false,
         });
     }
     let exit_code = match status.phase.as_deref() {
@@ -487,7 +521,8 @@ fn read_end(pod: &Pod, role: PodRole) -> Option<ObservedEnd> {
         Some("Failed") => None,
         _ => return None,
     };
-    Some(ObservedEnd { exit_code, reason: status.reason.clone().unwrap_or_default(), message: status.message.clone().unwrap_or_default() })
+    let (reason, message) = (status.reason.clone().unwrap_or_default(), status.message.clone().unwrap_or_default());
+    Some(ObservedEnd { exit_code, reason, message, before_deletion: false })
 }
 
 #[cfg(test)]

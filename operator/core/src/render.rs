@@ -89,10 +89,11 @@ fn render_optimization(job: &ValidatedJob) -> OptimizationConfig {
             GradientCompressionSpec::None => GradientCompression::None,
             GradientCompressionSpec::Bf16 => GradientCompression::Bf16,
         },
-        exact: optimization
-            .exact
-            .as_ref()
-            .map(|exact| ExactConfig { virtual_shards: exact.virtual_shards.unsigned_abs(), threads: exact.threads.unsigned_abs() }),
+        exact: optimization.exact.as_ref().map(|exact| ExactConfig {
+            virtual_shards: exact.virtual_shards.unsigned_abs(),
+            threads: exact.threads.unsigned_abs(),
+            verify_every_steps: exact.verify_every_steps.map(i64::unsigned_abs),
+        }),
         seed: optimization.seed.unsigned_abs(),
         max_consecutive_skipped_steps: optimization.max_consecutive_skipped_steps.unsigned_abs(),
     }

@@ -1,10 +1,10 @@
 //! The objects of a job that are not pods, before and after they were applied.
 //!
-//! Comes in: a valid job and what its group has pinned. Goes out: [`JobResources<Prepared>`], which says what has to be there; once all of it
-//! is there, [`JobResources<Applied>`], without which no pod is built: a pod without its configuration or its coordinator's address could
-//! not start.
+//! Comes in: a valid job and what its group has pinned. Goes out: [`PreparedResources`], which say what has to be there; once all of it is there,
+//! [`AppliedResources`], without which no pod is built: a pod without its configuration or its coordinator's address could not start. Of what
+//! is there they have only what pods are made of, since they are kept as long as the job has pods.
 
-use std::marker::PhantomData;
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Pod, Service, ServiceAccount},
@@ -21,17 +21,9 @@ use crate::{
     validate::FieldErrors,
 };
 
-/// As they have to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Prepared;
-
-/// As they are there.
-#[derive(Clone, Copy, Debug)]
-pub struct Applied;
-
-/// A job's objects that are not pods.
+/// A job's objects that are not pods, as they have to be.
 #[derive(Clone, Debug)]
-pub struct JobResources<S> {
+pub struct PreparedResources {
     /// Without rights; its name is in every pod.
     pub account: ServiceAccount,
     /// The coordinator's address.
@@ -42,10 +34,39 @@ pub struct JobResources<S> {
     pub budget: PodDisruptionBudget,
     /// Who may reach the pods; none where that is left to the network.
     pub policies: Vec<NetworkPolicy>,
-    state: PhantomData<S>,
 }
 
-impl JobResources<Prepared> {
+/// What pods are made of, from objects that are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedResources {
+    address: String,
+    config: PinnedConfig,
+}
+
+/// The configuration of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinnedConfig {
+    /// Name of its `ConfigMap`.
+    pub name: String,
+    /// What that holds, by file.
+    pub files: BTreeMap<String, String>,
+}
+
+impl PinnedConfig {
+    /// That of a `ConfigMap`.
+    #[must_use]
+    pub fn read(config: ConfigMap) -> Self {
+        Self { name: config.metadata.name.unwrap_or_default(), files: config.data.unwrap_or_default() }
+    }
+}
+
+/// The address of a coordinator's Service, if it has one.
+#[must_use]
+pub fn address_of(service: &Service) -> Option<&str> {
+    service.spec.as_ref()?.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None")
+}
+
+impl PreparedResources {
     /// What a job needs.
     #[must_use]
     pub fn prepare(job: &ValidatedJob, context: &BuildContext) -> Self {
@@ -55,25 +76,27 @@ impl JobResources<Prepared> {
             config: build_config_map(job, context),
             budget: build_disruption_budget(job, context),
             policies: build_network_policies(job, context),
-            state: PhantomData,
         }
-    }
-
-    /// They were applied, and this is what is there of those that pods are made of. `None`: the Service has no address yet.
-    #[must_use]
-    pub fn applied(self, account: ServiceAccount, service: Service, config: ConfigMap) -> Option<JobResources<Applied>> {
-        let Self { budget, policies, .. } = self;
-        let applied = JobResources { account, service, config, budget, policies, state: PhantomData };
-        applied.service.spec.as_ref()?.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None")?;
-        Some(applied)
     }
 }
 
-impl JobResources<Applied> {
+impl AppliedResources {
+    /// All of them were applied: the address that the coordinator's Service has got ([`address_of`]), and the configuration.
+    #[must_use]
+    pub fn new(address: String, config: PinnedConfig) -> Self {
+        Self { address, config }
+    }
+
     /// Cluster IP of the coordinator's Service.
     #[must_use]
     pub fn address(&self) -> &str {
-        self.service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).unwrap_or_default()
+        &self.address
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &PinnedConfig {
+        &self.config
     }
 
     /// `<job>-coordinator` for the given epoch, a number that grows with every coordinator of the job: by it members and checkpoints tell a
@@ -100,10 +123,5 @@ impl JobResources<Applied> {
         let mut pod = self.worker_pod(job, context, index)?;
         avoid_node(&mut pod, node);
         Ok(pod)
-    }
-
-    /// Name of the configuration.
-    pub(crate) fn config_name(&self) -> &str {
-        self.config.metadata.name.as_deref().unwrap_or_default()
     }
 }

@@ -13,7 +13,7 @@ use lcl_operator_core::{
     observe::HistoryPlace,
     pins::offer,
     read_unchecked,
-    resources::{Applied, JobResources, Prepared},
+    resources::{AppliedResources, PinnedConfig, PreparedResources, address_of},
     validate, validate_under,
 };
 use lcl_trainer_config::TrainerConfig;
@@ -57,10 +57,13 @@ fn valid(assignments: &str) -> ValidatedJob {
     validate(&job).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-fn applied(job: &ValidatedJob) -> JobResources<Applied> {
-    let prepared = JobResources::<Prepared>::prepare(job, &context_of(job));
-    let (account, service, config) = (prepared.account.clone(), prepared.service.clone(), prepared.config.clone());
-    prepared.applied(account, service, config).unwrap()
+fn prepared(job: &ValidatedJob) -> PreparedResources {
+    PreparedResources::prepare(job, &context_of(job))
+}
+
+fn applied(job: &ValidatedJob) -> AppliedResources {
+    let PreparedResources { service, config, .. } = prepared(job);
+    AppliedResources::new(address_of(&service).unwrap().to_owned(), PinnedConfig::read(config))
 }
 
 /// The surroundings of a job that nothing is pinned of yet.
@@ -91,20 +94,28 @@ fn the_example_needs_these_objects() {
     let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let policy = PodPolicy::allowing([Allowance::HostPath]);
     let job = validate_under(&manifest, &policy).unwrap_or_else(|errors| panic!("{errors}"));
-    let (context, resources) = (BuildContext { policy, ..context_of(&job) }, applied(&job));
+    let (context, prepared, applied) = (BuildContext { policy, ..context_of(&job) }, prepared(&job), applied(&job));
     insta::assert_json_snapshot!(json!({
-        "serviceAccount": resources.account,
-        "service": resources.service,
-        "budget": resources.budget,
-        "policies": resources.policies,
-        "coordinator": resources.coordinator_pod(&job, &context, 3),
-        "worker": resources.worker_pod(&job, &context, 0).unwrap(),
+        "serviceAccount": prepared.account,
+        "service": prepared.service,
+        "budget": prepared.budget,
+        "policies": prepared.policies,
+        "coordinator": applied.coordinator_pod(&job, &context, 3),
+        "worker": applied.worker_pod(&job, &context, 0).unwrap(),
     }));
+}
+
+/// Newer than what the other fields are of: Kubernetes has it since 1.36.
+#[test]
+fn the_scheduling_group_of_the_template_is_the_workers_and_not_the_coordinators() {
+    let template = "spec.workers.template = {'spec': {'schedulingGroup': {'podGroupName': 'group-a'}, 'containers': [{'name': 'worker'}]}}";
+    assert_eq!(worker(template, 0)["spec"]["schedulingGroup"], json!({ "podGroupName": "group-a" }));
+    assert_eq!(coordinator(template)["spec"]["schedulingGroup"], Value::Null);
 }
 
 #[test]
 fn the_configuration_is_one_the_trainer_accepts() {
-    let config_map = applied(&valid("")).config;
+    let config_map = prepared(&valid("")).config;
     let json = &config_map.data.unwrap()["trainer-config.json"];
     serde_json::from_str::<TrainerConfig>(json).unwrap().validate().unwrap();
 }
@@ -396,7 +407,7 @@ fn a_container_that_may_be_root_or_privileged_is_what_it_asks_for() {
 
 #[test]
 fn the_account_has_the_annotations_of_the_job_and_one_that_is_taken_back_makes_a_difference() {
-    let account = |assignments: &str| serde_json::to_value(applied(&valid(assignments)).account).unwrap();
+    let account = |assignments: &str| serde_json::to_value(prepared(&valid(assignments)).account).unwrap();
     let given = account("spec.serviceAccount = {'annotations': {'cloud.example.com/role': 'a', 'b.example.com/c': 'd'}}");
     let annotations = &given["metadata"]["annotations"];
     assert_eq!((&annotations["cloud.example.com/role"], &annotations["b.example.com/c"]), (&json!("a"), &json!("d")));
@@ -416,7 +427,7 @@ fn a_drain_takes_workers_that_can_be_spared_and_is_never_held_up_for_ever() {
         ("", 0),
     ] {
         let job = valid(assignments);
-        let budget = serde_json::to_value(applied(&job).budget).unwrap();
+        let budget = serde_json::to_value(prepared(&job).budget).unwrap();
         let spec = &budget["spec"];
         assert_eq!((&spec["minAvailable"], &spec["maxUnavailable"]), (&json!(kept), &Value::Null), "{assignments}");
         assert_eq!(spec["unhealthyPodEvictionPolicy"], "AlwaysAllow");
@@ -495,7 +506,7 @@ fn a_jobs_pods_are_reached_by_its_own_and_by_the_operator_and_by_nobody_else() {
         peer("stranger elsewhere that calls itself worker", "elsewhere", labels(&worker("", 0))),
         peer("stranger elsewhere", "elsewhere", json!({})),
     ];
-    let policies: Vec<Value> = applied(&valid("")).policies.iter().map(|policy| serde_json::to_value(policy).unwrap()).collect();
+    let policies: Vec<Value> = prepared(&valid("")).policies.iter().map(|policy| serde_json::to_value(policy).unwrap()).collect();
     assert_eq!(policies.iter().map(|policy| policy["metadata"]["name"].clone()).collect::<Vec<_>>(), network_policy_names(&valid("")));
     for policy in &policies {
         assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress"]), "what goes out is open");
@@ -526,7 +537,7 @@ fn metrics_are_read_by_whom_the_chart_says_and_workers_on_the_nodes_network_are_
         let mut job = minimal_job();
         assign(&mut job, assignments);
         let job = validate_under(&job, &PodPolicy::everything()).unwrap_or_else(|errors| panic!("{errors}"));
-        let prepared = JobResources::<Prepared>::prepare(&job, &BuildContext { network, ..context_of(&job) });
+        let prepared = PreparedResources::prepare(&job, &BuildContext { network, ..context_of(&job) });
         prepared.policies.iter().map(|policy| serde_json::to_value(policy).unwrap()).collect()
     };
     let stranger = |namespace| Peer { name: "", namespace, labels: json!({}) };

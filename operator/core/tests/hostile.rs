@@ -24,7 +24,7 @@ use lcl_operator_core::{
     observe::HistoryPlace,
     pins::{find_change, offer, pinned_spec},
     read_unchecked, render_trainer_config,
-    resources::{JobResources, Prepared},
+    resources::{AppliedResources, PinnedConfig, PreparedResources, address_of},
     validate, validate_change, validate_under,
 };
 use lcl_trainer_config::Device;
@@ -66,13 +66,13 @@ fn context(job: &ValidatedJob, policy: PodPolicy) -> BuildContext {
 /// Makes everything that is made of a job, and gives the worker's pod.
 fn build(job: &ValidatedJob, policy: PodPolicy) -> Result<Value, FieldErrors> {
     let context = context(job, policy);
-    let prepared = JobResources::<Prepared>::prepare(job, &context);
+    let prepared = PreparedResources::prepare(job, &context);
     for object in [serde_json::to_value(&prepared.budget), serde_json::to_value(&prepared.policies)] {
         let object = object.unwrap();
         assert!(covers(&object, &object));
     }
-    let (account, service, config) = (prepared.account.clone(), prepared.service.clone(), prepared.config.clone());
-    let applied = prepared.applied(account, service, config).expect("the Service has its address");
+    let address = address_of(&prepared.service).expect("the Service has its address").to_owned();
+    let applied = AppliedResources::new(address, PinnedConfig::read(prepared.config));
     let coordinator = serde_json::to_value(applied.coordinator_pod(job, &context, 1)).unwrap();
     pods::check_coordinator(&coordinator);
     assert!(worker_selector(job, &context).contains(job.name()));

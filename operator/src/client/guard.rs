@@ -41,10 +41,17 @@ pub(super) struct Deadlines {
 /// There was no answer in time.
 #[derive(Debug, Error)]
 #[error("{method} {path}: the API server did not answer within {limit:.1?}")]
-pub(super) struct NoAnswer {
+pub(crate) struct NoAnswer {
     method: Method,
     path: String,
     limit: Duration,
+}
+
+#[cfg(test)]
+impl NoAnswer {
+    pub(crate) fn of_a_test() -> Self {
+        Self { method: Method::GET, path: "/".to_owned(), limit: Duration::ZERO }
+    }
 }
 
 /// In which namespace a request writes, and what.

@@ -14,7 +14,7 @@ use lcl_operator_core::{
     build::{BuildContext, worker_pod_name},
     decide::{Action, Decision},
     observe::MemberBounds,
-    resources::{Applied, JobResources},
+    resources::AppliedResources,
 };
 
 use super::{ReconcileError, Reconciler};
@@ -59,7 +59,7 @@ impl Reconciler<'_> {
         build: &BuildContext,
         api: &Api<Pod>,
         decision: &Decision,
-        resources: Option<&JobResources<Applied>>,
+        resources: Option<&AppliedResources>,
     ) -> Acted {
         let mut acted = Acted::default();
         let mut new_pods = Vec::new();

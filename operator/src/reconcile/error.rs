@@ -1,9 +1,12 @@
 //! Why a reconcile failed.
 
-use lcl_operator_core::{FieldErrors, decide::reason, observe::Problem};
+use lcl_operator_core::{FieldErrors, observe::Problem};
 use thiserror::Error;
 
-use crate::authority::AuthorityError;
+use crate::{
+    authority::AuthorityError,
+    category::{Categorized, Category},
+};
 
 /// Why a reconcile failed. It is repeated, after a pause.
 #[derive(Debug, Error)]
@@ -42,22 +45,9 @@ impl ReconcileError {
         }
     }
 
-    /// A word for metrics and logs.
-    pub(crate) const fn category(&self) -> &'static str {
-        match self {
-            Self::Api { .. } => "api_server",
-            Self::Foreign { .. } => "foreign_object",
-            Self::NotAllowed(_) => "not_allowed",
-            Self::Stale => "conflict",
-            Self::Encode { .. } => "encoding",
-            Self::Certificates(_) => "certificates",
-            Self::Coordinator { .. } => "coordinator",
-        }
-    }
-
     /// A problem that somebody has to solve; `None` for one that may pass by itself.
     pub(super) fn as_problem(&self) -> Option<Problem> {
-        let problem = || Some(Problem { reason: reason::CREATE_FAILED, message: self.to_string() });
+        let problem = || Some(Problem { reason: self.category().reason()?, message: self.to_string() });
         match self {
             Self::Foreign { .. } | Self::Encode { .. } | Self::Certificates(_) => problem(),
             Self::Api { source: kube::Error::Api(answer), .. } => {
@@ -70,6 +60,20 @@ impl ReconcileError {
     /// Whether the API server has said no, so that it is certain that nothing was created.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Api { source: kube::Error::Api(answer), .. } if (400..500).contains(&answer.code) && answer.code != 408)
+    }
+}
+
+impl Categorized for ReconcileError {
+    fn category(&self) -> Category {
+        match self {
+            Self::Api { source, .. } => source.category(),
+            Self::Foreign { .. } => Category::ForeignObject,
+            Self::NotAllowed(_) => Category::NotAllowed,
+            Self::Stale => Category::Conflict,
+            Self::Encode { .. } => Category::Encoding,
+            Self::Certificates(error) => error.category(),
+            Self::Coordinator { .. } => Category::Coordinator,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use lcl_operator_core::{
     ValidatedJob,
     build::{BuildContext, SPEC_FILE, build_secret, network_policy_names},
     pins::find_change,
-    resources::{Applied, JobResources, Prepared},
+    resources::{AppliedResources, PinnedConfig, PreparedResources, address_of},
 };
 
 use super::{ReconcileError, Reconciler};
@@ -41,8 +41,8 @@ impl Reconciler<'_> {
         job: &ValidatedJob,
         build: &BuildContext,
         is_held: bool,
-    ) -> Result<Option<Arc<JobResources<Applied>>>, ReconcileError> {
-        let prepared = JobResources::<Prepared>::prepare(job, build);
+    ) -> Result<Option<Arc<AppliedResources>>, ReconcileError> {
+        let prepared = PreparedResources::prepare(job, build);
         if prepared.policies.is_empty() {
             self.delete_policies(&network_policy_names(job)).await?;
         }
@@ -56,14 +56,13 @@ impl Reconciler<'_> {
         if !is_protected {
             return Ok(None);
         }
-        let config = self.apply_config(prepared.config.clone(), build, is_held).await?;
-        let known = self.memory.resources.as_deref();
-        let account = found.0.or_known(known.map(|known| &known.account));
-        let service = found.1.or_known(known.map(|known| &known.service));
-        let resources =
-            account.zip(service).zip(config).and_then(|((account, service), config)| prepared.applied(account, service, config));
-        let resources = resources.map(Arc::new);
-        if resources.is_some() {
+        let config = self.apply_config(prepared.config, build, is_held).await?;
+        let known = || self.memory.resources.as_deref().map(|known| known.address().to_owned());
+        let address = found.1.or_known(|service| address_of(&service).map(str::to_owned), known);
+        let resources = address.zip(config).filter(|_| found.0.is_there());
+        let resources = resources.map(|(address, config)| Arc::new(AppliedResources::new(address, config)));
+        // Another one of the same is not kept beside it.
+        if resources.is_some() && resources != self.memory.resources {
             self.memory.resources.clone_from(&resources);
         }
         Ok(resources)
@@ -75,15 +74,15 @@ impl Reconciler<'_> {
         prepared: ConfigMap,
         build: &BuildContext,
         is_held: bool,
-    ) -> Result<Option<ConfigMap>, ReconcileError> {
+    ) -> Result<Option<PinnedConfig>, ReconcileError> {
         let name = &build.pins.config;
         let there = self.context.children.get::<ConfigMap>(name, &build.namespace);
         if let Some(found) = there.filter(|found| found.owner_references().iter().any(|owner| owner.uid == self.uid)) {
-            return Ok(Some(Arc::unwrap_or_clone(found)));
+            return Ok(Some(PinnedConfig::read(found)));
         }
-        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|known| known.name_any() == *name).cloned();
+        let known = self.memory.resources.as_ref().map(|known| known.config()).filter(|known| known.name == *name).cloned();
         let wanted = match &known {
-            Some(known) if is_held => ConfigMap { data: known.data.clone(), ..prepared },
+            Some(known) if is_held => ConfigMap { data: Some(known.files.clone()), ..prepared },
             None if is_held && self.job.metadata.generation != Some(build.pins.generation) => return Ok(None),
             _ => prepared,
         };
@@ -93,7 +92,7 @@ impl Reconciler<'_> {
         if matches!(result, Found::There(_)) {
             self.delete_other_configs(name).await?;
         }
-        Ok(result.or_known(known.as_ref()))
+        Ok(result.or_known(|config| Some(PinnedConfig::read(config)), || known))
     }
 
     /// What was applied while the operator still had it so.
@@ -101,7 +100,7 @@ impl Reconciler<'_> {
         for name in names {
             let Some(found) = self.context.children.get::<NetworkPolicy>(name, &self.key.namespace) else { continue };
             if found.owner_references().iter().any(|owner| owner.uid == self.uid) {
-                self.delete_child(&*found).await?;
+                self.delete_child(&found).await?;
             }
         }
         Ok(())
@@ -120,9 +119,9 @@ impl Reconciler<'_> {
 
     /// Configurations of earlier groups of the job, which nobody reads any more.
     pub(super) async fn delete_other_configs(&self, kept: &str) -> Result<(), ReconcileError> {
-        let is_ours = |config: &ConfigMap| config.owner_references().iter().any(|owner| owner.uid == self.uid);
-        for old in ConfigMap::store(&self.context.children).state().iter().filter(|old| is_ours(old) && old.name_any() != kept) {
-            self.delete_child(&**old).await?;
+        let owned = ConfigMap::store(&self.context.children).owned_by(self.uid, &self.key.namespace);
+        for old in owned.iter().filter(|old| old.name_any() != kept) {
+            self.delete_child(old).await?;
         }
         Ok(())
     }
@@ -132,10 +131,9 @@ impl Reconciler<'_> {
         if self.job.metadata.generation == Some(held.generation) {
             return None;
         }
-        let stored = self.context.children.get::<ConfigMap>(&held.config, &self.key.namespace);
-        let known = self.memory.resources.as_ref().map(|known| &known.config).filter(|config| config.name_any() == held.config);
-        let config = stored.as_deref().or(known);
-        let Some(spec) = config.and_then(|config| config.data.as_ref()?.get(SPEC_FILE)) else {
+        let stored = self.context.children.get::<ConfigMap>(&held.config, &self.key.namespace).map(PinnedConfig::read);
+        let known = self.memory.resources.as_ref().map(|known| known.config()).filter(|config| config.name == held.config);
+        let Some(spec) = stored.as_ref().or(known).and_then(|config| config.files.get(SPEC_FILE)) else {
             return Some(format!("the ConfigMap {}", held.config));
         };
         find_change(&serde_json::from_str(spec).unwrap_or_default(), job)

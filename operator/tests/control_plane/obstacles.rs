@@ -27,6 +27,29 @@ pub(super) fn warn(installed: &Installed, pod: &str, uid: &str, reason: &str, me
     installed.send("POST", &objects("events"), &event).map(drop)
 }
 
+/// The cluster has the feature `GenericWorkload` switched on; where it is off, as it is by default, the API server drops the field of pods.
+#[test]
+fn the_scheduling_group_of_a_template_arrives_at_its_workers() -> Result<()> {
+    let installed = install()?;
+    let operator = installed.start_operator(&[])?;
+    let template = "{'spec': {'schedulingGroup': {'podGroupName': 'group-a'}, 'containers': [{'name': 'worker'}]}}";
+    installed.apply(&job("grouped", &format!("spec.workers = {{'template': {template}}}")))?;
+    wait_for_pods(&installed, "grouped", 2)?;
+    let group = |pod: &str| -> Result<Value> { Ok(installed.look(&objects(&format!("pods/{pod}")))?["spec"]["schedulingGroup"].take()) };
+    assert_eq!(group("grouped-w-0")?, json!({ "podGroupName": "group-a" }));
+    assert_eq!(group("grouped-coordinator")?, Value::Null);
+    // A replacement has it too, from what the operator keeps of the job.
+    let before = uids(&installed.pods("grouped")?);
+    installed.kubectl(&["delete", "pod", "grouped-w-0", "--force", "--grace-period=0"])?;
+    wait_for("a replacement", || {
+        let now = uids(&installed.pods("grouped")?);
+        ensure!(now.get("grouped-w-0").is_some_and(|uid| *uid != before["grouped-w-0"]), "{now:?}");
+        Ok(())
+    })?;
+    assert_eq!(group("grouped-w-0")?, json!({ "podGroupName": "group-a" }));
+    operator.terminate()
+}
+
 #[test]
 fn a_missing_volume_is_named_and_an_unfit_node_gets_no_further_worker() -> Result<()> {
     let installed = install()?;

@@ -170,8 +170,17 @@ impl Expected {
     }
 }
 
-/// A pod that is evicted and gone while the operator does not look (it is dead, or waits after a request that failed) has left nothing that
-/// says why: it counts as deleted, at the expense of the same budget.
+/// What ended each pod is known for certain to an operator that watched all along, however late it looked.
+pub(crate) fn check_causes(place: &Place) -> Result<()> {
+    let status = place.job()?["status"].take();
+    let reason = &status["lastFailure"]["reason"];
+    let is_known = status["restarts"]["deletion"] == 0 && *reason != "PodDeleted";
+    ensure!(is_known, "nobody deleted a pod: {} and {}", status["restarts"], status["lastFailure"]);
+    Ok(())
+}
+
+/// A pod that is evicted and gone while no operator watches (it is dead) has left nothing that says why: it counts as deleted, at the expense of
+/// the same budget.
 fn without_deletions(restarts: &Value) -> Value {
     let mut restarts = restarts.clone();
     if let Some(restarts) = restarts.as_object_mut() {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     lab::{Lab, Place, epoch_of, uids},
-    phases::{Expected, Phase},
+    phases::{Expected, Phase, check_causes},
     proxy::{Fate, Passed, Proxy},
     support::Operator,
 };
@@ -178,6 +178,7 @@ fn run_once(lab: &Lab, sequence: Sequence, n: usize, name: &str) -> Result<(Valu
         epoch..=epoch
     } else {
         operator.terminate()?;
+        check_causes(&place).with_context(|| format!("after {met:?}"))?;
         // One whose pod or record the operator did not hear of is not given again.
         undisturbed..=undisturbed + i64::from(met.is_some())
     };

@@ -225,6 +225,9 @@ pub mod report {
     pub struct Failed {
         #[prost(string, tag = "1")]
         pub detail: ::prost::alloc::string::String,
+        /// Ranks whose state was found to differ from the others'.
+        #[prost(uint32, repeated, tag = "2")]
+        pub differing: ::prost::alloc::vec::Vec<u32>,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Cause {

@@ -19,10 +19,10 @@ const SAVED: u64 = 3;
 
 impl Training {
     /// All members save the state as it is, unless any of them knows that it is saved.
-    pub(crate) async fn save(&mut self, generation: Generation) -> Result<(), String> {
+    pub(crate) async fn write_checkpoint(&mut self, generation: Generation) -> Result<(), String> {
         let Some(state) = self.state else { return Err("there is nothing to save".to_owned()) };
         let own: Frame = [SAVED, self.saved.unwrap_or(u64::MAX), 0, 0, 0, 0, 0, 0];
-        let known = self.exchange(generation, own, 3 * PATIENCE).await.map_err(|broken| broken.reason)?;
+        let known = self.swap(generation, own, 3 * PATIENCE).await.map_err(|broken| broken.reason)?;
         if known.contains(&[SAVED, state.label.step, 0, 0, 0, 0, 0, 0]) {
             return Ok(());
         }
@@ -38,9 +38,10 @@ impl Training {
 
     /// The others: a part, and whether it counts.
     async fn contribute(&self, state: State, rank: u32, attempt: u64) -> Result<(), String> {
-        let store = self.store(self.generation());
-        let wait =
-            |what| unless_aborted(self.abort_of(), self.generation(), PATIENCE, store.ask(StoreRequest::Get { key: key(attempt, what) }));
+        let store = self.store(self.own_generation());
+        let wait = |what| {
+            unless_aborted(self.abort_of(), self.own_generation(), PATIENCE, store.ask(StoreRequest::Get { key: key(attempt, what) }))
+        };
         wait("open").await?;
         sleep(self.scene.storage_time()).await;
         self.scene.storage().write_part(self.name(state), rank, state);
@@ -50,7 +51,7 @@ impl Training {
 
     /// Rank 0: its own part, everyone's word, the fence, the manifest.
     async fn commit(&self, state: State, world: u32, attempt: u64) -> Result<(), String> {
-        let generation = self.generation();
+        let generation = self.own_generation();
         let store = self.store(generation);
         store.ask(StoreRequest::Set { key: key(attempt, "open"), value: Vec::new() }).await?;
         sleep(self.scene.storage_time()).await;
@@ -71,17 +72,17 @@ impl Training {
         let name = self.name(state);
         let is_complete = self.scene.storage().commit(name, world, state);
         self.scene.judge().visible(self.process, name, is_complete, asked);
-        self.report(MemberEvent::CheckpointCommitted { generation, saved: (state.label.step).into() });
+        self.tell(MemberEvent::CheckpointCommitted { generation, saved: (state.label.step).into() });
         // Whether the others hear of it changes nothing for the checkpoint.
         let _ = store.ask(StoreRequest::Set { key: key(attempt, "outcome"), value: Vec::new() }).await;
         Ok(())
     }
 
     fn name(&self, state: State) -> Name {
-        Name { step: state.label.step, generation: self.generation() }
+        Name { step: state.label.step, generation: self.own_generation() }
     }
 
-    fn generation(&self) -> Generation {
+    fn own_generation(&self) -> Generation {
         self.group.as_ref().map_or(Generation { epoch: 0, n: 0 }, |group| group.plan.generation)
     }
 }

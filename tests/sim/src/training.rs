@@ -1,9 +1,13 @@
-//! A training thread that only pretends, but does what the trainer's does in the same order (`trainer/src/training/member.rs`).
+//! A training thread that only pretends, driven as the trainer's is ([`lcl_protocol::drive`]).
 
 use std::{sync::Arc, time::Duration};
 
 use lcl_coordinator::{Commands, MemberClient};
-use lcl_protocol::{Activity, Flags, Generation, MemberCommand, MemberEvent, Moves, Plan, Refusal, Role, StateLabel, spread};
+use lcl_protocol::{
+    Activity, EndReason, Flags, Generation, MemberCommand, MemberError, MemberEvent, Moves, Plan, Refusal, Role, StateLabel,
+    drive::{Agreed, DropCause, Failure, Halt, Level, Membership, Occasion, Standing, Steps, drive},
+    spread,
+};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -39,15 +43,6 @@ pub(crate) struct Training {
     pub(crate) group: Option<Group>,
     /// Completed steps of the newest checkpoint that it knows to be visible.
     pub(crate) saved: Option<u64>,
-    is_draining: bool,
-}
-
-/// Whether there is anything more to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    GoOn,
-    Exit,
-    GiveUp,
 }
 
 /// How a process ended.
@@ -67,80 +62,20 @@ impl Training {
         aborted: watch::Receiver<Option<Generation>>,
         activity: watch::Sender<Activity>,
     ) -> Self {
-        Self { scene, worker, process, client, commands, aborted, activity, state: None, group: None, saved: None, is_draining: false }
+        Self { scene, worker, process, client, commands, aborted, activity, state: None, group: None, saved: None }
     }
 
-    /// Waits for commands and obeys until there is nothing more to do.
+    /// Does what it is told until there is nothing more to do.
     pub(crate) async fn run(mut self) -> Ended {
-        loop {
-            self.ask_to_leave_when_asked();
-            if self.is_draining && self.group.is_none() && self.client.held().is_none() {
-                // Nobody needs anything of it, and a coordinator that would let it go may not be there.
-                self.note("leaves before its first step");
-                return Ended::Left;
-            }
-            match self.commands.try_next() {
-                None => sleep(TICK).await,
-                Some(command) => match self.obey(command).await {
-                    Then::GoOn => {}
-                    Then::Exit => return Ended::Left,
-                    Then::GiveUp => return Ended::Superseded,
-                },
-            }
-        }
+        let (scene, process) = (Arc::clone(&self.scene), self.process);
+        let ended = drive(&mut self).await;
+        scene.expect(ended.is_ok(), || format!("the machine of process {} refuses an event: {ended:?}", process.0));
+        ended.unwrap_or(Ended::Left)
     }
 
-    fn ask_to_leave_when_asked(&mut self) {
-        if self.scene.worker(self.worker).is_asked_to_end && !self.is_draining {
-            self.is_draining = true;
-            self.report(MemberEvent::Drain);
-        }
-    }
-
-    pub(crate) fn report(&self, event: MemberEvent) {
+    pub(crate) fn tell(&self, event: MemberEvent) {
         let result = self.client.report(event);
         self.scene.expect(result.is_ok(), || format!("the machine of process {} refuses an event: {result:?}", self.process.0));
-    }
-
-    async fn obey(&mut self, command: MemberCommand) -> Then {
-        match command {
-            MemberCommand::FormGroup(plan) => self.form(plan).await,
-            MemberCommand::Recover { generation, role, base } => self.recover(generation, role, base).await,
-            MemberCommand::Train { generation, .. } => self.train(generation).await,
-            MemberCommand::WriteCheckpoint { generation, .. } => {
-                self.obeys(Flags::CHECKPOINT);
-                if let Err(reason) = self.save(generation).await {
-                    self.note(&format!("could not write the checkpoint that was asked for: {reason}"));
-                }
-            }
-            MemberCommand::LeaveGroup { generation } => {
-                self.obeys(Flags::LEAVE);
-                let own = self.state.map(State::to_frame).unwrap_or_default();
-                // So that nobody's last exchange loses its peer; whether all came does not matter any more.
-                let _ = self.exchange(generation, own, LEAVE_TIMEOUT).await;
-                self.close(generation, None);
-            }
-            MemberCommand::AbortGroup { generation, .. } => self.close(generation, None),
-            MemberCommand::Exit { reason, .. } => {
-                self.scene.judge().exited(self.process, reason, self.state.map(|state| state.label.step));
-                return Then::Exit;
-            }
-            MemberCommand::GiveUp(Refusal::Superseded { own, newest, .. }) => {
-                // One process of a worker runs at a time. One that a replaced coordinator gave its ticket may come behind one before it
-                // that the successor has seen.
-                self.scene.expect(own.ticket.epoch < newest.ticket.epoch, || {
-                    format!("process {} is refused with {own}, the newest of its worker has {newest}", self.process.0)
-                });
-                self.note(&format!("has {own}, the newest of its worker {newest}"));
-                return Then::GiveUp;
-            }
-            MemberCommand::GiveUp(refusal) => {
-                self.scene.expect(false, || format!("process {} is refused for good: {refusal}", self.process.0));
-                return Then::Exit;
-            }
-            MemberCommand::Connect | MemberCommand::Disconnect { .. } | MemberCommand::Send(_) | MemberCommand::StoreResponse { .. } => {}
-        }
-        Then::GoOn
     }
 
     pub(crate) fn note(&self, what: &str) {
@@ -156,51 +91,6 @@ impl Training {
     pub(crate) fn store(&self, generation: Generation) -> Store {
         let (scene, inner) = (Arc::clone(&self.scene), self.client.store(generation));
         Store { scene, worker: self.worker, process: self.process, generation, inner }
-    }
-
-    async fn form(&mut self, plan: Plan) {
-        let generation = plan.generation;
-        let stream = self.scene.worker(self.worker).streams;
-        self.scene.judge().plan(self.process, &plan, self.client.held(), stream);
-        let formed = Group::form(self.store(generation), plan);
-        match unless_aborted(self.aborted.clone(), generation, FORM_TIMEOUT, formed).await {
-            Ok(group) => {
-                self.group = Some(group);
-                self.report(MemberEvent::GroupFormed { generation });
-            }
-            Err(reason) => self.close(generation, Some(reason)),
-        }
-    }
-
-    async fn recover(&mut self, generation: Generation, role: Role, base: Option<StateLabel>) {
-        if self.group.as_ref().is_none_or(|group| group.plan.generation != generation) {
-            return;
-        }
-        if role == Role::Restore && !self.restore(generation) {
-            return;
-        }
-        let moves = match role {
-            Role::Level => Moves::default(),
-            Role::Send { to } => Moves { from: None, to },
-            Role::Receive { from, to } => Moves { from: Some(from), to },
-            // That those who have the same state get nothing is not played here.
-            Role::Restore | Role::Follow => self.group.as_ref().map_or_else(Moves::default, |group| {
-                let has: Vec<bool> = (0..group.plan.world).map(|rank| rank == 0).collect();
-                spread(&has).into_iter().nth(group.plan.rank as usize).unwrap_or_default()
-            }),
-        };
-        let outcome = match moves.from {
-            None => self.send(generation, &moves.to, self.state).await,
-            Some(from) => self.receive(generation, from, &moves.to, base).await,
-        };
-        match (outcome, self.state) {
-            (Ok(()), Some(state)) => {
-                self.scene.judge().holds(self.process, state);
-                self.report(MemberEvent::Recovered { generation, step: state.label.step });
-            }
-            (Ok(()), None) => self.close(generation, Some("there is nothing to send".to_owned())),
-            (Err(reason), _) => self.close(generation, Some(reason)),
-        }
     }
 
     async fn send(&mut self, generation: Generation, to: &[u32], state: Option<State>) -> Result<(), String> {
@@ -227,93 +117,27 @@ impl Training {
         Ok(())
     }
 
-    /// Takes the newest checkpoint. `false`: a later generation wrote it, so this one is over, and the coordinator that formed it was
-    /// replaced.
-    fn restore(&mut self, generation: Generation) -> bool {
+    /// Takes the newest checkpoint; gives the generation that wrote it when that is a later one: this one is over then, and the coordinator
+    /// that formed it was replaced.
+    fn restore(&mut self, generation: Generation) -> Option<Generation> {
         let newest = self.scene.storage().newest();
         let name = newest.map(|(name, _)| name);
         if let Some(by) = name.map(|name| name.generation).filter(|by| *by > generation && !self.scene.has(Bug::RestoreLater)) {
-            self.report(MemberEvent::Overtaken { generation, by });
-            return false;
+            return Some(by);
         }
         self.scene.judge().restored(self.process, generation, name);
         let state = newest.map_or_else(|| State::initial(generation), |(_, state)| state);
         self.state = Some(State { label: StateLabel { step: state.label.step, generation }, ..state });
         self.saved = name.map(|name| name.step);
-        true
+        None
     }
 
-    async fn train(&mut self, generation: Generation) {
-        if self.group.as_ref().is_none_or(|group| group.plan.generation != generation) {
-            return;
-        }
-        self.activity.send_modify(|activity| activity.operations = 0);
-        loop {
-            self.ask_to_leave_when_asked();
-            let step = self.state.map_or(0, |state| state.label.step);
-            if step >= self.scene.control().last_step {
-                return self.finish(generation).await;
-            }
-            let agreed = match self.step(generation).await {
-                Ok(agreed) => agreed,
-                Err(reason) => return self.close(generation, Some(reason)),
-            };
-            if (step + 1).is_multiple_of(SAVE_EVERY)
-                && let Err(reason) = self.save(generation).await
-            {
-                self.note(&format!("could not write a checkpoint: {reason}"));
-            }
-            self.report(MemberEvent::Committed { generation, step: step + 1, agreed });
-            while let Some(command) = self.commands.try_next() {
-                let goes_on = matches!(command, MemberCommand::WriteCheckpoint { .. });
-                // An exit cannot be one of them: it follows the end of a group.
-                if !matches!(command, MemberCommand::Train { .. }) {
-                    Box::pin(self.obey(command)).await;
-                }
-                if !goes_on {
-                    return;
-                }
-            }
-        }
-    }
-
-    /// One step over this member's slots. The update is applied only when the exchange has completed.
-    async fn step(&mut self, generation: Generation) -> Result<Flags, String> {
-        let (Some(group), Some(state)) = (self.group.as_ref(), self.state) else { return Err("the group is gone".to_owned()) };
-        let plan = group.plan.clone();
-        sleep(self.scene.between(5, 25)).await;
-        while self.scene.worker(self.worker).is_stalled {
-            sleep(TICK).await;
-        }
-        let part = Part {
-            step: state.label.step + 1,
-            slots: plan.division.slots_of(plan.seat, GLOBAL_BATCH).into_iter().flatten().collect(),
-            exact: state.exact,
-            fast: state.fast,
-            flags: self.client.flags(),
-        };
-        let exchanged = self.exchange(generation, part.to_frame(), EXCHANGE_TIMEOUT).await;
-        let (frames, failure) = match exchanged {
-            Ok(frames) => (frames, None),
-            Err(Broken { reason, arrived }) if self.scene.has(Bug::ApplyAbortedBuffer) && !arrived.is_empty() => (arrived, Some(reason)),
-            Err(Broken { reason, .. }) => return Err(reason),
-        };
-        let parts: Vec<Part> = frames.into_iter().filter_map(Part::from_frame).collect();
-        let updated = state.updated(generation, &parts);
-        self.scene.judge().applied(self.process, &plan, updated, &parts);
-        self.state = Some(updated);
-        let agreed = parts.iter().fold(Flags::NONE, |agreed, part| agreed | part.flags);
-        match failure {
-            None => Ok(agreed),
-            Some(reason) => {
-                self.report(MemberEvent::Committed { generation, step: updated.label.step, agreed });
-                Err(reason)
-            }
-        }
+    fn generation(&self) -> Option<Generation> {
+        self.group.as_ref().map(|group| group.plan.generation)
     }
 
     /// One operation of the group.
-    pub(crate) async fn exchange(&mut self, generation: Generation, own: Frame, patience: Duration) -> Result<Vec<Frame>, Broken> {
+    pub(crate) async fn swap(&mut self, generation: Generation, own: Frame, patience: Duration) -> Result<Vec<Frame>, Broken> {
         self.activity.send_modify(|activity| activity.operations += 1);
         let broken = |reason: &str| Broken { reason: reason.to_owned(), arrived: Vec::new() };
         let Some(group) = self.group.as_mut().filter(|group| group.plan.generation == generation) else {
@@ -327,26 +151,202 @@ impl Training {
         }
     }
 
-    /// The last step is done: the state is saved before this member says so.
-    async fn finish(&mut self, generation: Generation) {
-        match self.save(generation).await {
-            Ok(()) => self.report(MemberEvent::Finished { generation }),
-            // The next group tries again.
-            Err(reason) => self.close(generation, Some(reason)),
+    pub(crate) fn abort_of(&self) -> watch::Receiver<Option<Generation>> {
+        self.aborted.clone()
+    }
+}
+
+/// What a step's exchange has brought.
+pub(crate) struct Exchanged {
+    plan: Plan,
+    state: State,
+    parts: Vec<Part>,
+    /// It did not complete: only a trainer with a fault goes on from here.
+    failure: Option<String>,
+}
+
+impl Steps for Training {
+    type Error = MemberError;
+    type Exit = Ended;
+    type Exchanged = Exchanged;
+
+    fn is_asked_to_leave(&self) -> bool {
+        self.scene.worker(self.worker).is_asked_to_end
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            completed_steps: self.state.map_or(0, |state| state.label.step),
+            steps: self.scene.control().last_step,
+            consecutive_skips: 0,
+            most_skips: u32::MAX,
+            has_bad_data: false,
+            has_trained: true,
         }
     }
 
-    /// Drops the group and says so.
-    fn close(&mut self, generation: Generation, failure: Option<String>) {
-        if let Some(reason) = &failure {
+    /// This member's slots, to all.
+    async fn exchange(&mut self) -> Result<Exchanged, Halt<MemberError>> {
+        let (Some(group), Some(state)) = (self.group.as_ref(), self.state) else { return Err(Halt::Group("the group is gone".to_owned())) };
+        let plan = group.plan.clone();
+        sleep(self.scene.between(5, 25)).await;
+        while self.scene.worker(self.worker).is_stalled {
+            sleep(TICK).await;
+        }
+        let part = Part {
+            step: state.label.step + 1,
+            slots: plan.division.slots_of(plan.seat, GLOBAL_BATCH).into_iter().flatten().collect(),
+            exact: state.exact,
+            fast: state.fast,
+            flags: self.client.flags(),
+        };
+        let exchanged = self.swap(plan.generation, part.to_frame(), EXCHANGE_TIMEOUT).await;
+        let (frames, failure) = match exchanged {
+            Ok(frames) => (frames, None),
+            Err(Broken { reason, arrived }) if self.scene.has(Bug::ApplyAbortedBuffer) && !arrived.is_empty() => (arrived, Some(reason)),
+            Err(Broken { reason, .. }) => return Err(Halt::Group(reason)),
+        };
+        Ok(Exchanged { plan, state, parts: frames.into_iter().filter_map(Part::from_frame).collect(), failure })
+    }
+
+    /// The update, once the exchange has completed.
+    async fn step(&mut self, exchanged: Exchanged) -> Result<Agreed, Halt<MemberError>> {
+        let Exchanged { plan, state, parts, failure } = exchanged;
+        let generation = plan.generation;
+        let updated = state.updated(generation, &parts);
+        self.scene.judge().applied(self.process, &plan, updated, &parts);
+        self.state = Some(updated);
+        let flags = parts.iter().fold(Flags::NONE, |agreed, part| agreed | part.flags);
+        if let Some(reason) = failure {
+            self.report(MemberEvent::Committed { generation, step: updated.label.step, agreed: flags })?;
+            return Err(Halt::Group(reason));
+        }
+        Ok(Agreed { flags, is_busy: false })
+    }
+
+    async fn save(&mut self, occasion: Occasion) -> Result<(), Halt<MemberError>> {
+        let Some(generation) = self.generation() else { return Ok(()) };
+        let step = self.state.map_or(0, |state| state.label.step);
+        match occasion {
+            Occasion::Step(_) if !step.is_multiple_of(SAVE_EVERY) => return Ok(()),
+            Occasion::Step(_) => {}
+            Occasion::Asked => self.obeys(Flags::CHECKPOINT),
+            Occasion::Last(_) => return self.write_checkpoint(generation).await.map_err(Halt::Group),
+        }
+        if let Err(reason) = self.write_checkpoint(generation).await {
+            self.note(&format!("could not write a checkpoint ({occasion:?}): {reason}"));
+        }
+        Ok(())
+    }
+
+    async fn fail(&mut self, failure: Failure) -> MemberError {
+        // Nothing here can fail: every update is possible, and no record is bad.
+        unreachable!("{failure:?}")
+    }
+
+    async fn exit(&mut self, reason: EndReason, _: bool) -> Result<Ended, MemberError> {
+        match self.state {
+            Some(state) => self.scene.judge().exited(self.process, reason, Some(state.label.step)),
+            None => self.note("leaves before its first step"),
+        }
+        Ok(Ended::Left)
+    }
+}
+
+impl Membership for Training {
+    fn report(&mut self, event: MemberEvent) -> Result<(), MemberError> {
+        self.client.report(event)
+    }
+
+    fn command(&mut self) -> Option<MemberCommand> {
+        self.commands.try_next()
+    }
+
+    async fn next_command(&mut self) -> Option<MemberCommand> {
+        let command = self.commands.try_next();
+        if command.is_none() {
+            sleep(TICK).await;
+        }
+        command
+    }
+
+    fn holds_state(&self) -> bool {
+        self.client.held().is_some()
+    }
+
+    fn is_alone(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.plan.world == 1)
+    }
+
+    async fn form(&mut self, plan: Plan) -> Result<(), Halt<MemberError>> {
+        let generation = plan.generation;
+        let stream = self.scene.worker(self.worker).streams;
+        self.scene.judge().plan(self.process, &plan, self.client.held(), stream);
+        let formed = Group::form(self.store(generation), plan);
+        let group = unless_aborted(self.aborted.clone(), generation, FORM_TIMEOUT, formed).await.map_err(Halt::Group)?;
+        self.group = Some(group);
+        Ok(())
+    }
+
+    async fn level(&mut self, generation: Generation, role: Role, base: Option<StateLabel>) -> Result<Level, Halt<MemberError>> {
+        if role == Role::Restore
+            && let Some(by) = self.restore(generation)
+        {
+            return Ok(Level::Overtaken(by));
+        }
+        let moves = match role {
+            Role::Level => Moves::default(),
+            Role::Send { to } => Moves { from: None, to },
+            Role::Receive { from, to } => Moves { from: Some(from), to },
+            // That those who have the same state get nothing is not played here.
+            Role::Restore | Role::Follow => self.group.as_ref().map_or_else(Moves::default, |group| {
+                let has: Vec<bool> = (0..group.plan.world).map(|rank| rank == 0).collect();
+                spread(&has).into_iter().nth(group.plan.rank as usize).unwrap_or_default()
+            }),
+        };
+        let moved = match moves.from {
+            None => self.send(generation, &moves.to, self.state).await,
+            Some(from) => self.receive(generation, from, &moves.to, base).await,
+        };
+        moved.map_err(Halt::Group)?;
+        let Some(state) = self.state else { return Err(Halt::Group("there is nothing to send".to_owned())) };
+        self.scene.judge().holds(self.process, state);
+        Ok(Level::At(state.label.step))
+    }
+
+    fn begin(&mut self, _: Generation, _: u64) -> Result<(), MemberError> {
+        self.activity.send_modify(|activity| activity.operations = 0);
+        Ok(())
+    }
+
+    async fn leave(&mut self, generation: Generation) -> Result<(), MemberError> {
+        self.obeys(Flags::LEAVE);
+        let own = self.state.map(State::to_frame).unwrap_or_default();
+        // So that nobody's last exchange loses its peer; whether all came does not matter any more.
+        let _ = self.swap(generation, own, LEAVE_TIMEOUT).await;
+        Ok(())
+    }
+
+    fn drop_group(&mut self, generation: Generation, why: &DropCause) -> Result<(), MemberError> {
+        if let DropCause::Failed(reason) = why {
             self.note(&format!("{generation} failed: {reason}"));
         }
         self.group = None;
-        self.report(MemberEvent::GroupClosed { generation, failure });
+        Ok(())
     }
 
-    pub(crate) fn abort_of(&self) -> watch::Receiver<Option<Generation>> {
-        self.aborted.clone()
+    async fn refused(&mut self, refusal: Refusal) -> Result<Ended, MemberError> {
+        let Refusal::Superseded { own, newest, .. } = refusal else {
+            self.scene.expect(false, || format!("process {} is refused for good: {refusal}", self.process.0));
+            return Ok(Ended::Left);
+        };
+        // One process of a worker runs at a time. One that a replaced coordinator gave its ticket may come behind one before it that the
+        // successor has seen.
+        self.scene.expect(own.ticket.epoch < newest.ticket.epoch, || {
+            format!("process {} is refused with {own}, the newest of its worker has {newest}", self.process.0)
+        });
+        self.note(&format!("has {own}, the newest of its worker {newest}"));
+        Ok(Ended::Superseded)
     }
 }
 

@@ -15,6 +15,18 @@ impl CheckpointStore {
         written.map_err(|source| StoreError::Write { uri: self.uri().to_owned(), file: name.to_owned(), source })
     }
 
+    /// Removes `name` from the store's folder; it need not be there. Blocks.
+    pub fn remove_file(&self, name: &str) -> Result<(), StoreError> {
+        let (store, path) = (self.clone(), self.file(name));
+        let removed = self.block_on(async move {
+            match store.objects().delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })?;
+        removed.map_err(|source| StoreError::Write { uri: self.uri().to_owned(), file: name.to_owned(), source })
+    }
+
     /// Names of the files in the store's folder that begin like this, in no order. Blocks.
     pub fn file_names(&self, beginning: &str) -> Result<Vec<String>, StoreError> {
         let (store, beginning) = (self.clone(), beginning.to_owned());

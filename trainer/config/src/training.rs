@@ -502,6 +502,9 @@ pub struct ExactConfig {
     pub virtual_shards: u32,
     /// Threads of libtorch's operators, the same in every member; goes before `runtime.threads`.
     pub threads: u32,
+    /// Steps after which two members compute a shard and compare the bits of its gradient; `None`: they never do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_every_steps: Option<u64>,
 }
 
 /// Where and when state is saved.

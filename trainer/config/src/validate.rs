@@ -99,6 +99,8 @@ impl TrainerConfig {
             let shards = u64::from(exact.virtual_shards);
             require(shards >= 1, "optimization.exact.virtualShards", shards, "must be at least 1")?;
             require(exact.threads >= 1, "optimization.exact.threads", exact.threads, "must be at least 1")?;
+            let every = exact.verify_every_steps.unwrap_or(1);
+            require(every >= 1, "optimization.exact.verifyEverySteps", every, "must be at least 1")?;
             require(
                 o.global_batch_size.is_multiple_of(shards),
                 "optimization.globalBatchSize",

@@ -18,10 +18,13 @@
 //! 5. Without a coordinator a group goes on training; only what has to be agreed on waits. Its members attach to the next coordinator with
 //!    the group they hold, and it takes the group over as it is once all of them are there.
 //!
+//! What a training process does with all that, and in which order, is in [`drive`].
+//!
 //! States are compared by [`StateLabel`] (step, then the generation that committed it), never by step alone: two states of the same step
 //! from different generations need not be equal bit for bit.
 
 mod coordinator;
+pub mod drive;
 mod generation;
 mod identity;
 mod member;

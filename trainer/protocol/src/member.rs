@@ -64,6 +64,8 @@ pub struct Member {
     held: Option<StateLabel>,
     /// The generation in which it has yet to come to the base, and the base.
     recovering: Option<(Generation, Option<StateLabel>)>,
+    /// Ranks of its group whose state was found to differ.
+    differing: Vec<u32>,
     /// The group that the training thread holds, from its first step on.
     group: Option<HeldGroup>,
     /// Completed steps of the newest checkpoint that it made visible.
@@ -94,6 +96,7 @@ impl Member {
             known: None,
             held: None,
             recovering: None,
+            differing: Vec::new(),
             group: None,
             saved: None,
             activity: Activity::default(),
@@ -128,6 +131,7 @@ impl Member {
             MemberEvent::Recovered { generation, step } => self.recovered(generation, step)?,
             MemberEvent::Overtaken { generation, by } => self.overtaken(generation, by),
             MemberEvent::Committed { generation, step, agreed } => self.committed(generation, step, agreed)?,
+            MemberEvent::StateDiffers { generation, ranks, is_own } => self.state_differs(generation, ranks, is_own),
             MemberEvent::GroupClosed { generation, failure } => self.group_closed(generation, failure),
             MemberEvent::CheckpointCommitted { generation, saved } => {
                 self.saved = self.saved.take().max(Some(saved.clone()));
@@ -407,6 +411,16 @@ impl Member {
         }
     }
 
+    fn state_differs(&mut self, generation: Generation, ranks: Vec<u32>, is_own: bool) {
+        if self.generation() != Some(generation) {
+            return;
+        }
+        self.differing = ranks;
+        if is_own {
+            self.held = None;
+        }
+    }
+
     fn group_closed(&mut self, generation: Generation, failure: Option<String>) {
         if self.generation() != Some(generation) {
             return;
@@ -418,14 +432,16 @@ impl Member {
         self.flags = Flags::NONE;
         self.recovering = None;
         self.group = None;
+        let differing = std::mem::take(&mut self.differing);
         if let Some(end) = self.end.take() {
             self.work = Work::Ended;
             return self.out.push(end);
         }
         let cause = match (asked, failure) {
             (Some(cause), _) => cause,
-            (None, Some(detail)) => ReportCause::Failed { detail },
-            (None, None) => ReportCause::Failed { detail: "it dropped the group by itself".to_owned() },
+            (None, failure) => {
+                ReportCause::Failed { detail: failure.unwrap_or_else(|| "it dropped the group by itself".to_owned()), differing }
+            }
         };
         self.send_if_up(ToCoordinator::Report { generation, held: self.held, cause });
     }

@@ -152,6 +152,8 @@ pub enum ReportCause {
     Failed {
         /// The error.
         detail: String,
+        /// Ranks whose state was found to differ from the others' where all have to be the same; in most failures there are none.
+        differing: Vec<u32>,
     },
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::records::StepRecord;
+use crate::run::records::StepRecord;
 
 /// Lines that are kept to look at: as many as members of a group know.
 pub(super) const KEPT_LINES: usize = 256;
@@ -46,7 +46,7 @@ pub(super) fn too_many_bad<'a>(lines: impl Iterator<Item = &'a StepRecord>, most
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{SkippedSample, tests::step_record};
+    use crate::run::records::{SkippedSample, tests::step_record};
 
     /// A line of a step with so many rows and bad records.
     fn line(rows: u64, bad: u64, cause: &str) -> StepRecord {

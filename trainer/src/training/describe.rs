@@ -1,11 +1,11 @@
 //! What is written down about a step: its place in the data, what identifies its samples, and its curves. Pure.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use lcl_data::{Batch, Orders, Row, Tolerated};
 use lcl_torch::{SourceLosses, Terms};
 
-use crate::records::{Record, RedrawnSample, SlotRange, SourceRecord};
+use crate::run::records::{Record, SlotRange, SourceRecord};
 
 /// The slots of a step: cut where a pass ends, unless there are several sources, whose passes are their own.
 pub(super) fn slots_of(step: u64, batch: u64, order: &Orders) -> Vec<SlotRange> {
@@ -90,38 +90,32 @@ fn slot_ranges(step: u64, batch: u64, samples_per_pass: u64) -> Vec<SlotRange> {
     ranges
 }
 
-/// BLAKE3 over (slot, pass, sample) of every row in order, hexadecimal.
-pub(super) fn samples_digest(batch: &Batch) -> String {
-    digest_of_samples(batch.rows.iter().map(|row| [row.slot, row.pass, row.sample]))
-}
+/// What identifies a set of samples, however it is cut into parts: the sum, without carry, of every sample's BLAKE3 as four numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SampleSum(pub(super) [u64; 4]);
 
-/// BLAKE3 over (slot, pass, sample) of samples by ascending slot, hexadecimal.
-pub(super) fn digest_of_samples(samples: impl Iterator<Item = [u64; 3]>) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for number in samples.flatten() {
-        hasher.update(&number.to_le_bytes());
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-/// A number by which lists of samples are told apart whatever their order: the sum, without carry, of 64 bits of every sample's BLAKE3.
-pub(super) fn sum_of_samples(samples: impl Iterator<Item = [u64; 3]>) -> u64 {
-    let bits = samples.map(|sample| {
-        let mut hasher = blake3::Hasher::new();
-        for number in sample {
-            hasher.update(&number.to_le_bytes());
+impl SampleSum {
+    /// Of (slot, pass, sample) of each.
+    pub(super) fn of(samples: impl Iterator<Item = [u64; 3]>) -> Self {
+        let mut sum = [0_u64; 4];
+        for sample in samples {
+            let mut hasher = blake3::Hasher::new();
+            for number in sample {
+                hasher.update(&number.to_le_bytes());
+            }
+            let hash = hasher.finalize();
+            for (sum, bytes) in sum.iter_mut().zip(hash.as_bytes().as_chunks::<8>().0) {
+                *sum = sum.wrapping_add(u64::from_le_bytes(*bytes));
+            }
         }
-        let mut first = [0; 8];
-        hasher.finalize_xof().fill(&mut first);
-        u64::from_le_bytes(first)
-    });
-    bits.fold(0, u64::wrapping_add)
+        Self(sum)
+    }
 }
 
-/// What is written down about a row whose slot's own sample gave no sequence.
-pub(super) fn redrawn_sample(row: &Row) -> Option<RedrawnSample> {
-    let (cause, attempts) = row.redrawn?;
-    Some(RedrawnSample { slot: row.slot, pass: row.pass, sample: row.sample, cause: cause.to_string(), attempts, used: row.used })
+impl fmt::Display for SampleSum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|number| write!(f, "{number:016x}"))
+    }
 }
 
 /// Images that were used in spite of each fault of [`Tolerated::ALL`].
@@ -201,7 +195,7 @@ mod tests {
     use lcl_data::{Order, Pace, mixture::Mixture};
 
     use super::*;
-    use crate::records::{StepRecord, tests::step_record};
+    use crate::run::records::{StepRecord, tests::step_record};
 
     /// Two sources that take turns, the second first.
     fn two_sources() -> Orders {
@@ -261,11 +255,13 @@ mod tests {
 
     #[test]
     fn a_sum_of_samples_depends_on_which_they_are_and_not_on_their_order() {
-        let sum = |slots: &[u64]| sum_of_samples(slots.iter().map(|slot| [*slot, 0, 100 + slot]));
+        let sum = |slots: &[u64]| SampleSum::of(slots.iter().map(|slot| [*slot, 0, 100 + slot]));
         assert_eq!(sum(&[0, 1, 2, 3]), sum(&[2, 0, 3, 1]));
-        assert_eq!(sum(&[0, 1]).wrapping_add(sum(&[2, 3])), sum(&[0, 1, 2, 3]));
-        assert_ne!(sum(&[0, 1, 1, 3]), sum(&[0, 1, 2, 3]), "one twice and one not at all");
-        assert_ne!(sum(&[0, 1, 2]), sum(&[0, 1, 2, 3]));
-        assert_ne!(sum_of_samples([[1, 0, 2]].into_iter()), sum_of_samples([[2, 0, 1]].into_iter()));
+        let (first, second, all) = (sum(&[0, 1]), sum(&[2, 3]), sum(&[0, 1, 2, 3]));
+        assert_eq!(std::array::from_fn(|index| first.0[index].wrapping_add(second.0[index])), all.0, "of the parts");
+        assert_ne!(sum(&[0, 1, 1, 3]), all, "one twice and one not at all");
+        assert_ne!(sum(&[0, 1, 2]), all);
+        assert_ne!(SampleSum::of([[1, 0, 2]].into_iter()), SampleSum::of([[2, 0, 1]].into_iter()));
+        assert_eq!(all.to_string().len(), 64);
     }
 }

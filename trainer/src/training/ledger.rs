@@ -5,8 +5,8 @@
 
 use std::io;
 
-use super::{describe::scalars, step_loop::unix_time};
-use crate::{journal::Journal, records::Record, tensorboard::EventFile};
+use super::{describe::scalars, unix_time};
+use crate::run::{journal::Journal, records::Record, tensorboard::EventFile};
 
 /// Writes a record into both files. One that cannot be written waits, and is written with a later one.
 pub(super) fn write_record(record: &Record, journal: &mut Journal, events: &mut EventFile) -> io::Result<()> {

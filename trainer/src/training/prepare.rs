@@ -1,39 +1,29 @@
 //! Everything before the first step: folder, data, model, and the checkpoint to go on from.
 
-use std::sync::Arc;
-
 use lcl_checkpoint::{CheckpointId, CheckpointStore, Generation, Restored, restore_latest};
-use lcl_data::Dataset;
-use lcl_torch::{Device, Learner, StateTensor, choose_device};
+use lcl_torch::{Learner, StateTensor, choose_device};
 use lcl_trainer_config::TrainerConfig;
 use serde_json::{Value, json};
 
 use super::{
     Begin, TrainError, TrainOptions, open_data,
-    share::{checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
+    own_rows::{checkpoint_bytes, machine_of, prepare_process, warn_of_slow_precision},
+    stepper::Stepper,
 };
-use crate::{
+use crate::run::{
     identity::Identity,
     journal::{self, Journal},
     records::Record,
     run_folder::RunFolder,
 };
 
-/// A run that is ready for its next step.
-pub(super) struct Prepared {
-    pub(super) config: TrainerConfig,
+/// A run of a process that trains alone, ready for its next step.
+pub(super) struct ReadyRun {
+    pub(super) stepper: Stepper,
     pub(super) folder: RunFolder,
-    pub(super) dataset: Arc<Dataset>,
-    pub(super) device: Device,
-    pub(super) learner: Learner,
     pub(super) journal: Journal,
-    pub(super) identity: Identity,
-    /// See [`machine_of`].
-    pub(super) machine: Option<String>,
-    pub(super) generation: Generation,
-    pub(super) progress: Progress,
-    /// The checkpoint that the state was read from.
-    pub(super) restored: Option<CheckpointId>,
+    /// Of this start, higher than those of all before it.
+    pub(super) epoch: u64,
 }
 
 /// Steps after a restore in which a loss that is no number is most likely the checkpoint's: what training itself does to a state that
@@ -114,11 +104,11 @@ fn other_machine<'a>(metadata: &'a Value, here: Option<&str>) -> Option<&'a str>
     here.is_some_and(|here| here != there).then_some(there)
 }
 
-pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<Prepared, TrainError> {
+pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<ReadyRun, TrainError> {
     prepare_process(&config)?;
     let device = choose_device(config.runtime.device, 0)?;
     warn_of_slow_precision(&config, device)?;
-    let folder = RunFolder::open(&config.checkpoint.uri)?;
+    let mut folder = RunFolder::open(&config.checkpoint.uri)?;
     let dataset = open_data(&config.data, &options.stop)?;
     // Nothing is deleted for a run that cannot be.
     if let Begin::Fresh { delete_existing } = options.begin {
@@ -134,20 +124,22 @@ pub(super) fn prepare(config: TrainerConfig, options: &TrainOptions) -> Result<P
     }
     let machine = machine_of(&config, device)?;
     let mut learner = Learner::new(&config, device)?;
-    let from = restored.as_ref().map(|restored| restored.id);
+    let came_from = restored.as_ref().map(|restored| restored.id);
     let progress = restored.map_or(Ok(Progress::default()), |restored| load(&mut learner, &config, &restored, machine.as_deref()))?;
     if progress.completed_steps < config.optimization.steps {
         folder.store().check_room(checkpoint_bytes(&learner))?;
     }
-    let (journal, opened) = Journal::open(folder.path(), progress.completed_steps)?;
+    let (journal, opened) = folder.open_journal(progress.completed_steps)?;
     if opened.superseded > 0 {
         tracing::info!(lines = opened.superseded, step = progress.completed_steps, "metrics beyond the restored step taken out");
     }
     if opened.missing > 0 {
         tracing::warn!(lines = opened.missing, "metrics.jsonl lacks steps before the restored one; the training itself is complete");
     }
-    let generation = Generation { epoch: folder.store().claim_epoch()?, n: 0 };
-    Ok(Prepared { config, folder, dataset, device, learner, journal, identity, machine, generation, progress, restored: from })
+    let epoch = folder.store().claim_epoch()?;
+    let mut stepper = Stepper::new(config, dataset, learner, (identity, machine));
+    (stepper.progress, stepper.came_from, stepper.restored) = (progress, came_from, came_from.map(|id| id.step));
+    Ok(ReadyRun { stepper, folder, journal, epoch })
 }
 
 /// There is no complete checkpoint. Was there one?

@@ -23,8 +23,8 @@ use serde_json::Value;
 
 use crate::{
     chain,
-    fail_point::{self, Place},
-    records::{CheckpointCommitted, CheckpointFailed, GenerationRecord, Record},
+    processes::fail_point::{self, Place},
+    run::records::{CheckpointCommitted, CheckpointFailed, GenerationRecord, Record},
 };
 
 /// Longest wait for a checkpoint of a group that has to be there before it goes on: far more than one of a large model takes on a slow
@@ -75,7 +75,7 @@ pub enum FinalSaveError {
 
 /// With whom a member saves.
 #[derive(Debug)]
-pub(super) struct Sharing {
+pub(super) struct Together {
     /// The group's.
     pub(super) generation: Generation,
     /// The member's rank; rank 0 commits.
@@ -86,9 +86,9 @@ pub(super) struct Sharing {
     pub(super) meeting: Arc<dyn Meeting>,
 }
 
-/// A [`Sharing`] at work.
+/// Those who write a checkpoint together, at work.
 #[derive(Debug)]
-struct Share {
+struct Writers {
     plan: Arc<WritePlan>,
     rank: usize,
     meeting: Arc<dyn Meeting>,
@@ -112,7 +112,7 @@ pub struct Saver {
     policy: CheckpointConfig,
     generation: Generation,
     /// `None`: this process writes alone.
-    share: Option<Share>,
+    writers: Option<Writers>,
     /// Seconds training stood still for the checkpoint that is being written.
     stall_seconds: f64,
     failures: u64,
@@ -142,12 +142,12 @@ impl Saver {
         store: CheckpointStore,
         policy: &CheckpointConfig,
         committed: Option<u64>,
-        sharing: Sharing,
+        together: Together,
         learner: &Learner,
     ) -> Self {
-        let generation = sharing.generation;
-        let (share, host) = Share::begin(sharing, learner);
-        Self::with(store, policy, generation, committed, host, Some(share))
+        let generation = together.generation;
+        let (writers, host) = Writers::begin(together, learner);
+        Self::with(store, policy, generation, committed, host, Some(writers))
     }
 
     fn with(
@@ -156,7 +156,7 @@ impl Saver {
         generation: Generation,
         committed: Option<u64>,
         host: HostState,
-        share: Option<Share>,
+        writers: Option<Writers>,
     ) -> Self {
         let retention = Retention {
             keep_last: NonZeroU32::new(policy.keep_last).unwrap_or(NonZeroU32::MIN),
@@ -168,7 +168,7 @@ impl Saver {
             host,
             policy: policy.clone(),
             generation,
-            share,
+            writers,
             stall_seconds: 0.0,
             failures: 0,
             last_failure: None,
@@ -178,13 +178,13 @@ impl Saver {
     }
 
     /// From here on the members of another group write together.
-    pub(super) fn join(&mut self, sharing: Sharing, learner: &Learner) {
-        if self.generation == sharing.generation && self.share.is_some() {
+    pub(super) fn join(&mut self, together: Together, learner: &Learner) {
+        if self.generation == together.generation && self.writers.is_some() {
             return;
         }
-        self.generation = sharing.generation;
-        let (share, host) = Share::begin(sharing, learner);
-        (self.share, self.host) = (Some(share), host);
+        self.generation = together.generation;
+        let (writers, host) = Writers::begin(together, learner);
+        (self.writers, self.host) = (Some(writers), host);
     }
 
     /// Whether a checkpoint is to be taken after `completed` steps.
@@ -250,7 +250,7 @@ impl Saver {
 
     /// As [`Self::finish`], by this process alone, whoever wrote with it before. For one whose group is over.
     pub(super) fn finish_alone(&mut self, learner: &Learner, facts: Facts) -> (Vec<Record>, Result<(), FinalSaveError>) {
-        if self.share.take().is_some() {
+        if self.writers.take().is_some() {
             self.host = learner.prepare_host_state();
         }
         self.finish(learner, facts)
@@ -319,7 +319,7 @@ impl Saver {
             } else {
                 continue;
             };
-            if !self.writer.abandon(&reason) && self.share.is_some() {
+            if !self.writer.abandon(&reason) && self.writers.is_some() {
                 // About to be visible, or being cleared away: its result comes later.
                 break;
             }
@@ -349,19 +349,19 @@ impl Saver {
             .collect();
         let Facts { completed_steps: step, config_digest, metadata } = facts;
         let (id, generation) = (CheckpointId { step, generation: self.generation }, self.generation);
-        let submitted = match &mut self.share {
+        let submitted = match &mut self.writers {
             None => self.writer.submit(Snapshot { step, generation, config_digest, metadata, tensors }),
-            Some(share) => {
-                share.attempts += 1;
+            Some(writers) => {
+                writers.attempts += 1;
                 self.writer.submit_part(Part {
                     id,
-                    plan: Arc::clone(&share.plan),
-                    writer: share.rank,
+                    plan: Arc::clone(&writers.plan),
+                    writer: writers.rank,
                     tensors,
                     config_digest,
                     metadata,
-                    meeting: Arc::clone(&share.meeting),
-                    attempt: share.attempts,
+                    meeting: Arc::clone(&writers.meeting),
+                    attempt: writers.attempts,
                 })
             }
         };
@@ -402,9 +402,9 @@ impl Saver {
     }
 }
 
-impl Share {
-    fn begin(sharing: Sharing, learner: &Learner) -> (Self, HostState) {
-        let Sharing { rank, world, meeting, .. } = sharing;
+impl Writers {
+    fn begin(together: Together, learner: &Learner) -> (Self, HostState) {
+        let Together { rank, world, meeting, .. } = together;
         let specs = learner.state().into_iter().map(|(name, tensor)| TensorSpec {
             name,
             shape: tensor.size().iter().map(|size| *size as usize).collect(),

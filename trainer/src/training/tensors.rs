@@ -9,7 +9,7 @@ use lcl_data::{
 use lcl_torch::{Device, Kind, MicroBatch, TchError, Tensor, shim::cuda::pin_memory};
 
 use super::describe::sources_of;
-use crate::micro_batch::split;
+use crate::training::micro_batch::split;
 
 /// A batch cannot become tensors.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use lcl_tests::{
     process,
     run::{Run, Workbench},
 };
-use lcl_trainer::{fail_point, state_log};
+use lcl_trainer::{processes::fail_point, run::state_log};
 use lcl_trainer_config::{DataSource, ExactConfig};
 use serde_json::Value;
 
@@ -105,7 +105,7 @@ impl Arena {
         }
         let optimization = &mut run.config.optimization;
         (optimization.steps, optimization.global_batch_size) = (steps, 16);
-        optimization.exact = exact.then_some(ExactConfig { virtual_shards: 8, threads: 1 });
+        optimization.exact = exact.then_some(ExactConfig { virtual_shards: 8, threads: 1, verify_every_steps: None });
         if !exact {
             optimization.learning_rate = FAST_LEARNING_RATE;
         }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lcl_tests::run::Run;
-use lcl_trainer::state_log::{Origin, StateLine};
+use lcl_trainer::run::state_log::{Origin, StateLine};
 use serde_json::Value;
 
 /// Of the loss in fast mode, where sums are taken in another order: a hundred times what that makes at the tests' learning rate, and a tenth
@@ -157,7 +157,7 @@ pub(crate) fn longest_gap(run: &Run) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use lcl_trainer::records::GenerationRecord;
+    use lcl_trainer::run::records::GenerationRecord;
 
     use super::*;
 

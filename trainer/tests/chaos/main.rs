@@ -24,7 +24,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use lcl_trainer::fail_point::Place;
+use lcl_trainer::processes::fail_point::Place;
 
 use arena::{Arena, Outcome};
 use plan::{End, Plan, SURE, What, When};

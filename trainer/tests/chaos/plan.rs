@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use fastrand::Rng;
-use lcl_trainer::fail_point::{Action, Place};
+use lcl_trainer::processes::fail_point::{Action, Place};
 
 /// Faults of a drawn plan that come early, at places that every group comes to in every step, or at a step: so many at least are hit.
 pub(crate) const SURE: usize = 3;

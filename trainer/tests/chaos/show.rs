@@ -16,7 +16,7 @@ use lcl_tests::{
     process::{self, Running, await_condition, descendants},
     run::Run,
 };
-use lcl_trainer::fail_point::Hit;
+use lcl_trainer::processes::fail_point::Hit;
 use lcl_trainer_config::ExitCode;
 use rustix::process::Signal;
 

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use anyhow::Result;
 use lcl_tests::{coordinator::Coordinator, process, run::Run};
-use lcl_trainer::fail_point;
+use lcl_trainer::processes::fail_point;
 
 /// A member's command; `fault`: where it dies or stands still, and a folder for the record of it.
 pub(crate) fn command(run: &Run, coordinator: &Coordinator, worker: &str, fault: Option<(&str, &Path)>) -> Result<Command> {

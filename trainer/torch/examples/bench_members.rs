@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     env,
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -24,7 +25,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use lcl_torch::{
-    Device, Learner, MemberStep, MicroBatch, ShardShare, allocator,
+    Device, Learner, MemberStep, MicroBatch, OwnShards, allocator,
     collectives::{AbortHandle, Group, GroupOptions, Store, StoreError},
     set_threads, shards_of,
     shim::runtime::set_deterministic,
@@ -136,6 +137,10 @@ impl Store for FolderStore {
         })
     }
 
+    fn append(&self, key: &str, value: &[u8], _: Duration) -> Result<(), StoreError> {
+        self.locked(|| Ok(fs::OpenOptions::new().create(true).append(true).open(self.path(key))?.write_all(value)?))
+    }
+
     fn delete(&self, key: &str, _: Duration) -> Result<bool, StoreError> {
         self.locked(|| Ok(fs::remove_file(self.path(key)).is_ok()))
     }
@@ -167,7 +172,11 @@ fn member(arguments: &Arguments, rank: usize, store: &Path) -> Result<()> {
     let world = arguments.processes;
     let total = arguments.rows * world;
     let mut config = config(shape.clone(), &arguments.precision, total, arguments.threads);
-    config.optimization.exact = arguments.exact.then_some(ExactConfig { virtual_shards: SHARDS as u32, threads: arguments.threads as u32 });
+    config.optimization.exact = arguments.exact.then_some(ExactConfig {
+        virtual_shards: SHARDS as u32,
+        threads: arguments.threads as u32,
+        verify_every_steps: None,
+    });
     let mut learner = Learner::new(&config, Device::Cpu)?;
     if let Some(path) = &arguments.weights {
         load_weights(&mut learner, path)?;
@@ -190,9 +199,9 @@ fn member(arguments: &Arguments, rank: usize, store: &Path) -> Result<()> {
     for step in 0..arguments.warmup + arguments.steps {
         group.barrier(TIMEOUT)?;
         let start = Instant::now();
-        let member = MemberStep { group: &mut group, wish: 0, timeout: TIMEOUT };
+        let member = MemberStep { group: &mut group, wish: 0, counts: None, timeout: TIMEOUT };
         let (report, _) = if arguments.exact {
-            let shards = ShardShare { shards: &lists, total: SHARDS, keep_activations: true };
+            let shards = OwnShards { shards: &lists, total: SHARDS, keep_activations: true };
             learner.train_step_exactly(step as u64, shards, Some(member))?
         } else {
             learner.train_step_with(step as u64, &parts, member)?

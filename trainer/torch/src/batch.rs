@@ -21,6 +21,19 @@ pub struct MicroBatch {
     pub sources: Vec<u32>,
 }
 
+impl MicroBatch {
+    /// The same rows; tensors share their memory.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            tokens: self.tokens.shallow_clone(),
+            images: self.images.shallow_clone(),
+            slots: self.slots.clone(),
+            image_rows: self.image_rows.clone(),
+            sources: self.sources.clone(),
+        }
+    }
+}
+
 /// Token ids on the host.
 #[derive(Debug)]
 pub(crate) struct HostTokens {

@@ -20,6 +20,7 @@
 mod abort;
 mod error;
 mod form;
+mod gather;
 mod group;
 mod memory_store;
 mod self_test;

@@ -12,7 +12,7 @@
 //!
 //! Several members take the same path. Their counts are gathered first, then their features; each computes the similarities of its own
 //! rows to all others, and with the sums over everybody's rows the gradients of its own; gradients of parameters are summed while the last
-//! backward pass runs. In exact mode ([`ShardShare`]) the same is done per virtual shard, and gradients are summed along a fixed tree.
+//! backward pass runs. In exact mode ([`OwnShards`]) the same is done per virtual shard, and gradients are summed along a fixed tree.
 
 mod by_source;
 mod encode;
@@ -29,17 +29,19 @@ use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConf
 use tch::{Device, Kind, TchError, Tensor};
 
 pub use by_source::{SourceLosses, Terms};
-pub use exact::{ShardShare, shards_of};
+pub use exact::{OwnShards, PreparedShards, Verified, shards_of};
 pub use exchange::{Agreement, MemberStep};
+pub use forward::PreparedRows;
 pub use inspect::Inspection;
 pub use schedule::learning_rate;
 
-use self::exchange::Exchange;
+use self::{exchange::Exchange, forward::Prepared};
 use crate::{
     batch::MicroBatch,
+    checksum::checksum,
     collectives::GroupError,
     hash::hash_tensors,
-    layout::{BatchError, LayoutFaults, Rules},
+    layout::{BatchError, Extent, LayoutFaults, Rules},
     model::{Model, ModelError, ModelFaults},
     optimizer::{AdamW, AdamWOptions},
     probe::{self, Phase},
@@ -101,6 +103,18 @@ pub enum LearnerError {
     Shards {
         /// What is wrong.
         reason: String,
+    },
+    /// Two members have computed the gradient of one virtual shard, and their bits differ. The group is closed; gradients are dropped, and
+    /// parameters are as before the step.
+    #[error(
+        "the gradient of virtual shard {shard} has other bits on rank {} than on rank {}: one of the two computes wrongly; nothing was updated",
+        .ranks[0], .ranks[1]
+    )]
+    Unequal {
+        /// The shard.
+        shard: usize,
+        /// Who has computed it.
+        ranks: [usize; 2],
     },
     /// A member was lost, or the group was aborted. It is closed; gradients are dropped, and parameters are as before the step.
     #[error("exchange with other members")]
@@ -293,7 +307,8 @@ impl Learner {
     /// up to. For tests of the normalisation.
     #[doc(hidden)]
     pub fn compute_gradients_of_members(&mut self, step: u64, members: &[&[MicroBatch]]) -> Result<LossReport, LearnerError> {
-        self.compute_with(step, members, &mut Exchange::Alone)
+        let rows = members.iter().map(|batches| self.prepare(batches)).collect::<Result<Vec<_>, _>>()?;
+        self.compute_with(step, &rows.iter().collect::<Vec<_>>(), &mut Exchange::Alone)
     }
 
     /// As [`Learner::compute_gradients`] for this member's micro-batches of a step of several members: losses of the global batch, and
@@ -309,7 +324,10 @@ impl Learner {
         member: MemberStep<'_>,
     ) -> Result<(LossReport, Agreement), LearnerError> {
         let mut exchange = Exchange::new(member);
-        let result = self.compute_with(step, &[micro_batches], &mut exchange);
+        let result = self.prepare(micro_batches).and_then(|rows| self.compute_with(step, &[&rows], &mut exchange));
+        if result.is_err() {
+            exchange.close();
+        }
         Ok((result?, exchange.agreement()))
     }
 
@@ -331,26 +349,66 @@ impl Learner {
     pub fn compute_gradients_exactly(
         &mut self,
         step: u64,
-        share: ShardShare<'_>,
+        given: OwnShards<'_>,
+        member: Option<MemberStep<'_>>,
+    ) -> Result<(LossReport, Agreement), LearnerError> {
+        let OwnShards { shards, total, keep_activations } = given;
+        let shards = shards.iter().map(|batches| self.prepare(batches)).collect::<Result<Vec<_>, _>>()?;
+        self.gradients_of_shards(step, PreparedShards { shards: &shards, total, keep_activations, verified: None }, member)
+    }
+
+    fn gradients_of_shards(
+        &mut self,
+        step: u64,
+        given: PreparedShards<'_>,
         member: Option<MemberStep<'_>>,
     ) -> Result<(LossReport, Agreement), LearnerError> {
         let mut exchange = member.map_or(Exchange::Alone, Exchange::new);
-        let result = self.guard(&mut exchange, |learner, exchange| learner.accumulate_exactly(step, share, exchange));
+        let result = self.guard(&mut exchange, |learner, exchange| learner.accumulate_exactly(step, given, exchange));
         Ok((result?, exchange.agreement()))
+    }
+
+    /// Checks micro-batches and lays them out on the host, which needs neither parameters nor other members.
+    pub fn prepare(&self, batches: &[MicroBatch]) -> Result<PreparedRows, LearnerError> {
+        let side = self.model.config().shape.vision.image_size;
+        let prepare = |(index, batch): (usize, &MicroBatch)| {
+            let prepared = Prepared::new(batch.shallow_clone(), &self.rules, side, Extent::Losses);
+            let checked = prepared.and_then(|prepared| prepared.check_sources(self.sources).map(|()| prepared));
+            checked.map_err(|source| LearnerError::Batch { index, source })
+        };
+        Ok(PreparedRows(batches.iter().enumerate().map(prepare).collect::<Result<_, _>>()?))
+    }
+
+    /// As [`Learner::train_step_with`] over rows that are prepared; without `member` alone.
+    pub fn train_prepared(&mut self, step: u64, rows: &PreparedRows, member: Option<MemberStep<'_>>) -> Result<StepReport, LearnerError> {
+        let mut exchange = member.map_or(Exchange::Alone, Exchange::new);
+        let losses = self.compute_with(step, &[rows], &mut exchange)?;
+        self.apply_gradients(step, losses)
+    }
+
+    /// As [`Learner::train_step_exactly`] over rows that are prepared.
+    pub fn train_prepared_exactly(
+        &mut self,
+        step: u64,
+        given: PreparedShards<'_>,
+        member: Option<MemberStep<'_>>,
+    ) -> Result<StepReport, LearnerError> {
+        let (losses, _) = self.gradients_of_shards(step, given, member)?;
+        self.apply_gradients(step, losses)
     }
 
     /// One step in virtual shards: [`Learner::compute_gradients_exactly`] and the update.
     pub fn train_step_exactly(
         &mut self,
         step: u64,
-        share: ShardShare<'_>,
+        given: OwnShards<'_>,
         member: Option<MemberStep<'_>>,
     ) -> Result<(StepReport, Agreement), LearnerError> {
-        let (losses, agreement) = self.compute_gradients_exactly(step, share, member)?;
+        let (losses, agreement) = self.compute_gradients_exactly(step, given, member)?;
         Ok((self.apply_gradients(step, losses)?, agreement))
     }
 
-    fn compute_with(&mut self, step: u64, members: &[&[MicroBatch]], exchange: &mut Exchange<'_>) -> Result<LossReport, LearnerError> {
+    fn compute_with(&mut self, step: u64, members: &[&PreparedRows], exchange: &mut Exchange<'_>) -> Result<LossReport, LearnerError> {
         self.guard(exchange, |learner, exchange| learner.accumulate_gradients(step, members, exchange))
     }
 
@@ -474,6 +532,23 @@ impl Learner {
     pub fn parameter_hash(&self) -> Result<String, LearnerError> {
         let named = self.model.parameters().iter().map(|parameter| (parameter.name.as_str(), &parameter.tensor));
         hash_tensors(named).map_err(LearnerError::Hash)
+    }
+
+    /// A number that differs when any bit of parameters or moments does: for comparing members while they train, at the cost of one read of
+    /// the state where it lies.
+    pub fn state_checksum(&self) -> Result<u64, LearnerError> {
+        checksum(self.state().iter().map(|(_, tensor)| tensor)).map_err(LearnerError::Hash)
+    }
+
+    /// Flips a bit of the first parameter, as a memory that fails would. For tests.
+    #[doc(hidden)]
+    pub fn flip_bit(&mut self) -> Result<(), LearnerError> {
+        let flip = || {
+            let Some(parameter) = self.model.parameters().first() else { return Ok(()) };
+            let mut bits = parameter.tensor.f_detach()?.f_view([-1])?.f_narrow(0, 0, 1)?.f_view_dtype(Kind::Int)?;
+            bits.f_bitwise_xor_(1 << 12).map(drop)
+        };
+        flip().map_err(LearnerError::Hash)
     }
 
     /// Fingerprint of parameters and moments, hexadecimal.

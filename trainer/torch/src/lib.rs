@@ -7,6 +7,7 @@
 
 pub mod allocator;
 mod batch;
+mod checksum;
 pub mod collectives;
 mod device;
 mod device_test;
@@ -36,8 +37,8 @@ pub use layout::{BatchError, TokenUse, token_uses};
 #[doc(hidden)]
 pub use learner::LearnerOptions;
 pub use learner::{
-    Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, ShardShare, SourceLosses, StepReport, Terms, learning_rate,
-    shards_of,
+    Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, OwnShards, PreparedRows, PreparedShards, SourceLosses,
+    StepReport, Terms, Verified, learning_rate, shards_of,
 };
 pub use loss::{Contrast, Counts, Factors, contrast};
 pub use machine::{emulates_bfloat16, machine};

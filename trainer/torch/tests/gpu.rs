@@ -17,7 +17,7 @@ use std::{
 };
 
 use lcl_torch::{
-    Device, Kind, Learner, LearnerError, LearnerOptions, MemberStep, MicroBatch, ShardShare, Tensor, choose_device,
+    Device, Kind, Learner, LearnerError, LearnerOptions, MemberStep, MicroBatch, OwnShards, Tensor, choose_device,
     collectives::{AbortHandle, Group, GroupError, GroupOptions, MemorySession, MemoryStore, Store, StoreError},
     shim::{cuda, runtime::set_deterministic},
 };
@@ -55,7 +55,7 @@ fn group_of_one(generation: u64, device: Device) -> Group {
 }
 
 fn member(group: &mut Group) -> MemberStep<'_> {
-    MemberStep { group, wish: 1, timeout: TIMEOUT }
+    MemberStep { group, wish: 1, counts: None, timeout: TIMEOUT }
 }
 
 fn copies(learner: &Learner) -> Vec<(&str, Tensor)> {
@@ -112,7 +112,7 @@ fn in_exact_mode_the_bits_repeat_alone_and_in_a_group() {
         let train = |mut group: Option<Group>| {
             let mut learner = learner(&config, device);
             for step in 0..20 {
-                let share = ShardShare { shards: &shards, total: shards.len(), keep_activations: step % 2 == 0 };
+                let share = OwnShards { shards: &shards, total: shards.len(), keep_activations: step % 2 == 0 };
                 let (report, _) = learner.train_step_exactly(step, share, group.as_mut().map(member)).expect("a step");
                 assert!(!report.skipped, "{report:?}");
             }
@@ -239,6 +239,11 @@ impl Store for Hanging {
     fn add(&self, key: &str, amount: i64, timeout: Duration) -> Result<i64, StoreError> {
         self.pass(key)?;
         self.inner.add(key, amount, timeout)
+    }
+
+    fn append(&self, key: &str, value: &[u8], timeout: Duration) -> Result<(), StoreError> {
+        self.pass(key)?;
+        self.inner.append(key, value, timeout)
     }
 
     fn delete(&self, key: &str, timeout: Duration) -> Result<bool, StoreError> {

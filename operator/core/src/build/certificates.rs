@@ -54,8 +54,11 @@ pub fn build_secret(job: &ValidatedJob, context: &BuildContext, files: BTreeMap<
 
 /// Mounts the pair and the authority, and says so to the program. Of the `Secret` a pod sees nothing else.
 pub(super) fn mount_certificates(spec: &mut PodSpec, container: &mut Container, secret: String, pair: PairFiles) {
-    let items =
-        [pair.certificate, pair.key, AUTHORITY_FILE].map(|name| KeyToPath { key: name.to_owned(), path: name.to_owned(), mode: None });
+    let items = [pair.certificate, pair.key, AUTHORITY_FILE].map(|name| KeyToPath {
+        key: name.to_owned(),
+        path: name.to_owned(),
+        ..KeyToPath::default()
+    });
     spec.volumes.get_or_insert_default().push(Volume {
         name: CERTIFICATES_VOLUME.to_owned(),
         secret: Some(SecretVolumeSource { secret_name: Some(secret), items: Some(items.into()), ..SecretVolumeSource::default() }),

@@ -24,7 +24,7 @@ use crate::{
         service_account::service_account_name,
     },
     job::ValidatedJob,
-    resources::{Applied, JobResources},
+    resources::AppliedResources,
 };
 
 /// Where the configuration is mounted.
@@ -74,7 +74,7 @@ pub fn worker_pod_name(job: &ValidatedJob, index: u32) -> String {
 }
 
 /// The pod of worker `index`. The same for every size of the world, so that scaling touches no pod that stays.
-pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resources: &JobResources<Applied>, index: u32) -> Pod {
+pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resources: &AppliedResources, index: u32) -> Pod {
     let template = job.spec().workers.template.clone().unwrap_or_default();
     let mut pod_metadata = metadata(job, context, worker_pod_name(job, index), WORKER_ROLE);
     let given = template.metadata.unwrap_or_default();
@@ -101,7 +101,7 @@ pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resou
     mount_certificates(&mut spec, &mut container, secret_name(job, context), WORKER_PAIR);
     // First, so that `kubectl logs` and `exec` take it without being told.
     spec.containers.insert(0, container);
-    add_volumes(&mut spec, job, resources.config_name());
+    add_volumes(&mut spec, job, &resources.config().name);
     spec.hostname.get_or_insert_with(|| worker_pod_name(job, index));
     spec.termination_grace_period_seconds = Some(worker_grace_seconds(job));
     fill_pod(&mut spec, service_account_name(job), WORKER_CONTAINER);
@@ -200,6 +200,7 @@ fn add_volumes(spec: &mut PodSpec, job: &ValidatedJob, config: &str) {
         empty_dir: Some(EmptyDirVolumeSource {
             medium: medium.map(str::to_owned),
             size_limit: limit.map(|limit| Quantity(limit.to_owned())),
+            ..EmptyDirVolumeSource::default()
         }),
         ..Volume::default()
     };

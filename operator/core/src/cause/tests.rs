@@ -6,9 +6,9 @@ use crate::{
     observe::{HistoryPlace, ObservedEnd, PodRole},
 };
 
-fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, expected: (Cause, &str)) {
+fn pod(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool) -> ObservedPod {
     let ended = exit_code.is_some() || !end.is_empty();
-    let pod = ObservedPod {
+    ObservedPod {
         uid: "uid".to_owned(),
         owner: "job".to_owned(),
         role: PodRole::Worker(0),
@@ -26,9 +26,12 @@ fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, 
         ready: false,
         deletion: is_deleted.then_some(SignedDuration::ZERO),
         disruption: (!disruption.is_empty()).then(|| (disruption.to_owned(), "why".to_owned())),
-        end: ended.then(|| ObservedEnd { exit_code, reason: end.to_owned(), message: String::new() }),
-    };
-    let judged = judge_end(Some(&pod));
+        end: ended.then(|| ObservedEnd { exit_code, reason: end.to_owned(), ..ObservedEnd::default() }),
+    }
+}
+
+fn check(exit_code: Option<i32>, end: &str, disruption: &str, is_deleted: bool, expected: (Cause, &str)) {
+    let judged = judge_end(Some(&pod(exit_code, end, disruption, is_deleted)));
     assert_eq!((judged.cause, judged.reason.as_str()), expected, "{exit_code:?} {end} {disruption} {is_deleted}");
     assert_eq!(judged.exit_code, exit_code);
 }
@@ -55,6 +58,30 @@ fn whose_fault_an_end_is() {
     check(None, "Evicted", "", false, (Infrastructure, "Evicted"));
     check(None, "", "", false, (Infrastructure, "Unknown"));
     assert_eq!(judge_end(None).cause, Deletion);
+}
+
+#[test]
+fn a_deletion_is_the_cause_unless_the_pod_was_seen_to_have_ended_before() {
+    let (runs, ended) = (pod(None, "", "", false), pod(Some(75), "Error", "", false));
+    let after = |earlier: &ObservedPod, mut now: ObservedPod| {
+        now.follow(earlier);
+        now.note_removal();
+        judge_end(Some(&now)).cause
+    };
+    let deleted = pod(Some(75), "Error", "", true);
+    assert_eq!(after(&runs, deleted.clone()), Cause::Deletion);
+    assert_eq!(after(&pod(None, "", "", true), deleted.clone()), Cause::Deletion);
+    assert_eq!(after(&ended, deleted.clone()), Cause::Application);
+    let mut first = deleted.clone();
+    first.follow(&ended);
+    assert_eq!(after(&first, deleted.clone()), Cause::Application, "it stays so");
+    assert_eq!(
+        after(&ObservedPod { uid: "another".to_owned(), ..ended.clone() }, deleted),
+        Cause::Deletion,
+        "of another pod it says nothing"
+    );
+    assert_eq!(after(&runs, ended), Cause::Application, "it went without having been asked to");
+    assert_eq!(after(&runs.clone(), runs), Cause::Deletion);
 }
 
 #[test]

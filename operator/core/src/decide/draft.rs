@@ -28,13 +28,14 @@ pub(super) struct Draft<'a> {
     pub(super) actions: Vec<Action>,
     pub(super) events: Vec<JobEvent>,
     waits: Vec<Wait>,
+    pub(super) unrecorded: Vec<String>,
     again_at: Option<Timestamp>,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(observed: &'a ObservedJob<'a>) -> Self {
         let status = observed.status.clone();
-        Self { observed, status, actions: Vec::new(), events: Vec::new(), waits: Vec::new(), again_at: None }
+        Self { observed, status, actions: Vec::new(), events: Vec::new(), waits: Vec::new(), unrecorded: Vec::new(), again_at: None }
     }
 
     pub(super) fn finish(self, is_final: bool) -> Decision {
@@ -45,6 +46,7 @@ impl<'a> Draft<'a> {
             actions: self.actions,
             events: self.events,
             waits: self.waits,
+            unrecorded: self.unrecorded,
             again_after: wait.map(|wait| wait.max(Duration::from_millis(50))),
         }
     }
@@ -109,6 +111,11 @@ impl<'a> Draft<'a> {
             self.wake_at(self.observed.now.checked_add(rest).unwrap_or(self.observed.now));
         }
         rest <= SignedDuration::ZERO
+    }
+
+    /// That something was, to be known at the next look; nothing is waited for.
+    pub(super) fn remember(&mut self, what: Wait) {
+        self.waits.push(what);
     }
 
     pub(super) fn is_on_record(&self, name: &str, uid: &str) -> bool {

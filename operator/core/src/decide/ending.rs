@@ -25,13 +25,15 @@ pub(super) struct End {
 /// Whether the coordinator, a pod or a rule says that the job is over. A worker returns success only when the whole job is complete.
 pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
     let complete = || End { complete: true, reason: reason::COMPLETE, message: "the last step is done".to_owned(), pod: None };
-    // A group that was started for fewer steps than the job asks for now has not done the last one.
-    let may_be_complete = observed.change.is_none();
+    // A group that was started for fewer steps than the job asks for now has not done the last one. Without pods nothing is compared.
+    let is_compared = observed.has_pods() || observed.status.pinned.as_ref().is_some_and(|pinned| pinned.generation == observed.generation);
+    let may_be_complete = observed.change.is_none() && is_compared;
     if may_be_complete && matches!(observed.link, Link::Connected(group) if group.phase == GroupPhase::Complete) {
         return Some(complete());
     }
     let mut failure = None;
-    for (name, pod) in observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid) {
+    let there = observed.pods.iter().filter(|(_, pod)| pod.owner == observed.uid).map(|(name, pod)| (name, pod.as_ref()));
+    for (name, pod) in there.chain(find_lost(observed)) {
         if pod.end.is_none() && pod.deletion.is_none() {
             continue;
         }
@@ -50,6 +52,16 @@ pub(super) fn find_end(observed: &ObservedJob) -> Option<End> {
         failure = Some(End { complete: false, reason, message, pod: Some((name.clone(), end)) });
     }
     failure
+}
+
+/// Pods that are gone and are missed, as they were at the last: those that nobody here asked to end, and that were there once.
+fn find_lost<'a>(observed: &'a ObservedJob) -> impl Iterator<Item = (&'a String, &'a ObservedPod)> {
+    let is_missed = |pod: &ObservedPod| match pod.role {
+        PodRole::Coordinator => observed.created() > 0,
+        PodRole::Worker(index) => index < observed.created().unsigned_abs(),
+    };
+    let lost = observed.gone.keys().filter_map(|name| Some((name, observed.last_of(name)?)));
+    lost.filter(move |(name, pod)| is_missed(pod) && ended_by_itself(observed, name, pod))
 }
 
 /// Whether nobody here asked the pod to end: it is not beyond the job's size, no suspension is under way, and it is not on record already.

@@ -117,7 +117,12 @@ fn look_at(draft: &mut Draft, name: &str, existed: bool) -> Presence {
         if !existed {
             return Presence::Free;
         }
-        return if draft.record_end(name, None, &judge_end(None)) { Presence::Free } else { Presence::Unrecorded };
+        let last = observed.last_of(name);
+        if draft.record_end(name, last, &judge_end(last)) {
+            return Presence::Free;
+        }
+        draft.unrecorded.push(name.to_owned());
+        return Presence::Unrecorded;
     };
     if pod.owner != observed.uid {
         // Left behind by a job of the same name; Kubernetes removes it, and its removal wakes us.

@@ -42,15 +42,19 @@ pub(super) fn derive(draft: &mut Draft) {
 }
 
 /// Asks when the pod is first seen to have started, and once more when the Event should be there. An operator that is started later does not
-/// ask: it would of all jobs at once.
+/// ask: it would of all jobs at once. `is_new`: the status does not say that the pod has started, which may stay so for as long as it cannot be
+/// stored; that is no reason to ask once more.
 fn ask(draft: &mut Draft, pod: &ObservedPod, is_new: bool) {
-    let wait = Wait::Pull(pod.uid.clone());
+    let (wait, asked) = (Wait::Pull(pod.uid.clone()), Wait::AskedLast(pod.uid.clone()));
     let waited = draft.observed.waited.get(&wait).copied();
     let is_last = waited.is_some_and(|waited| waited >= EVENT);
-    if is_last || (waited.is_none() && is_new) {
+    let is_over = draft.observed.waited.contains_key(&asked);
+    if !is_over && (is_last || (waited.is_none() && is_new)) {
         draft.actions.push(Action::FindImagePull { uid: pod.uid.clone() });
     }
-    if !is_last && (waited.is_some() || is_new) {
+    if (is_last || is_over) && is_new {
+        draft.remember(asked);
+    } else if !is_last && (waited.is_some() || is_new) {
         draft.has_waited(wait, EVENT);
     }
 }

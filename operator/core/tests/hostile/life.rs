@@ -37,6 +37,7 @@ pub(crate) fn decide_all_along(job: &ValidatedJob, uid: &str, offer: &PinnedStat
                 status: &status,
                 selector: "lcl.dev/job-name=job",
                 pods: &pods,
+                gone: &BTreeMap::new(),
                 link: &Link::Unreachable,
                 offer,
                 change: None,

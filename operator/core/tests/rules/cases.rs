@@ -515,6 +515,7 @@ pub(crate) const BROKEN: &[(&str, &str, &str)] = &[
         "spec.optimization.exact.virtualShards",
         "number of members at the job's largest size",
     ),
+    ("spec.optimization.exact = {'verifyEverySteps': 0}", "spec.optimization.exact.verifyEverySteps", "must be at least 1"),
     ("spec.optimization.exact = {'virtualShards': 0}", "spec.optimization.exact.virtualShards", "must be at least 1"),
     ("spec.optimization.exact = {'threads': 0}", "spec.optimization.exact.threads", "must be at least 1"),
     ("spec.suspend = 'yes'", "spec.suspend", "must be true or false"),

@@ -54,6 +54,13 @@ macro_rules! mount {
 /// One rule broken: the change, the field that is named, a part of the message, who would have found it.
 pub(crate) const BROKEN: &[(&str, &str, &str, Judge)] = &[
     ("spec.serviceAccount = {'annotations': {'a b': 'c'}}", "spec.serviceAccount.annotations.a b", "the key must be", Later),
+    (
+        pod!("'schedulingGroup': {'podGroupName': 'Group_A'}"),
+        "spec.workers.template.spec.schedulingGroup.podGroupName",
+        "must be at most 253 lower-case",
+        Api,
+    ),
+    (pod!("'schedulingGroup': {}"), "spec.workers.template.spec.schedulingGroup.podGroupName", "must be at most 253 lower-case", Api),
     // Amounts.
     ("spec.workers.resources = {'requests': {'memory': '512m'}}", "spec.workers.resources.requests.memory", "must be whole bytes", Later),
     ("spec.workers.resources = {'requests': {'memory': 32}}", "spec.workers.resources.requests.memory", "less than a mebibyte", Later),

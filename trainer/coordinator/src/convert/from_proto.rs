@@ -83,7 +83,7 @@ pub(crate) fn to_coordinator(message: wire::ToCoordinator) -> Result<ToCoordinat
             let cause = match required("cause", report.cause)? {
                 wire::report::Cause::Agreed(_) => ReportCause::Agreed,
                 wire::report::Cause::Aborted(_) => ReportCause::Aborted,
-                wire::report::Cause::Failed(failed) => ReportCause::Failed { detail: failed.detail },
+                wire::report::Cause::Failed(failed) => ReportCause::Failed { detail: failed.detail, differing: failed.differing },
             };
             ToCoordinator::Report { generation: about()?, held: held(report.held)?, cause }
         }

@@ -78,7 +78,7 @@ fn every_message_of_a_member_is_read_back() {
         ToCoordinator::CheckpointCommitted { generation: GENERATION, saved: saved() },
         ToCoordinator::Finished { generation: GENERATION, step: 4 },
     ];
-    for cause in [ReportCause::Agreed, ReportCause::Aborted, ReportCause::Failed { detail: text() }] {
+    for cause in [ReportCause::Agreed, ReportCause::Aborted, ReportCause::Failed { detail: text(), differing: vec![3, 1] }] {
         messages.push(ToCoordinator::Report { generation: GENERATION, held: HELD, cause });
     }
     for request in [

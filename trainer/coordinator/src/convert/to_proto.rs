@@ -83,7 +83,7 @@ pub(crate) fn to_coordinator(message: ToCoordinator) -> wire::ToCoordinator {
             let cause = match cause {
                 ReportCause::Agreed => Cause::Agreed(Agreed {}),
                 ReportCause::Aborted => Cause::Aborted(Aborted {}),
-                ReportCause::Failed { detail } => Cause::Failed(Failed { detail }),
+                ReportCause::Failed { detail, differing } => Cause::Failed(Failed { detail, differing }),
             };
             (Some(generation), Message::Report(wire::Report { held: held.map(label), cause: Some(cause) }))
         }

@@ -15,6 +15,9 @@ use crate::{
     store::{Answer, Store},
 };
 
+/// Members that a reason names at most.
+const MOST_NAMED: usize = 8;
+
 /// The last generation that was formed or taken over, until the next one is.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -299,8 +302,22 @@ impl Coordinator {
         }
         match cause {
             ReportCause::Agreed | ReportCause::Aborted => self.close_group(),
-            ReportCause::Failed { detail } => self.break_group(&format!("member {name}: {detail}")),
+            ReportCause::Failed { detail, differing } => {
+                let whose = self.whose(differing);
+                self.break_group(&format!("member {name}: {detail}{whose}"));
+            }
         }
+    }
+
+    /// Names and nodes of members of the group whose states differ from the others'; nothing without any.
+    fn whose(&self, ranks: &[u32]) -> String {
+        let Some(group) = self.state.group().filter(|_| !ranks.is_empty()) else { return String::new() };
+        let found = group.members.iter().filter(|(_, progress)| ranks.contains(&progress.rank)).map(|(name, _)| {
+            let node = self.peers.get(name).map_or("unknown", |peer| peer.identity.node.as_str());
+            format!("{name} on node {node}")
+        });
+        let found: Vec<_> = found.take(MOST_NAMED).collect();
+        format!(" (the state of {} differs)", found.join(", "))
     }
 
     pub(super) fn finished(&mut self, name: &MemberName, generation: Generation, step: u64) {

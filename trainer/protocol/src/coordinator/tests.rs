@@ -270,7 +270,7 @@ fn survivors_of_a_broken_stream_are_told_at_once_and_form_anew_from_the_highest_
 #[test]
 fn a_late_or_doubled_report_changes_nothing() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
-    let failed = || ReportCause::Failed { detail: "x".to_owned() };
+    let failed = || ReportCause::Failed { detail: "x".to_owned(), differing: Vec::new() };
     bench.report(1, 0, None, failed());
     assert_eq!(bench.coordinator.status().phase, Phase::Running);
     bench.report(1, 1, Some(label(5, 0)), failed());
@@ -279,6 +279,28 @@ fn a_late_or_doubled_report_changes_nothing() {
     assert_eq!(bench.plan(1).map(|plan| plan.role), Some(Role::Level));
     bench.report(1, 1, None, failed());
     assert_eq!(bench.coordinator.status().phase, Phase::Running);
+}
+
+#[test]
+fn who_holds_another_state_than_the_others_is_named_with_its_node_and_gets_theirs() {
+    let mut bench = Bench::new(1, 3, 3);
+    (1..=3).for_each(|member| bench.attach(member.into(), member, |attach| attach.held = Some(label(5, 0))));
+    (1..=3).for_each(|stream| drop(bench.taken(stream)));
+    let differs = || ReportCause::Failed { detail: "another checksum".to_owned(), differing: vec![1] };
+    bench.report(3, 1, Some(label(7, 1)), differs());
+    let history = bench.coordinator.status().history;
+    let reason = history.iter().find_map(|entry| match &entry.event {
+        HistoryEvent::Broken { reason, .. } => Some(reason.as_str()),
+        _ => None,
+    });
+    assert_eq!(reason, Some("member w-3/0: another checksum (the state of w-2/0 on node n differs)"));
+    bench.report(2, 1, None, differs());
+    bench.report(1, 1, Some(label(7, 1)), differs());
+    let roles = [1, 2, 3].map(|stream| bench.plan(stream).map(|plan| (plan.base, plan.rank, plan.role)));
+    let base = Some(label(7, 1));
+    let received = roles.iter().flatten().filter(|(found, _, role)| *found == base && matches!(role, Role::Receive { .. })).count();
+    assert_eq!((received, roles.iter().flatten().count()), (1, 3), "{roles:?}");
+    assert!(matches!(&roles[1], Some((_, _, Role::Receive { .. }))), "{roles:?}");
 }
 
 #[test]
@@ -393,7 +415,7 @@ fn the_store_answers_only_the_open_generation_and_cancels_who_waits_when_it_ends
 fn generations_that_commit_nothing_are_delayed_more_and_more() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     let mut fail = |n: u64| {
-        bench.report(1, n, Some(label(5, 0)), ReportCause::Failed { detail: "no route".to_owned() });
+        bench.report(1, n, Some(label(5, 0)), ReportCause::Failed { detail: "no route".to_owned(), differing: Vec::new() });
         bench.report(2, n, Some(label(5, 0)), ReportCause::Aborted);
         let delay = bench.coordinator.status().phase == Phase::Recovering;
         if delay {

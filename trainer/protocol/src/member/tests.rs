@@ -134,9 +134,25 @@ fn a_member_reports_only_after_its_group_is_dropped_and_what_it_holds_then() {
 }
 
 #[test]
+fn who_holds_another_state_than_the_others_holds_nothing_and_all_say_whose_it_is() {
+    for is_own in [false, true] {
+        let mut bench = Bench::training();
+        let found = |generation| MemberEvent::StateDiffers { generation, ranks: vec![1], is_own };
+        bench.event(found(generation(2)));
+        assert_eq!(bench.member.held(), Some(label(3, 1)), "of another generation");
+        bench.event(found(generation(1)));
+        let cause = ReportCause::Failed { detail: "another checksum".to_owned(), differing: vec![1] };
+        let held = (!is_own).then(|| label(3, 1));
+        let report = MemberCommand::Send(ToCoordinator::Report { generation: generation(1), held, cause });
+        assert_eq!(bench.closed(Some("another checksum")), [report]);
+        assert_eq!(bench.member.held(), held);
+    }
+}
+
+#[test]
 fn a_failure_that_it_sees_itself_is_reported_with_the_error() {
     let mut bench = Bench::training();
-    let cause = ReportCause::Failed { detail: "connection reset by peer".to_owned() };
+    let cause = ReportCause::Failed { detail: "connection reset by peer".to_owned(), differing: Vec::new() };
     assert_eq!(bench.closed(Some("connection reset by peer")), [report(label(3, 1), cause)]);
 }
 

@@ -66,6 +66,15 @@ pub enum MemberEvent {
         /// What the members agreed on in this step.
         agreed: Flags,
     },
+    /// Training thread, before it drops its group: members have compared their states, and some differ from the others'.
+    StateDiffers {
+        /// Its generation.
+        generation: Generation,
+        /// Whose.
+        ranks: Vec<u32>,
+        /// This member's is one of them: it holds nothing any more that anybody may go on from.
+        is_own: bool,
+    },
     /// Training thread: every reference to the group is dropped, after [`MemberCommand::AbortGroup`], [`MemberCommand::LeaveGroup`], or
     /// because of an error.
     GroupClosed {

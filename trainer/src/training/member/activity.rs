@@ -12,7 +12,7 @@ use lcl_checkpoint::CheckpointStore;
 use lcl_protocol::{Activity, ActivityStage, SourceProgress, TrainingProgress};
 use lcl_torch::collectives::Usage;
 
-use crate::records::{SourceRecord, StepRecord};
+use crate::run::records::{SourceRecord, StepRecord};
 
 /// Weight of the newest step in the mean: the last ten or so count.
 const NEWEST: f64 = 0.1;

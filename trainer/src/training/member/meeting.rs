@@ -10,9 +10,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One generation's store: it answers only while the generation is open.
 #[derive(Debug)]
-pub(super) struct Writers(GroupStore);
+pub(super) struct MeetingPlace(GroupStore);
 
-impl Writers {
+impl MeetingPlace {
     pub(super) fn new(store: GroupStore) -> Self {
         Self(store)
     }
@@ -22,7 +22,7 @@ fn translate(error: &StoreError) -> MeetingError {
     MeetingError { reason: crate::chain(error) }
 }
 
-impl Meeting for Writers {
+impl Meeting for MeetingPlace {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), MeetingError> {
         self.0.set(key, value, PATIENCE).map_err(|error| translate(&error))
     }

@@ -44,6 +44,10 @@ impl Store for Rendezvous {
         self.0.add(key, amount, timeout).map_err(translate(key))
     }
 
+    fn append(&self, key: &str, value: &[u8], timeout: Duration) -> Result<(), StoreError> {
+        self.0.append(key, value, timeout).map_err(translate(key))
+    }
+
     fn delete(&self, key: &str, timeout: Duration) -> Result<bool, StoreError> {
         self.0.delete(key, timeout).map_err(translate(key))
     }

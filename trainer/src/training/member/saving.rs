@@ -7,16 +7,18 @@ use std::{
 };
 
 use lcl_checkpoint::{CheckpointId, Generation as CheckpointGeneration};
-use lcl_protocol::{Generation, MemberEvent, Saved};
+use lcl_protocol::{
+    Generation, MemberEvent, Saved,
+    drive::{Halt, Membership},
+};
 
-use super::{MemberRun, MemberRunError, PoisonError, meeting::Writers};
+use super::{MemberRun, MemberRunError, PoisonError, meeting::MeetingPlace};
 use crate::{
     chain,
-    records::Record,
+    run::records::Record,
     training::{
-        FinalSaveError, TrainError, metadata,
-        prepare::{Provenance, with_provenance},
-        saver::{Facts, LONGEST_WAIT, Saver, Sharing},
+        FinalSaveError, TrainError,
+        saver::{Facts, LONGEST_WAIT, Saver, Together},
     },
 };
 
@@ -32,32 +34,37 @@ fn saved_now(generation: Generation, step: u64) -> Saved {
 
 impl MemberRun<'_> {
     /// From here on checkpoints are written by the members of this generation together.
-    pub(super) fn share_saving(&mut self, generation: Generation, rank: u32, world: u32) {
-        let sharing = Sharing {
+    pub(super) fn write_together(&mut self, generation: Generation, rank: u32, world: u32) {
+        let together = Together {
             generation: CheckpointGeneration { epoch: generation.epoch, n: generation.n },
             rank: rank as usize,
             world: NonZeroUsize::new(world as usize).unwrap_or(NonZeroUsize::MIN),
-            meeting: Arc::new(Writers::new(self.client.store(generation))),
+            meeting: Arc::new(MeetingPlace::new(self.client.store(generation))),
         };
         if let Some(saver) = self.saver.as_mut() {
-            saver.join(sharing, &self.learner);
+            saver.join(together, &self.stepper.learner);
         } else {
-            self.saver = Some(Saver::shared(self.store.clone(), &self.config.checkpoint, self.restored, sharing, &self.learner));
+            self.saver = Some(Saver::shared(
+                self.store.clone(),
+                &self.stepper.config.checkpoint,
+                self.stepper.restored,
+                together,
+                &self.stepper.learner,
+            ));
         }
     }
 
     /// After a step: what became of the checkpoint before, and the next one when it is due. `is_busy`: any member still writes, which all
     /// have heard in this step, so that all take it or none does.
     pub(super) fn save_when_due(&mut self, generation: Generation, is_busy: bool) -> Result<(), TrainError> {
-        let (step, steps) = (self.progress.completed_steps, self.config.optimization.steps);
         let Some(saver) = self.saver.as_mut() else { return Ok(()) };
-        if !saver.is_due(step) || step >= steps || self.progress.consecutive_skips > 0 {
+        if !self.stepper.is_checkpoint_due(saver) {
             let records = saver.poll();
             return self.note(&records);
         }
         let (facts, is_over) = (self.facts(), self.is_over(generation));
         let Some(saver) = self.saver.as_mut() else { return Ok(()) };
-        let records = saver.save_unless(is_busy, &self.learner, facts, &is_over)?;
+        let records = saver.save_unless(is_busy, &self.stepper.learner, facts, &is_over)?;
         if let Some(leader) = self.leader.as_mut() {
             leader.sync();
         }
@@ -72,19 +79,19 @@ impl MemberRun<'_> {
         Ok(())
     }
 
-    /// The last step is done: the state goes to the store before this member says so.
-    pub(super) fn finish(&mut self, generation: Generation) -> Result<(), TrainError> {
+    /// The state goes to the store before this member says that it has finished.
+    pub(super) fn save_at_the_end(&mut self, generation: Generation) -> Result<(), Halt<TrainError>> {
         match self.save_and_wait(generation)? {
-            Ok(()) => self.report(MemberEvent::Finished { generation }),
+            Ok(()) => Ok(()),
             // Not this member's fault: the next group tries again.
-            Err(error @ FinalSaveError::Disbanded { .. }) => self.close(generation, Some(chain(&error))),
-            Err(error) => Err(MemberRunError::Unsaved(error).into()),
+            Err(error @ FinalSaveError::Disbanded { .. }) => Err(Halt::Group(chain(&error))),
+            Err(error) => Err(Halt::Fatal(MemberRunError::Unsaved(error).into())),
         }
     }
 
     /// All members of the group save the state as it is, unless any of them knows that it is in the store.
     fn save_and_wait(&mut self, generation: Generation) -> Result<Result<(), FinalSaveError>, TrainError> {
-        let (step, facts, is_over) = (self.progress.completed_steps, self.facts(), self.is_over(generation));
+        let (step, facts, is_over) = (self.stepper.progress.completed_steps, self.facts(), self.is_over(generation));
         let Some(saver) = self.saver.as_mut() else { return Ok(Ok(())) };
         let records = saver.wait(LONGEST_WAIT, &is_over);
         let own = saver.committed().map_or(-1, |step| step as i64);
@@ -99,7 +106,7 @@ impl MemberRun<'_> {
             return Ok(Ok(()));
         }
         let Some(saver) = self.saver.as_mut() else { return Ok(Ok(())) };
-        let (records, result) = saver.save_and_wait(&self.learner, facts, &is_over);
+        let (records, result) = saver.save_and_wait(&self.stepper.learner, facts, &is_over);
         self.note(&records)?;
         Ok(result)
     }
@@ -122,7 +129,7 @@ impl MemberRun<'_> {
     pub(super) fn save_alone(&mut self) -> Result<(), TrainError> {
         let facts = self.facts();
         let Some(saver) = self.saver.as_mut() else { return Ok(()) };
-        let (records, result) = saver.finish_alone(&self.learner, facts);
+        let (records, result) = saver.finish_alone(&self.stepper.learner, facts);
         self.note(&records)?;
         if let Err(error) = result {
             tracing::error!(error = chain(&error), "the state that this member leaves with is not in the store");
@@ -151,13 +158,6 @@ impl MemberRun<'_> {
     }
 
     fn facts(&self) -> Facts {
-        Facts {
-            completed_steps: self.progress.completed_steps,
-            config_digest: self.identity.digest(),
-            metadata: with_provenance(
-                metadata(&self.config, &self.identity, &self.learner, self.progress.consecutive_skips),
-                Provenance { job: self.member.job.as_deref(), machine: self.machine.as_deref() },
-            ),
-        }
+        self.stepper.facts(self.member.job.as_deref())
     }
 }

@@ -15,10 +15,9 @@ use lcl_torch::{
     collectives::{Group, GroupError},
 };
 
-use super::tally::Tally;
 use crate::{
-    fail_point::{self, Place},
-    training::{TrainError, prepare::Progress},
+    processes::fail_point::{self, Place},
+    training::{TrainError, prepare::Progress, tally::Tally},
 };
 
 /// Longest wait for a piece, of a peer that has nothing else to do. The slowest networks that anybody trains over bring one within seconds.

@@ -15,6 +15,7 @@ use tch::Device;
 use super::{
     abort::AbortHandle,
     error::GroupError,
+    gather::GatheringStore,
     store::{Store, StoreError},
 };
 use crate::shim::{
@@ -133,16 +134,22 @@ fn build(options: &GroupOptions) -> Result<Formed, GroupError> {
     let GroupOptions { store, prefix, rank, world_size, host, timeout, .. } = options;
     let failed = |source| GroupError::Form { rank: *rank, world_size: *world_size, source };
     let (device, own) = open(*host, failed)?;
-    let place = |rank: usize| format!("{prefix}/listener/{rank}");
     let text = own.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-    store.set(&place(*rank), text.as_bytes(), *timeout).map_err(GroupError::Addresses)?;
-    let formation =
-        Formation { store: Arc::clone(store), prefix, device: &device, rank: *rank, world_size: *world_size, timeout: *timeout };
+    let gathering = Arc::new(GatheringStore::new(Arc::clone(store), prefix, (*rank, *world_size), text.into_bytes()));
+    let formation = Formation {
+        store: Arc::clone(&gathering) as Arc<dyn Store>,
+        prefix,
+        device: &device,
+        rank: *rank,
+        world_size: *world_size,
+        timeout: *timeout,
+    };
     let group = RawGroup::form(formation).map_err(failed)?;
     let mut peers = Vec::new();
-    for other in (0..*world_size).filter(|other| other != rank) {
-        let text = store.get(&place(other), *timeout).map_err(GroupError::Addresses)?;
-        peers.extend(parse(&place(other), &text).map_err(GroupError::Addresses)?);
+    for (other, text) in gathering.listeners(*timeout).map_err(GroupError::Addresses)? {
+        if other != *rank {
+            peers.extend(parse(other, &text).map_err(GroupError::Addresses)?);
+        }
     }
     let connections = sockets::connections(&own, &peers).map_err(GroupError::Sockets)?;
     let expected = world_size - 1;
@@ -163,7 +170,7 @@ fn open(host: IpAddr, failed: impl Fn(crate::shim::ShimError) -> GroupError) -> 
     if own.is_empty() { Err(GroupError::MissingSockets { found: 0, expected: 1 }) } else { Ok((device, own)) }
 }
 
-fn parse(key: &str, text: &[u8]) -> Result<Vec<SocketAddr>, StoreError> {
-    let wrong = || StoreError::Unreachable { reason: format!("`{key}` holds no addresses") };
+fn parse(rank: usize, text: &[u8]) -> Result<Vec<SocketAddr>, StoreError> {
+    let wrong = || StoreError::Unreachable { reason: format!("what rank {rank} has told is no addresses") };
     std::str::from_utf8(text).map_err(|_| wrong())?.split_whitespace().map(|address| address.parse().map_err(|_| wrong())).collect()
 }

@@ -105,6 +105,12 @@ impl Store for MemorySession {
         Ok(sum)
     }
 
+    fn append(&self, key: &str, value: &[u8], _timeout: Duration) -> Result<(), StoreError> {
+        self.lock()?.entry(key.to_owned()).or_default().extend_from_slice(value);
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
     fn delete(&self, key: &str, _timeout: Duration) -> Result<bool, StoreError> {
         Ok(self.lock()?.remove(key).is_some())
     }

@@ -50,6 +50,9 @@ pub trait Store: Send + Sync {
     /// Adds to a decimal number, 0 when there is none, and returns the sum.
     fn add(&self, key: &str, amount: i64, timeout: Duration) -> Result<i64, StoreError>;
 
+    /// Appends to a value, which is empty when there is none. What several members append at once is all there, in some order.
+    fn append(&self, key: &str, value: &[u8], timeout: Duration) -> Result<(), StoreError>;
+
     /// Deletes a key and tells whether it was there.
     fn delete(&self, key: &str, timeout: Duration) -> Result<bool, StoreError>;
 

@@ -95,7 +95,7 @@ impl PartLosses {
     }
 
     /// Takes in the terms of a micro-batch's predictions, in the order of its layout.
-    pub(super) fn add_predictions(&mut self, prepared: &Prepared<'_>, terms: &[f64]) {
+    pub(super) fn add_predictions(&mut self, prepared: &Prepared, terms: &[f64]) {
         for (row, term) in prepared.prediction_rows().zip(terms) {
             if let Some(losses) = self.source_of(prepared, row) {
                 losses.generation.add(*term);
@@ -104,7 +104,7 @@ impl PartLosses {
     }
 
     /// Takes in the terms of the images of micro-batches, in the order of their layouts.
-    pub(super) fn add_images<'a>(&mut self, parts: impl Iterator<Item = &'a Prepared<'a>>, terms: &[f64]) {
+    pub(super) fn add_images<'a>(&mut self, parts: impl Iterator<Item = &'a Prepared>, terms: &[f64]) {
         let images = parts.flat_map(|prepared| prepared.contrast_rows().map(move |row| (prepared, row)));
         for ((prepared, row), term) in images.zip(terms) {
             if let Some(losses) = self.source_of(prepared, row) {
@@ -113,7 +113,7 @@ impl PartLosses {
         }
     }
 
-    fn source_of(&mut self, prepared: &Prepared<'_>, row: usize) -> Option<&mut SourceLosses> {
+    fn source_of(&mut self, prepared: &Prepared, row: usize) -> Option<&mut SourceLosses> {
         self.sources.get_mut(prepared.source_of(row)?)
     }
 }

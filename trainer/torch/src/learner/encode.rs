@@ -46,7 +46,7 @@ impl Learner {
     /// drop-path. A model of the CLIP objective predicts none.
     pub fn generation_loss(&self, batch: &MicroBatch) -> Result<(f64, u64), LearnerError> {
         let side = self.model.config().shape.vision.image_size;
-        let prepared = Prepared::new(batch, &self.rules, side, Extent::Losses).map_err(LearnerError::Encode)?;
+        let prepared = Prepared::new(batch.shallow_clone(), &self.rules, side, Extent::Losses).map_err(LearnerError::Encode)?;
         let layout = &prepared.layout;
         if layout.labels.is_empty() {
             return Ok((0.0, 0));

@@ -15,12 +15,12 @@ use super::{
     Learner, LearnerError, LossReport,
     by_source::{self, PartLosses},
     exchange::{Exchange, GlobalFeatures},
-    forward::{self, Features, Outcome, Prepared, RunOptions},
+    forward::{self, Features, Outcome, Prepared, PreparedRows, RunOptions},
     shard_gradients::ShardGradients,
 };
 use crate::{
     batch::MicroBatch,
-    layout::Extent,
+    checksum::checksum,
     loss::{ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
     shim::optimizer as kernels,
@@ -28,7 +28,7 @@ use crate::{
 
 /// The virtual shards that a process computes.
 #[derive(Clone, Copy, Debug)]
-pub struct ShardShare<'a> {
+pub struct OwnShards<'a> {
     /// Micro-batches of each of its shards, in the order of the shards: those that [`shards_of`] gives it. How a shard is cut into
     /// micro-batches must not depend on the number of members.
     pub shards: &'a [&'a [MicroBatch]],
@@ -46,10 +46,26 @@ pub fn shards_of(rank: usize, world: usize, total: usize) -> Range<usize> {
     start..start + share + usize::from(rank < rest)
 }
 
-struct Shard<'a> {
-    /// Micro-batches, each with its place among all of this process.
-    parts: Vec<(usize, Prepared<'a>)>,
-    counts: Counts,
+/// As [`OwnShards`], once the rows are prepared.
+#[derive(Clone, Copy, Debug)]
+pub struct PreparedShards<'a> {
+    /// As [`OwnShards::shards`].
+    pub shards: &'a [PreparedRows],
+    /// As [`OwnShards::total`].
+    pub total: usize,
+    /// As [`OwnShards::keep_activations`].
+    pub keep_activations: bool,
+    /// A shard that a second member computes in this step, too; the same on all members.
+    pub verified: Option<Verified<'a>>,
+}
+
+/// A shard whose gradient two members compute, and compare bit by bit before anything is updated.
+#[derive(Clone, Copy, Debug)]
+pub struct Verified<'a> {
+    /// Its number.
+    pub shard: usize,
+    /// Its rows, on the second member; on all others `None`. When they are `None` there, too, nothing is compared.
+    pub rows: Option<&'a PreparedRows>,
 }
 
 /// What the contrastive loss says about one shard.
@@ -66,41 +82,45 @@ impl Learner {
     pub(super) fn accumulate_exactly(
         &mut self,
         step: u64,
-        share: ShardShare<'_>,
+        given: PreparedShards<'_>,
         exchange: &mut Exchange<'_>,
     ) -> Result<LossReport, LearnerError> {
         let (rank, world) = exchange.place();
-        self.check_shards(share, rank, world)?;
-        let own = shards_of(rank, world, share.total);
-        let shards = self.prepare_shards(share)?;
-        let counts = exchange.shard_counts(&shards.iter().map(|shard| shard.counts).collect::<Vec<_>>(), share.total)?;
+        self.check_shards(given, rank, world)?;
+        let own = shards_of(rank, world, given.total);
+        let shards = given.shards;
+        let counts = exchange.shard_counts(&shards.iter().map(PreparedRows::counts).collect::<Vec<_>>(), given.total)?;
         let factors = Factors::new(Normalization::Global, Counts::default(), &counts);
         let key = DropPathKey { seed: self.optimization.seed, step };
-        let run = |prepared: &Prepared<'_>, predicts: bool| {
+        let run = |prepared: &Prepared, predicts: bool| {
             let options = RunOptions { key, prediction_factor: factors.prediction, predicts, terms: predicts && self.sources > 0 };
             forward::run(&self.model, prepared.batch(), &prepared.layout, options)
         };
-        let prepared = || shards.iter().flat_map(|shard| &shard.parts).map(|(_, prepared)| prepared);
+        let prepared = || shards.iter().flat_map(|shard| &shard.0);
         // The same positions in both passes: other shapes could give other bits.
         let mut kept: Vec<Outcome> = Vec::new();
         let mut features: Vec<Option<Features>> = Vec::new();
         for prepared in prepared() {
-            let outcome = if share.keep_activations { run(prepared, true)? } else { tch::no_grad(|| run(prepared, false))? };
+            let outcome = if given.keep_activations { run(prepared, true)? } else { tch::no_grad(|| run(prepared, false))? };
             features
                 .push(outcome.features.as_ref().map(Features::detached).transpose().map_err(|source| LearnerError::Forward { source })?);
-            if share.keep_activations {
+            if given.keep_activations {
                 kept.push(outcome);
             }
         }
-        let contrast = self.contrast_shards(&shards, &features, &counts, factors, exchange)?;
+        let second = given.verified.and_then(|verified| verified.rows.map(|rows| (verified.shard, rows)));
+        let again = second.map(|(_, rows)| rows.0.iter().map(|prepared| run(prepared, true)).collect::<Result<Vec<_>, _>>()).transpose()?;
+        let (contrast, contrast_again) = self.contrast_shards(shards, &features, second, &counts, factors, exchange)?;
 
         let mut kept = kept.into_iter();
-        let mut sums = ShardGradients::new(share.total);
+        let mut sums = ShardGradients::new(given.total);
+        // Of the gradient of the shard that two members compute, where it is computed.
+        let mut found = None;
         let mut losses = Vec::new();
         for (index, shard) in shards.iter().enumerate() {
             let contrast = contrast.as_ref().map(|contrast| &contrast[index]);
             let mut of_shard = PartLosses::new(self.sources);
-            for (place, (_, prepared)) in shard.parts.iter().enumerate() {
+            for (place, prepared) in shard.0.iter().enumerate() {
                 let outcome = kept.next().map_or_else(|| run(prepared, true), Ok)?;
                 self.backward(prepared, &outcome, contrast.and_then(|contrast| contrast.parts.get(place)), &mut of_shard, exchange)?;
             }
@@ -108,58 +128,59 @@ impl Learner {
             losses.push(of_shard);
             // Without any left here, the next shard's are written and not added.
             let gradients = kernels::take_gradients(&self.parameter_tensors()).map_err(LearnerError::Update)?;
+            if given.verified.is_some_and(|verified| verified.shard == own.start + index) {
+                found = Some(checksum(&gradients).map_err(LearnerError::Hash)?);
+            }
             sums.push(own.start + index, gradients).map_err(|source| LearnerError::Backward { source })?;
         }
-        let sum = exchange.sum_along_tree(sums, share.total)?;
-        let losses = exchange.shard_losses(&losses, share.total)?;
+        if let (Some((_, rows)), Some(outcomes)) = (second, again) {
+            let mut unused = PartLosses::new(self.sources);
+            for (place, (prepared, outcome)) in rows.0.iter().zip(&outcomes).enumerate() {
+                let contrast = contrast_again.as_ref().and_then(|contrast| contrast.parts.get(place));
+                self.backward(prepared, outcome, contrast, &mut unused, exchange)?;
+            }
+            self.finish_shard(rows, contrast_again.as_ref(), &mut unused).map_err(|source| exchange.backward_error(source))?;
+            let gradients = kernels::take_gradients(&self.parameter_tensors()).map_err(LearnerError::Update)?;
+            found = Some(checksum(&gradients).map_err(LearnerError::Hash)?);
+        }
+        if let Some(Verified { shard, .. }) = given.verified {
+            exchange.compare(shard, found)?;
+        }
+        let sum = exchange.sum_along_tree(sums, given.total)?;
+        let losses = exchange.shard_losses(&losses, given.total)?;
         kernels::set_gradients(&self.parameter_tensors(), &sum).map_err(LearnerError::Update)?;
         Ok(self.loss_report(counts.iter().copied().sum(), losses))
     }
 
-    fn check_shards(&self, share: ShardShare<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
-        let expected = shards_of(rank, world, share.total).len();
+    fn check_shards(&self, given: PreparedShards<'_>, rank: usize, world: usize) -> Result<(), LearnerError> {
+        let expected = shards_of(rank, world, given.total).len();
         if self.normalization() != Normalization::Global {
             return Err(LearnerError::Shards { reason: "exact mode needs the global normalisation".to_owned() });
         }
-        if world > share.total || share.shards.len() != expected {
-            let found = share.shards.len();
+        if world > given.total || given.shards.len() != expected {
+            let found = given.shards.len();
             let reason =
-                format!("rank {rank} of {world} has {found} of {} virtual shards instead of {expected}, and each needs one", share.total);
+                format!("rank {rank} of {world} has {found} of {} virtual shards instead of {expected}, and each needs one", given.total);
             return Err(LearnerError::Shards { reason });
         }
         Ok(())
     }
 
-    fn prepare_shards<'a>(&self, share: ShardShare<'a>) -> Result<Vec<Shard<'a>>, LearnerError> {
-        let side = self.model.config().shape.vision.image_size;
-        let mut index = 0;
-        let mut prepare = |batch: &'a MicroBatch| {
-            let prepared =
-                Prepared::new(batch, &self.rules, side, Extent::Losses).and_then(|part| part.check_sources(self.sources).map(|()| part));
-            let prepared = prepared.map_err(|source| LearnerError::Batch { index, source })?;
-            index += 1;
-            Ok((index - 1, prepared))
-        };
-        let shards = share.shards.iter().map(|batches| {
-            let parts: Vec<_> = batches.iter().map(&mut prepare).collect::<Result<_, LearnerError>>()?;
-            let counts = parts.iter().map(|(_, prepared)| prepared.counts()).sum();
-            Ok(Shard { parts, counts })
-        });
-        shards.collect()
-    }
-
-    /// The contrastive loss per shard; `None` when no image has a context or the loss has no weight.
+    /// The contrastive loss per shard, and of a shard that is computed a second time; nothing when no image has a context or the loss has no
+    /// weight.
+    #[allow(clippy::type_complexity, reason = "two parts of one answer")]
     fn contrast_shards(
         &self,
-        shards: &[Shard<'_>],
+        shards: &[PreparedRows],
         features: &[Option<Features>],
+        second: Option<(usize, &PreparedRows)>,
         counts: &[Counts],
         factors: Factors,
         exchange: &mut Exchange<'_>,
-    ) -> Result<Option<Vec<ShardContrast>>, LearnerError> {
+    ) -> Result<(Option<Vec<ShardContrast>>, Option<ShardContrast>), LearnerError> {
         let images: u64 = counts.iter().map(|counts| counts.contrast).sum();
         if images == 0 || self.weights.contrastive == 0.0 {
-            return Ok(None);
+            return Ok((None, None));
         }
         let failed = |source| LearnerError::Contrast { images, source };
         let rows = exchange.rows_of_members(counts);
@@ -168,7 +189,7 @@ impl Learner {
         let global = exchange.features(own_images, own_texts, &rows)?;
         let mut start = global.start;
         let similar = shards.iter().map(|shard| {
-            let count = shard.counts.contrast as i64;
+            let count = shard.counts().contrast as i64;
             let rows = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), start, count);
             start += count;
             rows
@@ -178,34 +199,43 @@ impl Learner {
         let own = Tensor::f_cat(&own, 0).map_err(failed)?;
         let log_sums = exchange.gather_rows(&own, &rows)?;
         let factors = Tensor::f_full([images as i64], factors.contrast, (global.images.kind(), global.images.device())).map_err(failed)?;
+        let second = second.map(|(shard, rows)| {
+            let start = counts.iter().take(shard).map(|counts| counts.contrast as i64).sum();
+            let count = rows.counts().contrast as i64;
+            let similar = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), start, count)?;
+            let pairs: Vec<i64> = rows.0.iter().map(|prepared| prepared.counts().contrast as i64).collect();
+            self.contrast_shard(similar, &pairs, &global, &log_sums, &factors)
+        });
+        let second = second.transpose().map_err(failed)?;
         let mut features = features.iter();
         let parts = similar.into_iter().zip(shards).map(|(rows, shard)| {
-            let features: Vec<_> = features.by_ref().take(shard.parts.len()).collect();
-            self.contrast_shard(rows, &features, &global, &log_sums, &factors)
+            let pairs = features.by_ref().take(shard.0.len()).map(|features| features.as_ref().map_or(0, Features::count));
+            self.contrast_shard(rows, &pairs.collect::<Vec<_>>(), &global, &log_sums, &factors)
         });
-        parts.collect::<Result<_, _>>().map(Some).map_err(failed)
+        Ok((Some(parts.collect::<Result<_, _>>().map_err(failed)?), second))
     }
 
+    /// `pairs`: how many each micro-batch has.
     fn contrast_shard(
         &self,
         rows: ContrastRows,
-        features: &[&Option<Features>],
+        pairs: &[i64],
         global: &GlobalFeatures,
         log_sums: &Tensor,
         factors: &Tensor,
     ) -> Result<ShardContrast, TchError> {
         let whole = rows.finish(&global.images, &global.texts, self.model.logit_scale(), log_sums, factors)?;
-        let parts = whole.split(features.iter().map(|features| features.as_ref().map_or(0, Features::count)))?;
+        let parts = whole.split(pairs.iter().copied())?;
         Ok(ShardContrast { loss: whole.loss, terms: whole.terms, parts, logit_scale_gradient: whole.logit_scale_gradient })
     }
 
     /// The temperature's part of the gradient; adds the shard's contrastive loss to `losses`.
-    fn finish_shard(&self, shard: &Shard<'_>, contrast: Option<&ShardContrast>, losses: &mut PartLosses) -> Result<(), TchError> {
+    fn finish_shard(&self, shard: &PreparedRows, contrast: Option<&ShardContrast>, losses: &mut PartLosses) -> Result<(), TchError> {
         let Some(contrast) = contrast else { return Ok(()) };
         self.temperature_term(&contrast.logit_scale_gradient)?.f_backward()?;
         let (loss, terms) = by_source::read(&contrast.loss, (self.sources > 0).then_some(&contrast.terms))?;
         losses.contrastive = loss;
-        losses.add_images(shard.parts.iter().map(|(_, prepared)| prepared), &terms);
+        losses.add_images(shard.0.iter(), &terms);
         Ok(())
     }
 

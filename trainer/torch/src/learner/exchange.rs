@@ -30,6 +30,9 @@ pub struct MemberStep<'a> {
     pub group: &'a mut Group,
     /// A number that all members learn of in this step, to agree by: a wish to leave, to save, to reconfigure. Its meaning is the caller's.
     pub wish: i64,
+    /// Counts of every member in rank order, or in exact mode of every shard, when the caller's members have told each other: then nothing is
+    /// exchanged for them, and no wishes.
+    pub counts: Option<&'a [Counts]>,
     /// Of every single exchange.
     pub timeout: Duration,
 }
@@ -37,7 +40,7 @@ pub struct MemberStep<'a> {
 /// What the members said in a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Agreement {
-    /// Every member's wish, in rank order; the same on all members. A wish read at one step takes effect after the next one.
+    /// Every member's wish, in rank order; the same on all members. Empty when [`MemberStep::counts`] were given. A wish read at one step takes effect after the next one.
     pub wishes: Vec<i64>,
 }
 
@@ -88,6 +91,9 @@ impl<'a> Exchange<'a> {
     /// Counts of all members of the step, given those of the members that are computed here.
     pub(super) fn counts(&mut self, local: &[Counts]) -> Result<Vec<Counts>, GroupError> {
         let Self::Members { member, agreement } = self else { return Ok(local.to_vec()) };
+        if let Some(counts) = member.counts {
+            return Ok(counts.to_vec());
+        }
         let own: Counts = local.iter().copied().sum();
         let numbers = [own.predictions as i64, own.contrast as i64, member.wish];
         let mut counts = Vec::new();
@@ -146,6 +152,9 @@ impl<'a> Exchange<'a> {
     pub(super) fn shard_counts(&mut self, own: &[Counts], total: usize) -> Result<Vec<Counts>, GroupError> {
         let rows = self.shards_of_members(total);
         let Self::Members { member, agreement } = self else { return Ok(own.to_vec()) };
+        if let Some(counts) = member.counts {
+            return Ok(counts.to_vec());
+        }
         let numbers: Vec<i64> = own.iter().flat_map(|counts| [counts.predictions as i64, counts.contrast as i64, member.wish]).collect();
         let failed = |source| GroupError::Tensor { operation: "exchanging counts", source };
         let numbers = Tensor::f_from_slice(&numbers).and_then(|numbers| numbers.f_view([-1, 3])).map_err(failed)?;
@@ -180,6 +189,20 @@ impl<'a> Exchange<'a> {
             sum.add_numbers(shard);
         }
         Ok(sum)
+    }
+
+    /// Compares the gradient of a shard, where this member has one of it, with that of the other member that has computed it; all members come
+    /// to the same answer.
+    pub(super) fn compare(&mut self, shard: usize, found: Option<u64>) -> Result<(), LearnerError> {
+        let Self::Members { member, .. } = self else { return Ok(()) };
+        let own = [i64::from(found.is_some()), found.unwrap_or_default().cast_signed()];
+        let all = member.group.exchange(&own, member.timeout)?;
+        let computed: Vec<(usize, i64)> =
+            (0..).zip(&all).filter_map(|(rank, numbers)| Some((rank, *numbers.get(1).filter(|_| numbers[0] == 1)?))).collect();
+        match computed.as_slice() {
+            [(first, one), (second, other)] if one != other => Err(LearnerError::Unequal { shard, ranks: [*first, *second] }),
+            _ => Ok(()),
+        }
     }
 
     /// The sum over all shards along the tree, given this member's shards from left to right, each a list of gradients in the order of the

@@ -17,15 +17,15 @@ use crate::{
 
 /// A micro-batch whose tokens are checked and laid out.
 #[derive(Debug)]
-pub(crate) struct Prepared<'a> {
-    batch: &'a MicroBatch,
+pub(crate) struct Prepared {
+    batch: MicroBatch,
     tokens: HostTokens,
     images: usize,
     pub(crate) layout: Layout,
 }
 
-impl<'a> Prepared<'a> {
-    pub(crate) fn new(batch: &'a MicroBatch, rules: &Rules, image_side: i64, extent: Extent) -> Result<Self, BatchError> {
+impl Prepared {
+    pub(crate) fn new(batch: MicroBatch, rules: &Rules, image_side: i64, extent: Extent) -> Result<Self, BatchError> {
         let tokens = HostTokens::read(&batch.tokens)?;
         if tokens.count() != batch.slots.len() {
             return Err(BatchError::Slots { rows: tokens.count(), slots: batch.slots.len() });
@@ -44,8 +44,8 @@ impl<'a> Prepared<'a> {
         Counts { predictions: self.layout.labels.len() as u64, contrast: self.layout.contrast_images.len() as u64 }
     }
 
-    pub(crate) fn batch(&self) -> &'a MicroBatch {
-        self.batch
+    pub(crate) fn batch(&self) -> &MicroBatch {
+        &self.batch
     }
 
     /// That every row has one of `known` sources, unless there are none to tell apart.
@@ -71,6 +71,18 @@ impl<'a> Prepared<'a> {
     pub(crate) fn contrast_rows(&self) -> impl Iterator<Item = usize> {
         let images = self.layout.contrast_images.iter();
         images.filter_map(|image| self.layout.image_rows.get(usize::try_from(*image).ok()?).copied())
+    }
+}
+
+/// Micro-batches of a member, or of a virtual shard, checked and laid out: what a step needs besides the learner.
+#[derive(Debug)]
+pub struct PreparedRows(pub(super) Vec<Prepared>);
+
+impl PreparedRows {
+    /// What the losses of these rows are sums over.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.0.iter().map(Prepared::counts).sum()
     }
 }
 

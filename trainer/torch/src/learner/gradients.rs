@@ -6,11 +6,9 @@ use super::{
     Learner, LearnerError, LossReport,
     by_source::{self, PartLosses},
     exchange::{Exchange, GlobalFeatures},
-    forward::{self, Features, Outcome, Prepared, RunOptions},
+    forward::{self, Features, Outcome, Prepared, PreparedRows, RunOptions},
 };
 use crate::{
-    batch::MicroBatch,
-    layout::Extent,
     loss::{Contrast, ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
 };
@@ -23,45 +21,45 @@ struct StepContrast {
 }
 
 /// A micro-batch with the factors of the member it belongs to.
-struct Part<'a> {
+struct Weighted<'a> {
     /// Place among the step's micro-batches.
     index: usize,
-    prepared: Prepared<'a>,
+    prepared: &'a Prepared,
     factors: Factors,
 }
 
-/// A member's share of the step.
+/// What a member of the step averages over, and the factors that follow.
 #[derive(Clone, Copy)]
-struct Share {
+struct OfMember {
     counts: Counts,
     factors: Factors,
 }
 
 impl Learner {
-    /// `members`: the micro-batches of the members that this process computes; all of the step, or its own in a group.
+    /// `members`: the rows of the members that this process computes; all of the step, or its own in a group.
     pub(super) fn accumulate_gradients(
         &mut self,
         step: u64,
-        members: &[&[MicroBatch]],
+        members: &[&PreparedRows],
         exchange: &mut Exchange<'_>,
     ) -> Result<LossReport, LearnerError> {
-        let (parts, shares) = self.prepare(members, exchange)?;
+        let (parts, every) = self.with_factors(members, exchange)?;
         let key = DropPathKey { seed: self.optimization.seed, step };
-        let run = |part: &Part<'_>| {
+        let run = |part: &Weighted<'_>| {
             let options = RunOptions { key, prediction_factor: part.factors.prediction, predicts: true, terms: self.sources > 0 };
             forward::run(&self.model, part.prepared.batch(), &part.prepared.layout, options)
         };
         let mut losses = PartLosses::new(self.sources);
         let contrastive = if let [only] = parts.as_slice() {
             let outcome = run(only)?;
-            let contrast = self.contrast(std::slice::from_ref(&outcome.features), &shares, exchange)?;
+            let contrast = self.contrast(std::slice::from_ref(&outcome.features), &every, exchange)?;
             exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
             let gradients = contrast.as_ref().and_then(|contrast| contrast.parts.first());
-            self.backward(&only.prepared, &outcome, gradients, &mut losses, exchange)?;
+            self.backward(only.prepared, &outcome, gradients, &mut losses, exchange)?;
             contrast
         } else {
             let features = parts.iter().map(|part| self.detached_features(part, key)).collect::<Result<Vec<_>, _>>()?;
-            let contrast = self.contrast(&features, &shares, exchange)?;
+            let contrast = self.contrast(&features, &every, exchange)?;
             if parts.is_empty() {
                 exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
             }
@@ -72,51 +70,42 @@ impl Learner {
                     exchange.prepare_sum(self.model.parameters(), self.optimization.gradient_compression)?;
                 }
                 let gradients = contrast.as_ref().and_then(|contrast| contrast.parts.get(index));
-                self.backward(&part.prepared, &outcome, gradients, &mut losses, exchange)?;
+                self.backward(part.prepared, &outcome, gradients, &mut losses, exchange)?;
             }
             contrast
         };
         self.complete_gradients(contrastive.as_ref(), exchange)?;
-        let counts: Counts = shares.iter().map(|share| share.counts).sum();
+        let counts: Counts = every.iter().map(|of_member| of_member.counts).sum();
         if let Some(contrast) = &contrastive {
             let read = by_source::read(&contrast.whole.loss, (self.sources > 0).then_some(&contrast.whole.terms));
             let (loss, terms) = read.map_err(|source| LearnerError::Contrast { images: counts.contrast, source })?;
             losses.contrastive = loss;
-            losses.add_images(parts.iter().map(|part| &part.prepared), &terms);
+            losses.add_images(parts.iter().map(|part| part.prepared), &terms);
         }
         Ok(self.loss_report(counts, exchange.finish_sum(losses)?))
     }
 
-    /// Checks and lays out every micro-batch, and gives it the factors of its member.
-    fn prepare<'a>(&self, members: &[&'a [MicroBatch]], exchange: &mut Exchange<'_>) -> Result<(Vec<Part<'a>>, Vec<Share>), LearnerError> {
-        let side = self.model.config().shape.vision.image_size;
-        let mut index = 0;
-        let mut prepared = Vec::new();
-        for member in members {
-            let mut own = Vec::new();
-            for batch in *member {
-                let part = Prepared::new(batch, &self.rules, side, Extent::Losses)
-                    .and_then(|part| part.check_sources(self.sources).map(|()| part));
-                own.push(part.map_err(|source| LearnerError::Batch { index, source })?);
-                index += 1;
-            }
-            prepared.push(own);
-        }
-        let local: Vec<Counts> = prepared.iter().map(|own| own.iter().map(Prepared::counts).sum()).collect();
+    /// Gives every micro-batch the factors of its member.
+    fn with_factors<'a>(
+        &self,
+        members: &[&'a PreparedRows],
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(Vec<Weighted<'a>>, Vec<OfMember>), LearnerError> {
+        let local: Vec<Counts> = members.iter().map(|rows| rows.counts()).collect();
         let all = exchange.counts(&local)?;
-        let share = |counts: Counts| Share { counts, factors: Factors::new(self.normalization(), counts, &all) };
-        let mut parts = Vec::with_capacity(index);
-        for (own, counts) in prepared.into_iter().zip(local) {
-            let factors = share(counts).factors;
-            for prepared in own {
-                parts.push(Part { index: parts.len(), prepared, factors });
+        let of_member = |counts: Counts| OfMember { counts, factors: Factors::new(self.normalization(), counts, &all) };
+        let mut parts = Vec::new();
+        for (rows, counts) in members.iter().zip(local) {
+            let factors = of_member(counts).factors;
+            for prepared in &rows.0 {
+                parts.push(Weighted { index: parts.len(), prepared, factors });
             }
         }
-        Ok((parts, all.iter().copied().map(share).collect()))
+        Ok((parts, all.iter().copied().map(of_member).collect()))
     }
 
     /// The first pass over a micro-batch: features without a graph.
-    fn detached_features(&self, part: &Part<'_>, key: DropPathKey) -> Result<Option<Features>, LearnerError> {
+    fn detached_features(&self, part: &Weighted<'_>, key: DropPathKey) -> Result<Option<Features>, LearnerError> {
         if self.weights.contrastive == 0.0 || part.prepared.counts().contrast == 0 {
             return Ok(None);
         }
@@ -129,10 +118,10 @@ impl Learner {
     fn contrast(
         &self,
         features: &[Option<Features>],
-        shares: &[Share],
+        every: &[OfMember],
         exchange: &mut Exchange<'_>,
     ) -> Result<Option<StepContrast>, LearnerError> {
-        let images: u64 = shares.iter().map(|share| share.counts.contrast).sum();
+        let images: u64 = every.iter().map(|of_member| of_member.counts.contrast).sum();
         // The same decision on all members: they know each other's counts.
         if images == 0 || self.weights.contrastive == 0.0 {
             return Ok(None);
@@ -142,11 +131,11 @@ impl Learner {
         let own_texts = self.join_features(features, |features| &features.texts).map_err(failed)?;
         let count = own_images.size().first().copied().unwrap_or(0);
         // One process may compute several members; its rows are then all of theirs.
-        let rows: Vec<u64> = shares.iter().map(|share| share.counts.contrast).collect();
+        let rows: Vec<u64> = every.iter().map(|of_member| of_member.counts.contrast).collect();
         let global = exchange.features(own_images, own_texts, &rows)?;
         let own = ContrastRows::new(&global.images, &global.texts, self.model.logit_scale(), global.start, count).map_err(failed)?;
         let log_sums = exchange.gather_rows(own.log_sums(), &rows)?;
-        self.contrast_of_rows(features, shares, &global, own, &log_sums).map(Some).map_err(failed)
+        self.contrast_of_rows(features, every, &global, own, &log_sums).map(Some).map_err(failed)
     }
 
     /// One side of the features of all micro-batches of this process, `[n, E]`, detached.
@@ -162,13 +151,15 @@ impl Learner {
     fn contrast_of_rows(
         &self,
         features: &[Option<Features>],
-        shares: &[Share],
+        every: &[OfMember],
         global: &GlobalFeatures,
         own: ContrastRows,
         log_sums: &Tensor,
     ) -> Result<StepContrast, TchError> {
-        let factors: Vec<f64> =
-            shares.iter().flat_map(|share| std::iter::repeat_n(share.factors.contrast, share.counts.contrast as usize)).collect();
+        let factors: Vec<f64> = every
+            .iter()
+            .flat_map(|of_member| std::iter::repeat_n(of_member.factors.contrast, of_member.counts.contrast as usize))
+            .collect();
         let factors = Tensor::f_from_slice(&factors)?.f_to_kind(global.images.kind())?.f_to_device(global.images.device())?;
         let whole = own.finish(&global.images, &global.texts, self.model.logit_scale(), log_sums, &factors)?;
         let parts = whole.split(features.iter().map(|features| features.as_ref().map_or(0, Features::count)))?;
@@ -178,7 +169,7 @@ impl Learner {
     /// One backward pass over ⟨images, their gradient⟩ + ⟨texts, theirs⟩ + generation. Adds the latter to `losses`.
     pub(super) fn backward(
         &self,
-        prepared: &Prepared<'_>,
+        prepared: &Prepared,
         outcome: &Outcome,
         gradients: Option<&Option<[Tensor; 2]>>,
         losses: &mut PartLosses,

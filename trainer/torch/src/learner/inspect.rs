@@ -31,7 +31,7 @@ impl Learner {
     pub fn inspect(&self, batch: &MicroBatch) -> Result<Inspection, LearnerError> {
         let shape = &self.model.config().shape;
         let wrong = |source| LearnerError::Batch { index: 0, source };
-        let prepared = Prepared::new(batch, &self.rules, shape.vision.image_size, Extent::Everything).map_err(wrong)?;
+        let prepared = Prepared::new(batch.shallow_clone(), &self.rules, shape.vision.image_size, Extent::Everything).map_err(wrong)?;
         let layout = &prepared.layout;
         let (images, tokens) = (layout.image_rows.len() as i64, shape.vision.tokens());
         let pooled = self.see(&batch.images)?;

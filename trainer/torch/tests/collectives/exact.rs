@@ -1,6 +1,6 @@
 //! Exact mode: the same bits at every number of members.
 
-use lcl_torch::{Kind, Learner, MicroBatch, ShardShare, SourceLosses, shards_of};
+use lcl_torch::{Kind, Learner, MicroBatch, OwnShards, PreparedRows, PreparedShards, SourceLosses, Verified, shards_of};
 use lcl_trainer_config::{Precision, TrainerConfig};
 
 use crate::{
@@ -45,7 +45,7 @@ fn train(
         let (rank, world) = group.as_ref().map_or((0, 1), |group| (group.rank(), group.world_size()));
         let all = shards(step);
         let own: Vec<&[MicroBatch]> = all[shards_of(rank, world, SHARDS)].iter().map(Vec::as_slice).collect();
-        let share = ShardShare { shards: &own, total: SHARDS, keep_activations };
+        let share = OwnShards { shards: &own, total: SHARDS, keep_activations };
         let (report, agreement) = learner.train_step_exactly(step, share, group.as_deref_mut().map(member)).expect("a step");
         assert!(!report.skipped && report.contrastive > 0.0 && report.generation > 0.0, "{report:?}");
         if group.is_some() {
@@ -106,7 +106,7 @@ fn it_is_the_step_of_fast_mode_up_to_rounding() {
         let expected = gradients(&mut fast, 3, &batches);
         let own: Vec<&[MicroBatch]> = all.iter().map(Vec::as_slice).collect();
         let mut exact = learner_of_kind(&config, kind);
-        let share = ShardShare { shards: &own, total: SHARDS, keep_activations: false };
+        let share = OwnShards { shards: &own, total: SHARDS, keep_activations: false };
         let (losses, _) = exact.compute_gradients_exactly(3, share, None).expect("gradients");
         let apart = distance(&exact.gradients(), &expected);
         assert!(apart <= tolerance, "{kind:?}: {apart:e}");
@@ -121,7 +121,54 @@ fn shards_that_are_not_the_members_own_are_refused() {
     let mut learner = learner_of_kind(&config, Kind::Float);
     let all = shards(0);
     let own: Vec<&[MicroBatch]> = all[..3].iter().map(Vec::as_slice).collect();
-    let share = ShardShare { shards: &own, total: SHARDS, keep_activations: false };
+    let share = OwnShards { shards: &own, total: SHARDS, keep_activations: false };
     let error = learner.compute_gradients_exactly(0, share, None).expect_err("three of eight");
     assert!(error.to_string().contains("rank 0 of 1 has 3 of 8 virtual shards instead of 8"), "{error}");
+}
+
+/// Two of three members compute a shard; `faulty` has a flipped bit in its weights.
+fn verify(shard: usize, second: usize, faulty: Option<usize>) -> Vec<Result<String, String>> {
+    let config = training(Precision::Float32);
+    as_members(3, |group| {
+        let mut learner = learner_of_kind(&config, Kind::Float);
+        if faulty == Some(group.rank()) {
+            learner.flip_bit().expect("a bit");
+        }
+        learner.set_sources(SOURCES);
+        let all = shards(0);
+        let prepare = |batches: &Vec<MicroBatch>| learner.prepare(batches).expect("rows");
+        let own: Vec<PreparedRows> = all[shards_of(group.rank(), 3, SHARDS)].iter().map(prepare).collect();
+        let rows = (group.rank() == second).then(|| prepare(&all[shard]));
+        let verified = Some(Verified { shard, rows: rows.as_ref() });
+        let own = PreparedShards { shards: &own, total: SHARDS, keep_activations: true, verified };
+        let result = learner.train_prepared_exactly(0, own, Some(member(group)));
+        result.map_err(|error| error.to_string())?;
+        Ok(learner.state_hash().expect("a hash"))
+    })
+}
+
+#[test]
+fn a_shard_that_a_second_member_computes_has_the_same_bits_there_and_changes_none_of_the_result() {
+    let config = training(Precision::Float32);
+    let mut alone = learner_of_kind(&config, Kind::Float);
+    train(&mut alone, 0..1, None, false);
+    let expected = Ok(alone.state_hash().expect("a hash"));
+    // Shards 0 to 2 are rank 0's, 6 and 7 rank 2's.
+    for (shard, second) in [(0, 2), (7, 0), (4, 2)] {
+        let found = verify(shard, second, None);
+        assert!(found.iter().all(|found| *found == expected), "shard {shard}: {found:?}");
+    }
+}
+
+#[test]
+fn a_shard_that_two_members_compute_differently_ends_the_step_on_all_and_names_both() {
+    for (faulty, second) in [(0, 2), (2, 2)] {
+        let found = verify(1, second, Some(faulty));
+        let named = |found: &Result<String, String>| {
+            found.as_ref().is_err_and(|error| error.contains("virtual shard 1 has other bits on rank 0 than on rank 2"))
+        };
+        assert!(found.iter().all(named), "{found:?}");
+    }
+    // Whose fault does not meet the shard is not found by it.
+    assert!(verify(1, 2, Some(1)).iter().all(Result::is_ok));
 }

@@ -36,7 +36,7 @@ pub(crate) fn batches(share: Share) -> Vec<MicroBatch> {
 
 pub(crate) fn member(group: &mut Group) -> MemberStep<'_> {
     let wish = 10 + group.rank() as i64;
-    MemberStep { group, wish, timeout: TIMEOUT }
+    MemberStep { group, wish, counts: None, timeout: TIMEOUT }
 }
 
 /// Gradients that live on without their learner, and pass between threads.

@@ -69,6 +69,7 @@ fn answer(session: &MemorySession, line: &Value) -> Result<Value, StoreError> {
         "get" => json!(session.get(text("key"), timeout)?),
         "compare_set" => json!(session.compare_set(text("key"), &bytes("expected"), &bytes("value"), timeout)?),
         "add" => json!(session.add(text("key"), line["amount"].as_i64().unwrap_or_default(), timeout)?),
+        "append" => json!(session.append(text("key"), &bytes("value"), timeout)?),
         "delete" => json!(session.delete(text("key"), timeout)?),
         "contains" => json!(session.contains(&keys, timeout)?),
         "count" => json!(session.count(timeout)?),
@@ -179,6 +180,9 @@ impl Store for LinkStore {
     }
     fn add(&self, key: &str, amount: i64, timeout: Duration) -> Result<i64, StoreError> {
         self.call(json!({"call": "add", "key": key, "amount": amount}), timeout).map(|sum| sum.as_i64().unwrap_or_default())
+    }
+    fn append(&self, key: &str, value: &[u8], timeout: Duration) -> Result<(), StoreError> {
+        self.call(json!({"call": "append", "key": key, "value": value}), timeout).map(drop)
     }
     fn delete(&self, key: &str, timeout: Duration) -> Result<bool, StoreError> {
         self.call(json!({"call": "delete", "key": key}), timeout).map(|found| found == true)

@@ -75,6 +75,111 @@ fn a_pod_that_vanished_counts_as_deleted() {
 }
 
 #[test]
+fn a_pod_that_ended_and_was_deleted_between_two_looks_counts_once_by_what_ended_it() {
+    let counted = |scene: &Scene| (scene.restarts(), scene.status.last_failure.clone().unwrap());
+    for name in ["job-w-0", COORDINATOR] {
+        let mut scene = Scene::training("");
+        scene.exit(name, 75);
+        scene.lose(name);
+        let events = scene.settle();
+        let (restarts, last) = counted(&scene);
+        assert_eq!((restarts, last.reason.as_str(), last.exit_code), (1, "RetryableFailure", Some(75)), "{events:?}");
+        assert!(last.message.contains(&format!("words of {name}")), "{last:?}");
+        assert_eq!((scene.status.restarts.application, scene.application_incidents()), (1, 1));
+    }
+    // It was deleted, and so it ended; or it was disrupted.
+    let mut scene = Scene::training("");
+    scene.delete("job-w-0");
+    scene.exit("job-w-0", 80);
+    scene.lose("job-w-0");
+    scene.disrupt("job-w-1", "PreemptionByScheduler");
+    scene.delete("job-w-1");
+    scene.lose("job-w-1");
+    scene.settle();
+    assert_eq!(scene.status.restarts, RestartsStatus { total: 2, deletion: 1, preemption: 1, ..RestartsStatus::default() });
+    // A node that is unfit is excluded all the same, and one that failed before it was deleted counts by that while it is still there.
+    let mut scene = Scene::training("");
+    scene.exit("job-w-0", 82);
+    scene.lose("job-w-0");
+    scene.exit("job-w-1", 1);
+    scene.delete("job-w-1");
+    scene.settle();
+    assert_eq!(scene.status.restarts, RestartsStatus { total: 2, infrastructure: 1, application: 1, ..RestartsStatus::default() });
+    assert_eq!(scene.status.excluded_nodes.len(), 1);
+}
+
+#[test]
+fn a_pod_that_is_gone_ends_the_job_as_one_that_is_there_does() {
+    for (code, end) in [(0, condition::COMPLETE), (65, condition::FAILED)] {
+        let mut scene = Scene::training("");
+        scene.exit("job-w-0", code);
+        scene.lose("job-w-0");
+        scene.settle();
+        assert_eq!(scene.condition(end).map(|(value, _)| value), Some("True"), "exit code {code}");
+    }
+    // All of them are gone that were started for fewer steps than the job has now: none of them has done the last.
+    // Nor if that they were there is not on record yet.
+    let mut young = Scene::new("");
+    young.round();
+    young.created = 2;
+    for mut scene in [Scene::training(""), young] {
+        scene.edit("spec.optimization.steps = 1000");
+        for name in [COORDINATOR, "job-w-0", "job-w-1"] {
+            scene.exit(name, 0);
+            scene.lose(name);
+        }
+        scene.round();
+        assert_eq!(scene.condition(condition::COMPLETE), None);
+    }
+}
+
+#[test]
+fn what_was_to_end_is_no_loss_when_it_is_gone_before_the_job_goes_on() {
+    let mut scene = Scene::training("");
+    scene.edit("spec.suspend = true");
+    scene.link = Link::Unreachable;
+    scene.round();
+    scene.edit("spec.suspend = false");
+    let names: Vec<_> = scene.pods.keys().cloned().collect();
+    for name in names {
+        scene.exit(&name, 65);
+        scene.lose(&name);
+    }
+    scene.settle();
+    assert_eq!((scene.restarts(), scene.pods.len(), scene.condition(condition::FAILED)), (0, 3, None));
+    // One that was deleted because it had failed was counted then.
+    scene.train(2);
+    scene.settle();
+    scene.exit("job-w-0", 1);
+    scene.round();
+    scene.settle();
+    assert_eq!(scene.restarts(), 1);
+    // And the pod of another job is none of this one's.
+    scene.change("job-w-1", |pod| pod.owner = "another".to_owned());
+    scene.exit("job-w-1", 65);
+    scene.lose("job-w-1");
+    scene.settle();
+    assert_eq!((scene.status.restarts.deletion, scene.status.restarts.application), (1, 1));
+}
+
+#[test]
+fn more_losses_than_the_record_has_room_for_are_counted_by_their_causes_as_it_empties() {
+    let mut scene = Scene::new("spec.workers = {'replicas': 100}; spec.elastic = delete; spec.optimization.globalBatchSize = 100");
+    scene.settle();
+    scene.train(1);
+    scene.settle();
+    for index in 0..100 {
+        let name = format!("job-w-{index}");
+        scene.exit(&name, 1);
+        scene.lose(&name);
+    }
+    let decision = scene.round();
+    assert_eq!((decision.unrecorded.len(), scene.restarts()), (36, 64));
+    scene.settle();
+    assert_eq!(scene.status.restarts, RestartsStatus { total: 100, application: 100, ..RestartsStatus::default() });
+}
+
+#[test]
 fn a_replaced_coordinator_has_the_next_epoch() {
     let mut scene = Scene::training("");
     scene.exit(COORDINATOR, 1);

@@ -17,6 +17,7 @@ use crate::{
 enum Happening {
     Exit(Index, i32),
     Vanish(Index),
+    Lose(Index),
     Delete(Index),
     Disrupt(Index, &'static str),
     Connect(GroupPhase, u64),
@@ -43,6 +44,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         4 => (any::<Index>(), code).prop_map(|(pod, code)| Happening::Exit(pod, code)),
         3 => any::<Index>().prop_map(Happening::Vanish),
+        4 => any::<Index>().prop_map(Happening::Lose),
         3 => any::<Index>().prop_map(Happening::Delete),
         2 => (any::<Index>(), disruption).prop_map(|(pod, reason)| Happening::Disrupt(pod, reason)),
         5 => (phase, 0_u64..100).prop_map(|(phase, step)| Happening::Connect(phase, step)),
@@ -70,6 +72,7 @@ impl History {
         match happening {
             Happening::Exit(pod, code) if !names.is_empty() => scene.exit(name(pod), code),
             Happening::Vanish(pod) if !names.is_empty() => scene.vanish(name(pod)),
+            Happening::Lose(pod) if !names.is_empty() => scene.lose(name(pod)),
             Happening::Delete(pod) if !names.is_empty() => scene.delete(name(pod)),
             Happening::Disrupt(pod, reason) if !names.is_empty() => scene.disrupt(name(pod), reason),
             Happening::Connect(phase, step) if scene.pods.get(COORDINATOR).is_some_and(|pod| pod.end.is_none()) => {
@@ -94,6 +97,7 @@ impl History {
     fn forget(&mut self) {
         self.scene.unused_epoch = None;
         self.scene.waiting_since.clear();
+        self.scene.gone.clear();
         self.scene.problem = None;
         self.scene.link = Link::Unknown;
     }

@@ -54,6 +54,8 @@ pub(super) struct Scene {
     pub(super) generation: i64,
     pub(super) status: LCLTrainingJobStatus,
     pub(super) pods: BTreeMap<String, Arc<ObservedPod>>,
+    /// Pods that are gone, as they were at the last.
+    pub(super) gone: BTreeMap<String, Arc<ObservedPod>>,
     pub(super) link: Link,
     /// What the operator would pin.
     pub(super) offer: PinnedStatus,
@@ -88,6 +90,7 @@ impl Scene {
             generation: 1,
             status: LCLTrainingJobStatus::default(),
             pods: BTreeMap::new(),
+            gone: BTreeMap::new(),
             link: Link::Unknown,
             offer: PinnedStatus::default(),
             held: Value::Null,
@@ -131,6 +134,7 @@ impl Scene {
             status: &self.status,
             selector: "lcl.dev/job-name=job",
             pods: &self.pods,
+            gone: &self.gone,
             link: &self.link,
             offer: &self.offer,
             change: change.as_deref(),
@@ -179,6 +183,7 @@ impl Scene {
         self.status = decision.status.clone();
         let since = |wait: &Wait| (wait.clone(), self.waiting_since.get(wait).copied().unwrap_or(self.now));
         self.waiting_since = decision.waits.iter().map(since).collect();
+        self.gone.retain(|name, _| decision.unrecorded.contains(name));
     }
 
     fn act(&mut self, action: &Action) {
@@ -189,7 +194,7 @@ impl Scene {
             Action::DeletePod { name, uid, force } => {
                 let Some(pod) = self.pods.get(name).filter(|pod| pod.uid == *uid) else { return };
                 if *force || pod.end.is_some() || pod.node.is_none() {
-                    self.vanish(name);
+                    self.lose(name);
                 } else {
                     self.delete(name);
                 }
@@ -215,6 +220,7 @@ impl Scene {
             incident: self.status.failures.as_ref().map_or(0, |failures| failures.incidents),
             ..created_pod(format!("uid-{}", self.uids), role, epoch)
         };
+        self.gone.remove(name);
         assert!(self.pods.insert(name.to_owned(), Arc::new(pod)).is_none(), "{name} was there already");
     }
 
@@ -239,14 +245,19 @@ impl Scene {
 
     /// The pod's main container ends.
     pub(super) fn exit(&mut self, name: &str, code: i32) {
-        let end = ObservedEnd { exit_code: Some(code), reason: "Error".to_owned(), message: format!("words of {name}") };
+        let end =
+            ObservedEnd { exit_code: Some(code), reason: "Error".to_owned(), message: format!("words of {name}"), before_deletion: false };
         self.change(name, |pod| (pod.running, pod.ready, pod.end) = (false, false, Some(end)));
         self.lose_coordinator(name);
     }
 
     /// Its deletion begins.
     pub(super) fn delete(&mut self, name: &str) {
-        self.change(name, |pod| pod.deletion = pod.deletion.or(Some(SignedDuration::from_secs(GRACE))));
+        self.change(name, |pod| {
+            let before = pod.clone();
+            pod.deletion = pod.deletion.or(Some(SignedDuration::from_secs(GRACE)));
+            pod.follow(&before);
+        });
     }
 
     pub(super) fn disrupt(&mut self, name: &str, reason: &str) {
@@ -256,8 +267,17 @@ impl Scene {
         });
     }
 
+    /// It is gone, and nobody saw it go.
     pub(super) fn vanish(&mut self, name: &str) {
         self.pods.remove(name).unwrap();
+        self.lose_coordinator(name);
+    }
+
+    /// It is gone, as the watch has told.
+    pub(super) fn lose(&mut self, name: &str) {
+        let mut pod = Arc::unwrap_or_clone(self.pods.remove(name).unwrap());
+        pod.note_removal();
+        self.gone.insert(name.to_owned(), Arc::new(pod));
         self.lose_coordinator(name);
     }
 

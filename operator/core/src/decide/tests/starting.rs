@@ -250,6 +250,20 @@ fn the_image_of_a_slow_start_is_asked_for_twice_at_most() {
     scene.waiting_since.clear();
     assert_eq!(questions(&scene.decide().actions), 0, "another operator");
     assert_eq!(scene.status.startup.clone().unwrap().image_pull_seconds, None);
+    // A status that cannot be stored is no news that is worth another question.
+    let mut unstored = Scene::new("");
+    unstored.settle();
+    start(&mut unstored, 0, 0, 90);
+    start(&mut unstored, 1, 0, 4);
+    let (stored, mut asked) = (unstored.status.clone(), 0);
+    for _ in 0..60 {
+        let decision = unstored.round();
+        asked += questions(&decision.actions);
+        assert!(asked == 2 || decision.again_after.is_some(), "the second question is not waited for");
+        unstored.status.clone_from(&stored);
+        unstored.after(7);
+    }
+    assert_eq!((asked, unstored.decide().again_after), (2, None));
     // What was heard of one pod says nothing of another.
     scene.image_pull = Some((scene.uid_of("job-w-1"), 1));
     assert_eq!(scene.decide().status.startup.unwrap().image_pull_seconds, None);

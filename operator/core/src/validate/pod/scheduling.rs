@@ -7,7 +7,7 @@ use k8s_openapi::{
 
 use super::{
     Findings,
-    syntax::{DNS_LABEL, LABEL_VALUE, QUALIFIED_NAME},
+    syntax::{DNS_LABEL, DNS_SUBDOMAIN, LABEL_VALUE, QUALIFIED_NAME},
 };
 
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -27,6 +27,10 @@ pub(super) fn check(path: &str, spec: &PodSpec, findings: &mut Findings<'_>) {
     }
     if let Some(affinity) = &spec.affinity {
         check_affinity(&format!("{path}.affinity"), affinity, findings);
+    }
+    if let Some(group) = &spec.scheduling_group {
+        let name = group.pod_group_name.as_deref().unwrap_or_default();
+        findings.check_name(&DNS_SUBDOMAIN, &format!("{path}.schedulingGroup.podGroupName"), name);
     }
 }
 

@@ -17,7 +17,7 @@ fn a_drained_member_leaves_at_an_agreed_step_and_is_told_to_end() {
 fn a_drained_member_that_alone_holds_the_highest_step_hands_it_on_first() {
     let mut bench = Bench::of_two_at_step_5(1, 2);
     bench.say(2, ToCoordinator::Drain { generation: Some(generation(1)) });
-    bench.report(1, 1, Some(label(5, 0)), ReportCause::Failed { detail: "reset".to_owned() });
+    bench.report(1, 1, Some(label(5, 0)), ReportCause::Failed { detail: "reset".to_owned(), differing: Vec::new() });
     bench.report(2, 1, Some(label(6, 1)), ReportCause::Aborted);
     let messages = bench.taken(2);
     assert!(messages.iter().any(|message| matches!(message, ToMember::Form(plan) if plan.role == Role::Send { to: vec![0] })));
