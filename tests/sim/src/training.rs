@@ -304,11 +304,11 @@ impl Membership for Training {
                 spread(&has).into_iter().nth(group.plan.rank as usize).unwrap_or_default()
             }),
         };
-        let moved = match moves.from {
+        let outcome = match moves.from {
             None => self.send(generation, &moves.to, self.state).await,
             Some(from) => self.receive(generation, from, &moves.to, base).await,
         };
-        moved.map_err(Halt::Group)?;
+        outcome.map_err(Halt::Group)?;
         let Some(state) = self.state else { return Err(Halt::Group("there is nothing to send".to_owned())) };
         self.scene.judge().holds(self.process, state);
         Ok(Level::At(state.label.step))

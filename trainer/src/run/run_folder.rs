@@ -317,18 +317,18 @@ fn lock(folder: &Path) -> Result<Option<File>, RunFolderError> {
 fn send(store: &CheckpointStore, files: &ToSend, sent: &Mutex<BTreeSet<String>>) -> Result<(), String> {
     let is_sent = |name: &String| sent.lock().unwrap_or_else(PoisonError::into_inner).contains(name);
     let name_of = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let send = |path: &PathBuf, name: &str| -> Result<(), String> {
+    let put = |path: &PathBuf, name: &str| -> Result<(), String> {
         let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         store.write_file(name, Bytes::from(bytes)).map_err(|error| format!("{name}: {}", crate::chain(&error)))
     };
     for path in &files.closed {
         let name = name_of(path);
         if !is_sent(&name) {
-            send(path, &name)?;
+            put(path, &name)?;
             sent.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         }
     }
-    files.open.iter().try_for_each(|path| send(path, &name_of(path)))
+    files.open.iter().try_for_each(|path| put(path, &name_of(path)))
 }
 
 fn describe(checkpoints: &[CheckpointEntry], files: &[PathBuf]) -> String {

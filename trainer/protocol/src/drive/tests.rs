@@ -20,6 +20,7 @@ enum Look {
     Leave,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Script {
     looks: VecDeque<Look>,
     log: Vec<String>,
@@ -249,8 +250,8 @@ fn abort() -> Look {
     Look::Command(MemberCommand::AbortGroup { generation: FIRST, reason: "a member was lost".to_owned() })
 }
 
-fn cut() -> Option<Halt<&'static str>> {
-    Some(Halt::Group("cut".to_owned()))
+fn cut() -> Halt<&'static str> {
+    Halt::Group("cut".to_owned())
 }
 
 #[track_caller]
@@ -307,15 +308,15 @@ fn after_an_abort_or_a_failure_it_makes_no_step_until_it_trains_in_another_group
     let looks = [form(FIRST), train(FIRST), abort()].into_iter().chain(stale.clone()).chain(again.clone());
     check(Script::new(looks).member(), Ok("stopped kept"), &format!("{BEGUN} drop-aborted closed-false {then}"));
     let looks = [form(FIRST), train(FIRST), Look::Nothing].into_iter().chain(stale).chain(again);
-    check(Script::new(looks).with([None, cut()]).member(), Ok("stopped kept"), &format!("{BEGUN} drop-failed closed-true {then}"));
+    check(Script::new(looks).with([None, Some(cut())]).member(), Ok("stopped kept"), &format!("{BEGUN} drop-failed closed-true {then}"));
 }
 
 #[test]
 fn a_group_that_is_not_built_or_not_level_is_dropped_and_said_to_have_failed() {
     let end = exit(EndReason::Stopped);
-    check(Script::new([form(FIRST), end.clone()]).with([cut()]).member(), Ok("stopped kept"), "form-1 drop-failed closed-true");
+    check(Script::new([form(FIRST), end.clone()]).with([Some(cut())]).member(), Ok("stopped kept"), "form-1 drop-failed closed-true");
     let looks = [form(FIRST), recover(Role::Follow), end.clone()];
-    check(Script::new(looks).with([None, cut()]).member(), Ok("stopped kept"), "form-1 formed-1 drop-failed closed-true");
+    check(Script::new(looks).with([None, Some(cut())]).member(), Ok("stopped kept"), "form-1 formed-1 drop-failed closed-true");
     let looks = [form(FIRST), recover(Role::Restore), end];
     check(Script::new(looks).member(), Ok("stopped kept"), "form-1 formed-1 overtaken-9");
 }
@@ -323,7 +324,7 @@ fn a_group_that_is_not_built_or_not_level_is_dropped_and_said_to_have_failed() {
 #[test]
 fn a_last_checkpoint_that_others_did_not_write_is_tried_again_in_the_next_group() {
     let looks = [form(FIRST), train(FIRST), Look::Nothing, exit(EndReason::Stopped)];
-    let script = Script { completed: 3, save: cut(), ..Script::new(looks) };
+    let script = Script { completed: 3, save: Some(cut()), ..Script::new(looks) };
     check(script.member(), Ok("stopped kept"), &format!("{BEGUN} save-last drop-failed closed-true"));
 }
 

@@ -85,11 +85,11 @@ impl Open {
 
     /// Sends what has not been sent, and what grows as it is now.
     fn upload(&mut self) -> bool {
-        let files = self.to_send();
+        let files = self.take_stock();
         self.folder.upload(&files)
     }
 
-    fn to_send(&mut self) -> ToSend {
+    fn take_stock(&mut self) -> ToSend {
         if !self.folder.store().is_local()
             && let Ok(Some(closed)) = self.events.continue_after(EVENTS_AT_A_TIME, unix_time())
         {
@@ -194,7 +194,7 @@ impl Files {
             let error = opened.err().map(|error| chain(&error)).unwrap_or_default();
             return tracing::error!(error, "the last metrics are lost: the run's files cannot be opened");
         };
-        let files = open.to_send();
+        let files = open.take_stock();
         if let Err(reason) = open.folder.finish_upload(&files) {
             tracing::error!(reason, "the last metrics are not in the store");
         }
