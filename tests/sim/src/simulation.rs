@@ -264,7 +264,9 @@ impl Run<'_> {
                     "{ADVANCE_BOUND:?} after the faults stopped at step {before}, step {step} was reached and {leaving} still have to leave"
                 )
             });
-            self.scene.control().last_step = before + STEPS_TO_COME;
+            // From what anybody has by now: a last step that some have passed and others have not is none.
+            let highest = self.scene.judge().highest();
+            self.scene.control().last_step = highest + STEPS_TO_COME;
         }
         let ended = self.steps_until(END_BOUND, |run| {
             let is_over = run.scene.judge().exits().iter().any(|(_, reason, _)| *reason != EndReason::Drained);
@@ -275,9 +277,10 @@ impl Run<'_> {
         })?;
         let control = format!("{:?}", self.scene.control());
         self.scene.expect(ended, || format!("something still runs {END_BOUND:?} after the faults have stopped: {control}"));
+        let last_step = self.scene.control().last_step;
         let mut judge = self.scene.judge();
         match self.scenario.end {
-            End::Complete => judge.complete(before + STEPS_TO_COME),
+            End::Complete => judge.complete(last_step),
             End::Stop => judge.stopped(),
             End::StopInUnrest => {}
         }
