@@ -7,3 +7,4 @@ pub mod control_commands;
 pub mod data_commands;
 pub mod data_page;
 pub mod display;
+mod report_command;

@@ -95,8 +95,6 @@ fn a_member_whose_memory_has_flipped_a_bit_is_found_named_and_gets_the_state_of_
         // Before every checkpoint can become visible states are compared.
         run.config.checkpoint.every_steps = 5;
     }
-    // Nor does it change a bit that shards are computed by two members now and then.
-    run.config.optimization.exact = Some(ExactConfig { verify_every_steps: Some(3), ..exact });
     undisturbed.complete(&[])?;
     let (coordinator, hits) = (Coordinator::start(3, 3)?, tempfile::tempdir()?);
     let mut asked = Asked::connect(coordinator.address())?;

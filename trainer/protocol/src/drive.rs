@@ -209,8 +209,8 @@ pub trait Membership: Steps {
 
 /// What came of an attempt to make a step.
 enum Outcome {
-    /// It is done, and what was agreed on.
-    Committed(Flags),
+    /// It is done: completed steps with it, and what was agreed on.
+    Committed(u64, Flags),
     /// There is none left, and the last state is saved.
     Finished,
     Halted(String),
@@ -234,7 +234,8 @@ async fn step<P: Steps>(process: &mut P) -> Result<Outcome, P::Error> {
 }
 
 async fn attempt<P: Steps>(process: &mut P) -> Result<Outcome, Halt<P::Error>> {
-    match process.standing().ending() {
+    let standing = process.standing();
+    match standing.ending() {
         None => {}
         Some(Ending::Completed) => {
             process.save(Occasion::Last(Ending::Completed)).await?;
@@ -251,7 +252,7 @@ async fn attempt<P: Steps>(process: &mut P) -> Result<Outcome, Halt<P::Error>> {
     let exchanged = process.exchange().await?;
     let agreed = process.step(exchanged).await?;
     process.save(Occasion::Step(agreed)).await?;
-    Ok(Outcome::Committed(agreed.flags))
+    Ok(Outcome::Committed(standing.completed_steps + 1, agreed.flags))
 }
 
 /// Trains without a group until the last step, or until asked to leave.
@@ -265,7 +266,7 @@ pub async fn drive_alone<P: Steps>(process: &mut P) -> Result<P::Exit, P::Error>
             return process.exit(EndReason::Drained, false).await;
         }
         match step(process).await? {
-            Outcome::Committed(_) => {}
+            Outcome::Committed(..) => {}
             Outcome::Finished => return process.exit(EndReason::Complete, true).await,
             Outcome::Halted(_) | Outcome::NoData | Outcome::Differs { .. } => return process.exit(EndReason::Drained, false).await,
         }
@@ -379,10 +380,7 @@ impl<P: Membership> Driver<'_, P> {
             return Ok(());
         };
         match step(self.process).await? {
-            Outcome::Committed(agreed) => {
-                let step = self.process.standing().completed_steps;
-                self.process.report(MemberEvent::Committed { generation, step, agreed })
-            }
+            Outcome::Committed(step, agreed) => self.process.report(MemberEvent::Committed { generation, step, agreed }),
             Outcome::Finished => {
                 self.trains = false;
                 self.process.report(MemberEvent::Finished { generation })

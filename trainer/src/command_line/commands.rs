@@ -13,7 +13,7 @@ use std::{
 
 use clap::ValueEnum;
 use indicatif::MultiProgress;
-use lcl_checkpoint::{CheckpointStore, StoreError, StoreOptions};
+use lcl_checkpoint::StoreError;
 use lcl_coordinator::{Security, SecurityError, draw_number};
 use lcl_data::{
     Dataset, LoaderOptions, Viewer,
@@ -37,14 +37,15 @@ use crate::{
     command_line::{
         cli::{
             AddressesArgs, AskedRun, CheckArgs, Command, ConvertArgs, DataArgs, DataCommand, EvaluateCommand, ExportArgs, HeldOutArgs,
-            ImportArgs, KeyArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ReportArgs, ResultFormat, RetrievalArgs,
-            SecurityArgs, ShowArgs, SourceArg, StatsArgs, TrainArgs, WorkerArgs,
+            ImportArgs, KeyArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ResultFormat, RetrievalArgs, SecurityArgs,
+            ShowArgs, SourceArg, StatsArgs, TrainArgs, WorkerArgs,
         },
         config_file::{self, ConfigFileError},
         control_commands::{self, AskError},
         data_commands::{self, DataCommandError, ShowFiles},
         data_page,
         display::Output,
+        report_command,
     },
     data::{
         data_source::{self, Chosen, SourceError},
@@ -53,8 +54,7 @@ use crate::{
     evaluation::{
         evaluate::{self, EvaluateError, EvaluateOptions},
         generation,
-        retrieval::Evaluation,
-        trained::{Source, TrainedError, to_uri},
+        trained::{Source, TrainedError},
         weights::{self, WeightsError},
     },
     processes::{
@@ -66,13 +66,7 @@ use crate::{
         supervisor::Outcome,
         worker::{self, WorkerError, WorkerOptions},
     },
-    report,
-    run::{
-        journal::{self, JournalError, segments},
-        records::StepRecord,
-        run_folder::{RunFolderError, local_path},
-        state_log,
-    },
+    run::{journal::JournalError, run_folder::RunFolderError, state_log},
     training::{self, Begin, MemberOptions, TrainError, TrainOptions},
 };
 
@@ -227,7 +221,7 @@ pub fn run(command: Command, log_format: LogFormat, multi: MultiProgress) -> Res
         Command::Data(DataCommand::Show(arguments)) => show(arguments),
         Command::Evaluate(EvaluateCommand::Retrieval(arguments)) => retrieval(&arguments),
         Command::Evaluate(EvaluateCommand::Generation(arguments)) => generation(&arguments),
-        Command::Report(arguments) => write_report(&arguments),
+        Command::Report(arguments) => report_command::write(&arguments),
     }
 }
 
@@ -652,42 +646,8 @@ fn say_result<T: serde::Serialize>(arguments: &HeldOutArgs, result: &T, to_text:
     Ok(ExitCode::Success)
 }
 
-fn write_report(arguments: &ReportArgs) -> Result<ExitCode, CommandError> {
-    let uri = to_uri(&arguments.run)?;
-    let file = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| CommandError::File { action, path, source }
-    };
-    let (steps, events) = if let Some(folder) = local_path(&uri)? {
-        (journal::read_steps(&folder)?, journal::read_events(&folder)?)
-    } else {
-        let store = CheckpointStore::open(&uri, StoreOptions::default())?;
-        let fetch = |name: &str| store.read_file(name).map(Option::unwrap_or_default);
-        let place = Path::new(&uri);
-        let mut metrics: Vec<StepRecord> = Vec::new();
-        let closed = segments::among(store.file_names(segments::BEGINNING)?).into_iter().map(|segment| segment.name);
-        for name in closed.chain([journal::METRICS_FILE.to_owned()]) {
-            metrics.extend(journal::parse::<StepRecord>(&fetch(&name)?, &place.join(&name))?);
-        }
-        (metrics, journal::parse(&fetch(journal::RUN_FILE)?, &place.join(journal::RUN_FILE))?)
-    };
-    if steps.is_empty() {
-        return Err(CommandError::NoMetrics { run: arguments.run.clone() });
-    }
-    let mut evaluations: Vec<Evaluation> = Vec::new();
-    for path in &arguments.retrieval {
-        let text = fs::read(path).map_err(file("read", path))?;
-        let evaluation = serde_json::from_slice(&text).map_err(|source| CommandError::Evaluation { path: path.clone(), source })?;
-        evaluations.push(evaluation);
-    }
-    let page = report::page(&journal::current(steps), &events, &evaluations);
-    fs::write(&arguments.output, page).map_err(file("write", &arguments.output))?;
-    say(&arguments.output.display().to_string());
-    Ok(ExitCode::Success)
-}
-
 /// A reader that went away is no failure.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 

@@ -71,6 +71,8 @@ pub(super) struct Wanted<'a> {
     pub(super) order: &'a Orders,
     /// Slots of a step.
     pub(super) batch: u64,
+    /// [`sum_of_slots`] of all of them, which nobody has to work out in every step.
+    pub(super) all_slots: u64,
     pub(super) step: u64,
 }
 
@@ -199,7 +201,7 @@ pub(super) fn exchange(mut group: Option<&mut Group>, own: &Own<'_>, wanted: &Wa
     let wrapping = |index: usize| numbers_at(0, index).fold(0_u64, |sum, part| sum.wrapping_add(part.cast_unsigned()));
     let most = |index: usize| numbers_at(0, index).max().unwrap_or_default().unsigned_abs() as usize;
     let (rows, left_out) = (sum(0, 0), sum(0, 3));
-    if rows + left_out != wanted.batch || wrapping(5) != sum_of_slots(0..wanted.batch) {
+    if rows + left_out != wanted.batch || wrapping(5) != wanted.all_slots {
         return Err(JoinError::Parts(PartsError::Together { step: wanted.step, rows, skipped: left_out, batch: wanted.batch }));
     }
     let counts = members.iter().enumerate().flat_map(|(rank, sections)| {
@@ -233,15 +235,9 @@ fn tell(group: Option<&mut Group>, numbers: Vec<i64>, timeout: Duration) -> Resu
 }
 
 /// A number by which sets of slots are told apart: two that differ have, but for one case in 2⁶⁴, another one.
-fn sum_of_slots(slots: impl Iterator<Item = u64>) -> u64 {
-    // The finalizer of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
-    let mix = |slot: u64| {
-        let mut mixed = slot.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    };
-    slots.map(mix).fold(0, u64::wrapping_add)
+pub(super) fn sum_of_slots(slots: impl Iterator<Item = u64>) -> u64 {
+    let SampleSum([sum, ..]) = SampleSum::of(slots.map(|slot| [slot, 0, 0]));
+    sum
 }
 
 fn skipped_of_all(group: Option<&mut Group>, batch: &Batch, most: usize, timeout: Duration) -> Result<Vec<(u64, SkipCause)>, JoinError> {

@@ -130,8 +130,8 @@ impl OwnRows {
         (config, order): (&TrainerConfig, &Orders),
     ) -> Result<(), TrainError> {
         let target = target(config, learner, order);
-        let prepare = |batch| Ok(learner.prepare(&micro_batches(batch, second.slots.clone(), target)?)?);
-        self.second = Some((second.shard, batch.map(prepare).transpose().map_err(|error: TrainError| error)?));
+        let prepare = |batch| -> Result<_, TrainError> { Ok(learner.prepare(&micro_batches(batch, second.slots.clone(), target)?)?) };
+        self.second = Some((second.shard, batch.map(prepare).transpose()?));
         Ok(())
     }
 

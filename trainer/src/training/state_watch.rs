@@ -40,8 +40,11 @@ impl StateWatch {
 
     /// What to say with a checksum that has taken `took`.
     pub(super) fn word(&self, checksum: u64, took: Duration) -> Word {
-        let step = self.step.unwrap_or_default().as_secs_f64().max(f64::MIN_POSITIVE);
-        let interval = (took.as_secs_f64() / (BUDGET * step)).ceil().clamp(1.0, MOST_STEPS as f64);
+        // A process that has not made a step yet cannot tell: it says more the next time.
+        let interval = self.step.map_or(1.0, |step| {
+            let step = step.as_secs_f64().max(f64::MIN_POSITIVE);
+            (took.as_secs_f64() / (BUDGET * step)).ceil().clamp(1.0, MOST_STEPS as f64)
+        });
         [checksum.cast_signed(), interval as i64]
     }
 
@@ -87,6 +90,7 @@ mod tests {
         let (mut watch, ms) = (StateWatch::default(), Duration::from_millis);
         assert!(!watch.is_due(7));
         assert!(watch.is_due(8), "the second step of a group");
+        assert_eq!(watch.word(3, ms(1)), [3, 1], "before its first step");
         watch.note(ms(100));
         assert_eq!(watch.word(u64::MAX, ms(1)), [-1, 10]);
         assert_eq!(watch.word(3, Duration::ZERO), [3, 1]);

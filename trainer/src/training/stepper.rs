@@ -25,7 +25,7 @@ use lcl_trainer_config::TrainerConfig;
 use super::{
     MemberRunError, TrainError, bad_data,
     describe::share_wait,
-    exchange::{JoinError, Own, Shared, Wanted, exchange},
+    exchange::{JoinError, Own, Shared, Wanted, exchange, sum_of_slots},
     metadata, nothing_trained,
     own_rows::{OwnRows, Second, second_of},
     prepare::{Progress, Provenance, suspect, with_provenance},
@@ -68,6 +68,8 @@ pub(super) struct Stepper {
     pub(super) came_from: Option<CheckpointId>,
     pub(super) tally: Tally,
     samples: Option<Samples>,
+    /// See [`Wanted::all_slots`].
+    all_slots: u64,
     watch: StateWatch,
     /// How often this process's state was found to differ from the others'.
     differed: u32,
@@ -120,7 +122,8 @@ impl Stepper {
         learner: Learner,
         (identity, machine): (Identity, Option<String>),
     ) -> Self {
-        let order = dataset.order(config.optimization.seed, config.optimization.global_batch_size);
+        let batch = config.optimization.global_batch_size;
+        let order = dataset.order(config.optimization.seed, batch);
         Self {
             config,
             dataset,
@@ -133,6 +136,7 @@ impl Stepper {
             came_from: None,
             tally: Tally::default(),
             samples: None,
+            all_slots: sum_of_slots(0..batch),
             watch: StateWatch::default(),
             differed: 0,
         }
@@ -235,7 +239,7 @@ impl Stepper {
             wish,
             state,
         };
-        let wanted = Wanted { order: &self.order, batch: optimization.global_batch_size, step };
+        let wanted = self.wanted(step);
         let shared =
             exchange(group.as_mut().map(|(group, _)| &mut **group), &own, &wanted, EXCHANGE_TIMEOUT).map_err(|error| match error {
                 JoinError::Group(error) => broken(&error),
@@ -245,6 +249,10 @@ impl Stepper {
             self.compare_states(step, &shared.states, place.0)?;
         }
         Ok(Exchanged { step, rows, shared, asked, begin, before })
+    }
+
+    fn wanted(&self, step: u64) -> Wanted<'_> {
+        Wanted { order: &self.order, batch: self.config.optimization.global_batch_size, all_slots: self.all_slots, step }
     }
 
     /// The samples of a shard that another member owns.
@@ -313,7 +321,7 @@ impl Stepper {
         let loader = self.samples.as_mut().and_then(|samples| samples.loader.as_mut());
         let stages = loader.map(|loader| DataStages::new(self.config.data.threads, loader.stages()));
         let seconds = Seconds { data_wait: (begin - asked).as_secs_f64(), step: (end - begin).as_secs_f64(), end, stages };
-        let wanted = Wanted { order: &self.order, batch: self.config.optimization.global_batch_size, step };
+        let wanted = Wanted { order: &self.order, batch: self.config.optimization.global_batch_size, all_slots: self.all_slots, step };
         let record = self.tally.record(&wanted, generation, &shared, &report, &seconds);
         Ok(Done { record, took: end - asked, waited: Usage::now().waited.saturating_sub(before.waited) })
     }

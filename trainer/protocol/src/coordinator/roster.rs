@@ -95,7 +95,7 @@ impl Roster {
     }
 
     #[cfg(not(test))]
-    #[allow(clippy::unused_self, reason = "tests count")]
+    #[allow(clippy::unused_self, reason = "it counts in tests alone")]
     const fn note_walk(&self) {}
 
     /// How often all members were looked at so far.

@@ -45,7 +45,7 @@ fn member(rank: usize, slots: Range<u64>, store: &MemoryStore, config: &TrainerC
     let counts = [Counts { predictions: 10 + rank as u64, contrast: 20 + rank as u64 }];
     let own =
         Own { slots: &slots, batch: &batch, waits: &[], counts: &counts, shards: None, wish: 1 << rank, state: Some([7 + rank as i64, 3]) };
-    let wanted = Wanted { order: &order, batch: config.optimization.global_batch_size, step: STEP };
+    let wanted = Wanted { order: &order, batch: 8, all_slots: sum_of_slots(0..8), step: STEP };
     exchange(Some(&mut group), &own, &wanted, TIMEOUT)
 }
 
@@ -126,7 +126,7 @@ fn what_does_not_belong_into_the_own_slots_ends_the_step() {
         let slots = Slots::from(owned);
         let own = Own { slots: &slots, batch: &batch, waits: &[], counts: &[Counts::default()], shards: None, wish: 0, state: None };
         let wrong = |rows| PartsError::Own { step, rows, skipped: 0, slots: slots.count() };
-        match exchange(None, &own, &Wanted { order: &order, batch: 8, step }, TIMEOUT) {
+        match exchange(None, &own, &Wanted { order: &order, batch: 8, all_slots: sum_of_slots(0..8), step }, TIMEOUT) {
             Ok(found) => assert_eq!((found.rows, rows), (8, None)),
             Err(JoinError::Parts(error)) => assert_eq!(Some(error), rows.map(wrong)),
             Err(error) => panic!("{error:?}"),

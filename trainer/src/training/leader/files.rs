@@ -89,10 +89,12 @@ impl Open {
         self.folder.upload(&files)
     }
 
+    /// What an object store has to get; nothing for a folder.
     fn take_stock(&mut self) -> ToSend {
-        if !self.folder.store().is_local()
-            && let Ok(Some(closed)) = self.events.continue_after(EVENTS_AT_A_TIME, unix_time())
-        {
+        if self.folder.store().is_local() {
+            return ToSend::default();
+        }
+        if let Ok(Some(closed)) = self.events.continue_after(EVENTS_AT_A_TIME, unix_time()) {
             self.closed_events.push(closed);
         }
         let folder = self.folder.path();

@@ -78,6 +78,9 @@ struct ShardContrast {
     logit_scale_gradient: Tensor,
 }
 
+/// Of the own shards, and of one that is computed a second time.
+type Contrasts = (Option<Vec<ShardContrast>>, Option<ShardContrast>);
+
 impl Learner {
     pub(super) fn accumulate_exactly(
         &mut self,
@@ -168,7 +171,6 @@ impl Learner {
 
     /// The contrastive loss per shard, and of a shard that is computed a second time; nothing when no image has a context or the loss has no
     /// weight.
-    #[allow(clippy::type_complexity, reason = "two parts of one answer")]
     fn contrast_shards(
         &self,
         shards: &[PreparedRows],
@@ -177,7 +179,7 @@ impl Learner {
         counts: &[Counts],
         factors: Factors,
         exchange: &mut Exchange<'_>,
-    ) -> Result<(Option<Vec<ShardContrast>>, Option<ShardContrast>), LearnerError> {
+    ) -> Result<Contrasts, LearnerError> {
         let images: u64 = counts.iter().map(|counts| counts.contrast).sum();
         if images == 0 || self.weights.contrastive == 0.0 {
             return Ok((None, None));

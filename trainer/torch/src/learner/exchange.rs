@@ -1,4 +1,4 @@
-//! What the members of a step exchange, in this order: counts and wishes; contrastive features, and the sums of their similarities;
+//! What the members of a step exchange, in this order: counts and wishes, unless the caller's members have told each other; contrastive features, and the sums of their similarities;
 //! gradients; losses.
 //!
 //! One member alone takes the same path and exchanges nothing. Which exchanges take place depends on the gathered counts only, and so is
