@@ -366,6 +366,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_machine_that_computes_otherwise_than_the_others_is_unfit() {
+        assert_eq!(TrainError::Member(MemberRunError::Differs { times: 3 }).exit_code(), ExitCode::Unfit);
+    }
+
+    #[test]
     fn a_shard_that_is_gone_for_good_is_a_permanent_failure_and_one_that_storage_does_not_give_is_none() {
         let reading = |error: ShardError| LoaderError::Read { step: 3, slot: 1, source: Box::new(DatasetError::Shard(error)) };
         let path = || "/data/pairs-000007.tar".into();

@@ -55,6 +55,21 @@ impl StateWatch {
     }
 }
 
+/// How often this process was found to hold another state than the others, or to compute otherwise than a second member.
+#[derive(Debug, Default)]
+pub(super) struct Differences(u32);
+
+impl Differences {
+    /// How often that may happen before the machine is taken for unfit.
+    const MOST: u32 = 2;
+
+    /// Some were found, and this process is one of them or not. An error, how often, once that is too often.
+    pub(super) fn note(&mut self, is_own: bool) -> Result<(), u32> {
+        self.0 += u32::from(is_own);
+        if self.0 > Self::MOST { Err(self.0) } else { Ok(()) }
+    }
+}
+
 /// Ranks whose state is not that of most members; of values that equally many have, that of the lowest rank counts.
 pub(super) fn differing(words: &[Word]) -> Vec<u32> {
     let mut counts: BTreeMap<i64, (usize, usize)> = BTreeMap::new();
@@ -83,6 +98,13 @@ mod tests {
         check(&[6, 5], &[1]);
         check(&[7, 5, 5, 7, 9], &[1, 2, 4]);
         check(&[-1, 5, 5, -2, 5], &[0, 3]);
+    }
+
+    #[test]
+    fn only_the_third_own_difference_makes_a_machine_unfit() {
+        let mut differences = Differences::default();
+        let found = [true, false, true, false, false, true].map(|is_own| differences.note(is_own));
+        assert_eq!(found, [Ok(()), Ok(()), Ok(()), Ok(()), Ok(()), Err(3)]);
     }
 
     #[test]

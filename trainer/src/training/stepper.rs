@@ -30,7 +30,7 @@ use super::{
     own_rows::{OwnRows, Second, second_of},
     prepare::{Progress, Provenance, suspect, with_provenance},
     saver::{Facts, Saver},
-    state_watch::{StateWatch, Word, differing},
+    state_watch::{Differences, StateWatch, Word, differing},
     tally::{Seconds, Tally},
 };
 use crate::{
@@ -46,9 +46,6 @@ use crate::{
 /// two minutes) before; the time-out is for what neither shows (decision 10). Members wait for the slowest one's data, too.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// How often a process may be found to hold another state than the others, or to compute otherwise than a second one, before its machine is
-/// taken for unfit.
-const MOST_DIFFERENCES: u32 = 2;
 /// Longest wait for the samples of another member's shard, which this one computes a second time. Without them that is left out.
 const SECOND_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -71,8 +68,7 @@ pub(super) struct Stepper {
     /// See [`Wanted::all_slots`].
     all_slots: u64,
     watch: StateWatch,
-    /// How often this process's state was found to differ from the others'.
-    differed: u32,
+    differences: Differences,
 }
 
 /// Where the next batches come from.
@@ -138,7 +134,7 @@ impl Stepper {
             samples: None,
             all_slots: sum_of_slots(0..batch),
             watch: StateWatch::default(),
-            differed: 0,
+            differences: Differences::default(),
         }
     }
 
@@ -289,15 +285,16 @@ impl Stepper {
         }
         let is_own = ranks.iter().any(|other| *other as usize == rank);
         if is_own {
-            self.differed += 1;
-            tracing::error!(step, ?ranks, times = self.differed, "the state of this member is not that of the others: it gets theirs");
+            tracing::error!(step, ?ranks, "the state of this member is not that of the others: it gets theirs");
         }
-        if self.differed > MOST_DIFFERENCES {
-            return Err(Halt::Fatal(MemberRunError::Differs { times: self.differed }.into()));
-        }
+        self.note_difference(is_own)?;
         let clear = if 2 * ranks.len() < states.len() { "" } else { "; which are right is not to be told, those of the lower rank count" };
         let reason = format!("after {step} steps the states of ranks {ranks:?} are not those of the others{clear}");
         Err(Halt::Differs { ranks, is_own, reason })
+    }
+
+    fn note_difference(&mut self, is_own: bool) -> Result<(), Halt<TrainError>> {
+        self.differences.note(is_own).map_err(|times| Halt::Fatal(MemberRunError::Differs { times }.into()))
     }
 
     /// Computes the step and applies the update. After that the step counts.
@@ -342,13 +339,10 @@ impl Stepper {
             Ok(report) => Ok(report),
             Err(error @ LearnerError::Unequal { ranks, .. }) => {
                 let is_own = group.is_some_and(|group| ranks.contains(&group.rank()));
-                self.differed += u32::from(is_own);
                 if is_own {
-                    tracing::error!(step, times = self.differed, error = chain(&error), "this member is one of the two");
+                    tracing::error!(step, error = chain(&error), "this member is one of the two");
                 }
-                if self.differed > MOST_DIFFERENCES {
-                    return Err(Halt::Fatal(MemberRunError::Differs { times: self.differed }.into()));
-                }
+                self.note_difference(is_own)?;
                 Err(Halt::Group(chain(&error)))
             }
             Err(error) if group.is_some_and(|group| !group.is_live()) => Err(Halt::Group(chain(&error))),
