@@ -226,8 +226,7 @@ fn run(draft: &mut Draft) -> Option<ending::End> {
     if let Some(end) = ending::find_deadline(draft) {
         return Some(end);
     }
-    pods::decide_coordinator(draft);
-    pods::decide_workers(draft);
+    pods::decide_pods(draft);
     if let Some(end) = ending::find_exhaustion(draft) {
         return Some(end);
     }

@@ -46,8 +46,27 @@ enum Presence {
     Unrecorded,
 }
 
-/// The coordinator, which is told from all before it by its epoch. The epoch of a pod that may have existed is never given again.
-pub(super) fn decide_coordinator(draft: &mut Draft) {
+impl Presence {
+    /// Whether the job has had this pod.
+    fn was_there(self, draft: &Draft, name: &str) -> bool {
+        match self {
+            Self::Free => draft.status.replacing.iter().any(|replacing| replacing.pod == name),
+            Self::Foreign => false,
+            // What ends or is missing here has been there.
+            Self::Well | Self::Taken | Self::Unrecorded => true,
+        }
+    }
+}
+
+/// The coordinator, which is told from all before it by its epoch, and then the workers. The epoch of a pod that may have existed is never given
+/// again.
+pub(super) fn decide_pods(draft: &mut Draft) {
+    let presence = decide_coordinator(draft);
+    let was_there = presence.was_there(draft, &coordinator_name(draft.observed.job));
+    decide_workers(draft, was_there);
+}
+
+fn decide_coordinator(draft: &mut Draft) -> Presence {
     let name = coordinator_name(draft.observed.job);
     let existed = draft.status.coordinator_epoch.is_some() && draft.status.workers.as_ref().is_some_and(|workers| workers.created > 0);
     let presence = look_at(draft, &name, existed);
@@ -56,7 +75,7 @@ pub(super) fn decide_coordinator(draft: &mut Draft) {
     }
     // No epoch is spent on a pod that is not going to be created.
     if presence != Presence::Free || !draft.may_create() {
-        return;
+        return presence;
     }
     let epoch = match draft.status.coordinator_epoch {
         Some(epoch) if draft.observed.unused_epoch == Some(epoch) => epoch,
@@ -65,6 +84,7 @@ pub(super) fn decide_coordinator(draft: &mut Draft) {
     };
     draft.status.coordinator_epoch = Some(epoch);
     draft.actions.push(Action::CreateCoordinator { epoch });
+    presence
 }
 
 /// A coordinator keeps the time-outs and the bound on slow members that it was started with, so with others another one takes its place. That is no loss, and the group
@@ -82,24 +102,19 @@ fn replace_outdated(draft: &mut Draft, name: &str) {
     draft.actions.push(Action::DeletePod { name: name.to_owned(), uid: pod.uid.clone(), force: false });
 }
 
-/// The workers from 0 to the wanted number.
-pub(super) fn decide_workers(draft: &mut Draft) {
+/// The workers from 0 to the wanted number. They count as created when they and the coordinator were there: from then on a pod that is missing is a
+/// loss.
+fn decide_workers(draft: &mut Draft, coordinator_was_there: bool) {
     let job = draft.observed.job;
     let desired = job.world().desired;
     let created = draft.status.workers.as_ref().map_or(0, |workers| workers.created);
-    let mut all_there = true;
+    let mut all_there = coordinator_was_there;
     for index in 0..desired {
         let name = worker_pod_name(job, index.unsigned_abs());
-        match look_at(draft, &name, index < created) {
-            Presence::Free => {
-                all_there &= draft.status.replacing.iter().any(|replacing| replacing.pod == name);
-                if draft.may_create() {
-                    draft.actions.push(Action::CreateWorker { index: index.unsigned_abs() });
-                }
-            }
-            Presence::Foreign => all_there = false,
-            // What ends or is missing here has been there.
-            Presence::Well | Presence::Taken | Presence::Unrecorded => {}
+        let presence = look_at(draft, &name, index < created);
+        all_there &= presence.was_there(draft, &name);
+        if presence == Presence::Free && draft.may_create() {
+            draft.actions.push(Action::CreateWorker { index: index.unsigned_abs() });
         }
     }
     if let Some(workers) = &mut draft.status.workers {

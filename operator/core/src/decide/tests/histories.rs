@@ -196,6 +196,34 @@ proptest! {
     }
 
     #[test]
+    fn pods_whose_creation_fails_are_no_loss(fails in vec(any::<[bool; 3]>(), 1..8), is_restarted in any::<u64>()) {
+        let mut scene = Scene::new("");
+        for (round, [coordinator, first, second]) in fails.into_iter().enumerate() {
+            let decision = scene.decide();
+            scene.write(&decision);
+            for action in &decision.actions {
+                let fails = match action {
+                    Action::CreateCoordinator { .. } => coordinator,
+                    Action::CreateWorker { index: 0 } => first,
+                    Action::CreateWorker { .. } => second,
+                    _ => false,
+                };
+                if fails {
+                    // Whether it was carried out is not known.
+                    scene.unused_epoch = None;
+                } else {
+                    scene.act(action);
+                }
+            }
+            if is_restarted >> round & 1 == 1 {
+                scene.unused_epoch = None;
+            }
+        }
+        scene.settle();
+        prop_assert_eq!((scene.restarts(), scene.pods.len(), scene.status.replacing.len()), (0, 3, 0));
+    }
+
+    #[test]
     fn when_nothing_happens_any_more_a_job_has_all_its_pods_or_is_over(happenings in vec(happening(), 1..40)) {
         let budgets = "spec.failurePolicy = {'application': {'limit': 50}, 'infrastructure': {'limit': 100}}";
         let mut history = History { scene: Scene::new(budgets), epochs: BTreeSet::new() };

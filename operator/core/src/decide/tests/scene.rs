@@ -186,7 +186,7 @@ impl Scene {
         self.gone.retain(|name, _| decision.unrecorded.contains(name));
     }
 
-    fn act(&mut self, action: &Action) {
+    pub(super) fn act(&mut self, action: &Action) {
         match action {
             Action::StopGroup => self.change_group(|group| (group.phase, group.members) = (GroupPhase::Ended, Vec::new())),
             Action::SetWorld(bounds) => self.change_group(|group| group.members_wanted = *bounds),

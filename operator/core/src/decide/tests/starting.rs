@@ -59,6 +59,26 @@ fn pods_that_were_not_created_are_no_loss() {
     assert_eq!(scene.restarts(), 0);
 }
 
+/// Its creation is refused again and again, while those of the workers go well.
+#[test]
+fn a_coordinator_that_was_never_created_is_no_loss() {
+    let mut scene = Scene::new("");
+    scene.round();
+    scene.vanish(COORDINATOR);
+    scene.unused_epoch = None;
+    for epoch in 2..6 {
+        assert_eq!(scene.decide().actions, [Action::CreateCoordinator { epoch }]);
+        let decision = scene.decide();
+        scene.write(&decision);
+        scene.unused_epoch = None;
+    }
+    scene.settle();
+    assert_eq!((scene.restarts(), scene.status.replacing.len()), (0, 0));
+    scene.vanish(COORDINATOR);
+    scene.settle();
+    assert_eq!(scene.restarts(), 1, "now it was there");
+}
+
 #[test]
 fn a_pod_of_another_job_is_neither_counted_nor_deleted() {
     for name in [COORDINATOR, "job-w-1"] {
