@@ -7,4 +7,5 @@ pub mod control_commands;
 pub mod data_commands;
 pub mod data_page;
 pub mod display;
+pub mod logs;
 mod report_command;

@@ -5,8 +5,8 @@ use std::ops::Range;
 use lcl_data::{Batch, Orders, Slots};
 use lcl_protocol::{Generation, Plan};
 use lcl_torch::{
-    Counts, Device, Learner, LearnerError, MemberStep, PreparedRows, PreparedShards, StepReport, Verified, emulates_bfloat16, machine,
-    set_threads, shards_of, shim::runtime::set_deterministic,
+    Counts, Device, Learner, LearnerError, MemberStep, PreparedRows, PreparedShards, RowPreparer, StepReport, Verified, emulates_bfloat16,
+    machine, set_threads, shards_of, shim::runtime::set_deterministic,
 };
 use lcl_trainer_config::{ExactConfig, OptimizationConfig, Precision, TrainerConfig};
 
@@ -83,9 +83,21 @@ pub(super) fn warn_of_slow_precision(config: &TrainerConfig, device: Device) -> 
     Ok(())
 }
 
-fn target<'a>(config: &TrainerConfig, learner: &Learner, order: &'a Orders) -> Target<'a> {
-    let cap = config.optimization.micro_batch_size;
-    Target { image_size: config.model.shape.vision.image_size, cap, device: learner.model().device(), order }
+/// What batches become rows by; needs no learner, which may be computing.
+#[derive(Clone, Copy)]
+pub(super) struct RowMaker<'a> {
+    pub(super) preparer: &'a RowPreparer,
+    pub(super) device: Device,
+    pub(super) config: &'a TrainerConfig,
+    pub(super) order: &'a Orders,
+}
+
+impl RowMaker<'_> {
+    fn rows(&self, batch: &Batch, slots: Range<u64>) -> Result<PreparedRows, TrainError> {
+        let cap = self.config.optimization.micro_batch_size;
+        let target = Target { image_size: self.config.model.shape.vision.image_size, cap, device: self.device, order: self.order };
+        Ok(self.preparer.prepare(&micro_batches(batch, slots, target)?)?)
+    }
 }
 
 /// The rows of a process in a step: of all of its slots, in exact mode of each of its virtual shards.
@@ -98,16 +110,9 @@ pub(super) struct OwnRows {
 
 impl OwnRows {
     /// Of `batch`, which has the slots of member `rank` of `world`.
-    pub(super) fn prepare(
-        learner: &mut Learner,
-        batch: &Batch,
-        (rank, world): (usize, usize),
-        (config, order): (&TrainerConfig, &Orders),
-    ) -> Result<Self, TrainError> {
-        let optimization = &config.optimization;
+    pub(super) fn prepare(maker: RowMaker<'_>, batch: &Batch, (rank, world): (usize, usize)) -> Result<Self, TrainError> {
+        let optimization = &maker.config.optimization;
         let cap = optimization.micro_batch_size;
-        let target = target(config, learner, order);
-        learner.set_sources(order.names().len());
         let parts: Vec<_> = match optimization.exact {
             None => std::iter::once(0..optimization.global_batch_size).collect(),
             Some(exact) => {
@@ -116,22 +121,14 @@ impl OwnRows {
                 shards.map(|shard| shard as u64 * size..(shard as u64 + 1) * size).collect()
             }
         };
-        let prepare = |slots| Ok(learner.prepare(&micro_batches(batch, slots, target)?)?);
-        let rows = parts.into_iter().map(prepare).collect::<Result<_, TrainError>>()?;
+        let rows = parts.into_iter().map(|slots| maker.rows(batch, slots)).collect::<Result<_, TrainError>>()?;
         Ok(Self { rows, keep_activations: cap.is_none_or(|cap| batch.rows.len() as u64 <= cap), second: None })
     }
 
     /// In this step a shard is computed by two members; `batch`: what it has, on the second one.
-    pub(super) fn verify(
-        &mut self,
-        second: &Second,
-        batch: Option<&Batch>,
-        learner: &Learner,
-        (config, order): (&TrainerConfig, &Orders),
-    ) -> Result<(), TrainError> {
-        let target = target(config, learner, order);
-        let prepare = |batch| -> Result<_, TrainError> { Ok(learner.prepare(&micro_batches(batch, second.slots.clone(), target)?)?) };
-        self.second = Some((second.shard, batch.map(prepare).transpose()?));
+    pub(super) fn verify(&mut self, second: &Second, batch: Option<&Batch>, maker: RowMaker<'_>) -> Result<(), TrainError> {
+        let rows = batch.map(|batch| maker.rows(batch, second.slots.clone())).transpose()?;
+        self.second = Some((second.shard, rows));
         Ok(())
     }
 

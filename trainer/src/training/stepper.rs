@@ -17,8 +17,9 @@ use lcl_protocol::{
     drive::{Failure, Halt, Standing},
 };
 use lcl_torch::{
-    Learner, LearnerError, MemberStep, StepReport,
+    Learner, LearnerError, MemberStep, RowPreparer, StepReport,
     collectives::{Group, GroupError, Usage},
+    step_span,
 };
 use lcl_trainer_config::TrainerConfig;
 
@@ -27,7 +28,7 @@ use super::{
     describe::share_wait,
     exchange::{JoinError, Own, Shared, Wanted, exchange, sum_of_slots},
     metadata, nothing_trained,
-    own_rows::{OwnRows, Second, second_of},
+    own_rows::{OwnRows, RowMaker, Second, second_of},
     prepare::{Progress, Provenance, suspect, with_provenance},
     saver::{Facts, Saver},
     state_watch::{Differences, StateWatch, Word, differing},
@@ -64,6 +65,7 @@ pub(super) struct Stepper {
     /// The checkpoint that this process has read.
     pub(super) came_from: Option<CheckpointId>,
     pub(super) tally: Tally,
+    preparer: RowPreparer,
     samples: Option<Samples>,
     /// See [`Wanted::all_slots`].
     all_slots: u64,
@@ -78,6 +80,31 @@ struct Samples {
     next: u64,
     /// `None`: there are none to read.
     loader: Option<Loader>,
+    /// The next batch, when it was made ready while the step before was computed.
+    ahead: Option<Result<Ready, TrainError>>,
+}
+
+/// A batch and the rows that are made of it.
+struct Ready {
+    batch: Batch,
+    /// How long data threads were at its sources.
+    spent: Vec<Duration>,
+    /// When it was there.
+    there: Instant,
+    rows: OwnRows,
+}
+
+impl Ready {
+    /// Takes the next batch; `place`: rank and members.
+    fn take(loader: Option<&mut Loader>, step: u64, maker: RowMaker<'_>, place: (usize, usize)) -> Result<Self, TrainError> {
+        let (batch, spent) = match loader {
+            Some(loader) => (loader.next().ok_or(TrainError::DataEnded { step })?.map_err(TrainError::from)?, loader.spent()),
+            None => (Batch::empty(step), Vec::new()),
+        };
+        let there = Instant::now();
+        let _span = step_span!("prepare rows", step);
+        Ok(Self { rows: OwnRows::prepare(maker, &batch, place)?, batch, spent, there })
+    }
 }
 
 /// A step whose samples are there, and of which all members know what the others have.
@@ -115,11 +142,13 @@ impl Stepper {
     pub(super) fn new(
         config: TrainerConfig,
         dataset: Arc<Dataset>,
-        learner: Learner,
+        mut learner: Learner,
         (identity, machine): (Identity, Option<String>),
     ) -> Self {
         let batch = config.optimization.global_batch_size;
         let order = dataset.order(config.optimization.seed, batch);
+        learner.set_sources(order.names().len());
+        let preparer = learner.row_preparer();
         Self {
             config,
             dataset,
@@ -131,6 +160,7 @@ impl Stepper {
             restored: None,
             came_from: None,
             tally: Tally::default(),
+            preparer,
             samples: None,
             all_slots: sum_of_slots(0..batch),
             watch: StateWatch::default(),
@@ -146,7 +176,7 @@ impl Stepper {
         let steps = self.config.optimization.steps;
         let has_samples = step < steps && slots.count() > 0;
         let loader = has_samples.then(|| self.loader(slots, step..steps)).transpose()?;
-        self.samples = Some(Samples { slots: slots.clone(), next: step, loader });
+        self.samples = Some(Samples { slots: slots.clone(), next: step, loader, ahead: None });
         Ok(())
     }
 
@@ -157,8 +187,9 @@ impl Stepper {
 
     /// Whether the next batch, or the error in its place, comes within `patience`.
     pub(super) fn has_batch_within(&self, patience: Duration) -> bool {
-        let loader = self.samples.as_ref().and_then(|samples| samples.loader.as_ref());
-        loader.is_none_or(|loader| loader.wait(patience))
+        let _span = step_span!("wait for data");
+        let Some(samples) = self.samples.as_ref() else { return true };
+        samples.ahead.is_some() || samples.loader.as_ref().is_none_or(|loader| loader.wait(patience))
     }
 
     /// A group begins, whose members hold the same state.
@@ -208,23 +239,22 @@ impl Stepper {
         let step = self.progress.completed_steps;
         // All members come to the same answer.
         let is_compared = group.is_some() && (self.watch.is_due(step) || is_saving);
+        let place = place_in(group.as_ref().map(|(group, _)| &**group));
+        let maker = RowMaker { preparer: &self.preparer, device: self.learner.model().device(), config: &self.config, order: &self.order };
         let Some(samples) = self.samples.as_mut() else { return Err(TrainError::DataEnded { step }.into()) };
         samples.next = step + 1;
-        let batch = match samples.loader.as_mut() {
-            Some(loader) => loader.next().ok_or(TrainError::DataEnded { step })?.map_err(TrainError::from)?,
-            None => Batch::empty(step),
-        };
-        let begin = Instant::now();
+        let ready = samples.ahead.take().unwrap_or_else(|| Ready::take(samples.loader.as_mut(), step, maker, place));
+        let Ready { batch, spent, there, mut rows } = ready?;
+        let begin = there.max(asked);
         let state = is_compared.then(|| sum_up(&self.learner, &self.watch)).transpose()?;
-        let place = group.as_ref().map_or((0, 1), |(group, _)| (group.rank(), group.world_size()));
-        let mut rows = OwnRows::prepare(&mut self.learner, &batch, place, (&self.config, &self.order))?;
         let second = group.as_ref().and_then(|(_, generation)| second_of(&self.config.optimization, step, place.1, *generation));
         if let Some(second) = second {
             let again = if second.rank == place.0 { self.read_again(&second, step)? } else { None };
-            rows.verify(&second, again.as_ref(), &self.learner, (&self.config, &self.order))?;
+            let device = self.learner.model().device();
+            let maker = RowMaker { preparer: &self.preparer, device, config: &self.config, order: &self.order };
+            rows.verify(&second, again.as_ref(), maker)?;
         }
         let Some(samples) = self.samples.as_ref() else { return Err(TrainError::DataEnded { step }.into()) };
-        let spent = samples.loader.as_ref().map_or_else(Vec::new, Loader::spent);
         let optimization = &self.config.optimization;
         let own = Own {
             slots: &samples.slots,
@@ -235,6 +265,7 @@ impl Stepper {
             wish,
             state,
         };
+        let _span = step_span!("exchange");
         let wanted = self.wanted(step);
         let shared =
             exchange(group.as_mut().map(|(group, _)| &mut **group), &own, &wanted, EXCHANGE_TIMEOUT).map_err(|error| match error {
@@ -305,6 +336,7 @@ impl Stepper {
         exchanged: Exchanged,
     ) -> Result<Done, Halt<TrainError>> {
         let Exchanged { step, rows, shared, asked, begin, before } = exchanged;
+        let _span = step_span!("step", step);
         let report = self.compute(group, step, &rows, &shared)?;
         let end = Instant::now();
         self.watch.note(end - asked);
@@ -333,9 +365,17 @@ impl Stepper {
         if shared.rows == 0 {
             return Ok(without_update(self.learner.learning_rate(step)));
         }
+        let place = place_in(group.as_deref());
+        let maker = RowMaker { preparer: &self.preparer, device: self.learner.model().device(), config: &self.config, order: &self.order };
         let member =
             group.as_deref_mut().map(|group| MemberStep { group, wish: 0, counts: Some(&shared.counts), timeout: EXCHANGE_TIMEOUT });
-        match rows.train(&mut self.learner, step, self.config.optimization.exact, member) {
+        let exact = self.config.optimization.exact;
+        let learner = &mut self.learner;
+        let (trained, ahead) = beside(self.samples.as_mut(), (maker, place), || rows.train(learner, step, exact, member));
+        if let Some(samples) = self.samples.as_mut() {
+            samples.ahead = ahead;
+        }
+        match trained {
             Ok(report) => Ok(report),
             Err(error @ LearnerError::Unequal { ranks, .. }) => {
                 let is_own = group.is_some_and(|group| ranks.contains(&group.rank()));
@@ -361,6 +401,31 @@ impl Stepper {
             ),
         }
     }
+}
+
+/// Rank and members.
+fn place_in(group: Option<&Group>) -> (usize, usize) {
+    group.map_or((0, 1), |group| (group.rank(), group.world_size()))
+}
+
+/// Computes a step, and meanwhile makes the rows of the next one where its batch is there already. One that is not is waited for by nobody here.
+fn beside<T>(
+    samples: Option<&mut Samples>,
+    (maker, place): (RowMaker<'_>, (usize, usize)),
+    compute: impl FnOnce() -> T,
+) -> (T, Option<Result<Ready, TrainError>>) {
+    let Some(samples) = samples else { return (compute(), None) };
+    let step = samples.next;
+    let next = samples.loader.as_mut().filter(|loader| step < maker.config.optimization.steps && loader.wait(Duration::ZERO));
+    thread::scope(|scope| {
+        let make = |loader| {
+            let thread = thread::Builder::new().name("prepare".to_owned());
+            thread.spawn_scoped(scope, move || Ready::take(Some(loader), step, maker, place)).ok()
+        };
+        let making = next.and_then(make);
+        let computed = compute();
+        (computed, making.map(|thread| thread.join().unwrap_or(Err(TrainError::Panicked))))
+    })
 }
 
 /// What a member says of its state.

@@ -6,7 +6,10 @@ use lcl_data::{
     Batch, Orders, Row,
     image::{MEAN, STD},
 };
-use lcl_torch::{Device, Kind, MicroBatch, TchError, Tensor, shim::cuda::pin_memory};
+use lcl_torch::{
+    Device, Kind, MicroBatch, TchError, Tensor,
+    shim::{cuda::pin_memory, values::tensor_of},
+};
 
 use super::describe::sources_of;
 use crate::training::micro_batch::split;
@@ -74,14 +77,17 @@ fn tensors(batch: &Batch, rows: &[Row], target: Target<'_>) -> Result<MicroBatch
         let tokens = batch.tokens.get(row.tokens.clone()).ok_or_else(inconsistent)?;
         place.get_mut(..tokens.len()).ok_or_else(inconsistent)?.copy_from_slice(tokens);
     }
-    let tokens = Tensor::f_from_slice(&tokens).and_then(|tokens| tokens.f_view([rows.len() as i64, length as i64]));
+    let tokens = tensor_of(tokens, &[rows.len() as i64, length as i64]).map_err(TchError::from);
     let images = rows.first().map_or(0, |row| row.images.start)..rows.last().map_or(0, |row| row.images.end);
     let bytes = 3 * (image_size * image_size) as usize;
     let pixels = batch.pixels.get(images.start * bytes..images.end * bytes).ok_or_else(inconsistent)?;
-    let images = Tensor::f_from_slice(pixels)
-        .and_then(|pixels| pixels.f_view([images.len() as i64, image_size, image_size, 3]))
-        .and_then(|pixels| to_device(pixels, device))
-        .and_then(|pixels| normalise(&pixels));
+    let images = match device {
+        Device::Cpu => normalised_here(pixels, images.len(), image_size),
+        device => tensor_of(pixels.to_vec(), &[images.len() as i64, image_size, image_size, 3])
+            .map_err(TchError::from)
+            .and_then(|pixels| to_device(&pixels, device))
+            .and_then(|pixels| normalise(&pixels)),
+    };
     Ok(MicroBatch {
         // Token ids are read on the host, where the layout of the sequences is worked out.
         tokens: tokens.map_err(copy)?,
@@ -104,13 +110,24 @@ fn normalise(pixels: &Tensor) -> Result<Tensor, TchError> {
     values.f_div_(&most)?.f_sub_(&channels(&MEAN)?)?.f_div_(&channels(&STD)?)
 }
 
-/// To a GPU through pinned memory, so that the copy runs beside what the GPU is doing.
-fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
-    if device == Device::Cpu {
-        return Ok(tensor);
+/// As [`normalise`], `images` of so many pixels a side, in one pass over the bytes and by this thread alone: none of libtorch's threads, which
+/// compute meanwhile, has to be woken.
+fn normalised_here(pixels: &[u8], images: usize, side: i64) -> Result<Tensor, TchError> {
+    let tables: [[f32; 256]; 3] =
+        std::array::from_fn(|channel| std::array::from_fn(|value| (value as f32 / 255.0 - MEAN[channel]) / STD[channel]));
+    let mut values = Vec::with_capacity(pixels.len());
+    for image in pixels.chunks_exact((3 * side * side).max(1) as usize) {
+        for (channel, table) in tables.iter().enumerate() {
+            values.extend(image.as_chunks::<3>().0.iter().map(|pixel| table[usize::from(pixel[channel])]));
+        }
     }
+    Ok(tensor_of(values, &[images as i64, 3, side, side])?)
+}
+
+/// To a GPU through pinned memory, so that the copy runs beside what the GPU is doing.
+fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
     let kind = tensor.kind();
-    let pinned = pin_memory(&tensor).map_err(|error| TchError::Torch(error.to_string()))?;
+    let pinned = pin_memory(tensor).map_err(|error| TchError::Torch(error.to_string()))?;
     pinned.f_to_device_(device, kind, true, false)
 }
 
@@ -127,11 +144,15 @@ mod tests {
         // Every value in every channel, and two images whose planes must not mix.
         let bytes: Vec<u8> = (0..2 * 16 * 16 * 3_u32).map(|at| (at / 3 * 7 + at % 3 * 85 + at / 768) as u8).collect();
         let pixels = Tensor::f_from_slice(&bytes).unwrap().view([2, 16, 16, 3]);
-        let values = Vec::<f32>::try_from(normalise(&pixels).unwrap().view([-1])).unwrap();
-        for (at, byte) in bytes.iter().enumerate() {
-            let (image, pixel, channel) = (at / 768, at % 768 / 3, at % 3);
-            let expected = (f32::from(*byte) / 255.0 - MEAN[channel]) / STD[channel];
-            assert_eq!(values[(image * 3 + channel) * 256 + pixel].to_bits(), expected.to_bits(), "{byte} in channel {channel}");
+        let here = normalised_here(&bytes, 2, 16).unwrap();
+        assert_eq!(here.size(), [2, 3, 16, 16]);
+        for values in [normalise(&pixels).unwrap(), here] {
+            let values = Vec::<f32>::try_from(values.view([-1])).unwrap();
+            for (at, byte) in bytes.iter().enumerate() {
+                let (image, pixel, channel) = (at / 768, at % 768 / 3, at % 3);
+                let expected = (f32::from(*byte) / 255.0 - MEAN[channel]) / STD[channel];
+                assert_eq!(values[(image * 3 + channel) * 256 + pixel].to_bits(), expected.to_bits(), "{byte} in channel {channel}");
+            }
         }
     }
 

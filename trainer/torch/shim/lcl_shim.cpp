@@ -360,6 +360,14 @@ int lcl_checkpoint(void *closure, lcl_run run, lcl_drop drop, const lcl_tensor *
   });
 }
 
+int lcl_take_values(void *values, int32_t kind, const int64_t *sizes, size_t dimensions, void *owner, lcl_drop drop, lcl_tensor *tensor) {
+  return guarded([&] {
+    const std::shared_ptr<void> holder(owner, drop);
+    const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(kind));
+    *tensor = release(at::from_blob(values, at::IntArrayRef(sizes, dimensions), [holder](void *) {}, options));
+  });
+}
+
 void lcl_retain_memory(void) { c10::SetCPUAllocator(&lcl::RetainingAllocator::instance(), /*priority=*/1); }
 
 size_t lcl_retained_bytes(void) { return lcl::RetainingAllocator::instance().mapped_bytes(); }

@@ -74,6 +74,9 @@ int lcl_set_intra_op_threads(int32_t threads);
 int lcl_set_inter_op_threads(int32_t threads);
 int lcl_intra_op_threads(int32_t *threads);
 
+// A tensor on the host over memory of the caller's. `drop` is called with `owner` once nobody needs it any more, also on an error.
+int lcl_take_values(void *values, int32_t kind, const int64_t *sizes, size_t dimensions, void *owner, lcl_drop drop, lcl_tensor *tensor);
+
 // CUDA; all may be called where there is none.
 int lcl_cuda_load(int32_t *loaded);
 int lcl_cuda_device_count(int32_t *count);

@@ -363,8 +363,17 @@ private:
   LossRequest request_;
 };
 
-// Rows whose logits are held at once by the general form: at V = 49,411 and float32 about 400 MB.
-constexpr int64_t block_rows = 2048;
+// Memory of the general form: a quarter of what all logits and their gradient would take, in the type of the products, but no less than
+// this, so that small losses come in one block.
+constexpr int64_t least_block_bytes = int64_t{256} << 20;
+
+// Rows of a block of logits, all blocks alike: as few as fit. At its peak a block has the products, and twice the logits, in the wider type.
+inline int64_t rows_of_block(int64_t rows, int64_t vocabulary, at::ScalarType narrow, at::ScalarType wide) {
+  const int64_t narrow_bytes = static_cast<int64_t>(c10::elementSize(narrow)), wide_bytes = static_cast<int64_t>(c10::elementSize(wide));
+  const int64_t budget = std::max(least_block_bytes, rows * vocabulary * narrow_bytes / 2);
+  const int64_t most = std::max<int64_t>(1, budget / (vocabulary * ((narrow == wide ? 0 : narrow_bytes) + 2 * wide_bytes)));
+  return rows == 0 ? 1 : at::divup(rows, at::divup(rows, most));
+}
 
 inline LossResult general_loss(const Tensor &hidden, const Tensor &weight, const Tensor &labels, at::ScalarType narrow, const LossRequest &request) {
   const auto wide = hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -377,13 +386,15 @@ inline LossResult general_loss(const Tensor &hidden, const Tensor &weight, const
   }
   const Tensor terms = place_for_terms(request, hidden, wide);
   Tensor grad_weight = request.weight ? at::zeros_like(weight, weight.options().dtype(wide)) : Tensor();
+  const int64_t block_rows = rows_of_block(inputs.size(0), matrix.size(0), narrow, wide);
   for (int64_t begin = 0; begin < inputs.size(0); begin += block_rows) {
     const int64_t rows = std::min(block_rows, inputs.size(0) - begin);
     const Tensor chunk = inputs.narrow(0, begin, rows);
     const Tensor label = labels.narrow(0, begin, rows).unsqueeze(1);
-    Tensor logits = at::mm(chunk, matrix.t()).to(wide);
-    const Tensor normaliser = at::logsumexp(logits, 1, true);
-    const Tensor part = (normaliser - logits.gather(1, label)).squeeze(1);
+    // Passes over [rows, V] are what this costs beside the products: widening, log-softmax, and one that forms the slope in the products' type.
+    Tensor log_probabilities = at::_log_softmax(at::mm(chunk, matrix.t()).to(wide), 1, false);
+    const Tensor of_label = log_probabilities.gather(1, label);
+    const Tensor part = of_label.squeeze(1).neg();
     result.loss.add_(part.sum());
     if (terms.defined()) {
       terms.narrow(0, begin, rows).copy_(part);
@@ -391,15 +402,16 @@ inline LossResult general_loss(const Tensor &hidden, const Tensor &weight, const
     if (!request.hidden && !request.weight) {
       continue;
     }
-    logits.sub_(normaliser).exp_();
-    logits.scatter_(1, label, logits.gather(1, label).sub_(1.0));
-    const Tensor slope = logits.mul_(request.scale).to(narrow);
-    logits.reset();
+    Tensor slope = at::empty(log_probabilities.sizes(), inputs.options());
+    at::exp_out(slope, log_probabilities);
+    log_probabilities.reset();
+    // softmax − 1, exact also where the softmax is nearly 1.
+    slope.scatter_(1, label, at::expm1(of_label).to(narrow));
     if (request.hidden) {
-      result.grad_hidden.narrow(0, begin, rows).copy_(at::mm(slope, matrix));
+      result.grad_hidden.narrow(0, begin, rows).copy_(at::mm(slope, matrix).to(wide).mul_(request.scale));
     }
     if (request.weight) {
-      grad_weight.add_(at::mm(slope.t(), chunk));
+      grad_weight.add_(at::mm(slope.t(), chunk), request.scale);
     }
   }
   result.loss.mul_(request.scale);

@@ -31,22 +31,23 @@ use tch::{Device, Kind, TchError, Tensor};
 pub use by_source::{SourceLosses, Terms};
 pub use exact::{OwnShards, PreparedShards, Verified, shards_of};
 pub use exchange::{Agreement, MemberStep};
-pub use forward::PreparedRows;
+pub use forward::{PreparedRows, RowPreparer};
 pub use inspect::Inspection;
 pub use schedule::learning_rate;
 
-use self::{exchange::Exchange, forward::Prepared};
+use self::exchange::Exchange;
 use crate::{
     batch::MicroBatch,
     checksum::checksum,
     collectives::GroupError,
     hash::hash_tensors,
-    layout::{BatchError, Extent, LayoutFaults, Rules},
+    layout::{BatchError, LayoutFaults, Rules},
     model::{Model, ModelError, ModelFaults},
     optimizer::{AdamW, AdamWOptions},
     probe::{self, Phase},
     shim::ShimError,
     state::{self, HostState, StateError, StateTensor},
+    step_span,
 };
 
 /// The temperature's factor stays below 100, as in CLIP (arXiv 2103.00020, §2.5).
@@ -368,15 +369,15 @@ impl Learner {
         Ok((result?, exchange.agreement()))
     }
 
-    /// Checks micro-batches and lays them out on the host, which needs neither parameters nor other members.
+    /// As [`RowPreparer::prepare`].
     pub fn prepare(&self, batches: &[MicroBatch]) -> Result<PreparedRows, LearnerError> {
-        let side = self.model.config().shape.vision.image_size;
-        let prepare = |(index, batch): (usize, &MicroBatch)| {
-            let prepared = Prepared::new(batch.shallow_clone(), &self.rules, side, Extent::Losses);
-            let checked = prepared.and_then(|prepared| prepared.check_sources(self.sources).map(|()| prepared));
-            checked.map_err(|source| LearnerError::Batch { index, source })
-        };
-        Ok(PreparedRows(batches.iter().enumerate().map(prepare).collect::<Result<_, _>>()?))
+        self.row_preparer().prepare(batches)
+    }
+
+    /// What prepares rows for this learner, also while it computes.
+    #[must_use]
+    pub fn row_preparer(&self) -> RowPreparer {
+        RowPreparer { rules: self.rules.clone(), image_side: self.model.config().shape.vision.image_size, sources: self.sources }
     }
 
     /// As [`Learner::train_step_with`] over rows that are prepared; without `member` alone.
@@ -432,6 +433,7 @@ impl Learner {
 
     /// The second half of a step: clips, updates, clamps the temperature and drops the gradients.
     pub fn apply_gradients(&mut self, step: u64, losses: LossReport) -> Result<StepReport, LearnerError> {
+        let _span = step_span!("update");
         probe::reach(Phase::BeforeUpdate);
         let gradient_norm = self.optimizer.gradient_norm().map_err(LearnerError::Update)?;
         let learning_rate = self.learning_rate(step);

@@ -37,8 +37,8 @@ pub use layout::{BatchError, TokenUse, token_uses};
 #[doc(hidden)]
 pub use learner::LearnerOptions;
 pub use learner::{
-    Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, OwnShards, PreparedRows, PreparedShards, SourceLosses,
-    StepReport, Terms, Verified, learning_rate, shards_of,
+    Agreement, Inspection, Learner, LearnerError, LossReport, MemberStep, OwnShards, PreparedRows, PreparedShards, RowPreparer,
+    SourceLosses, StepReport, Terms, Verified, learning_rate, shards_of,
 };
 pub use loss::{Contrast, Counts, Factors, contrast};
 pub use machine::{emulates_bfloat16, machine};

@@ -6,6 +6,17 @@ use std::{ffi::c_int, sync::OnceLock};
 
 use crate::shim::collectives::observe_buckets;
 
+/// Target of the spans that a step is made of, for traces: `trace_span!(target: STEP, …)`. Nobody enters them unless a trace is asked for.
+pub const STEP: &str = "lcl::step";
+
+/// Enters a span of a step, which ends with the value.
+#[macro_export]
+macro_rules! step_span {
+    ($($name:tt)*) => {
+        ::tracing::trace_span!(target: $crate::probe::STEP, $($name)*).entered()
+    };
+}
+
 /// A place in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

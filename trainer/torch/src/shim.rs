@@ -16,6 +16,7 @@ pub mod process;
 pub mod runtime;
 pub(crate) mod sockets;
 mod store;
+pub mod values;
 
 pub use autocast::AutocastGuard;
 pub use checkpoint::checkpoint;

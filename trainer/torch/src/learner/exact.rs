@@ -24,6 +24,7 @@ use crate::{
     loss::{ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
     shim::optimizer as kernels,
+    step_span,
 };
 
 /// The virtual shards that a process computes.
@@ -180,6 +181,7 @@ impl Learner {
         factors: Factors,
         exchange: &mut Exchange<'_>,
     ) -> Result<Contrasts, LearnerError> {
+        let _span = step_span!("contrast");
         let images: u64 = counts.iter().map(|counts| counts.contrast).sum();
         if images == 0 || self.weights.contrastive == 0.0 {
             return Ok((None, None));

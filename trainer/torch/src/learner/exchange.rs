@@ -21,6 +21,7 @@ use crate::{
     loss::Counts,
     model::Parameter,
     probe::{self, Phase},
+    step_span,
 };
 
 /// A member's place in a step of several members.
@@ -212,6 +213,7 @@ impl<'a> Exchange<'a> {
     /// piece, so that no sum is written to memory and read again.
     pub(super) fn sum_along_tree(&mut self, own: ShardGradients, total: usize) -> Result<Vec<Tensor>, GroupError> {
         let operation = "summing along the tree";
+        let _span = step_span!("sum along the tree");
         let failed = |source| GroupError::Tensor { operation, source };
         let incomplete = || GroupError::Argument { operation, reason: "not every shard was summed".to_owned() };
         let Self::Members { member, .. } = self else { return own.into_sum().map_err(failed)?.ok_or_else(incomplete) };
@@ -280,8 +282,11 @@ impl<'a> Exchange<'a> {
     /// bits on all of them.
     pub(super) fn finish_sum(&mut self, own: PartLosses) -> Result<PartLosses, GroupError> {
         let Self::Members { member, .. } = self else { return Ok(own) };
+        let summing = step_span!("wait for the sum of gradients");
         member.group.finish_sum()?;
+        drop(summing);
         probe::reach(Phase::Reduced);
+        let _span = step_span!("losses");
         let all = member.group.exchange_floats(&own.numbers(), member.timeout)?;
         let mut sum = PartLosses::new(own.sources.len());
         for losses in &all {

@@ -13,6 +13,7 @@ use crate::{
         layers::gather_rows,
     },
     placement::Placement,
+    step_span,
 };
 
 /// A micro-batch whose tokens are checked and laid out.
@@ -86,6 +87,31 @@ impl PreparedRows {
     }
 }
 
+/// Prepares rows for a learner, which needs neither parameters nor other members.
+#[derive(Clone, Debug)]
+pub struct RowPreparer {
+    pub(super) rules: Rules,
+    /// In pixels.
+    pub(super) image_side: i64,
+    /// Sources to tell apart.
+    pub(super) sources: usize,
+}
+
+impl RowPreparer {
+    /// Checks micro-batches and lays them out on the host.
+    ///
+    /// # Errors
+    /// [`LearnerError::Batch`], which names the micro-batch.
+    pub fn prepare(&self, batches: &[MicroBatch]) -> Result<PreparedRows, LearnerError> {
+        let prepare = |(index, batch): (usize, &MicroBatch)| {
+            let prepared = Prepared::new(batch.shallow_clone(), &self.rules, self.image_side, Extent::Losses);
+            let checked = prepared.and_then(|prepared| prepared.check_sources(self.sources).map(|()| prepared));
+            checked.map_err(|source| LearnerError::Batch { index, source })
+        };
+        Ok(PreparedRows(batches.iter().enumerate().map(prepare).collect::<Result<_, _>>()?))
+    }
+}
+
 /// Contrastive features of a micro-batch, L2-normalised `[c, E]`; row i of both belongs together.
 #[derive(Debug)]
 pub(crate) struct Features {
@@ -140,6 +166,7 @@ pub(crate) struct RunOptions {
 
 /// Runs the model over `layout`'s positions.
 pub(crate) fn run(model: &Model, batch: &MicroBatch, layout: &Layout, options: RunOptions) -> Result<Outcome, LearnerError> {
+    let _span = step_span!("forward", rows = batch.slots.len());
     let config = model.config();
     let images = layout.image_rows.len();
     let drop_path = (config.drop_path > 0.0)

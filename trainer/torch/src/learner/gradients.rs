@@ -11,6 +11,7 @@ use super::{
 use crate::{
     loss::{Contrast, ContrastRows, Counts, Factors},
     model::drop_path::DropPathKey,
+    step_span,
 };
 
 /// The part of the contrastive loss that this process computes, with the gradients of each micro-batch's features.
@@ -121,6 +122,7 @@ impl Learner {
         every: &[OfMember],
         exchange: &mut Exchange<'_>,
     ) -> Result<Option<StepContrast>, LearnerError> {
+        let _span = step_span!("contrast");
         let images: u64 = every.iter().map(|of_member| of_member.counts.contrast).sum();
         // The same decision on all members: they know each other's counts.
         if images == 0 || self.weights.contrastive == 0.0 {
@@ -175,6 +177,7 @@ impl Learner {
         losses: &mut PartLosses,
         exchange: &mut Exchange<'_>,
     ) -> Result<(), LearnerError> {
+        let _span = step_span!("backward");
         let mut compute = || -> Result<(), TchError> {
             let mut terms = Vec::new();
             if let (Some(features), Some(Some([images, texts]))) = (&outcome.features, gradients) {

@@ -2,7 +2,10 @@
 
 use tch::{TchError, Tensor};
 
-use super::layers::{Linear, Norm, add_branch, gather_rows};
+use super::{
+    drop_path::{Kept, KeptImages},
+    layers::{Linear, Norm, add_branch, gather_rows},
+};
 use crate::shim::checkpoint;
 
 /// How the rows of a block's input `[T, W]`, sequences one after the other, belong together.
@@ -59,8 +62,8 @@ pub(crate) struct Block {
 #[derive(Debug)]
 pub(crate) struct BlockCall<'a> {
     pub(crate) arrangement: &'a Arrangement,
-    /// Factors of the two branches, each `[T, 1]`: 0 where dropped, 1 / keep probability elsewhere.
-    pub(crate) drop_path: Option<[Tensor; 2]>,
+    /// Of sequences of equal length: which of them keep the two branches; all without it.
+    pub(crate) drop_path: [Option<&'a Kept>; 2],
     /// Packed rows whose result is wanted; the others only serve as keys and values.
     pub(crate) keep: Option<&'a Tensor>,
 }
@@ -68,33 +71,38 @@ pub(crate) struct BlockCall<'a> {
 impl Block {
     /// `[T, W]` → `[T, W]`, or `[K, W]` when only K rows are kept.
     pub(crate) fn forward(&self, input: &Tensor, call: &BlockCall<'_>) -> Result<Tensor, TchError> {
-        let mut context = self.attend(&self.attention_in.forward(&self.attention_norm.forward(input)?)?, call.arrangement)?;
-        let kept;
+        let [attention_kept, mlp_kept] = call.drop_path;
         let stream = match call.keep {
-            None => input,
+            None => {
+                let branch = |rows: &Tensor, arrangement: &Arrangement| self.attention_out.forward(&self.context(rows, arrangement)?);
+                let residual = Residual { scale: self.attention_scale.as_ref(), kept: attention_kept };
+                residual.add(input, call.arrangement, branch)?
+            }
             Some(index) => {
-                context = gather_rows(&context, index)?;
-                kept = gather_rows(input, index)?;
-                &kept
+                let context = gather_rows(&self.context(input, call.arrangement)?, index)?;
+                let branch = self.attention_out.forward(&context)?;
+                add_branch(&gather_rows(input, index)?, branch, self.attention_scale.as_ref())?
             }
         };
-        let [attention_drop, mlp_drop] = call.drop_path.as_ref().map_or([None, None], |[a, b]| [Some(a), Some(b)]);
-        let branch = scaled(self.attention_out.forward(&context)?, self.attention_scale.as_ref(), attention_drop)?;
-        let stream = add_branch(stream, branch)?;
-        let hidden = self.mlp_in.forward(&self.mlp_norm.forward(&stream)?)?.f_gelu(self.gelu)?;
-        let branch = scaled(self.mlp_out.forward(&hidden)?, self.mlp_scale.as_ref(), mlp_drop)?;
-        add_branch(&stream, branch)
+        let branch =
+            |rows: &Tensor, _: &Arrangement| self.mlp_out.forward(&self.mlp_in.forward(&self.mlp_norm.forward(rows)?)?.f_gelu(self.gelu)?);
+        Residual { scale: self.mlp_scale.as_ref(), kept: mlp_kept }.add(&stream, call.arrangement, branch)
+    }
+
+    /// What attention makes of the stream's rows, before its last linear layer.
+    fn context(&self, rows: &Tensor, arrangement: &Arrangement) -> Result<Tensor, TchError> {
+        self.attend(&self.attention_in.forward(&self.attention_norm.forward(rows)?)?, arrangement)
     }
 
     /// As [`Block::forward`], but activations inside the block are computed again in the backward pass instead of being kept.
     pub(crate) fn forward_checkpointed(&self, input: &Tensor, call: &BlockCall<'_>) -> Result<Tensor, TchError> {
         let block = self.share();
         let arrangement = call.arrangement.share();
-        let drop_path = call.drop_path.as_ref().map(|masks| masks.each_ref().map(Tensor::shallow_clone));
+        let drop_path = call.drop_path.map(|kept| kept.map(Kept::share));
         let keep = call.keep.map(Tensor::shallow_clone);
         let output = checkpoint(&[input], move |inputs| {
             let [input] = inputs else { return Err(TchError::Shape("a block has one input".to_owned())) };
-            let drop_path = drop_path.as_ref().map(|masks| masks.each_ref().map(Tensor::shallow_clone));
+            let drop_path = drop_path.each_ref().map(Option::as_ref);
             block.forward(input, &BlockCall { arrangement: &arrangement, drop_path, keep: keep.as_ref() })
         })?;
         Ok(output)
@@ -145,13 +153,116 @@ pub(crate) fn scaled_dot_product(query: &Tensor, key: &Tensor, value: &Tensor, c
     Tensor::f_scaled_dot_product_attention(query, key, value, None::<&Tensor>, 0.0, causal, None, false)
 }
 
-fn scaled(branch: Tensor, layer_scale: Option<&Tensor>, drop_path: Option<&Tensor>) -> Result<Tensor, TchError> {
-    let branch = match layer_scale {
-        Some(gamma) => branch.f_mul(gamma)?,
-        None => branch,
-    };
-    match drop_path {
-        Some(factors) => branch.f_mul(factors),
-        None => Ok(branch),
+/// How a branch is added to the stream.
+struct Residual<'a> {
+    /// Layer-scale, `[W]`.
+    scale: Option<&'a Tensor>,
+    /// Which sequences have the branch; all without it.
+    kept: Option<&'a Kept>,
+}
+
+impl Residual<'_> {
+    /// The stream `[T, W]` with what `branch` makes of it. Only sequences that keep the branch are given to it, arranged as they are then.
+    fn add(
+        &self,
+        stream: &Tensor,
+        arrangement: &Arrangement,
+        branch: impl FnOnce(&Tensor, &Arrangement) -> Result<Tensor, TchError>,
+    ) -> Result<Tensor, TchError> {
+        let Some(Kept { images, factor }) = self.kept else { return add_branch(stream, branch(stream, arrangement)?, self.scale) };
+        let scale = self.scale.map(|scale| scale.f_mul_scalar(*factor)).transpose()?;
+        let multiplied = |branch: Tensor| match &scale {
+            Some(_) => Ok(branch),
+            None => branch.f_to_kind(stream.kind())?.f_mul_scalar(*factor),
+        };
+        match (images, arrangement) {
+            (KeptImages::All, _) => add_branch(stream, multiplied(branch(stream, arrangement)?)?, scale.as_ref()),
+            (KeptImages::Some { count: 0, .. }, _) => Ok(stream.shallow_clone()),
+            (KeptImages::Some { index, count }, Arrangement::Full { rows, length }) => {
+                let sequences = stream.f_view([*rows, -1])?;
+                let kept = sequences.f_index_select(0, index)?.f_view([count * length, -1])?;
+                let branch = multiplied(branch(&kept, &Arrangement::Full { rows: *count, length: *length })?)?;
+                let branch = match &scale {
+                    Some(scale) => branch.f_mul(scale)?,
+                    None => branch,
+                };
+                let branch = branch.f_to_kind(stream.kind())?.f_view([*count, -1])?;
+                sequences.f_index_add(0, index, &branch)?.f_view([rows * length, -1])
+            }
+            (KeptImages::Some { .. }, Arrangement::Causal(_)) => {
+                Err(TchError::Shape("drop-path needs sequences of equal length".to_owned()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::model::drop_path::{DropPath, DropPathKey};
+
+    /// Four sequences of three tokens, two wide.
+    fn stream() -> Tensor {
+        (Tensor::arange(24, (Kind::Float, Device::Cpu)).view([12, 2]) * 0.37).sin().detach().set_requires_grad(true)
+    }
+
+    /// The stream with the branch tanh(2 x), by the kept branches of drop-path's last block, and so many rows that were computed.
+    fn add(stream: &Tensor, scale: Option<&Tensor>, kept: Option<&Kept>) -> Result<(Tensor, i64), TchError> {
+        let computed = Cell::new(0);
+        let branch = |rows: &Tensor, arrangement: &Arrangement| {
+            let Arrangement::Full { rows: sequences, length } = arrangement else { return Err(TchError::Shape("not full".to_owned())) };
+            assert_eq!(rows.size(), [sequences * length, 2]);
+            computed.set(computed.get() + rows.size()[0]);
+            rows.f_mul_scalar(2.0)?.f_tanh()
+        };
+        let output = Residual { scale, kept }.add(stream, &Arrangement::Full { rows: 4, length: 3 }, branch)?;
+        Ok((output, computed.get()))
+    }
+
+    /// The same by the definition: a factor for every row.
+    fn by_definition(stream: &Tensor, scale: Option<&Tensor>, factors: [f64; 4]) -> Tensor {
+        let factors = Tensor::from_slice(&factors).to_kind(Kind::Float).view([4, 1]).expand([4, 3], false).reshape([12, 1]);
+        let branch = (stream * 2.0).tanh() * factors;
+        stream + scale.map_or_else(|| branch.shallow_clone(), |scale| &branch * scale)
+    }
+
+    #[test]
+    fn a_branch_is_computed_for_the_images_that_keep_it_and_no_others() -> Result<(), TchError> {
+        let gamma = Tensor::from_slice(&[0.5_f32, -1.5]).set_requires_grad(true);
+        let weights = (Tensor::arange(24, (Kind::Float, Device::Cpu)).view([12, 2]) * 0.11).cos();
+        let mut counts = std::collections::BTreeSet::new();
+        for step in 0..40 {
+            let drop_path = DropPath::draw(DropPathKey { seed: 3, step }, 0.5, 2, &[(0, 0), (1, 0), (2, 0), (3, 0)]);
+            let placed = drop_path.place(Device::Cpu)?;
+            assert!(placed.of_block(0).iter().all(Option::is_none), "the first block keeps everything");
+            for branch in 0..2 {
+                let factors = drop_path.factors_of(1, branch);
+                let kept = factors.iter().filter(|factor| **factor > 0.0).count() as i64;
+                counts.insert(kept);
+                for scale in [None, Some(&gamma)] {
+                    let outcome = |output: &Tensor, stream: &Tensor| -> Result<Vec<Tensor>, TchError> {
+                        let leaves: Vec<&Tensor> = std::iter::once(stream).chain(scale.filter(|_| kept > 0)).collect();
+                        let mut all = Tensor::f_run_backward(&[&(output * &weights).sum(Kind::Float)], &leaves, false, false)?;
+                        all.push(output.detach());
+                        Ok(all)
+                    };
+                    let (one, other) = (stream(), stream());
+                    let (output, computed) = add(&one, scale, placed.of_block(1)[branch])?;
+                    assert_eq!(computed, 3 * kept, "step {step}");
+                    let found = outcome(&output, &one)?;
+                    let expected = outcome(&by_definition(&other, scale, factors.map(f64::from)), &other)?;
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let apart = (found - expected).abs().max().double_value(&[]);
+                        assert!(apart < 1e-5, "step {step}, branch {branch}: {apart}");
+                    }
+                }
+            }
+        }
+        assert_eq!(counts.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4], "every number of images was tried");
+        Ok(())
     }
 }

@@ -1,9 +1,10 @@
 //! Drop-path (stochastic depth, Huang et al., arXiv 1603.09382): whole residual branches of the vision tower are left out at random.
 //!
 //! The choice for an image is a function of (seed, step, slot of its row, image of the row, block, branch), so it is the same in both
-//! passes of accumulation, in a checkpointed block's second run, and however slots are spread over members.
+//! passes of accumulation, in a checkpointed block's second run, and however slots are spread over members. A branch is computed for the
+//! images that keep it, and for no others.
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::random::{Draws, Stream};
 
@@ -40,18 +41,74 @@ impl DropPath {
         Self { factors: factors.collect() }
     }
 
-    /// Factors of one block's branches for every token, `[images · tokens, 1]`; `None` when the block keeps everything.
-    pub(crate) fn masks(&self, block: usize, tokens: i64, kind: Kind, device: Device) -> Result<Option<[Tensor; 2]>, TchError> {
-        let Some([attention, mlp]) = self.factors.get(block) else { return Ok(None) };
-        if attention.iter().chain(mlp).all(|factor| (factor - 1.0).abs() < f32::EPSILON) {
-            return Ok(None);
-        }
-        let mask = |factors: &[f32]| {
-            let images = factors.len() as i64;
-            let column = Tensor::f_from_slice(factors)?.f_to_kind(kind)?.f_to_device(device)?.f_view([images, 1])?;
-            column.f_expand([images, tokens], false)?.f_reshape([images * tokens, 1])
+    /// Factors of one branch of a block for images of a test.
+    #[cfg(test)]
+    pub(crate) fn factors_of<const IMAGES: usize>(&self, block: usize, branch: usize) -> [f32; IMAGES] {
+        std::array::from_fn(|image| self.factors[block][branch][image])
+    }
+
+    /// Moves the choice to the device, all of it by one copy.
+    pub(crate) fn place(&self, device: Device) -> Result<PlacedDropPath, TchError> {
+        let mut indices: Vec<i64> = Vec::new();
+        let mut place = |factors: &[f32]| {
+            let first = indices.len() as i64;
+            indices.extend((0..).zip(factors).filter(|(_, factor)| **factor > 0.0).map(|(image, _)| image));
+            let count = indices.len() as i64 - first;
+            let factor = factors.iter().copied().fold(0.0, f32::max);
+            (first, count, count == factors.len() as i64, factor)
         };
-        Ok(Some([mask(attention)?, mask(mlp)?]))
+        let ranges: Vec<_> = self.factors.iter().map(|[attention, mlp]| [place(attention), place(mlp)]).collect();
+        let indices = Tensor::f_from_slice(&indices)?.f_to_device(device)?;
+        let kept = |(first, count, is_all, factor): (i64, i64, bool, f32)| -> Result<Option<Kept>, TchError> {
+            let images = if is_all { KeptImages::All } else { KeptImages::Some { index: indices.f_narrow(0, first, count)?, count } };
+            Ok((!is_all || factor > 1.0).then(|| Kept { images, factor: f64::from(factor) }))
+        };
+        let blocks = ranges.into_iter().map(|[attention, mlp]| Ok([kept(attention)?, kept(mlp)?]));
+        Ok(PlacedDropPath { blocks: blocks.collect::<Result<_, TchError>>()? })
+    }
+}
+
+/// What of a branch is computed: the images that keep it, and the factor of its result.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) images: KeptImages,
+    /// 1 / keep probability.
+    pub(crate) factor: f64,
+}
+
+/// The images of a micro-batch that keep a branch.
+#[derive(Debug)]
+pub(crate) enum KeptImages {
+    All,
+    Some {
+        /// Their places, ascending, `[count]` on the device.
+        index: Tensor,
+        /// How many; may be none.
+        count: i64,
+    },
+}
+
+impl Kept {
+    pub(crate) fn share(&self) -> Self {
+        let images = match &self.images {
+            KeptImages::All => KeptImages::All,
+            KeptImages::Some { index, count } => KeptImages::Some { index: index.shallow_clone(), count: *count },
+        };
+        Self { images, factor: self.factor }
+    }
+}
+
+/// A [`DropPath`] on the device.
+#[derive(Debug)]
+pub(crate) struct PlacedDropPath {
+    /// Of each block the attention's and the perceptron's; `None` is computed for all images as it is.
+    blocks: Vec<[Option<Kept>; 2]>,
+}
+
+impl PlacedDropPath {
+    /// One block's branches.
+    pub(crate) fn of_block(&self, block: usize) -> [Option<&Kept>; 2] {
+        self.blocks.get(block).map_or([None, None], |kept| kept.each_ref().map(Option::as_ref))
     }
 }
 

@@ -52,7 +52,7 @@ impl LanguageModel {
         for (index, block) in self.blocks.iter().enumerate() {
             // Behind the last block only the outputs are read.
             let keep = if index == last { placement.outputs() } else { None };
-            let call = BlockCall { arrangement: &arrangement, drop_path: None, keep };
+            let call = BlockCall { arrangement: &arrangement, drop_path: [None, None], keep };
             stream = if self.checkpointing { block.forward_checkpointed(&stream, &call)? } else { block.forward(&stream, &call)? };
         }
         Ok(stream)

@@ -64,9 +64,14 @@ pub(crate) fn gather_rows(matrix: &Tensor, index: &Tensor) -> Result<Tensor, Tch
     if matrix.device() == Device::Cpu { Tensor::f_embedding(matrix, index, -1, false, false) } else { matrix.f_index_select(0, index) }
 }
 
-/// Adds a residual branch `[T, W]` to the stream, in the branch's memory where the types allow it.
+/// Adds a residual branch `[T, W]`, times layer-scale `[W]` where there is one, to the stream: in the branch's memory where the types allow it, and
+/// with layer-scale in one pass.
 ///
 /// Both are matrices on purpose: a linear layer's result on more dimensions is a view, and changing a view in place costs autograd a copy.
-pub(crate) fn add_branch(stream: &Tensor, mut branch: Tensor) -> Result<Tensor, TchError> {
-    if branch.kind() == stream.kind() { branch.f_add_(stream) } else { stream.f_add(&branch) }
+pub(crate) fn add_branch(stream: &Tensor, mut branch: Tensor, scale: Option<&Tensor>) -> Result<Tensor, TchError> {
+    match scale {
+        Some(scale) => stream.f_addcmul(&branch, scale),
+        None if branch.kind() == stream.kind() => branch.f_add_(stream),
+        None => stream.f_add(&branch),
+    }
 }

@@ -47,11 +47,9 @@ impl VisionTower {
         let stream = Tensor::f_cat(&[class, patches], 1)?.f_add(&self.positions)?.f_view([count * tokens, width])?;
         let mut stream = self.first_norm.forward(&stream)?;
         let arrangement = Arrangement::Full { rows: count, length: tokens };
+        let drop_path = drop_path.map(|drop_path| drop_path.place(images.device())).transpose()?;
         for (index, block) in self.blocks.iter().enumerate() {
-            let drop_path = match drop_path {
-                Some(drop_path) => drop_path.masks(index, tokens, self.positions.kind(), images.device())?,
-                None => None,
-            };
+            let drop_path = drop_path.as_ref().map_or([None, None], |drop_path| drop_path.of_block(index));
             let call = BlockCall { arrangement: &arrangement, drop_path, keep: None };
             stream = if self.checkpointing { block.forward_checkpointed(&stream, &call)? } else { block.forward(&stream, &call)? };
         }

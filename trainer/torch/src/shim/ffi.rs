@@ -191,6 +191,15 @@ unsafe extern "C" {
         count: usize,
         output: *mut RawTensor,
     ) -> c_int;
+    pub(super) fn lcl_take_values(
+        values: *mut c_void,
+        kind: i32,
+        sizes: *const i64,
+        dimensions: usize,
+        owner: *mut c_void,
+        drop: Drop,
+        tensor: *mut RawTensor,
+    ) -> c_int;
     pub(super) fn lcl_retain_memory();
     pub(super) fn lcl_retained_bytes() -> usize;
     pub(super) fn lcl_set_deterministic(enabled: i32) -> c_int;
