@@ -1,12 +1,12 @@
 //! A pre-norm transformer block, for both towers.
 
-use tch::{TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::{
     drop_path::{Kept, KeptImages},
     layers::{Linear, Norm, add_branch, gather_rows},
 };
-use crate::shim::checkpoint;
+use crate::shim::{AutocastGuard, checkpoint};
 
 /// How the rows of a block's input `[T, W]`, sequences one after the other, belong together.
 #[derive(Debug)]
@@ -142,15 +142,25 @@ impl Block {
 
 /// `[n, L, 3, heads, d]` → `[n, L, heads, d]`. Padding lies on the right, so the causal mask hides it from every real token.
 fn attention(joint: &Tensor, causal: bool) -> Result<Tensor, TchError> {
+    let joint = widened(joint)?;
     let [query, key, value] = <[Tensor; 3]>::try_from(joint.f_unbind(2)?)
         .map_err(|parts| TchError::Shape(format!("{} parts instead of query, key and value", parts.len())))?;
     let heads_first = |part: &Tensor| part.f_transpose(1, 2);
     scaled_dot_product(&heads_first(&query)?, &heads_first(&key)?, &heads_first(&value)?, causal)?.f_transpose(1, 2)
 }
 
-/// Softmax(query · keyᵀ · d^-0.5) · value by libtorch's fused kernels; all `[n, heads, L, d]`.
+/// Softmax(query · keyᵀ · d^-0.5) · value by libtorch's fused kernels; all `[n, heads, L, d]`. On a processor in float32 also under autocast.
 pub(crate) fn scaled_dot_product(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Tensor, TchError> {
-    Tensor::f_scaled_dot_product_attention(query, key, value, None::<&Tensor>, 0.0, causal, None, false)
+    let _guard = if query.device() == Device::Cpu { Some(AutocastGuard::disabled(Device::Cpu)?) } else { None };
+    let [query, key, value] = [widened(query)?, widened(key)?, widened(value)?];
+    Tensor::f_scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, causal, None, false)
+}
+
+/// What attention is computed from on a processor: libtorch's fused kernels take 1.7 to 8 times as long for bfloat16 as for float32 there, by
+/// the many small products that they are made of (docs/benchmarks.md).
+fn widened(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let is_narrow = tensor.device() == Device::Cpu && tensor.kind() == Kind::BFloat16;
+    if is_narrow { tensor.f_to_kind(Kind::Float) } else { Ok(tensor.shallow_clone()) }
 }
 
 /// How a branch is added to the stream.
@@ -199,8 +209,6 @@ impl Residual<'_> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-
-    use tch::{Device, Kind};
 
     use super::*;
     use crate::model::drop_path::{DropPath, DropPathKey};
@@ -263,6 +271,19 @@ mod tests {
             }
         }
         assert_eq!(counts.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4], "every number of images was tried");
+        Ok(())
+    }
+
+    /// A step spends a tenth of its time less by it.
+    #[test]
+    fn under_autocast_a_processor_computes_attention_in_float32() -> Result<(), TchError> {
+        let joint = (Tensor::arange(2 * 5 * 3 * 8, (Kind::Float, Device::Cpu)) * 0.37).sin().view([2, 5, 3, 2, 4]).to_kind(Kind::BFloat16);
+        let expected = attention(&joint.to_kind(Kind::Float), true)?;
+        let guard = AutocastGuard::bfloat16(Device::Cpu)?;
+        let found = attention(&joint, true)?;
+        drop(guard);
+        assert_eq!(found.kind(), Kind::Float);
+        assert_eq!(found, expected, "the same bits");
         Ok(())
     }
 }
