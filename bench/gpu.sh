@@ -118,7 +118,7 @@ steps() { # steps MODEL ROWS...: with the first number of rows that all sides ha
   fi
   need_torch
   for rows in "$@"; do
-    if "$PYTHON" bench/step_compare.py --binary "$PROGRAMS/bench_step" --model "$model" --rows "$rows" --rounds 2 --steps 10 --device cuda \
+    if "$PYTHON" bench/step_compare.py --binary "$PROGRAMS/bench_step" --model "$model" --rows "$rows" --rounds 1 --steps 20 --device cuda \
       --threads "$THREADS" --precisions bfloat16 --compiled 2> "$RESULTS/$model.log"; then
       return 0
     fi
@@ -147,27 +147,22 @@ part_kernels() {
   python3 bench/kernels.py "${traces[@]}"
 }
 
-# No kernel of a step reads or writes where it must not, or what nobody has written.
+# No kernel of a step reads or writes where it must not.
 part_sanitizer() {
-  local step=("$PROGRAMS/bench_step" --model tiny --rows 4 --warmup 0 --steps 1 --device "$DEVICE" --threads 1) log=$RESULTS/sanitizer.log
+  local step=("$PROGRAMS/bench_step" --model tiny --rows 4 --warmup 0 --steps 1 --device "$DEVICE" --threads 1) log=$RESULTS/sanitizer-all.log
   if tiny; then
     "${step[@]}" > /dev/null
     skip "the step runs; compute-sanitizer is for a GPU"
   fi
   command -v compute-sanitizer > /dev/null || skip "compute-sanitizer is not installed"
-  local status=0 tool
-  for tool in memcheck initcheck; do
-    if compute-sanitizer --tool "$tool" --error-exitcode 99 "${step[@]}" > "$log" 2>&1; then
-      echo "- $tool: $(grep -m1 'ERROR SUMMARY' "$log" | sed 's/^=* *//')"
-    elif grep -q 'Device not supported' "$log"; then
-      skip "compute-sanitizer does not support this device here"
-    else
-      status=1
-      echo "- $tool:"
-      grep -E '^=========' "$log" | head -n 20 | sed 's/^/    /'
-    fi
-  done
-  return "$status"
+  # Each tensor an allocation of its own: within libtorch's large ones an access beyond a tensor would go unseen.
+  if PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 99 "${step[@]}" > "$log" 2>&1; then
+    grep -m1 'ERROR SUMMARY' "$log" | sed 's/^=* *//'
+    return 0
+  fi
+  ! grep -q 'Device not supported' "$log" || skip "compute-sanitizer does not support this device here"
+  grep -E '^=========' "$log" | head -n 40 | sed 's/^/    /'
+  return 1
 }
 
 part() { # part PART

@@ -85,6 +85,8 @@ fn copied_now(learner: &Learner) -> Vec<(String, Vec<u8>)> {
     bytes(&memory.tensors())
 }
 
+/// What changes a state.
+type Change<'a> = &'a dyn Fn(&mut Learner);
 type Copied = mpsc::Receiver<Result<Vec<HostTensor>, StateError>>;
 
 /// A copy that does not begin before the learner waits for it, or [`Hold::release`].
@@ -148,7 +150,7 @@ fn whatever_replaces_the_state_waits_for_the_copy_too() {
     let loaded = || tensors.iter().map(|held| StateTensor { name: &held.name, shape: &held.shape, data: held.bytes.as_ref() });
     let names: Vec<String> = other.model().parameters().iter().map(|parameter| parameter.name.clone()).collect();
     let parameters = || names.iter().zip(loaded()).map(|(name, tensor)| StateTensor { name, ..tensor });
-    let ways: [(&str, &dyn Fn(&mut Learner)); 4] = [
+    let ways: [(&str, Change<'_>); 4] = [
         ("loading a state", &|learner| learner.load_state(loaded(), 2).expect("loading")),
         ("replacing it by a member's", &|learner| learner.replace_state(&sent, 2, &hash).expect("replacing")),
         ("loading parameters", &|learner| learner.load_parameters(parameters()).expect("loading")),

@@ -66,8 +66,8 @@ impl Run {
     fn said(&self) -> String {
         let logs = fs::read_dir(self.results.path()).into_iter().flatten().flatten();
         let logs = logs.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log" || extension == "md"));
-        let logs: String =
-            logs.map(|entry| format!("{}:\n{}\n", entry.path().display(), fs::read_to_string(entry.path()).unwrap_or_default())).collect();
+        let read = |entry: fs::DirEntry| format!("{}:\n{}", entry.path().display(), fs::read_to_string(entry.path()).unwrap_or_default());
+        let logs = logs.map(read).collect::<Vec<_>>().join("\n");
         format!(
             "{:?} {}{}\n{logs}",
             self.output.status,

@@ -47,7 +47,7 @@ fn what_is_still_being_copied_is_written_once_it_is_there_and_is_the_same_checkp
 fn what_cannot_be_copied_fails_its_checkpoint_by_name_and_the_next_is_written() {
     let target = folder();
     let mut writer = writer(&target.store);
-    let mut begin = |writer: &mut CheckpointWriter| {
+    let begin = |writer: &mut CheckpointWriter| {
         let (handover, snapshot, tensors) = coming(snapshot(1, 1, state(1, 3, 4)));
         writer.submit_coming(snapshot, plan(&tensors, 1)).unwrap();
         (handover, tensors)

@@ -3,6 +3,7 @@
 
 use std::{
     ffi::c_void,
+    ops::Range,
     ptr::{self, NonNull},
 };
 
@@ -100,22 +101,32 @@ impl Drop for Moment {
 /// Bytes in host memory that may be page-locked: a GPU then writes them while the processor goes on.
 #[derive(Debug)]
 pub struct LockedBytes {
-    bytes: Box<[u8]>,
+    memory: Box<[u8]>,
+    /// Where the bytes are: from the beginning of a page, and the rest of their last page is here, too. Two that shared a page could not both
+    /// be locked.
+    range: Range<usize>,
     is_locked: bool,
 }
 
+/// What CUDA locks at a time on x86-64; where pages are larger, neighbours may fail to be locked, which is told.
+const PAGE: usize = 4096;
+
 impl LockedBytes {
-    /// Bytes that are not locked.
+    /// So many bytes, not locked, in memory that is touched: none is left to the first write.
     #[must_use]
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: bytes.into_boxed_slice(), is_locked: false }
+    pub fn new(bytes: usize) -> Self {
+        // A zero would be left to the first write.
+        let memory = vec![1; bytes + 2 * PAGE].into_boxed_slice();
+        let begin = memory.as_ptr().align_offset(PAGE).min(PAGE);
+        Self { memory, range: begin..begin + bytes, is_locked: false }
     }
 
     /// Locks them until they are dropped, unless they are.
     pub fn lock(&mut self) -> Result<(), ShimError> {
-        if !self.is_locked && !self.bytes.is_empty() {
-            // SAFETY: memory of that size that stays where it is until `drop` lets it go.
-            check("locking host memory", unsafe { ffi::lcl_cuda_lock_memory(self.bytes.as_mut_ptr().cast(), self.bytes.len()) })?;
+        let whole_pages = self.range.len().next_multiple_of(PAGE);
+        if !self.is_locked && whole_pages > 0 {
+            // SAFETY: memory of that size, which stays where it is until `drop` lets it go.
+            check("locking host memory", unsafe { ffi::lcl_cuda_lock_memory(self.as_mut_slice().as_mut_ptr().cast(), whole_pages) })?;
             self.is_locked = true;
         }
         Ok(())
@@ -124,12 +135,12 @@ impl LockedBytes {
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        &self.bytes
+        self.memory.get(self.range.clone()).unwrap_or_default()
     }
 
     /// The bytes, to be written.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        self.memory.get_mut(self.range.clone()).unwrap_or_default()
     }
 }
 
@@ -137,7 +148,7 @@ impl Drop for LockedBytes {
     fn drop(&mut self) {
         if self.is_locked {
             // SAFETY: it was locked under this address. That it fails is of no interest to memory that goes.
-            let _ = unsafe { ffi::lcl_cuda_unlock_memory(self.bytes.as_mut_ptr().cast()) };
+            let _ = unsafe { ffi::lcl_cuda_unlock_memory(self.as_mut_slice().as_mut_ptr().cast()) };
         }
     }
 }
@@ -209,6 +220,32 @@ mod tests {
             reset_peak_memory(device)?;
             let memory = memory_statistics(device)?;
             assert!(memory.peak_allocated >= memory.allocated && memory.reserved >= memory.allocated, "{memory:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_to_be_locked_have_their_pages_for_themselves() {
+        for bytes in [0, 1, PAGE - 1, PAGE, 3 * PAGE + 5] {
+            let mut place = LockedBytes::new(bytes);
+            assert_eq!(place.as_slice().len(), bytes);
+            let (begin, held) = (place.as_slice().as_ptr().addr(), place.memory.as_ptr_range());
+            assert!(bytes == 0 || begin.is_multiple_of(PAGE), "{begin:#x}");
+            assert!(held.start.addr() <= begin && begin + bytes.next_multiple_of(PAGE) <= held.end.addr());
+            place.as_mut_slice().fill(7);
+            assert!(place.as_slice().iter().all(|byte| *byte == 7));
+        }
+    }
+
+    #[test]
+    fn memory_is_not_locked_where_there_is_no_gpu_and_the_error_says_so() -> Result<(), ShimError> {
+        let mut place = LockedBytes::new(10);
+        if device_count()? == 0 {
+            let message = place.lock().err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.contains("cudaHostRegister") || message.contains("CUDA error"), "{message}");
+        } else {
+            place.lock()?;
+            place.lock()?;
         }
         Ok(())
     }

@@ -219,9 +219,8 @@ fn bytes_of(tensor: &Tensor) -> usize {
     tensor.numel() * tensor.kind().elt_size_in_bytes()
 }
 
-/// Memory whose pages are touched: a zero would be left to the first write.
 fn fresh(bytes: usize) -> Arc<LockedBytes> {
-    Arc::new(LockedBytes::new(vec![1; bytes]))
+    Arc::new(LockedBytes::new(bytes))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use crate::{
 /// Virtual shards of exact mode, each of two rows.
 const SHARDS: usize = 4;
 
-struct Rank {
+struct Process {
     link: Arc<Link>,
     device: Device,
     rank: usize,
@@ -42,7 +42,7 @@ pub(crate) fn play(role: &str, rank: usize, world_size: usize, on_gpu: bool) -> 
     set_threads(Some(1))?;
     set_deterministic(true)?;
     let device = choose_device(if on_gpu { Wanted::Cuda } else { Wanted::Cpu }, 0)?;
-    let own = Rank { link: Link::open(), device, rank, world_size };
+    let own = Process { link: Link::open(), device, rank, world_size };
     let outcome = match role {
         "train" => own.train(),
         "exact-float32" => own.exact(Precision::Float32),
@@ -63,7 +63,7 @@ fn member(group: &mut Group) -> MemberStep<'_> {
     MemberStep { group, wish: 0, counts: None, timeout: TIMEOUT }
 }
 
-impl Rank {
+impl Process {
     fn join(&self, generation: u64, abort: &AbortHandle) -> Result<Group> {
         let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let (rank, world_size, device) = (self.rank, self.world_size, self.device);
