@@ -40,7 +40,11 @@ part() {
     elastic) $PYTHON bench/elastic_compare.py --binary "$TARGET/release/examples/bench_members" ;;
     recovery) $PYTHON bench/recovery.py --trainer "$TARGET/release/lcl-trainer" ;;
     group) $PYTHON bench/group.py --trainer "$TARGET/release/lcl-trainer" ;;
-    checkpoint) $PYTHON bench/checkpoint.py --binary "$TARGET/release/examples/bench_checkpoint" --folder "$TARGET" ;;
+    checkpoint)
+      $PYTHON bench/checkpoint.py --binary "$TARGET/release/examples/bench_checkpoint" --folder "$TARGET"
+      echo
+      $PYTHON bench/stall.py --binary "$TARGET/release/examples/bench_step" --threads "$(nproc)"
+      ;;
     image) $PYTHON bench/image.py --photos .deps/photos --binary "$TARGET/release/examples/bench_image" ;;
     tokenizer) $PYTHON bench/tokenizer.py --binary "$TARGET/release/examples/bench_tokenizer" ;;
     jobs | idle) cargo bench --quiet -p lcl-operator --bench "$1" ;;

@@ -146,8 +146,23 @@ class Lcl(nn.Module):
         self.lm_head = nn.Sequential(nn.LayerNorm(text["width"], EPSILON), nn.Linear(text["width"], text["vocabulary"], bias=False))
         self.special = special
 
-    def forward(self, images, tokens):
+    def places(self, tokens):
+        """What is read where: flat indices of image placeholders, of predicting positions and of images with a context, their rows among
+        all images, and the predicted ids. Their numbers depend on the ids, so a compiled model is given them."""
+        special = self.special
+        target = tokens[:, 1:]
+        chosen = (target != special["image"]) & (target != special["end"]) & (target != 0)
+        predicting = F.pad(chosen, (0, 1)).flatten().nonzero().squeeze(1)
+        starts = (tokens == special["start"]).nonzero()
+        with_context = starts[:, 1] > 0
+        contrast = starts[with_context] @ torch.tensor([tokens.shape[1], 1], device=tokens.device)
+        images = (tokens == special["image"]).flatten().nonzero().squeeze(1)
+        return images, predicting, target[chosen], contrast, with_context.nonzero().squeeze(1)
+
+    def forward(self, images, tokens, places=None):
         """Generation and contrastive loss, the latter without its weight."""
+        if places is not None:
+            return self.forward_at(images, tokens, *places)
         special, text = self.special, self.text
         pooled, image_tokens = self.pool_project(self.visual(images))
         x = text.token_embedding(tokens)
@@ -167,6 +182,22 @@ class Lcl(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             if distributed.is_initialized():
                 return generation, self.contrast_of_members(u, v)
+            similarity = self.logit_scale.exp() * v @ u.T
+            identity = torch.arange(len(similarity), device=similarity.device)
+            contrastive = (F.cross_entropy(similarity, identity) + F.cross_entropy(similarity.T, identity)) / 2
+        return generation, contrastive
+
+    def forward_at(self, images, tokens, placeholders, predicting, target, contrast, with_context):
+        """As `forward`, with shapes that do not depend on what the tensors hold."""
+        text = self.text
+        pooled, image_tokens = self.pool_project(self.visual(images))
+        x = text.token_embedding(tokens)
+        flat = x.flatten(0, 1).index_copy(0, placeholders, image_tokens.flatten(0, 1).to(x.dtype))
+        h = text.transformer(flat.view_as(x) + text.positional_embedding[: tokens.shape[1]], True).flatten(0, 1)
+        generation = F.cross_entropy(self.lm_head(h[predicting]), target)
+        u = F.normalize((text.ln_final(h[contrast]) @ text.text_projection).float(), dim=-1)
+        v = F.normalize(pooled[with_context].float(), dim=-1)
+        with torch.autocast(images.device.type, enabled=False):
             similarity = self.logit_scale.exp() * v @ u.T
             identity = torch.arange(len(similarity), device=similarity.device)
             contrastive = (F.cross_entropy(similarity, identity) + F.cross_entropy(similarity.T, identity)) / 2
@@ -237,6 +268,8 @@ def model_of(name):
                  dict(width=128, layers=4, heads=4, context=64, vocabulary=49411), 128, 4, 64, 24),
         "b16": (dict(image=224, patch=16, width=768, layers=12, heads=12),
                 dict(width=768, layers=12, heads=12, context=280, vocabulary=49411), 768, 12, 16, 77),
+        "l14": (dict(image=224, patch=14, width=1024, layers=24, heads=16),
+                dict(width=768, layers=12, heads=12, context=340, vocabulary=49411), 768, 12, 16, 77),
     }
     vision, text, embed, pool_heads, rows, text_tokens = shapes[name]
     return Lcl(vision, text, embed, pool_heads, dict(image=49408, start=49409, end=49410)), vision, text_tokens, rows
@@ -257,11 +290,11 @@ def inputs(vision, rows, text_tokens, device):
     return images, tokens
 
 
-def train(model, optimizer, images, tokens, precision="float32"):
-    """One step; the loss. `model` may be a DistributedDataParallel."""
+def train(model, optimizer, images, tokens, precision="float32", places=None):
+    """One step; the loss. `model` may be a DistributedDataParallel, or be compiled: then it is given `places`."""
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        generation, contrastive = model(images, tokens)
+        generation, contrastive = model(images, tokens) if places is None else model(images, tokens, places)
     total = GENERATION_WEIGHT * generation + CONTRASTIVE_WEIGHT * contrastive
     total.backward()
     optimizer.step()
@@ -320,9 +353,22 @@ def measure(arguments):
         from safetensors.torch import save_file
 
         save_file(model.state_dict(), arguments.save_weights)
+        if arguments.steps == 0:
+            return
+    if arguments.weights:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(arguments.weights))
     optimizer = optimizer_of(model)
     images, tokens = inputs(vision, rows, text_tokens, device)
-    step = lambda: train(model, optimizer, images, tokens, arguments.precision)
+    trained, places = model, None
+    if arguments.compile:
+        # The whole step: forward, backward and the update, each one program; a graph that breaks is an error.
+        trained, places = torch.compile(model, fullgraph=True), model.places(tokens)
+        for group in optimizer.param_groups:
+            group.update(fused=False, foreach=True)
+        optimizer.step = torch.compile(optimizer.step)
+    step = lambda: train(trained, optimizer, images, tokens, arguments.precision, places)
     times, processor_times, losses, faults = [], [], [], 0
     if arguments.profile:
         step(), step()
@@ -340,6 +386,11 @@ def measure(arguments):
             times.append(time.perf_counter() - start)
             processor_times.append(time.process_time() - start_processor)
             faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    if arguments.trace:
+        activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
+        with torch.profiler.profile(activities=activities) as profiler:
+            losses += [step(), step()]
+        profiler.export_chrome_trace(str(arguments.trace))
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -354,7 +405,7 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=pathlib.Path)
-    parser.add_argument("--model", default="61m", choices=["61m", "tiny", "b16"])
+    parser.add_argument("--model", default="61m", choices=["61m", "tiny", "b16", "l14"])
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int)
@@ -362,9 +413,11 @@ def main():
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1, help="members, each with its own --rows and --threads")
-    parser.add_argument("--save-weights")
-    parser.add_argument("--weights", help="of several members: initial ones")
+    parser.add_argument("--save-weights", help="write the initial weights there; with --steps 0 nothing else is done")
+    parser.add_argument("--weights", help="initial ones, as --save-weights writes them")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="forward, backward and the update compiled")
+    parser.add_argument("--trace", type=pathlib.Path, help="write a trace of two more steps there, in the format of Chrome's")
     arguments = parser.parse_args()
     if arguments.golden:
         golden(arguments.golden)

@@ -2,11 +2,13 @@
 """The training step of `lcl-torch` against plain PyTorch: both sides in turns, in one run, from the same initial weights.
 
     cargo build --release -p lcl-torch --example bench_step
-    bench/step_compare.py [--rounds 4] [--model 61m] [--precisions float32,bfloat16]
+    bench/step_compare.py [--rounds 4] [--model 61m] [--precisions float32,bfloat16] [--compiled] [--device cuda]
 
 PyTorch (`bench/step.py`) first has to agree with the recorded losses and gradients in `tests/golden`; then it runs with a C library
 that is told to keep memory (environment variables), ours as it always runs. Both print the loss of every step: they must agree.
-Prints a Markdown table. Needs a Python with torch 2.11.0 and safetensors; nothing but this comparison does.
+With --compiled a third side is PyTorch's step with forward, backward and update compiled by
+torch.compile. On a GPU of known peak the table has the model FLOP/s utilization (`bench/flops.py`). --only-ours leaves PyTorch out, where
+there is none. Prints a Markdown table. Needs a Python with torch 2.11.0 and safetensors; nothing but this comparison does.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+
+import flops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RETAINED = {
@@ -45,15 +49,31 @@ def processor():
     return platform.machine()
 
 
+def utilization(arguments, rows, seconds):
+    """MFU of a step; None where the peak is not known."""
+    peak = arguments.peak_tflops * 1e12 if arguments.peak_tflops else None
+    if peak is None and arguments.device == "cuda":
+        name = run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines()[0]
+        peak = flops.peak_of(name)
+    return peak and flops.step_flops(flops.SHAPES[arguments.model], rows) / seconds / peak
+
+
+def percent(share):
+    return "–" if share is None else f"{share:.1%}"
+
+
 def compare(precision, arguments, folder):
     weights = folder / "weights.safetensors"
     common = ["--model", arguments.model, "--precision", precision, "--device", arguments.device, "--threads", str(arguments.threads),
               "--warmup", "2", "--steps", str(arguments.steps), *(["--rows", str(arguments.rows)] if arguments.rows else [])]
-    sides = {
-        "pytorch": ([arguments.python, ROOT / "bench/step.py", *common], RETAINED),
-        "lcl-torch": ([arguments.binary, *common, "--weights", weights], None),
-    }
-    run([*sides["pytorch"][0][:2], "--model", arguments.model, "--warmup", "0", "--steps", "1", "--save-weights", weights])
+    sides = {"lcl-torch": ([arguments.binary, *common], None)}
+    if not arguments.only_ours:
+        script = [arguments.python, ROOT / "bench/step.py"]
+        run([*script, "--model", arguments.model, "--warmup", "0", "--steps", "0", "--save-weights", weights])
+        sides = {"pytorch": ([*script, *common, "--weights", weights], RETAINED)}
+        if arguments.compiled:
+            sides["pytorch, compiled"] = ([*script, *common, "--weights", weights, "--compile"], RETAINED)
+        sides["lcl-torch"] = ([arguments.binary, *common, "--weights", weights], None)
     seconds, processor, peaks, faults, losses = ({side: [] for side in sides} for _ in range(5))
     for round_number in range(arguments.rounds):
         # The order changes from round to round, so that no side always runs on the warmer machine.
@@ -67,20 +87,24 @@ def compare(precision, arguments, folder):
             print(f"{precision} round {round_number + 1} {side}: median {statistics.median(result['seconds']):.3f} s", file=sys.stderr)
     # Later steps say less of the sides than of rounding: every update amplifies it.
     first = slice(0, COMPARED_STEPS)
-    worst = max(abs(a / b - 1) for a, b in zip(losses["pytorch"][first], losses["lcl-torch"][first]))
-    if worst > LOSS_TOLERANCE[precision]:
-        sys.exit(f"{precision}: the losses differ by {worst:.1e}: {losses}")
+    ours = "lcl-torch"
+    others = [side for side in sides if side != ours]
+    for other in others:
+        worst = max(abs(a / b - 1) for a, b in zip(losses[other][first], losses[ours][first]))
+        if worst > LOSS_TOLERANCE[precision]:
+            sys.exit(f"{precision}: the losses of {other} differ by {worst:.1e}: {losses}")
+        print(f"{precision}: losses agree with those of {other} to {worst:.1e}", file=sys.stderr)
     flat = {side: [second for one_run in seconds[side] for second in one_run] for side in sides}
     rows = result["rows"]
-    for side in ("pytorch", "lcl-torch"):
+    for side in sides:
         median = statistics.median(flat[side])
-        print(f"| {precision} | {side} | {median:.3f} | {min(flat[side]):.3f} | {rows / median:.1f} | {min(processor[side]):.2f} | {max(peaks[side]) / 2**30:.2f} |"
-              f" {statistics.median(faults[side]):,.0f} |")
-    ratios = [f(flat["lcl-torch"]) / f(flat["pytorch"]) for f in (statistics.median, min)]
-    peak = max(peaks["lcl-torch"]) / max(peaks["pytorch"])
-    print(f"| {precision} | **ours / PyTorch** | **{ratios[0]:.3f}** | **{ratios[1]:.3f}** | {1 / ratios[0]:.2f} × |"
-          f" {min(processor['lcl-torch']) / min(processor['pytorch']):.3f} | {peak:.2f} | |")
-    print(f"{precision}: losses of both sides agree to {worst:.1e}", file=sys.stderr)
+        print(f"| {precision} | {side} | {median:.3f} | {min(flat[side]):.3f} | {rows / median:.1f} | {percent(utilization(arguments, rows, median))} |"
+              f" {min(processor[side]):.2f} | {max(peaks[side]) / 2**30:.2f} | {statistics.median(faults[side]):,.0f} |")
+    for other in others:
+        ratios = [f(flat[ours]) / f(flat[other]) for f in (statistics.median, min)]
+        peak = max(peaks[ours]) / max(peaks[other])
+        print(f"| {precision} | **ours / {other}** | **{ratios[0]:.3f}** | **{ratios[1]:.3f}** | {1 / ratios[0]:.2f} × | |"
+              f" {min(processor[ours]) / min(processor[other]):.3f} | {peak:.2f} | |")
 
 
 def main():
@@ -88,21 +112,25 @@ def main():
     parser.add_argument("--python", default=sys.executable)
     target = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
     parser.add_argument("--binary", type=pathlib.Path, default=pathlib.Path(target) / "release/examples/bench_step")
-    parser.add_argument("--model", default="61m", choices=["61m", "tiny", "b16"])
+    parser.add_argument("--model", default="61m", choices=list(flops.SHAPES))
     parser.add_argument("--precisions", default="float32,bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, help="rows of a step; the model's own number when it is not given")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="beside PyTorch's eager step the compiled one")
+    parser.add_argument("--only-ours", action="store_true", help="without PyTorch")
+    parser.add_argument("--peak-tflops", type=float, help="of the device, dense bfloat16; known for H100, H200 and A100")
     arguments = parser.parse_args()
     if not arguments.binary.exists():
         sys.exit(f"{arguments.binary} is not there: cargo build --release -p lcl-torch --example bench_step")
-    print(run([arguments.python, ROOT / "bench/step.py", "--golden", ROOT / "tests/golden"]), end="", file=sys.stderr)
+    if not arguments.only_ours:
+        print(run([arguments.python, ROOT / "bench/step.py", "--golden", ROOT / "tests/golden"]), end="", file=sys.stderr)
     print(f"Machine: {processor()}, {os.cpu_count()} cores, {arguments.threads} threads used. Device: {arguments.device}. "
           f"Model: {arguments.model}. {arguments.rounds} rounds of {arguments.steps} steps each, in turns.\n")
-    print("| precision | side | median s/step | best s/step | images/s | least processor s/step | peak GiB | page faults/step |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| precision | side | median s/step | best s/step | images/s | MFU | least processor s/step | peak GiB | page faults/step |")
+    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for precision in arguments.precisions.split(","):
             compare(precision, arguments, pathlib.Path(folder))

@@ -97,6 +97,8 @@ impl Kill {
         let steps_before = run.steps()?.len();
         let mut command = Command::new(process::trainer()?);
         command.args(run.arguments(&["--output", "json"])?);
+        // The undisturbed run copies at once.
+        command.env(fail_point::COPY_BESIDE, "1");
         if let Self::BetweenShardsAndManifest(wanted) = self {
             let place = if wanted.is_multiple_of(2) { "shard" } else { "manifest" };
             command.env(fail_point::FAULTS, format!("{place}@time={wanted}:kill")).env(fail_point::FOLDER, hits);
@@ -156,6 +158,38 @@ fn a_run_killed_at_any_moment_ends_with_the_parameters_of_one_that_was_not() -> 
     println!("{mid_write} of {KILLS} kills hit a checkpoint that was being written");
     // The others hit one or not, as quick as the disk is.
     ensure!(mid_write >= KILLS / 4, "only {mid_write} of {KILLS} kills hit a checkpoint that was being written");
+    Ok(())
+}
+
+/// Copied while the next step computes, which must not show: whether the process dies before the copy, or a run goes on from it.
+#[test]
+fn a_checkpoint_that_is_copied_beside_the_next_step_holds_the_state_before_it() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let (hash, ledger) = undisturbed(&workbench, "undisturbed")?;
+    for (number, faults) in ["copy@time=2:kill", "copy@time=2:hold;before-update@after=0:hold;manifest@time=3:kill"].into_iter().enumerate()
+    {
+        let (mut run, hits) =
+            (with_every_checkpoint(workbench.begin(&format!("beside-{number}"))?), workbench.path(&format!("hits-{number}")));
+        run.config.checkpoint.every_steps = 10;
+        run.config.checkpoint.keep_every_steps = Some(10);
+        fs::create_dir(&hits)?;
+        let mut command = Command::new(process::trainer()?);
+        command.args(run.arguments(&[])?).env(fail_point::COPY_BESIDE, "1");
+        command.env(fail_point::FAULTS, faults).env(fail_point::FOLDER, &hits);
+        let mut running = process::start_command(command)?;
+        if faults.contains("hold") {
+            // The next step has computed its gradients; its update is what the copy must not see.
+            await_condition("a step beside the copy", || Ok((hits.join("1").exists() || running.has_ended()?).then_some(())))?;
+            fs::write(hits.join("1.go"), "")?;
+            fs::write(hits.join("0.go"), "")?;
+        }
+        let killed = running.wait()?;
+        ensure!(killed.status.code().is_none(), "{faults}: {:?} {}", killed.status, killed.stderr);
+        let newest = run.newest_checkpoint()?.step;
+        ensure!(newest == [10, 20][number], "{faults}: the newest checkpoint has {newest} steps");
+        run.complete(&[])?;
+        check_end(&run, &hash, &ledger, number as u64)?;
+    }
     Ok(())
 }
 

@@ -55,6 +55,7 @@ impl Libtorch {
             .cpp(true)
             .file("shim/lcl_shim.cpp")
             .file("shim/lcl_collectives.cpp")
+            .file("shim/lcl_profile.cpp")
             .include("shim")
             .flag(include_as_system(Path::new("shim/gloo_declarations")))
             // libtorch's header of its Gloo backend is empty without it.

@@ -43,7 +43,7 @@ pub use retention::{Retention, decide_removals};
 pub use safetensors::Dtype;
 pub use safetensors_file::{SafetensorsContent, SafetensorsError, read_safetensors, write_safetensors};
 pub use store::{CheckpointEntry, CheckpointStore, StoreError, StoreOptions};
-pub use tensor::{InvalidTensor, Snapshot, TensorData, TensorSpec, shared_bytes};
+pub use tensor::{ComingTensors, Handover, InvalidTensor, Snapshot, TensorData, TensorSpec, shared_bytes};
 pub use volume::{Volume, VolumeFault, sync, while_away};
 pub use write::{Meeting, MeetingError, Moment, Part, WriteError};
 pub use writer::{CheckpointWriter, Committed, SubmitError, WriterOptions};

@@ -5,6 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use bytes::Bytes;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::id::{CheckpointId, Generation};
 
@@ -37,8 +38,10 @@ pub struct TensorData {
 ///
 /// The tensors' [`Bytes`] are read in place and never copied. They are dropped before the writer reports the end of the write, so that
 /// a caller who made them with [`shared_bytes`] may write into the memory again.
+///
+/// `T` is [`ComingTensors`] where they are still being copied.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub struct Snapshot<T = Vec<TensorData>> {
     /// Completed steps.
     pub step: u64,
     /// Generation of the writer.
@@ -48,7 +51,36 @@ pub struct Snapshot {
     /// Small facts to resume with (position in the pass, counters); given back by restore, not interpreted.
     pub metadata: serde_json::Value,
     /// The state, in any order; restore gives it back in this order.
-    pub tensors: Vec<TensorData>,
+    pub tensors: T,
+}
+
+/// Tensors that are still being copied when their checkpoint is begun: whoever copies them hands them over.
+#[derive(Debug)]
+pub struct ComingTensors(oneshot::Receiver<Result<Vec<TensorData>, String>>);
+
+/// Where copied tensors are handed over. Dropped without a call it fails the checkpoint.
+#[derive(Debug)]
+pub struct Handover(oneshot::Sender<Result<Vec<TensorData>, String>>);
+
+impl ComingTensors {
+    /// Tensors that nobody has yet.
+    #[must_use]
+    pub fn new() -> (Handover, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (Handover(sender), Self(receiver))
+    }
+
+    pub(crate) async fn wait(self) -> Result<Vec<TensorData>, String> {
+        self.0.await.unwrap_or_else(|_| Err("whoever copied it is gone".to_owned()))
+    }
+}
+
+impl Handover {
+    /// Hands the tensors over, or says why they could not be copied.
+    pub fn give(self, tensors: Result<Vec<TensorData>, String>) {
+        // Nobody waits for those of a checkpoint that was not taken.
+        let _ = self.0.send(tensors);
+    }
 }
 
 /// A tensor cannot be saved.
@@ -118,7 +150,7 @@ impl std::fmt::Debug for TensorData {
     }
 }
 
-impl Snapshot {
+impl<T> Snapshot<T> {
     /// The checkpoint this becomes.
     #[must_use]
     pub fn id(&self) -> CheckpointId {

@@ -37,14 +37,16 @@ use crate::{
     plan::WritePlan,
     safetensors_file::pieces,
     store::{CheckpointStore, StoreError},
-    tensor::{InvalidTensor, Snapshot, TensorData, validate},
+    tensor::{ComingTensors, InvalidTensor, Snapshot, TensorData, TensorSpec, validate},
 };
 
 /// One writer's part of a checkpoint that several write.
 ///
 /// All of them submit the same checkpoint with the same plan and attempt; what else they say is taken from the committer, writer 0.
+///
+/// `T` is [`ComingTensors`] where its tensors are still being copied.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct Part<T = Vec<TensorData>> {
     /// The checkpoint.
     pub id: CheckpointId,
     /// Who writes what.
@@ -52,7 +54,7 @@ pub struct Part {
     /// Which of the writers this is.
     pub writer: usize,
     /// The tensors that the plan gives to it, in any order; see [`Snapshot`] for their memory.
-    pub tensors: Vec<TensorData>,
+    pub tensors: T,
     /// See [`Snapshot::config_digest`].
     pub config_digest: String,
     /// See [`Snapshot::metadata`].
@@ -95,14 +97,29 @@ pub(crate) struct Manner {
     pub(crate) at: Option<fn(Moment)>,
 }
 
+/// Number and tensors of each shard of a writer.
+#[derive(Debug)]
+enum Shards {
+    Here(Vec<(usize, Vec<TensorData>)>),
+    /// Their tensors are still being copied.
+    Coming(ComingTensors),
+    /// They could not be copied.
+    Missing(WriteError),
+}
+
+impl Default for Shards {
+    fn default() -> Self {
+        Self::Here(Vec::new())
+    }
+}
+
 /// A checkpoint, or a part of it, to be written.
 #[derive(Debug)]
 pub(crate) struct Work {
     id: CheckpointId,
     plan: Arc<WritePlan>,
     writer: usize,
-    /// Number and tensors of each of its shards.
-    shards: Vec<(usize, Vec<TensorData>)>,
+    shards: Shards,
     config_digest: String,
     metadata: Value,
     together: Option<Together>,
@@ -116,21 +133,42 @@ impl Work {
         let Snapshot { step, generation, config_digest, metadata, tensors } = snapshot;
         validate(&tensors)?;
         let plan = WritePlan::new(tensors.iter().map(TensorData::spec).collect(), NonZeroUsize::MIN, shards);
-        let shards = distribute(&plan, 0, tensors)?;
+        let shards = Shards::Here(distribute(&plan, 0, tensors)?);
         let id = CheckpointId { step, generation };
         Ok(Self { id, plan: Arc::new(plan), writer: 0, shards, config_digest, metadata, together: None, read: None })
     }
 
+    /// A whole checkpoint whose tensors, those of the plan, are still being copied.
+    pub(crate) fn whole_coming(snapshot: Snapshot<ComingTensors>, plan: Arc<WritePlan>) -> Result<Self, InvalidTensor> {
+        let Snapshot { step, generation, config_digest, metadata, tensors } = snapshot;
+        if plan.tensors().is_empty() {
+            return Err(InvalidTensor::None);
+        }
+        let (id, shards) = (CheckpointId { step, generation }, Shards::Coming(tensors));
+        Ok(Self { id, plan, writer: 0, shards, config_digest, metadata, together: None, read: None })
+    }
+
     /// A part of one.
-    pub(crate) fn part(part: Part, read: Option<Attempt>) -> Result<Self, InvalidTensor> {
+    pub(crate) fn part(mut part: Part, read: Option<Attempt>) -> Result<Self, InvalidTensor> {
+        let tensors = std::mem::take(&mut part.tensors);
+        if !tensors.is_empty() {
+            validate(&tensors)?;
+        }
+        let shards = distribute(&part.plan, part.writer, tensors)?;
+        Self::shared(part, |_| Shards::Here(shards), read)
+    }
+
+    /// A part of one whose tensors are still being copied.
+    pub(crate) fn part_coming(part: Part<ComingTensors>, read: Option<Attempt>) -> Result<Self, InvalidTensor> {
+        Self::shared(part, Shards::Coming, read)
+    }
+
+    fn shared<T>(part: Part<T>, shards: impl FnOnce(T) -> Shards, read: Option<Attempt>) -> Result<Self, InvalidTensor> {
         let Part { id, plan, writer, tensors, config_digest, metadata, meeting, attempt } = part;
         if plan.tensors().is_empty() {
             return Err(InvalidTensor::None);
         }
-        if !tensors.is_empty() {
-            validate(&tensors)?;
-        }
-        let shards = distribute(&plan, writer, tensors)?;
+        let shards = shards(tensors);
         let together = Some(Together::new(meeting, Attempt { id, number: attempt, writers: plan.writers() }));
         Ok(Self { id, plan, writer, shards, config_digest, metadata, together, read })
     }
@@ -142,7 +180,33 @@ impl Work {
 
     /// Bytes of the elements that are to be written here.
     fn bytes(&self) -> u64 {
-        self.shards.iter().flat_map(|(_, tensors)| tensors).map(|tensor| tensor.data.len() as u64).sum()
+        self.plan.tensors_of(self.writer).filter_map(TensorSpec::byte_len).map(|bytes| bytes as u64).sum()
+    }
+
+    /// Waits for tensors that are still being copied.
+    pub(crate) async fn gather(&mut self) {
+        let id = self.id;
+        self.shards = match std::mem::take(&mut self.shards) {
+            Shards::Coming(coming) => {
+                let copied = coming.wait().await.map_err(|reason| WriteError::Copy { id, reason });
+                let checked = copied.and_then(|tensors| {
+                    let sorted = if tensors.is_empty() { Ok(()) } else { validate(&tensors) };
+                    let sorted = sorted.and_then(|()| distribute(&self.plan, self.writer, tensors));
+                    sorted.map_err(|source| WriteError::Tensors { id, source })
+                });
+                checked.map_or_else(Shards::Missing, Shards::Here)
+            }
+            shards => shards,
+        };
+    }
+
+    /// The shards, once; for one that was not gathered they could not be copied.
+    fn take_shards(&mut self) -> Result<Vec<(usize, Vec<TensorData>)>, WriteError> {
+        match std::mem::take(&mut self.shards) {
+            Shards::Here(shards) => Ok(shards),
+            Shards::Missing(error) => Err(error),
+            Shards::Coming(_) => Err(WriteError::Copy { id: self.id, reason: "nobody has waited for it".to_owned() }),
+        }
     }
 }
 
@@ -177,8 +241,11 @@ pub(crate) async fn write(store: &CheckpointStore, work: Work, manner: Manner, s
 
 async fn write_part(store: &CheckpointStore, mut work: Work, together: Together, manner: Manner, stage: &Stage) -> Result<u64, WriteError> {
     let (id, bytes) = (work.id, work.bytes());
-    let (shards, count) = (std::mem::take(&mut work.shards), work.plan.shards().len());
-    let written = put_shards(store, id, count, shards, manner.parallel).await;
+    let (shards, count) = (work.take_shards(), work.plan.shards().len());
+    let written = match shards {
+        Ok(shards) => put_shards(store, id, count, shards, manner.parallel).await,
+        Err(error) => Err(error),
+    };
     manner.reach(Moment::ShardsWritten).await;
     stage.check(id)?;
     let (part, failure) = match written {
@@ -220,13 +287,13 @@ async fn write_and_commit(store: &CheckpointStore, mut work: Work, manner: Manne
 }
 
 async fn commit(store: &CheckpointStore, work: &mut Work, manner: Manner, stage: &Stage) -> Result<u64, WriteError> {
-    let (id, shards) = (work.id, std::mem::take(&mut work.shards));
+    let (id, shards) = (work.id, work.take_shards());
     let count = work.plan.shards().len();
     if let Some(together) = &work.together {
         together.open(work.read.take()).await?;
     }
     refuse_if_committed(store, id).await?;
-    let mut records = put_shards(store, id, count, shards, manner.parallel).await?;
+    let mut records = put_shards(store, id, count, shards?, manner.parallel).await?;
     manner.reach(Moment::ShardsWritten).await;
     stage.check(id)?;
     if let Some(together) = &work.together {

@@ -12,9 +12,10 @@ use std::{
 
 use crate::{
     id::CheckpointId,
+    plan::WritePlan,
     retention::{Retention, decide_removals},
     store::{CheckpointStore, StoreError},
-    tensor::{InvalidTensor, Snapshot},
+    tensor::{ComingTensors, InvalidTensor, Snapshot},
     write::{Attempt, Manner, Moment, Part, Stage, Work, WriteError, describe, write},
 };
 
@@ -45,7 +46,7 @@ pub struct Committed {
     pub id: CheckpointId,
     /// Bytes of its shards; where another writer has committed, of the tensors of the own part.
     pub bytes: u64,
-    /// From the hand-over to the commit.
+    /// From the hand-over of the tensors to the commit.
     pub duration: Duration,
     /// What retention removed.
     pub removed: Vec<CheckpointId>,
@@ -64,7 +65,7 @@ pub enum SubmitError {
         /// The snapshot, handed back.
         snapshot: Box<Snapshot>,
     },
-    /// The one before is still being written; a part is not handed back.
+    /// The one before is still being written; a part, or what is still being copied, is not handed back.
     #[error("{busy_with} is still being written")]
     Occupied {
         /// What is being written.
@@ -150,17 +151,45 @@ impl CheckpointWriter {
 
     /// Hands a part of a checkpoint over that others write the rest of.
     pub fn submit_part(&mut self, part: Part) -> Result<(), SubmitError> {
+        self.begin_part(part, Work::part)
+    }
+
+    /// Begins a checkpoint whose tensors, those of `plan`, are still being copied. From here on the writer is busy; when they cannot be copied
+    /// the write fails.
+    pub fn submit_coming(&mut self, snapshot: Snapshot<ComingTensors>, plan: Arc<WritePlan>) -> Result<(), SubmitError> {
+        let id = snapshot.id();
+        self.check_idle()?;
+        self.check_order(id)?;
+        let work = Work::whole_coming(snapshot, plan).map_err(|source| SubmitError::Tensors { id, source })?;
+        self.begin(id, work, false)
+    }
+
+    /// As [`Self::submit_coming`] for a part of a checkpoint that others write the rest of.
+    pub fn submit_coming_part(&mut self, part: Part<ComingTensors>) -> Result<(), SubmitError> {
+        self.begin_part(part, Work::part_coming)
+    }
+
+    fn begin_part<T>(
+        &mut self,
+        part: Part<T>,
+        work: impl FnOnce(Part<T>, Option<Attempt>) -> Result<Work, InvalidTensor>,
+    ) -> Result<(), SubmitError> {
         let id = part.id;
-        self.collect();
-        if let Some(UnderWay { id: busy_with, .. }) = self.under_way {
-            return Err(SubmitError::Occupied { busy_with });
-        }
+        self.check_idle()?;
         self.check_order(id)?;
         let attempt = Attempt { id, number: part.attempt, writers: part.plan.writers() };
         let [read, last] = self.attempts;
-        let work = Work::part(part, read).map_err(|source| SubmitError::Tensors { id, source })?;
+        let work = work(part, read).map_err(|source| SubmitError::Tensors { id, source })?;
         self.attempts = [last, Some(attempt)];
         self.begin(id, work, true)
+    }
+
+    fn check_idle(&mut self) -> Result<(), SubmitError> {
+        self.collect();
+        match self.under_way {
+            Some(UnderWay { id: busy_with, .. }) => Err(SubmitError::Occupied { busy_with }),
+            None => Ok(()),
+        }
     }
 
     /// Within a generation steps only grow; a later generation may have gone back.
@@ -267,10 +296,11 @@ impl Drop for CheckpointWriter {
 async fn write_and_retain(
     store: CheckpointStore,
     id: CheckpointId,
-    work: Work,
+    mut work: Work,
     options: WriterOptions,
     stage: Arc<Stage>,
 ) -> Result<Committed, WriteError> {
+    work.gather().await;
     let start = Instant::now();
     let commits = work.commits();
     let manner = Manner { parallel: options.threads, at: options.at };

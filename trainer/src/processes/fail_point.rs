@@ -16,6 +16,8 @@
 //! | `time` | the time that everything else agrees in this process for the so manieth time |
 //! | `after` | the time when fault N was hit |
 //!
+//! `LCL_COPY_BESIDE` has checkpoints copied on a processor as on a GPU.
+//!
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `hold` (waits until `FOLDER/N.go` is there), `flip` (a bit of the weights,
 //! before the next step's exchange).
 
@@ -41,6 +43,8 @@ use serde::{Deserialize, Serialize};
 pub const FAULTS: &str = "LCL_FAIL_POINTS";
 /// Where hits are written.
 pub const FOLDER: &str = "LCL_FAIL_POINT_FOLDER";
+/// With it set to anything, copies for checkpoints are made beside the step on a processor as well, as they are on a GPU.
+pub const COPY_BESIDE: &str = "LCL_COPY_BESIDE";
 /// Between two looks of one that is held.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -66,6 +70,8 @@ pub enum Place {
     BeforeUpdate,
     /// After the update; the step is not counted yet.
     AfterUpdate,
+    /// Before the state is copied for a checkpoint, on the thread that copies it.
+    Copy,
     /// The member's shards of a checkpoint are in the store, and nobody knows yet.
     Shard,
     /// Before a checkpoint's manifest is created.
@@ -76,7 +82,7 @@ pub enum Place {
 
 impl Place {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Form,
         Self::Send,
         Self::Receive,
@@ -86,6 +92,7 @@ impl Place {
         Self::Reduced,
         Self::BeforeUpdate,
         Self::AfterUpdate,
+        Self::Copy,
         Self::Shard,
         Self::Manifest,
         Self::Leave,
@@ -104,6 +111,7 @@ impl Place {
             Self::Reduced => "reduced",
             Self::BeforeUpdate => "before-update",
             Self::AfterUpdate => "after-update",
+            Self::Copy => "copy",
             Self::Shard => "shard",
             Self::Manifest => "manifest",
             Self::Leave => "leave",
@@ -256,6 +264,9 @@ fn in_step(phase: lcl_torch::probe::Phase) {
         Phase::Reduced => reach(Place::Reduced),
         Phase::BeforeUpdate => reach(Place::BeforeUpdate),
         Phase::AfterUpdate => reach(Place::AfterUpdate),
+        Phase::Copy => reach(Place::Copy),
+        // The place before: the update waits for the copy.
+        Phase::CopyAwaited => {}
     }
 }
 

@@ -253,8 +253,8 @@ pub struct CheckpointCommitted {
     /// Who wrote it.
     #[serde(rename = "group", alias = "generation")]
     pub generation: GenerationRecord,
-    /// Seconds that training stood still for the copy to host memory on the process that records it. In a group each member copies its
-    /// part, so the others stand still for about as long.
+    /// Seconds that training stood still for the copy to host memory on the process that records it: to begin it, and until it was done when
+    /// the next update had to wait for it. In a group each member copies its part, so the others stand still for about as long.
     pub stall_seconds: f64,
     /// Seconds from the end of the copy until the store had everything, of all members.
     pub write_seconds: f64,

@@ -1,12 +1,15 @@
 //! When a checkpoint is due, and handing this process's part of it to the background writer.
 //!
-//! Comes in: the learner after a step; in a group, with whom it is shared. Goes out: [`Record`]s of what was committed or failed. Training
-//! stands still only for the copy of the own part to host memory; a write that fails is reported and tried again at the next checkpoint.
+//! Comes in: the learner after a step; in a group, with whom it is shared. Goes out: [`Record`]s of what was committed or failed. A checkpoint
+//! that is due is copied from a GPU while the next step computes ([`Learner::copy_state_beside`]): training stands still as long as that step's
+//! update has to wait for the copy. On a processor, where a copy takes from the step what it takes, and for a checkpoint that is waited for,
+//! it is made at once. A write that fails, or a copy beside training, is reported and tried again at the next checkpoint.
 //!
 //! The members of a group call it at the same steps with the same answers to every question that is not a function of the step: whether
 //! somebody is still busy, and whether the state is in the store already.
 
 use std::{
+    env, mem,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     sync::Arc,
     time::{Duration, Instant},
@@ -14,10 +17,10 @@ use std::{
 
 use bytes::Bytes;
 use lcl_checkpoint::{
-    CheckpointId, CheckpointStore, CheckpointWriter, Committed, Dtype, Generation, Meeting, Moment, Part, Retention, Snapshot, SubmitError,
-    TensorData, TensorSpec, WriteError, WritePlan, WriterOptions,
+    CheckpointId, CheckpointStore, CheckpointWriter, ComingTensors, Committed, Dtype, Generation, Meeting, Moment, Part, Retention,
+    Snapshot, SubmitError, TensorData, TensorSpec, WriteError, WritePlan, WriterOptions,
 };
-use lcl_torch::{HostState, Learner, LearnerError};
+use lcl_torch::{Device, HostState, HostTensor, Learner, LearnerError, StateCopy};
 use lcl_trainer_config::CheckpointConfig;
 use serde_json::Value;
 
@@ -104,17 +107,37 @@ struct Failure {
     is_of_others: bool,
 }
 
+/// The host memory for copies.
+#[derive(Debug)]
+enum Memory {
+    Idle(HostState),
+    /// A copy is being made, or was and is being written.
+    Copying(StateCopy),
+}
+
+impl Memory {
+    /// For the next copy; waits for the end of the one before.
+    fn take(&mut self) -> HostState {
+        match mem::replace(self, Self::Idle(HostState::default())) {
+            Self::Idle(memory) => memory,
+            Self::Copying(copy) => copy.into_memory(),
+        }
+    }
+}
+
 /// Saves checkpoints in the background.
 #[derive(Debug)]
 pub struct Saver {
     writer: CheckpointWriter,
-    host: HostState,
+    memory: Memory,
     policy: CheckpointConfig,
+    /// Whether copies for checkpoints that are due are made beside the next step.
+    copies_beside: bool,
     generation: Generation,
     /// `None`: this process writes alone.
     writers: Option<Writers>,
-    /// Seconds training stood still for the checkpoint that is being written.
-    stall_seconds: f64,
+    /// How long training stood still for the checkpoint that is being written until its copy was begun.
+    stall: Duration,
     failures: u64,
     last_failure: Option<Failure>,
     /// Completed steps of the newest checkpoint in the store, as far as it is known here.
@@ -134,7 +157,7 @@ impl Saver {
         committed: Option<u64>,
         learner: &Learner,
     ) -> Self {
-        Self::with(store, policy, generation, committed, learner.prepare_host_state(), None)
+        Self::with(store, policy, (generation, committed), learner.prepare_host_state(), None, learner.model().device())
     }
 
     /// A saver for a member of a group. Takes the host memory for its part.
@@ -147,16 +170,16 @@ impl Saver {
     ) -> Self {
         let generation = together.generation;
         let (writers, host) = Writers::begin(together, learner);
-        Self::with(store, policy, generation, committed, host, Some(writers))
+        Self::with(store, policy, (generation, committed), host, Some(writers), learner.model().device())
     }
 
     fn with(
         store: CheckpointStore,
         policy: &CheckpointConfig,
-        generation: Generation,
-        committed: Option<u64>,
+        (generation, committed): (Generation, Option<u64>),
         host: HostState,
         writers: Option<Writers>,
+        device: Device,
     ) -> Self {
         let retention = Retention {
             keep_last: NonZeroU32::new(policy.keep_last).unwrap_or(NonZeroU32::MIN),
@@ -165,11 +188,12 @@ impl Saver {
         let options = WriterOptions { retention: Some(retention), at: Some(reach), ..WriterOptions::default() };
         Self {
             writer: CheckpointWriter::new(store, options),
-            host,
+            memory: Memory::Idle(host),
+            copies_beside: device.is_cuda() || env::var_os(fail_point::COPY_BESIDE).is_some(),
             policy: policy.clone(),
             generation,
             writers,
-            stall_seconds: 0.0,
+            stall: Duration::ZERO,
             failures: 0,
             last_failure: None,
             committed,
@@ -184,7 +208,7 @@ impl Saver {
         }
         self.generation = together.generation;
         let (writers, host) = Writers::begin(together, learner);
-        (self.writers, self.host) = (Some(writers), host);
+        (self.writers, self.memory) = (Some(writers), Memory::Idle(host));
     }
 
     /// Whether a checkpoint is to be taken after `completed` steps.
@@ -231,7 +255,8 @@ impl Saver {
             records.extend(self.wait(LONGEST_WAIT, is_over));
         }
         let step = facts.completed_steps;
-        if let Err(error) = self.submit(learner, facts)? {
+        let submitted = if self.copies_beside { self.submit_beside(learner, facts)? } else { self.submit(learner, facts)? };
+        if let Err(error) = submitted {
             records.push(self.failed(step, chain(&error), false));
         }
         Ok(records)
@@ -251,7 +276,7 @@ impl Saver {
     /// As [`Self::finish`], by this process alone, whoever wrote with it before. For one whose group is over.
     pub(super) fn finish_alone(&mut self, learner: &Learner, facts: Facts) -> (Vec<Record>, Result<(), FinalSaveError>) {
         if self.writers.take().is_some() {
-            self.host = learner.prepare_host_state();
+            self.memory = Memory::Idle(learner.prepare_host_state());
         }
         self.finish(learner, facts)
     }
@@ -333,43 +358,59 @@ impl Saver {
         self.poll()
     }
 
+    /// Copies the state at once.
     fn submit(&mut self, learner: &Learner, facts: Facts) -> Result<Result<(), SubmitError>, LearnerError> {
         let begin = Instant::now();
-        learner.copy_state_into(&mut self.host)?;
-        let tensors = self
-            .host
-            .tensors()
-            .iter()
-            .map(|tensor| TensorData {
-                name: tensor.name.clone(),
-                shape: tensor.shape.clone(),
-                dtype: Dtype::F32,
-                data: Bytes::from_owner(tensor.bytes.clone()),
-            })
-            .collect();
+        let mut memory = self.memory.take();
+        let copied = learner.copy_state_into(&mut memory);
+        let tensors = copied.is_ok().then(|| data_of(memory.tensors()));
+        self.memory = Memory::Idle(memory);
+        copied?;
+        let Facts { completed_steps: step, config_digest, metadata } = facts;
+        let (id, generation) = (CheckpointId { step, generation: self.generation }, self.generation);
+        let tensors = tensors.unwrap_or_default();
+        let submitted = match &mut self.writers {
+            None => self.writer.submit(Snapshot { step, generation, config_digest, metadata, tensors }),
+            Some(writers) => self.writer.submit_part(writers.part(id, tensors, config_digest, metadata)),
+        };
+        self.begun(id, begin, &submitted);
+        Ok(submitted)
+    }
+
+    /// Begins to copy the state, which the next step computes beside.
+    fn submit_beside(&mut self, learner: &Learner, facts: Facts) -> Result<Result<(), SubmitError>, LearnerError> {
+        let begin = Instant::now();
+        let (handover, tensors) = ComingTensors::new();
+        let memory = self.memory.take();
+        if let Some(failure) = memory.lock_failure() {
+            tracing::debug!(error = chain(failure), "copies for checkpoints do not run beside training");
+        }
+        let done = |copied: Result<Vec<HostTensor>, _>| handover.give(copied.map(data_of).map_err(|error| chain(&error)));
+        self.memory = Memory::Copying(learner.copy_state_beside(memory, done)?);
         let Facts { completed_steps: step, config_digest, metadata } = facts;
         let (id, generation) = (CheckpointId { step, generation: self.generation }, self.generation);
         let submitted = match &mut self.writers {
-            None => self.writer.submit(Snapshot { step, generation, config_digest, metadata, tensors }),
-            Some(writers) => {
-                writers.attempts += 1;
-                self.writer.submit_part(Part {
-                    id,
-                    plan: Arc::clone(&writers.plan),
-                    writer: writers.rank,
-                    tensors,
-                    config_digest,
-                    metadata,
-                    meeting: Arc::clone(&writers.meeting),
-                    attempt: writers.attempts,
-                })
+            None => {
+                let plan = Arc::new(WritePlan::new(specs_of(learner), NonZeroUsize::MIN, None));
+                self.writer.submit_coming(Snapshot { step, generation, config_digest, metadata, tensors }, plan)
             }
+            Some(writers) => self.writer.submit_coming_part(writers.part(id, tensors, config_digest, metadata)),
         };
-        self.stall_seconds = begin.elapsed().as_secs_f64();
+        self.begun(id, begin, &submitted);
+        Ok(submitted)
+    }
+
+    fn begun(&mut self, id: CheckpointId, begin: Instant, submitted: &Result<(), SubmitError>) {
+        self.stall = begin.elapsed();
         if submitted.is_ok() {
             self.under_way = Some(id);
         }
-        Ok(submitted)
+    }
+
+    /// How long training stood still for the checkpoint that was written last.
+    fn stall_seconds(&self) -> f64 {
+        let waited = if let Memory::Copying(copy) = &self.memory { copy.waited() } else { Duration::ZERO };
+        (self.stall + waited).as_secs_f64()
     }
 
     fn note(&mut self, result: Result<Committed, WriteError>) -> Record {
@@ -380,7 +421,7 @@ impl Saver {
                 Record::CheckpointCommitted(CheckpointCommitted {
                     completed_steps: committed.id.step,
                     generation: record_of(committed.id.generation),
-                    stall_seconds: self.stall_seconds,
+                    stall_seconds: self.stall_seconds(),
                     write_seconds: committed.duration.as_secs_f64(),
                     bytes: committed.bytes,
                 })
@@ -405,15 +446,31 @@ impl Saver {
 impl Writers {
     fn begin(together: Together, learner: &Learner) -> (Self, HostState) {
         let Together { rank, world, meeting, .. } = together;
-        let specs = learner.state().into_iter().map(|(name, tensor)| TensorSpec {
-            name,
-            shape: tensor.size().iter().map(|size| *size as usize).collect(),
-            dtype: Dtype::F32,
-        });
-        let plan = WritePlan::new(specs.collect(), world, None);
+        let plan = WritePlan::new(specs_of(learner), world, None);
         let host = learner.prepare_host_part(plan.tensors_of(rank).map(|tensor| tensor.name.clone()));
         (Self { plan: Arc::new(plan), rank, meeting, attempts: 0 }, host)
     }
+
+    /// The own part of the next attempt.
+    fn part<T>(&mut self, id: CheckpointId, tensors: T, config_digest: String, metadata: Value) -> Part<T> {
+        self.attempts += 1;
+        let (plan, meeting) = (Arc::clone(&self.plan), Arc::clone(&self.meeting));
+        Part { id, plan, writer: self.rank, tensors, config_digest, metadata, meeting, attempt: self.attempts }
+    }
+}
+
+fn specs_of(learner: &Learner) -> Vec<TensorSpec> {
+    let spec = |(name, tensor): (String, lcl_torch::Tensor)| TensorSpec {
+        name,
+        shape: tensor.size().iter().map(|size| *size as usize).collect(),
+        dtype: Dtype::F32,
+    };
+    learner.state().into_iter().map(spec).collect()
+}
+
+fn data_of(tensors: Vec<HostTensor>) -> Vec<TensorData> {
+    let data = |HostTensor { name, shape, bytes }| TensorData { name, shape, dtype: Dtype::F32, data: Bytes::from_owner(bytes) };
+    tensors.into_iter().map(data).collect()
 }
 
 fn record_of(generation: Generation) -> GenerationRecord {

@@ -167,6 +167,8 @@ impl Arena {
             (fail_point::FAULTS, plan.environment()),
             (fail_point::FOLDER, hits.display().to_string()),
             (state_log::FOLDER, states.display().to_string()),
+            // What GPUs do. Copies at once are in all other tests.
+            (fail_point::COPY_BESIDE, "1".to_owned()),
         ];
         let watch = Watch::default();
         let show = running.insert(Show::begin(plan, &run, hits, environment)?);

@@ -129,8 +129,10 @@ fn every_drawn_plan_has_enough_faults_that_every_run_comes_to() {
         let sure = plan.faults.iter().filter(|fault| match &fault.when {
             When::Step { step, .. } => early(*step as u64),
             When::At { place, keys } => {
-                let every_step =
-                    !matches!(place, Place::Form | Place::Leave | Place::Send | Place::Receive | Place::Shard | Place::Manifest);
+                let every_step = !matches!(
+                    place,
+                    Place::Form | Place::Leave | Place::Send | Place::Receive | Place::Copy | Place::Shard | Place::Manifest
+                );
                 let from = keys.split(',').find_map(|key| key.strip_prefix("from=")?.parse().ok());
                 every_step && from.is_some_and(early) && !["rank=1", "rank=2", "rank=3"].iter().any(|rank| keys.contains(rank))
             }

@@ -6,11 +6,14 @@
 #[path = "bench_support/model.rs"]
 mod model;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, fs, mem, path::PathBuf, sync::mpsc, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
-use lcl_torch::{Device, Learner, allocator, choose_device, set_threads, shim::cuda};
+use clap::{Parser, ValueEnum};
+use lcl_torch::{
+    Device, HostState, Learner, allocator, choose_device, set_threads,
+    shim::{cuda, profile},
+};
 use lcl_trainer_config::Device as Wanted;
 
 use model::{Size, batch, config, load_weights, peak, shape, text_tokens};
@@ -38,6 +41,56 @@ struct Arguments {
     /// Leave the C library's allocator as it is.
     #[arg(long)]
     default_allocator: bool,
+    /// Copy the state for a checkpoint before every other measured step: at once, or beside the step.
+    #[arg(long, value_enum)]
+    copy: Option<Copy>,
+    /// Write a trace of two more steps there.
+    #[arg(long)]
+    trace: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Copy {
+    AtOnce,
+    Beside,
+}
+
+/// Copies of the state, and what they cost.
+struct Copies {
+    manner: Copy,
+    memory: HostState,
+    /// Of the steps with a copy: their seconds, the copy included, and how long of it training stood still.
+    seconds: Vec<f64>,
+    stalls: Vec<f64>,
+}
+
+impl Copies {
+    /// A step with a copy before it, or beside it.
+    fn step(&mut self, learner: &mut Learner, mut step: impl FnMut(&mut Learner) -> Result<()>) -> Result<()> {
+        let start = Instant::now();
+        let stall = match self.manner {
+            Copy::AtOnce => {
+                learner.copy_state_into(&mut self.memory)?;
+                let stall = start.elapsed();
+                step(learner)?;
+                stall
+            }
+            Copy::Beside => {
+                let (sender, copied) = mpsc::channel();
+                let memory = mem::take(&mut self.memory);
+                let copy = learner.copy_state_beside(memory, move |result| drop(sender.send(result.map(drop))))?;
+                let begun = start.elapsed();
+                step(learner)?;
+                copied.recv().context("the copy is gone")??;
+                let stall = begun + copy.waited();
+                self.memory = copy.into_memory();
+                stall
+            }
+        };
+        self.seconds.push(start.elapsed().as_secs_f64());
+        self.stalls.push(stall.as_secs_f64());
+        Ok(())
+    }
 }
 
 /// What the kernel counted for this process.
@@ -67,7 +120,7 @@ fn main() -> Result<()> {
     let device = choose_device(if arguments.device == "cuda" { Wanted::Cuda } else { Wanted::Cpu }, 0)?;
     let shape = shape(arguments.model);
     let rows = arguments.rows.unwrap_or(match arguments.model {
-        Size::Medium | Size::Large => 16,
+        Size::Medium | Size::Large | Size::Largest => 16,
         Size::Tiny => 64,
     });
     let config = config(shape.clone(), &arguments.precision, rows, arguments.threads);
@@ -79,16 +132,31 @@ fn main() -> Result<()> {
     whole.images = whole.images.f_to_device(device)?;
     let micro_batches = [whole];
     let (mut seconds, mut processor_seconds, mut losses, mut faults) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    for step in 0..arguments.warmup + arguments.steps {
-        let before = usage()?;
-        let start = Instant::now();
-        let report = learner.train_step(step as u64, &micro_batches)?;
+    let mut number = 0;
+    let mut train = |learner: &mut Learner| -> Result<()> {
+        let report = learner.train_step(number, &micro_batches)?;
         if let Device::Cuda(index) = device {
             cuda::synchronize(index)?;
         }
-        let elapsed = start.elapsed().as_secs_f64();
-        ensure!(!report.skipped, "step {step} was skipped: loss {}, gradient norm {}", report.total, report.gradient_norm);
+        ensure!(!report.skipped, "step {number} was skipped: loss {}, gradient norm {}", report.total, report.gradient_norm);
         losses.push(report.total);
+        number += 1;
+        Ok(())
+    };
+    let mut copies =
+        arguments.copy.map(|manner| Copies { manner, memory: learner.prepare_host_state(), seconds: Vec::new(), stalls: Vec::new() });
+    for step in 0..arguments.warmup + arguments.steps {
+        if let Some(copies) = copies.as_mut().filter(|_| step % 2 == 1) {
+            copies.step(&mut learner, &mut train)?;
+            if step < arguments.warmup {
+                (copies.seconds, copies.stalls) = (Vec::new(), Vec::new());
+            }
+            continue;
+        }
+        let before = usage()?;
+        let start = Instant::now();
+        train(&mut learner)?;
+        let elapsed = start.elapsed().as_secs_f64();
         if step >= arguments.warmup {
             let after = usage()?;
             seconds.push(elapsed);
@@ -103,6 +171,9 @@ fn main() -> Result<()> {
         Device::Cuda(index) => cuda::memory_statistics(index)?.peak_allocated as i64,
         _ => usage()?.peak,
     };
+    if let Some(path) = &arguments.trace {
+        profile::record(device, path, || (0..2).try_for_each(|_| train(&mut learner)))??;
+    }
     let parameters: usize = learner.model().parameters().iter().map(|parameter| parameter.tensor.numel()).sum();
     let mut result = BTreeMap::new();
     result.insert("side", serde_json::json!("lcl-torch"));
@@ -113,6 +184,12 @@ fn main() -> Result<()> {
     result.insert("processor_seconds", serde_json::json!(processor_seconds));
     result.insert("losses", serde_json::json!(losses));
     result.insert("peak_bytes", serde_json::json!(peak));
+    if let Some(copies) = copies {
+        result.insert("copied_seconds", serde_json::json!(copies.seconds));
+        result.insert("stall_seconds", serde_json::json!(copies.stalls));
+        result
+            .insert("copied_bytes", serde_json::json!(copies.memory.tensors().iter().map(|held| held.bytes.as_ref().len()).sum::<usize>()));
+    }
     println!("{}", serde_json::to_string(&result)?);
     Ok(())
 }

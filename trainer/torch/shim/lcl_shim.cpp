@@ -21,6 +21,8 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -212,6 +214,13 @@ c10::DeviceIndex checked_device(int32_t device) {
   const int32_t count = cuda_device_count();
   TORCH_CHECK(device >= 0 && device < count, "there is no CUDA device ", device, ": ", count, " found");
   return static_cast<c10::DeviceIndex>(device);
+}
+
+// A function of the CUDA runtime that libtorch_cuda brought along; this library is not linked against one.
+template <typename Function> Function cuda_runtime(const char *name) {
+  const auto function = cuda_load() ? reinterpret_cast<Function>(dlsym(cuda_library(), name)) : nullptr;
+  TORCH_CHECK(function != nullptr, "there is no CUDA runtime with ", name);
+  return function;
 }
 
 // NUL-terminated; cut where the place is too small.
@@ -437,13 +446,70 @@ int lcl_pin_memory(lcl_tensor tensor, lcl_tensor *pinned) {
   });
 }
 
+struct lcl_moment {
+  c10::Device device;
+  c10::Event event;
+};
+
+int lcl_cuda_moment_now(int32_t device, lcl_moment **moment) {
+  return guarded([&] {
+    const c10::Device place(at::kCUDA, checked_device(device));
+    auto noted = std::make_unique<lcl_moment>(lcl_moment{place, c10::Event(at::kCUDA)});
+    noted->event.record(c10::impl::VirtualGuardImpl(at::kCUDA).getStream(place));
+    *moment = noted.release();
+  });
+}
+
+int lcl_cuda_copy_after(const lcl_moment *moment, const lcl_tensor *tensors, void *const *places, size_t count, size_t *failed) {
+  return guarded([&] {
+    *failed = count;
+    at::NoGradGuard no_grad;
+    const c10::impl::VirtualGuardImpl devices(at::kCUDA);
+    const c10::StreamGuard beside(devices.getStreamFromGlobalPool(moment->device));
+    const c10::Stream stream = devices.getStream(moment->device);
+    moment->event.block(stream);
+    size_t begun = 0;
+    try {
+      for (; begun < count; ++begun) {
+        const Tensor &tensor = borrow(tensors[begun]);
+        auto place = at::from_blob(places[begun], tensor.sizes(), tensor.options().device(at::kCPU));
+        place.copy_(tensor, /*non_blocking=*/true);
+      }
+    } catch (...) {
+      *failed = begun;
+      // The memory is not to be given back while a copy that was begun still writes it.
+      devices.synchronizeStream(stream);
+      throw;
+    }
+    devices.synchronizeStream(stream);
+  });
+}
+
+void lcl_cuda_moment_drop(lcl_moment *moment) { delete moment; }
+
+int lcl_cuda_lock_memory(void *data, size_t bytes) {
+  return guarded([&] {
+    constexpr unsigned int portable = 1; // cudaHostRegisterPortable: for all devices of the process
+    const int status = cuda_runtime<int (*)(void *, size_t, unsigned int)>("cudaHostRegister")(data, bytes, portable);
+    if (status != 0) {
+      // Else the next operation of libtorch would report it.
+      cuda_runtime<int (*)()>("cudaGetLastError")();
+    }
+    TORCH_CHECK(status == 0, "CUDA error ", status, " when locking ", bytes, " bytes of host memory");
+  });
+}
+
+int lcl_cuda_unlock_memory(void *data) {
+  return guarded([&] {
+    const int status = cuda_runtime<int (*)(void *)>("cudaHostUnregister")(data);
+    TORCH_CHECK(status == 0, "CUDA error ", status, " when letting host memory go");
+  });
+}
+
 int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported) {
   return guarded([&] {
     const auto index = checked_device(device);
-    // The CUDA runtime that libtorch_cuda brought along; this library is not linked against one.
-    using GetAttribute = int (*)(int *, int, int);
-    const auto get_attribute = reinterpret_cast<GetAttribute>(dlsym(cuda_library(), "cudaDeviceGetAttribute"));
-    TORCH_CHECK(get_attribute != nullptr, "libtorch_cuda came without cudaDeviceGetAttribute");
+    const auto get_attribute = cuda_runtime<int (*)(int *, int, int)>("cudaDeviceGetAttribute");
     constexpr int compute_capability_major = 75; // cudaDevAttrComputeCapabilityMajor
     int major = 0;
     const int status = get_attribute(&major, compute_capability_major, index);

@@ -83,6 +83,16 @@ int lcl_cuda_device_count(int32_t *count);
 int lcl_cuda_synchronize(int32_t device);
 // A copy in memory that the GPU can read while the processor goes on.
 int lcl_pin_memory(lcl_tensor tensor, lcl_tensor *pinned);
+// Copies from a device to host memory beside what it is told next. `lcl_cuda_moment_now` notes what it has been told so far;
+// `lcl_cuda_copy_after` copies, on a stream of its own, what the tensors are after that into memory of their sizes, and returns when the bytes
+// are there. On an error `*failed` is the number of the tensor, `count` when it is not known which.
+typedef struct lcl_moment lcl_moment;
+int lcl_cuda_moment_now(int32_t device, lcl_moment **moment);
+int lcl_cuda_copy_after(const lcl_moment *moment, const lcl_tensor *tensors, void *const *places, size_t count, size_t *failed);
+void lcl_cuda_moment_drop(lcl_moment *moment);
+// Page-locks memory that is there already, so that a GPU writes it without the processor's help; and lets it go again.
+int lcl_cuda_lock_memory(void *data, size_t bytes);
+int lcl_cuda_unlock_memory(void *data);
 int lcl_cuda_supports_bfloat16(int32_t device, int32_t *supported);
 int lcl_cuda_device_name(int32_t device, char *text, int64_t size);
 typedef struct {
@@ -93,6 +103,11 @@ typedef struct {
 } lcl_cuda_memory;
 int lcl_cuda_memory_statistics(int32_t device, lcl_cuda_memory *memory);
 int lcl_cuda_reset_peak_memory(int32_t device);
+
+// Records what this thread has libtorch do, kernels of CUDA included if so told, and writes it as a trace of Chrome's format; without a path
+// it is dropped.
+int lcl_profile_begin(int32_t with_cuda);
+int lcl_profile_end(const char *path);
 
 #ifdef __cplusplus
 }

@@ -25,6 +25,8 @@ mod schedule;
 mod shard_gradients;
 mod tree;
 
+use std::thread;
+
 use lcl_trainer_config::{ConfigError, Normalization, Objective, OptimizationConfig, TrainerConfig};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -46,7 +48,7 @@ use crate::{
     optimizer::{AdamW, AdamWOptions},
     probe::{self, Phase},
     shim::ShimError,
-    state::{self, HostState, StateError, StateTensor},
+    state::{self, HostState, HostTensor, Readers, Source, StateCopy, StateError, StateTensor},
     step_span,
 };
 
@@ -227,6 +229,8 @@ pub struct Learner {
     weights: LossWeights,
     /// Sources whose losses are told apart; 0: they are not.
     sources: usize,
+    /// Who reads parameters and moments beside this thread: before they are changed these are waited for.
+    readers: Readers,
 }
 
 impl Learner {
@@ -250,7 +254,7 @@ impl Learner {
             Objective::Clip => LossWeights { generation: 0.0, contrastive: 1.0 },
         };
         let rules = Rules::new(&config.model, options.layout_faults);
-        Ok(Self { model, optimizer, optimization, rules, weights, sources: 0 })
+        Ok(Self { model, optimizer, optimization, rules, weights, sources: 0, readers: Readers::default() })
     }
 
     /// Tells losses apart by so many sources from the next step on: every row then needs its source ([`MicroBatch::sources`]). All members
@@ -440,6 +444,7 @@ impl Learner {
         let skipped = !(losses.total.is_finite() && gradient_norm.is_finite());
         if !skipped {
             let scale = self.optimization.gradient_clip.map_or(1.0, |clip| (clip / (gradient_norm + CLIP_EPSILON)).min(1.0));
+            self.readers.wait();
             self.optimizer.step(learning_rate, scale).map_err(LearnerError::Update)?;
             let clamp = || tch::no_grad(|| self.model.logit_scale().shallow_clone().f_clamp_(0.0, HIGHEST_LOGIT_SCALE)).map(drop);
             clamp().map_err(LearnerError::Temperature)?;
@@ -476,7 +481,7 @@ impl Learner {
         model.chain(first).chain(second).collect()
     }
 
-    /// Host memory for [`Learner::copy_state_into`], allocated and touched, so that the first copy is as fast as the later ones.
+    /// Host memory for [`Learner::copy_state_into`] and [`Learner::copy_state_beside`], allocated and touched, so that the first copy is as fast as the later ones.
     #[must_use]
     pub fn prepare_host_state(&self) -> HostState {
         let mut buffers = HostState::default();
@@ -494,7 +499,24 @@ impl Learner {
 
     /// Copies parameters and moments to host memory that is used again for the next copy.
     pub fn copy_state_into(&self, buffers: &mut HostState) -> Result<(), LearnerError> {
-        Ok(buffers.copy_from(&self.state())?)
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        Ok(buffers.copy_from(&Source::now(self.state())?, threads)?)
+    }
+
+    /// Copies parameters and moments, as they are now, on a thread of its own while training goes on: what changes them, the next update
+    /// first of all, waits for the end of the copy. `done` is told on that thread what was copied, or why it was not.
+    ///
+    /// On a GPU the copy goes beside the computation on a stream of its own; on a processor it takes time and memory bandwidth of one thread
+    /// from it.
+    ///
+    /// # Errors
+    /// There is no thread for it, or the device fails; `done` is not called, and `memory` is gone.
+    pub fn copy_state_beside(
+        &self,
+        memory: HostState,
+        done: impl FnOnce(Result<Vec<HostTensor>, StateError>) + Send + 'static,
+    ) -> Result<StateCopy, LearnerError> {
+        Ok(self.readers.copy(Source::now(self.state())?, memory, done)?)
     }
 
     /// Replaces parameters and moments by a saved state, and the number of updates they have seen. Everything is checked first: on an
@@ -504,6 +526,7 @@ impl Learner {
         tensors: impl IntoIterator<Item = StateTensor<'a>>,
         completed_updates: u64,
     ) -> Result<(), LearnerError> {
+        self.readers.wait();
         state::load(&self.state(), tensors)?;
         self.optimizer.set_completed_updates(completed_updates);
         Ok(())
@@ -516,6 +539,7 @@ impl Learner {
         if found != hash {
             return Err(LearnerError::Received { found, sent: hash.to_owned() });
         }
+        self.readers.wait();
         for ((name, target), (_, source)) in self.state().iter_mut().zip(tensors) {
             let copy = tch::no_grad(|| target.f_copy_(source));
             copy.map_err(|source| LearnerError::Replace { name: name.clone(), source })?;
@@ -526,6 +550,7 @@ impl Learner {
 
     /// Replaces the parameters alone, under the reference's names; moments stay. For importing weights.
     pub fn load_parameters<'a>(&mut self, tensors: impl IntoIterator<Item = StateTensor<'a>>) -> Result<(), LearnerError> {
+        self.readers.wait();
         let targets: Vec<_> = self.model.parameters().iter().map(|parameter| (parameter.name.clone(), parameter.tensor.detach())).collect();
         Ok(state::load(&targets, tensors)?)
     }
@@ -545,6 +570,7 @@ impl Learner {
     /// Flips a bit of the first parameter, as a memory that fails would. For tests.
     #[doc(hidden)]
     pub fn flip_bit(&mut self) -> Result<(), LearnerError> {
+        self.readers.wait();
         let flip = || {
             let Some(parameter) = self.model.parameters().first() else { return Ok(()) };
             let mut bits = parameter.tensor.f_detach()?.f_view([-1])?.f_narrow(0, 0, 1)?.f_view_dtype(Kind::Int)?;

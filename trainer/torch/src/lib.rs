@@ -45,4 +45,4 @@ pub use machine::{emulates_bfloat16, machine};
 #[doc(hidden)]
 pub use model::ModelFaults;
 pub use model::{Initial, Model, ModelError, Parameter, ParameterSpec, parameter_count, parameter_specs};
-pub use state::{HostBytes, HostState, HostTensor, StateError, StateTensor};
+pub use state::{HostBytes, HostState, HostTensor, StateCopy, StateError, StateTensor};

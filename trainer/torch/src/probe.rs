@@ -31,6 +31,10 @@ pub enum Phase {
     BeforeUpdate,
     /// After the update.
     AfterUpdate,
+    /// Before the state is copied, on the thread that copies it.
+    Copy,
+    /// The state is to be changed, and a copy of it is not done yet.
+    CopyAwaited,
 }
 
 static OBSERVER: OnceLock<fn(Phase)> = OnceLock::new();

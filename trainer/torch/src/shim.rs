@@ -13,6 +13,7 @@ mod ffi;
 pub mod nccl;
 pub(crate) mod optimizer;
 pub mod process;
+pub mod profile;
 pub mod runtime;
 pub(crate) mod sockets;
 mod store;

@@ -17,7 +17,7 @@ use std::{
 };
 
 use lcl_torch::{
-    Device, Kind, Learner, LearnerError, LearnerOptions, MemberStep, MicroBatch, OwnShards, Tensor, choose_device,
+    Device, HostTensor, Kind, Learner, LearnerError, LearnerOptions, MemberStep, MicroBatch, OwnShards, Tensor, choose_device,
     collectives::{AbortHandle, Group, GroupError, GroupOptions, MemorySession, MemoryStore, Store, StoreError},
     shim::{cuda, runtime::set_deterministic},
 };
@@ -144,6 +144,41 @@ fn a_step_of_an_aborted_group_changes_nothing_and_the_next_group_takes_it() {
     assert_eq!(disturbed.state_hash().expect("a hash"), before);
     disturbed.train_step_with(0, &[batch(&ROWS)], member(&mut group_of_one(2, device))).expect("a step");
     assert_eq!(disturbed.state_hash().expect("a hash"), other.state_hash().expect("a hash"));
+}
+
+#[test]
+fn a_state_is_copied_beside_a_step_as_it_was_before_and_into_locked_memory() {
+    let Some((device, _turn)) = gpu() else { return };
+    let mut learner = learner(&config(), device);
+    learner.train_step(0, &[batch(&ROWS)]).expect("a step");
+    // What the tensors hold, by libtorch's own way to the host.
+    let expected: Vec<Vec<u8>> = learner
+        .state()
+        .iter()
+        .map(|(_, tensor)| {
+            let host = tensor.to_device(Device::Cpu).contiguous();
+            let mut bytes = vec![0; host.numel() * 4];
+            host.view([-1]).copy_data_u8(&mut bytes, host.numel());
+            bytes
+        })
+        .collect();
+    let bytes = |tensors: &[HostTensor]| -> Vec<Vec<u8>> { tensors.iter().map(|held| held.bytes.as_ref().to_vec()).collect() };
+    let mut memory = learner.prepare_host_state();
+    learner.copy_state_into(&mut memory).expect("a copy");
+    assert!(bytes(&memory.tensors()) == expected, "copied at once");
+    assert_eq!(memory.lock_failure(), None);
+    for step in 1..4 {
+        let before = bytes(&memory.tensors());
+        let (sender, copied) = mpsc::channel();
+        let copy = learner.copy_state_beside(memory, move |result| sender.send(result).expect("a listener")).expect("a thread");
+        learner.train_step(step, &[batch(&ROWS)]).expect("a step");
+        let found = bytes(&copied.recv().expect("a result").expect("a copy"));
+        println!("step {step}: the update waited {:?}", copy.waited());
+        assert!(found == before, "step {step}: not the state before it");
+        memory = copy.into_memory();
+        learner.copy_state_into(&mut memory).expect("a copy");
+        assert!(bytes(&memory.tensors()) != before, "step {step} has changed nothing");
+    }
 }
 
 #[test]

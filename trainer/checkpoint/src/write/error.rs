@@ -17,6 +17,14 @@ pub enum WriteError {
         #[source]
         source: InvalidTensor,
     },
+    /// The state could not be copied to host memory.
+    #[error("cannot write {id}, since the state could not be copied: {reason}")]
+    Copy {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// Which tensor and why.
+        reason: String,
+    },
     /// This step and generation are saved already; nothing was written.
     #[error("{id} is already there and complete; checkpoints are never overwritten")]
     AlreadyCommitted {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod coming;
 mod concurrency;
 mod damage;
 mod full_disk;

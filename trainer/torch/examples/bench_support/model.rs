@@ -23,6 +23,9 @@ pub(crate) enum Size {
     /// The `vit-b-16-laion` preset, 249.9 M parameters; rows of 77 text tokens.
     #[value(name = "b16")]
     Large,
+    /// The `vit-l-14-laion` preset, 467.9 M parameters; rows of 77 text tokens.
+    #[value(name = "l14")]
+    Largest,
 }
 
 /// The model.
@@ -37,13 +40,14 @@ pub(crate) fn shape(size: Size) -> ModelShape {
         },
         Size::Tiny => Preset::Tiny.shape(),
         Size::Large => Preset::VitB16Laion.shape(),
+        Size::Largest => Preset::VitL14Laion.shape(),
     }
 }
 
 /// Text tokens of a row.
 pub(crate) fn text_tokens(size: Size) -> usize {
     match size {
-        Size::Medium | Size::Large => 77,
+        Size::Medium | Size::Large | Size::Largest => 77,
         Size::Tiny => 24,
     }
 }

@@ -1,4 +1,4 @@
-//! The C interface of `shim/lcl_shim.cpp`, `shim/lcl_collectives.cpp` and `shim/lcl_nccl.cpp`, declared one to one. Only the modules beside this one call it.
+//! The C interface of `shim/lcl_shim.cpp`, `shim/lcl_profile.cpp`, `shim/lcl_collectives.cpp` and `shim/lcl_nccl.cpp`, declared one to one. Only the modules beside this one call it.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -67,6 +67,12 @@ pub(super) struct StoreCallbacks {
     pub(super) count: unsafe extern "C" fn(*mut c_void, *mut i64, i64) -> c_int,
     pub(super) wait: unsafe extern "C" fn(*mut c_void, *const ShimString, usize, i64) -> c_int,
     pub(super) drop: Drop,
+}
+
+/// `lcl_moment`.
+#[repr(C)]
+pub(super) struct Moment {
+    opaque: [u8; 0],
 }
 
 /// `lcl_device`.
@@ -211,8 +217,21 @@ unsafe extern "C" {
     pub(super) fn lcl_cuda_device_count(count: *mut i32) -> c_int;
     pub(super) fn lcl_cuda_synchronize(device: i32) -> c_int;
     pub(super) fn lcl_pin_memory(tensor: RawTensor, pinned: *mut RawTensor) -> c_int;
+    pub(super) fn lcl_cuda_moment_now(device: i32, moment: *mut *mut Moment) -> c_int;
+    pub(super) fn lcl_cuda_copy_after(
+        moment: *const Moment,
+        tensors: *const RawTensor,
+        places: *const *mut c_void,
+        count: usize,
+        failed: *mut usize,
+    ) -> c_int;
+    pub(super) fn lcl_cuda_moment_drop(moment: *mut Moment);
+    pub(super) fn lcl_cuda_lock_memory(data: *mut c_void, bytes: usize) -> c_int;
+    pub(super) fn lcl_cuda_unlock_memory(data: *mut c_void) -> c_int;
     pub(super) fn lcl_cuda_supports_bfloat16(device: i32, supported: *mut i32) -> c_int;
     pub(super) fn lcl_cuda_device_name(device: i32, text: *mut c_char, size: i64) -> c_int;
     pub(super) fn lcl_cuda_memory_statistics(device: i32, memory: *mut CudaMemory) -> c_int;
     pub(super) fn lcl_cuda_reset_peak_memory(device: i32) -> c_int;
+    pub(super) fn lcl_profile_begin(with_cuda: i32) -> c_int;
+    pub(super) fn lcl_profile_end(path: *const c_char) -> c_int;
 }

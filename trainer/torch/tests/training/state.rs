@@ -1,6 +1,6 @@
 //! State goes out and comes back without losing a bit.
 
-use lcl_torch::{HostState, Learner, LearnerError, StateError, StateTensor, Tensor};
+use lcl_torch::{HostState, HostTensor, Learner, LearnerError, StateError, StateTensor, Tensor};
 
 use crate::support::{ROWS, batch, config, learner, split_rows};
 
@@ -12,8 +12,8 @@ fn trained() -> Learner {
     learner
 }
 
-fn tensors(state: &HostState) -> Vec<StateTensor<'_>> {
-    state.tensors().iter().map(|held| StateTensor { name: &held.name, shape: &held.shape, data: held.bytes.as_ref() }).collect()
+fn tensors(state: &[HostTensor]) -> Vec<StateTensor<'_>> {
+    state.iter().map(|held| StateTensor { name: &held.name, shape: &held.shape, data: held.bytes.as_ref() }).collect()
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn a_restored_learner_goes_on_as_if_it_had_never_stopped() {
     let mut copy = first.prepare_host_state();
     first.copy_state_into(&mut copy).expect("a copy");
     let mut second = learner(&config());
-    second.load_state(tensors(&copy), first.completed_updates()).expect("loading");
+    second.load_state(tensors(&copy.tensors()), first.completed_updates()).expect("loading");
     assert_eq!(first.state_hash().expect("a hash"), second.state_hash().expect("a hash"));
     for learner in [&mut first, &mut second] {
         learner.train_step(2, &split_rows()).expect("a step");
@@ -30,7 +30,7 @@ fn a_restored_learner_goes_on_as_if_it_had_never_stopped() {
     assert_eq!(first.state_hash().expect("a hash"), second.state_hash().expect("a hash"));
     // The number of updates belongs to the state: with another one the next step differs.
     let mut third = learner(&config());
-    third.load_state(tensors(&copy), 7).expect("loading");
+    third.load_state(tensors(&copy.tensors()), 7).expect("loading");
     third.train_step(2, &split_rows()).expect("a step");
     assert_ne!(first.state_hash().expect("a hash"), third.state_hash().expect("a hash"));
 }
@@ -65,10 +65,10 @@ fn a_part_of_the_state_is_copied_alone_and_the_parts_are_the_whole() {
             copy.tensors().iter().map(|held| &held.name).collect::<Vec<_>>(),
             part.iter().map(|(_, name)| *name).collect::<Vec<_>>()
         );
-        copy
+        copy.tensors()
     });
     let mut other = self::learner(&config());
-    other.load_state(parts.iter().flat_map(tensors), learner.completed_updates()).expect("loading");
+    other.load_state(parts.iter().flat_map(|part| tensors(part)), learner.completed_updates()).expect("loading");
     assert_eq!(learner.state_hash().expect("a hash"), other.state_hash().expect("a hash"));
 }
 
@@ -91,6 +91,7 @@ fn a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
     let mut learner = trained();
     let mut copy = HostState::default();
     learner.copy_state_into(&mut copy).expect("a copy");
+    let copy = copy.tensors();
     let before = learner.state_hash().expect("a hash");
     let zeros = vec![0u8; 4 * 1024 * 1024];
     let mut check = |change: &dyn Fn(&mut Vec<StateTensor<'_>>), expected: &dyn Fn(&StateError) -> bool| {
