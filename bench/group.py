@@ -93,13 +93,12 @@ def phases(job, generation, begin):
     """Seconds from `begin` until a group stood, its members held one state, and its first step was done; and how the state travelled."""
     formed = max(when for when, _ in formations(job.log)[generation].values())
     level = job.said("state is level", generation)
+    # Of the two halves of a state.
     sent = [len(re.findall(r"\d+", line["fields"]["to"])) for line in level]
-    parent = {line["rank"]: line["fields"]["from"] for line in level}
-    chain = lambda rank: 0 if (found := re.search(r"\d+", parent.get(rank, ""))) is None else 1 + chain(int(found[0]))
     return {
         "group": formed - begin, "level": max(map(seconds_of, level)) - formed if level else 0.0,
-        "step": job.first_step(generation) - begin, "receivers": sum(sent), "most sent": max(sent, default=0),
-        "chain": max(map(chain, parent), default=0),
+        "step": job.first_step(generation) - begin, "receivers": sum(sent) // 2, "most sent": max(sent, default=0) / 2,
+        "chain": max((line["fields"]["depth"] for line in level), default=0),
     }
 
 
@@ -161,7 +160,7 @@ def main():
                 folder.mkdir()
         for what, row in rows.items():
             print(f"| {members} | {what} | {row['group']:.2f} | {row['level']:.2f} | {row['step']:.2f} | {row['receivers']} | "
-                  f"{row['most sent']} | {row['chain']} | {memory:.0f} |", flush=True)
+                  f"{row['most sent']:g} | {row['chain']} | {memory:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

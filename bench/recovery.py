@@ -214,7 +214,7 @@ def lose_one_of_ours(job, run, log, members, worker, samples):
     ours = [step for step in steps if generation_of(step) == generation_of(alone)]
     samples["a step of the survivors"] += [right["time"] - left["time"] for left, right in zip(ours, ours[1:])]
     received = [line for line in lines if line.get("member", "").startswith(worker) and line["fields"].get("message") == "state is level"
-                and line["fields"]["from"] != "None"]
+                and line["fields"]["from"] != "[]"]
     samples["state to the replacement"] += [line["fields"]["seconds"] for line in received]
     # From the last step without the replacement to the first with it, a step of theirs left out.
     together = next((index for index, step in enumerate(steps) if index and len(formations(log)[generation_of(step)]) == members

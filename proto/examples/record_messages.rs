@@ -10,7 +10,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, Messa
 use serde_json::json;
 
 /// `lcl_protocol::PROTOCOL_VERSION`.
-pub(crate) const VERSION: u32 = 6;
+pub(crate) const VERSION: u32 = 7;
 
 /// Samples by name: bytes and meaning.
 pub(crate) type Samples = BTreeMap<String, serde_json::Value>;

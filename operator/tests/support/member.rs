@@ -25,7 +25,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
 /// The version that members of this release say.
-const PROTOCOL_VERSION: u32 = 6;
+const PROTOCOL_VERSION: u32 = 7;
 /// Of a wish: to leave the group for another one.
 const LEAVE: u32 = 1;
 /// A coordinator waits ten seconds for a sign of life.

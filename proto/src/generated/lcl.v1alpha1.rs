@@ -485,7 +485,7 @@ pub struct Plan {
     pub seats: u32,
     #[prost(message, repeated, tag = "13")]
     pub empty_seats: ::prost::alloc::vec::Vec<plan::SeatRange>,
-    #[prost(oneof = "plan::Role", tags = "5, 6, 7, 8, 14")]
+    #[prost(oneof = "plan::Role", tags = "5, 6, 7, 15, 16, 8, 14")]
     pub role: ::core::option::Option<plan::Role>,
 }
 /// Nested message and enum types in `Plan`.
@@ -513,6 +513,24 @@ pub mod plan {
         #[prost(uint32, repeated, tag = "2")]
         pub to: ::prost::alloc::vec::Vec<u32>,
     }
+    /// What this member does with each half of the state, of which there are two.
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Moves {
+        #[prost(message, repeated, tag = "1")]
+        pub halves: ::prost::alloc::vec::Vec<Hop>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Hop {
+        /// Absent: it has it.
+        #[prost(uint32, optional, tag = "1")]
+        pub from: ::core::option::Option<u32>,
+        /// Who gets it from this member while it comes.
+        #[prost(uint32, repeated, tag = "2")]
+        pub to: ::prost::alloc::vec::Vec<u32>,
+        /// Members that it has passed on its way, with the first and without this one.
+        #[prost(uint32, tag = "3")]
+        pub depth: u32,
+    }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Restore {
         /// Until version 5.
@@ -521,14 +539,19 @@ pub mod plan {
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Follow {}
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Role {
         #[prost(message, tag = "5")]
         Level(Level),
+        /// Until version 6, when a state travelled whole.
         #[prost(message, tag = "6")]
         Send(Ranks),
         #[prost(message, tag = "7")]
         Receive(Receive),
+        #[prost(message, tag = "15")]
+        SendHalves(Moves),
+        #[prost(message, tag = "16")]
+        ReceiveHalves(Moves),
         /// The first restores, what it has then the others follow. Until version 5 ranks were named that it sends to, and the others received.
         #[prost(message, tag = "8")]
         Restore(Restore),

@@ -178,7 +178,7 @@ impl Judge {
         });
         self.expect(held <= base, || format!("{generation} goes on from {base:?}, but its member, process {}, holds {held:?}", process.0));
         let is_level = held.is_some() && held == base;
-        self.expect(matches!(role, Role::Level | Role::Send { .. }) == is_level, || {
+        self.expect(matches!(role, Role::Level | Role::Send(_)) == is_level, || {
             format!("{plan:?} for process {}, which holds {held:?}", process.0)
         });
     }

@@ -93,6 +93,26 @@ impl Training {
         Store { scene, worker: self.worker, process: self.process, generation, inner }
     }
 
+    /// One half after the other; each is the whole of this small state. What it has stays until all has been passed on.
+    async fn pass_on(&mut self, generation: Generation, moves: &Moves, base: Option<StateLabel>) -> Result<(), String> {
+        let mut received = None;
+        for hop in &moves.halves {
+            if let Some(from) = hop.from {
+                let state = self.receive(generation, from, base).await?;
+                self.scene.expect(received.is_none_or(|other| other == state), || {
+                    format!("process {} receives halves of two states", self.process.0)
+                });
+                received = Some(state);
+            }
+            self.send(generation, &hop.to, received.or(self.state)).await?;
+        }
+        if let Some(state) = received {
+            self.state = Some(state);
+            self.saved = None;
+        }
+        Ok(())
+    }
+
     async fn send(&mut self, generation: Generation, to: &[u32], state: Option<State>) -> Result<(), String> {
         let (Some(group), Some(state)) = (self.group.as_mut(), state) else { return Ok(()) };
         for rank in to {
@@ -103,18 +123,14 @@ impl Training {
         Ok(())
     }
 
-    /// What it has stays until all has been passed on.
-    async fn receive(&mut self, generation: Generation, from: u32, to: &[u32], base: Option<StateLabel>) -> Result<(), String> {
-        let Some(group) = self.group.as_mut() else { return Ok(()) };
+    async fn receive(&mut self, generation: Generation, from: u32, base: Option<StateLabel>) -> Result<State, String> {
+        let group = self.group.as_mut().ok_or("the group is gone")?;
         let received = unless_aborted(self.aborted.clone(), generation, EXCHANGE_TIMEOUT, group.receive(from)).await?;
         let state = State::from_frame(received).ok_or("what came is no state")?;
         self.scene.expect(base.is_none_or(|base| base == state.label), || {
             format!("process {} receives {}, the base of {generation} is {base:?}", self.process.0, state.label)
         });
-        self.send(generation, to, Some(state)).await?;
-        self.state = Some(state);
-        self.saved = None;
-        Ok(())
+        Ok(state)
     }
 
     /// Takes the newest checkpoint; gives the generation that wrote it when that is a later one: this one is over then, and the coordinator
@@ -296,19 +312,14 @@ impl Membership for Training {
         }
         let moves = match role {
             Role::Level => Moves::default(),
-            Role::Send { to } => Moves { from: None, to },
-            Role::Receive { from, to } => Moves { from: Some(from), to },
+            Role::Send(moves) | Role::Receive(moves) => moves,
             // That those who have the same state get nothing is not played here.
             Role::Restore | Role::Follow => self.group.as_ref().map_or_else(Moves::default, |group| {
                 let has: Vec<bool> = (0..group.plan.world).map(|rank| rank == 0).collect();
                 spread(&has).into_iter().nth(group.plan.rank as usize).unwrap_or_default()
             }),
         };
-        let outcome = match moves.from {
-            None => self.send(generation, &moves.to, self.state).await,
-            Some(from) => self.receive(generation, from, &moves.to, base).await,
-        };
-        outcome.map_err(Halt::Group)?;
+        self.pass_on(generation, &moves, base).await.map_err(Halt::Group)?;
         let Some(state) = self.state else { return Err(Halt::Group("there is nothing to send".to_owned())) };
         self.scene.judge().holds(self.process, state);
         Ok(Level::At(state.label.step))

@@ -1,8 +1,7 @@
-//! The coordinator's machine alone with thousands of members, without streams: what one event costs as their number grows, and what the
-//! store of a full mesh holds.
+//! The coordinator's machine alone with thousands of members, without streams: what one event costs as their number grows.
 //!
 //! `cargo bench -p lcl-protocol --bench crowd [-- MEMBERS...]` (4096, 8192 and 16384 without). Prints Markdown: processor time of this one
-//! thread, which nothing else shares, and what Gloo's full mesh leaves in the store.
+//! thread, which nothing else shares.
 
 use std::time::{Duration, Instant};
 

@@ -31,6 +31,7 @@ mod member;
 mod message;
 mod plan;
 mod slots;
+mod spread;
 mod status;
 mod store;
 mod world;
@@ -45,11 +46,12 @@ pub use identity::{
 };
 pub use member::{Member, MemberCommand, MemberError, MemberEvent, MemberSettings};
 pub use message::{EndReason, Flags, Refusal, ReportCause, ToCoordinator, ToMember};
-pub use plan::{Loss, Moves, Plan, Role, spread};
+pub use plan::{Loss, Plan, Role};
 pub use slots::{Division, InvalidDivision};
+pub use spread::{HALVES, Hop, Moves, Round, spread};
 pub use status::{HistoryEntry, HistoryEvent, LossCause, MemberStatus, Phase, Status};
 pub use store::{MAX_STORE_BYTES, StoreRequest, StoreResponse};
 pub use world::{InvalidWorld, World};
 
 /// Version of the messages and their meaning. A coordinator refuses a member with any other.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;

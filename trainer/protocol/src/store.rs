@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::ConnectionId;
 
-/// Most bytes of keys and values that one generation may hold: it keeps a mistake from filling the coordinator's memory. Where each member
-/// writes down a number for every other, as Gloo's full mesh does, it is also the bound on a group: at eight bytes a number some 2,800
-/// members. What a member stores for a meeting besides is some hundred bytes.
+/// Most bytes of keys and values that one generation may hold: it keeps a mistake from filling the coordinator's memory. What a member stores
+/// for a meeting is some 200 bytes, whatever the size of the group: there is room for 300,000 of them.
 pub const MAX_STORE_BYTES: usize = 64 << 20;
 
 /// An operation, with the meaning it has in `c10d::Store`.
@@ -194,8 +193,7 @@ impl Store {
         let bytes = self.bytes - old + key.len() + value.len();
         if bytes > MAX_STORE_BYTES {
             return Err(format!(
-                "the store of one group holds at most {MAX_STORE_BYTES} bytes, with `{key}` it would be {bytes}: a full mesh of connections \
-                 takes eight for each pair of members, so that a group has room for some 2,800 of them"
+                "the store of one group holds at most {MAX_STORE_BYTES} bytes, with `{key}` it would be {bytes}"
             ));
         }
         self.bytes = bytes;
@@ -327,34 +325,27 @@ mod tests {
         assert_eq!(store.cancel("again"), []);
     }
 
-    /// What Gloo writes down for a member of a full mesh over TCP: its host's name and address, and a number of eight bytes for every member.
-    fn mesh_entry(members: usize) -> Vec<u8> {
-        const HOST_AND_ADDRESS: usize = 8 + "job-w-1234".len() + 8 + 136;
-        vec![0; HOST_AND_ADDRESS + 8 * members]
-    }
-
-    /// How many of the members of a full mesh find room, and what the first is told that does not.
-    fn enter_mesh(store: &mut Store, members: usize) -> (usize, Option<StoreResponse>) {
-        for rank in 0..members {
-            let request = StoreRequest::Set { key: rank.to_string(), value: mesh_entry(members) };
+    /// What the members of a group append to one value: Gloo's host and address of each, where it listens, and how long both are.
+    fn tell(store: &mut Store, members: std::ops::Range<usize>, bytes: usize) -> Option<StoreResponse> {
+        for rank in members {
+            let request = StoreRequest::Append { key: format!("g000001-000001/members/{}", rank / 4096), value: vec![0; bytes] };
             let (_, _, response) = store.apply(ConnectionId(rank as u64), 1, request).remove(0);
             if response != StoreResponse::Done {
-                return (rank, Some(response));
+                return Some(response);
             }
         }
-        (members, None)
+        None
     }
 
     #[test]
-    fn a_full_mesh_has_room_for_2880_members_and_one_of_a_larger_group_is_refused_with_the_reason() {
+    fn there_is_room_for_groups_that_nobody_has_and_one_that_finds_none_is_refused_with_the_reason() {
+        const ENTRY: usize = 200;
         let mut store = Store::default();
-        assert_eq!(enter_mesh(&mut store, 2880), (2880, None));
-        let mut store = Store::default();
-        // One waits for the entry of a member that finds no room.
-        assert_eq!(store.apply(ONE, 7, get("2899")), []);
-        let (entered, refused) = enter_mesh(&mut store, 2900);
-        let Some(StoreResponse::Refused { reason }) = refused else { panic!("{entered} of 2900 found room, then {refused:?}") };
-        assert!(entered > 2800 && reason.contains("at most 67108864 bytes") && reason.contains("some 2,800"), "{entered}: {reason}");
+        assert_eq!(tell(&mut store, 0..300_000, ENTRY), None);
+        // One waits for the entries of a member that finds no room.
+        assert_eq!(store.apply(ONE, 7, get("all-told")), []);
+        let Some(StoreResponse::Refused { reason }) = tell(&mut store, 300_000..400_000, ENTRY) else { panic!("400,000 members found room") };
+        assert!(reason.contains("at most 67108864 bytes") && reason.contains("`g000001-000001/members/81`"), "{reason}");
         // Who is refused reports it, which ends the group; and with it the wait.
         let cancelled = store.cancel("group g000001-000001 has ended");
         assert!(matches!(cancelled.as_slice(), [(ONE, 7, StoreResponse::Cancelled { .. })]), "{cancelled:?}");

@@ -39,8 +39,8 @@ pub enum Origin {
 impl From<&Role> for Origin {
     fn from(role: &Role) -> Self {
         match role {
-            Role::Level | Role::Send { .. } => Self::Sent,
-            Role::Receive { .. } | Role::Follow => Self::Received,
+            Role::Level | Role::Send(_) => Self::Sent,
+            Role::Receive(_) | Role::Follow => Self::Received,
             Role::Restore => Self::Restored,
         }
     }

@@ -72,9 +72,15 @@ int lcl_group_all_to_all(lcl_group *group, lcl_tensor input, const int64_t *inpu
                          const int64_t *output_counts, size_t count, int64_t timeout);
 int lcl_group_send(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout);
 int lcl_group_receive(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout);
-// Receives `incoming` (unless null) from `from` while `outgoing` goes to the `count` ranks of `to`; all of it in host memory.
-int lcl_group_relay(lcl_group *group, lcl_tensor incoming, int32_t from, lcl_tensor outgoing, const int32_t *to, size_t count, int32_t tag,
-                    int64_t timeout);
+// A tensor in host memory that comes from a rank or goes to it.
+typedef struct {
+  lcl_tensor tensor;
+  int32_t rank;
+  int32_t tag;
+} lcl_passing;
+// Receives all of `incoming` while all of `outgoing` is sent.
+int lcl_group_relay(lcl_group *group, const lcl_passing *incoming, size_t incoming_count, const lcl_passing *outgoing,
+                    size_t outgoing_count, int64_t timeout);
 
 // Sums of gradients, overlapped with the backward pass. `parameters` are leaves that require gradients, in the same order everywhere.
 typedef struct {

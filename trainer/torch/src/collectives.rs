@@ -31,7 +31,7 @@ mod watch;
 pub use abort::AbortHandle;
 pub use error::GroupError;
 pub use form::GroupOptions;
-pub use group::Group;
+pub use group::{Group, Incoming, Outgoing};
 pub use memory_store::{MemorySession, MemoryStore};
 pub use self_test::{SelfTestError, self_test};
 pub use store::{Store, StoreError};

@@ -1,6 +1,6 @@
 //! Each check of the judge can fail: what it allows, and the least that it must not, told to a judge that has seen the same history.
 
-use lcl_protocol::{Flags, Phase};
+use lcl_protocol::{Flags, Moves, Phase};
 
 use super::*;
 
@@ -56,7 +56,7 @@ impl Watched {
         assert_eq!([0, 1, 2].map(|worker| judge.process_started(worker)), [A, B, C]);
         judge.now = at(1);
         judge.plan(A, &plan(FIRST, 0, None, Role::Restore), None, 1);
-        judge.plan(B, &plan(FIRST, 1, None, Role::Receive { from: 0, to: Vec::new() }), None, 1);
+        judge.plan(B, &plan(FIRST, 1, None, Role::Receive(Moves::alike(Some(0), &[]))), None, 1);
         judge.restored(A, FIRST, None);
         let state = State::initial(FIRST);
         judge.holds(A, state);
@@ -165,7 +165,7 @@ fn a_generation_has_one_list_of_members() {
 #[test]
 fn a_generation_goes_on_from_the_greatest_label_of_its_members() {
     let initial = State::initial(FIRST).label;
-    let role = || Role::Receive { from: 0, to: Vec::new() };
+    let role = || Role::Receive(Moves::alike(Some(0), &[]));
     allows(|watched| watched.judge.plan(B, &plan(SECOND, 1, Some(watched.label()), role()), Some(initial), 1));
     finds(&["goes on from"], |watched| watched.judge.plan(B, &plan(SECOND, 1, Some(initial), role()), Some(watched.label()), 1));
 }
@@ -188,7 +188,7 @@ fn no_generation_is_formed_on_less_than_an_attached_member_holds() {
 
 #[test]
 fn only_who_holds_the_base_is_level_with_it_or_sends_it() {
-    let (level, send, receive) = (Role::Level, Role::Send { to: vec![1] }, Role::Receive { from: 1, to: Vec::new() });
+    let (level, send, receive) = (Role::Level, Role::Send(Moves::alike(None, &[1])), Role::Receive(Moves::alike(Some(1), &[])));
     let held = |held: bool, role: &Role| {
         let role = role.clone();
         move |watched: &mut Watched| {

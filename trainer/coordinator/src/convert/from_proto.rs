@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, ActivityStage, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation,
-    Loss, LossCause, MOST_SOURCES, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel,
-    Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
+    Activity, ActivityStage, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Hop, Identity,
+    Incarnation, Loss, LossCause, MOST_SOURCES, MemberName, MemberStatus, Moves, Phase, Plan, Refusal, ReportCause, Role, Saved,
+    SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
 };
 
 use super::{WireError, required, wire};
@@ -179,12 +179,20 @@ fn stage(stage: wire::heartbeat::Stage) -> ActivityStage {
     }
 }
 
+fn moves(moves: wire::plan::Moves) -> Result<Moves, WireError> {
+    let hop = |wire::plan::Hop { from, to, depth }| Hop { from, to, depth };
+    let halves: Result<_, Vec<_>> = moves.halves.into_iter().map(hop).collect::<Vec<_>>().try_into();
+    Ok(Moves { halves: halves.map_err(|_| WireError::Field { field: "halves" })? })
+}
+
 fn plan(generation: Generation, plan: wire::Plan) -> Result<Plan, WireError> {
     use wire::plan::Role as WireRole;
     let role = match required("role", plan.role)? {
         WireRole::Level(_) => Role::Level,
-        WireRole::Send(ranks) => Role::Send { to: ranks.to },
-        WireRole::Receive(receive) => Role::Receive { from: receive.from, to: receive.to },
+        WireRole::SendHalves(it) => Role::Send(moves(it)?),
+        WireRole::ReceiveHalves(it) => Role::Receive(moves(it)?),
+        // Of a version that this one does not train with.
+        WireRole::Send(_) | WireRole::Receive(_) => return Err(WireError::Field { field: "role" }),
         WireRole::Restore(_) => Role::Restore,
         WireRole::Follow(_) => Role::Follow,
     };

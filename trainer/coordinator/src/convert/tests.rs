@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    Activity, ActivityStage, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Identity, Incarnation,
-    Loss, LossCause, MemberName, MemberStatus, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress, StateLabel, Status,
-    StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
+    Activity, ActivityStage, Attach, Division, EndReason, Flags, Generation, HeldGroup, HistoryEntry, HistoryEvent, Hop, Identity,
+    Incarnation, Loss, LossCause, MemberName, MemberStatus, Moves, Phase, Plan, Refusal, ReportCause, Role, Saved, SourceProgress,
+    StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn, World,
 };
 
 use super::*;
@@ -123,7 +123,10 @@ fn every_message_of_the_coordinator_is_read_back() {
     ] {
         messages.push(ToMember::Refused { generation, reason });
     }
-    for role in [Role::Level, Role::Send { to: vec![1, 4] }, Role::Receive { from: 3, to: vec![7] }, Role::Restore, Role::Follow] {
+    let hop = |from, to: &[u32], depth| Hop { from, to: to.to_vec(), depth };
+    let send = Role::Send(Moves { halves: [hop(None, &[1, 4], 0), hop(None, &[], 0)] });
+    let receive = Role::Receive(Moves { halves: [hop(Some(0), &[7], 1), hop(Some(3), &[], 4)] });
+    for role in [Role::Level, send, receive, Role::Restore, Role::Follow] {
         let lost = vec![Loss { member: name(), reason: text() }];
         messages.push(ToMember::Form(Plan {
             generation,
@@ -211,6 +214,15 @@ fn what_is_missing_or_unknown_is_an_error_and_no_panic() {
     let nameless = wire::ToCoordinator { group: None, message: Some(finished) };
     assert_eq!(read_to_coordinator(nameless), Err(WireError::Field { field: "group" }));
     assert!(read_world(wire::World { min: 3, desired: 2, max: 1 }).is_err());
+    let role_of = |role| {
+        let plan = wire::Plan { seats: 1, role: Some(role), ..wire::Plan::default() };
+        let group = Some(wire::GroupId { epoch: 1, number: 1 });
+        read_to_member(wire::ToMember { group, message: Some(wire::to_member::Message::Form(plan)) })
+    };
+    let whole = wire::plan::Role::Send(wire::plan::Ranks { to: vec![1] });
+    assert_eq!(role_of(whole), Err(WireError::Field { field: "role" }), "as it was until version 6");
+    let one = wire::plan::Moves { halves: vec![wire::plan::Hop::default()] };
+    assert_eq!(role_of(wire::plan::Role::SendHalves(one)), Err(WireError::Field { field: "halves" }));
 }
 
 /// Messages are recorded under the version that they are of.

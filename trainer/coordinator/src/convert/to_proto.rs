@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use lcl_protocol::{
-    ActivityStage, EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, LossCause, MemberName, Phase, Plan, Refusal, ReportCause,
-    Role, Saved, SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember, TrainingProgress, Turn,
-    World,
+    ActivityStage, EndReason, Generation, HeldGroup, HistoryEntry, HistoryEvent, Hop, LossCause, MemberName, Moves, Phase, Plan, Refusal,
+    ReportCause, Role, Saved, SourceProgress, StateLabel, Status, StoreRequest, StoreResponse, Ticket, ToCoordinator, ToMember,
+    TrainingProgress, Turn, World,
 };
 
 use super::wire;
@@ -179,12 +179,17 @@ fn stage(stage: ActivityStage) -> wire::heartbeat::Stage {
     }
 }
 
+fn moves(moves: Moves) -> wire::plan::Moves {
+    let hop = |Hop { from, to, depth }| wire::plan::Hop { from, to, depth };
+    wire::plan::Moves { halves: moves.halves.map(hop).into() }
+}
+
 fn plan(plan: Plan) -> wire::Plan {
-    use wire::plan::{Follow, Level, Ranks, Receive, Restore, Role as WireRole, SeatRange};
+    use wire::plan::{Follow, Level, Restore, Role as WireRole, SeatRange};
     let role = match plan.role {
         Role::Level => WireRole::Level(Level {}),
-        Role::Send { to } => WireRole::Send(Ranks { to }),
-        Role::Receive { from, to } => WireRole::Receive(Receive { from, to }),
+        Role::Send(it) => WireRole::SendHalves(moves(it)),
+        Role::Receive(it) => WireRole::ReceiveHalves(moves(it)),
         Role::Restore => WireRole::Restore(Restore { to: Vec::new() }),
         Role::Follow => WireRole::Follow(Follow {}),
     };

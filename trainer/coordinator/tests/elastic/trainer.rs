@@ -14,8 +14,8 @@ use std::{
 
 use lcl_coordinator::{ClientOptions, Commands, MemberClient, Security, StoreError};
 use lcl_protocol::{
-    Activity, EndReason, Flags, Generation, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Moves, Plan,
-    Refusal, Role, spread,
+    Activity, EndReason, Flags, Generation, Hop, Identity, Incarnation, MemberCommand, MemberEvent, MemberName, MemberSettings, Moves,
+    Plan, Refusal, Role, spread,
 };
 
 /// Samples per step; no multiple of 3.
@@ -264,24 +264,27 @@ impl Process {
         let plan = self.plan.as_ref().unwrap();
         let moves = match role {
             Role::Level => Moves::default(),
-            Role::Send { to } => Moves { from: None, to },
-            Role::Receive { from, to } => Moves { from: Some(from), to },
+            Role::Send(moves) | Role::Receive(moves) => moves,
             Role::Restore | Role::Follow => {
                 let has: Vec<bool> = (0..plan.world).map(|rank| rank == 0).collect();
                 spread(&has).swap_remove(plan.rank as usize)
             }
         };
-        if moves.from.is_some() {
-            let bytes = store.get(&format!("state-{}", plan.rank), PATIENCE)?;
-            let (step, number) = bytes.split_at(8);
-            self.state = Some((u64::from_le_bytes(step.try_into().unwrap()), u64::from_le_bytes(number.try_into().unwrap())));
-        } else if self.state.is_none() {
-            self.fabric.shared.lock().unwrap().restores += 1;
+        // One half after the other; each is the whole of this small state.
+        for (half, Hop { from, to, .. }) in moves.halves.into_iter().enumerate() {
+            if from.is_some() {
+                let bytes = store.get(&format!("state-{}-{half}", plan.rank), PATIENCE)?;
+                let (step, number) = bytes.split_at(8);
+                self.state = Some((u64::from_le_bytes(step.try_into().unwrap()), u64::from_le_bytes(number.try_into().unwrap())));
+            } else if self.state.is_none() {
+                self.fabric.shared.lock().unwrap().restores += 1;
+            }
+            let (step, number) = *self.state.get_or_insert((0, 1));
+            for rank in to {
+                store.set(&format!("state-{rank}-{half}"), &[step.to_le_bytes(), number.to_le_bytes()].concat(), PATIENCE)?;
+            }
         }
-        let (step, number) = *self.state.get_or_insert((0, 1));
-        for rank in moves.to {
-            store.set(&format!("state-{rank}"), &[step.to_le_bytes(), number.to_le_bytes()].concat(), PATIENCE)?;
-        }
+        let step = self.state.map_or(0, |(step, _)| step);
         Ok(step)
     }
 

@@ -7,7 +7,7 @@ use takeover::{EARLIER, trains_in};
 
 use super::*;
 use crate::{
-    Activity, Attach, Division, HeldGroup, MOST_SOURCES, PROTOCOL_VERSION, Plan, Refusal, Role, SourceProgress, StoreRequest,
+    Activity, Attach, Division, HeldGroup, Hop, MOST_SOURCES, Moves, PROTOCOL_VERSION, Plan, Refusal, Role, SourceProgress, StoreRequest,
     StoreResponse, slots::tests::with_empty,
 };
 
@@ -261,10 +261,10 @@ fn survivors_of_a_broken_stream_are_told_at_once_and_form_anew_from_the_highest_
     let plan = bench.plan(1).unwrap();
     assert_eq!(
         (plan.generation, plan.world, plan.base, plan.role),
-        (generation(2), 2, Some(label(6, 1)), Role::Receive { from: 1, to: Vec::new() })
+        (generation(2), 2, Some(label(6, 1)), Role::Receive(Moves::alike(Some(1), &[])))
     );
     assert_eq!(plan.lost.iter().map(|loss| loss.member.to_string()).collect::<Vec<_>>(), ["w-2/0"]);
-    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Send { to: vec![0] }));
+    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Send(Moves::alike(None, &[0]))));
 }
 
 #[test]
@@ -298,9 +298,9 @@ fn who_holds_another_state_than_the_others_is_named_with_its_node_and_gets_their
     bench.report(1, 1, Some(label(7, 1)), differs());
     let roles = [1, 2, 3].map(|stream| bench.plan(stream).map(|plan| (plan.base, plan.rank, plan.role)));
     let base = Some(label(7, 1));
-    let received = roles.iter().flatten().filter(|(found, _, role)| *found == base && matches!(role, Role::Receive { .. })).count();
+    let received = roles.iter().flatten().filter(|(found, _, role)| *found == base && matches!(role, Role::Receive(_))).count();
     assert_eq!((received, roles.iter().flatten().count()), (1, 3), "{roles:?}");
-    assert!(matches!(&roles[1], Some((_, _, Role::Receive { .. }))), "{roles:?}");
+    assert!(matches!(&roles[1], Some((_, _, Role::Receive(_)))), "{roles:?}");
 }
 
 #[test]
@@ -319,6 +319,11 @@ fn a_silent_member_and_one_that_does_not_report_are_evicted() {
     assert_eq!(bench.coordinator.status().phase, Phase::Waiting);
 }
 
+/// Each half from another of the first two ranks.
+fn from_two() -> Role {
+    Role::Receive(Moves { halves: [0, 1].map(|from| Hop { from: Some(from), to: Vec::new(), depth: 1 }) })
+}
+
 #[test]
 fn a_joiner_makes_the_members_wish_to_leave_and_is_let_in_when_they_have() {
     let mut bench = Bench::of_two_at_step_5(1, 3);
@@ -328,7 +333,7 @@ fn a_joiner_makes_the_members_wish_to_leave_and_is_let_in_when_they_have() {
     bench.report(1, 1, Some(label(8, 1)), ReportCause::Agreed);
     assert_eq!(bench.taken(2), [], "an agreed leave aborts nobody");
     bench.report(2, 1, Some(label(8, 1)), ReportCause::Agreed);
-    assert_eq!(bench.plan(3).map(|plan| (plan.world, plan.role)), Some((3, Role::Receive { from: 0, to: Vec::new() })));
+    assert_eq!(bench.plan(3).map(|plan| (plan.world, plan.role)), Some((3, from_two())));
     assert_eq!(bench.coordinator.status().history.iter().filter(|entry| matches!(entry.event, HistoryEvent::Broken { .. })).count(), 0);
 }
 
@@ -339,7 +344,7 @@ fn a_spare_waits_while_the_group_is_full_and_replaces_a_lost_member() {
     assert_eq!(bench.taken(1), []);
     bench.close(1);
     bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
-    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.role)), Some((1, Role::Receive { from: 0, to: Vec::new() })));
+    assert_eq!(bench.plan(3).map(|plan| (plan.rank, plan.role)), Some((1, Role::Receive(Moves::alike(Some(0), &[])))));
 }
 
 #[test]
@@ -446,7 +451,7 @@ fn a_process_that_attaches_anew_replaces_its_old_stream() {
     bench.close(1);
     bench.say(1, ToCoordinator::Drain { generation: None });
     bench.report(2, 1, Some(label(5, 0)), ReportCause::Aborted);
-    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Receive { from: 1, to: Vec::new() }));
+    assert_eq!(bench.plan(3).map(|plan| plan.role), Some(Role::Receive(Moves::alike(Some(1), &[]))));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Activity, HeldGroup, Identity, Incarnation, MemberName, Role, Turn, slots::tests::with_empty};
+use crate::{Activity, HeldGroup, Identity, Incarnation, MemberName, Moves, Role, Turn, slots::tests::with_empty};
 
 const TICKET: Ticket = Ticket { epoch: 1, n: 4 };
 
@@ -159,7 +159,7 @@ fn a_failure_that_it_sees_itself_is_reported_with_the_error() {
 #[test]
 fn a_state_received_just_before_the_abort_is_what_it_holds() {
     let mut bench = Bench::new();
-    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1, to: Vec::new() })));
+    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive(Moves::alike(Some(1), &[])))));
     bench.event(MemberEvent::GroupFormed { generation: generation(1) });
     bench.hear(abort());
     assert_eq!(bench.event(MemberEvent::Recovered { generation: generation(1), step: 9 }), []);
@@ -243,7 +243,7 @@ fn a_group_that_is_being_left_when_the_stream_breaks_is_reported_before_anything
 #[test]
 fn a_broken_stream_ends_a_group_that_is_still_being_built() {
     let mut bench = Bench::new();
-    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive { from: 1, to: Vec::new() })));
+    bench.hear(ToMember::Form(plan(1, Some(label(9, 0)), Role::Receive(Moves::alike(Some(1), &[])))));
     let commands = bench.event(MemberEvent::Disconnected { reason: "reset".to_owned() });
     assert!(matches!(&commands[..], [MemberCommand::AbortGroup { .. }]));
     assert_eq!(bench.member.deadline(), None);

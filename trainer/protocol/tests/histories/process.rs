@@ -6,8 +6,8 @@ use std::{
 };
 
 use lcl_protocol::{
-    Activity, ConnectionId, Flags, Generation, Identity, Incarnation, Member, MemberCommand, MemberEvent, MemberName, MemberSettings, Plan,
-    Refusal, Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator, spread,
+    Activity, ConnectionId, Flags, Generation, Identity, Incarnation, Member, MemberCommand, MemberEvent, MemberName, MemberSettings,
+    Moves, Plan, Refusal, Role, StateLabel, StoreRequest, StoreResponse, ToCoordinator, spread,
 };
 
 use crate::simulation::GLOBAL_BATCH;
@@ -29,8 +29,8 @@ pub(crate) struct Fabric {
     pub(crate) leaving: BTreeMap<Generation, BTreeSet<u32>>,
     /// Ranks that have dropped their group.
     pub(crate) dropped: BTreeMap<Generation, Vec<u32>>,
-    /// States on their way: generation, receiver's rank.
-    pub(crate) transfers: BTreeMap<(Generation, u32), (u32, Line)>,
+    /// States on their way: generation, receiver's rank, and which half.
+    pub(crate) transfers: BTreeMap<(Generation, u32, usize), (u32, Line)>,
     /// The only checkpoint.
     pub(crate) storage: Option<Line>,
     /// The plan under which a process works in a generation, by rank.
@@ -46,11 +46,12 @@ enum Stage {
     Building,
     /// The machine has the word.
     Waiting,
-    Recovering(Role),
-    /// Has received a state, and passes it on before its own is replaced.
-    PassingOn {
-        line: Line,
-        to: Vec<u32>,
+    /// Receives and passes on one half after the other; what it has done is taken out of its moves.
+    Recovering {
+        moves: Moves,
+        half: usize,
+        /// What has come. Its own stays until all of that has been passed on.
+        received: Option<Line>,
     },
     Training,
     Finished,
@@ -173,42 +174,33 @@ impl Process {
                     self.drop_group(now, fabric, Some("a peer is gone while the group is built"));
                 }
             }
-            Stage::Recovering(role) => match role {
-                Role::Level => {
-                    self.recovered(now, generation, held);
+            Stage::Recovering { moves, half, received } => match moves.halves.get_mut(*half) {
+                // It can die, or lose its group, before this.
+                None => {
+                    self.line = received.take().or(self.line.take());
+                    let step = self.step();
+                    self.recovered(now, generation, step);
                 }
-                Role::Send { to } if !to.is_empty() => {
-                    // One receiver at a time, so that a source can die between two.
-                    let receiver = to.remove(0);
-                    let line = self.line.clone().expect("a source holds a state");
-                    if let Some(base) = work.plan.base {
-                        assert_eq!(held, base.step, "the source is at the base");
-                    }
-                    fabric.transfers.insert((generation, receiver), (rank, line));
-                }
-                Role::Send { .. } => self.recovered(now, generation, held),
-                Role::Restore | Role::Follow => unreachable!("it was turned into what it does for the others"),
-                Role::Receive { from, to } => {
-                    let from = *from;
-                    if let Some((source, line)) = fabric.transfers.remove(&(generation, rank)) {
+                Some(hop) if let Some(from) = hop.from => {
+                    if let Some((source, line)) = fabric.transfers.remove(&(generation, rank, *half)) {
                         assert_eq!(source, from);
-                        let to = std::mem::take(to);
-                        work.stage = Stage::PassingOn { line, to };
+                        assert!(received.as_ref().is_none_or(|other| *other == line), "the halves are of two states");
+                        (hop.from, *received) = (None, Some(line));
                     } else if fabric.dropped.get(&generation).is_some_and(|ranks| ranks.contains(&from)) {
                         self.drop_group(now, fabric, Some("the source is gone"));
                     }
                 }
+                Some(hop) if hop.to.is_empty() => *half += 1,
+                Some(hop) => {
+                    // One receiver at a time, so that a source can die between two.
+                    let receiver = hop.to.remove(0);
+                    if let (None, Some(base)) = (&received, work.plan.base) {
+                        assert_eq!(held, base.step, "the source is at the base");
+                    }
+                    let line = received.clone().or(self.line.clone()).expect("a source holds a state");
+                    fabric.transfers.insert((generation, receiver, *half), (rank, line));
+                }
             },
-            // What it has stays until all has been passed on: it can die, or lose its group, before that.
-            Stage::PassingOn { line, to } if to.is_empty() => {
-                self.line = Some(std::mem::take(line));
-                let step = self.step();
-                self.recovered(now, generation, step);
-            }
-            Stage::PassingOn { line, to } => {
-                let receiver = to.remove(0);
-                fabric.transfers.insert((generation, receiver), (rank, line.clone()));
-            }
             Stage::Training if held == last => {
                 if rank == 0 && self.saved_step != Some(last) {
                     // Without a coordinator that leads this group the last checkpoint has to wait.
@@ -291,15 +283,16 @@ impl Process {
                 if role == Role::Restore {
                     self.line = Some(fabric.storage.clone().unwrap_or_default());
                 }
-                work.stage = Stage::Recovering(match role {
+                let moves = match role {
+                    Role::Level => Moves::default(),
+                    Role::Send(moves) | Role::Receive(moves) => moves,
                     // Nobody but rank 0 has what it begins with: that members compare it is not played here.
                     Role::Restore | Role::Follow => {
                         let has: Vec<bool> = (0..work.plan.world).map(|rank| rank == 0).collect();
-                        let moves = spread(&has).into_iter().nth(work.plan.rank as usize).expect("a rank of the group");
-                        moves.from.map_or(Role::Send { to: moves.to.clone() }, |from| Role::Receive { from, to: moves.to })
+                        spread(&has).into_iter().nth(work.plan.rank as usize).expect("a rank of the group")
                     }
-                    role => role,
-                });
+                };
+                work.stage = Stage::Recovering { moves, half: 0, received: None };
             }
             MemberCommand::Train { step, .. } => {
                 assert_eq!(step, self.step());

@@ -558,7 +558,7 @@ impl Simulation {
         assert_eq!(slots, (0..GLOBAL_BATCH).collect::<Vec<_>>(), "every slot belongs to one member");
         assert_eq!(division.members(), world);
         let mut sources = BTreeSet::new();
-        let mut receivers = BTreeMap::new();
+        let mut receivers = BTreeSet::new();
         for (connection, plan) in &plans {
             assert_eq!((plan.generation, plan.world, plan.base, plan.list_digest), (generation, world, base, list_digest));
             assert_eq!(plan.division, *division);
@@ -568,21 +568,23 @@ impl Simulation {
                 assert_eq!(process.member.generation(), None, "{} still has a group", process.name);
                 let held = process.member.held();
                 assert!(held <= base, "{} holds {held:?}, but {generation} goes on from {base:?}", process.name);
-                assert_eq!(matches!(plan.role, Role::Level | Role::Send { .. }), held.is_some() && held == base, "{plan:?} with {held:?}");
+                assert_eq!(matches!(plan.role, Role::Level | Role::Send(_)), held.is_some() && held == base, "{plan:?} with {held:?}");
             }
             match &plan.role {
                 Role::Level => {}
                 Role::Restore | Role::Follow => {
                     assert_eq!((plan.role == Role::Restore, base), (plan.rank == 0, None), "{plan:?}");
                 }
-                Role::Send { to } => sources.extend(to.iter().map(|to| (plan.rank, *to))),
-                Role::Receive { from, to } => {
-                    sources.extend(to.iter().map(|to| (plan.rank, *to)));
-                    receivers.insert(plan.rank, *from);
+                Role::Send(moves) | Role::Receive(moves) => {
+                    assert_eq!(matches!(plan.role, Role::Receive(_)), moves.receives(), "{plan:?}");
+                    for (half, hop) in moves.halves.iter().enumerate() {
+                        sources.extend(hop.to.iter().map(|to| (half, plan.rank, *to)));
+                        receivers.extend(hop.from.map(|from| (half, from, plan.rank)));
+                    }
                 }
             }
         }
-        assert_eq!(sources, receivers.into_iter().map(|(to, from)| (from, to)).collect(), "sources and receivers agree");
+        assert_eq!(sources, receivers, "sources and receivers agree");
         // A step counts as committed when all members of its generation hold it: so it is lost with all of them, and not before.
         for member in self.coordinator.status().members {
             assert!(member.step <= base.map(|base| base.step), "{generation} goes on from {base:?}, but there is {member:?}");

@@ -32,16 +32,19 @@ impl MemberRun<'_> {
         }
         let moves = match role {
             Role::Level => Ok(Moves::default()),
-            Role::Send { to } => Ok(Moves { from: None, to }),
-            Role::Receive { from, to } => Ok(Moves { from: Some(from), to }),
+            Role::Send(moves) | Role::Receive(moves) => Ok(moves),
             Role::Restore | Role::Follow => self.compare(),
         };
         match moves.and_then(|moves| self.pass_on(&moves).map(|()| moves)) {
-            Ok(Moves { from, to }) => {
+            Ok(Moves { halves }) => {
+                // Who gave a half and who got one, and the ranks that it has passed.
+                let from: Vec<u32> = halves.iter().filter_map(|hop| hop.from).collect();
+                let to: Vec<u32> = halves.iter().flat_map(|hop| &hop.to).copied().collect();
+                let depth = halves.iter().map(|hop| hop.depth).max().unwrap_or_default();
                 let step = self.stepper.progress.completed_steps;
                 state_log::note(&self.stepper.learner, generation, step, origin).map_err(TrainError::from)?;
                 let seconds = begun.elapsed().as_secs_f64();
-                tracing::info!(group = %generation, step, ?from, ?to, seconds, "state is level");
+                tracing::info!(group = %generation, step, ?from, ?to, depth, seconds, "state is level");
                 Ok(Level::At(step))
             }
             Err(TransferError::Group(error)) => Err(broken(&error)),
@@ -91,7 +94,7 @@ impl MemberRun<'_> {
         if rank == 0 {
             let (step, seconds) = (header.progress.completed_steps, begun.elapsed().as_secs_f64());
             tracing::info!(step, hash, behind, world, seconds, "states compared");
-        } else if moves.from.is_none() {
+        } else if !moves.receives() {
             self.stepper.tally.forget();
             self.take_over(header);
         }
@@ -101,12 +104,12 @@ impl MemberRun<'_> {
     fn pass_on(&mut self, moves: &Moves) -> Result<(), TransferError> {
         let Some(joined) = self.joined.as_mut() else { return Ok(()) };
         self.activity.enter(ActivityStage::Transferring);
-        let Some(from) = moves.from else {
+        if !moves.receives() {
             let Stepper { learner, progress, tally, .. } = &self.stepper;
-            return transfer::send(&mut joined.group, learner, *progress, tally, &moves.to);
-        };
+            return transfer::send(&mut joined.group, learner, *progress, tally, moves);
+        }
         let Stepper { learner, tally, .. } = &mut self.stepper;
-        let header = transfer::receive(&mut joined.group, learner, tally, from, &moves.to)?;
+        let header = transfer::receive(&mut joined.group, learner, tally, moves)?;
         self.take_over(header);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Forming a group: on a thread of its own, so that an abort or a time-out returns whatever libtorch waits for.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::shim::{
     collectives::{Device as Listener, Formation, RawGroup},
-    sockets::{self, Connection},
+    sockets::{self, Places},
 };
 
 /// How long an aborted or late formation may take to end before its thread is left behind. It ends within milliseconds while it waits for
@@ -56,8 +57,8 @@ impl std::fmt::Debug for GroupOptions {
     }
 }
 
-/// A formed group and its connections.
-type Formed = (RawGroup, Vec<Connection>);
+/// A formed group, and where its connections begin and end.
+type Formed = (RawGroup, Places);
 
 enum Event {
     Formed(Box<Result<Formed, GroupError>>),
@@ -87,9 +88,9 @@ pub(super) fn form(options: GroupOptions, abort: &AbortHandle) -> Result<RawGrou
     thread.map_err(GroupError::Sockets)?;
     let outcome = receive(&receiver, timeout);
     match outcome {
-        Some(Ok((mut group, connections))) => {
+        Some(Ok((mut group, places))) => {
             let interrupter = group.interrupter().map_err(|source| GroupError::Form { rank, world_size, source })?;
-            abort.formed(connections, interrupter).map_err(GroupError::Sockets)?;
+            abort.formed(places, interrupter).map_err(GroupError::Sockets)?;
             Ok(group)
         }
         Some(Err(_)) if abort.is_aborted() => Err(GroupError::Aborted { operation }),
@@ -145,18 +146,13 @@ fn build(options: &GroupOptions) -> Result<Formed, GroupError> {
         timeout: *timeout,
     };
     let group = RawGroup::form(formation).map_err(failed)?;
-    let mut peers = Vec::new();
+    let mut peers = HashSet::new();
     for (other, text) in gathering.listeners(*timeout).map_err(GroupError::Addresses)? {
         if other != *rank {
             peers.extend(parse(other, &text).map_err(GroupError::Addresses)?);
         }
     }
-    let connections = sockets::connections(&own, &peers).map_err(GroupError::Sockets)?;
-    let expected = world_size - 1;
-    if connections.len() < expected {
-        return Err(GroupError::MissingSockets { found: connections.len(), expected });
-    }
-    Ok((group, connections))
+    Ok((group, Places { own, peers }))
 }
 
 /// Opens a device and finds the address it listens at.
@@ -167,7 +163,7 @@ fn open(host: IpAddr, failed: impl Fn(crate::shim::ShimError) -> GroupError) -> 
     let after = sockets::without_peer(host).map_err(GroupError::Sockets)?;
     let own: Vec<_> =
         after.into_iter().filter(|(inode, _)| before.iter().all(|(former, _)| former != inode)).map(|(_, address)| address).collect();
-    if own.is_empty() { Err(GroupError::MissingSockets { found: 0, expected: 1 }) } else { Ok((device, own)) }
+    if own.is_empty() { Err(GroupError::MissingSocket { host }) } else { Ok((device, own)) }
 }
 
 fn parse(rank: usize, text: &[u8]) -> Result<Vec<SocketAddr>, StoreError> {

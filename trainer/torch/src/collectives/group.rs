@@ -24,6 +24,28 @@ const BUCKET_BYTES: usize = 25 << 20;
 /// Where a parameter's values lie, and how many there are: tells one list of parameters from another.
 type Place = (usize, usize);
 
+/// A tensor that is filled with what a member sends under the same tag.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    /// In host memory, of the sent one's shape and type.
+    pub tensor: &'a mut Tensor,
+    /// Who sends it.
+    pub from: usize,
+    /// Told from others between the same two members by this.
+    pub tag: u16,
+}
+
+/// A tensor that goes to a member.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// In host memory.
+    pub tensor: &'a Tensor,
+    /// Who gets it.
+    pub to: usize,
+    /// See [`Incoming::tag`].
+    pub tag: u16,
+}
+
 /// The members of one generation. All members call the same operations in the same order, with the same shapes.
 ///
 /// Every tensor is contiguous, and in host memory or on [`Group::device`]. Every operation returns within its time-out or soon after an abort; an error closes the
@@ -152,6 +174,12 @@ impl Group {
         self.abort.received_bytes()
     }
 
+    /// Connections in host memory that this member has: they are made when two members first have something to tell each other.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.abort.connections()
+    }
+
     /// Replaces `tensor` by the sum over all members.
     pub fn all_reduce(&mut self, tensor: &mut Tensor, timeout: Duration) -> Result<(), GroupError> {
         self.run("all-reduce", &[tensor], |live| live.all_reduce(tensor, timeout))
@@ -275,29 +303,24 @@ impl Group {
         self.run("receive", &[tensor], |live| live.receive(tensor, from, tag, timeout))
     }
 
-    /// Fills a tensor with what a member sends, while another goes to some members, all under one tag. Both are in host memory. So what came
-    /// just before is passed on while the next comes.
+    /// Fills tensors with what members send, while others go to some. All are in host memory. So what came just before is passed on while the
+    /// next comes.
     ///
-    /// One that comes from a [`Group::send`] or another member's `relay` is of the same shape and type there.
-    pub fn relay(
-        &mut self,
-        incoming: Option<(&mut Tensor, usize)>,
-        outgoing: Option<(&Tensor, &[usize])>,
-        tag: u16,
-        timeout: Duration,
-    ) -> Result<(), GroupError> {
+    /// One that comes from a [`Group::send`] or another member's `relay` is of the same shape, type and tag there.
+    pub fn relay(&mut self, incoming: &mut [Incoming<'_>], outgoing: &[Outgoing<'_>], timeout: Duration) -> Result<(), GroupError> {
         let operation = "passing on";
-        let peers = incoming.iter().map(|(_, from)| from).chain(outgoing.iter().flat_map(|(_, to)| *to)).copied();
+        let peers = incoming.iter().map(|incoming| incoming.from).chain(outgoing.iter().map(|outgoing| outgoing.to));
         for rank in peers.collect::<Vec<_>>() {
             self.check_rank(operation, rank, Some(self.rank))?;
         }
-        let incoming = incoming.map(|(tensor, from)| (&*tensor, from));
-        let tensors: Vec<&Tensor> = incoming.iter().map(|(tensor, _)| *tensor).chain(outgoing.iter().map(|(tensor, _)| *tensor)).collect();
+        let incoming: Vec<_> = incoming.iter().map(|incoming| (&*incoming.tensor, incoming.from, incoming.tag)).collect();
+        let outgoing: Vec<_> = outgoing.iter().map(|outgoing| (outgoing.tensor, outgoing.to, outgoing.tag)).collect();
+        let tensors: Vec<&Tensor> = incoming.iter().chain(&outgoing).map(|(tensor, ..)| *tensor).collect();
         if let Some(tensor) = tensors.iter().find(|tensor| tensor.device() != Device::Cpu) {
             let reason = format!("a tensor of shape {:?} on {:?} is not in host memory", tensor.size(), tensor.device());
             return Err(self.fail(GroupError::Argument { operation, reason }));
         }
-        self.run(operation, &tensors, |live| live.relay(incoming, outgoing, tag, timeout))
+        self.run(operation, &tensors, |live| live.relay(&incoming, &outgoing, timeout))
     }
 
     /// From now on, and until every parameter's gradient was accumulated once more, gradients are summed over all members while the

@@ -197,21 +197,29 @@ impl RawGroup {
         check("receive", unsafe { ffi::lcl_group_receive(self.0.as_ptr(), raw(tensor), rank as i32, tag.into(), milliseconds(timeout)) })
     }
 
-    /// `incoming` and `outgoing` are in host memory.
+    /// Receives tensors from ranks, and sends others, each under its tag. All are in host memory.
     pub(crate) fn relay(
         &mut self,
-        incoming: Option<(&Tensor, usize)>,
-        outgoing: Option<(&Tensor, &[usize])>,
-        tag: u16,
+        incoming: &[(&Tensor, usize, u16)],
+        outgoing: &[(&Tensor, usize, u16)],
         timeout: Duration,
     ) -> Result<(), ShimError> {
-        let (incoming, from) = incoming.map_or((ptr::null_mut(), 0), |(tensor, from)| (raw(tensor), from as i32));
-        let (outgoing, to) = outgoing.map_or((ptr::null_mut(), [].as_slice()), |(tensor, to)| (raw(tensor), to));
-        let to: Vec<i32> = to.iter().map(|rank| *rank as i32).collect();
-        let timeout = milliseconds(timeout);
-        // SAFETY: as above; `to` has as many ranks as is said, and none without a tensor for them.
+        let passing = |passing: &(&Tensor, usize, u16)| {
+            let (tensor, rank, tag) = *passing;
+            ffi::Passing { tensor: raw(tensor), rank: rank as i32, tag: tag.into() }
+        };
+        let incoming: Vec<_> = incoming.iter().map(passing).collect();
+        let outgoing: Vec<_> = outgoing.iter().map(passing).collect();
+        // SAFETY: as above; as many of each as is said.
         check("passing on", unsafe {
-            ffi::lcl_group_relay(self.0.as_ptr(), incoming, from, outgoing, to.as_ptr(), to.len(), tag.into(), timeout)
+            ffi::lcl_group_relay(
+                self.0.as_ptr(),
+                incoming.as_ptr(),
+                incoming.len(),
+                outgoing.as_ptr(),
+                outgoing.len(),
+                milliseconds(timeout),
+            )
         })
     }
 

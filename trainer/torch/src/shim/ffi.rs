@@ -101,6 +101,14 @@ pub(super) struct BucketOptions {
     pub(super) compresses: i32,
 }
 
+/// `lcl_passing`.
+#[repr(C)]
+pub(super) struct Passing {
+    pub(super) tensor: RawTensor,
+    pub(super) rank: i32,
+    pub(super) tag: i32,
+}
+
 /// `lcl_nccl_arguments`: passed from C++ to C++ only.
 #[repr(C)]
 pub(super) struct NcclArguments {
@@ -156,12 +164,10 @@ unsafe extern "C" {
     pub(super) fn lcl_group_receive(group: *mut Group, tensor: RawTensor, rank: i32, tag: i32, timeout: i64) -> c_int;
     pub(super) fn lcl_group_relay(
         group: *mut Group,
-        incoming: RawTensor,
-        from: i32,
-        outgoing: RawTensor,
-        to: *const i32,
-        count: usize,
-        tag: i32,
+        incoming: *const Passing,
+        incoming_count: usize,
+        outgoing: *const Passing,
+        outgoing_count: usize,
         timeout: i64,
     ) -> c_int;
     pub(super) fn lcl_group_attach(group: *mut Group, parameters: *mut RawTensor, count: usize, options: *const BucketOptions) -> c_int;

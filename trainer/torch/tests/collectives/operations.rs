@@ -8,7 +8,7 @@ use std::{
 
 use lcl_torch::{
     Kind, Tensor,
-    collectives::{AbortHandle, Group, GroupError, MemoryStore, Store, StoreError},
+    collectives::{AbortHandle, Group, GroupError, Incoming, MemoryStore, Outgoing, Store, StoreError},
 };
 
 use crate::{TIMEOUT, as_members, form, options};
@@ -78,28 +78,38 @@ fn a_tensor_is_sent_from_one_member_to_another() {
 #[test]
 fn a_member_passes_on_what_came_before_while_the_next_comes() {
     const PIECES: i64 = 5;
-    // 0 sends to 1 and 2, 1 to 3.
+    // Of the one tag 0 sends to 1 and 2, 1 to 3; of the other 0 sends to 3, 3 to 2 and 1.
+    let ways = [
+        [(None, vec![1, 2]), (Some(0), vec![3]), (Some(0), vec![]), (Some(1), vec![])],
+        [(None, vec![3]), (Some(3), vec![]), (Some(3), vec![]), (Some(0), vec![2, 1])],
+    ];
+    let depths = [[0, 1, 1, 2], [0, 2, 2, 1]];
     let found = as_members(4, |group| {
-        let (from, to) = [(None, vec![1, 2]), (Some(0), vec![3]), (Some(0), vec![]), (Some(1), vec![])][group.rank()].clone();
-        let mut before: Option<Tensor> = None;
-        let mut seen = Vec::new();
-        for piece in 0..PIECES {
-            let mut tensor = Tensor::from_slice(&[if from.is_none() { piece } else { -1 }; 3]);
-            let outgoing = before.as_ref().map(|tensor| (tensor, to.as_slice()));
-            match from {
-                Some(from) => group.relay(Some((&mut tensor, from)), outgoing, 4, TIMEOUT).expect("passed on"),
-                None => group.relay(None, Some((&tensor, &to)), 4, TIMEOUT).expect("sent"),
+        let rank = group.rank();
+        let is_source = rank == 0;
+        // Of both tags; what has not come yet is negative.
+        let mut pieces: Vec<Vec<Tensor>> = [10, 20]
+            .map(|first| (0..PIECES).map(|piece| Tensor::from_slice(&[if is_source { first + piece } else { -1 }; 3])).collect())
+            .into();
+        for round in 0..PIECES + 2 {
+            let piece = |number: i64| (0..PIECES).contains(&number).then_some(number as usize);
+            let sent: Vec<_> = (0..2).map(|way| piece(round - depths[way][rank]).map(|piece| pieces[way][piece].shallow_clone())).collect();
+            let outgoing: Vec<_> = (0..2)
+                .flat_map(|way| sent[way].iter().flat_map(move |tensor| (0..2).map(move |index| (way, tensor, index))))
+                .filter_map(|(way, tensor, index)| ways[way][rank].1.get(index).map(|to| Outgoing { tensor, to: *to, tag: 4 + way as u16 }))
+                .collect();
+            let mut incoming = Vec::new();
+            for (way, pieces) in pieces.iter_mut().enumerate() {
+                if let (Some(from), Some(piece)) = (ways[way][rank].0, piece(round + 1 - depths[way][rank])) {
+                    incoming.push(Incoming { tensor: &mut pieces[piece], from, tag: 4 + way as u16 });
+                }
             }
-            seen.extend(values(&tensor.to_kind(Kind::Double)));
-            before = from.map(|_| tensor);
-        }
-        if let Some(last) = &before {
-            group.relay(None, Some((last, &to)), 4, TIMEOUT).expect("sent");
+            group.relay(&mut incoming, &outgoing, TIMEOUT).expect("passed on");
         }
         group.barrier(TIMEOUT).expect("all are there");
-        seen
+        pieces.iter().flatten().flat_map(|tensor| values(&tensor.to_kind(Kind::Double))).collect::<Vec<_>>()
     });
-    let expected: Vec<f64> = (0..PIECES).flat_map(|piece| [piece as f64; 3]).collect();
+    let expected: Vec<f64> = [10, 20].iter().flat_map(|first| (0..PIECES).flat_map(move |piece| [(first + piece) as f64; 3])).collect();
     assert_eq!(found, vec![expected; 4]);
 }
 
@@ -110,8 +120,14 @@ fn a_peer_that_takes_or_gives_no_piece_ends_the_wait_of_the_other() {
             let mut tensor = Tensor::from_slice(&[1.0f32]);
             let soon = Duration::from_millis(200);
             match (group.rank(), gives) {
-                (0, true) => group.relay(None, Some((&tensor, &[1])), 4, soon).map_err(|error| (group.is_live(), error.to_string())),
-                (0, false) => group.relay(Some((&mut tensor, 1)), None, 4, soon).map_err(|error| (group.is_live(), error.to_string())),
+                (0, true) => {
+                    let outgoing = Outgoing { tensor: &tensor, to: 1, tag: 4 };
+                    group.relay(&mut [], &[outgoing], soon).map_err(|error| (group.is_live(), error.to_string()))
+                }
+                (0, false) => {
+                    let incoming = Incoming { tensor: &mut tensor, from: 1, tag: 4 };
+                    group.relay(&mut [incoming], &[], soon).map_err(|error| (group.is_live(), error.to_string()))
+                }
                 _ => {
                     // Until the other has closed the group.
                     let _ = group.receive(&mut tensor, 0, 5, TIMEOUT);

@@ -20,7 +20,7 @@ fn a_drained_member_that_alone_holds_the_highest_step_hands_it_on_first() {
     bench.report(1, 1, Some(label(5, 0)), ReportCause::Failed { detail: "reset".to_owned(), differing: Vec::new() });
     bench.report(2, 1, Some(label(6, 1)), ReportCause::Aborted);
     let messages = bench.taken(2);
-    assert!(messages.iter().any(|message| matches!(message, ToMember::Form(plan) if plan.role == Role::Send { to: vec![0] })));
+    assert!(messages.iter().any(|message| matches!(message, ToMember::Form(plan) if plan.role == Role::Send(Moves::alike(None, &[0])))));
     assert_eq!(messages.last(), Some(&ToMember::Wish { generation: generation(2), flags: Flags::LEAVE }));
 }
 

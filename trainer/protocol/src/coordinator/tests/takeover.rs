@@ -119,7 +119,7 @@ fn a_loss_before_all_are_there_ends_the_group_that_was_to_be_taken_over() {
     assert!(matches!(bench.taken(2).last(), Some(ToMember::Abort { generation: EARLIER, .. })));
     bench.say(2, ToCoordinator::Report { generation: EARLIER, held: Some(label(9, 0)), cause: ReportCause::Aborted });
     bench.attach(4, 1, |_| {});
-    assert_eq!(bench.plan(4).map(|plan| plan.role), Some(Role::Receive { from: 1, to: Vec::new() }));
+    assert_eq!(bench.plan(4).map(|plan| plan.role), Some(Role::Receive(Moves::alike(Some(1), &[]))));
 }
 
 #[test]
