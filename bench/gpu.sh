@@ -103,6 +103,7 @@ part_stall() {
   else
     python3 bench/stall.py --binary "$PROGRAMS/bench_step" --model l14 --rows 32 --rounds 1 --steps 12 --device cuda --precision bfloat16 \
       --threads "$THREADS"
+    printf '\nGoal: beside the step training stands still at most 0.050 s.\n'
   fi
 }
 
@@ -121,6 +122,7 @@ steps() { # steps MODEL ROWS...: with the first number of rows that all sides ha
   for rows in "$@"; do
     if "$PYTHON" bench/step_compare.py --binary "$PROGRAMS/bench_step" --model "$model" --rows "$rows" --rounds 1 --steps 20 --device cuda \
       --threads "$THREADS" --precisions bfloat16 --compiled 2> "$RESULTS/$model.log"; then
+      printf '\nGoals: at most 0.900 of pytorch, at most 1.000 of pytorch, compiled%s.\n' "$([ "$model" != l14 ] || echo ", MFU at least 45 %")"
       return 0
     fi
     tail -n 3 "$RESULTS/$model.log"
