@@ -81,7 +81,8 @@ part_formula() {
 # Several ranks: those of the tests, every process a machine of its own to NCCL.
 part_ranks() {
   local place=on_one_gpu log=$RESULTS/ranks-one.log programs=(ranks)
-  if tiny; then place=on_the_processor; else programs+=(gpu nccl); fi
+  # On the processor `make test` runs them all: one shows that the script does.
+  if tiny; then place=on_the_processor_a_state; else programs+=(gpu nccl); fi
   local failed=0 program filter
   for program in "${programs[@]}"; do
     filter=()
@@ -102,6 +103,7 @@ part_stall() {
   else
     python3 bench/stall.py --binary "$PROGRAMS/bench_step" --model l14 --rows 32 --rounds 1 --steps 12 --device cuda --precision bfloat16 \
       --threads "$THREADS"
+    printf '\nGoal: beside the step training stands still at most 0.050 s.\n'
   fi
 }
 
@@ -120,6 +122,7 @@ steps() { # steps MODEL ROWS...: with the first number of rows that all sides ha
   for rows in "$@"; do
     if "$PYTHON" bench/step_compare.py --binary "$PROGRAMS/bench_step" --model "$model" --rows "$rows" --rounds 1 --steps 20 --device cuda \
       --threads "$THREADS" --precisions bfloat16 --compiled 2> "$RESULTS/$model.log"; then
+      printf '\nGoals: at most 0.900 of pytorch, at most 1.000 of pytorch, compiled%s.\n' "$([ "$model" != l14 ] || echo ", MFU at least 45 %")"
       return 0
     fi
     tail -n 3 "$RESULTS/$model.log"
