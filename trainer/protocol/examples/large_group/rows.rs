@@ -65,8 +65,8 @@ pub(crate) fn loss(settings: &Settings, members: usize, lost: usize, is_silent: 
         let went_on = row(&format!("{what}: survivors"), instant, &simulation.groups[&survivors], simulation.messages - before);
         let before = simulation.messages;
         let whole = simulation.run_until_step(members, 1);
-        let last = simulation.groups.range(..whole).next_back().and_then(|(_, group)| group.steps.last().copied()).unwrap_or(instant);
-        [went_on, row(&format!("{what}: replaced"), last, &simulation.groups[&whole], simulation.messages - before)]
+        let before_it = simulation.groups.range(..whole).next_back().and_then(|(_, group)| group.steps.last().copied()).unwrap_or(instant);
+        [went_on, row(&format!("{what}: replaced"), before_it, &simulation.groups[&whole], simulation.messages - before)]
     };
     let runs = PHASES.each_ref().map(at);
     let worst = |index: usize| {
