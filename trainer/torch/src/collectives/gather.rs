@@ -270,13 +270,11 @@ mod tests {
                 };
                 crate::collectives::Group::form(options, &crate::collectives::AbortHandle::new()).unwrap().leave(LONG).unwrap();
             };
+            let member = &member;
             thread::scope(|scope| {
-                (0..world).for_each(|rank| {
-                    drop(scope.spawn({
-                        let member = &member;
-                        move || member(rank)
-                    }))
-                })
+                for rank in 0..world {
+                    scope.spawn(move || member(rank));
+                }
             });
             store.session().get("g1/members/0", LONG).unwrap().len() / world
         };
