@@ -13,7 +13,6 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -221,20 +220,6 @@ std::unique_ptr<Reduction> make_reduction(const c10::intrusive_ptr<c10d::Process
 
 // ----------------------------------------------------------------------------------------------------------------- group
 
-// A tensor in host memory that goes to a rank or comes from it.
-struct Passing {
-  Tensor tensor;
-  int32_t rank;
-  int32_t tag;
-  bool is_sent;
-};
-
-// A send or receive that was begun, perhaps on another thread.
-struct Begun {
-  Work work;
-  lcl::Outcome outcome;
-};
-
 // What ends a group's operations. Lives for as long as anybody may want to.
 struct lcl_interrupter {
   std::shared_ptr<lcl::Interrupt> interrupt = std::make_shared<lcl::Interrupt>();
@@ -274,8 +259,6 @@ struct lcl_group {
   std::shared_ptr<lcl_interrupter> interrupter = std::make_shared<lcl_interrupter>();
   // Collectives that had not ended when their caller was told that they failed.
   std::vector<Work> unfinished;
-  // Members that something was sent to or received from, so that there is a connection.
-  std::set<int32_t> met;
   // Dropped first: members are destroyed from the last to the first.
   std::unique_ptr<Reduction> reduction;
 
@@ -309,54 +292,11 @@ struct lcl_group {
     }
   }
 
-  // Begins sends and receives in host memory at once, and waits for all of them.
-  //
-  // The first between two members makes their connection, and waits for that within the call that begins it, whatever happens to the group.
-  // Such a one is begun on a thread of its own, which owns what it uses and ends with the connection's time-out. No lock is needed here:
-  // libtorch's flight recorder (see `lcl::start`) does not record them.
-  void pass(const std::vector<Passing> &all, int64_t timeout) {
-    interrupt()->check();
-    const auto end = std::chrono::steady_clock::now() + milliseconds(timeout);
-    // No time at all would be no limit.
-    const auto rest = [end] {
-      return std::max(std::chrono::duration_cast<milliseconds>(end - std::chrono::steady_clock::now()), milliseconds(1));
-    };
-    std::vector<std::shared_ptr<Begun>> begun;
-    for (const auto &one : all) {
-      ++lcl::started_operations;
-      begun.push_back(std::make_shared<Begun>());
-      auto begin = [backend = host, one, begun = begun.back()] {
-        try {
-          std::vector<Tensor> tensors{one.tensor};
-          begun->work = one.is_sent ? backend->send(tensors, one.rank, one.tag) : backend->recv(tensors, one.rank, one.tag);
-          begun->outcome.settle(nullptr);
-        } catch (...) {
-          begun->outcome.settle(std::current_exception());
-        }
-      };
-      if (met.count(one.rank) != 0) {
-        begin();
-      } else {
-        std::thread(std::move(begin)).detach();
-      }
-    }
-    for (size_t index = 0; index < all.size(); ++index) {
-      const auto one = begun[index];
-      {
-        const lcl::Waiting waiting;
-        const lcl::Watch watch(interrupt(), [one](const std::exception_ptr &error) { one->outcome.settle(error); });
-        lcl::check_in_time(one->outcome.wait(rest()), milliseconds(timeout));
-      }
-      lcl::complete_transfer(interrupt(), one->work, rest());
-      met.insert(all[index].rank);
-    }
-  }
-
   // Starts a send or receive and waits for it.
-  template <typename Start> void transfer(const Passing &passing, int64_t timeout, Start &&body) {
-    const Tensor &tensor = passing.tensor;
+  template <typename Start> void transfer(const Tensor &tensor, int64_t timeout, Start &&body) {
     if (lcl::is_on_host(tensor)) {
-      pass({passing}, timeout);
+      interrupt()->check();
+      lcl::complete_transfer(interrupt(), lcl::start([&] { return body(*host); }), milliseconds(timeout));
       return;
     }
     run(tensor, timeout, [&](c10d::Backend &used) {
@@ -544,9 +484,7 @@ void lcl_bytes_assign(void *value, const uint8_t *data, size_t size) {
 }
 
 int lcl_device_open(const char *host, lcl_device **device) {
-  // Lazy: two members connect when they first have something to tell each other, and tell all others a few bytes that do not grow with the
-  // group.
-  return guarded([&] { *device = new lcl_device{c10d::ProcessGroupGloo::createDeviceForHostname(host, /*lazyInit=*/true)}; });
+  return guarded([&] { *device = new lcl_device{c10d::ProcessGroupGloo::createDeviceForHostname(host, /*lazyInit=*/false)}; });
 }
 
 void lcl_device_drop(lcl_device *device) { delete device; }
@@ -620,28 +558,36 @@ int lcl_group_all_to_all(lcl_group *group, lcl_tensor input, const int64_t *inpu
 int lcl_group_send(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    group->transfer({tensors[0], rank, tag, true}, timeout, [&](c10d::Backend &backend) { return backend.send(tensors, rank, tag); });
+    group->transfer(tensors[0], timeout, [&](c10d::Backend &backend) { return backend.send(tensors, rank, tag); });
   });
 }
 
 int lcl_group_receive(lcl_group *group, lcl_tensor tensor, int32_t rank, int32_t tag, int64_t timeout) {
   return guarded([&] {
     std::vector<Tensor> tensors{borrow(tensor).detach()};
-    group->transfer({tensors[0], rank, tag, false}, timeout, [&](c10d::Backend &backend) { return backend.recv(tensors, rank, tag); });
+    group->transfer(tensors[0], timeout, [&](c10d::Backend &backend) { return backend.recv(tensors, rank, tag); });
   });
 }
 
 int lcl_group_relay(lcl_group *group, const lcl_passing *incoming, size_t incoming_count, const lcl_passing *outgoing,
                     size_t outgoing_count, int64_t timeout) {
   return guarded([&] {
-    std::vector<Passing> all;
+    group->interrupt()->check();
+    const auto end = std::chrono::steady_clock::now() + milliseconds(timeout);
+    std::vector<lcl::Work> works;
     for (size_t index = 0; index < incoming_count; ++index) {
-      all.push_back({borrow(incoming[index].tensor).detach(), incoming[index].rank, incoming[index].tag, false});
+      std::vector<Tensor> tensors{borrow(incoming[index].tensor).detach()};
+      works.push_back(lcl::start([&] { return group->host->recv(tensors, incoming[index].rank, incoming[index].tag); }));
     }
     for (size_t index = 0; index < outgoing_count; ++index) {
-      all.push_back({borrow(outgoing[index].tensor).detach(), outgoing[index].rank, outgoing[index].tag, true});
+      std::vector<Tensor> tensors{borrow(outgoing[index].tensor).detach()};
+      works.push_back(lcl::start([&] { return group->host->send(tensors, outgoing[index].rank, outgoing[index].tag); }));
     }
-    group->pass(all, timeout);
+    for (const auto &work : works) {
+      const auto rest = std::chrono::duration_cast<milliseconds>(end - std::chrono::steady_clock::now());
+      // No time at all would be no limit.
+      lcl::complete_transfer(group->interrupt(), work, std::max(rest, milliseconds(1)));
+    }
   });
 }
 

@@ -13,6 +13,7 @@ const FIRST: Generation = Generation { epoch: 1, n: 1 };
 
 /// What a look for a command finds.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are few of them")]
 enum Look {
     Command(MemberCommand),
     Nothing,

@@ -1,7 +1,6 @@
 //! Ending a group's operations from another thread.
 
 use std::{
-    collections::BTreeSet,
     fmt, io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -11,10 +10,7 @@ use std::{
 };
 
 use super::{store::Store, watch};
-use crate::shim::{
-    collectives::Interrupter,
-    sockets::{self, Connection, Places},
-};
+use crate::shim::{collectives::Interrupter, sockets::Connection};
 
 /// Called when a group that is forming is aborted.
 type Wake = Box<dyn Fn() + Send>;
@@ -42,19 +38,9 @@ struct Reach {
     store: Option<Arc<dyn Store>>,
     /// Wakes the thread that waits for the group to form.
     wake: Option<Wake>,
-    /// Where its connections begin and end; they are made when members first have something to tell each other.
-    places: Option<Places>,
-    /// Those of them that have been seen.
-    connections: BTreeSet<Connection>,
+    /// The group's connections.
+    connections: Vec<Connection>,
     progress: Progress,
-}
-
-impl Reach {
-    /// Notes the connections that have been made since the last look. Where they cannot be listed now they are at the next.
-    fn look(&mut self) {
-        let found = self.places.as_ref().map(sockets::connections).and_then(Result::ok).unwrap_or_default();
-        self.connections.extend(found);
-    }
 }
 
 #[derive(Default)]
@@ -122,10 +108,10 @@ impl AbortHandle {
     }
 
     /// From here on an abort reaches a formed group.
-    pub(super) fn formed(&self, places: Places, interrupter: Interrupter) -> io::Result<()> {
+    pub(super) fn formed(&self, connections: Vec<Connection>, interrupter: Interrupter) -> io::Result<()> {
         let mut reach = self.lock();
         reach.wake = None;
-        reach.places = Some(places);
+        reach.connections = connections;
         drop(reach);
         if self.is_aborted() {
             self.disconnect();
@@ -137,8 +123,6 @@ impl AbortHandle {
     pub(super) fn disconnect(&self) {
         let (store, wake, connections) = {
             let mut reach = self.lock();
-            reach.look();
-            reach.places = None;
             (reach.store.take(), reach.wake.take(), std::mem::take(&mut reach.connections))
         };
         for connection in connections {
@@ -183,24 +167,12 @@ impl AbortHandle {
 
     /// Whether one of the group's connections is gone while the group is in use.
     pub(super) fn has_lost_a_connection(&self) -> bool {
-        let mut reach = self.lock();
-        let is_lost = reach.connections.iter().any(|connection| !connection.is_open());
-        reach.look();
-        is_lost
-    }
-
-    /// See [`super::Group::connections`].
-    pub(super) fn connections(&self) -> usize {
-        let mut reach = self.lock();
-        reach.look();
-        reach.connections.len()
+        self.lock().connections.iter().any(|connection| !connection.is_open())
     }
 
     /// See [`super::Group::received_bytes`].
     pub(super) fn received_bytes(&self) -> Option<u64> {
-        let mut reach = self.lock();
-        reach.look();
-        reach.connections.iter().map(Connection::received_bytes).sum()
+        self.lock().connections.iter().map(Connection::received_bytes).sum()
     }
 
     /// After the group was interrupted: returns when it is gone, or after the rescue of an operation that does not end.

@@ -1,6 +1,6 @@
 //! What can go wrong with a group.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, time::Duration};
 
 use tch::TchError;
 
@@ -61,11 +61,13 @@ pub enum GroupError {
     /// The group's sockets could not be listed.
     #[error("listing the group's sockets")]
     Sockets(#[source] io::Error),
-    /// The socket at which this member listens was not found, so that the group could not be aborted.
-    #[error("the socket that libtorch listens with at {host} was not found among those of this process")]
-    MissingSocket {
-        /// The address of this host that the group was given.
-        host: IpAddr,
+    /// The group's sockets were not all found, so that it could not be aborted.
+    #[error("{found} of the group's {expected} sockets found")]
+    MissingSockets {
+        /// Sockets found.
+        found: usize,
+        /// Sockets that a group of this size has.
+        expected: usize,
     },
     /// Ranks, shapes or places of tensors do not fit.
     #[error("{operation}: {reason}")]

@@ -1,7 +1,6 @@
 //! Forming a group: on a thread of its own, so that an abort or a time-out returns whatever libtorch waits for.
 
 use std::{
-    collections::HashSet,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::shim::{
     collectives::{Device as Listener, Formation, RawGroup},
-    sockets::{self, Places},
+    sockets::{self, Connection},
 };
 
 /// How long an aborted or late formation may take to end before its thread is left behind. It ends within milliseconds while it waits for
@@ -57,8 +56,8 @@ impl std::fmt::Debug for GroupOptions {
     }
 }
 
-/// A formed group, and where its connections begin and end.
-type Formed = (RawGroup, Places);
+/// A formed group and its connections.
+type Formed = (RawGroup, Vec<Connection>);
 
 enum Event {
     Formed(Box<Result<Formed, GroupError>>),
@@ -88,9 +87,9 @@ pub(super) fn form(options: GroupOptions, abort: &AbortHandle) -> Result<RawGrou
     thread.map_err(GroupError::Sockets)?;
     let outcome = receive(&receiver, timeout);
     match outcome {
-        Some(Ok((mut group, places))) => {
+        Some(Ok((mut group, connections))) => {
             let interrupter = group.interrupter().map_err(|source| GroupError::Form { rank, world_size, source })?;
-            abort.formed(places, interrupter).map_err(GroupError::Sockets)?;
+            abort.formed(connections, interrupter).map_err(GroupError::Sockets)?;
             Ok(group)
         }
         Some(Err(_)) if abort.is_aborted() => Err(GroupError::Aborted { operation }),
@@ -146,13 +145,18 @@ fn build(options: &GroupOptions) -> Result<Formed, GroupError> {
         timeout: *timeout,
     };
     let group = RawGroup::form(formation).map_err(failed)?;
-    let mut peers = HashSet::new();
+    let mut peers = Vec::new();
     for (other, text) in gathering.listeners(*timeout).map_err(GroupError::Addresses)? {
         if other != *rank {
             peers.extend(parse(other, &text).map_err(GroupError::Addresses)?);
         }
     }
-    Ok((group, Places { own, peers }))
+    let connections = sockets::connections(&own, &peers).map_err(GroupError::Sockets)?;
+    let expected = world_size - 1;
+    if connections.len() < expected {
+        return Err(GroupError::MissingSockets { found: connections.len(), expected });
+    }
+    Ok((group, connections))
 }
 
 /// Opens a device and finds the address it listens at.
@@ -163,7 +167,7 @@ fn open(host: IpAddr, failed: impl Fn(crate::shim::ShimError) -> GroupError) -> 
     let after = sockets::without_peer(host).map_err(GroupError::Sockets)?;
     let own: Vec<_> =
         after.into_iter().filter(|(inode, _)| before.iter().all(|(former, _)| former != inode)).map(|(_, address)| address).collect();
-    if own.is_empty() { Err(GroupError::MissingSocket { host }) } else { Ok((device, own)) }
+    if own.is_empty() { Err(GroupError::MissingSockets { found: 0, expected: 1 }) } else { Ok((device, own)) }
 }
 
 fn parse(rank: usize, text: &[u8]) -> Result<Vec<SocketAddr>, StoreError> {

@@ -2,7 +2,9 @@
 //!
 //! libtorch's Gloo has each member set one key and then wait for and get the key of each other one, so that a group of n costs 2 n² operations.
 //! Here what a member sets is appended, with its listening address, to one of a few values; when all have done so each member reads these,
-//! and the waits and gets are answered from what was read.
+//! and the waits and gets are answered from what was read. Of what a member sets most are eight bytes for each other member, which Gloo
+//! counts up from one connection to the next: such a row of numbers is told as its first, their difference and their number, so that what a
+//! member tells does not grow with the group.
 //!
 //! Comes in: the member's session. Goes out: a session that gives libtorch the same answers. Other keys pass through.
 
@@ -14,7 +16,7 @@ use std::{
 
 use super::store::{Store, StoreError};
 
-/// Members whose entries share a value: at less than 200 bytes each a value stays far below the 16 MiB of a message.
+/// Members whose entries share a value: at some 300 bytes each one of them stays far below the 16 MiB of a message.
 const TOGETHER: usize = 4096;
 
 /// What a member has told.
@@ -56,7 +58,7 @@ impl GatheringStore {
     }
 
     fn tell(&self, value: &[u8], timeout: Duration) -> Result<(), StoreError> {
-        let entry = Entry { listener: self.listener.clone(), value: value.to_vec() };
+        let entry = Entry { listener: self.listener.clone(), value: pack(value) };
         self.inner.append(&self.key(&format!("members/{}", self.rank / TOGETHER)), &entry.frame(self.rank), timeout)?;
         if self.inner.add(&self.key("told"), 1, timeout)? == self.world as i64 {
             self.inner.set(&self.key("all-told"), b"", timeout)?;
@@ -87,7 +89,8 @@ impl GatheringStore {
     }
 
     fn value_of(&self, rank: usize, timeout: Duration) -> Result<Vec<u8>, StoreError> {
-        Ok(self.gathered(timeout)?.get(&rank).map(|entry| entry.value.clone()).unwrap_or_default())
+        let packed = self.gathered(timeout)?.get(&rank).map(|entry| entry.value.as_slice()).unwrap_or_default();
+        unpack(packed).ok_or_else(|| StoreError::Unreachable { reason: format!("what rank {rank} has told of itself cannot be read") })
     }
 }
 
@@ -110,6 +113,43 @@ impl Entry {
         *bytes = rest;
         Some((rank, Self { listener: listener.to_vec(), value: value.to_vec() }))
     }
+}
+
+/// Eight bytes each.
+type Words = [[u8; 8]];
+
+/// A value with its last words as rows of numbers that have one difference: the number of bytes before them, these bytes, and each row's
+/// length, first number and difference.
+fn pack(value: &[u8]) -> Vec<u8> {
+    let (head, mut words) = value.as_rchunks::<8>();
+    let mut packed = [(head.len() as u32).to_le_bytes().as_slice(), head].concat();
+    while let [first, ..] = words {
+        let number = u64::from_le_bytes(*first);
+        let difference = words.get(1).map_or(0, |second| u64::from_le_bytes(*second).wrapping_sub(number));
+        let follows = |(word, next): (&[u8; 8], &[u8; 8])| u64::from_le_bytes(*word).wrapping_add(difference) == u64::from_le_bytes(*next);
+        let length = 1 + words.iter().zip(words.iter().skip(1)).take_while(|pair| follows(*pair)).count();
+        packed.extend([length as u64, number, difference].map(u64::to_le_bytes).concat());
+        words = words.get(length..).unwrap_or_default();
+    }
+    packed
+}
+
+/// What [`pack`] was given; nothing for what it has not made.
+fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
+    /// More words than any group has members, so that no mistake takes the memory.
+    const MOST: u64 = 1 << 20;
+    let (length, rest) = packed.split_first_chunk::<4>()?;
+    let (head, rows) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let mut value = head.to_vec();
+    let (rows, []) = rows.as_chunks::<24>() else { return None };
+    for row in rows {
+        let words: &Words = row.as_chunks::<8>().0;
+        let [length, first, difference] = words.iter().map(|word| u64::from_le_bytes(*word)).collect::<Vec<_>>().try_into().ok()?;
+        for index in (length <= MOST).then_some(0..length)? {
+            value.extend(first.wrapping_add(difference.wrapping_mul(index)).to_le_bytes());
+        }
+    }
+    Some(value)
 }
 
 impl Store for GatheringStore {
@@ -191,6 +231,55 @@ mod tests {
         }
         // Two values, their count, and that it is complete: none for each member.
         assert_eq!(store.session().count(LONG), Ok(4));
+    }
+
+    #[test]
+    fn numbers_in_a_row_are_told_as_a_row_whatever_else_there_is() {
+        let rows = |rows: &[(u64, u64, usize)]| -> Vec<u8> {
+            rows.iter()
+                .flat_map(|(first, step, length)| (0..*length as u64).flat_map(move |index| (first + step * index).to_le_bytes()))
+                .collect()
+        };
+        for (value, most) in [
+            (Vec::new(), 4),
+            (b"a".to_vec(), 5),
+            ([b"host and address".to_vec(), rows(&[(7, 1, 4096)])].concat(), 100),
+            ([b"own place empty: ".to_vec(), rows(&[(5, 2, 100), (0, 0, 1), (400, 2, 4000)])].concat(), 150),
+            ([b"xyz".to_vec(), rows(&[(3, 9, 1), (1, 5, 1), (u64::MAX - 9, 1, 8)])].concat(), 100),
+        ] {
+            let packed = pack(&value);
+            assert_eq!(unpack(&packed).as_deref(), Some(value.as_slice()));
+            assert!(packed.len() <= most, "{} bytes as {}", value.len(), packed.len());
+        }
+        assert_eq!([&b""[..], b"abc", b"\xff\0\0\0", &[&[0; 4][..], &[0xff; 24]].concat(), &[0; 5]].map(unpack), [const { None }; 5]);
+    }
+
+    #[test]
+    fn what_gloos_members_tell_does_not_grow_with_the_group() {
+        let told = |world: usize| {
+            let store = MemoryStore::default();
+            let member = |rank: usize| {
+                let options = crate::collectives::GroupOptions {
+                    store: Arc::new(store.session()),
+                    prefix: "g1".to_owned(),
+                    rank,
+                    world_size: world,
+                    host: std::net::Ipv4Addr::LOCALHOST.into(),
+                    device: tch::Device::Cpu,
+                    timeout: LONG,
+                };
+                crate::collectives::Group::form(options, &crate::collectives::AbortHandle::new()).unwrap().leave(LONG).unwrap();
+            };
+            let member = &member;
+            thread::scope(|scope| {
+                for rank in 0..world {
+                    scope.spawn(move || member(rank));
+                }
+            });
+            store.session().get("g1/members/0", LONG).unwrap().len() / world
+        };
+        let (few, many) = (told(2), told(12));
+        assert!(few < 400 && many < 400, "{few} bytes a member of two, {many} of twelve");
     }
 
     #[test]

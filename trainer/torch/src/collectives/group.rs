@@ -174,12 +174,6 @@ impl Group {
         self.abort.received_bytes()
     }
 
-    /// Connections in host memory that this member has: they are made when two members first have something to tell each other.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.abort.connections()
-    }
-
     /// Replaces `tensor` by the sum over all members.
     pub fn all_reduce(&mut self, tensor: &mut Tensor, timeout: Duration) -> Result<(), GroupError> {
         self.run("all-reduce", &[tensor], |live| live.all_reduce(tensor, timeout))

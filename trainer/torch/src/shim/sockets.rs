@@ -6,7 +6,6 @@
 #![allow(unsafe_code, reason = "looks at file descriptors that libtorch owns")]
 
 use std::{
-    collections::HashSet,
     fs, io,
     mem::ManuallyDrop,
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
@@ -14,19 +13,10 @@ use std::{
 };
 
 /// A connection of a group. It owns nothing.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug)]
 pub(crate) struct Connection {
     descriptor: RawFd,
     inode: String,
-}
-
-/// Where the connections of a group begin and end: its members listen there.
-#[derive(Debug, Default)]
-pub(crate) struct Places {
-    /// This member.
-    pub(crate) own: Vec<SocketAddr>,
-    /// The others.
-    pub(crate) peers: HashSet<SocketAddr>,
 }
 
 impl Connection {
@@ -71,8 +61,8 @@ pub(crate) fn without_peer(host: IpAddr) -> io::Result<Vec<(String, SocketAddr)>
     Ok(found)
 }
 
-/// The connections that there are now: sockets that were accepted at this member's place or lead to another's.
-pub(crate) fn connections(Places { own, peers }: &Places) -> io::Result<Vec<Connection>> {
+/// The connected sockets that were accepted at one of `own` or lead to one of `peers`.
+pub(crate) fn connections(own: &[SocketAddr], peers: &[SocketAddr]) -> io::Result<Vec<Connection>> {
     let mut found = Vec::new();
     visit_sockets(|connection, socket| {
         if let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr())

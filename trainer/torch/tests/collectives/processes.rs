@@ -129,28 +129,6 @@ fn survivors_of_a_killed_process_form_the_next_generation_and_compute_the_same_s
 }
 
 #[test]
-fn members_connect_to_those_they_speak_with_and_a_send_to_another_ends_when_the_group_is_aborted_or_it_has_died() {
-    const MEMBERS: usize = 8;
-    let mut members = start_all("strangers", MEMBERS);
-    for member in &members {
-        let connections = member.report()["connections"].as_u64().expect("a number");
-        // Both neighbours in the ring of the first exchange, of seven others.
-        assert!((1..=2).contains(&connections), "{connections} connections");
-    }
-    // Rank 6 does nothing, and has no connection to rank 1 yet; nor has rank 4, which has died, to rank 0.
-    members[1].command(&json!({"send": 6, "abort": 50}));
-    let aborted = members[1].report();
-    members[4].kill();
-    members[0].command(&json!({"send": 4}));
-    let died = members[0].report();
-    println!("aborted: {aborted}, died: {died}");
-    for report in [aborted, died] {
-        assert_eq!(report["is_live"], false, "{report}");
-        assert!(report["took"].as_u64() < Some(TIMEOUT.as_millis() as u64 / 2), "by what happened, not by the time-out: {report}");
-    }
-}
-
-#[test]
 fn in_exact_mode_products_do_not_depend_on_where_their_operands_lie() {
     // In a process of its own: MKL looks once how it is to compute.
     let report = start_all("aligned", 1)[0].report();

@@ -42,7 +42,6 @@ pub(crate) fn play(place: &Place) -> Result<()> {
         "ddp2" => reproduce_two_ranks(&link, place),
         "train" => train_as_one(&link, place),
         "survive" => survive(&link, place),
-        "strangers" => strangers(&link, place),
         "aligned" => Ok(json!(products_by_place()?)),
         "anew" => return anew(&link),
         "leak" => Ok(json!(leak()?)),
@@ -209,29 +208,6 @@ fn survive(link: &Arc<Link>, place: &Place) -> Result<Value> {
     let apart = distance(&learner.gradients(), &alone.gradients());
     learner.apply_gradients(2, losses)?;
     Ok(json!({"apart": apart, "hash": learner.state_hash()?}))
-}
-
-/// Members that have told each other nothing but that they are there. One that is told so sends to another: how long that went on.
-fn strangers(link: &Arc<Link>, place: &Place) -> Result<Value> {
-    let abort = AbortHandle::new();
-    let mut group = Group::form(options(Arc::new(link.session()), 1, place.rank, place.world_size), &abort)?;
-    link.report(&json!({"connections": group.connections()}));
-    let command = link.command();
-    let Some(to) = command["send"].as_u64() else {
-        loop {
-            thread::park();
-        }
-    };
-    if let Some(milliseconds) = command["abort"].as_u64() {
-        thread::spawn(move || {
-            thread::sleep(Duration::from_millis(milliseconds));
-            abort.abort();
-        });
-    }
-    let started = Instant::now();
-    let sent = group.send(&Tensor::from_slice(&[1.0_f32; 1 << 20]), to as usize, 1, TIMEOUT);
-    let error = sent.err().context("it was sent to a member that takes nothing")?;
-    Ok(json!({"took": started.elapsed().as_millis() as u64, "error": error.to_string(), "is_live": group.is_live()}))
 }
 
 /// How many products of small matrices have other bits when their left operand lies elsewhere in memory.
