@@ -272,8 +272,11 @@ impl Stepper {
                 JoinError::Group(error) => broken(&error),
                 JoinError::Parts(error) => Halt::Fatal(MemberRunError::from(error).into()),
             })?;
-        if is_compared {
-            self.compare_states(step, &shared.states, place.0)?;
+        if is_compared && let Err(halt) = self.compare_states(step, &shared.states, place.0) {
+            if let Some((group, _)) = group {
+                group.settle(EXCHANGE_TIMEOUT);
+            }
+            return Err(halt);
         }
         Ok(Exchanged { step, rows, shared, asked, begin, before })
     }

@@ -369,6 +369,13 @@ int lcl_checkpoint(void *closure, lcl_run run, lcl_drop drop, const lcl_tensor *
   });
 }
 
+int lcl_linear(lcl_tensor input, lcl_tensor weight, lcl_tensor bias, lcl_tensor *output) {
+  return guarded([&] {
+    const auto given = bias == nullptr ? std::nullopt : std::optional<Tensor>(borrow(bias));
+    *output = release(lcl::linear(borrow(input), borrow(weight), given));
+  });
+}
+
 int lcl_take_values(void *values, int32_t kind, const int64_t *sizes, size_t dimensions, void *owner, lcl_drop drop, lcl_tensor *tensor) {
   return guarded([&] {
     const std::shared_ptr<void> holder(owner, drop);

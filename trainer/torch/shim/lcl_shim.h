@@ -74,6 +74,9 @@ int lcl_set_intra_op_threads(int32_t threads);
 int lcl_set_inter_op_threads(int32_t threads);
 int lcl_intra_op_threads(int32_t *threads);
 
+// A linear layer: input [T, in] · weight [out, in] transposed + bias [out], which may be null.
+int lcl_linear(lcl_tensor input, lcl_tensor weight, lcl_tensor bias, lcl_tensor *output);
+
 // A tensor on the host over memory of the caller's. `drop` is called with `owner` once nobody needs it any more, also on an error.
 int lcl_take_values(void *values, int32_t kind, const int64_t *sizes, size_t dimensions, void *owner, lcl_drop drop, lcl_tensor *tensor);
 

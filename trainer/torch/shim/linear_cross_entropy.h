@@ -16,11 +16,11 @@
 // Elsewhere, and for float64, rows are cut into blocks and libtorch's own operators do the same on a block of logits.
 #pragma once
 
+#include "products.h"
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <optional>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -28,7 +28,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace lcl {
@@ -194,26 +193,6 @@ template <typename Element> LCL_INLINE void accumulate_row(float *sums, const El
 LCL_VECTORISED static void accumulate(float *sums, const float *part, const RowState &state, int64_t rows) { accumulate_row(sums, part, state, rows); }
 LCL_VECTORISED static void accumulate(float *sums, const uint16_t *part, const RowState &state, int64_t rows) {
   accumulate_row(sums, part, state, rows);
-}
-
-// a · bᵀ. In float32 oneDNN's kernels are used where MKL's do not use all of the processor (any but Intel's; measured on Zen 4:
-// 10 to 15 % faster); the choice depends on the machine alone, so that results repeat.
-inline Tensor product_with_transpose(const Tensor &a, const Tensor &b) {
-  using Pointwise = Tensor(const Tensor &, const Tensor &, const std::optional<Tensor> &, std::string_view,
-                           c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
-  static const auto onednn = []() -> std::optional<c10::TypedOperatorHandle<Pointwise>> {
-#if defined(__x86_64__) && defined(__GNUC__)
-    const auto schema = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-    if (schema && !__builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f")) {
-      return schema->typed<Pointwise>();
-    }
-#endif
-    return std::nullopt;
-  }();
-  if (onednn && a.scalar_type() == at::kFloat && a.size(0) > 0 && b.size(0) > 0) {
-    return onednn->call(a, b, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), std::nullopt);
-  }
-  return at::mm(a, b.t());
 }
 
 // Bytes of kept exponentials: rows are cut into blocks so that it is not exceeded. Every further block reads and writes the

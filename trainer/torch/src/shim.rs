@@ -10,6 +10,7 @@ pub(crate) mod collectives;
 pub mod cross_entropy;
 pub mod cuda;
 mod ffi;
+pub mod linear;
 pub mod nccl;
 pub(crate) mod optimizer;
 pub mod process;

@@ -226,6 +226,13 @@ impl Group {
         self.exchange(&[0], timeout).map(drop)
     }
 
+    /// Before all members leave because of what they have told each other: returns when each of them has heard it, or cannot. Without it the
+    /// first to leave breaks the exchange of one that is about to complete it, which then does not know why the group ended.
+    pub fn settle(&mut self, timeout: Duration) {
+        // One that does not come has other reasons to leave.
+        let _ = self.barrier(timeout);
+    }
+
     /// Every member's numbers, in rank order; all members give equally many, at least one. A barrier that carries counts and flags.
     pub fn exchange(&mut self, numbers: &[i64], timeout: Duration) -> Result<Vec<Vec<i64>>, GroupError> {
         let operation = "exchange of numbers";

@@ -201,7 +201,10 @@ impl<'a> Exchange<'a> {
         let computed: Vec<(usize, i64)> =
             (0..).zip(&all).filter_map(|(rank, numbers)| Some((rank, *numbers.get(1).filter(|_| numbers[0] == 1)?))).collect();
         match computed.as_slice() {
-            [(first, one), (second, other)] if one != other => Err(LearnerError::Unequal { shard, ranks: [*first, *second] }),
+            [(first, one), (second, other)] if one != other => {
+                member.group.settle(member.timeout);
+                Err(LearnerError::Unequal { shard, ranks: [*first, *second] })
+            }
             _ => Ok(()),
         }
     }

@@ -2,6 +2,8 @@
 
 use tch::{Device, TchError, Tensor};
 
+use crate::shim::linear::linear;
+
 /// Epsilon of every layer norm of the reference (that is `PyTorch`'s default).
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 
@@ -48,7 +50,7 @@ pub(crate) struct Linear {
 impl Linear {
     /// `[T, in]` → `[T, out]`.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        input.f_linear(&self.weight, self.bias.as_ref())
+        Ok(linear(input, &self.weight, self.bias.as_ref())?)
     }
 
     pub(crate) fn share(&self) -> Self {

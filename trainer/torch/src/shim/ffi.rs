@@ -203,6 +203,7 @@ unsafe extern "C" {
         count: usize,
         output: *mut RawTensor,
     ) -> c_int;
+    pub(super) fn lcl_linear(input: RawTensor, weight: RawTensor, bias: RawTensor, output: *mut RawTensor) -> c_int;
     pub(super) fn lcl_take_values(
         values: *mut c_void,
         kind: i32,
