@@ -21,7 +21,8 @@ fn spans_of(text: &str) -> Result<Vec<Span>> {
         let time = || event["ts"].as_f64().context("no time");
         match event["ph"].as_str() {
             Some("B") => {
-                open.push((thread, (name.to_owned(), event["args"]["step"].as_str().and_then(|step| step.parse().ok()), [time()?, 0.0])))
+                let step = event["args"]["step"].as_str().and_then(|step| step.parse().ok());
+                open.push((thread, (name.to_owned(), step, [time()?, 0.0])));
             }
             Some("E") => {
                 let place = open.iter().rposition(|(on, span)| *on == thread && span.0 == name).context("an end without a begin")?;

@@ -4,7 +4,7 @@ use std::{
     env,
     fs::{self, File},
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process,
 };
 
@@ -41,7 +41,7 @@ pub fn start(format: LogFormat, multi: MultiProgress, trains: bool) -> Result<Op
         LogFormat::Human => logs.with_target(false).boxed(),
         LogFormat::Json => logs.json().boxed(),
     };
-    let file = env::var_os(TRACE).filter(|_| trains).map(|folder| create(PathBuf::from(folder))).transpose()?;
+    let file = env::var_os(TRACE).filter(|_| trains).map(|folder| create(Path::new(&folder))).transpose()?;
     let trace = file.map(|file| ChromeLayerBuilder::new().writer(file).include_args(true).include_locations(false).build());
     let (trace, guard) = trace.unzip();
     let trace = trace.map(|trace| trace.with_filter(Targets::new().with_target(STEP, LevelFilter::TRACE)));
@@ -49,7 +49,7 @@ pub fn start(format: LogFormat, multi: MultiProgress, trains: bool) -> Result<Op
     Ok(guard)
 }
 
-fn create(folder: PathBuf) -> Result<File, TraceError> {
+fn create(folder: &Path) -> Result<File, TraceError> {
     let path = folder.join(format!("trace-{}.json", process::id()));
-    fs::create_dir_all(&folder).and_then(|()| File::create(&path)).map_err(|source| TraceError { path, source })
+    fs::create_dir_all(folder).and_then(|()| File::create(&path)).map_err(|source| TraceError { path, source })
 }
