@@ -155,8 +155,9 @@ fn a_stop_is_passed_on_and_who_does_not_leave_in_time_is_killed() {
 fn a_helper_lives_as_long_as_it_is_needed_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("helpers").display().to_string();
-    // The first helper dies, the second is there when the work ends; it has a child that outlives neither.
-    let helper = format!("echo $$ >> {path}; [ $(wc -l < {path}) -gt 1 ] || exit 1; cat > /dev/null & wait");
+    // The first helper dies, the second is there when the work ends; it has a child that outlives neither. A shell gives what runs beside it
+    // no input of its own.
+    let helper = format!("echo $$ >> {path}; [ $(wc -l < {path}) -gt 1 ] || exit 1; exec 3<&0; cat <&3 > /dev/null & wait");
     let works = format!("until [ -e {path} ] && [ $(wc -l < {path}) -gt 1 ]; do sleep 0.01; done");
     check(&Case { scripts: &[&works], helper: Some(&helper), ..CASE }, ExitCode::Success, "complete");
     let helpers = fs::read_to_string(&path).unwrap();
