@@ -20,6 +20,9 @@ import tempfile
 
 from step_compare import LOSS_TOLERANCE, RETAINED, ROOT, processor, run
 
+# What two members may take of DDP's time.
+GOALS = {"tiny": "0.55", "61m": "0.65"}
+
 
 def compare(title, sides, rounds, tolerance, goal):
     """Runs the sides in turns; the ratio of the first to the last one's median."""
@@ -71,11 +74,11 @@ def main():
                 "lcl-torch": ([arguments.binary, *two], None),
                 "PyTorch DDP": ([arguments.python, ROOT / "bench/step.py", *two], RETAINED),
             }
-            compare(f"2 members, {precision}", sides, arguments.rounds, LOSS_TOLERANCE[precision], "0.95")
+            compare(f"2 members, {precision}", sides, arguments.rounds, LOSS_TOLERANCE[precision], GOALS[arguments.model])
         for precision in arguments.precisions.split(","):
             four = [*common, "--precision", precision, "--processes", "4", "--rows", str(arguments.rows // 2)]
             sides = {"exact": ([arguments.binary, *four, "--exact"], None), "fast": ([arguments.binary, *four], None)}
-            compare(f"4 members, {precision}", sides, arguments.rounds, LOSS_TOLERANCE[precision], "1.3")
+            compare(f"4 members, {precision}", sides, arguments.rounds, LOSS_TOLERANCE[precision], "1.05")
 
 
 if __name__ == "__main__":

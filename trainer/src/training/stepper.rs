@@ -250,8 +250,6 @@ impl Stepper {
         let second = group.as_ref().and_then(|(_, generation)| second_of(&self.config.optimization, step, place.1, *generation));
         if let Some(second) = second {
             let again = if second.rank == place.0 { self.read_again(&second, step)? } else { None };
-            let device = self.learner.model().device();
-            let maker = RowMaker { preparer: &self.preparer, device, config: &self.config, order: &self.order };
             rows.verify(&second, again.as_ref(), maker)?;
         }
         let Some(samples) = self.samples.as_ref() else { return Err(TrainError::DataEnded { step }.into()) };

@@ -1,74 +1,20 @@
 //! Members as processes: this test program started again with a role.
 
-use std::{
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
-};
-
 use lcl_torch::collectives::MemoryStore;
 use serde_json::{Value, json};
 
 use crate::{
     TIMEOUT,
     roles::{self, Place},
-    wire::serve,
+    wire::Member,
 };
-
-/// A member process; killed when it is dropped.
-struct Member {
-    process: Child,
-    wire: UnixStream,
-    reports: Receiver<Value>,
-}
-
-impl Member {
-    fn start(store: &MemoryStore, role: &str, rank: usize, world_size: usize) -> Self {
-        let (own, other) = UnixStream::pair().expect("a socket pair");
-        let process = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "processes::member_process", "--nocapture"])
-            .env("LCL_ROLE", role)
-            .env("LCL_RANK", rank.to_string())
-            .env("LCL_WORLD_SIZE", world_size.to_string())
-            .stdin(Stdio::from(OwnedFd::from(other)))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("a process");
-        let (sender, reports) = channel();
-        serve(own.try_clone().expect("a copy of the socket"), store.clone(), sender);
-        Self { process, wire: own, reports }
-    }
-
-    fn report(&self) -> Value {
-        let report = self.reports.recv_timeout(2 * TIMEOUT).expect("a report");
-        assert!(report["failed"].is_null(), "{report}");
-        report
-    }
-
-    fn command(&mut self, command: &Value) {
-        use std::io::Write;
-        self.wire.write_all(format!("{}\n", json!({"command": command})).as_bytes()).expect("a member");
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().expect("killed");
-        self.process.wait().expect("its end");
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 /// 150 groups whose buckets of gradients stay behind; the C library's own growth is a few MiB.
 const LEAST_LEAK_KIB: u64 = 24 << 10;
 
 fn start_all(role: &str, world_size: usize) -> Vec<Member> {
     let store = MemoryStore::default();
-    (0..world_size).map(|rank| Member::start(&store, role, rank, world_size)).collect()
+    (0..world_size).map(|rank| Member::start(&store, "processes::member_process", role, (rank, world_size), &[])).collect()
 }
 
 /// Not a test by itself: the body of a member process. Does nothing when the program was started by hand.

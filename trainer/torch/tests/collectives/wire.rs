@@ -5,7 +5,11 @@
 use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -30,8 +34,64 @@ fn lines(stream: UnixStream) -> impl Iterator<Item = Value> {
     BufReader::new(stream).lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok())
 }
 
+/// A member's process: this test program started again with a role. Killed when it is dropped.
+pub(crate) struct Member {
+    process: Child,
+    wire: UnixStream,
+    reports: Receiver<Value>,
+}
+
+impl Member {
+    /// `body`: the test that is the body of such a process; `variables`: more for its environment.
+    pub(crate) fn start(
+        store: &MemoryStore,
+        body: &str,
+        role: &str,
+        (rank, world_size): (usize, usize),
+        variables: &[(&str, String)],
+    ) -> Self {
+        let (own, other) = UnixStream::pair().expect("a socket pair");
+        let process = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", body, "--nocapture"])
+            .env("LCL_ROLE", role)
+            .env("LCL_RANK", rank.to_string())
+            .env("LCL_WORLD_SIZE", world_size.to_string())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::from(OwnedFd::from(other)))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a process");
+        let (sender, reports) = channel();
+        serve(own.try_clone().expect("a copy of the socket"), store.clone(), sender);
+        Self { process, wire: own, reports }
+    }
+
+    /// Its next report, which comes within twice the time-out of an operation.
+    pub(crate) fn report(&self) -> Value {
+        let report = self.reports.recv_timeout(2 * crate::TIMEOUT).expect("a report");
+        assert!(report["failed"].is_null(), "{report}");
+        report
+    }
+
+    pub(crate) fn command(&mut self, command: &Value) {
+        self.wire.write_all(format!("{}\n", json!({"command": command})).as_bytes()).expect("a member");
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().expect("killed");
+        self.process.wait().expect("its end");
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// Serves a member's store until it ends, and passes its reports on.
-pub(crate) fn serve(stream: UnixStream, store: MemoryStore, reports: Sender<Value>) {
+fn serve(stream: UnixStream, store: MemoryStore, reports: Sender<Value>) {
     let writer = Arc::new(Mutex::new(stream.try_clone().expect("a copy of the socket")));
     thread::spawn(move || {
         let mut sessions: HashMap<u64, Arc<MemorySession>> = HashMap::new();

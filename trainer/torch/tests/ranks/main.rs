@@ -13,17 +13,11 @@ mod support;
 #[allow(dead_code, reason = "a part of it is for other tests")]
 mod wire;
 
-use std::{
-    io::Write,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
-    time::Duration,
-};
+use std::time::Duration;
 
 use lcl_torch::{collectives::MemoryStore, shim::cuda};
 use serde_json::{Value, json};
-use wire::serve;
+use wire::Member;
 
 /// Far above what anything takes here, so that a hung operation fails the test with a reason.
 pub(crate) const TIMEOUT: Duration = Duration::from_mins(1);
@@ -44,65 +38,26 @@ impl Place {
         }
         is_there
     }
-}
 
-/// A rank's process; killed when it is dropped.
-struct Rank {
-    process: Child,
-    wire: UnixStream,
-    reports: Receiver<Value>,
-}
-
-impl Rank {
-    fn start(store: &MemoryStore, place: Place, role: &str, rank: usize, world_size: usize) -> Self {
-        let (own, other) = UnixStream::pair().expect("a socket pair");
-        let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command
-            .args(["--exact", "rank_process", "--nocapture"])
-            .env("LCL_ROLE", role)
-            .env("LCL_RANK", rank.to_string())
-            .env("LCL_WORLD_SIZE", world_size.to_string())
-            .stdin(Stdio::from(OwnedFd::from(other)))
-            .stdout(Stdio::null());
-        if place == Place::OneGpu {
-            command
-                .env("LCL_ON_GPU", "1")
-                .env("NCCL_HOSTID", format!("rank-{rank}"))
-                .env("NCCL_NET", "Socket")
-                .env("NCCL_SOCKET_IFNAME", "lo")
-                .env("NCCL_MNNVL_ENABLE", "0");
+    /// What the process of a rank is told besides its role.
+    fn variables(self, rank: usize) -> Vec<(&'static str, String)> {
+        if self == Self::Processor {
+            return Vec::new();
         }
-        let process = command.spawn().expect("a process");
-        let (sender, reports) = channel();
-        serve(own.try_clone().expect("a copy of the socket"), store.clone(), sender);
-        Self { process, wire: own, reports }
-    }
-
-    fn report(&self) -> Value {
-        let report = self.reports.recv_timeout(2 * TIMEOUT).expect("a report");
-        assert!(report["failed"].is_null(), "{report}");
-        report
-    }
-
-    fn command(&mut self, command: &Value) {
-        self.wire.write_all(format!("{}\n", json!({"command": command})).as_bytes()).expect("a rank");
+        let plain = [("LCL_ON_GPU", "1"), ("NCCL_NET", "Socket"), ("NCCL_SOCKET_IFNAME", "lo"), ("NCCL_MNNVL_ENABLE", "0")];
+        let plain = plain.into_iter().map(|(name, value)| (name, value.to_owned()));
+        plain.chain([("NCCL_HOSTID", format!("rank-{rank}"))]).collect()
     }
 }
 
-impl Drop for Rank {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn start_all(place: Place, role: &str, world_size: usize) -> Vec<Rank> {
+fn start_all(place: Place, role: &str, world_size: usize) -> Vec<Member> {
     let store = MemoryStore::default();
-    (0..world_size).map(|rank| Rank::start(&store, place, role, rank, world_size)).collect()
+    let start = |rank| Member::start(&store, "rank_process", role, (rank, world_size), &place.variables(rank));
+    (0..world_size).map(start).collect()
 }
 
 fn reports(place: Place, role: &str, world_size: usize) -> Vec<Value> {
-    let reports: Vec<Value> = start_all(place, role, world_size).iter().map(Rank::report).collect();
+    let reports: Vec<Value> = start_all(place, role, world_size).iter().map(Member::report).collect();
     println!("{place:?}, {role}, {world_size}: {reports:?}");
     reports
 }
@@ -140,7 +95,7 @@ fn check_exact_mode(place: Place) {
 
 fn check_abort(place: Place) {
     let mut ranks = start_all(place, "abort", 2);
-    let before: Vec<Value> = ranks.iter().map(Rank::report).collect();
+    let before: Vec<Value> = ranks.iter().map(Member::report).collect();
     assert_eq!(before[0], before[1]);
     // Rank 0 sums gradients, and waits for rank 1, which does not come.
     assert_eq!(ranks[0].report(), "summing");
@@ -151,7 +106,7 @@ fn check_abort(place: Place) {
     for rank in &mut ranks {
         rank.command(&json!("again"));
     }
-    let after: Vec<Value> = ranks.iter().map(Rank::report).collect();
+    let after: Vec<Value> = ranks.iter().map(Member::report).collect();
     let undisturbed = reports(place, "undisturbed", 2);
     assert_eq!([&after[0], &after[1]], [&undisturbed[0], &undisturbed[1]], "not the bits of ranks that were not disturbed");
 }
