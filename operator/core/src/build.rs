@@ -35,6 +35,7 @@ pub use network_policy::{NetworkAccess, network_policy_names};
 pub(crate) use service::build_service;
 pub use service::{coordinator_endpoint, coordinator_name};
 pub(crate) use service_account::build_service_account;
+pub(crate) use worker_pod::worker_pod_index;
 pub use worker_pod::worker_pod_name;
 pub(crate) use worker_pod::{CONFIG_FOLDER, OWN_VOLUMES, avoid_node, build_worker_pod, exclude_nodes, worker_grace_seconds};
 

@@ -5,8 +5,8 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity as Text,
 };
 use lcl_crds::{
-    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, LayoutSpec, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec, ModelShapeSpec,
-    ModelSpec, ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
+    DataSpec, KeySeparatorSpec, LCLTrainingJob, LCLTrainingJobSpec, LayoutSpec, MAX_WORKERS, MixtureUnitSpec, Mmc4LayoutSpec, Mmc4Spec,
+    ModelShapeSpec, ModelSpec, ObelicsSpec, ObjectiveSpec, PrecisionSpec, PresetName, ScheduleSpec, WORKER_CONTAINER, WebdatasetSpec,
 };
 use lcl_trainer_config::{
     CaptionChoice, CaptionFrom, DataSource, DocumentsConfig, KeySeparator, MixedSource, MixtureConfig, MixtureUnit, Mmc4Config, Mmc4Images,
@@ -96,11 +96,13 @@ impl ValidatedJob {
         amounts.into_iter().flatten().find_map(|amounts| amounts.get("cpu")).and_then(|Text(text)| Quantity::parse(text))
     }
 
-    /// Between how many workers the job runs. Without `elastic` all three are `workers.replicas`.
+    /// Between how many workers the job runs. Without `elastic` all three are `workers.replicas`. None is more than a definition ever allowed,
+    /// also in a job that was read unchecked.
     #[must_use]
     pub fn world(&self) -> World {
         let desired = self.job.spec.workers.replicas;
         let (min, max) = self.job.spec.elastic.as_ref().map_or((desired, desired), |elastic| (elastic.min_workers, elastic.max_workers));
+        let [min, desired, max] = [min, desired, max].map(|workers| workers.clamp(0, MAX_WORKERS));
         World { min, desired, max }
     }
 

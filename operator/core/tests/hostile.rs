@@ -16,9 +16,9 @@ mod support;
 
 use std::{env, panic, thread};
 
-use lcl_crds::PinnedStatus;
+use lcl_crds::{MAX_WORKERS, PinnedStatus};
 use lcl_operator_core::{
-    FieldErrors, PathMapping, PodPolicy, Surroundings, ValidatedJob,
+    FieldErrors, PathMapping, PodPolicy, Surroundings, ValidatedJob, World,
     build::{BuildContext, NetworkAccess, worker_selector},
     covers,
     observe::HistoryPlace,
@@ -87,7 +87,7 @@ fn build(job: &ValidatedJob, policy: PodPolicy) -> Result<Value, FieldErrors> {
 }
 
 /// What came of one manifest.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Counts {
     drawn: usize,
     valid: usize,
@@ -162,6 +162,44 @@ fn no_manifest_makes_the_operator_panic_or_make_a_pod_that_is_not_allowed() {
     );
     // Else nothing was tested but the first lines of a parser.
     assert!(count < USUAL || [valid, readable - valid, built, not_allowed].iter().all(|some| *some >= 10), "the draw is too poor");
+}
+
+/// Where the schema has integers, as names from the manifest's root on.
+fn integers(schema: &Value, path: &mut Vec<String>, found: &mut Vec<Vec<String>>) {
+    if schema["type"] == "integer" {
+        found.push(path.clone());
+    }
+    for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+        path.push(name.clone());
+        integers(inner, path, found);
+        path.pop();
+    }
+}
+
+#[test]
+fn a_number_out_of_bounds_in_a_stored_job_costs_the_operator_nothing() {
+    let schema = serde_json::to_value(lcl_crds::custom_resource_definition()).unwrap();
+    let mut found = Vec::new();
+    integers(&schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"], &mut vec!["spec".to_owned()], &mut found);
+    assert!(found.len() > 40, "{found:?}");
+    let mut counts = Counts::default();
+    for path in found.iter().filter(|path| !path.iter().any(|name| name == "template")) {
+        for number in [i32::MIN, -1, 0, i32::MAX] {
+            let mut job = minimal_job();
+            let field = path.iter().fold(&mut job, |value, name| &mut value[name]);
+            *field = number.into();
+            eprintln!("{} = {number}", path.join("."));
+            check(&job, &minimal_job(), &mut counts);
+        }
+    }
+    assert!(counts.readable > counts.valid && counts.valid > 0, "{counts:?}");
+}
+
+#[test]
+fn a_stored_job_has_no_more_workers_than_a_definition_ever_allowed() {
+    let mut manifest = minimal_job();
+    manifest["spec"]["workers"]["replicas"] = i32::MAX.into();
+    assert_eq!(read_unchecked(&manifest).unwrap().world(), World { min: MAX_WORKERS, desired: MAX_WORKERS, max: MAX_WORKERS });
 }
 
 #[test]

@@ -73,6 +73,13 @@ pub fn worker_pod_name(job: &ValidatedJob, index: u32) -> String {
     format!("{}{WORKER_INFIX}{index}", job.name())
 }
 
+/// Which worker's pod it is by its name: the inverse of [`worker_pod_name`].
+pub(crate) fn worker_pod_index(job: &ValidatedJob, name: &str) -> Option<u32> {
+    let index = name.strip_prefix(job.name())?.strip_prefix(WORKER_INFIX)?.parse().ok()?;
+    // Numbers are written in more ways than one: `01`, `+1`.
+    (worker_pod_name(job, index) == name).then_some(index)
+}
+
 /// The pod of worker `index`. The same for every size of the world, so that scaling touches no pod that stays.
 pub(crate) fn build_worker_pod(job: &ValidatedJob, context: &BuildContext, resources: &AppliedResources, index: u32) -> Pod {
     let template = job.spec().workers.template.clone().unwrap_or_default();

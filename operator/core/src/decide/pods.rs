@@ -6,7 +6,7 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::{Action, JobEvent, draft::Draft, reason};
 use crate::{
-    build::{coordinator_name, worker_pod_name},
+    build::{coordinator_name, worker_pod_index, worker_pod_name},
     cause::{PodEnd, coordinator_hangs, judge_end, silence, slowness},
     observe::{HistoryPlace, Link, MemberBounds, ObservedPod, PodRole, SlowSeen, Wait},
     timeouts::Timeouts,
@@ -121,7 +121,7 @@ fn decide_workers(draft: &mut Draft, coordinator_was_there: bool) {
         workers.created = if all_there { desired } else { created.min(desired) };
     }
     let is_wanted =
-        |name: &str| name == coordinator_name(job) || (0..desired).any(|index| name == worker_pod_name(job, index.unsigned_abs()));
+        |name: &str| name == coordinator_name(job) || worker_pod_index(job, name).is_some_and(|index| index < desired.unsigned_abs());
     draft.status.replacing.retain(|replacing| is_wanted(&replacing.pod));
 }
 
