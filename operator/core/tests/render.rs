@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
+    sync::LazyLock,
 };
 
 use lcl_operator_core::{PathMapping, PodPolicy, Surroundings, ValidatedJob, render_trainer_config, validate, validate_under};
@@ -216,8 +217,9 @@ fn leaves(value: &Value, path: &str, found: &mut BTreeSet<String>) {
 
 /// Whether the custom resource has this field.
 fn has_field(path: &str) -> bool {
-    let definition = serde_json::to_value(lcl_crds::custom_resource_definition()).unwrap();
-    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    // Made once: it takes half a second.
+    static DEFINITION: LazyLock<Value> = LazyLock::new(|| serde_json::to_value(lcl_crds::custom_resource_definition()).unwrap());
+    let schema = &DEFINITION["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     path == "metadata.name" || path.split('.').try_fold(schema, |schema, name| schema["properties"].get(name)).is_some()
 }
 

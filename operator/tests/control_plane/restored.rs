@@ -91,6 +91,9 @@ impl Part {
             None => wait_for(&format!("the end of {}", self.name), || {
                 let state = fs::read_to_string(format!("/proc/{}/stat", self.process))?;
                 ensure!(state.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")), "{state}");
+                // As long as there is another thread the process keeps its files open, and its port.
+                let threads = fs::read_dir(format!("/proc/{}/task", self.process))?.count();
+                ensure!(threads == 1, "{threads} threads");
                 Ok(())
             })?,
         }

@@ -19,6 +19,9 @@ pub(crate) const POLL: Duration = Duration::from_millis(20);
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is shown of a log.
 const TAIL_LINES: usize = 15;
+/// Kubernetes' programs are written in Go and collect garbage all along while they start: with four times as much of it before each collection a
+/// start takes a sixth of a processor's time less.
+const FEWER_COLLECTIONS: (&str, &str) = ("GOGC", "400");
 
 /// A program could not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,7 @@ pub(crate) fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[S
     let name = program.as_ref().to_string_lossy().into_owned();
     let output = Command::new(&program)
         .args(arguments)
+        .env(FEWER_COLLECTIONS.0, FEWER_COLLECTIONS.1)
         .stdin(Stdio::null())
         .output()
         .map_err(|source| CommandError::Start { program: name.clone(), source })?;
@@ -119,6 +123,7 @@ impl Server {
         let child = command
             .arg(program)
             .args(arguments)
+            .env(FEWER_COLLECTIONS.0, FEWER_COLLECTIONS.1)
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(file)

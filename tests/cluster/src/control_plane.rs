@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::TcpStream,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -132,7 +133,10 @@ impl ControlPlane {
         let mut ended = None;
         let is_ready = wait_until(READY_TIMEOUT, || {
             ended = etcd.check().and_then(|()| apiserver.check()).err();
-            ended.is_some() || output(&kubectl, &["--kubeconfig", admin.as_str(), "get", "--raw", "/readyz"]).is_ok()
+            // Each kubectl takes a processor from what is waited for: none before there is somebody to answer.
+            let is_open = || TcpStream::connect(place.at(place.ports[0])).is_ok();
+            let answers = || output(&kubectl, &["--kubeconfig", admin.as_str(), "get", "--raw", "/readyz"]).is_ok();
+            ended.is_some() || (is_open() && answers())
         });
         if let Some(error) = ended {
             return Err(error.into());
