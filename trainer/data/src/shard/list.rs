@@ -170,6 +170,20 @@ pub enum ListError {
         /// The entry.
         entry: Entry,
     },
+    /// A shard is in the list twice.
+    #[error(
+        "{second}: shard {} was named before, by {first}: a pass takes each sample once, so name it once (a mixture takes a source more often \
+         than another)",
+        path.display()
+    )]
+    Twice {
+        /// The entry that names it first.
+        first: Entry,
+        /// The entry that names it again, which may be the same.
+        second: Entry,
+        /// The shard.
+        path: PathBuf,
+    },
     /// All entries together stand for more paths than any data set has.
     #[error("{entry}, with what stands before it in the list, stands for more than {PATHS_LIMIT} shards: name fewer, larger ones")]
     TooMany {
@@ -231,10 +245,17 @@ pub(crate) fn find_present_shards(
 /// The shards that a list stands for, and those of them that are not there.
 fn look_for(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> Result<(Vec<PathBuf>, Vec<Missing>), ListError> {
     let (mut shards, mut missing) = (Vec::new(), Vec::new());
+    let mut named = HashMap::new();
     for (index, text) in entries.iter().enumerate() {
         let entry = Entry { origin, index, text: text.clone() };
         let paths = with_retries(index as u64, sleep, ListError::io, || resolve(&entry))?;
         missing.extend(with_retries(index as u64, sleep, ListError::io, || find_missing(&entry, &paths, threads))?);
+        for path in &paths {
+            if let Some(first) = named.insert(path.clone(), index) {
+                let first = Entry { origin, index: first, text: entries.get(first).cloned().unwrap_or_default() };
+                return Err(ListError::Twice { first, second: entry, path: path.clone() });
+            }
+        }
         shards.extend(paths);
         check_count(&shards, entry)?;
     }
@@ -277,18 +298,66 @@ fn fitting(entry: &Entry, pattern: &str) -> Result<Vec<PathBuf>, ListError> {
     if is_object(pattern) {
         return fitting_objects(entry, pattern, options);
     }
-    // What `ShardPattern` lets through, `glob` takes; a test holds them together.
-    let found = glob::glob_with(pattern, options).map_err(|_| no_match())?;
+    let names: Vec<&str> = pattern.split('/').filter(|name| !name.is_empty()).collect();
     let mut paths = Vec::new();
-    for path in found {
-        let path = path.map_err(|error| ListError::Folder { entry: entry.clone(), path: error.path().to_owned(), source: error.into() })?;
-        let is_index = path.extension().is_some_and(|extension| INDEXES.iter().any(|index| extension == *index));
-        if !is_index && !path.is_dir() {
-            paths.push(path);
-        }
-    }
+    let root = Path::new(if pattern.starts_with('/') { "/" } else { "" });
+    walk(root, &names, options, &mut paths).map_err(|error| match error {
+        WalkError::Pattern => no_match(),
+        WalkError::Folder(path, source) => ListError::Folder { entry: entry.clone(), path, source },
+    })?;
+    let is_index = |path: &Path| path.extension().is_some_and(|extension| INDEXES.iter().any(|index| extension == *index));
+    paths.retain(|path| !is_index(path) && !path.is_dir());
     paths.sort();
     if paths.is_empty() { Err(no_match()) } else { Ok(paths) }
+}
+
+enum WalkError {
+    /// No pattern: what `ShardPattern` lets through is one, a test holds them together.
+    Pattern,
+    Folder(PathBuf, io::Error),
+}
+
+/// What lies below `folder` under names that fit, folder by folder. A file whose name is no text fits no pattern.
+fn walk(folder: &Path, names: &[&str], options: glob::MatchOptions, found: &mut Vec<PathBuf>) -> Result<(), WalkError> {
+    let Some((name, rest)) = names.split_first() else {
+        found.push(folder.to_owned());
+        return Ok(());
+    };
+    if !name.contains(['*', '?', '[']) {
+        let path = folder.join(name);
+        // A link to nothing is there, too, and is said to be missing by its name.
+        let is_there = if rest.is_empty() { path.symlink_metadata().is_ok() } else { path.is_dir() };
+        return if is_there { walk(&path, rest, options, found) } else { Ok(()) };
+    }
+    let at_any_depth = *name == "**";
+    if at_any_depth && !rest.is_empty() {
+        walk(folder, rest, options, found)?;
+    }
+    let fits = glob::Pattern::new(if at_any_depth { "*" } else { name }).map_err(|_| WalkError::Pattern)?;
+    let failed = |source| WalkError::Folder(folder.to_owned(), source);
+    let entries = match fs::read_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }) {
+        Ok(entries) => entries,
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_name().to_str().is_some_and(|name| fits.matches_with(name, options)) {
+            continue;
+        }
+        let path = folder.join(entry.file_name());
+        if at_any_depth {
+            // Through a link it might never end.
+            if entry.file_type().map_err(failed)?.is_dir() {
+                walk(&path, names, options, found)?;
+            } else if rest.is_empty() {
+                found.push(path);
+            }
+        } else if rest.is_empty() || path.is_dir() {
+            walk(&path, rest, options, found)?;
+        }
+    }
+    Ok(())
 }
 
 /// The objects of a folder whose names fit.
@@ -404,11 +473,35 @@ mod tests {
         let place = Place::new(&["b-2.tar", "a-1.tar", "b-1.tar", "b-10.tar", ".b-3.tar", "b-1.tar.lclindex", "x/b-7.tar", "x/y/b-8.tar"]);
         fs::create_dir(place.path("b-dir.tar")).expect("a folder is made");
         place.check(&["b-*.tar"], &["b-1.tar", "b-10.tar", "b-2.tar"]);
+        place.check(&["x/**"], &["x/b-7.tar", "x/y/b-8.tar"]);
+        place.check(&["x/../b-?.tar"], &["x/../b-1.tar", "x/../b-2.tar"]);
         // Neither the index, nor the hidden file, nor a folder.
         place.check(&["b*"], &["b-1.tar", "b-10.tar", "b-2.tar"]);
         place.check(&["{b,a}-?.tar"], &["b-1.tar", "b-2.tar", "a-1.tar"]);
         place.check(&["*/b-[0-9].tar", "[!b]-1.tar"], &["x/b-7.tar", "a-1.tar"]);
         place.check(&["**/b-[78].tar"], &["x/b-7.tar", "x/y/b-8.tar"]);
+    }
+
+    #[test]
+    fn a_file_whose_name_is_no_text_fits_no_glob_and_spoils_none() {
+        let place = Place::new(&["a.tar", "x/b.tar"]);
+        let odd = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"note\xe4.tar");
+        fs::write(place.0.path().join(odd), "").expect("the file is made");
+        fs::create_dir(place.0.path().join("x").join(odd)).expect("the folder is made");
+        place.check(&["*.tar"], &["a.tar"]);
+        place.check(&["**/*.tar"], &["a.tar", "x/b.tar"]);
+        place.check(&["*/b.tar"], &["x/b.tar"]);
+    }
+
+    #[test]
+    fn a_shard_that_is_named_twice_is_refused_by_both_of_its_places() {
+        let place = Place::new(&["a.tar", "b.tar"]);
+        assert_eq!(
+            place.refused(&["b.tar", "*.tar"]),
+            "spec.data.webdataset.shards[1] (`D/*.tar`): shard D/b.tar was named before, by spec.data.webdataset.shards[0] (`D/b.tar`): a pass \
+             takes each sample once, so name it once (a mixture takes a source more often than another)"
+        );
+        assert!(place.refused(&["{a,b,a}.tar"]).contains("shard D/a.tar was named before, by spec.data.webdataset.shards[0]"));
     }
 
     #[test]
@@ -422,10 +515,10 @@ mod tests {
 
     #[test]
     fn missing_files_of_a_range_are_all_named_before_any_is_opened() {
-        let place = Place::new(&["000.tar", "002.tar"]);
+        let place = Place::new(&["000.tar", "002.tar", "004.tar"]);
         place.check(&["{000..002..2}.tar"], &["000.tar", "002.tar"]);
         assert_eq!(
-            place.refused(&["{000..003}.tar", "000.tar", "x/{00..40}.tar", "9.tar"]),
+            place.refused(&["{000..003}.tar", "004.tar", "x/{00..40}.tar", "9.tar"]),
             "spec.data.webdataset.shards[0] (`D/{000..003}.tar`): 2 of its 4 shards do not exist: D/001.tar, D/003.tar; \
              spec.data.webdataset.shards[2] (`D/x/{00..40}.tar`): 41 of its 41 shards do not exist: D/x/00.tar, D/x/01.tar, D/x/02.tar, \
              D/x/03.tar, D/x/04.tar, D/x/05.tar, D/x/06.tar, D/x/07.tar, D/x/08.tar, D/x/09.tar and 31 more; \
@@ -439,7 +532,7 @@ mod tests {
         let absolute = place.path("b.tar");
         let text = format!("\u{feff}# training\r\na.tar\r\n\r\n  c{{1}}[2]*.tar \n../b.tar\n{absolute}");
         fs::write(place.path("lists/train.txt"), text).expect("the list is written");
-        place.check(&["b.tar", "lists/train.txt"], &["b.tar", "lists/a.tar", "lists/c{1}[2]*.tar", "lists/../b.tar", "b.tar"]);
+        place.check(&["lists/train.txt"], &["lists/a.tar", "lists/c{1}[2]*.tar", "lists/../b.tar", "b.tar"]);
         fs::write(place.path("lists/train.txt"), "a.tar\ngone.tar").expect("the list is written");
         let refused = place.refused(&["lists/train.txt"]);
         assert!(refused.contains("shards[0] (`D/lists/train.txt`): 1 of its 2 shards do not exist: D/lists/gone.tar"), "{refused}");
@@ -466,7 +559,9 @@ mod tests {
             let Ok(ShardEntry::Pattern(pattern)) = ShardEntry::parse(&pattern) else { return Ok(()) };
             for name in pattern.expand() {
                 if let ShardName::Glob(glob) = name {
-                    prop_assert!(glob::Pattern::new(&glob).is_ok(), "{glob}");
+                    for name in glob.split('/') {
+                        prop_assert!(glob::Pattern::new(name).is_ok(), "{name} of {glob}");
+                    }
                 }
             }
         }
