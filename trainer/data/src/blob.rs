@@ -9,9 +9,9 @@ mod reader;
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -172,6 +172,11 @@ pub(crate) fn is_of_storage(error: &io::Error) -> bool {
     false
 }
 
+/// Opens a file, and waits for nothing: whoever opened a pipe as usual would wait until somebody writes into it. What it is, callers look at.
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
 impl Blob {
     /// Opens what lies at a path or URI.
     pub fn open(path: &Path) -> io::Result<Self> {
@@ -180,7 +185,7 @@ impl Blob {
 
     pub(crate) fn open_for(path: &Path, access: Access) -> io::Result<Self> {
         if !is_remote(path) {
-            return Ok(Self { path: path.to_owned(), inner: Inner::File(File::open(path)?) });
+            return Ok(Self { path: path.to_owned(), inner: Inner::File(open_file(path)?) });
         }
         let uri = path.to_str().unwrap_or_default();
         let listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|listed| listed.get(uri)).cloned();

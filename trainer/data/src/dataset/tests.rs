@@ -82,7 +82,9 @@ fn what_cannot_be_opened_is_named() {
     let message = |shards: &[&Path]| Dataset::open(&config(shards)).expect_err("it cannot be opened").to_string();
     let found = message(&[&there, &missing]);
     assert!(found.contains(&format!("spec.data.webdataset.shards[1] (`{0}`): shard {0} does not exist", missing.display())), "{found}");
-    let found = message(&[&empty, &empty]);
+    let empty_too = folder.path().join("3.tar");
+    write_shard(&empty_too, 0, 0);
+    let found = message(&[&empty, &empty_too]);
     assert!(found.starts_with(&format!("there is no sample in {} and 1 more shard: looked for", empty.display())), "{found}");
     let found = message(&[Path::new("/data/{1,2.tar")]);
     assert!(found.starts_with("spec.data.webdataset.shards[0] (`/data/{1,2.tar`) cannot be used: the `{` at character 7"), "{found}");

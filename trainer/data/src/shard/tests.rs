@@ -139,6 +139,10 @@ fn what_is_no_archive_says_so() {
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     assert!(matches!(open(folder.path()), Err(ShardError::NotAFile { .. })));
+    // Nobody writes into it: to open it as usual would be to wait for ever.
+    let pipe = folder.path().join("pipe.tar");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+    assert!(matches!(open(&pipe), Err(ShardError::NotAFile { .. })));
     assert!(matches!(open(&folder.path().join("none.tar")), Err(ShardError::Missing { .. })));
 }
 
