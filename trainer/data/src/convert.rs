@@ -10,6 +10,7 @@ use std::{
     fs, io,
     num::NonZero,
     ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -79,6 +80,12 @@ pub enum ConvertError {
         path: PathBuf,
         /// What is different, as far as it is known.
         difference: String,
+    },
+    /// What is to be the folder is something else.
+    #[error("{} is no folder: name one that is empty, or that is not there yet (--output)", path.display())]
+    NotAFolder {
+        /// What is there.
+        path: PathBuf,
     },
     /// The system refuses.
     #[error("writing {}", path.display())]
@@ -154,7 +161,7 @@ pub fn convert(
     let reports = over_all(threads, &units, |unit| {
         let path = options.output.join(format!("{:05}.tar", unit.number));
         let count = |samples: u64| progress(done.fetch_add(samples, Ordering::Relaxed) + samples, all);
-        if path.exists() {
+        if is_whole(&path).map_err(|source| ConvertError::Write { path: path.clone(), source })? {
             count(unit.samples.end - unit.samples.start);
             return Ok(ConvertReport { kept: 1, ..ConvertReport::default() });
         }
@@ -193,6 +200,9 @@ fn claim(folder: &Path, wanted: &Conversion) -> Result<(), ConvertError> {
         let path = path.to_owned();
         move |source| ConvertError::Write { path, source }
     };
+    if folder.symlink_metadata().is_ok() && !folder.is_dir() {
+        return Err(ConvertError::NotAFolder { path: folder.to_owned() });
+    }
     fs::create_dir_all(folder).map_err(failed(folder))?;
     let path = folder.join(RECORD);
     match fs::read(&path) {
@@ -217,6 +227,20 @@ fn claim(folder: &Path, wanted: &Conversion) -> Result<(), ConvertError> {
     io::Write::write_all(&mut file, &json).map_err(failed(&path))?;
     file.persist(&path).map_err(|error| ConvertError::Write { path: path.clone(), source: error.error })?;
     Ok(())
+}
+
+/// Whether a shard is there with its end mark, which is written last: one that was cut short since is written anew.
+fn is_whole(path: &Path) -> io::Result<bool> {
+    const END: usize = 1024;
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let Some(place) = file.metadata()?.len().checked_sub(END as u64).filter(|place| place % 512 == 0) else { return Ok(false) };
+    let mut end = [1; END];
+    file.read_exact_at(&mut end, place)?;
+    Ok(end == [0; END])
 }
 
 /// The shards that are to be written. None holds documents of two shards of the source.

@@ -126,7 +126,14 @@ fn a_conversion_goes_on_where_it_was_and_never_mixes_with_another() {
     fs::remove_file(&second).expect("it is removed");
     let again = run(mmc4(), 5).expect("what is missing is converted");
     assert_eq!((again.kept, again.written), (whole.written - 1, 1));
-    assert_eq!((fs::read(&second).expect("it is there again"), names()), (bytes, before));
+    assert_eq!((fs::read(&second).expect("it is there again"), names()), (bytes.clone(), before.clone()));
+    // One that was cut short meanwhile, at whatever byte, is no more than one that is not there.
+    for length in [0, 700, 1024, bytes.len() as u64 - 512] {
+        fs::File::options().write(true).open(&second).and_then(|file| file.set_len(length)).expect("it is cut short");
+        let again = run(mmc4(), 5).expect("what is cut short is converted");
+        assert_eq!((again.kept, again.written), (whole.written - 1, 1), "{length}");
+        assert_eq!((fs::read(&second).expect("it is whole again"), names()), (bytes.clone(), before.clone()), "{length}");
+    }
     let DataSource::Mmc4 { mmc4: mut stricter } = mmc4() else { panic!("another source") };
     stricter.min_similarity = 0.25;
     let size = "a shard has up to 6 documents, and had 5 (--documents-per-shard)";
@@ -140,6 +147,15 @@ fn a_conversion_goes_on_where_it_was_and_never_mixes_with_another() {
     fs::remove_file(output.path().join(RECORD)).expect("the record is removed");
     let message = run(mmc4(), 5).expect_err("shards of nobody knows what").to_string();
     assert!(message.contains(".tar was not written by this conversion"), "{message}");
+}
+
+#[test]
+fn a_file_in_the_folders_place_is_named() {
+    let (index, folder) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let file = folder.path().join("out");
+    fs::write(&file, "").expect("a file");
+    let error = convert(&config(mmc4(), index.path()), ListOrigin::Manifest, &options(&file, 5), |_, _| {}).expect_err("a file");
+    assert_eq!(error.to_string(), format!("{} is no folder: name one that is empty, or that is not there yet (--output)", file.display()));
 }
 
 #[test]
