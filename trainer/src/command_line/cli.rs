@@ -119,16 +119,16 @@ pub struct LocalArgs {
     #[command(flatten)]
     pub train: TrainArgs,
     /// Workers that train together.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroU32>)]
     pub workers: NonZeroU32,
     /// Processes that train in each of them.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one::<NonZeroU32>)]
     pub members_per_worker: NonZeroU32,
     /// Fewest workers to train with [default: one, so that training goes on while any lives]
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one::<NonZeroU32>)]
     pub min_workers: NonZeroU32,
     /// Most workers that `resize` may ask for [default: as many as there are slots in a batch]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroU32>)]
     pub max_workers: Option<NonZeroU32>,
     /// How long the coordinator waits.
     #[command(flatten)]
@@ -182,10 +182,10 @@ pub struct WorkerArgs {
     #[command(flatten)]
     pub place: PlaceArgs,
     /// Members of this worker [default: one for each GPU that it sees, one without GPUs]
-    #[arg(long, value_name = "N", env = "LCL_MEMBERS_PER_WORKER")]
+    #[arg(long, value_name = "N", env = "LCL_MEMBERS_PER_WORKER", value_parser = at_least_one::<NonZeroU32>)]
     pub members_per_worker: Option<NonZeroU32>,
     /// Threads of each member, instead of the configuration's [default: the processors are shared out]
-    #[arg(long, value_name = "N", env = "LCL_THREADS")]
+    #[arg(long, value_name = "N", env = "LCL_THREADS", value_parser = at_least_one::<NonZero<usize>>)]
     pub threads: Option<NonZero<usize>>,
     /// Go on from a checkpoint; an error when there is none.
     #[arg(long)]
@@ -253,6 +253,11 @@ pub struct SecurityArgs {
     pub insecure: bool,
 }
 
+/// A whole number that is not 0.
+fn at_least_one<N: FromStr>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| "must be a whole number of at least 1".to_owned())
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
@@ -277,7 +282,7 @@ pub struct MemberArgs {
     #[arg(long, value_name = "N", default_value_t = 1, requires = "run")]
     pub start: u64,
     /// Threads, instead of the configuration's.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZero<usize>>)]
     pub threads: Option<NonZero<usize>>,
 }
 
@@ -373,10 +378,17 @@ pub enum SeparatorArg {
     LastDot,
 }
 
+/// As in a manifest.
+const MOST_WEIGHT: u32 = 1_000_000;
+
 fn caption_choice(text: &str) -> Result<CaptionChoice, String> {
     let (from, weight) = text.rsplit_once('=').unwrap_or((text, "1"));
-    let weight = weight.parse().ok().filter(|weight| *weight > 0).ok_or("the weight behind `=` must be a whole number of at least 1")?;
+    let fits = |weight: &u32| (1..=MOST_WEIGHT).contains(weight);
+    let weight = weight.parse().ok().filter(fits).ok_or("the weight behind `=` must be a whole number from 1 to 1000000")?;
     let path = from.strip_prefix(SIDECAR_KEY).and_then(|rest| rest.strip_prefix(':'));
+    if path.is_some_and(str::is_empty) {
+        return Err("a field must stand behind `json:`, as in json:caption".to_owned());
+    }
     let from = path.map_or_else(|| CaptionFrom::Key(from.to_owned()), |path| CaptionFrom::Json(path.to_owned()));
     Ok(CaptionChoice { from, weight })
 }
@@ -502,7 +514,7 @@ pub struct HeldOutArgs {
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
     /// Threads of the computation; one per core when left out.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZero<usize>>)]
     pub threads: Option<NonZero<usize>>,
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t = ResultFormat::Text)]
@@ -606,7 +618,11 @@ mod tests {
         check("lcl-trainer data show a.tar --html a.html --png a.png", Some("cannot be used with"));
         check("lcl-trainer data index a.tar --image-keys png,jpg --caption-keys json --key-separator lastDot", None);
         check("lcl-trainer data show a.tar --key-separator middle", Some("first-dot"));
-        check("lcl-trainer resize runs/a --workers 0", Some("--workers"));
+        check("lcl-trainer data show a.tar --captions json:alt=3,txt", None);
+        check("lcl-trainer data show a.tar --captions json:", Some("json:caption"));
+        check("lcl-trainer data show a.tar --captions txt=1000001", Some("from 1 to 1000000"));
+        check("lcl-trainer data stats a.parquet --source obelics --images i/*.tar --max-images 0", Some("a whole number of at least 1"));
+        check("lcl-trainer resize runs/a --workers 0", Some("a whole number of at least 1"));
         check("lcl-trainer resize runs/a", Some("--workers"));
         check("lcl-trainer drain runs/a", Some("WORKER"));
         check("lcl-trainer status runs/a -o json", None);

@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 
 use clap::{Args, ValueEnum};
 
+use super::at_least_one;
+
 /// `status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -20,7 +22,7 @@ pub struct ResizeArgs {
     pub run: AskedRun,
     /// Workers from now on. More: those that are missing are started. Fewer: those with the highest numbers leave after their step. The
     /// others are not touched.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroU32>)]
     pub workers: NonZeroU32,
 }
 

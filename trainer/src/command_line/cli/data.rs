@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use lcl_trainer_config::Preset;
 
-use super::{KeyArgs, ResultFormat};
+use super::{KeyArgs, ResultFormat, at_least_one};
 
 /// Which data: shards, or those of a job.
 #[derive(Clone, Debug, Args)]
@@ -37,7 +37,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true, value_parser = cosine)]
     pub min_similarity: Option<f64>,
     /// Most images of a document [default: 6]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroU32>)]
     pub max_images: Option<NonZeroU32>,
     /// Take whole pages of OBELICS, not the parts between changes of topic.
     #[arg(long)]
@@ -49,7 +49,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "DIR")]
     pub index_path: Option<PathBuf>,
     /// Threads that read; one per core when left out.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZero<usize>>)]
     pub threads: Option<NonZero<usize>>,
 }
 
@@ -106,7 +106,7 @@ pub struct StatsArgs {
     #[arg(long, value_name = "PRESET", value_parser = Preset::from_str)]
     pub model: Option<Preset>,
     /// Samples of each source that are looked at, spread evenly.
-    #[arg(long, value_name = "N", default_value = "10000", conflicts_with = "all")]
+    #[arg(long, value_name = "N", default_value = "10000", conflicts_with = "all", value_parser = at_least_one::<NonZeroU64>)]
     pub samples: NonZeroU64,
     /// Look at all samples.
     #[arg(long)]
@@ -126,7 +126,7 @@ pub struct AddressesArgs {
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
     /// Files read at once; one per core when left out.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZero<usize>>)]
     pub threads: Option<NonZero<usize>>,
 }
 
@@ -140,6 +140,6 @@ pub struct ConvertArgs {
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
     /// Most documents of a shard.
-    #[arg(long, value_name = "N", default_value = "10000")]
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = at_least_one::<NonZeroU64>)]
     pub documents_per_shard: NonZeroU64,
 }
