@@ -52,6 +52,15 @@ pub enum ObjectError {
         /// The store's error.
         source: object_store::Error,
     },
+    /// There is no connection to it.
+    #[error("object {uri}: no connection to the store: check the network, and the address that the environment gives ({})",
+        Variables::of(uri).endpoint)]
+    Unreachable {
+        /// The object.
+        uri: String,
+        /// What stands against it.
+        source: object_store::Error,
+    },
     /// The store says that the request is wrong, or none can be made of what the environment says.
     #[error("object {uri}: asking again does not help: check what the environment says of the store ({})", Variables::of(uri).endpoint)]
     Refused {
@@ -159,6 +168,9 @@ impl ObjectError {
             source if says(&source, "URL scheme is not allowed") && (says(&source, "http://") || says(&source, "REDACTED")) => {
                 Self::PlainHttp { uri }
             }
+            source if causes(&source).filter_map(|error| error.downcast_ref::<reqwest::Error>()).any(reqwest::Error::is_connect) => {
+                Self::Unreachable { uri, source }
+            }
             // Whatever has a variant of its own says by that what it is.
             source @ E::Generic { .. } if is_refusal(&source) => Self::Refused { uri, source },
             source => Self::Store { uri, source },
@@ -174,6 +186,7 @@ impl ObjectError {
             | Self::PlainHttp { .. }
             | Self::NoBucket { .. }
             | Self::NoCredentials { .. }
+            | Self::Unreachable { .. }
             | Self::Refused { .. }
             | Self::Stopped { .. } => true,
             // A web server has rights of single files.
@@ -192,8 +205,8 @@ impl ObjectError {
             }
             Self::Denied { .. } => io::ErrorKind::PermissionDenied,
             Self::NoCredentials { source, .. } if is_refusal(source) => io::ErrorKind::PermissionDenied,
-            // On a machine of a cloud the service answers the next time.
-            Self::NoCredentials { .. } => io::ErrorKind::TimedOut,
+            // On a machine of a cloud the service answers the next time, and a network comes back.
+            Self::NoCredentials { .. } | Self::Unreachable { .. } => io::ErrorKind::TimedOut,
             // Not `NotFound`, which would be said of one object.
             Self::NoBucket { .. } => io::ErrorKind::InvalidInput,
             Self::Changed { .. } => io::ErrorKind::InvalidData,
@@ -369,6 +382,9 @@ mod tests {
             for error in ask(&address, true)? {
                 assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error:?}");
             }
+        }
+        for error in ask("http://127.0.0.1:1", true)? {
+            assert!(is_of_store(&error) && error.to_string().contains("no connection to the store") && error.to_string().contains("AWS_ENDPOINT"));
         }
         assert!(!is_of_store(&io::ErrorKind::TimedOut.into()), "a disk is no store");
         Ok(())
