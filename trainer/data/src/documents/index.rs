@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     blob::Stamp,
     dataset::{FileId, FileRef, Storage},
-    index::{lock_for, places, write_first},
+    index::{lock_for, places, writable, write_first},
 };
 
 /// Ending of an index of documents.
@@ -58,7 +58,7 @@ pub enum DocumentIndexError {
         path: PathBuf,
     },
     /// There is no room for the index.
-    #[error("index {path} of shard {shard} cannot be written: set spec.data.indexPath to a folder that can be written to")]
+    #[error("index {path} of shard {shard} cannot be written: set spec.data.indexPath (--index-path) to a folder that can be written to")]
     Write {
         /// The shard.
         shard: PathBuf,
@@ -203,8 +203,11 @@ impl DocumentIndex {
         }
         let header = Header { shard: shard_state, settings: settings.to_owned(), findings };
         let (bytes, begin, check) = encode(&header, &samples);
-        let path =
-            write_first(&files, &bytes).map_err(|(path, source)| DocumentIndexError::Write { shard: shard.to_owned(), path, source })?;
+        let path = write_first(writable(&files, folder), &bytes).map_err(|(path, source)| DocumentIndexError::Write {
+            shard: shard.to_owned(),
+            path,
+            source,
+        })?;
         Ok(Self { shard: shard.to_owned(), number, path: path.clone(), length: stamp.length, findings: header.findings, begin, check })
     }
 

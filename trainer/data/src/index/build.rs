@@ -23,7 +23,7 @@ use crate::{
         index_files,
         record::{Header, record_bytes},
         sieve::Sieve,
-        stamp_of,
+        stamp_of, writable,
     },
     retry::{hearing, sleep, with_retries},
     shard::{self, Group, Grouper, ShardError},
@@ -67,7 +67,7 @@ fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<I
         return Ok(report(path, findings, false));
     }
     let Built { findings, bytes, .. } = build(shard, &file, keys)?;
-    match write_first(&places, &bytes) {
+    match write_first(writable(&places, folder), &bytes) {
         Ok(path) => Ok(report(path, findings, true)),
         Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.clone(), source }),
     }

@@ -45,7 +45,7 @@ pub struct DataArgs {
     /// What is looked for in shards of pairs.
     #[command(flatten)]
     pub keys: KeyArgs,
-    /// Folder for the index files, when they cannot lie beside the shards.
+    /// Folder for the index files, when they cannot lie beside the shards. What is made goes there and nowhere else.
     #[arg(long, value_name = "DIR")]
     pub index_path: Option<PathBuf>,
     /// Threads that read; one per core when left out.
