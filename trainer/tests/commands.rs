@@ -548,7 +548,7 @@ fn data_are_checked_measured_and_shown_and_a_check_fails_when_anything_is_bad() 
     let lines: Vec<&str> = checked.stdout.lines().collect();
     ensure!(lines.len() == 3, "{lines:?}");
     ensure!(lines[0].starts_with(&format!("bad: truncated_image: {shard}: sample00007.png at byte ")), "{lines:?}");
-    ensure!(lines[1].starts_with(&format!("bad: no_caption: {shard}: sample00012.png at byte ")), "{lines:?}");
+    ensure!(lines[1].starts_with(&format!("bad: no_caption: {shard}: sample00012 at byte ")), "{lines:?}");
     let expected = "checked 45 samples in 1 shard: 43 images can be decoded; bad: 2 (no_caption 1, truncated_image 1); left out: none";
     ensure!(lines[2] == expected, "{lines:?}");
     let as_json = run(&["data", "check", &shard, "-o", "json"])?.expect_code(PERMANENT)?;

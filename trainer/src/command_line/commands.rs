@@ -476,7 +476,7 @@ fn check(arguments: &CheckArgs, multi: &MultiProgress) -> Result<ExitCode, Comma
             progress.beside(|| say(&text));
         }
     };
-    let report = lcl_data::check::check(&chosen.data, chosen.origin, found, |done, of| progress.set(done, of));
+    let report = lcl_data::check::check(&chosen.data, chosen.origin, arguments.all, found, |done, of| progress.set(done, of));
     progress.finish();
     let report = report.map_err(DataCommandError::from)?;
     say(&if is_json { event("checked", &report) } else { data_tools::checked_in_words(&report) });

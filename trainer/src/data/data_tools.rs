@@ -163,7 +163,9 @@ pub fn finding_in_words(finding: &Finding) -> String {
     if !detail.is_empty() {
         let _ = write!(text, ": {detail}");
     }
-    if *count > 1 {
+    if *count > 1 && member.is_empty() {
+        let _ = write!(text, " ({count} of them)");
+    } else if *count > 1 {
         let _ = write!(text, " (the first of {count} in this shard)");
     }
     text
@@ -288,4 +290,7 @@ mod tests {
         (finding.shard, finding.count) = (PathBuf::from("/data/images/7.png"), 1);
         assert_eq!(finding_in_words(&finding), "left out: truncated_image: laion: /data/images/7.png: the PNG image is truncated");
     }
+        (finding.member, finding.detail, finding.count) = (String::new(), "further ones, which are not named".to_owned(), 7);
+        let expected = "left out: truncated_image: laion: /data/images/7.png: further ones, which are not named (7 of them)";
+        assert_eq!(finding_in_words(&finding), expected);
 }

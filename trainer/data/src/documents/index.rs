@@ -34,6 +34,9 @@ const RECORD_BYTES: usize = 20;
 /// Most bytes of a header. It grows with the kinds of faults, not with the shard.
 const HEADER_LIMIT: u32 = 1 << 20;
 
+/// Most of a cause that are named of a shard: a megabyte of text, and more than anybody reads.
+pub(crate) const NAMED_LIMIT: usize = 10_000;
+
 /// An index of documents cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentIndexError {
@@ -94,6 +97,9 @@ pub struct Findings {
     /// Images of the first samples, where they are looked for by name or address. What an earlier version wrote had none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<ImageExample>,
+    /// Of each cause the first ones, where they are asked for ([`Findings::naming`]). No index has them.
+    #[serde(skip)]
+    pub(crate) named: Option<BTreeMap<String, Vec<String>>>,
 }
 
 /// An image that a sample may take.
@@ -115,11 +121,22 @@ pub struct LeftOut {
 }
 
 impl Findings {
+    /// Findings that are to name what they leave out.
+    pub(crate) fn naming() -> Self {
+        Self { named: Some(BTreeMap::new()), ..Self::default() }
+    }
+
     /// Counts a document that is no sample.
-    pub(crate) fn leave_out(&mut self, cause: &str, first: impl FnOnce() -> String) {
+    pub(crate) fn leave_out(&mut self, cause: &str, name: impl Fn() -> String) {
         match self.left_out.get_mut(cause) {
             Some(left_out) => left_out.count += 1,
-            None => drop(self.left_out.insert(cause.to_owned(), LeftOut { count: 1, first: first() })),
+            None => drop(self.left_out.insert(cause.to_owned(), LeftOut { count: 1, first: name() })),
+        }
+        if let Some(named) = &mut self.named {
+            let names = named.entry(cause.to_owned()).or_default();
+            if names.len() < NAMED_LIMIT {
+                names.push(name());
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use lcl_filter::Filtered;
 use lcl_objects::Stop;
 use lcl_trainer_config::SampleKeys;
 
@@ -133,6 +134,23 @@ pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Buil
         bytes.extend(record.encode(seal, number as u64));
     }
     Ok(Built { header, findings, bytes })
+}
+
+/// Calls `visit` for every sample that the filter of these keys leaves out: its key and first byte, its sidecar where it has one, and why.
+pub(crate) fn for_each_filtered(shard: &Path, keys: &SampleKeys, mut visit: impl FnMut(&Group, &Filtered)) -> Result<(), IndexError> {
+    let (file, keys) = (shard::open(shard)?, &keys.of_index());
+    let sieve = Sieve::new(shard, &file, keys)?;
+    let mut failed = None;
+    for_each_group(shard, &file, keys, |group| {
+        if failed.is_none() {
+            match sieve.judge(&group) {
+                Ok(Ok(())) => {}
+                Ok(Err(filtered)) => visit(&group, &filtered),
+                Err(error) => failed = Some(error),
+            }
+        }
+    })?;
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Calls `visit` for every sample of a shard, in order, and gives the number of archives in it.

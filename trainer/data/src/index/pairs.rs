@@ -305,6 +305,14 @@ impl PairIndex {
         }
     }
 
+    /// Where the index of all shards lies, where there is one.
+    pub(crate) fn whole(&self) -> Option<&Path> {
+        match &self.parts {
+            Parts::Set(set) => Some(set.index.path()),
+            Parts::Each(_) => None,
+        }
+    }
+
     /// The shards, and what was found in them, each or all together.
     pub(crate) fn findings(&self) -> Vec<(&Path, &Findings)> {
         match &self.parts {

@@ -88,7 +88,8 @@ pub struct CheckArgs {
     /// Which data.
     #[command(flatten)]
     pub data: DataArgs,
-    /// Also name what is left out without being a fault: images that are gone, documents none of whose images is there.
+    /// Also name what is left out without being a fault: images that are gone, documents none of whose images is there, pairs for which a filter has no
+    /// value.
     #[arg(long)]
     pub all: bool,
     /// How findings and the result are printed; as JSON one object a line.
