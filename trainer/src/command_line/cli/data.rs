@@ -82,6 +82,17 @@ fn cosine(text: &str) -> Result<f64, String> {
     if (-1.0..=1.0).contains(&value) { Ok(value) } else { Err("must be a cosine: a number in [-1, 1]".to_owned()) }
 }
 
+/// `data index`
+#[derive(Clone, Debug, Args)]
+pub struct IndexArgs {
+    /// Which data.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Name every shard and every warning, not the first twenty of each.
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// `data check`
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {
