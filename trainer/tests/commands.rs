@@ -163,6 +163,30 @@ fn a_bad_shard_hides_no_other_one_from_the_index_and_the_exit_code_says_so() -> 
 }
 
 #[test]
+fn an_index_folder_that_cannot_be_used_is_one_error_and_of_many_shards_the_first_are_listed() -> Result<()> {
+    let workbench = Workbench::new(&[])?;
+    let name = |file: &str| workbench.path(file).display().to_string();
+    fs::create_dir(workbench.path("shards"))?;
+    for number in 0..22 {
+        write_shard(&workbench.path(&format!("shards/{number:02}.tar")), 1, &[])?;
+    }
+    fs::write(workbench.path("file"), "")?;
+    let (shards, file) = (name("shards/*.tar"), name("file"));
+    for command in ["index", "check", "stats"] {
+        let refused = run(&["data", command, &shards, "--index-path", &file])?.expect_code(PERMANENT)?;
+        ensure!(refused.stdout.is_empty(), "{command}: {}", refused.stdout);
+        ensure!(refused.stderr.contains("set spec.data.indexPath (--index-path) to a folder"), "{command}: {}", refused.stderr);
+        ensure!(fs::read_dir(workbench.path("shards"))?.count() == 22, "{command}: an index lies beside the shards");
+    }
+    let first = run(&["data", "index", &shards])?.expect_code(0)?;
+    ensure!(first.stdout.matches("1 sample, written").count() == 20, "{}", first.stdout);
+    ensure!(first.stdout.contains("\nand 2 index files: 2 written, 0 up to date\n"), "{}", first.stdout);
+    let all = run(&["data", "index", &shards, "--all"])?.expect_code(0)?;
+    ensure!(all.stdout.matches("1 sample, up to date").count() == 22 && !all.stdout.contains("index files"), "{}", all.stdout);
+    Ok(())
+}
+
+#[test]
 fn what_no_further_attempt_mends_of_a_store_is_told_at_once_and_a_full_disk_is_worth_another_try() -> Result<()> {
     let workbench = Workbench::new(&[])?;
     // Of one object, and of a folder that is listed.
@@ -548,7 +572,7 @@ fn data_are_checked_measured_and_shown_and_a_check_fails_when_anything_is_bad() 
     let lines: Vec<&str> = checked.stdout.lines().collect();
     ensure!(lines.len() == 3, "{lines:?}");
     ensure!(lines[0].starts_with(&format!("bad: truncated_image: {shard}: sample00007.png at byte ")), "{lines:?}");
-    ensure!(lines[1].starts_with(&format!("bad: no_caption: {shard}: sample00012.png at byte ")), "{lines:?}");
+    ensure!(lines[1].starts_with(&format!("bad: no_caption: {shard}: sample00012 at byte ")), "{lines:?}");
     let expected = "checked 45 samples in 1 shard: 43 images can be decoded; bad: 2 (no_caption 1, truncated_image 1); left out: none";
     ensure!(lines[2] == expected, "{lines:?}");
     let as_json = run(&["data", "check", &shard, "-o", "json"])?.expect_code(PERMANENT)?;

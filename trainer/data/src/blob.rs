@@ -177,6 +177,23 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
+/// Whether an error is one of this machine (a disk without room, a cache that cannot be used), and says nothing of what was to be read.
+pub(crate) fn is_of_machine(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let by_kind = matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem | Kind::OutOfMemory);
+    if by_kind || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        return true;
+    }
+    let mut cause = error.get_ref().map(|cause| cause as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        if error.is::<CacheError>() || error.downcast_ref::<io::Error>().is_some_and(is_of_machine) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 impl Blob {
     /// Opens what lies at a path or URI.
     pub fn open(path: &Path) -> io::Result<Self> {
@@ -330,5 +347,24 @@ impl Stamp {
         let hash = blake3::hash(object.state().as_bytes());
         let state = hash.as_bytes().first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes));
         Self { length: object.size, seconds: state, nanoseconds: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_that_cannot_be_used_and_a_full_disk_say_nothing_of_what_was_to_be_read() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let error = Cache::open(file.path(), 1 << 30).expect_err("it is no folder").into_io();
+        assert!(is_of_machine(&error), "{error:?}");
+        assert!(is_of_machine(&io::Error::other(error)), "whatever it is wrapped into");
+        for number in [libc::ENOSPC, libc::EDQUOT, libc::EROFS, libc::EMFILE] {
+            assert!(is_of_machine(&io::Error::from_raw_os_error(number)));
+        }
+        for number in [libc::EIO, libc::ENOENT, libc::EACCES] {
+            assert!(!is_of_machine(&io::Error::from_raw_os_error(number)));
+        }
     }
 }

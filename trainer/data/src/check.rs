@@ -4,17 +4,21 @@
 //! counts by cause ([`CheckReport`]). Images are decoded, so what passes here is not left out in training for its contents. It makes the indexes that
 //! are missing, and writes nothing else.
 //!
-//! A shard that cannot be read at all is a finding like any other: the rest is checked without it.
+//! A shard that cannot be read at all, or is another one than was indexed, is one finding like any other: the rest is checked without it.
 
+mod left_out;
 mod shards;
 
 pub use shards::open_what_can_be;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     num::NonZero,
-    path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use lcl_trainer_config::DataConfig;
@@ -51,7 +55,7 @@ pub struct Finding {
     pub byte: Option<u64>,
     /// What was found, in words.
     pub detail: String,
-    /// How many there are of it in the shard; the first is named.
+    /// How many it stands for: with a member, which is the first of them, that many of the shard; without one those that are not named.
     pub count: u64,
 }
 
@@ -93,79 +97,115 @@ const FILTERED: [&str; 4] =
     [RedrawCause::NoImageAboveThreshold.name(), RedrawCause::NoImageReadable.name(), NO_IMAGE_STORED, IMAGE_MISSING];
 
 /// Reads everything with `config.threads` threads. `found` hears each finding as it is made, from any of them; `progress` how many samples of how
-/// many are done.
+/// many are done. Of what is no fault each one has a finding when `all` is set; else they are counted alone where that spares reading a shard again.
+///
+/// What is wrong with this machine or with a whole store, and not with the data, is the error, and ends it at once.
 pub fn check(
     config: &DataConfig,
     origin: ListOrigin,
+    all: bool,
     found: impl Fn(&Finding) + Sync,
     progress: impl Fn(u64, u64) + Sync,
 ) -> Result<CheckReport, DatasetError> {
-    let mut report = CheckReport::default();
+    let mut told = Told { found: &found, report: CheckReport::default() };
+    let lost = Lost::default();
     let mut tell = |finding: Finding| {
-        report.count(&finding);
-        found(&finding);
+        lost.lose(&finding.shard, false);
+        told.tell(finding);
     };
-    let Some(dataset) = shards::open_what_can_be(config, origin, &mut tell)? else { return Ok(report) };
-    for (source, shard, findings) in dataset.document_findings() {
-        for (cause, left_out) in &findings.left_out {
-            let bad = !FILTERED.contains(&cause.as_str());
-            let (member, detail) = left_out.first.split_once(": ").unwrap_or((&left_out.first, ""));
-            let (member, detail) = (member.to_owned(), detail.to_owned());
-            tell(Finding {
-                cause: cause.clone(),
-                bad,
-                source: source.clone(),
-                shard: shard.clone(),
-                member,
-                byte: None,
-                detail,
-                count: left_out.count,
-            });
-        }
-    }
+    let Some(dataset) = shards::open_what_can_be(config, origin, &mut tell)? else { return Ok(told.report) };
+    let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
+    let search = left_out::Search { dataset: &dataset, threads, all, lost: &lost, found: &found };
+    told.report.add(search.run(config, origin)?);
     let (done, samples) = (AtomicU64::new(0), dataset.samples_per_pass());
     let chunks: Vec<u64> = (0..samples.div_ceil(CHUNK)).collect();
-    let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
     let checked = over_all(threads, &chunks, |chunk| {
-        let mut checker = Checker { dataset: &dataset, found: &found, scratch: Scratch::new(), report: CheckReport::default() };
+        let told = Told { found: &found, report: CheckReport::default() };
+        let mut checker = Checker { dataset: &dataset, lost: &lost, scratch: Scratch::new(), told };
         for sample in chunk * CHUNK..samples.min((chunk + 1) * CHUNK) {
-            checker.check(sample);
+            checker.check(sample)?;
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, samples);
         }
-        Ok::<_, DatasetError>(checker.report)
+        Ok::<_, DatasetError>(checker.told.report)
     })?;
     for other in checked {
-        report.add(other);
+        told.report.add(other);
     }
-    if report.images == 0 && report.samples > 0 && report.bad.is_empty() {
+    if told.report.images == 0 && told.report.samples > 0 && told.report.bad.is_empty() {
         let (shard, member, byte) = dataset.member(0)?;
         let (cause, source) = ("no_image_found".to_owned(), dataset.source_name(0).to_owned());
         let detail = format!("not one image of {} can be decoded: is this where the images are?", count_of(samples, "sample"));
-        let finding = Finding { cause, bad: true, source, shard, member, byte, detail, count: 1 };
-        report.count(&finding);
-        found(&finding);
+        told.tell(Finding { cause, bad: true, source, shard, member, byte, detail, count: 1 });
     }
-    report.shards = dataset.shards();
-    Ok(report)
+    told.report.shards = dataset.shards().saturating_sub(lost.own.into_inner());
+    Ok(told.report)
+}
+
+/// Says what is found, and counts it.
+struct Told<'a, F> {
+    found: &'a F,
+    report: CheckReport,
+}
+
+impl<F: Fn(&Finding)> Told<'_, F> {
+    fn tell(&mut self, finding: Finding) {
+        self.report.count(&finding);
+        (self.found)(&finding);
+    }
+}
+
+/// Shards that turned out not to be readable: each is told once, and nothing more is read of it.
+#[derive(Debug, Default)]
+struct Lost {
+    shards: Mutex<HashSet<PathBuf>>,
+    /// How many of them are shards of the open data set, and none of images.
+    own: AtomicU64,
+}
+
+impl Lost {
+    /// Notes a shard; whether it is new.
+    fn lose(&self, shard: &Path, is_own: bool) -> bool {
+        let is_new = self.shards.lock().unwrap_or_else(PoisonError::into_inner).insert(shard.to_owned());
+        self.own.fetch_add(u64::from(is_new && is_own), Ordering::Relaxed);
+        is_new
+    }
+
+    fn has(&self, shard: &Path) -> bool {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).contains(shard)
+    }
 }
 
 /// Checks samples one after the other.
 struct Checker<'a, F> {
     dataset: &'a Dataset,
-    found: &'a F,
+    lost: &'a Lost,
     scratch: Scratch,
-    report: CheckReport,
+    told: Told<'a, F>,
 }
 
 impl<F: Fn(&Finding)> Checker<'_, F> {
-    fn check(&mut self, sample: u64) {
-        self.report.samples += 1;
-        let checked = if self.dataset.is_document(sample) { self.check_document(sample) } else { self.check_pair(sample) };
-        if let Err(error) = checked {
-            let (cause, byte) = shards::cause_of(&error);
-            let (shard, member, _) = self.dataset.member(sample).unwrap_or_default();
-            self.tell(sample, cause, (shard, member, byte), shards::in_words(&error));
+    fn check(&mut self, sample: u64) -> Result<(), DatasetError> {
+        let own = self.dataset.shard_of(sample)?;
+        if self.lost.has(own) {
+            return Ok(());
         }
+        let checked = if self.dataset.is_document(sample) { self.check_document(sample) } else { self.check_pair(sample) };
+        match checked {
+            Ok(()) => {}
+            // Once of a shard, or of a file of images, whatever reads it next.
+            Err(error) if shards::is_of_a_file(&error) => {
+                let path = shards::shard_of(&error).unwrap_or(own);
+                if self.lost.lose(path, path == own) {
+                    self.told.tell(Finding::of_shard(self.dataset.source_name(sample), path.to_owned(), &error));
+                }
+                if path == own {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        self.told.report.samples += 1;
+        Ok(())
     }
 
     fn check_pair(&mut self, sample: u64) -> Result<(), DatasetError> {
@@ -173,14 +213,15 @@ impl<F: Fn(&Finding)> Checker<'_, F> {
             Reading::Skipped(cause) => (cause, String::new()),
             Reading::Sample(read) => match decode(read.image(), &mut self.scratch) {
                 Ok(_) => {
-                    self.report.images += 1;
+                    self.told.report.images += 1;
                     return Ok(());
                 }
                 Err(error) => (error.cause(), error.to_string()),
             },
         };
-        let place = self.dataset.member(sample)?;
-        self.tell(sample, cause.name(), place, detail);
+        let blamed = self.dataset.blamed(sample, cause)?;
+        let detail = if detail.is_empty() { blamed.detail } else { detail };
+        self.tell(sample, cause.name(), (blamed.shard, blamed.member, blamed.byte), detail);
         Ok(())
     }
 
@@ -195,10 +236,15 @@ impl<F: Fn(&Finding)> Checker<'_, F> {
             };
             match fault {
                 None => readable += 1,
+                // No shard of images has it: it is named by the document that does.
+                Some((cause, _)) if image.place.0.as_os_str().is_empty() => {
+                    let (shard, name) = source.name(own)?;
+                    self.tell(sample, cause, (shard, name, None), image.place.1);
+                }
                 Some((cause, detail)) => self.tell(sample, cause, image.place, detail),
             }
         }
-        self.report.images += readable;
+        self.told.report.images += readable;
         if readable == 0 {
             let (shard, name) = source.name(own)?;
             self.tell(sample, RedrawCause::NoImageReadable.name(), (shard, name, None), String::new());
@@ -208,9 +254,7 @@ impl<F: Fn(&Finding)> Checker<'_, F> {
 
     fn tell(&mut self, sample: u64, cause: &str, (shard, member, byte): (PathBuf, String, Option<u64>), detail: String) {
         let source = self.dataset.source_name(sample).to_owned();
-        let finding = Finding { cause: cause.to_owned(), bad: !FILTERED.contains(&cause), source, shard, member, byte, detail, count: 1 };
-        self.report.count(&finding);
-        (self.found)(&finding);
+        self.told.tell(Finding { cause: cause.to_owned(), bad: !FILTERED.contains(&cause), source, shard, member, byte, detail, count: 1 });
     }
 }
 

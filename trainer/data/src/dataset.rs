@@ -28,8 +28,8 @@ pub use error::DatasetError;
 pub(crate) use files::OpenFiles;
 pub(crate) use files::{FileId, FileRef, Storage};
 pub use no_pair::NoPair;
-pub(crate) use pairs::Room;
 pub use pairs::Sample;
+pub(crate) use pairs::{Blamed, Room};
 use pairs::{Pairs, pairs_of};
 
 use crate::{
@@ -337,6 +337,46 @@ impl Dataset {
             Content::Pairs(pairs) => pairs.member(source.place(own)?, own),
             Content::Documents(documents) => documents.name(own).map(|(shard, name)| (shard, name, None)),
         }
+    }
+
+    /// Where the fault of a pair is that cannot be used for this cause.
+    pub(crate) fn blamed(&self, sample: u64, cause: SkipCause) -> Result<Blamed, DatasetError> {
+        with_retries(sample, sleep, DatasetError::io, || {
+            let (source, own) = self.find(sample)?;
+            match &source.content {
+                Content::Pairs(pairs) => pairs.blamed(source.place(own)?, own, cause),
+                Content::Documents(documents) => {
+                    documents.name(own).map(|(shard, member)| Blamed { shard, member, byte: None, detail: String::new() })
+                }
+            }
+        })
+    }
+
+    /// The shard of a sample, which is not looked at for this.
+    pub(crate) fn shard_of(&self, sample: u64) -> Result<&Path, DatasetError> {
+        let (source, own) = self.find(sample)?;
+        match &source.content {
+            Content::Pairs(pairs) => Ok(pairs.path(source.place(own)?.0)),
+            Content::Documents(documents) => {
+                documents.shards().path(own).ok_or(DatasetError::OutOfRange { sample, samples: self.samples_per_pass() })
+            }
+        }
+    }
+
+    /// The sources of documents by their names.
+    pub(crate) fn document_sources(&self) -> impl Iterator<Item = (&str, &dyn documents::Source)> {
+        self.sources.iter().filter_map(|source| match &source.content {
+            Content::Documents(documents) => Some((source.name.as_str(), &**documents)),
+            Content::Pairs(_) => None,
+        })
+    }
+
+    /// The indexes of pairs, and how these are read, by the names of their sources.
+    pub(crate) fn pair_sources(&self) -> impl Iterator<Item = (&str, &PairIndex, &SampleKeys)> {
+        self.sources.iter().filter_map(|source| match &source.content {
+            Content::Pairs(pairs) => Some((source.name.as_str(), &pairs.index, &pairs.keys)),
+            Content::Documents(_) => None,
+        })
     }
 
     /// What the indexes of documents found: source, shard, findings. Nothing for pairs.

@@ -13,11 +13,17 @@ mod shards;
 mod unfound;
 mod unpacked;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{cause::RedrawCause, dataset::DatasetError, document::Document, mmc4::SlotChoices, packed::PackedDocument};
 
-pub(crate) use index::{DocumentIndexError, EXTENSION, Findings};
+pub(crate) use index::{DocumentIndexError, EXTENSION, Findings, NAMED_LIMIT};
 pub use index::{Findings as DocumentFindings, ImageExample, LeftOut};
 pub(crate) use mmc4::Mmc4;
 pub(crate) use obelics::Obelics;
@@ -114,6 +120,9 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     fn findings(&self) -> Vec<(PathBuf, &Findings)> {
         self.shards().findings()
     }
+
+    /// Looks through a shard once more, for findings that name what gives no sample.
+    fn look_through(&self, shard: &Path) -> Result<Findings, DatasetError>;
 
     /// The shard of a sample, and what it is called there.
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError>;

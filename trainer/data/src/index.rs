@@ -22,7 +22,7 @@ use std::{
 
 use build::Built;
 pub use build::{IndexReport, index_shards};
-pub(crate) use build::{built, for_each_group, over_all, write_first};
+pub(crate) use build::{built, for_each_filtered, for_each_group, over_all, write_first};
 pub use findings::{Findings, LeftOut};
 use lcl_filter::FilterError;
 use lcl_trainer_config::{Field, SampleKeys};
@@ -84,7 +84,7 @@ pub enum IndexError {
         shard: PathBuf,
     },
     /// The index file cannot be written.
-    #[error("writing index {path} of shard {shard}: spec.data.indexPath may name another place")]
+    #[error("index {path} of shard {shard} cannot be written: set spec.data.indexPath (--index-path) to a folder that can be written to")]
     Write {
         /// The shard.
         shard: PathBuf,
@@ -141,9 +141,15 @@ impl IndexError {
     /// Whether it says something about all shards, so that no other one fares better; otherwise about this one.
     pub(crate) fn is_of_all(&self) -> bool {
         match self {
-            Self::Filter { .. } | Self::NotMade { .. } => true,
-            Self::Write { source, .. } => matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
-            _ => self.io().is_some_and(lcl_objects::is_of_store),
+            Self::Shard(error) => error.io().is_some_and(|error| lcl_objects::is_of_store(error) || blob::is_of_machine(error)),
+            Self::ShardChanged { .. } => false,
+            // Files of ours: what is wrong with them, and with the disk that they lie on, is not wrong with a shard.
+            Self::Filter { .. }
+            | Self::NotMade { .. }
+            | Self::Write { .. }
+            | Self::Read { .. }
+            | Self::Damaged { .. }
+            | Self::ChangedSince { .. } => true,
         }
     }
 }
@@ -176,8 +182,8 @@ enum Unusable {
 }
 
 impl ShardIndex {
-    /// Opens the index of `shard` for these keys, building it when there is no usable one. A built index that can be written neither under
-    /// `index_folder` nor beside the shard stays in memory, with a warning.
+    /// Opens the index of `shard` for these keys, building it when there is no usable one. One that cannot be written beside the shard stays in memory,
+    /// with a warning; where `index_folder` is named, one that cannot be written there is an error.
     pub fn open(shard: &Path, index_folder: Option<&Path>, keys: &SampleKeys) -> Result<Self, IndexError> {
         let (file, keys) = (shard::open(shard)?, &keys.of_index());
         let places = index_files(shard, index_folder, keys);
@@ -200,8 +206,11 @@ impl ShardIndex {
             return Ok(index);
         }
         let Built { header, findings, bytes } = build::build(shard, &file, keys)?;
-        let store = match build::write_first(&places, &bytes) {
+        let store = match build::write_first(writable(&places, index_folder), &bytes) {
             Ok(path) => Store::File(path.as_path().into()),
+            Err((path, source)) if is_named(index_folder) => {
+                return Err(IndexError::Write { shard: shard.to_owned(), path, source });
+            }
             Err((path, error)) => {
                 tracing::warn!(
                     shard = %shard.display(), index = %path.display(), %error,
@@ -355,6 +364,17 @@ pub(crate) fn places(shard: &Path, folder: Option<&Path>, ending: &str) -> Vec<P
         folder.join(below)
     });
     under.into_iter().chain((!is_remote).then_some(beside)).collect()
+}
+
+/// Whether a folder for indexes is named. One in an object store holds the index of all shards alone.
+fn is_named(folder: Option<&Path>) -> bool {
+    folder.is_some_and(|folder| !blob::is_remote(folder))
+}
+
+/// Those of the places of a file about a shard at which it may be made: in the folder that is named and nowhere else, where one is. What lies at another
+/// place is used all the same.
+pub(crate) fn writable<'a>(places: &'a [PathBuf], folder: Option<&Path>) -> &'a [PathBuf] {
+    if is_named(folder) { places.get(..1).unwrap_or_default() } else { places }
 }
 
 /// Tells keys apart in a name.

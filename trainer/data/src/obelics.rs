@@ -22,6 +22,7 @@ pub use addresses::{AddressesError, write_addresses};
 pub use documents::{Documents, StretchAt};
 pub use file::DocumentFile;
 pub use index::{FaultyRows, FileFindings, SampleAt, index_file};
+pub(crate) use index::{LeftOutAt, Why, index_file_with};
 pub use row::{END_MARK, Part, RowFault};
 pub use select::{IMAGES_KEPT, select_images};
 
@@ -116,8 +117,8 @@ pub enum ObelicsError {
     },
     /// A place that was indexed is not there.
     #[error(
-        "file of documents {file} changed after it was indexed (row group {row_group} has no stretch {stretch} of row {row}): restart, so \
-         that it is indexed again"
+        "file of documents {file} changed after it was indexed (row group {row_group} has no stretch {stretch} of row {row}): wait until it is \
+         complete and start again, it is indexed anew then"
     )]
     Changed {
         /// The file.

@@ -149,7 +149,9 @@ pub enum ShardError {
         path: PathBuf,
     },
     /// What lies at the indexed place is not what was indexed.
-    #[error("shard {path} changed after it was indexed (no member at byte {offset}): restart, so that it is indexed again")]
+    #[error(
+        "shard {path} changed after it was indexed (no member at byte {offset}): wait until it is complete and start again, it is indexed anew then"
+    )]
     Changed {
         /// The shard.
         path: PathBuf,
@@ -159,6 +161,25 @@ pub enum ShardError {
 }
 
 impl ShardError {
+    /// The shard.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Missing { path }
+            | Self::Open { path, .. }
+            | Self::NotAFile { path }
+            | Self::Read { path, .. }
+            | Self::Empty { path }
+            | Self::NotTar { path }
+            | Self::Damaged { path, .. }
+            | Self::Truncated { path, .. }
+            | Self::NoEndMark { path, .. }
+            | Self::AfterEnd { path, .. }
+            | Self::TooLarge { path }
+            | Self::Changed { path, .. } => path,
+        }
+    }
+
     /// The system's error underneath, for deciding whether another attempt can help.
     pub(crate) fn io(&self) -> Option<&io::Error> {
         match self {
@@ -324,6 +345,33 @@ pub fn name_at(path: &Path, start: u64) -> Result<String, ShardError> {
         Some(entry) => Ok(String::from_utf8_lossy(&entry.map_err(named)?.path_bytes()).into_owned()),
         None => Err(ShardError::Changed { path: path.to_owned(), offset: start }),
     }
+}
+
+/// The members from byte `start` on, where headers begin, up to the first one that is not `wanted`; for messages.
+pub(crate) fn members_from(path: &Path, start: u64, wanted: impl Fn(&Member) -> bool) -> Result<Vec<Member>, ShardError> {
+    let named = |source| ShardError::Read { path: path.to_owned(), offset: start, source };
+    let file = open(path)?;
+    let mut tail = Tail { reader: file.reader(), begin: start };
+    tail.seek(io::SeekFrom::Start(0)).map_err(named)?;
+    let (mut members, mut archive) = (Vec::new(), tar::Archive::new(tail));
+    for entry in archive.entries_with_seek().map_err(named)? {
+        // What is wrong behind the members that are wanted is said of others.
+        let Ok(entry) = entry else { break };
+        let kind = entry.header().entry_type();
+        let elsewhere = kind.is_gnu_sparse() || kind.is_hard_link() || kind.is_symlink();
+        let member = Member {
+            kind: if elsewhere { MemberKind::Elsewhere } else { MemberKind::File },
+            name: entry.path_bytes().into_owned(),
+            start,
+            offset: start + entry.raw_file_position(),
+            length: entry.size(),
+        };
+        if !wanted(&member) {
+            break;
+        }
+        members.push(member);
+    }
+    Ok(members)
 }
 
 #[cfg(test)]

@@ -75,7 +75,9 @@ pub enum StoreError {
         shards: usize,
     },
     /// A working file cannot be written or read.
-    #[error("sorting addresses in {folder}, which needs room for the table twice: spec.data.indexPath may name another place")]
+    #[error(
+        "sorting addresses in {folder}, which needs room for the table twice: set spec.data.indexPath (--index-path) to a folder that can be written to"
+    )]
     Sort {
         /// The folder of the working files, that of the table.
         folder: PathBuf,
@@ -83,7 +85,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The table cannot be written.
-    #[error("writing table of addresses {table}: spec.data.indexPath may name another place")]
+    #[error("table of addresses {table} cannot be written: set spec.data.indexPath (--index-path) to a folder that can be written to")]
     Write {
         /// The table.
         table: PathBuf,

@@ -17,7 +17,7 @@ use lcl_trainer_config::{CaptionChoice, CaptionFrom, Device, KeyKind, KeySeparat
 
 pub use self::{
     ask::{AnswerFormat, AskedRun, CheckpointArgs, DrainArgs, ResizeArgs, StatusArgs, StopArgs},
-    data::{AddressesArgs, CheckArgs, ConvertArgs, DataArgs, ImagesLayout, SourceArg, StatsArgs},
+    data::{AddressesArgs, CheckArgs, ConvertArgs, DataArgs, ImagesLayout, IndexArgs, SourceArg, StatsArgs},
 };
 use crate::command_line::display::Output;
 
@@ -328,7 +328,7 @@ pub struct ImportArgs {
 pub enum DataCommand {
     /// Write the index files of shards, and the tables of stores of images, and say what is in them. Fails when members of pairs have the same
     /// name.
-    Index(DataArgs),
+    Index(IndexArgs),
     /// Read everything, decode every image, and name what is bad by cause, shard, member and byte. Fails when anything is.
     Check(CheckArgs),
     /// Count samples and images, measure lengths and sizes, and say how much a model's context cuts off.

@@ -36,8 +36,8 @@ use crate::{
     chain,
     command_line::{
         cli::{
-            AddressesArgs, AskedRun, CheckArgs, Command, ConvertArgs, DataArgs, DataCommand, EvaluateCommand, ExportArgs, HeldOutArgs,
-            ImportArgs, KeyArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ResultFormat, RetrievalArgs, SecurityArgs,
+            AddressesArgs, AskedRun, CheckArgs, Command, ConvertArgs, DataCommand, EvaluateCommand, ExportArgs, HeldOutArgs, ImportArgs,
+            IndexArgs, KeyArgs, LocalArgs, LogFormat, MemberArgs, ModelArgs, PlaceArgs, ResultFormat, RetrievalArgs, SecurityArgs,
             ShowArgs, SourceArg, StatsArgs, TrainArgs, WorkerArgs,
         },
         config_file::{self, ConfigFileError},
@@ -419,8 +419,9 @@ fn sample_keys(asked: &KeyArgs, otherwise: &SampleKeys) -> Result<SampleKeys, Co
     asked.or(otherwise).map_err(|(option, rule)| CommandError::Keys { option, rule })
 }
 
-fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
-    let chosen = data_source::choose(arguments, None)?;
+fn index(arguments: &IndexArgs) -> Result<ExitCode, CommandError> {
+    let chosen = data_source::choose(&arguments.data, None)?;
+    let most = if arguments.all { usize::MAX } else { data_tools::SHARDS_LISTED };
     let folder = chosen.data.index_path.as_ref().map(Path::new);
     let threads = NonZero::new(chosen.data.threads).unwrap_or(NonZero::<usize>::MIN);
     let (mut doubled, mut bad) = (0, Vec::new());
@@ -429,9 +430,9 @@ fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
         let DataSource::Webdataset { shards, keys } = source else { continue };
         let mut indexed = data_commands::index(&name, &shards, folder, &keys, threads)?;
         let reports = &indexed.reports;
-        for report in reports {
-            let state = if report.written { "written" } else { "up to date" };
-            say(&format!("{}: {}, {state}", report.index.display(), count_of(report.findings.samples, "sample")));
+        let listed = data_commands::indexes_in_words(reports, most);
+        if !listed.is_empty() {
+            say(listed.trim_end());
         }
         // Without some of its shards it would be one of another data set.
         if indexed.bad.is_empty() {
@@ -444,14 +445,14 @@ fn index(arguments: &DataArgs) -> Result<ExitCode, CommandError> {
             }
         }
         if !reports.is_empty() {
-            let summary = data_commands::summarize(reports, &keys);
+            let summary = data_commands::summarize(reports, &keys, most);
             say(summary.text.trim_end());
             doubled += summary.doubled;
         }
         bad.append(&mut indexed.bad);
     }
     if chosen.data.source.has_documents() {
-        let text = data_tools::index_documents(&chosen, &mut bad).map_err(DataCommandError::from)?;
+        let text = data_tools::index_documents(&chosen, most, &mut bad).map_err(DataCommandError::from)?;
         if !text.is_empty() {
             say(text.trim_end());
         }
@@ -476,7 +477,7 @@ fn check(arguments: &CheckArgs, multi: &MultiProgress) -> Result<ExitCode, Comma
             progress.beside(|| say(&text));
         }
     };
-    let report = lcl_data::check::check(&chosen.data, chosen.origin, found, |done, of| progress.set(done, of));
+    let report = lcl_data::check::check(&chosen.data, chosen.origin, arguments.all, found, |done, of| progress.set(done, of));
     progress.finish();
     let report = report.map_err(DataCommandError::from)?;
     say(&if is_json { event("checked", &report) } else { data_tools::checked_in_words(&report) });

@@ -146,31 +146,54 @@ pub struct Summary {
     pub doubled: u64,
 }
 
-/// Adds up what was found under these keys, and says by name which shards have no usable sample, why samples are half, and whose members are
-/// there twice.
+/// The index files of shards, a line for each of so many of them, and how many there are of the others.
 #[must_use]
-pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
+pub fn indexes_in_words(reports: &[IndexReport], most: usize) -> String {
+    let line = |IndexReport { index, findings, written, .. }: &IndexReport| {
+        let state = if *written { "written" } else { "up to date" };
+        format!("{}: {}, {state}", index.display(), count_of(findings.samples, "sample"))
+    };
+    let mut text = reports.iter().take(most).fold(String::new(), |text, report| text + &line(report) + "\n");
+    if let rest @ [_, ..] = reports.get(most..).unwrap_or_default() {
+        let written = rest.iter().filter(|report| report.written).count();
+        let _ = writeln!(text, "and {}: {written} written, {} up to date", count_of(rest.len() as u64, "index file"), rest.len() - written);
+    }
+    text
+}
+
+/// The first lines, and how many there are of the others.
+#[must_use]
+pub fn first_lines(kind: &str, lines: &[String], most: usize) -> String {
+    let mut text = lines.iter().take(most).fold(String::new(), |text, line| text + line + "\n");
+    if let more @ 1.. = lines.len().saturating_sub(most) {
+        let _ = writeln!(text, "{kind}: and {more} more, which --all lists");
+    }
+    text
+}
+
+/// Adds up what was found under these keys, and says by name which shards have no usable sample, why samples are half, and whose members are
+/// there twice: so many lines of each.
+#[must_use]
+pub fn summarize(reports: &[IndexReport], keys: &SampleKeys, most: usize) -> Summary {
     let mut all = Findings::none(keys);
     for report in reports {
         all.add(&report.findings);
     }
-    let mut wrong = warning_of_empty(reports, &all);
+    let (mut warnings, mut twice, mut notes) = (warnings_of_empty(reports, &all), Vec::new(), Vec::new());
     for IndexReport { shard, findings, .. } in reports {
         let shard = shard.display();
-        for reason in findings.reasons().iter().filter(|_| findings.usable > 0) {
-            let _ = writeln!(wrong, "warning: {shard}: {reason}");
-        }
-        for key in &findings.doubled_keys {
-            let _ = writeln!(wrong, "doubled: {shard}: {key}");
-        }
+        warnings.extend(findings.reasons().iter().filter(|_| findings.usable > 0).map(|reason| format!("warning: {shard}: {reason}")));
+        twice.extend(findings.doubled_keys.iter().map(|key| format!("doubled: {shard}: {key}")));
         let unlisted = findings.doubled - findings.doubled_keys.len() as u64;
         if unlisted > 0 {
-            let _ = writeln!(wrong, "doubled: {shard}: and {unlisted} more");
+            twice.push(format!("doubled: {shard}: and {unlisted} more"));
         }
         if findings.archives > 1 {
-            let _ = writeln!(wrong, "note: {shard} is {} archives one after the other: all are read", findings.archives);
+            notes.push(format!("note: {shard} is {} archives one after the other: all are read", findings.archives));
         }
     }
+    let of_kinds = [("warning", &warnings), ("doubled", &twice), ("note", &notes)];
+    let mut wrong: String = of_kinds.map(|(kind, lines)| first_lines(kind, lines, most)).concat();
     let filtered = match all.filtered_count() {
         0 => String::new(),
         count => format!("filtered {count} of {}: {}\n", all.samples + count, all.filtered_listed()),
@@ -193,25 +216,23 @@ pub fn summarize(reports: &[IndexReport], keys: &SampleKeys) -> Summary {
 
 /// Which shards have no usable sample: what all of them have in common is said once. A filter may well leave out all of a shard, of which there are
 /// thousands.
-fn warning_of_empty(reports: &[IndexReport], all: &Findings) -> String {
+fn warnings_of_empty(reports: &[IndexReport], all: &Findings) -> Vec<String> {
     let found = |report: &IndexReport| NoPair::of([(report.shard.as_path(), &report.findings)], ListOrigin::Arguments);
     if all.usable == 0 && !reports.is_empty() {
         let shards = reports.iter().map(|report| (report.shard.as_path(), &report.findings));
-        return format!("warning: {}\n", NoPair::of(shards, ListOrigin::Arguments));
+        return vec![format!("warning: {}", NoPair::of(shards, ListOrigin::Arguments))];
     }
     let empty = reports.iter().filter(|report| report.findings.usable == 0);
     let (filtered, others): (Vec<_>, Vec<_>) =
         empty.partition(|report| report.findings.samples == 0 && report.findings.filtered_count() > 0);
-    let mut text = others.into_iter().fold(String::new(), |text, report| text + &format!("warning: {}\n", found(report)));
+    let mut warnings: Vec<String> = others.into_iter().map(|report| format!("warning: {}", found(report))).collect();
     if let [first, rest @ ..] = filtered.as_slice() {
-        let _ = match rest.len() {
-            0 => writeln!(text, "warning: {}", found(first)),
-            _ => {
-                writeln!(text, "warning: the filter leaves no sample of {} shards; of the first, {}", filtered.len(), found(first))
-            }
-        };
+        warnings.push(match rest.len() {
+            0 => format!("warning: {}", found(first)),
+            _ => format!("warning: the filter leaves no sample of {} shards; of the first, {}", filtered.len(), found(first)),
+        });
     }
-    text
+    warnings
 }
 
 /// Reads a JSON string a line and writes its ids, without special tokens, as a JSON list a line.
@@ -323,7 +344,7 @@ mod tests {
             writer.finish().unwrap();
         }
         let outcomes = index_shards(&shards, None, &keys, NonZero::<usize>::MIN).unwrap();
-        summarize(&outcomes.into_iter().collect::<Result<Vec<_>, _>>().unwrap(), &keys)
+        summarize(&outcomes.into_iter().collect::<Result<Vec<_>, _>>().unwrap(), &keys, 2)
     }
 
     #[test]
@@ -340,6 +361,29 @@ mod tests {
         check(&[0.1, 0.2, 0.9], &["no sample of 2 shards"]);
         check(&[0.9, 0.1], &["the only sample in"]);
         check(&[0.9, 0.6], &[]);
+    }
+
+    #[test]
+    fn of_many_shards_the_first_are_named_and_the_others_counted() {
+        let report = |number: u64| {
+            let mut findings = Findings::none(&SampleKeys::default());
+            (findings.samples, findings.with_image, findings.with_caption, findings.usable) = (2, 2, 1, 1);
+            (findings.empty, findings.doubled, findings.archives) = (1, 1, 2);
+            findings.doubled_keys.push("k".to_owned());
+            let [shard, index] = ["tar", "tar.lclindex"].map(|ending| PathBuf::from(format!("/data/{number}.{ending}")));
+            IndexReport { shard, index, findings, written: number > 3 }
+        };
+        let reports: Vec<IndexReport> = (0..41_000).map(report).collect();
+        let (lines, summary) = (indexes_in_words(&reports, 2), summarize(&reports, &SampleKeys::default(), 2));
+        let expected = "/data/0.tar.lclindex: 2 samples, up to date\n/data/1.tar.lclindex: 2 samples, up to date\n\
+                        and 40998 index files: 40996 written, 2 up to date\n";
+        assert_eq!((lines.as_str(), summary.doubled), (expected, 41_000));
+        assert_eq!(summary.text.lines().count(), 1 + 3 * 3, "{}", summary.text);
+        for kind in ["warning", "doubled", "note"] {
+            assert!(summary.text.contains(&format!("{kind}: and 40998 more, which --all lists\n")), "{}", summary.text);
+        }
+        assert_eq!(indexes_in_words(&reports, usize::MAX).lines().count(), 41_000);
+        assert!(!indexes_in_words(&reports[..2], 2).contains("and"), "none is left");
     }
 
     #[test]

@@ -24,10 +24,10 @@ use lcl_data::{
 };
 use lcl_trainer_config::{DataConfig, DataSource};
 
-use crate::data::data_source::Chosen;
+use crate::{command_line::data_commands::first_lines, data::data_source::Chosen};
 
-/// Shards that cannot be read of which `data index` has a line: enough to see what they have in common.
-const BAD_LISTED: usize = 20;
+/// Shards of which `data index` has a line, and warnings of each kind: of thousands nobody reads more.
+pub const SHARDS_LISTED: usize = 20;
 
 /// Between two lines of the log about how far a command is, where there is no terminal.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -99,26 +99,27 @@ pub fn sources(data: &DataConfig) -> Vec<(String, DataSource)> {
 }
 
 /// Makes the indexes of documents that are missing, and of their stores of images, and says what they found. Nothing for pairs. `bad` gets what is wrong
-/// with shards that cannot be read; the others are indexed without them.
-pub fn index_documents(chosen: &Chosen, bad: &mut Vec<Finding>) -> Result<String, DatasetError> {
-    let (mut text, mut wrong) = (String::new(), String::new());
+/// with shards that cannot be read; the others are indexed without them. So many shards have a line, and so many causes of single ones.
+pub fn index_documents(chosen: &Chosen, most: usize, bad: &mut Vec<Finding>) -> Result<String, DatasetError> {
+    let (mut lines, mut wrong) = (Vec::new(), Vec::new());
     let mut tell = |finding: Finding| {
         // Of pairs in a mixture it is known already.
         if !bad.iter().any(|known| (&known.source, &known.shard) == (&finding.source, &finding.shard)) {
             bad.push(finding);
         }
     };
-    let Some(dataset) = open_what_can_be(&chosen.data, chosen.origin, &mut tell)? else { return Ok(text) };
+    let Some(dataset) = open_what_can_be(&chosen.data, chosen.origin, &mut tell)? else { return Ok(String::new()) };
     let mut all: BTreeMap<String, (u64, DocumentFindings)> = BTreeMap::new();
     for (source, shard, findings) in dataset.document_findings() {
-        let _ = writeln!(text, "{}: {}", shard.display(), count_of(findings.samples, "sample"));
+        lines.push(format!("{}: {}", shard.display(), count_of(findings.samples, "sample")));
         let (shards, sum) = all.entry(source).or_default();
         *shards += 1;
         sum.add(findings);
         for (cause, left_out) in &findings.left_out {
-            let _ = writeln!(wrong, "left out: {}: {} {cause}, the first: {}", shard.display(), left_out.count, left_out.first);
+            wrong.push(format!("left out: {}: {} {cause}, the first: {}", shard.display(), left_out.count, left_out.first));
         }
     }
+    let mut text = first_lines("shards", &lines, most);
     for (source, (shards, DocumentFindings { documents, samples, images, left_out, .. })) in all {
         let causes: Vec<String> = left_out.iter().map(|(cause, left_out)| format!("{cause} {}", left_out.count)).collect();
         let causes = if causes.is_empty() { String::new() } else { format!("; left out: {}", causes.join(", ")) };
@@ -131,14 +132,14 @@ pub fn index_documents(chosen: &Chosen, bad: &mut Vec<Finding>) -> Result<String
             count_of(images, "image"),
         );
     }
-    Ok(text + &wrong)
+    Ok(text + &first_lines("left out", &wrong, most))
 }
 
 /// Shards that cannot be read, a line for each of the first.
 #[must_use]
 pub fn bad_in_words(bad: &[Finding]) -> String {
-    let mut lines: Vec<String> = bad.iter().take(BAD_LISTED).map(finding_in_words).collect();
-    if let more @ 1.. = bad.len().saturating_sub(BAD_LISTED) {
+    let mut lines: Vec<String> = bad.iter().take(SHARDS_LISTED).map(finding_in_words).collect();
+    if let more @ 1.. = bad.len().saturating_sub(SHARDS_LISTED) {
         lines.push(format!("bad: and {} more, which `lcl data check` lists", count_of(more as u64, "shard")));
     }
     lines.join("\n")
@@ -163,7 +164,9 @@ pub fn finding_in_words(finding: &Finding) -> String {
     if !detail.is_empty() {
         let _ = write!(text, ": {detail}");
     }
-    if *count > 1 {
+    if *count > 1 && member.is_empty() {
+        let _ = write!(text, " ({count} of them)");
+    } else if *count > 1 {
         let _ = write!(text, " (the first of {count} in this shard)");
     }
     text
@@ -287,5 +290,8 @@ mod tests {
         assert_eq!(finding_in_words(&finding), expected);
         (finding.shard, finding.count) = (PathBuf::from("/data/images/7.png"), 1);
         assert_eq!(finding_in_words(&finding), "left out: truncated_image: laion: /data/images/7.png: the PNG image is truncated");
+        (finding.member, finding.detail, finding.count) = (String::new(), "further ones, which are not named".to_owned(), 7);
+        let expected = "left out: truncated_image: laion: /data/images/7.png: further ones, which are not named (7 of them)";
+        assert_eq!(finding_in_words(&finding), expected);
     }
 }

@@ -14,15 +14,19 @@ use lcl_objects::is_of_store;
 use lcl_trainer_config::{DataConfig, DataSource, Mmc4Config, Mmc4Images};
 
 use crate::{
-    blob::is_remote,
+    blob::{is_of_machine, is_remote},
     check::Finding,
     dataset::{Dataset, DatasetError},
+    documents::DocumentIndexError,
     index::{IndexError, over_all},
     mmc4,
     obelics::ObelicsError,
     shard::{ListOrigin, ShardError, find_present_shards, find_shards},
     store::{StoreError, check_shard},
 };
+
+/// The name that a shard is counted under which another program writes to.
+const SHARD_CHANGED: &str = "shard_changed";
 
 /// Opens what can be opened; `None` when that is nothing. What holds for all shards (a list that names none, a folder that is not there) is an
 /// error.
@@ -38,7 +42,12 @@ pub fn open_what_can_be(config: &DataConfig, origin: ListOrigin, tell: &mut impl
     let mut keep = |source: &mut DataSource, name: &str| -> Result<bool, DatasetError> {
         // First, since no shard of documents can be opened without them.
         if let Some(images) = images_of(source) {
-            let list = list_of(&good_images(config, images, (name, origin), tell)?)?;
+            let good = good_images(config, images, (name, origin), tell)?;
+            if good.is_empty() {
+                // What is wrong with each of them has been told, and without them there is nothing to open.
+                return Ok(false);
+            }
+            let list = list_of(&good)?;
             *images = vec![list.path().display().to_string()];
             lists.push(list);
         }
@@ -62,7 +71,7 @@ pub fn open_what_can_be(config: &DataConfig, origin: ListOrigin, tell: &mut impl
 }
 
 /// The shards of a source's store of images.
-fn images_of(source: &mut DataSource) -> Option<&mut Vec<String>> {
+pub(super) fn images_of(source: &mut DataSource) -> Option<&mut Vec<String>> {
     match source {
         DataSource::Obelics { obelics } => Some(&mut obelics.images),
         DataSource::Mmc4 { mmc4: Mmc4Config { images: Mmc4Images::Store { shards }, .. } } => Some(shards),
@@ -79,7 +88,7 @@ fn good_images(
 ) -> Result<Vec<PathBuf>, DatasetError> {
     let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
     let paths = find_shards(images, named.1, threads)?;
-    let outcomes = over_all(threads, &paths, |path| of_one(check_shard(path).map_err(DatasetError::from)))?;
+    let outcomes = over_all(threads, &paths, |path| of_one(check_shard(path, |_, _, _| {}).map_err(DatasetError::from)))?;
     Ok(keep_good(paths, outcomes, named.0, tell))
 }
 
@@ -158,7 +167,7 @@ fn set_shards(source: &mut DataSource, list: &Path) {
 
 /// A text file that lists these shards.
 fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> {
-    let failed = |source| ShardError::Open { path: std::env::temp_dir(), source };
+    let failed = |source| DatasetError::Temporary { folder: std::env::temp_dir(), source };
     let mut file = tempfile::Builder::new().prefix("lcl-shards-").suffix(".txt").tempfile().map_err(failed)?;
     for shard in shards {
         // A URI is as absolute as it gets.
@@ -171,17 +180,15 @@ fn list_of(shards: &[PathBuf]) -> Result<tempfile::NamedTempFile, DatasetError> 
 }
 
 /// Whether it says something about one shard, so that others may be read.
-fn is_of_a_shard(error: &DatasetError) -> bool {
+pub(super) fn is_of_a_shard(error: &DatasetError) -> bool {
     match error.without_field() {
-        error if error.io().is_some_and(is_of_store) => false,
+        error if error.io().is_some_and(|error| is_of_store(error) || is_of_machine(error)) => false,
         DatasetError::Index(error) => !error.is_of_all(),
         DatasetError::Obelics(ObelicsError::Store(error)) | DatasetError::Store(error) => is_of_an_image_shard(error),
-        DatasetError::Shard(_)
-        | DatasetError::Mmc4(_)
-        | DatasetError::Documents(_)
-        | DatasetError::NoPair(_)
-        | DatasetError::NoDocument { .. }
-        | DatasetError::Obelics(_) => true,
+        // The others are about index files and places for what is unpacked.
+        DatasetError::Documents(error) => matches!(error, DocumentIndexError::Changed { .. }),
+        DatasetError::Mmc4(error) => !matches!(error, mmc4::ShardError::Unpack { .. }),
+        DatasetError::Shard(_) | DatasetError::NoPair(_) | DatasetError::NoDocument { .. } | DatasetError::Obelics(_) => true,
         _ => false,
     }
 }
@@ -191,13 +198,38 @@ fn is_of_an_image_shard(error: &StoreError) -> bool {
     matches!(error, StoreError::Shard(_) | StoreError::ShardChanged { .. })
 }
 
+/// Whether it says something about one shard or one file of an image.
+pub(super) fn is_of_a_file(error: &DatasetError) -> bool {
+    match error {
+        DatasetError::Image { source, .. } => !is_of_machine(source),
+        error => is_of_a_shard(error),
+    }
+}
+
+/// The shard that an error is about, where it is not that of the sample: one of images.
+pub(super) fn shard_of(error: &DatasetError) -> Option<&Path> {
+    match error.without_field() {
+        DatasetError::Shard(error)
+        | DatasetError::Index(IndexError::Shard(error))
+        | DatasetError::Store(StoreError::Shard(error))
+        | DatasetError::Obelics(ObelicsError::Store(StoreError::Shard(error))) => Some(error.path()),
+        DatasetError::Image { path, .. } => Some(path),
+        _ => None,
+    }
+}
+
 /// The name that an error is counted under, and the byte that it names.
 pub(super) fn cause_of(error: &DatasetError) -> (&'static str, Option<u64>) {
     match error.without_field() {
         DatasetError::Index(IndexError::Shard(error)) | DatasetError::Shard(error) | DatasetError::Store(StoreError::Shard(error)) => {
             of_shard(error)
         }
+        DatasetError::Index(IndexError::ShardChanged { .. })
+        | DatasetError::Documents(DocumentIndexError::Changed { .. })
+        | DatasetError::Store(StoreError::ShardChanged { .. })
+        | DatasetError::Obelics(ObelicsError::Changed { .. }) => (SHARD_CHANGED, None),
         DatasetError::Mmc4(error) => match error {
+            mmc4::ShardError::Changed { .. } => (SHARD_CHANGED, None),
             mmc4::ShardError::Damaged { offset, .. } => ("shard_damaged", Some(*offset)),
             mmc4::ShardError::Read { offset, .. } => ("shard_not_readable", Some(*offset)),
             _ => ("shard_not_readable", None),
@@ -217,7 +249,8 @@ fn of_shard(error: &ShardError) -> (&'static str, Option<u64>) {
         ShardError::NoEndMark { length, .. } => ("shard_cut_short", Some(*length)),
         ShardError::Damaged { offset, .. } | ShardError::AfterEnd { offset, .. } => ("shard_damaged", Some(*offset)),
         ShardError::NotTar { .. } => ("shard_damaged", Some(0)),
-        ShardError::Read { offset, .. } | ShardError::Changed { offset, .. } => ("shard_not_readable", Some(*offset)),
+        ShardError::Read { offset, .. } => ("shard_not_readable", Some(*offset)),
+        ShardError::Changed { offset, .. } => (SHARD_CHANGED, Some(*offset)),
         _ => ("shard_not_readable", None),
     }
 }

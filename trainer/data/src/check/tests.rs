@@ -20,6 +20,7 @@ fn run(source: DataSource, index: &Path) -> (CheckReport, Vec<Finding>) {
     let report = check(
         &config,
         ListOrigin::Arguments,
+        true,
         |finding| findings.lock().expect("no panic").push(finding.clone()),
         |done, of| {
             assert!(done <= of);
@@ -60,7 +61,7 @@ fn bad_pairs_and_a_shard_that_is_cut_short_are_named_with_their_bytes_and_the_re
     let source = DataSource::webdataset(vec![path("list.txt").display().to_string()]);
     let (report, findings) = run(source, folder.path());
     // A header, the image padded to a block, a header and the caption: 512 bytes each.
-    let expected = [("no_caption", "1.png", Some(2560)), ("truncated_image", "2.png", Some(3584)), ("shard_cut_short", "", Some(1024))];
+    let expected = [("no_caption", "1", Some(2048)), ("truncated_image", "2.png", Some(3584)), ("shard_cut_short", "", Some(1024))];
     assert_eq!(findings.iter().map(cause_and_place).collect::<Vec<_>>(), expected, "{findings:#?}");
     assert!(findings.iter().all(|finding| finding.bad && finding.count == 1));
     assert!(findings[2].detail.contains("1500 bytes") && findings[2].shard.ends_with("b.tar"), "{:?}", findings[2]);
@@ -248,6 +249,236 @@ fn what_concerns_all_shards_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("docs_shard_0_v2.jsonl"), "").expect("a shard");
     let config = DataConfig::new(mmc4(folder.path()));
-    let error = check(&config, ListOrigin::Arguments, |_| {}, |_, _| {}).expect_err("there is no folder of images");
+    let error = check(&config, ListOrigin::Arguments, false, |_| {}, |_, _| {}).expect_err("there is no folder of images");
     assert!(matches!(error, DatasetError::Folder { .. }), "{error}");
+}
+
+/// The causes, shards and members of what is bad.
+fn bad(findings: &[Finding]) -> Vec<(&str, &str, &str)> {
+    fn of(Finding { cause, member, shard, .. }: &Finding) -> (&str, &str, &str) {
+        (cause, shard.file_name().and_then(|name| name.to_str()).unwrap_or_default(), member)
+    }
+    findings.iter().filter(|finding| finding.bad).map(of).collect()
+}
+
+#[test]
+fn a_shard_that_changes_meanwhile_is_one_fault_with_its_name_and_the_others_are_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let image = to_png(&[0.5; 3 * 8 * 8], 8);
+    for (name, samples) in [("a.tar", 1), ("b.tar", 5), ("c.tar", 1)] {
+        write_pairs(&path(name), &vec![image.as_slice(); samples]);
+    }
+    let source = DataSource::webdataset(vec![path("*.tar").display().to_string()]);
+    let config = DataConfig { threads: 1, ..DataConfig::new(source) };
+    let found = Mutex::new(Vec::new());
+    let change = |done, _| {
+        if done == 1 {
+            let length = fs::metadata(path("b.tar")).expect("the shard").len();
+            fs::write(path("b.tar"), vec![0; length as usize]).expect("another program writes to it");
+        }
+    };
+    let report = check(&config, ListOrigin::Arguments, false, |finding| found.lock().expect("no panic").push(finding.clone()), change);
+    let (report, found) = (report.expect("the others are checked"), found.into_inner().expect("no panic"));
+    assert_eq!(bad(&found), [("shard_changed", "b.tar", "")], "{found:#?}");
+    assert!(found[0].detail.contains("wait until it is complete and start again"), "{found:?}");
+    assert_eq!((report.shards, report.samples, report.images), (2, 2, 2));
+    assert_eq!(report.bad, BTreeMap::from([("shard_changed".to_owned(), 1)]));
+}
+
+#[test]
+fn an_index_that_cannot_be_written_where_it_was_asked_for_is_the_error_and_no_fault_of_the_data() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("images")).expect("a folder");
+    fs::write(path("images/a.png"), to_png(&[0.5; 3 * 8 * 8], 8)).expect("an image");
+    let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
+    for number in 0..2 {
+        let line = format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#);
+        fs::write(path(&format!("docs_shard_{number}_v2.jsonl")), line).expect("a shard");
+    }
+    write_pairs(&path("a.tar"), &[&to_png(&[0.5; 3 * 8 * 8], 8)]);
+    fs::write(path("file"), "").expect("a file");
+    for source in [mmc4(folder.path()), DataSource::webdataset(vec![path("a.tar").display().to_string()])] {
+        let index_path = Some(path("file").display().to_string());
+        let config = DataConfig { index_path, threads: 2, ..DataConfig::new(source) };
+        let error = check(&config, ListOrigin::Arguments, false, |found| panic!("{found:?}"), |_, _| {}).expect_err("no index");
+        assert!(error.to_string().contains("set spec.data.indexPath (--index-path) to a folder"), "{error}");
+    }
+    let beside = fs::read_dir(folder.path()).expect("the folder").filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    assert!(beside.into_iter().all(|name| !name.contains(".lcl")), "nothing is written elsewhere");
+}
+
+#[test]
+fn the_member_with_the_fault_is_named_and_what_is_wrong_with_it() {
+    use lcl_trainer_config::{CaptionChoice, CaptionFrom, SampleKeys};
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.tar");
+    let image = to_png(&[0.5; 3 * 8 * 8], 8);
+    let long = "x".repeat(200);
+    let write = |samples: &[(&str, &str, &[u8])]| {
+        let mut shard = ShardWriter::create(&path).expect("a shard");
+        for (key, ending, bytes) in samples {
+            shard.append_member(key, "png", &image).expect("a member");
+            shard.append_member(key, ending, bytes).expect("a member");
+        }
+        shard.finish().expect("the shard is complete");
+    };
+    let too_large = vec![b'x'; crate::dataset::CAPTION_BYTES_LIMIT as usize + 1];
+    let check = |keys: SampleKeys, expected: &[(&str, &str, &str)]| {
+        let source = DataSource::Webdataset { shards: vec![path.display().to_string()], keys };
+        let (_, findings) = run(source, folder.path());
+        let found: Vec<_> = findings.iter().map(|found| (found.cause.as_str(), found.member.as_str(), found.detail.as_str())).collect();
+        assert_eq!(found, expected, "{findings:#?}");
+        let bytes = fs::read(&path).expect("the shard");
+        for Finding { member, byte, .. } in findings.iter().filter(|found| found.member.len() < 100 && found.member.contains('.')) {
+            let header = &bytes[byte.expect("a byte") as usize - 512..];
+            assert_eq!(&header[..member.len()], member.as_bytes(), "the byte is that of the member");
+        }
+    };
+    write(&[
+        ("sound", "txt", b"a"),
+        ("blank", "txt", b" \n"),
+        ("empty", "txt", b""),
+        ("large", "txt", &too_large),
+        ("none", "cls", b"1"),
+        ("not-utf8", "txt", b"caf\xe9"),
+        (&long, "txt", b"\xff"),
+    ]);
+    let long_text = format!("{long}.txt");
+    check(
+        SampleKeys::default(),
+        &[
+            ("caption_not_utf8", "not-utf8.txt", "its byte 3 is no UTF-8"),
+            ("caption_not_utf8", &long_text, "its byte 0 is no UTF-8"),
+            ("caption_too_large", "large.txt", "it has 1048577 bytes, more than 1048576"),
+            ("no_caption", "blank.txt", "it holds nothing but white space"),
+            ("no_caption", "empty.txt", "it has no bytes"),
+            ("no_caption", "none", "there is no none.txt"),
+        ],
+    );
+    write(&[
+        ("broken", "json", b"{\"caption\": \n\"a}"),
+        ("number", "json", b"{\"caption\": 7}"),
+        ("null", "json", b"{\"caption\": null}"),
+        ("sound", "json", b"{\"caption\": \"a\"}"),
+    ]);
+    let captions = vec![CaptionChoice { from: CaptionFrom::Json("caption".to_owned()), weight: 1 }];
+    check(
+        SampleKeys { captions, ..SampleKeys::default() },
+        &[
+            ("broken_sidecar", "broken.json", "the json is no JSON object: EOF while parsing a string at line 2 column 3"),
+            ("caption_not_text", "number.json", "its field `caption` is a number, and no text"),
+            ("no_caption", "null.json", "no text in its field `caption`"),
+        ],
+    );
+}
+
+#[test]
+fn what_a_filter_leaves_out_is_counted_and_a_sidecar_that_is_no_json_is_a_fault() {
+    use lcl_trainer_config::SampleKeys;
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = to_png(&[0.5; 3 * 8 * 8], 8);
+    for name in ["a.tar", "b.tar"] {
+        let mut shard = ShardWriter::create(&folder.path().join(name)).expect("a shard");
+        let sidecars: [(&str, &[u8]); 6] =
+            [("0", br#"{"s": 1}"#), ("1", br#"{"s": 0}"#), ("2", b"{"), ("3", b"[]"), ("4", b"{}"), ("5", br#"{"s": 0}"#)];
+        for (key, json) in sidecars {
+            for (ending, bytes) in [("png", image.as_slice()), ("json", json), ("txt", b"a")] {
+                shard.append_member(key, ending, bytes).expect("a member");
+            }
+        }
+        shard.finish().expect("the shard is complete");
+    }
+    let keys = SampleKeys { filter: Some("s > 0.5".to_owned()), ..SampleKeys::default() };
+    let source = DataSource::Webdataset { shards: vec![folder.path().join("*.tar").display().to_string()], keys };
+    let (report, findings) = run(source, folder.path());
+    let expected = ["a.tar", "b.tar"].map(|shard| [("broken_sidecar", shard, "2.json"), ("broken_sidecar", shard, "3.json")]).concat();
+    assert_eq!(bad(&findings), expected, "{findings:#?}");
+    assert!(findings.iter().any(|found| found.cause == "missing_field" && found.member == "4.json" && found.detail == "s"), "{findings:?}");
+    let counts = |counts: &[(&str, u64)]| counts.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect::<BTreeMap<_, _>>();
+    assert_eq!(report.bad, counts(&[("broken_sidecar", 4)]));
+    assert_eq!(report.left_out, counts(&[("excluded", 4), ("missing_field", 2)]));
+}
+
+#[test]
+fn every_bad_line_of_a_shard_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("images")).expect("a folder");
+    fs::write(folder.path().join("images/a.png"), to_png(&[0.5; 3 * 8 * 8], 8)).expect("an image");
+    let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
+    let line = format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#);
+    let text = format!("[]\n{line}\n7\n[]\n{}", r#"{"text_list": ["a"], "image_info": []}"#);
+    fs::write(folder.path().join("docs_shard_0_v2.jsonl"), text).expect("a shard");
+    let (report, findings) = run(mmc4(folder.path()), folder.path());
+    let lines: Vec<&str> = bad(&findings).iter().map(|(.., member)| member.split(" at ").next().unwrap_or_default()).collect();
+    assert_eq!(lines, ["line 1", "line 3", "line 4"], "{findings:#?}");
+    assert!(findings.iter().all(|finding| finding.count == 1));
+    assert_eq!(report.bad, BTreeMap::from([("line_not_an_object".to_owned(), 3)]));
+    assert_eq!(report.left_out, BTreeMap::from([("no_image_above_threshold".to_owned(), 1)]));
+}
+
+#[test]
+fn of_many_bad_lines_the_first_are_named_and_the_others_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("images")).expect("a folder");
+    fs::write(folder.path().join("images/a.png"), to_png(&[0.5; 3 * 8 * 8], 8)).expect("an image");
+    let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
+    let line = format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#);
+    let count = crate::documents::NAMED_LIMIT + 7;
+    fs::write(folder.path().join("docs_shard_0_v2.jsonl"), "7\n".repeat(count) + &line).expect("a shard");
+    let (report, findings) = run(mmc4(folder.path()), folder.path());
+    assert_eq!(report.bad["line_not_an_object"], count as u64);
+    let more: Vec<(&str, u64)> =
+        findings.iter().filter(|found| found.count > 1).map(|found| (found.member.as_str(), found.count)).collect();
+    assert_eq!((findings.len(), more), (crate::documents::NAMED_LIMIT + 1, vec![("", 7)]));
+}
+
+#[test]
+fn a_link_among_the_images_that_leads_to_itself_is_an_image_that_is_not_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("images")).expect("a folder");
+    std::os::unix::fs::symlink("b.png", folder.path().join("images/b.png")).expect("a link");
+    fs::write(folder.path().join("images/a.png"), to_png(&[0.5; 3 * 8 * 8], 8)).expect("an image");
+    let image = |name: &str| format!(r#"{{"image_name": "{name}", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}}"#);
+    let line = |name: &str| format!(r#"{{"text_list": ["a"], "image_info": [{}]}}"#, image(name));
+    fs::write(folder.path().join("docs_shard_0_v2.jsonl"), [line("b.png"), line("a.png")].join("\n")).expect("a shard");
+    let (report, findings) = run(mmc4(folder.path()), folder.path());
+    assert!(findings.iter().any(|found| found.cause == "image_missing" && found.member == "b.png"), "{findings:#?}");
+    assert_eq!((report.images, report.samples, report.bad.len()), (1, 2, 0));
+}
+
+#[test]
+fn what_a_store_of_images_lacks_is_named_by_its_documents_and_what_is_damaged_in_it_by_its_member() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fixtures = fixtures("obelics");
+    let images = folder.path().join("images");
+    fs::create_dir(&images).expect("a folder");
+    for entry in fs::read_dir(fixtures.join("images")).expect("images") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, images.join(path.file_name().expect("a name"))).expect("it is copied");
+    }
+    let mut shard = ShardWriter::create(&images.join("z.tar")).expect("a shard");
+    for (key, json) in [("0", "{\"url\": "), ("1", "{\"url\": 7}"), ("2", "{\"url\": \"http://z\"}")] {
+        shard.append_member(key, "png", &to_png(&[0.5; 3 * 8 * 8], 8)).expect("a member");
+        shard.append_member(key, "json", json.as_bytes()).expect("a member");
+    }
+    shard.finish().expect("the shard is complete");
+    let obelics = ObelicsConfig {
+        shards: vec![fixtures.join("data/*.parquet").display().to_string()],
+        images: vec![images.join("*.tar").display().to_string()],
+        split: true,
+        max_images: 6,
+    };
+    let (report, findings) = run(DataSource::Obelics { obelics }, folder.path());
+    assert_eq!(bad(&findings), [("metadata_damaged", "z.tar", "0.json"), ("no_address", "z.tar", "1.json")], "{findings:#?}");
+    let named = |cause: &str| findings.iter().filter(|found| found.cause == cause).collect::<Vec<_>>();
+    for missing in named("image_missing") {
+        assert!(missing.shard.extension().is_some_and(|ending| ending == "parquet") && missing.member.starts_with("row "), "{missing:?}");
+        assert!(!missing.detail.is_empty(), "the address is named");
+    }
+    let unstored = named("no_image_stored");
+    assert!(unstored.iter().all(|found| found.count == 1 && found.member.starts_with("row ")), "{unstored:?}");
+    assert_eq!(unstored.len() as u64, report.left_out.get("no_image_stored").copied().unwrap_or(0));
+    assert!(!unstored.is_empty() && !named("image_missing").is_empty(), "the fixture has both");
 }

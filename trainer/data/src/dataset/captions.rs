@@ -155,11 +155,7 @@ fn text_in(text: &Text) -> Result<&str, SkipCause> {
 
 /// For every choice that is a field of the json, the field of the json's object that it begins at. The json is parsed once for all of them.
 fn fields(keys: &SampleKeys, texts: &[Text]) -> Result<Vec<Option<Value>>, SkipCause> {
-    let paths = keys.captions.iter().filter_map(|choice| match &choice.from {
-        CaptionFrom::Json(path) => Some(path.split('.').next().unwrap_or(path)),
-        CaptionFrom::Key(_) => None,
-    });
-    let mut names: Vec<&str> = paths.collect();
+    let mut names: Vec<&str> = field_paths(keys).map(|path| path.split('.').next().unwrap_or(path)).collect();
     let Some(sidecar) = file_in(keys, texts, SIDECAR_KEY).filter(|_| !names.is_empty()) else { return Ok(vec![None; names.len()]) };
     if !sidecar.fits() {
         return Err(SkipCause::BrokenSidecar);
@@ -175,6 +171,63 @@ fn fields(keys: &SampleKeys, texts: &[Text]) -> Result<Vec<Option<Value>>, SkipC
 /// What lies at a path in the value of its first name.
 fn below<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').skip(1).try_fold(value, |value, name| value.get(name))
+}
+
+/// The file that is to blame where a sample has no caption for this cause, and what of it is wrong; `None` where there is no such file.
+pub(super) fn blamed(keys: &SampleKeys, texts: &[Text], cause: SkipCause) -> Option<(Extent, String)> {
+    let too_large = |text: &Text| format!("it has {} bytes, more than {CAPTION_BYTES_LIMIT}", text.extent.length);
+    let json = || file_in(keys, texts, SIDECAR_KEY).filter(|_| keys.draws_captions());
+    match cause {
+        SkipCause::CaptionTooLarge | SkipCause::CaptionNotUtf8 => {
+            let text = texts.iter().find(|text| text_in(text) == Err(cause))?;
+            let no_utf8 = |error: std::str::Utf8Error| format!("its byte {} is no UTF-8", error.valid_up_to());
+            Some((text.extent, str::from_utf8(&text.contents).err().filter(|_| text.fits()).map_or_else(|| too_large(text), no_utf8)))
+        }
+        SkipCause::BrokenSidecar => {
+            let json = json()?;
+            let none: [&str; 0] = [];
+            let detail = if json.fits() { fields_of(&json.contents, &none).err()?.to_string() } else { too_large(json) };
+            Some((json.extent, detail))
+        }
+        SkipCause::CaptionNotText => {
+            let json = json()?;
+            let paths = field_paths(keys);
+            let values = fields(keys, texts).ok()?;
+            let is_text = |value: &Value| matches!(value, Value::Null | Value::String(_));
+            let (path, value) = paths.zip(&values).find_map(|(path, value)| {
+                let value = below(value.as_ref()?, path)?;
+                (!is_text(value)).then_some((path, value))
+            })?;
+            Some((json.extent, format!("its field `{path}` is {}, and no text", kind_of(value))))
+        }
+        SkipCause::NoCaption => {
+            let blank = texts.iter().find(|text| is_blank(text)).map(|text| (text.extent, "it holds nothing but white space".to_owned()));
+            blank.or_else(|| {
+                let paths: Vec<String> = field_paths(keys).map(|path| format!("`{path}`")).collect();
+                Some((json()?.extent, format!("no text in its {} {}", if paths.len() == 1 { "field" } else { "fields" }, paths.join(", "))))
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Paths of the fields that captions come from.
+fn field_paths(keys: &SampleKeys) -> impl Iterator<Item = &str> {
+    keys.captions.iter().filter_map(|choice| match &choice.from {
+        CaptionFrom::Json(path) => Some(path.as_str()),
+        CaptionFrom::Key(_) => None,
+    })
+}
+
+const fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
 }
 
 #[cfg(test)]

@@ -113,6 +113,14 @@ pub enum DatasetError {
         /// Why.
         source: Box<DatasetError>,
     },
+    /// A list of shards cannot be written.
+    #[error("writing a list of shards into {folder}: make room there, or name another folder in TMPDIR")]
+    Temporary {
+        /// Where temporary files are.
+        folder: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// A sample's number is not below the number of samples.
     #[error("sample {sample} does not exist: the data set has {samples}, numbered from 0")]
     OutOfRange {
@@ -164,7 +172,7 @@ impl DatasetError {
             Self::Obelics(error) => error.io(),
             Self::Store(error) => error.io(),
             Self::Documents(error) => error.io(),
-            Self::Image { source, .. } | Self::Folder { source, .. } => Some(source),
+            Self::Image { source, .. } | Self::Folder { source, .. } | Self::Temporary { source, .. } => Some(source),
             _ => None,
         }
     }

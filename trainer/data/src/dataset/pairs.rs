@@ -20,7 +20,7 @@ use crate::{
     blob,
     cause::SkipCause,
     index::{Extent, Findings, Record, pairs::PairIndex},
-    shard::{self, BLOCK, ListOrigin, ShardError, is_header},
+    shard::{self, BLOCK, ListOrigin, MemberKind, ShardError, is_header},
 };
 
 /// Most bytes that are fetched ahead of a sample's use: far beyond any photograph, and what a damaged index may ask for at most.
@@ -34,7 +34,7 @@ pub(super) const GAP_LIMIT: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Pairs {
     pub(super) index: PairIndex,
-    keys: SampleKeys,
+    pub(super) keys: SampleKeys,
     storage: Box<dyn Storage>,
 }
 
@@ -53,6 +53,18 @@ impl Sample {
     pub fn image(&self) -> &[u8] {
         self.buffer.get(self.image.clone()).unwrap_or_default()
     }
+}
+
+/// Where the fault of a sample is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Blamed {
+    pub(crate) shard: PathBuf,
+    /// The member of it; the sample's key where it is about none.
+    pub(crate) member: String,
+    /// Its first byte.
+    pub(crate) byte: Option<u64>,
+    /// What is wrong with it; empty where the cause says all.
+    pub(crate) detail: String,
 }
 
 /// Where a sample is read to. Keeps its buffers: a sample that fits into them allocates nothing.
@@ -120,6 +132,51 @@ impl Pairs {
         Ok(match image {
             Some((extension, offset)) => (path, format!("{key}.{extension}"), Some(offset)),
             None => (path, key, Some(record.start)),
+        })
+    }
+
+    /// Where the fault of a sample that cannot be used for this cause is: its shard, the member, that one's first byte, and what of it is wrong, where
+    /// there is more to say than the cause does.
+    pub(super) fn blamed(&self, at: (usize, u64), sample: u64, cause: SkipCause) -> Result<Blamed, DatasetError> {
+        use SkipCause::{BrokenSidecar, CaptionNotText, CaptionNotUtf8, CaptionTooLarge, NoCaption};
+        let ((shard, number), mut room) = (at, Room::default());
+        if !matches!(cause, NoCaption | CaptionNotUtf8 | CaptionTooLarge | CaptionNotText | BrokenSidecar) {
+            let (shard, member, byte) = self.member(at, sample)?;
+            return Ok(Blamed { shard, member, byte, detail: String::new() });
+        }
+        let (record, path) = (self.record(sample, shard, number)?, self.path(shard));
+        let (_, key) = self.key(at, sample)?;
+        room.texts.take(&record);
+        if let Some((_, image)) = record.image.filter(|(_, image)| image.length <= IMAGE_BYTES_LIMIT) {
+            self.read_parts(shard, image, &mut room)?;
+        }
+        let of_key = |member: &shard::Member| {
+            shard::split_name(&member.name, self.keys.separator).is_none_or(|(name, _)| String::from_utf8_lossy(name) == key)
+        };
+        let members = shard::members_from(path, record.start, of_key)?;
+        let named = |member: &shard::Member, detail: String| {
+            let (shard, member, byte) = (path.to_owned(), String::from_utf8_lossy(&member.name).into_owned(), Some(member.offset));
+            Blamed { shard, member, byte, detail }
+        };
+        if let Some((extent, detail)) = captions::blamed(&self.keys, room.texts.get(), cause)
+            && let Some(member) = members.iter().find(|member| member.offset == extent.offset)
+        {
+            return Ok(named(member, detail));
+        }
+        // The index has no file of a caption: it has no bytes, is a link, or is not there.
+        let is_caption = |member: &&shard::Member| {
+            shard::split_name(&member.name, self.keys.separator).is_some_and(|(_, ending)| self.keys.caption_number(&ending).is_some())
+        };
+        Ok(match members.iter().find(is_caption) {
+            Some(member) if member.kind == MemberKind::Elsewhere => named(member, "it is a link or a sparse file".to_owned()),
+            Some(member) => named(member, "it has no bytes".to_owned()),
+            None => {
+                let drawn: Vec<&str> = self.keys.caption_files().collect();
+                let endings = if self.keys.draws_captions() { drawn } else { self.keys.caption.iter().map(String::as_str).collect() };
+                let names: Vec<String> = endings.iter().map(|ending| format!("{key}.{ending}")).collect();
+                let detail = format!("there is no {}", names.join(" or "));
+                Blamed { shard: path.to_owned(), member: key, byte: Some(record.start), detail }
+            }
         })
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     dataset::{DatasetError, FileId, FileRef, IMAGE_BYTES_LIMIT, Storage},
-    index::{lock_for, places},
+    index::{lock_for, places, writable},
     shard::{BLOCK, ListOrigin, ShardError, find_shards, is_header},
     store::{AddressTable, BuildOptions, EXTENSION, StoreError, build_table},
 };
@@ -112,7 +112,7 @@ fn open_table(images: &[PathBuf], index_path: Option<&Path>, threads: NonZero<us
     }
     let options = BuildOptions { threads, ..BuildOptions::default() };
     let mut first_error = None;
-    for path in &files {
+    for path in writable(&files, index_path) {
         if let Some(folder) = path.parent() {
             // What comes of it is told by the building.
             drop(std::fs::create_dir_all(folder));

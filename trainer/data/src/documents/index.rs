@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     blob::Stamp,
     dataset::{FileId, FileRef, Storage},
-    index::{lock_for, places, write_first},
+    index::{lock_for, places, writable, write_first},
 };
 
 /// Ending of an index of documents.
@@ -33,6 +33,9 @@ const RECORD_BYTES: usize = 20;
 
 /// Most bytes of a header. It grows with the kinds of faults, not with the shard.
 const HEADER_LIMIT: u32 = 1 << 20;
+
+/// Most of a cause that are named of a shard: a megabyte of text, and more than anybody reads.
+pub(crate) const NAMED_LIMIT: usize = 10_000;
 
 /// An index of documents cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +61,7 @@ pub enum DocumentIndexError {
         path: PathBuf,
     },
     /// There is no room for the index.
-    #[error("index {path} of shard {shard} cannot be written: set spec.data.indexPath to a folder that can be written to")]
+    #[error("index {path} of shard {shard} cannot be written: set spec.data.indexPath (--index-path) to a folder that can be written to")]
     Write {
         /// The shard.
         shard: PathBuf,
@@ -94,6 +97,9 @@ pub struct Findings {
     /// Images of the first samples, where they are looked for by name or address. What an earlier version wrote had none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<ImageExample>,
+    /// Of each cause the first ones, where they are asked for ([`Findings::naming`]). No index has them.
+    #[serde(skip)]
+    pub(crate) named: Option<BTreeMap<String, Vec<String>>>,
 }
 
 /// An image that a sample may take.
@@ -115,11 +121,22 @@ pub struct LeftOut {
 }
 
 impl Findings {
+    /// Findings that are to name what they leave out.
+    pub(crate) fn naming() -> Self {
+        Self { named: Some(BTreeMap::new()), ..Self::default() }
+    }
+
     /// Counts a document that is no sample.
-    pub(crate) fn leave_out(&mut self, cause: &str, first: impl FnOnce() -> String) {
+    pub(crate) fn leave_out(&mut self, cause: &str, name: impl Fn() -> String) {
         match self.left_out.get_mut(cause) {
             Some(left_out) => left_out.count += 1,
-            None => drop(self.left_out.insert(cause.to_owned(), LeftOut { count: 1, first: first() })),
+            None => drop(self.left_out.insert(cause.to_owned(), LeftOut { count: 1, first: name() })),
+        }
+        if let Some(named) = &mut self.named {
+            let names = named.entry(cause.to_owned()).or_default();
+            if names.len() < NAMED_LIMIT {
+                names.push(name());
+            }
         }
     }
 
@@ -203,8 +220,11 @@ impl DocumentIndex {
         }
         let header = Header { shard: shard_state, settings: settings.to_owned(), findings };
         let (bytes, begin, check) = encode(&header, &samples);
-        let path =
-            write_first(&files, &bytes).map_err(|(path, source)| DocumentIndexError::Write { shard: shard.to_owned(), path, source })?;
+        let path = write_first(writable(&files, folder), &bytes).map_err(|(path, source)| DocumentIndexError::Write {
+            shard: shard.to_owned(),
+            path,
+            source,
+        })?;
         Ok(Self { shard: shard.to_owned(), number, path: path.clone(), length: stamp.length, findings: header.findings, begin, check })
     }
 

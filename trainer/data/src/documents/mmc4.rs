@@ -83,7 +83,7 @@ impl Mmc4 {
         if let (Mmc4Images::ByShard { .. }, Some(path)) = (&config.images, paths.iter().find(|path| shard_number(path).is_none())) {
             return Err(DatasetError::NoShardNumber { field: field("data.source.mmc4.images.layout"), path: path.clone() });
         }
-        let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config))
+        let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config, Findings::default()))
             .map_err(|error| error.of_field("data.source.mmc4.shards", mixed))?;
         if let Some(unfound) = find_no_image(&shards, &images)? {
             return Err(unfound.error(field));
@@ -127,7 +127,9 @@ impl Mmc4 {
 
 /// A file that is not there is no image, as long as the folder of all images is; any other error says nothing about it.
 pub(super) fn absent_or_error(folder: &Path, path: PathBuf, source: io::Error) -> Result<Option<Vec<u8>>, DatasetError> {
-    let is_absent = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename);
+    // A link that leads to itself leads to no file, as one whose file is gone.
+    let is_absent = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename)
+        || source.raw_os_error() == Some(libc::ELOOP);
     match std::fs::metadata(folder) {
         _ if !is_absent => Err(DatasetError::Image { path, source }),
         Ok(_) => Ok(None),
@@ -231,6 +233,10 @@ impl Source for Mmc4 {
         self.config.max_images as usize
     }
 
+    fn look_through(&self, shard: &Path) -> Result<Findings, DatasetError> {
+        Ok(index_shard(shard, &self.config, Findings::naming())?.1)
+    }
+
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
         let Found { shard, place: [offset, _], .. } = self.shards.find(sample, &*self.storage)?;
         Ok((shard.to_owned(), format!("the document at byte {offset} of the text")))
@@ -243,8 +249,8 @@ fn settings(config: &Mmc4Config) -> String {
 }
 
 /// Finds the samples of a shard.
-fn index_shard(path: &Path, config: &Mmc4Config) -> Result<Made, DatasetError> {
-    let (mut samples, mut findings, mut record) = (Vec::new(), Findings::default(), Record::new());
+fn index_shard(path: &Path, config: &Mmc4Config, mut findings: Findings) -> Result<Made, DatasetError> {
+    let (mut samples, mut record) = (Vec::new(), Record::new());
     let mut sentences = Vec::new();
     walk(path, |line| {
         // As between other lines, so often behind the last one: no document, and nothing that is wrong.
@@ -297,7 +303,7 @@ mod tests {
         std::fs::write(&path, format!("\n{line}\n\r\n  \t\n{line}\n{{\n\n")).expect("a shard");
         let images = Mmc4Images::Flat { folder: "/i".to_owned() };
         let config = Mmc4Config { shards: Vec::new(), images, min_similarity: 0.24, max_images: 6 };
-        let (samples, findings) = index_shard(&path, &config).expect("the shard is read");
+        let (samples, findings) = index_shard(&path, &config, Findings::default()).expect("the shard is read");
         assert_eq!((findings.documents, findings.samples, samples.len()), (3, 2, 2));
         assert_eq!(samples[0], [1, line.len() as u64]);
         assert_eq!(findings.left_out.keys().collect::<Vec<_>>(), ["line_cut_short"]);

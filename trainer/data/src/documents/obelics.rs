@@ -14,13 +14,13 @@ use lcl_trainer_config::ObelicsConfig;
 use super::{
     Asked, Findings, NO_IMAGE_STORED, Source, Wait, Whole, WholeImage,
     images::ImageStore,
-    index::{LeftOut, Made, Place},
+    index::{Made, Place},
     shards::{Found, Shards},
 };
 use crate::{
     cause::RedrawCause,
     dataset::{DatasetError, Storage},
-    obelics::{DocumentFile, Documents, Part, StretchAt, index_file, select_images},
+    obelics::{DocumentFile, Documents, LeftOutAt, Part, StretchAt, Why, index_file_with, select_images},
     packed::{PackedDocument, PackedPart},
     retry::with_retries,
     shard::{ListOrigin, find_shards},
@@ -61,7 +61,7 @@ impl Obelics {
             table.addresses(),
             table.identity()
         );
-        let shards = Shards::open(&files, index_path, &settings, threads, |path| index_shard(path, config, table))
+        let shards = Shards::open(&files, index_path, &settings, threads, |path| index_shard(path, config, table, Findings::default()))
             .map_err(|error| error.of_field("data.source.obelics.shards", mixed))?;
         let documents = Documents::new(files, config.split, ROW_GROUPS);
         Ok(Self { config: config.clone(), shards, documents, images, storage })
@@ -131,6 +131,10 @@ impl Source for Obelics {
         self.config.max_images as usize
     }
 
+    fn look_through(&self, shard: &Path) -> Result<Findings, DatasetError> {
+        Ok(index_shard(shard, &self.config, &self.images.table, Findings::naming())?.1)
+    }
+
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
         let Found { number, shard, place } = self.shards.find(sample, &*self.storage)?;
         let StretchAt { row_group, row, stretch, .. } = stretch_at(number, place);
@@ -143,28 +147,28 @@ fn stretch_at(file: usize, [row_group, row]: Place) -> StretchAt {
 }
 
 /// Finds the samples of a file.
-fn index_shard(path: &Path, config: &ObelicsConfig, table: &AddressTable) -> Result<Made, DatasetError> {
+fn index_shard(path: &Path, config: &ObelicsConfig, table: &AddressTable, mut findings: Findings) -> Result<Made, DatasetError> {
     let file = DocumentFile::open(path)?;
     let (mut samples, mut images) = (Vec::new(), 0);
-    let found = index_file(
+    let found = index_file_with(
         &file,
         config.split,
         |address| Ok(table.find(address)?.is_some()),
-        |row_group, found| {
+        |row_group, found, left_out| {
             for sample in found {
                 images += u64::from(sample.images.min(config.max_images));
                 samples.push([row_group as u64, u64::from(sample.row) << 32 | u64::from(sample.stretch)]);
             }
+            for LeftOutAt { row, why } in left_out {
+                let place = format!("row {row} of row group {row_group}");
+                match why {
+                    Why::Fault(fault) => findings.leave_out(fault.name(), || format!("{place}: {fault}")),
+                    Why::NoImageStored { stretch } => findings.leave_out(NO_IMAGE_STORED, || format!("{place}, stretch {stretch}")),
+                }
+            }
         },
     )?;
-    let mut findings = Findings { documents: found.stretches, samples: found.samples, images, ..Findings::default() };
-    for (name, faulty) in found.faults {
-        findings.documents += faulty.count;
-        findings.left_out.insert(name.to_owned(), LeftOut { count: faulty.count, first: faulty.first });
-    }
-    if found.stretches > found.samples {
-        let first = "their addresses are not in the store".to_owned();
-        findings.left_out.insert(NO_IMAGE_STORED.to_owned(), LeftOut { count: found.stretches - found.samples, first });
-    }
+    findings.documents = found.stretches + found.faults.values().map(|faulty| faulty.count).sum::<u64>();
+    (findings.samples, findings.images) = (found.samples, images);
     Ok((samples, findings))
 }

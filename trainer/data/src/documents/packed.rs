@@ -13,7 +13,7 @@ use std::{
 use lcl_trainer_config::{DocumentsConfig, KeySeparator};
 
 use super::{
-    Asked, Source, Wait, Whole, WholeImage,
+    Asked, Findings, Source, Wait, Whole, WholeImage,
     index::{DocumentIndexError, Made},
     shards::{Found, Shards},
 };
@@ -63,7 +63,7 @@ impl Packed {
         storage: Box<dyn Storage>,
     ) -> Result<Self, DatasetError> {
         let paths = find_shards(&config.shards, ListOrigin::of("data.source.documents.shards", mixed), threads)?;
-        let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config))
+        let shards = Shards::open(&paths, index_path, &settings(config), threads, |path| index_shard(path, config, Findings::default()))
             .map_err(|error| error.of_field("data.source.documents.shards", mixed))?;
         Ok(Self { config: config.clone(), shards, storage })
     }
@@ -133,6 +133,10 @@ impl Source for Packed {
         self.config.max_images as usize
     }
 
+    fn look_through(&self, shard: &Path) -> Result<Findings, DatasetError> {
+        Ok(index_shard(shard, &self.config, Findings::naming())?.1)
+    }
+
     fn name(&self, sample: u64) -> Result<(PathBuf, String), DatasetError> {
         let Found { shard, place: [begin, _], .. } = self.shards.find(sample, &*self.storage)?;
         let name = shard::name_at(shard, begin)?;
@@ -154,9 +158,9 @@ fn settings(config: &DocumentsConfig) -> String {
 }
 
 /// Finds the samples of a shard.
-fn index_shard(path: &Path, config: &DocumentsConfig) -> Result<Made, DatasetError> {
+fn index_shard(path: &Path, config: &DocumentsConfig, findings: Findings) -> Result<Made, DatasetError> {
     let file = shard::open(path)?;
-    let (mut made, mut failed) = (Made::default(), None);
+    let (mut made, mut failed) = ((Vec::new(), findings), None);
     for_each_document(path, &file, |members| {
         if failed.is_none() {
             failed = take_in(&mut made, &file, &members, config).err();

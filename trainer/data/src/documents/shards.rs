@@ -83,6 +83,12 @@ impl Shards {
         self.indexes.iter().map(|index| (index.shard().to_owned(), index.length(), index.findings().samples)).collect()
     }
 
+    /// The shard of a sample.
+    pub(crate) fn path(&self, sample: u64) -> Option<&Path> {
+        let (number, _) = place_in(&self.ends, sample)?;
+        self.indexes.get(number).map(DocumentIndex::shard)
+    }
+
     /// What was found in each shard.
     pub(super) fn findings(&self) -> Vec<(PathBuf, &Findings)> {
         self.indexes.iter().map(|index| (index.shard().to_owned(), index.findings())).collect()

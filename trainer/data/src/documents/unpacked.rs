@@ -45,7 +45,7 @@ struct Kept {
 impl Unpacked {
     /// The texts of so many shards, unpacked into `folder`, or where the system keeps what is temporary.
     pub(super) fn new(folder: Option<&Path>, shards: usize) -> Self {
-        // A folder that cannot be written to has the indexes beside the shards; the texts need another place.
+        // A folder that cannot be written to may hold the indexes, made before; the texts need another place.
         let can_be_used = |folder: &Path| std::fs::create_dir_all(folder).is_ok() && tempfile::tempfile_in(folder).is_ok();
         let folder = folder.filter(|folder| can_be_used(folder)).map_or_else(std::env::temp_dir, Path::to_owned);
         let packed = (0..shards).map(|_| OnceLock::new()).collect();

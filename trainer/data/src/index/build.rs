@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use lcl_filter::Filtered;
 use lcl_objects::Stop;
 use lcl_trainer_config::SampleKeys;
 
@@ -23,7 +24,7 @@ use crate::{
         index_files,
         record::{Header, record_bytes},
         sieve::Sieve,
-        stamp_of,
+        stamp_of, writable,
     },
     retry::{hearing, sleep, with_retries},
     shard::{self, Group, Grouper, ShardError},
@@ -67,7 +68,7 @@ fn index_one(shard: &Path, folder: Option<&Path>, keys: &SampleKeys) -> Result<I
         return Ok(report(path, findings, false));
     }
     let Built { findings, bytes, .. } = build(shard, &file, keys)?;
-    match write_first(&places, &bytes) {
+    match write_first(writable(&places, folder), &bytes) {
         Ok(path) => Ok(report(path, findings, true)),
         Err((path, source)) => Err(IndexError::Write { shard: shard.to_owned(), path: path.clone(), source }),
     }
@@ -133,6 +134,23 @@ pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Buil
         bytes.extend(record.encode(seal, number as u64));
     }
     Ok(Built { header, findings, bytes })
+}
+
+/// Calls `visit` for every sample that the filter of these keys leaves out: its key and first byte, its sidecar where it has one, and why.
+pub(crate) fn for_each_filtered(shard: &Path, keys: &SampleKeys, mut visit: impl FnMut(&Group, &Filtered)) -> Result<(), IndexError> {
+    let (file, keys) = (shard::open(shard)?, &keys.of_index());
+    let sieve = Sieve::new(shard, &file, keys)?;
+    let mut failed = None;
+    for_each_group(shard, &file, keys, |group| {
+        if failed.is_none() {
+            match sieve.judge(&group) {
+                Ok(Ok(())) => {}
+                Ok(Err(filtered)) => visit(&group, &filtered),
+                Err(error) => failed = Some(error),
+            }
+        }
+    })?;
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Calls `visit` for every sample of a shard, in order, and gives the number of archives in it.

@@ -207,13 +207,16 @@ impl PairIndex {
         let Some(first) = index.shards.first().filter(|_| has_set(&index.shards)) else { return Ok(index) };
         let identity = identity_of(&index.shards, &settings(keys));
         let local = |place: &PathBuf| places.is_asked_for || !blob::is_remote(place);
-        let files: Vec<PathBuf> = places.of(first, &identity).into_iter().filter(local).collect();
+        let mut files: Vec<PathBuf> = places.of(first, &identity).into_iter().filter(local).collect();
+        // Where a place is named, it is made there and nowhere else.
+        let is_named = places.index_path.is_some_and(|path| places.is_asked_for || !blob::is_remote(Path::new(path)));
+        files.truncate(if is_named { 1 } else { files.len() });
         // The records of a large set are gigabytes: one process writes them, and others that have waited for it take what it wrote.
         let _lock = lock_for(&index_files(first, places.folder(), &keys.of_index()));
         if let Some(found) = Self::find(&index.shards, keys, places, threads)? {
             return Ok(found);
         }
-        index.write_set(&files, &identity, keys, places.is_asked_for)?;
+        index.write_set(&files, &identity, keys, places.is_asked_for || is_named)?;
         Ok(Self::find(&index.shards, keys, places, threads)?.unwrap_or(index))
     }
 
@@ -299,6 +302,14 @@ impl PairIndex {
                     Some(*end)
                 })
                 .collect(),
+        }
+    }
+
+    /// Where the index of all shards lies, where there is one.
+    pub(crate) fn whole(&self) -> Option<&Path> {
+        match &self.parts {
+            Parts::Set(set) => Some(set.index.path()),
+            Parts::Each(_) => None,
         }
     }
 

@@ -187,12 +187,27 @@ fn without_a_place_to_write_the_index_stays_in_memory() {
     let index = open(&unwritable, None).expect("the index is built");
     assert!(in_memory(&index));
     assert_eq!(records(&index).expect("the records are in memory").len(), 7);
-    // An index folder below a file cannot be made either.
-    let index = open(&unwritable, Some(&shard)).expect("the index is built");
-    assert!(in_memory(&index));
-    let outcomes = index_shards(std::slice::from_ref(&unwritable), None, &SampleKeys::default(), NonZero::<usize>::MIN)
-        .expect("another one may be written");
-    assert!(matches!(&outcomes[..], [Err(IndexError::Write { .. })]), "{outcomes:?}");
+    // Whoever asks for index files is told at once: it is no fault of the shards.
+    let asked = index_shards(&[unwritable.clone(), shard.clone()], None, &SampleKeys::default(), NonZero::<usize>::MIN);
+    assert!(matches!(&asked, Err(IndexError::Write { shard, .. }) if *shard == unwritable), "{asked:?}");
+}
+
+#[test]
+fn an_index_is_written_to_the_folder_that_is_named_and_nowhere_else() {
+    let data = folder();
+    let shard = data.path().join("a.tar");
+    write_shard(&shard, 7);
+    // A folder below a file cannot be made.
+    for folder in [&shard, &shard.join("below")] {
+        let error = open(&shard, Some(folder)).expect_err("there is no place for it");
+        assert!(error.to_string().contains("set spec.data.indexPath (--index-path) to a folder"), "{error}");
+        let asked = index_shards(std::slice::from_ref(&shard), Some(folder), &SampleKeys::default(), NonZero::<usize>::MIN);
+        assert!(matches!(asked, Err(IndexError::Write { .. })), "{asked:?}");
+    }
+    assert_eq!(fs::read_dir(data.path()).expect("the folder is listed").count(), 1, "nothing is written beside the shard");
+    // One that is there is used, whatever the folder is.
+    open(&shard, None).expect("the index is built");
+    assert!(!in_memory(&open(&shard, Some(&shard)).expect("the index is opened")));
 }
 
 #[test]

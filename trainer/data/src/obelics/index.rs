@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    obelics::{DocumentFile, ObelicsError, Part, row::Row},
+    obelics::{DocumentFile, ObelicsError, Part, RowFault, row::Row},
     retry::{sleep, with_retries},
     store::StoreError,
 };
@@ -56,18 +56,47 @@ pub struct FileFindings {
 pub fn index_file(
     file: &DocumentFile,
     split: bool,
-    mut is_stored: impl FnMut(&str) -> Result<bool, StoreError>,
+    is_stored: impl FnMut(&str) -> Result<bool, StoreError>,
     mut visit: impl FnMut(usize, &[SampleAt]),
+) -> Result<FileFindings, ObelicsError> {
+    index_file_with(file, split, is_stored, |row_group, samples, _| visit(row_group, samples))
+}
+
+/// What gives no sample.
+pub(crate) struct LeftOutAt {
+    /// Number of the row in its row group.
+    pub(crate) row: u32,
+    pub(crate) why: Why,
+}
+
+/// Why something gives no sample.
+pub(crate) enum Why {
+    /// The row is faulty.
+    Fault(RowFault),
+    /// No image of this stretch of it is in the store.
+    NoImageStored {
+        /// Number of the stretch in its row.
+        stretch: u32,
+    },
+}
+
+/// As [`index_file`]; `visit` gets what gives no sample as well.
+pub(crate) fn index_file_with(
+    file: &DocumentFile,
+    split: bool,
+    mut is_stored: impl FnMut(&str) -> Result<bool, StoreError>,
+    mut visit: impl FnMut(usize, &[SampleAt], &[LeftOutAt]),
 ) -> Result<FileFindings, ObelicsError> {
     let mut findings = FileFindings::default();
     for row_group in 0..file.row_groups() {
-        let (samples, found) = with_retries(row_group as u64, sleep, ObelicsError::io, || {
-            let mut group = Group { number: row_group, split, row: 0, samples: Vec::new(), findings: FileFindings::default() };
+        let group = with_retries(row_group as u64, sleep, ObelicsError::io, || {
+            let (samples, left_out, findings) = (Vec::new(), Vec::new(), FileFindings::default());
+            let mut group = Group { number: row_group, split, row: 0, samples, left_out, findings };
             file.for_each_batch(row_group, BATCH_ROWS, |rows| rows.iter().try_for_each(|row| group.take(row, &mut is_stored)))?;
-            Ok::<_, ObelicsError>((group.samples, group.findings))
+            Ok::<_, ObelicsError>(group)
         })?;
-        findings.add(found);
-        visit(row_group, &samples);
+        findings.add(group.findings);
+        visit(row_group, &group.samples, &group.left_out);
     }
     Ok(findings)
 }
@@ -79,6 +108,7 @@ struct Group {
     /// Number of the next row.
     row: u32,
     samples: Vec<SampleAt>,
+    left_out: Vec<LeftOutAt>,
     findings: FileFindings,
 }
 
@@ -92,6 +122,7 @@ impl Group {
             Err(fault) => {
                 let first = || FaultyRows { count: 0, first: format!("row {number} of row group {}: {fault}", self.number) };
                 self.findings.faults.entry(fault.name()).or_insert_with(first).count += 1;
+                self.left_out.push(LeftOutAt { row: number, why: Why::Fault(fault) });
                 return Ok(());
             }
         };
@@ -108,6 +139,8 @@ impl Group {
             if images > 0 {
                 self.findings.samples += 1;
                 self.samples.push(SampleAt { row: number, stretch, images });
+            } else {
+                self.left_out.push(LeftOutAt { row: number, why: Why::NoImageStored { stretch } });
             }
         }
         Ok(())

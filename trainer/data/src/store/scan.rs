@@ -12,7 +12,7 @@ use crate::{
     blob::{Blob, Stamp},
     dataset::IMAGE_BYTES_LIMIT,
     index::{Extent, for_each_group, stamp_of},
-    shard::{self, Group, Member, ShardError},
+    shard::{self, Group, Keyed, Member, ShardError},
     store::{
         StoreError,
         record::{Hash, Record, digest},
@@ -78,16 +78,42 @@ fn keys() -> SampleKeys {
     SampleKeys { image: list(&["jpg", "png", "webp", "jpeg"]), caption: list(&["json"]), ..SampleKeys::default() }
 }
 
-/// Reads a shard to its end, for what is wrong with it.
-pub(crate) fn check_shard(path: &Path) -> Result<(), StoreError> {
-    scan(path, 0, digest, drop).map(drop)
+/// Reads a shard to its end, for what is wrong with it. `left_out` gets the cause of every sample that gives no record, what it is called in the
+/// shard, and its byte there.
+pub(crate) fn check_shard(path: &Path, mut left_out: impl FnMut(LeftOut, String, u64)) -> Result<(), StoreError> {
+    let named = |cause: LeftOut, group: &Group| {
+        let key = || (String::from_utf8_lossy(&group.key).into_owned(), group.start);
+        let member = |keyed: &Option<Keyed>| {
+            keyed.as_ref().map_or_else(key, |Keyed { member, .. }| (String::from_utf8_lossy(&member.name).into_owned(), member.offset))
+        };
+        let (name, byte) = match cause {
+            LeftOut::MetadataTooLarge | LeftOut::MetadataDamaged | LeftOut::NoAddress => member(&group.caption),
+            LeftOut::ImageTooLarge => member(&group.image),
+            LeftOut::NoImage | LeftOut::NoMetadata | LeftOut::DoubledMember => key(),
+        };
+        left_out(cause, name, byte);
+    };
+    scan_with(path, 0, digest, drop, named).map(drop)
 }
 
 /// Calls `visit` for every image of shard `number` that has an address, in the shard's order.
-pub(crate) fn scan(path: &Path, number: u32, hash: Hash, mut visit: impl FnMut(Record)) -> Result<Scanned, StoreError> {
+pub(crate) fn scan(path: &Path, number: u32, hash: Hash, visit: impl FnMut(Record)) -> Result<Scanned, StoreError> {
+    let mut left_out: BTreeMap<LeftOut, (u64, String)> = BTreeMap::new();
+    let stamp = scan_with(path, number, hash, visit, |cause, group| {
+        left_out.entry(cause).or_insert_with(|| (0, String::from_utf8_lossy(&group.key).into_owned())).0 += 1;
+    })?;
+    Ok(Scanned { stamp, left_out })
+}
+
+fn scan_with(
+    path: &Path,
+    number: u32,
+    hash: Hash,
+    mut visit: impl FnMut(Record),
+    mut left_out: impl FnMut(LeftOut, &Group),
+) -> Result<Stamp, StoreError> {
     let file = shard::open(path)?;
     let stamp = stamp_of(path, &file)?;
-    let mut left_out: BTreeMap<LeftOut, (u64, String)> = BTreeMap::new();
     let mut failed = None;
     for_each_group(path, &file, &keys(), |group| {
         if failed.is_some() {
@@ -95,16 +121,14 @@ pub(crate) fn scan(path: &Path, number: u32, hash: Hash, mut visit: impl FnMut(R
         }
         match record_of(&Shard { path, file: &file, number, hash }, &group) {
             Ok(Ok(record)) => visit(record),
-            Ok(Err(cause)) => {
-                left_out.entry(cause).or_insert_with(|| (0, String::from_utf8_lossy(&group.key).into_owned())).0 += 1;
-            }
+            Ok(Err(cause)) => left_out(cause, &group),
             Err(error) => failed = Some(error),
         }
     })?;
     match failed {
         Some(error) => Err(error.into()),
         None if stamp_of(path, &file)? != stamp => Err(StoreError::ShardChanged { shard: path.to_owned() }),
-        None => Ok(Scanned { stamp, left_out }),
+        None => Ok(stamp),
     }
 }
 

@@ -45,7 +45,7 @@ pub struct DataArgs {
     /// What is looked for in shards of pairs.
     #[command(flatten)]
     pub keys: KeyArgs,
-    /// Folder for the index files, when they cannot lie beside the shards.
+    /// Folder for the index files, when they cannot lie beside the shards. What is made goes there and nowhere else.
     #[arg(long, value_name = "DIR")]
     pub index_path: Option<PathBuf>,
     /// Threads that read; one per core when left out.
@@ -82,13 +82,25 @@ fn cosine(text: &str) -> Result<f64, String> {
     if (-1.0..=1.0).contains(&value) { Ok(value) } else { Err("must be a cosine: a number in [-1, 1]".to_owned()) }
 }
 
+/// `data index`
+#[derive(Clone, Debug, Args)]
+pub struct IndexArgs {
+    /// Which data.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Name every shard and every warning, not the first twenty of each.
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// `data check`
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {
     /// Which data.
     #[command(flatten)]
     pub data: DataArgs,
-    /// Also name what is left out without being a fault: images that are gone, documents none of whose images is there.
+    /// Also name what is left out without being a fault: images that are gone, documents none of whose images is there, pairs for which a filter has no
+    /// value.
     #[arg(long)]
     pub all: bool,
     /// How findings and the result are printed; as JSON one object a line.

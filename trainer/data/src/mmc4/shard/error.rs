@@ -96,7 +96,8 @@ pub enum ShardError {
     },
     /// What lies at the indexed place is not a line.
     #[error(
-        "shard {path} changed after it was indexed (line {number} is not at byte {offset} of its text): restart, so that it is indexed again"
+        "shard {path} changed after it was indexed (line {number} is not at byte {offset} of its text): wait until it is complete and start again, \
+         it is indexed anew then"
     )]
     Changed {
         /// The shard.
