@@ -384,7 +384,11 @@ mod tests {
             }
         }
         for error in ask("http://127.0.0.1:1", true)? {
-            assert!(is_of_store(&error) && error.to_string().contains("no connection to the store") && error.to_string().contains("AWS_ENDPOINT"));
+            assert!(
+                is_of_store(&error)
+                    && error.to_string().contains("no connection to the store")
+                    && error.to_string().contains("AWS_ENDPOINT")
+            );
         }
         assert!(!is_of_store(&io::ErrorKind::TimedOut.into()), "a disk is no store");
         Ok(())

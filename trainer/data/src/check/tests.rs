@@ -210,6 +210,14 @@ fn a_shard_of_images_that_is_damaged_is_named_and_the_rest_is_checked() {
         findings.iter().filter(|finding| finding.bad).map(|finding| (finding.cause.as_str(), finding.shard.as_path())).collect();
     assert_eq!(bad, [("shard_damaged", cut.as_path())], "{findings:#?}");
     assert!(shards.len() < 2 || (0 < report.images && report.images < sound.images), "{report:?}, {sound:?}");
+    // Without any, there is nothing more to say than what is wrong with each.
+    let all: Vec<PathBuf> = shards.iter().map(|path| images.join(path.file_name().expect("a name"))).collect();
+    for path in &all {
+        fs::write(path, &bytes[..bytes.len() / 2 / 512 * 512]).expect("half of it");
+    }
+    let (report, findings) = run(source(), &folder.path().join("none"));
+    assert_eq!(findings.iter().map(|finding| &finding.shard).collect::<Vec<_>>(), all.iter().collect::<Vec<_>>(), "{findings:#?}");
+    assert!(findings.iter().all(|finding| finding.cause == "shard_damaged") && report.samples == 0, "{report:?}, {findings:#?}");
 }
 
 #[test]
