@@ -111,7 +111,7 @@ pub fn check(
     let lost = Lost::default();
     let mut tell = |finding: Finding| {
         lost.lose(&finding.shard, false);
-        told.tell(finding);
+        told.tell(&finding);
     };
     let Some(dataset) = shards::open_what_can_be(config, origin, &mut tell)? else { return Ok(told.report) };
     let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
@@ -135,7 +135,7 @@ pub fn check(
         let (shard, member, byte) = dataset.member(0)?;
         let (cause, source) = ("no_image_found".to_owned(), dataset.source_name(0).to_owned());
         let detail = format!("not one image of {} can be decoded: is this where the images are?", count_of(samples, "sample"));
-        told.tell(Finding { cause, bad: true, source, shard, member, byte, detail, count: 1 });
+        told.tell(&Finding { cause, bad: true, source, shard, member, byte, detail, count: 1 });
     }
     told.report.shards = dataset.shards().saturating_sub(lost.own.into_inner());
     Ok(told.report)
@@ -148,9 +148,9 @@ struct Told<'a, F> {
 }
 
 impl<F: Fn(&Finding)> Told<'_, F> {
-    fn tell(&mut self, finding: Finding) {
-        self.report.count(&finding);
-        (self.found)(&finding);
+    fn tell(&mut self, finding: &Finding) {
+        self.report.count(finding);
+        (self.found)(finding);
     }
 }
 
@@ -196,7 +196,7 @@ impl<F: Fn(&Finding)> Checker<'_, F> {
             Err(error) if shards::is_of_a_file(&error) => {
                 let path = shards::shard_of(&error).unwrap_or(own);
                 if self.lost.lose(path, path == own) {
-                    self.told.tell(Finding::of_shard(self.dataset.source_name(sample), path.to_owned(), &error));
+                    self.told.tell(&Finding::of_shard(self.dataset.source_name(sample), path.to_owned(), &error));
                 }
                 if path == own {
                     return Ok(());
@@ -254,7 +254,16 @@ impl<F: Fn(&Finding)> Checker<'_, F> {
 
     fn tell(&mut self, sample: u64, cause: &str, (shard, member, byte): (PathBuf, String, Option<u64>), detail: String) {
         let source = self.dataset.source_name(sample).to_owned();
-        self.told.tell(Finding { cause: cause.to_owned(), bad: !FILTERED.contains(&cause), source, shard, member, byte, detail, count: 1 });
+        self.told.tell(&Finding {
+            cause: cause.to_owned(),
+            bad: !FILTERED.contains(&cause),
+            source,
+            shard,
+            member,
+            byte,
+            detail,
+            count: 1,
+        });
     }
 }
 

@@ -368,7 +368,7 @@ mod tests {
         let report = |number: u64| {
             let mut findings = Findings::none(&SampleKeys::default());
             (findings.samples, findings.with_image, findings.with_caption, findings.usable) = (2, 2, 1, 1);
-            (findings.empty, findings.doubled, findings.archives) = (1, 1, 2);
+            (findings.doubled, findings.archives) = (1, 2);
             findings.doubled_keys.push("k".to_owned());
             let [shard, index] = ["tar", "tar.lclindex"].map(|ending| PathBuf::from(format!("/data/{number}.{ending}")));
             IndexReport { shard, index, findings, written: number > 3 }

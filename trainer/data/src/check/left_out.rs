@@ -78,7 +78,9 @@ impl<F: Fn(&Finding) + Sync> Search<'_, F> {
             work(item, &mut told)?;
             Ok::<_, DatasetError>(told.report)
         })?;
-        reports.into_iter().for_each(|other| report.add(other));
+        for other in reports {
+            report.add(other);
+        }
         Ok(())
     }
 
@@ -93,7 +95,7 @@ impl<F: Fn(&Finding) + Sync> Search<'_, F> {
             Ok(found) => Ok(Some(found)),
             Err(error) if shards::is_of_a_shard(&error) => {
                 if self.lost.lose(shard, is_own) {
-                    told.tell(Finding::of_shard(source, shard.to_owned(), &error));
+                    told.tell(&Finding::of_shard(source, shard.to_owned(), &error));
                 }
                 Ok(None)
             }
@@ -118,15 +120,15 @@ impl<F: Fn(&Finding) + Sync> Search<'_, F> {
             None
         };
         for (cause, LeftOut { count, first }) in &findings.left_out {
-            let names = named.as_ref().filter(|_| self.all || is_bad(cause)).and_then(|named| named.get(cause));
+            let every = named.as_ref().filter(|_| self.all || is_bad(cause)).and_then(|named| named.get(cause));
             let place = |name: &String| {
                 let (member, detail) = name.split_once(": ").unwrap_or((name, ""));
                 (member.to_owned(), None, detail.to_owned())
             };
             let at = At { source, shard, cause, bad: is_bad(cause) };
-            match names {
-                Some(names) => at.tell(*count, names.iter().map(place), told),
-                None => told.tell(at.finding(*count, place(first))),
+            match every {
+                Some(every) => at.tell(*count, every.iter().map(place), told),
+                None => told.tell(&at.finding(*count, place(first))),
             }
         }
         Ok(())
@@ -143,7 +145,7 @@ impl<F: Fn(&Finding) + Sync> Search<'_, F> {
             let shard = index.whole().unwrap_or(shard);
             for (cause, left_out) in found.filtered.iter().filter(|(cause, _)| !is_named(cause)) {
                 let at = At { source, shard, cause, bad: false };
-                told.tell(at.finding(left_out.count, (String::new(), None, String::new())));
+                told.tell(&at.finding(left_out.count, (String::new(), None, String::new())));
             }
         }
         report.add(told.report);
@@ -215,9 +217,9 @@ impl At<'_> {
     /// Tells of so many, of which these are named.
     fn tell<F: Fn(&Finding)>(&self, count: u64, places: impl ExactSizeIterator<Item = Place>, told: &mut Told<'_, F>) {
         let more = count.saturating_sub(places.len() as u64);
-        places.for_each(|place| told.tell(self.finding(1, place)));
+        places.for_each(|place| told.tell(&self.finding(1, place)));
         if more > 0 {
-            told.tell(self.finding(more, (String::new(), None, "further ones, which are not named".to_owned())));
+            told.tell(&self.finding(more, (String::new(), None, "further ones, which are not named".to_owned())));
         }
     }
 }

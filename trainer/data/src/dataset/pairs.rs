@@ -173,8 +173,8 @@ impl Pairs {
             None => {
                 let drawn: Vec<&str> = self.keys.caption_files().collect();
                 let endings = if self.keys.draws_captions() { drawn } else { self.keys.caption.iter().map(String::as_str).collect() };
-                let names: Vec<String> = endings.iter().map(|ending| format!("{key}.{ending}")).collect();
-                let detail = format!("there is no {}", names.join(" or "));
+                let missing: Vec<String> = endings.iter().map(|ending| format!("{key}.{ending}")).collect();
+                let detail = format!("there is no {}", missing.join(" or "));
                 Blamed { shard: path.to_owned(), member: key, byte: Some(record.start), detail }
             }
         })
