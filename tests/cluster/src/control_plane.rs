@@ -4,6 +4,7 @@ use std::{
     fs, io,
     net::TcpStream,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -133,10 +134,14 @@ impl ControlPlane {
         let mut ended = None;
         let is_ready = wait_until(READY_TIMEOUT, || {
             ended = etcd.check().and_then(|()| apiserver.check()).err();
-            // Each kubectl takes a processor from what is waited for: none before there is somebody to answer.
-            let is_open = || TcpStream::connect(place.at(place.ports[0])).is_ok();
-            let answers = || output(&kubectl, &["--kubeconfig", admin.as_str(), "get", "--raw", "/readyz"]).is_ok();
-            ended.is_some() || (is_open() && answers())
+            let is_open = TcpStream::connect(place.at(place.ports[0])).is_ok();
+            let is_done =
+                ended.is_some() || (is_open && output(&kubectl, &["--kubeconfig", admin.as_str(), "get", "--raw", "/readyz"]).is_ok());
+            if is_open && !is_done {
+                // Each look starts a process, which takes a processor from what is waited for.
+                thread::sleep(Duration::from_millis(200));
+            }
+            is_done
         });
         if let Some(error) = ended {
             return Err(error.into());

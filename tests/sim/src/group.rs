@@ -49,7 +49,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// What is asked now is asked of this coordinator.
+    /// What was answered now was answered by this coordinator. What was asked before may have been asked of another one, which ended.
     pub(crate) fn fence(&self) -> Fence {
         let control = self.scene.control();
         Fence { asked: control.now, epoch: control.workers[self.worker].reached }
@@ -57,13 +57,13 @@ impl Store {
 
     /// Asks and waits for the answer.
     pub(crate) async fn ask(&self, request: StoreRequest) -> Result<StoreResponse, String> {
-        let fence = self.fence();
+        let asked = self.fence().asked;
         let pending = self.inner.request(request).map_err(|error| error.to_string())?;
         loop {
             match pending.try_take() {
                 Some(StoreResponse::Cancelled { reason } | StoreResponse::Refused { reason }) => return Err(reason),
                 Some(answer) => {
-                    self.scene.judge().answered(self.process, self.generation, fence);
+                    self.scene.judge().answered(self.process, self.generation, Fence { asked, ..self.fence() });
                     return Ok(answer);
                 }
                 None => sleep(TICK).await,

@@ -47,12 +47,12 @@ struct Known {
     step: u64,
 }
 
-/// When and whom a member asked in its generation's store.
+/// When a member asked in its generation's store, and who answered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fence {
     /// When it asked (or decided not to).
     pub(crate) asked: Duration,
-    /// The epoch of the coordinator that it is attached to.
+    /// The epoch of the coordinator that answered.
     pub(crate) epoch: u64,
 }
 

@@ -85,6 +85,8 @@ impl Transport for Route {
 
     async fn connect(&self, _: &str) -> io::Result<TcpStream> {
         let coordinator = self.scene.coordinator_of(self.seeker);
-        TcpStream::connect((coordinator_name(coordinator), PORT)).await
+        let connected = TcpStream::connect((coordinator_name(coordinator), PORT)).await?;
+        self.scene.reaches(self.seeker, coordinator);
+        Ok(connected)
     }
 }

@@ -6,6 +6,7 @@ use lcl_protocol::{Generation, MemberEvent, StoreRequest, StoreResponse};
 use tokio::time::sleep;
 
 use crate::{
+    judge::Fence,
     model::{Frame, State},
     scene::Bug,
     storage::Name,
@@ -62,16 +63,16 @@ impl Training {
         }
         // Whether the files are there: a list, and a look at each.
         sleep(self.scene.storage_time() + self.scene.storage_time()).await;
-        let asked = store.fence();
+        let asked = store.fence().asked;
         if !self.scene.has(Bug::SkipFence) {
             let fence = StoreRequest::Check { keys: vec![key(attempt, "open")] };
             if store.ask(fence).await? != StoreResponse::Flag(true) {
                 return Err("the store was emptied".to_owned());
             }
         }
-        let name = self.name(state);
+        let (name, fence) = (self.name(state), Fence { asked, ..store.fence() });
         let is_complete = self.scene.storage().commit(name, world, state);
-        self.scene.judge().visible(self.process, name, is_complete, asked);
+        self.scene.judge().visible(self.process, name, is_complete, fence);
         self.tell(MemberEvent::CheckpointCommitted { generation, saved: (state.label.step).into() });
         // Whether the others hear of it changes nothing for the checkpoint.
         let _ = store.ask(StoreRequest::Set { key: key(attempt, "outcome"), value: Vec::new() }).await;

@@ -154,10 +154,16 @@ impl Scene {
             Seeker::Operator => control.coordinator,
             Seeker::Member(worker) => {
                 control.workers[worker].streams += 1;
-                let coordinator = control.workers[worker].coordinator;
-                control.workers[worker].reached = control.reigns.get(coordinator).map_or(0, |reign| reign.epoch);
-                coordinator
+                control.workers[worker].coordinator
             }
+        }
+    }
+
+    /// Somebody has a connection to what runs there now, which may be another process than when it was asked for.
+    pub(crate) fn reaches(&self, seeker: Seeker, coordinator: usize) {
+        let mut control = self.control();
+        if let Seeker::Member(worker) = seeker {
+            control.workers[worker].reached = control.reigns.get(coordinator).map_or(0, |reign| reign.epoch);
         }
     }
 
