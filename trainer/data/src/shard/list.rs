@@ -172,15 +172,12 @@ pub enum ListError {
     },
     /// A shard is in the list twice.
     #[error(
-        "{second}: shard {} was named before, by {first}: a pass takes each sample once, so name it once (a mixture takes a source more often \
-         than another)",
-        path.display()
+        "{}: shard {} was named before, by {}: a pass takes each sample once, so name it once (a mixture takes a source more often than another)",
+        entries.1, path.display(), entries.0
     )]
     Twice {
-        /// The entry that names it first.
-        first: Entry,
-        /// The entry that names it again, which may be the same.
-        second: Entry,
+        /// The entry that names it first, and the one that names it again, which may be the same.
+        entries: Box<(Entry, Entry)>,
         /// The shard.
         path: PathBuf,
     },
@@ -253,7 +250,7 @@ fn look_for(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> 
         for path in &paths {
             if let Some(first) = named.insert(path.clone(), index) {
                 let first = Entry { origin, index: first, text: entries.get(first).cloned().unwrap_or_default() };
-                return Err(ListError::Twice { first, second: entry, path: path.clone() });
+                return Err(ListError::Twice { entries: Box::new((first, entry)), path: path.clone() });
             }
         }
         shards.extend(paths);
