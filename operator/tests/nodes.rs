@@ -58,7 +58,7 @@ impl Stage {
         Ok(Self { installed, folder })
     }
 
-    /// Applies the example with another name and length, and with the stage's folders as volumes.
+    /// Applies the example with another name and length, a smaller model, and the stage's folders as volumes.
     fn apply(&self, name: &str, steps: u64) -> Result<Run<'_>> {
         self.apply_with(name, steps, |_| {})
     }

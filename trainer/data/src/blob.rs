@@ -9,8 +9,9 @@ mod reader;
 
 use std::{
     collections::{HashMap, VecDeque},
+    error::Error,
     fs::{File, OpenOptions},
-    io,
+    io, iter,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -162,14 +163,13 @@ pub(crate) fn is_of_storage(error: &io::Error) -> bool {
     if error.raw_os_error().is_some() || crate::retry::is_transient(error) {
         return true;
     }
-    let mut cause = error.get_ref().map(|cause| cause as &(dyn std::error::Error + 'static));
-    while let Some(error) = cause {
-        if error.is::<ObjectError>() || error.downcast_ref::<io::Error>().is_some_and(is_of_storage) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    has_cause(error, |cause| cause.is::<ObjectError>() || cause.downcast_ref::<io::Error>().is_some_and(is_of_storage))
+}
+
+/// Whether one of the errors that an error of the system wraps is of this kind.
+fn has_cause(error: &io::Error, is_it: impl Fn(&(dyn Error + 'static)) -> bool) -> bool {
+    let first = error.get_ref().map(|cause| cause as &(dyn Error + 'static));
+    iter::successors(first, |&cause| cause.source()).any(is_it)
 }
 
 /// Opens a file, and waits for nothing: whoever opened a pipe as usual would wait until somebody writes into it. What it is, callers look at.
@@ -181,17 +181,10 @@ fn open_file(path: &Path) -> io::Result<File> {
 pub(crate) fn is_of_machine(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     let by_kind = matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem | Kind::OutOfMemory);
-    if by_kind || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-        return true;
-    }
-    let mut cause = error.get_ref().map(|cause| cause as &(dyn std::error::Error + 'static));
-    while let Some(error) = cause {
-        if error.is::<CacheError>() || error.downcast_ref::<io::Error>().is_some_and(is_of_machine) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    let of_process = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    by_kind
+        || of_process
+        || has_cause(error, |cause| cause.is::<CacheError>() || cause.downcast_ref::<io::Error>().is_some_and(is_of_machine))
 }
 
 impl Blob {

@@ -409,13 +409,18 @@ fn what_a_filter_leaves_out_is_counted_and_a_sidecar_that_is_no_json_is_a_fault(
     assert_eq!(report.left_out, counts(&[("excluded", 4), ("missing_field", 2)]));
 }
 
+/// A line of MMC4 that gives a sample, and its image in the folder.
+fn good_line(folder: &Path) -> String {
+    fs::create_dir(folder.join("images")).expect("a folder");
+    fs::write(folder.join("images/a.png"), to_png(&[0.5; 3 * 8 * 8], 8)).expect("an image");
+    let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
+    format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#)
+}
+
 #[test]
 fn every_bad_line_of_a_shard_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    fs::create_dir(folder.path().join("images")).expect("a folder");
-    fs::write(folder.path().join("images/a.png"), to_png(&[0.5; 3 * 8 * 8], 8)).expect("an image");
-    let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
-    let line = format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#);
+    let line = good_line(folder.path());
     let text = format!("[]\n{line}\n7\n[]\n{}", r#"{"text_list": ["a"], "image_info": []}"#);
     fs::write(folder.path().join("docs_shard_0_v2.jsonl"), text).expect("a shard");
     let (report, findings) = run(mmc4(folder.path()), folder.path());
@@ -429,10 +434,7 @@ fn every_bad_line_of_a_shard_is_named() {
 #[test]
 fn of_many_bad_lines_the_first_are_named_and_the_others_counted() {
     let folder = tempfile::tempdir().expect("a folder");
-    fs::create_dir(folder.path().join("images")).expect("a folder");
-    fs::write(folder.path().join("images/a.png"), to_png(&[0.5; 3 * 8 * 8], 8)).expect("an image");
-    let image = r#"{"image_name": "a.png", "raw_url": "u", "matched_text_index": 0, "matched_sim": 0.5}"#;
-    let line = format!(r#"{{"text_list": ["a"], "image_info": [{image}]}}"#);
+    let line = good_line(folder.path());
     let count = crate::documents::NAMED_LIMIT + 7;
     fs::write(folder.path().join("docs_shard_0_v2.jsonl"), "7\n".repeat(count) + &line).expect("a shard");
     let (report, findings) = run(mmc4(folder.path()), folder.path());

@@ -242,19 +242,24 @@ pub(crate) fn find_present_shards(
 /// The shards that a list stands for, and those of them that are not there.
 fn look_for(entries: &[String], origin: ListOrigin, threads: NonZero<usize>) -> Result<(Vec<PathBuf>, Vec<Missing>), ListError> {
     let (mut shards, mut missing) = (Vec::new(), Vec::new());
-    let mut named = HashMap::new();
+    // Where the shards of each entry end.
+    let mut ends = Vec::new();
     for (index, text) in entries.iter().enumerate() {
         let entry = Entry { origin, index, text: text.clone() };
         let paths = with_retries(index as u64, sleep, ListError::io, || resolve(&entry))?;
         missing.extend(with_retries(index as u64, sleep, ListError::io, || find_missing(&entry, &paths, threads))?);
-        for path in &paths {
-            if let Some(first) = named.insert(path.clone(), index) {
-                let first = Entry { origin, index: first, text: entries.get(first).cloned().unwrap_or_default() };
-                return Err(ListError::Twice { entries: Box::new((first, entry)), path: path.clone() });
-            }
-        }
         shards.extend(paths);
+        ends.push(shards.len());
         check_count(&shards, entry)?;
+    }
+    let mut places = HashMap::with_capacity(shards.len());
+    for (place, path) in shards.iter().enumerate() {
+        let Some(first) = places.insert(path, place) else { continue };
+        let entry = |place: usize| {
+            let index = ends.partition_point(|end| *end <= place);
+            Entry { origin, index, text: entries.get(index).cloned().unwrap_or_default() }
+        };
+        return Err(ListError::Twice { entries: Box::new((entry(first), entry(place))), path: path.clone() });
     }
     Ok((shards, missing))
 }
