@@ -11,6 +11,9 @@ use serde_json::{Map, Value, json};
 /// The field that stands for the shards' names, sizes and counts.
 pub(crate) const DATA_CONTENT: &str = "data.content";
 
+/// Fields that follow from other settings, which say more: they are looked at last.
+const DERIVED: [&str; 2] = [DATA_CONTENT, "data.shuffle.lanes"];
+
 /// What the fields of the keys of images and captions begin with.
 const SAMPLE_KEYS: &str = "data.source.keys";
 
@@ -192,10 +195,9 @@ impl Identity {
         flatten("data.shuffle.window", json!(WHOLE_SET), &mut usual);
         let of = |identity: &Self, field: &String| identity.fields.get(field).or_else(|| usual.get(field)).unwrap_or(&none).clone();
         let fields = self.fields.keys().chain(before.fields.keys().filter(|field| !self.fields.contains_key(*field)));
-        // The digest of the data depends on settings that have fields of their own: these say more.
-        let (content, settings): (Vec<_>, Vec<_>) = fields.partition(|field| *field == DATA_CONTENT);
-        for field in settings.into_iter().chain(content) {
-            if [DATA_CONTENT, "data.shuffle.lanes"].contains(&field.as_str()) && !before.fields.contains_key(field) {
+        let (derived, settings): (Vec<_>, Vec<_>) = fields.partition(|field| DERIVED.contains(&field.as_str()));
+        for field in settings.into_iter().chain(derived) {
+            if DERIVED.contains(&field.as_str()) && !before.fields.contains_key(field) {
                 continue;
             }
             let (now, was) = (of(self, field), of(before, field));
@@ -280,6 +282,7 @@ mod tests {
         check(|config| config.model.precision = Precision::Bfloat16, Some("model.precision"));
         check(|config| config.model.objective = lcl_trainer_config::Objective::Clip, Some("model.objective.kind"));
         check(|config| config.optimization.global_batch_size = 9, Some("optimization.globalBatchSize"));
+        check(|config| config.optimization.global_batch_size = 128, Some("optimization.globalBatchSize"));
         check(|config| config.optimization.seed = 9, Some("optimization.seed"));
         check(|config| config.optimization.betas = [0.9, 0.999], Some("optimization.betas"));
         check(|config| config.optimization.epsilon = 1e-8, Some("optimization.epsilon"));
