@@ -65,6 +65,11 @@ impl SkipCause {
         all
     };
 
+    /// Whether it is about a caption that the sample has.
+    pub(crate) const fn is_of_caption(self) -> bool {
+        matches!(self, Self::CaptionNotUtf8 | Self::CaptionTooLarge | Self::CaptionNotText | Self::BrokenSidecar)
+    }
+
     /// The name in metrics and logs, in snake case.
     #[must_use]
     pub const fn name(self) -> &'static str {

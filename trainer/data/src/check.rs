@@ -27,7 +27,7 @@ use serde::Serialize;
 use crate::{
     cause::RedrawCause,
     count_of,
-    dataset::{Dataset, DatasetError, Reading},
+    dataset::{Blamed, Choose, Dataset, DatasetError, Room},
     documents::{IMAGE_MISSING, NO_IMAGE_STORED},
     image::{Scratch, decode},
     index::over_all,
@@ -121,7 +121,7 @@ pub fn check(
     let chunks: Vec<u64> = (0..samples.div_ceil(CHUNK)).collect();
     let checked = over_all(threads, &chunks, |chunk| {
         let told = Told { found: &found, report: CheckReport::default() };
-        let mut checker = Checker { dataset: &dataset, lost: &lost, scratch: Scratch::new(), told };
+        let mut checker = Checker { dataset: &dataset, lost: &lost, room: Room::default(), scratch: Scratch::new(), told };
         for sample in chunk * CHUNK..samples.min((chunk + 1) * CHUNK) {
             checker.check(sample)?;
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, samples);
@@ -179,6 +179,7 @@ impl Lost {
 struct Checker<'a, F> {
     dataset: &'a Dataset,
     lost: &'a Lost,
+    room: Room,
     scratch: Scratch,
     told: Told<'a, F>,
 }
@@ -209,19 +210,21 @@ impl<F: Fn(&Finding)> Checker<'_, F> {
     }
 
     fn check_pair(&mut self, sample: u64) -> Result<(), DatasetError> {
-        let (cause, detail) = match self.dataset.read(sample)? {
-            Reading::Skipped(cause) => (cause, String::new()),
-            Reading::Sample(read) => match decode(read.image(), &mut self.scratch) {
-                Ok(_) => {
-                    self.told.report.images += 1;
-                    return Ok(());
-                }
-                Err(error) => (error.cause(), error.to_string()),
-            },
-        };
-        let blamed = self.dataset.blamed(sample, cause)?;
-        let detail = if detail.is_empty() { blamed.detail } else { detail };
-        self.tell(sample, cause.name(), (blamed.shard, blamed.member, blamed.byte), detail);
+        let unused = self.dataset.read_into(&mut self.room, sample, Choose::First, sleep)?;
+        for (cause, Blamed { shard, member, byte, detail }) in self.dataset.faults(sample, unused, &self.room)? {
+            self.tell(sample, cause.name(), (shard, member, byte), detail);
+        }
+        // With a caption that is none the image was read all the same, and another caption may be drawn for it.
+        if unused.is_some_and(|cause| !cause.is_of_caption()) {
+            return Ok(());
+        }
+        match decode(self.room.sample.image(), &mut self.scratch) {
+            Ok(_) => self.told.report.images += 1,
+            Err(error) => {
+                let (shard, member, byte) = self.dataset.member(sample)?;
+                self.tell(sample, error.cause().name(), (shard, member, byte), error.to_string());
+            }
+        }
         Ok(())
     }
 

@@ -339,14 +339,16 @@ impl Dataset {
         }
     }
 
-    /// Where the fault of a pair is that cannot be used for this cause.
-    pub(crate) fn blamed(&self, sample: u64, cause: SkipCause) -> Result<Blamed, DatasetError> {
+    /// What is wrong with a pair that was read into this room, where reading it came to this; with several captions, what is wrong with each.
+    pub(crate) fn faults(&self, sample: u64, unused: Option<SkipCause>, room: &Room) -> Result<Vec<(SkipCause, Blamed)>, DatasetError> {
         with_retries(sample, sleep, DatasetError::io, || {
             let (source, own) = self.find(sample)?;
             match &source.content {
-                Content::Pairs(pairs) => pairs.blamed(source.place(own)?, own, cause),
+                Content::Pairs(pairs) => pairs.faults(source.place(own)?, own, unused, room),
                 Content::Documents(documents) => {
-                    documents.name(own).map(|(shard, member)| Blamed { shard, member, byte: None, detail: String::new() })
+                    let (shard, member) = documents.name(own)?;
+                    let blamed = Blamed { shard, member, byte: None, detail: String::new() };
+                    Ok(unused.map(|cause| (cause, blamed)).into_iter().collect())
                 }
             }
         })

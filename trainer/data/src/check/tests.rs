@@ -380,6 +380,36 @@ fn the_member_with_the_fault_is_named_and_what_is_wrong_with_it() {
             ("no_caption", "null.json", "no text in its field `caption`"),
         ],
     );
+    // Where captions are drawn any of them may be, so that each is looked at, whichever is the first.
+    let mut shard = ShardWriter::create(&path).expect("a shard");
+    let samples: [(&str, &[u8], &[u8]); 5] = [
+        ("broken", b"a", b"{"),
+        ("number", b"a", b"{\"caption\": 7, \"alt\": [\"a\"]}"),
+        ("second", b"\xff", b"{\"caption\": \"a\"}"),
+        ("sound", b"a", b"{\"caption\": null}"),
+        ("no-image", b"\xff", b"{\"alt\": \"a\"}"),
+    ];
+    for (key, text, json) in samples {
+        let image: &[u8] = if key == "no-image" { b"none" } else { &image };
+        for (ending, bytes) in [("png", image), ("txt", text), ("json", json)] {
+            shard.append_member(key, ending, bytes).expect("a member");
+        }
+    }
+    shard.finish().expect("the shard is complete");
+    let choice = |from| CaptionChoice { from, weight: 1 };
+    let field = |name: &str| choice(CaptionFrom::Json(name.to_owned()));
+    let captions = vec![choice(CaptionFrom::Key("txt".to_owned())), field("caption"), field("alt"), field("caption")];
+    check(
+        SampleKeys { captions, ..SampleKeys::default() },
+        &[
+            ("broken_sidecar", "broken.json", "the json is no JSON object: EOF while parsing an object at line 1 column 1"),
+            ("caption_not_text", "number.json", "its field `caption` is a number, and no text"),
+            ("caption_not_text", "number.json", "its field `alt` is a list, and no text"),
+            ("caption_not_utf8", "no-image.txt", "its byte 0 is no UTF-8"),
+            ("caption_not_utf8", "second.txt", "its byte 0 is no UTF-8"),
+            ("unsupported_image", "no-image.png", "unsupported image: the file begins with [6e, 6f, 6e, 65]"),
+        ],
+    );
 }
 
 #[test]

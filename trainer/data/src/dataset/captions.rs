@@ -173,42 +173,70 @@ fn below<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').skip(1).try_fold(value, |value, name| value.get(name))
 }
 
-/// The file that is to blame where a sample has no caption for this cause, and what of it is wrong; `None` where there is no such file.
-pub(super) fn blamed(keys: &SampleKeys, texts: &[Text], cause: SkipCause) -> Option<(Extent, String)> {
-    let too_large = |text: &Text| format!("it has {} bytes, more than {CAPTION_BYTES_LIMIT}", text.extent.length);
-    let json = || file_in(keys, texts, SIDECAR_KEY).filter(|_| keys.draws_captions());
-    match cause {
-        SkipCause::CaptionTooLarge | SkipCause::CaptionNotUtf8 => {
-            let text = texts.iter().find(|text| text_in(text) == Err(cause))?;
-            let no_utf8 = |error: std::str::Utf8Error| format!("its byte {} is no UTF-8", error.valid_up_to());
-            Some((text.extent, str::from_utf8(&text.contents).err().filter(|_| text.fits()).map_or_else(|| too_large(text), no_utf8)))
-        }
-        SkipCause::BrokenSidecar => {
-            let json = json()?;
-            let none: [&str; 0] = [];
-            let detail = if json.fits() { fields_of(&json.contents, &none).err()?.to_string() } else { too_large(json) };
-            Some((json.extent, detail))
-        }
-        SkipCause::CaptionNotText => {
-            let json = json()?;
-            let paths = field_paths(keys);
-            let values = fields(keys, texts).ok()?;
-            let is_text = |value: &Value| matches!(value, Value::Null | Value::String(_));
-            let (path, value) = paths.zip(&values).find_map(|(path, value)| {
-                let value = below(value.as_ref()?, path)?;
-                (!is_text(value)).then_some((path, value))
-            })?;
-            Some((json.extent, format!("its field `{path}` is {}, and no text", kind_of(value))))
-        }
-        SkipCause::NoCaption => {
-            let blank = texts.iter().find(|text| is_blank(text)).map(|text| (text.extent, "it holds nothing but white space".to_owned()));
-            blank.or_else(|| {
-                let paths: Vec<String> = field_paths(keys).map(|path| format!("`{path}`")).collect();
-                Some((json()?.extent, format!("no text in its {} {}", if paths.len() == 1 { "field" } else { "fields" }, paths.join(", "))))
-            })
-        }
-        _ => None,
+/// What keeps a caption from being one.
+pub(super) struct Fault {
+    pub(super) cause: SkipCause,
+    /// The file to blame.
+    pub(super) extent: Extent,
+    /// What of it is wrong.
+    pub(super) detail: String,
+}
+
+/// What is wrong with each caption that a sample has, in the order of the list. That it has none is no fault of a caption.
+pub(super) fn faults(keys: &SampleKeys, texts: &[Text]) -> Vec<Fault> {
+    if !keys.draws_captions() {
+        return texts.first().and_then(fault_in).into_iter().collect();
     }
+    let fields = match fields(keys, texts) {
+        Ok(fields) => fields,
+        Err(cause) => return json_in(keys, texts).map(|json| broken(cause, json)).into_iter().collect(),
+    };
+    let mut fields = fields.iter();
+    let mut faults: Vec<Fault> = Vec::new();
+    for choice in &keys.captions {
+        let fault = match &choice.from {
+            CaptionFrom::Key(key) => file_in(keys, texts, key).and_then(fault_in),
+            CaptionFrom::Json(path) => fields.next().and_then(|field| {
+                let value = below(field.as_ref()?, path).filter(|value| !matches!(value, Value::Null | Value::String(_)))?;
+                let detail = format!("its field `{path}` is {}, and no text", kind_of(value));
+                Some(Fault { cause: SkipCause::CaptionNotText, extent: json_in(keys, texts)?.extent, detail })
+            }),
+        };
+        // A choice may be in the list twice.
+        faults.extend(fault.filter(|fault| faults.iter().all(|other| (other.extent, &other.detail) != (fault.extent, &fault.detail))));
+    }
+    faults
+}
+
+fn fault_in(text: &Text) -> Option<Fault> {
+    let cause = text_in(text).err()?;
+    let no_utf8 = |error: std::str::Utf8Error| format!("its byte {} is no UTF-8", error.valid_up_to());
+    let detail = str::from_utf8(&text.contents).err().filter(|_| text.fits()).map_or_else(|| too_large(text), no_utf8);
+    Some(Fault { cause, extent: text.extent, detail })
+}
+
+fn broken(cause: SkipCause, json: &Text) -> Fault {
+    let none: [&str; 0] = [];
+    let no_json = || fields_of(&json.contents, &none).err().map(|error| error.to_string()).unwrap_or_default();
+    Fault { cause, extent: json.extent, detail: if json.fits() { no_json() } else { too_large(json) } }
+}
+
+fn too_large(text: &Text) -> String {
+    format!("it has {} bytes, more than {CAPTION_BYTES_LIMIT}", text.extent.length)
+}
+
+fn json_in<'a>(keys: &SampleKeys, texts: &'a [Text]) -> Option<&'a Text> {
+    file_in(keys, texts, SIDECAR_KEY).filter(|_| keys.draws_captions())
+}
+
+/// The file that is to blame where a sample has no caption, and what of it is wrong; `None` where there is no such file.
+pub(super) fn blamed_for_none(keys: &SampleKeys, texts: &[Text]) -> Option<(Extent, String)> {
+    let blank = texts.iter().find(|text| is_blank(text)).map(|text| (text.extent, "it holds nothing but white space".to_owned()));
+    blank.or_else(|| {
+        let paths: Vec<String> = field_paths(keys).map(|path| format!("`{path}`")).collect();
+        let detail = format!("no text in its {} {}", if paths.len() == 1 { "field" } else { "fields" }, paths.join(", "));
+        Some((json_in(keys, texts)?.extent, detail))
+    })
 }
 
 /// Paths of the fields that captions come from.

@@ -135,49 +135,63 @@ impl Pairs {
         })
     }
 
-    /// Where the fault of a sample that cannot be used for this cause is: its shard, the member, that one's first byte, and what of it is wrong, where
-    /// there is more to say than the cause does.
-    pub(super) fn blamed(&self, at: (usize, u64), sample: u64, cause: SkipCause) -> Result<Blamed, DatasetError> {
-        use SkipCause::{BrokenSidecar, CaptionNotText, CaptionNotUtf8, CaptionTooLarge, NoCaption};
-        let ((shard, number), mut room) = (at, Room::default());
-        if !matches!(cause, NoCaption | CaptionNotUtf8 | CaptionTooLarge | CaptionNotText | BrokenSidecar) {
+    /// What is wrong with a sample that was read into this room, where reading it came to this. Of several captions every one that is none is named,
+    /// also when another one was chosen.
+    pub(super) fn faults(
+        &self,
+        at: (usize, u64),
+        sample: u64,
+        unused: Option<SkipCause>,
+        room: &Room,
+    ) -> Result<Vec<(SkipCause, Blamed)>, DatasetError> {
+        use SkipCause::NoCaption;
+        if let Some(cause) = unused.filter(|cause| *cause != NoCaption && !cause.is_of_caption()) {
             let (shard, member, byte) = self.member(at, sample)?;
-            return Ok(Blamed { shard, member, byte, detail: String::new() });
+            return Ok(vec![(cause, Blamed { shard, member, byte, detail: String::new() })]);
         }
-        let (record, path) = (self.record(sample, shard, number)?, self.path(shard));
-        let (_, key) = self.key(at, sample)?;
-        room.texts.take(&record);
-        if let Some((_, image)) = record.image.filter(|(_, image)| image.length <= IMAGE_BYTES_LIMIT) {
-            self.read_parts(shard, image, &mut room)?;
+        let faults = captions::faults(&self.keys, room.texts.get());
+        if faults.is_empty() && unused.is_none() {
+            return Ok(Vec::new());
         }
+        let (path, (_, key)) = (self.path(at.0), self.key(at, sample)?);
+        let start = self.record(sample, at.0, at.1)?.start;
         let of_key = |member: &shard::Member| {
             shard::split_name(&member.name, self.keys.separator).is_none_or(|(name, _)| String::from_utf8_lossy(name) == key)
         };
-        let members = shard::members_from(path, record.start, of_key)?;
-        let named = |member: &shard::Member, detail: String| {
+        let members = shard::members_from(path, start, of_key)?;
+        let at_byte = |extent: Extent| members.iter().find(|member| member.offset == extent.offset);
+        let blamed = |member: &shard::Member, detail: String| {
             let (shard, member, byte) = (path.to_owned(), String::from_utf8_lossy(&member.name).into_owned(), Some(member.offset));
             Blamed { shard, member, byte, detail }
         };
-        if let Some((extent, detail)) = captions::blamed(&self.keys, room.texts.get(), cause)
-            && let Some(member) = members.iter().find(|member| member.offset == extent.offset)
+        let of_sample = |detail| Blamed { shard: path.to_owned(), member: key.clone(), byte: Some(start), detail };
+        if !faults.is_empty() {
+            let named = |captions::Fault { cause, extent, detail }| match at_byte(extent) {
+                Some(member) => (cause, blamed(member, detail)),
+                None => (cause, of_sample(detail)),
+            };
+            return Ok(faults.into_iter().map(named).collect());
+        }
+        if let Some((extent, detail)) = captions::blamed_for_none(&self.keys, room.texts.get())
+            && let Some(member) = at_byte(extent)
         {
-            return Ok(named(member, detail));
+            return Ok(vec![(NoCaption, blamed(member, detail))]);
         }
         // The index has no file of a caption: it has no bytes, is a link, or is not there.
         let is_caption = |member: &&shard::Member| {
             shard::split_name(&member.name, self.keys.separator).is_some_and(|(_, ending)| self.keys.caption_number(&ending).is_some())
         };
-        Ok(match members.iter().find(is_caption) {
-            Some(member) if member.kind == MemberKind::Elsewhere => named(member, "it is a link or a sparse file".to_owned()),
-            Some(member) => named(member, "it has no bytes".to_owned()),
+        let blamed = match members.iter().find(is_caption) {
+            Some(member) if member.kind == MemberKind::Elsewhere => blamed(member, "it is a link or a sparse file".to_owned()),
+            Some(member) => blamed(member, "it has no bytes".to_owned()),
             None => {
                 let drawn: Vec<&str> = self.keys.caption_files().collect();
                 let endings = if self.keys.draws_captions() { drawn } else { self.keys.caption.iter().map(String::as_str).collect() };
                 let missing: Vec<String> = endings.iter().map(|ending| format!("{key}.{ending}")).collect();
-                let detail = format!("there is no {}", missing.join(" or "));
-                Blamed { shard: path.to_owned(), member: key, byte: Some(record.start), detail }
+                of_sample(format!("there is no {}", missing.join(" or ")))
             }
-        })
+        };
+        Ok(vec![(NoCaption, blamed)])
     }
 
     /// Reads a sample into a room; the cause when there is none.
