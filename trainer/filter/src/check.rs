@@ -58,6 +58,12 @@ pub(crate) struct Checker {
     walk: Option<([String; 2], Type)>,
 }
 
+/// The parts of `condition ? yes : no`.
+fn choice(expression: &IdedExpr) -> Option<&[IdedExpr; 3]> {
+    let Expr::Call(call) = &expression.expr else { return None };
+    (call.func_name == operators::CONDITIONAL).then(|| call.args.as_slice().try_into().ok()).flatten()
+}
+
 fn type_error(text: impl Into<String>) -> FilterError {
     FilterError::Type(text.into())
 }
@@ -78,9 +84,19 @@ impl Checker {
 
     /// A part that has to be of a type; `what` it is, for messages.
     fn of_type(&mut self, expression: &IdedExpr, wanted: Type, what: &str) -> Checked<Node> {
+        if let Some([condition, yes, no]) = choice(expression) {
+            // Whichever it comes to.
+            let condition = self.condition(condition)?;
+            let (yes, no) = (self.of_type(yes, wanted, what)?, self.of_type(no, wanted, what)?);
+            return Ok(Node::Choice(Box::new([condition, yes, no])));
+        }
         let typed = self.node(expression)?;
         self.want(&typed, wanted, what)?;
         Ok(typed.0)
+    }
+
+    fn condition(&mut self, expression: &IdedExpr) -> Checked<Node> {
+        self.of_type(expression, Type::Bool, "the condition of `?`")
     }
 
     fn want(&mut self, (node, found): &Typed, wanted: Type, what: &str) -> Checked<()> {
@@ -264,9 +280,15 @@ impl Checker {
                 (Node::Or(self.boxed(left, Type::Bool, what)?, self.boxed(right, Type::Bool, what)?), Type::Bool)
             }
             (operators::CONDITIONAL, [condition, yes, no]) => {
-                let condition = self.of_type(condition, Type::Bool, "the condition of `?`")?;
-                let ((yes, first), (no, second)) = (self.node(yes)?, self.node(no)?);
-                (Node::Choice(Box::new([condition, yes, no])), if first == second { first } else { Type::Any })
+                let condition = self.condition(condition)?;
+                let (yes, no) = (self.node(yes)?, self.node(no)?);
+                let known = if yes.1 == Type::Any { no.1 } else { yes.1 };
+                let may_be_null = [yes.1, no.1].contains(&Type::Null);
+                if known != Type::Any && !may_be_null {
+                    self.want(&yes, known, "each result of `?`")?;
+                    self.want(&no, known, "each result of `?`")?;
+                }
+                (Node::Choice(Box::new([condition, yes.0, no.0])), if may_be_null { Type::Any } else { known })
             }
             (operators::EQUALS | operators::NOT_EQUALS, [left, right]) => self.equality(name == operators::EQUALS, left, right)?,
             (operators::LESS, [left, right]) => self.comparison(Comparison::Less, left, right)?,

@@ -40,6 +40,7 @@ fn samples_pass_by_the_fields_of_their_sidecar() {
     check("flag", Ok(()));
     check("has(json.meta) && has(json.meta.alt) && !has(json.meta.none)", Ok(()));
     check("width > height ? similarity > 0.3 : similarity > 0.9", Ok(()));
+    check("(width > height ? similarity : null) != null", Ok(()));
     check("int('7') == 7 && string(width) == '256' && -width < 0 && NSFW + LICENSE == 'UNLIKELY?' && int(3.9) == 3", Ok(()));
 }
 
@@ -115,6 +116,11 @@ fn what_cannot_be_a_filter_is_refused_with_what_is_wrong() {
     check("caption.contains('a') && caption > 1", "caption is a text in one place and a number in another");
     check("size(caption) == 'a'", "a number is never equal to a text");
     check("width && height > 1 && width > 1", "width is true or false in one place and a number in another");
+    check("flag ? true : 5", "the expression must be true or false, and is a number");
+    check("flag ? (other ? 'a' : true) : true", "the expression must be true or false, and is a text");
+    check("(flag ? 1 : 'a') > 2", "each result of `?` must be a number, and is a text");
+    check("(flag ? width : 'a') > 'b' && width > 1", "width is a text in one place and a number in another");
+    check("flag ? width : true && width > 1", "width is a number in one place and true or false in another");
     check("true", "must name a field");
     check("1 < 2", "must name a field");
     check("lower(NSFW) == 'a'", "there is no `lower`");
