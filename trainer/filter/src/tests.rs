@@ -120,7 +120,7 @@ fn what_cannot_be_a_filter_is_refused_with_what_is_wrong() {
     check("flag ? (other ? 'a' : true) : true", "the expression must be true or false, and is a text");
     check("(flag ? 1 : 'a') > 2", "each result of `?` must be a number, and is a text");
     check("(flag ? width : 'a') > 'b' && width > 1", "width is a text in one place and a number in another");
-    check("flag ? width : true && width > 1", "width is a number in one place and true or false in another");
+    check("flag ? width : true && width > 1", "width is true or false in one place and a number in another");
     check("true", "must name a field");
     check("1 < 2", "must name a field");
     check("lower(NSFW) == 'a'", "there is no `lower`");
