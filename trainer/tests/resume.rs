@@ -244,18 +244,13 @@ fn a_request_to_stop_is_heard_while_a_store_hangs() -> Result<()> {
 #[test]
 fn a_second_request_ends_the_process_at_once() -> Result<()> {
     let workbench = Workbench::new(&[])?;
-    let mut run = workbench.begin("run")?;
-    // One step takes longer than the test is willing to wait for an orderly end.
-    run.config.optimization.global_batch_size = 45 * 200;
-    let running = run.start(&[])?;
-    await_condition("the event file", || {
-        let started = fs::read_dir(&run.folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with("events"));
-        Ok(started.then_some(()))
-    })?;
+    let (run, hits) = (workbench.begin("run")?, workbench.path("hits"));
+    fs::create_dir(&hits)?;
+    let mut command = Command::new(process::trainer()?);
+    // An orderly end never comes: the step that it waits for is held.
+    command.args(run.arguments(&[])?).env(fail_point::FAULTS, "before-update:hold").env(fail_point::FOLDER, &hits);
+    let running = process::start_command(command)?;
+    await_condition("a step that is held", || Ok(hits.join("0").exists().then_some(())))?;
     // Two of one kind could be taken for one.
     running.signal(Signal::TERM)?;
     running.signal(Signal::INT)?;
