@@ -1,7 +1,7 @@
 //! Interleaved documents: texts and images in their order, and the one sequence that the model sees of them.
 //!
 //! Comes in: the parts of a document ([`Document`]) and, of the model's shape, how long a sequence may be and how many tokens an image takes
-//! ([`crate::sequence::Layout`]). Goes out: a sequence, not padded, with the images that are in it ([`Composer`]).
+//! ([`crate::sequence::SequenceLimits`]). Goes out: a sequence, not padded, with the images that are in it ([`Composer`]).
 //! It must not know how documents lie on disk or how images are read, and draws no random number: which images a document has and where they
 //! stand is decided by the caller.
 

@@ -1,4 +1,4 @@
-//! The random choices of one slot and the layout that follows from them, shared by the loader and by what shows a sample.
+//! The random choices of one slot and the tokens that follow from them, shared by the loader and by what shows a sample.
 //!
 //! Comes in: (seed, step, slot), an encoded image and a caption. Goes out: the choices made. Pure.
 
@@ -7,7 +7,7 @@ use lcl_trainer_config::{AugmentationConfig, Objective};
 use crate::{
     image::{CropBox, random_resized_crop},
     random::{SlotRandom, Stream},
-    sequence::{Layout, append_caption, append_pair},
+    sequence::{SequenceLimits, append_caption, append_pair},
 };
 
 /// Largest side of the model's input in pixels; a slip of the finger beyond that would take all memory.
@@ -62,17 +62,17 @@ impl Draw {
 }
 
 /// The sequence of a caption and its image. `image_first` matters to the LCL objective only.
-pub(crate) fn tokens(caption: &[u32], image_first: bool, layout: &Layout, objective: Objective) -> Vec<i64> {
+pub(crate) fn tokens(caption: &[u32], image_first: bool, limits: &SequenceLimits, objective: Objective) -> Vec<i64> {
     let mut tokens = Vec::new();
-    append_tokens((caption, image_first), layout, objective, &mut tokens);
+    append_tokens((caption, image_first), limits, objective, &mut tokens);
     tokens
 }
 
 /// As [`tokens`], behind what is there.
-pub(crate) fn append_tokens((caption, image_first): (&[u32], bool), layout: &Layout, objective: Objective, tokens: &mut Vec<i64>) {
+pub(crate) fn append_tokens((caption, image_first): (&[u32], bool), limits: &SequenceLimits, objective: Objective, tokens: &mut Vec<i64>) {
     match objective {
-        Objective::Lcl { .. } => append_pair(caption, image_first, layout, tokens),
-        Objective::Clip => append_caption(caption, layout, tokens),
+        Objective::Lcl { .. } => append_pair(caption, image_first, limits, tokens),
+        Objective::Clip => append_caption(caption, limits, tokens),
     }
 }
 

@@ -22,7 +22,7 @@ use std::{
 
 use build::Built;
 pub use build::{IndexReport, index_shards};
-pub(crate) use build::{built, for_each_filtered, for_each_group, over_all, write_first};
+pub(crate) use build::{built, for_each_filtered, for_each_sample, over_all, write_first};
 pub use findings::{Findings, LeftOut};
 use lcl_filter::FilterError;
 use lcl_trainer_config::{Field, SampleKeys};

@@ -22,7 +22,7 @@ use crate::{
     batch::Batch,
     dataset::{Dataset, DatasetError},
     loader::{prepare::Preparer, queue::Queue},
-    sequence::LayoutError,
+    sequence::SequenceLimitsError,
 };
 
 pub use slots::Slots;
@@ -33,7 +33,7 @@ pub use stages::Stages;
 pub struct LoaderOptions {
     /// Gives image size, context length and special tokens.
     pub model: ModelShape,
-    /// Decides the token layout.
+    /// Decides what a sequence has to fit.
     pub objective: Objective,
     /// Seed of order, crops and image-first choices.
     pub seed: u64,
@@ -87,7 +87,7 @@ pub enum LoaderError {
     },
     /// The model's shape leaves no room for a sequence.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Limits(#[from] SequenceLimitsError),
     /// The system gives no further thread.
     #[error("starting data thread {number}")]
     Spawn {

@@ -1,4 +1,4 @@
-//! Token layouts of a sample: caption and image as one sequence of ids.
+//! The tokens of a sample: caption and image as one sequence of ids.
 //!
 //! Comes in: the ids of a caption ([`crate::tokenizer::Tokenizer::encode`]) and, of the model's shape, how long a sequence may be
 //! and how many tokens an image takes. Goes out: one sequence, not padded; padding to the right is the batch's matter.
@@ -14,7 +14,7 @@ const CAPTION_RESERVE: usize = 2;
 
 /// A shape in which no sequence can be laid out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LayoutError {
+pub enum SequenceLimitsError {
     /// The image alone fills the context.
     #[error(
         "{} is {context_length}, but an image takes {image_tokens} tokens and a pair {PAIR_RESERVE} more: \
@@ -42,22 +42,22 @@ pub enum LayoutError {
 
 /// What a sequence has to fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct SequenceLimits {
     context_length: usize,
     image_tokens: usize,
     special: SpecialTokens,
 }
 
-impl Layout {
-    /// The layout of a model's sequences.
-    pub fn new(shape: &ModelShape) -> Result<Self, LayoutError> {
+impl SequenceLimits {
+    /// Those of a model's sequences.
+    pub fn new(shape: &ModelShape) -> Result<Self, SequenceLimitsError> {
         let image_size = size("model.shape.vision.imageSize", shape.vision.image_size, 1)?;
         let patch_size = size("model.shape.vision.patchSize", shape.vision.patch_size, 1)?;
         let context_length = size("model.shape.text.contextLength", shape.text.context_length, CAPTION_RESERVE as i64)?;
         let side = image_size / patch_size;
         let image_tokens = side.saturating_mul(side);
         if context_length < image_tokens.saturating_add(PAIR_RESERVE) {
-            return Err(LayoutError::ContextTooShort { context_length, image_tokens });
+            return Err(SequenceLimitsError::ContextTooShort { context_length, image_tokens });
         }
         Ok(Self { context_length, image_tokens, special: shape.special_tokens })
     }
@@ -87,8 +87,8 @@ impl Layout {
     }
 }
 
-fn size(field: &'static str, value: i64, minimum: i64) -> Result<usize, LayoutError> {
-    let too_small = LayoutError::Size { field, value, minimum };
+fn size(field: &'static str, value: i64, minimum: i64) -> Result<usize, SequenceLimitsError> {
+    let too_small = SequenceLimitsError::Size { field, value, minimum };
     if value < minimum { Err(too_small) } else { usize::try_from(value).map_err(|_| too_small) }
 }
 
@@ -96,21 +96,21 @@ fn size(field: &'static str, value: i64, minimum: i64) -> Result<usize, LayoutEr
 ///
 /// The caption is cut to context − N − 4 tokens. The result has between N + 3 and context − 1 tokens.
 #[must_use]
-pub fn pair_sequence(caption: &[u32], image_first: bool, layout: &Layout) -> Vec<i64> {
+pub fn pair_sequence(caption: &[u32], image_first: bool, limits: &SequenceLimits) -> Vec<i64> {
     let mut sequence = Vec::new();
-    append_pair(caption, image_first, layout, &mut sequence);
+    append_pair(caption, image_first, limits, &mut sequence);
     sequence
 }
 
 /// As [`pair_sequence`], behind what is there.
-pub(crate) fn append_pair(caption: &[u32], image_first: bool, layout: &Layout, sequence: &mut Vec<i64>) {
-    let special = &layout.special;
-    let text = cut(caption, layout.pair_caption_limit());
+pub(crate) fn append_pair(caption: &[u32], image_first: bool, limits: &SequenceLimits, sequence: &mut Vec<i64>) {
+    let special = &limits.special;
+    let text = cut(caption, limits.pair_caption_limit());
     let image = [special.start_of_image]
         .into_iter()
-        .chain(std::iter::repeat_n(special.image_placeholder, layout.image_tokens))
+        .chain(std::iter::repeat_n(special.image_placeholder, limits.image_tokens))
         .chain([special.end_of_image]);
-    sequence.reserve(layout.image_tokens + text.len() + PAIR_RESERVE);
+    sequence.reserve(limits.image_tokens + text.len() + PAIR_RESERVE);
     if image_first {
         sequence.extend(image.chain(text).chain([special.end_of_text]));
     } else {
@@ -122,16 +122,16 @@ pub(crate) fn append_pair(caption: &[u32], image_first: bool, layout: &Layout, s
 ///
 /// The caption is cut so that `eot` still fits the context, as the reference's tokenizer cuts it.
 #[must_use]
-pub fn caption_sequence(caption: &[u32], layout: &Layout) -> Vec<i64> {
+pub fn caption_sequence(caption: &[u32], limits: &SequenceLimits) -> Vec<i64> {
     let mut sequence = Vec::new();
-    append_caption(caption, layout, &mut sequence);
+    append_caption(caption, limits, &mut sequence);
     sequence
 }
 
 /// As [`caption_sequence`], behind what is there.
-pub(crate) fn append_caption(caption: &[u32], layout: &Layout, sequence: &mut Vec<i64>) {
-    let text = cut(caption, layout.context_length - CAPTION_RESERVE);
-    let special = &layout.special;
+pub(crate) fn append_caption(caption: &[u32], limits: &SequenceLimits, sequence: &mut Vec<i64>) {
+    let text = cut(caption, limits.context_length - CAPTION_RESERVE);
+    let special = &limits.special;
     sequence.extend([special.start_of_text].into_iter().chain(text).chain([special.end_of_text]));
 }
 
@@ -162,39 +162,39 @@ mod tests {
         }
     }
 
-    fn layout(context_length: i64) -> Layout {
-        Layout::new(&shape(4, 2, context_length)).expect("four image tokens and the reserve fit")
+    fn limits(context_length: i64) -> SequenceLimits {
+        SequenceLimits::new(&shape(4, 2, context_length)).expect("four image tokens and the reserve fit")
     }
 
     #[test]
     fn a_short_pair_is_laid_out_in_either_order() {
-        let layout = layout(16);
-        assert_eq!(pair_sequence(&[1, 2], true, &layout), [SOI, IMAGE, IMAGE, IMAGE, IMAGE, EOI, 1, 2, EOT]);
-        assert_eq!(pair_sequence(&[1, 2], false, &layout), [SOT, 1, 2, SOI, IMAGE, IMAGE, IMAGE, IMAGE, EOI]);
-        assert_eq!(caption_sequence(&[1, 2], &layout), [SOT, 1, 2, EOT]);
+        let limits = limits(16);
+        assert_eq!(pair_sequence(&[1, 2], true, &limits), [SOI, IMAGE, IMAGE, IMAGE, IMAGE, EOI, 1, 2, EOT]);
+        assert_eq!(pair_sequence(&[1, 2], false, &limits), [SOT, 1, 2, SOI, IMAGE, IMAGE, IMAGE, IMAGE, EOI]);
+        assert_eq!(caption_sequence(&[1, 2], &limits), [SOT, 1, 2, EOT]);
     }
 
     #[test]
     fn a_long_caption_is_cut_to_the_context_less_the_image_and_four() {
         let caption: Vec<u32> = (1..100).collect();
-        let layout = layout(16);
-        assert_eq!(layout.pair_caption_limit(), 8);
-        let first = pair_sequence(&caption, true, &layout);
+        let limits = limits(16);
+        assert_eq!(limits.pair_caption_limit(), 8);
+        let first = pair_sequence(&caption, true, &limits);
         assert_eq!((first.len(), &first[6..14], first[14]), (15, &[1, 2, 3, 4, 5, 6, 7, 8][..], EOT));
-        let last = pair_sequence(&caption, false, &layout);
+        let last = pair_sequence(&caption, false, &limits);
         assert_eq!((last.len(), &last[1..9], last[9], last[14]), (15, &[1, 2, 3, 4, 5, 6, 7, 8][..], SOI, EOI));
-        let alone = caption_sequence(&caption, &layout);
+        let alone = caption_sequence(&caption, &limits);
         assert_eq!((alone.len(), alone[0], alone[14], alone[15]), (16, SOT, 14, EOT));
     }
 
     #[test]
     fn a_context_without_room_for_image_and_marks_is_refused_by_name() {
-        let error = Layout::new(&shape(4, 2, 7)).expect_err("seven positions hold four image tokens and three more");
-        assert_eq!(error, LayoutError::ContextTooShort { context_length: 7, image_tokens: 4 });
+        let error = SequenceLimits::new(&shape(4, 2, 7)).expect_err("seven positions hold four image tokens and three more");
+        assert_eq!(error, SequenceLimitsError::ContextTooShort { context_length: 7, image_tokens: 4 });
         assert!(error.to_string().contains("model.shape.text.contextLength is 7") && error.to_string().contains("at least 8"), "{error}");
-        let error = Layout::new(&shape(4, 0, 64)).expect_err("a patch has a size");
+        let error = SequenceLimits::new(&shape(4, 0, 64)).expect_err("a patch has a size");
         assert_eq!(error.to_string(), "spec.model.shape.vision.patchSize is 0, but must be at least 1");
-        assert_eq!(layout(8).pair_caption_limit(), 0);
+        assert_eq!(limits(8).pair_caption_limit(), 0);
     }
 
     proptest! {
@@ -202,21 +202,21 @@ mod tests {
         fn every_sequence_fits_its_context_and_keeps_the_captions_beginning(
             side in 1i64..5, extra in 0i64..40, image_first: bool, caption in prop::collection::vec(1u32..49_406, 0..80),
         ) {
-            let layout = Layout::new(&shape(side * 3, 3, side * side + 4 + extra)).expect("the reserve fits");
-            let sequence = pair_sequence(&caption, image_first, &layout);
+            let limits = SequenceLimits::new(&shape(side * 3, 3, side * side + 4 + extra)).expect("the reserve fits");
+            let sequence = pair_sequence(&caption, image_first, &limits);
             let count = |wanted: i64| sequence.iter().filter(|token| **token == wanted).count();
-            prop_assert!(sequence.len() < layout.context_length());
-            prop_assert_eq!((count(SOI), count(EOI), count(IMAGE)), (1, 1, layout.image_tokens()));
+            prop_assert!(sequence.len() < limits.context_length());
+            prop_assert_eq!((count(SOI), count(EOI), count(IMAGE)), (1, 1, limits.image_tokens()));
             prop_assert_eq!((count(SOT), count(EOT)), if image_first { (0, 1) } else { (1, 0) });
             let start = sequence.iter().position(|token| *token == SOI).expect("counted above");
-            prop_assert!(sequence[start + 1..=start + layout.image_tokens()].iter().all(|token| *token == IMAGE));
-            prop_assert_eq!(sequence[start + layout.image_tokens() + 1], EOI);
+            prop_assert!(sequence[start + 1..=start + limits.image_tokens()].iter().all(|token| *token == IMAGE));
+            prop_assert_eq!(sequence[start + limits.image_tokens() + 1], EOI);
             prop_assert_eq!(start == 0, image_first);
             let kept: Vec<u32> = sequence.iter().filter(|token| **token < SOT).map(|token| *token as u32).collect();
             prop_assert_eq!(&kept[..], &caption[..caption.len().min(extra as usize)]);
 
-            let alone = caption_sequence(&caption, &layout);
-            prop_assert_eq!(alone.len(), (caption.len() + 2).min(layout.context_length()));
+            let alone = caption_sequence(&caption, &limits);
+            prop_assert_eq!(alone.len(), (caption.len() + 2).min(limits.context_length()));
             prop_assert_eq!((alone.first(), alone.last()), (Some(&SOT), Some(&EOT)));
         }
     }

@@ -1,10 +1,10 @@
 //! `WebDataset` tar shards: finding the files in one, reading them, writing one.
 //!
 //! Comes in: the path of a tar archive (ustar, GNU long names, PAX headers). Goes out: where each member's bytes lie ([`walk`]), grouped into
-//! samples by [`group`]. It decodes nothing and keeps nothing in memory but the member at hand.
+//! samples by [`sample_files`]. It decodes nothing and keeps nothing in memory but the member at hand.
 
-mod group;
 mod list;
+mod sample_files;
 mod writer;
 
 use std::{
@@ -12,10 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use group::{Group, Grouper, ImageKind, Keyed};
-pub(crate) use group::{Role, role, split_name};
 pub use list::{Entry, ListError, ListOrigin, Missing, find_shards};
 pub(crate) use list::{find_present_shards, listable_folders, name_shards};
+pub use sample_files::{ImageKind, Keyed, SampleFiles, SampleScanner};
+pub(crate) use sample_files::{Role, role, split_name};
 pub(crate) use writer::new_file_for;
 pub use writer::{ShardWriter, WriteError};
 

@@ -1,6 +1,6 @@
 //! One sample as the model sees it, for `lcl data show`.
 //!
-//! Comes in: a shard, which sample and which transform. Goes out: caption, token layout and pixels, also as PNG. The same functions as in training
+//! Comes in: a shard, which sample and which transform. Goes out: caption, token limits and pixels, also as PNG. The same functions as in training
 //! make them. It writes no index and no file.
 
 use std::path::Path;
@@ -12,9 +12,9 @@ use crate::{
     dataset::{Choose, Dataset, DatasetError, Reading},
     draw::{self, Draw, IMAGE_SIZE_LIMIT},
     image::{CropBox, ImageError, ImageTransform, Scratch, probe, to_png},
-    index::for_each_group,
+    index::for_each_sample,
     retry::sleep,
-    sequence::{Layout, LayoutError},
+    sequence::{SequenceLimits, SequenceLimitsError},
     shard,
     tokenizer::Tokenizer,
 };
@@ -39,15 +39,15 @@ pub struct ShowOptions {
     pub keys: SampleKeys,
     /// Seed of the crop, the caption and the image-first choice.
     pub seed: u64,
-    /// Side of the transformed image in pixels; the token layout is that of `model`, whatever the size.
+    /// Side of the transformed image in pixels; the token limits is that of `model`, whatever the size.
     pub size: u32,
     /// What is done to the image.
     pub transform: ShowTransform,
     /// Decode at a reduced scale where the crop allows it, as the training option of that name does.
     pub reduced_scale_decoding: bool,
-    /// Gives the token layout.
+    /// Gives the token limits.
     pub model: ModelShape,
-    /// Decides the token layout.
+    /// Decides what a sequence has to fit.
     pub objective: Objective,
     /// Probability that the image precedes its caption.
     pub image_first_probability: f64,
@@ -88,7 +88,7 @@ pub enum ShowError {
     Dataset(#[from] DatasetError),
     /// The model's shape leaves no room for a sequence.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Limits(#[from] SequenceLimitsError),
     /// Training skips this record.
     #[error(
         "sample {sample} (`{key}`) is a bad record: {cause}; training leaves its slot empty (looked for {keys}; its files are {})",
@@ -145,7 +145,7 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
     let image = image(read.image(), draw, options).map_err(|source| ShowError::Image { sample, key: key.clone(), source })?;
     let image_first = draw.image_first(options.image_first_probability);
     let tokenizer = Tokenizer::clip();
-    let tokens = draw::tokens(&tokenizer.encode(&read.caption), image_first, &Layout::new(&options.model)?, objective);
+    let tokens = draw::tokens(&tokenizer.encode(&read.caption), image_first, &SequenceLimits::new(&options.model)?, objective);
     let names = tokenizer.describe(&tokens);
     let Image { width, height, crop, pixels, png } = image;
     Ok(Shown {
@@ -166,9 +166,9 @@ pub fn show(shard: &Path, options: &ShowOptions) -> Result<Shown, ShowError> {
 /// The extensions of the files of the sample that begins at this byte.
 fn extensions(path: &Path, keys: &SampleKeys, start: u64) -> Result<Vec<String>, DatasetError> {
     let mut found = Vec::new();
-    for_each_group(path, &shard::open(path)?, keys, |group| {
-        if group.start == start {
-            found = group.extensions.iter().map(|extension| String::from_utf8_lossy(extension).into_owned()).collect();
+    for_each_sample(path, &shard::open(path)?, keys, |files| {
+        if files.start == start {
+            found = files.extensions.iter().map(|extension| String::from_utf8_lossy(extension).into_owned()).collect();
         }
     })?;
     Ok(found)

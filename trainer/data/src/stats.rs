@@ -25,7 +25,7 @@ use crate::{
     index::over_all,
     mmc4::SlotChoices,
     retry::sleep,
-    sequence::{Layout, LayoutError},
+    sequence::{SequenceLimits, SequenceLimitsError},
     tokenizer::Tokenizer,
 };
 
@@ -43,7 +43,7 @@ const CLASSES: u64 = 8;
 pub struct StatsOptions {
     /// Gives context, and tokens of an image.
     pub model: ModelShape,
-    /// Decides the token layout.
+    /// Decides what a sequence has to fit.
     pub objective: Objective,
     /// Seed of the draws.
     pub seed: u64,
@@ -59,7 +59,7 @@ pub enum StatsError {
     Dataset(#[from] DatasetError),
     /// The model's shape leaves no room for a sequence.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Limits(#[from] SequenceLimitsError),
 }
 
 /// What a source holds.
@@ -135,7 +135,7 @@ pub fn stats(
 ) -> Result<Vec<SourceStats>, StatsError> {
     let mut endless = options.model.clone();
     endless.text.context_length = ENDLESS;
-    let layouts = (Layout::new(&options.model)?, Layout::new(&endless)?);
+    let limits = (SequenceLimits::new(&options.model)?, SequenceLimits::new(&endless)?);
     let sources = dataset.source_counts();
     let most = |samples: u64| options.most.map_or(samples, |most| samples.min(most.get()));
     let (done, all) = (AtomicU64::new(0), sources.iter().map(|source| most(source.samples)).sum());
@@ -148,7 +148,7 @@ pub fn stats(
         let chosen: Vec<u64> = (0..count).map(at).collect();
         let chunks: Vec<&[u64]> = chosen.chunks(CHUNK).collect();
         let tallies = over_all(threads, &chunks, |samples| {
-            let mut looker = Looker::new(dataset, config, options, layouts);
+            let mut looker = Looker::new(dataset, config, options, limits);
             for sample in *samples {
                 looker.look_at(*sample)?;
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1, all);
@@ -156,7 +156,7 @@ pub fn stats(
             Ok::<_, DatasetError>(looker.tally)
         })?;
         let tally = tallies.into_iter().fold(Tally::default(), Tally::and);
-        let (context, image_tokens) = (layouts.0.context_length() as u64, layouts.0.image_tokens() as u64);
+        let (context, image_tokens) = (limits.0.context_length() as u64, limits.0.image_tokens() as u64);
         found.push(SourceStats {
             source: source.name,
             shards: source.shards,
@@ -212,16 +212,16 @@ struct Looker<'a> {
     config: &'a DataConfig,
     options: &'a StatsOptions,
     /// That of the model, and one without an end.
-    layouts: (Layout, Layout),
+    limits: (SequenceLimits, SequenceLimits),
     composer: Composer,
     document: Document,
     tally: Tally,
 }
 
 impl<'a> Looker<'a> {
-    fn new(dataset: &'a Dataset, config: &'a DataConfig, options: &'a StatsOptions, layouts: (Layout, Layout)) -> Self {
+    fn new(dataset: &'a Dataset, config: &'a DataConfig, options: &'a StatsOptions, limits: (SequenceLimits, SequenceLimits)) -> Self {
         let (composer, document) = (Composer::new(Tokenizer::clip()), Document::new());
-        Self { dataset, config, options, layouts, composer, document, tally: Tally::default() }
+        Self { dataset, config, options, limits, composer, document, tally: Tally::default() }
     }
 
     fn look_at(&mut self, sample: u64) -> Result<(), DatasetError> {
@@ -244,8 +244,8 @@ impl<'a> Looker<'a> {
         let draw = Draw { seed: self.options.seed, step: 0, slot: sample };
         let image_first = draw.image_first(self.config.image_first_probability);
         let caption = Tokenizer::clip().encode(&read.caption);
-        let [cut, whole] = [self.layouts.0, self.layouts.1]
-            .map(|layout| draw::tokens(&caption, image_first, &layout, self.options.objective).len() as u64)
+        let [cut, whole] = [self.limits.0, self.limits.1]
+            .map(|limits| draw::tokens(&caption, image_first, &limits, self.options.objective).len() as u64)
             .map(|tokens| Size { tokens, images: 1 });
         self.tally.text_tokens.push(caption.len() as u64);
         self.compare(whole, cut);
@@ -267,17 +267,17 @@ impl<'a> Looker<'a> {
         if let Err(cause) = whole.document.lay_out(limit, before, &mut choices, fetch, &mut self.document)? {
             return Ok(Err(cause.name()));
         }
-        let mut size_of = |layout: &Layout| -> Result<Size, RedrawCause> {
-            let sequence = self.composer.compose(&self.document, layout)?;
+        let mut size_of = |limits: &SequenceLimits| -> Result<Size, RedrawCause> {
+            let sequence = self.composer.compose(&self.document, limits)?;
             Ok(Size { tokens: sequence.tokens.len() as u64, images: sequence.images.len() as u64 })
         };
-        let whole = match size_of(&self.layouts.1) {
+        let whole = match size_of(&self.limits.1) {
             Ok(size) => size,
             Err(cause) => return Ok(Err(cause.name())),
         };
-        let cut = size_of(&self.layouts.0);
+        let cut = size_of(&self.limits.0);
         // Without images with their marks, and the marks of the text.
-        let text = whole.tokens.saturating_sub(whole.images * (self.layouts.0.image_tokens() as u64 + 2) + 2);
+        let text = whole.tokens.saturating_sub(whole.images * (self.limits.0.image_tokens() as u64 + 2) + 2);
         self.tally.text_tokens.push(text);
         self.compare(whole, cut.unwrap_or(Size { tokens: 0, images: 0 }));
         Ok(cut.map(drop).map_err(RedrawCause::name))

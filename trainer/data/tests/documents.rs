@@ -15,7 +15,7 @@ use lcl_data::{
     document::{Composer, Document},
     image::{Scratch, decode},
     mmc4::{ImageFolders, Record, Rules, SlotChoices, choose, image_path, place, walk},
-    sequence::Layout,
+    sequence::SequenceLimits,
     shard::{ImageKind, ListOrigin, ShardWriter},
     tokenizer::Tokenizer,
 };
@@ -199,7 +199,7 @@ fn a_row_of_mmc4_is_what_the_rules_make_of_its_document() {
     let documents = documents_of(&source, &shards);
     let batches = load(&config(DataSource::Mmc4 { mmc4: source }), 8, 0..20, 96);
     check_batches(&batches, 8);
-    let layout = Layout::new(&model(96)).expect("a layout");
+    let limits = SequenceLimits::new(&model(96)).expect("a limits");
     let (mut composer, mut document, mut record, mut redrawn) = (Composer::new(Tokenizer::clip()), Document::new(), Record::new(), 0);
     for batch in &batches {
         assert!(batch.skipped.is_empty());
@@ -215,7 +215,7 @@ fn a_row_of_mmc4_is_what_the_rules_make_of_its_document() {
                 fs::read(path).is_ok_and(|bytes| decode(&bytes, &mut Scratch::new()).is_ok())
             });
             place(&record, &chosen, &rules, &mut choices, &mut document).expect("an image is readable");
-            let expected = composer.compose(&document, &layout).expect("an image fits");
+            let expected = composer.compose(&document, &limits).expect("an image fits");
             assert_eq!((batch.tokens_of(row), row.images.len()), (expected.tokens, expected.images.len()));
         }
     }

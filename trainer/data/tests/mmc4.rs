@@ -16,7 +16,7 @@ use lcl_data::{
     image::{Scratch, decode},
     mmc4::{Choices, Extent, ImageFolders, Record, Rules, choose, image_path, place, read_lines, walk},
     packed::PackedDocument,
-    sequence::Layout,
+    sequence::SequenceLimits,
     shard::{self, ListOrigin},
     tokenizer::Tokenizer,
 };
@@ -64,7 +64,7 @@ enum Outcome {
     Redraw { redraw: String },
 }
 
-fn layout(image_tokens: i64, context_length: i64) -> Result<Layout> {
+fn limits(image_tokens: i64, context_length: i64) -> Result<SequenceLimits> {
     let side = image_tokens.isqrt();
     let shape = ModelShape {
         vision: VisionShape { image_size: side, patch_size: 1, width: 8, layers: 1, heads: 1 },
@@ -73,9 +73,9 @@ fn layout(image_tokens: i64, context_length: i64) -> Result<Layout> {
         pool_heads: 1,
         special_tokens: SpecialTokens::CLIP,
     };
-    let layout = Layout::new(&shape)?;
-    ensure!(layout.image_tokens() as i64 == image_tokens, "{image_tokens} is no square");
-    Ok(layout)
+    let limits = SequenceLimits::new(&shape)?;
+    ensure!(limits.image_tokens() as i64 == image_tokens, "{image_tokens} is no square");
+    Ok(limits)
 }
 
 /// A folder of recorded documents and what is kept between cases.
@@ -127,11 +127,11 @@ impl Reader {
     }
 
     fn outcome(&mut self, case: &mut Case) -> Result<Outcome> {
-        let layout = layout(case.image_tokens, case.context)?;
+        let limits = limits(case.image_tokens, case.context)?;
         self.read_record(case.shard, case.line)?;
         ensure!(self.record.url().ends_with(&format!("/{}.html", case.document)), "{} is another document", self.record.url());
         let outcome = match self.place(&mut case.choices)? {
-            Ok(()) => self.composer.compose(&self.document, &layout).map(|sequence| Outcome::Sequence {
+            Ok(()) => self.composer.compose(&self.document, &limits).map(|sequence| Outcome::Sequence {
                 tokens: sequence.tokens.to_vec(),
                 images: sequence.images.to_vec(),
                 soi: sequence.soi.to_vec(),
@@ -249,10 +249,10 @@ fn every_recorded_document_gives_the_recorded_sequence_after_it_was_converted() 
             gone += 1;
             continue;
         };
-        let layout = layout(case.image_tokens, case.context)?;
+        let limits = limits(case.image_tokens, case.context)?;
         let fetch = |image: u32| Ok::<_, anyhow::Error>(images.contains(&image));
         let outcome = match packed.lay_out(6, 0.5, &mut case.choices, fetch, &mut document)? {
-            Ok(()) => composer.compose(&document, &layout).map(|sequence| Outcome::Sequence {
+            Ok(()) => composer.compose(&document, &limits).map(|sequence| Outcome::Sequence {
                 tokens: sequence.tokens.to_vec(),
                 images: sequence.images.to_vec(),
                 soi: sequence.soi.to_vec(),

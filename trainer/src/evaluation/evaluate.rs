@@ -9,7 +9,7 @@ use lcl_data::{
     Dataset, DatasetError,
     dataset::Reading,
     image::{ImageTransform, Scratch, to_png},
-    sequence::{Layout, LayoutError, caption_sequence},
+    sequence::{SequenceLimits, SequenceLimitsError, caption_sequence},
     shard::ListOrigin,
     tokenizer::Tokenizer,
 };
@@ -59,7 +59,7 @@ pub enum EvaluateError {
     Dataset(#[from] DatasetError),
     /// The model's sequences cannot hold a caption.
     #[error("laying out captions")]
-    Layout(#[from] LayoutError),
+    Limits(#[from] SequenceLimitsError),
     /// The keys that were asked for cannot be met.
     #[error("{option} {rule}")]
     Keys {
@@ -102,7 +102,7 @@ pub(crate) struct Opened {
     pub(crate) learner: Learner,
     pub(crate) dataset: Dataset,
     pub(crate) transform: ImageTransform,
-    pub(crate) layout: Layout,
+    pub(crate) limits: SequenceLimits,
 }
 
 /// Reads the model and opens the shards.
@@ -123,8 +123,8 @@ pub(crate) fn open(options: &EvaluateOptions) -> Result<Opened, EvaluateError> {
     let dataset = Dataset::open_from(&data, ListOrigin::Arguments)?;
     let size = trained.config.model.shape.vision.image_size;
     let transform = ImageTransform::new(u32::try_from(size).map_err(|_| EvaluateError::ImageSize { size })?);
-    let layout = Layout::new(&trained.config.model.shape)?;
-    Ok(Opened { trained, learner, dataset, transform, layout })
+    let limits = SequenceLimits::new(&trained.config.model.shape)?;
+    Ok(Opened { trained, learner, dataset, transform, limits })
 }
 
 /// The usable pairs of the shards, encoded.
@@ -138,8 +138,8 @@ struct Encoded {
 
 /// Evaluates retrieval over all usable pairs of the shards, with so many examples.
 pub fn retrieval(options: &EvaluateOptions, shown: usize) -> Result<Evaluation, EvaluateError> {
-    let Opened { trained, learner, dataset, transform, layout } = open(options)?;
-    let encoded = encode(&learner, &dataset, &transform, &layout)?;
+    let Opened { trained, learner, dataset, transform, limits } = open(options)?;
+    let encoded = encode(&learner, &dataset, &transform, &limits)?;
     if encoded.captions.is_empty() {
         return Err(EvaluateError::NoSample { samples: dataset.samples_per_pass(), causes: encoded.skipped });
     }
@@ -159,7 +159,7 @@ pub fn retrieval(options: &EvaluateOptions, shown: usize) -> Result<Evaluation, 
     })
 }
 
-fn encode(learner: &Learner, dataset: &Dataset, transform: &ImageTransform, layout: &Layout) -> Result<Encoded, EvaluateError> {
+fn encode(learner: &Learner, dataset: &Dataset, transform: &ImageTransform, limits: &SequenceLimits) -> Result<Encoded, EvaluateError> {
     let tokenizer = Tokenizer::clip();
     let mut scratch = Scratch::new();
     let mut encoded =
@@ -175,7 +175,7 @@ fn encode(learner: &Learner, dataset: &Dataset, transform: &ImageTransform, layo
                 let target = pixels.get_mut(begin..).unwrap_or_default();
                 match transform.evaluate(pair.image(), &mut scratch, target) {
                     Ok(_) => {
-                        sequences.push(caption_sequence(&tokenizer.encode(&pair.caption), layout));
+                        sequences.push(caption_sequence(&tokenizer.encode(&pair.caption), limits));
                         encoded.captions.push(pair.caption);
                         encoded.samples.push(sample);
                         None

@@ -161,9 +161,9 @@ impl<F: Fn(&Finding) + Sync> Search<'_, F> {
         self.each(&shards, report, |shard, told| {
             let look = || {
                 let mut causes = Causes::new();
-                for_each_filtered(shard, keys, |group, filtered| {
-                    let sidecar = group.sidecar.as_ref().filter(|_| filtered.cause != FilterCause::NoSidecar);
-                    let (name, byte) = sidecar.map_or((&group.key, group.start), |member| (&member.name, member.offset));
+                for_each_filtered(shard, keys, |files, filtered| {
+                    let sidecar = files.sidecar.as_ref().filter(|_| filtered.cause != FilterCause::NoSidecar);
+                    let (name, byte) = sidecar.map_or((&files.key, files.start), |member| (&member.name, member.offset));
                     if is_named(filtered.cause.name()) {
                         let place = || (String::from_utf8_lossy(name).into_owned(), Some(byte), filtered.detail.clone());
                         take(&mut causes, filtered.cause.name(), place);

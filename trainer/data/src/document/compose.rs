@@ -1,6 +1,6 @@
 //! From the parts of a document to its sequence, as the reference's reader of MMC4 lays it out.
 //!
-//! Comes in: a document and a layout. Goes out: tokens, images and where they begin. It keeps nothing between documents but buffers.
+//! Comes in: a document and what its sequence has to fit. Goes out: tokens, images and where they begin. It keeps nothing between documents but buffers.
 //!
 //! The parts are joined with one space, an image being the text of its mark, and the whole is cleaned at once. That is not the same as cleaning
 //! part by part: wrongly decoded text is repaired by what stands around it in its line, and HTML entities are left alone by the first of three
@@ -11,7 +11,7 @@ use std::{borrow::Cow, collections::HashSet};
 use super::{Document, Part};
 use crate::{
     cause::RedrawCause,
-    sequence::Layout,
+    sequence::SequenceLimits,
     tokenizer::{Tokenizer, clean},
 };
 
@@ -54,12 +54,12 @@ impl Composer {
     /// altogether: from its `soi` on there is one `eot`. One of which only `eoi` is cut off stays: `… soi img×N eot`.
     /// A text that spells a mark, before or after cleaning, is a text; the number of `soi` is always that of the images, and N times that the
     /// number of placeholders.
-    pub fn compose(&mut self, document: &Document, layout: &Layout) -> Result<Interleaved<'_>, RedrawCause> {
+    pub fn compose(&mut self, document: &Document, limits: &SequenceLimits) -> Result<Interleaved<'_>, RedrawCause> {
         if document.images().next().is_none() {
             return Err(RedrawCause::NoImageFits);
         }
-        self.lay_out(document, layout);
-        self.end(layout);
+        self.lay_out(document, limits);
+        self.end(limits);
         if self.images.is_empty() {
             return Err(RedrawCause::NoImageFits);
         }
@@ -67,8 +67,8 @@ impl Composer {
     }
 
     /// Everything but the end: `sot`, texts and images until the context is full or the document ends.
-    fn lay_out(&mut self, document: &Document, layout: &Layout) {
-        let (special, context) = (layout.special_tokens(), layout.context_length());
+    fn lay_out(&mut self, document: &Document, limits: &SequenceLimits) {
+        let (special, context) = (limits.special_tokens(), limits.context_length());
         let (cleaned, mark) = clean_with_marks(document, &mut self.joined);
         self.tokens.clear();
         self.images.clear();
@@ -83,7 +83,7 @@ impl Composer {
             self.images.push(number);
             self.soi.push(self.tokens.len());
             self.tokens.push(special.start_of_image);
-            self.tokens.extend(std::iter::repeat_n(special.image_placeholder, layout.image_tokens()));
+            self.tokens.extend(std::iter::repeat_n(special.image_placeholder, limits.image_tokens()));
             self.tokens.push(special.end_of_image);
             self.append_text(text, context);
         }
@@ -97,17 +97,17 @@ impl Composer {
     }
 
     /// Cuts at the context and ends with `eot`.
-    fn end(&mut self, layout: &Layout) {
+    fn end(&mut self, limits: &SequenceLimits) {
         // Positions before the one that `eot` has in a sequence that is cut.
-        let content = layout.context_length() - 1;
+        let content = limits.context_length() - 1;
         if self.tokens.len() > content {
-            while let Some(begin) = self.soi.pop_if(|begin| *begin + layout.image_tokens() >= content) {
+            while let Some(begin) = self.soi.pop_if(|begin| *begin + limits.image_tokens() >= content) {
                 self.images.pop();
                 self.tokens.truncate(begin);
             }
             self.tokens.truncate(content);
         }
-        self.tokens.push(layout.special_tokens().end_of_text);
+        self.tokens.push(limits.special_tokens().end_of_text);
     }
 }
 

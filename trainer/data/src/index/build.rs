@@ -27,7 +27,7 @@ use crate::{
         stamp_of, writable,
     },
     retry::{hearing, sleep, with_retries},
-    shard::{self, Group, Grouper, ShardError},
+    shard::{self, SampleFiles, SampleScanner, ShardError},
 };
 
 /// What [`index_shards`] did for one shard.
@@ -93,19 +93,19 @@ pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Buil
     let sieve = Sieve::new(shard, file, keys)?;
     let (mut records, mut collector) = (Vec::new(), Collector::new(keys));
     let mut failed = None;
-    let archives = for_each_group(shard, file, keys, |group| {
+    let archives = for_each_sample(shard, file, keys, |files| {
         if failed.is_some() {
             return;
         }
-        match sieve.judge(&group) {
+        match sieve.judge(&files) {
             Ok(Ok(())) => {
-                collector.take(&group);
-                match Record::of(&group, keys) {
+                collector.take(&files);
+                match Record::of(&files, keys) {
                     Some(record) => records.push(record),
                     None => failed = Some(ShardError::TooLarge { path: shard.to_owned() }),
                 }
             }
-            Ok(Err(filtered)) => collector.leave_out(&group, &filtered),
+            Ok(Err(filtered)) => collector.leave_out(&files, &filtered),
             Err(error) => failed = Some(error),
         }
     })?;
@@ -137,15 +137,15 @@ pub(crate) fn build(shard: &Path, file: &Blob, keys: &SampleKeys) -> Result<Buil
 }
 
 /// Calls `visit` for every sample that the filter of these keys leaves out: its key and first byte, its sidecar where it has one, and why.
-pub(crate) fn for_each_filtered(shard: &Path, keys: &SampleKeys, mut visit: impl FnMut(&Group, &Filtered)) -> Result<(), IndexError> {
+pub(crate) fn for_each_filtered(shard: &Path, keys: &SampleKeys, mut visit: impl FnMut(&SampleFiles, &Filtered)) -> Result<(), IndexError> {
     let (file, keys) = (shard::open(shard)?, &keys.of_index());
     let sieve = Sieve::new(shard, &file, keys)?;
     let mut failed = None;
-    for_each_group(shard, &file, keys, |group| {
+    for_each_sample(shard, &file, keys, |files| {
         if failed.is_none() {
-            match sieve.judge(&group) {
+            match sieve.judge(&files) {
                 Ok(Ok(())) => {}
-                Ok(Err(filtered)) => visit(&group, &filtered),
+                Ok(Err(filtered)) => visit(&files, &filtered),
                 Err(error) => failed = Some(error),
             }
         }
@@ -154,14 +154,14 @@ pub(crate) fn for_each_filtered(shard: &Path, keys: &SampleKeys, mut visit: impl
 }
 
 /// Calls `visit` for every sample of a shard, in order, and gives the number of archives in it.
-pub(crate) fn for_each_group(shard: &Path, file: &Blob, keys: &SampleKeys, mut visit: impl FnMut(Group)) -> Result<u64, ShardError> {
-    let mut grouper = Grouper::new(keys);
+pub(crate) fn for_each_sample(shard: &Path, file: &Blob, keys: &SampleKeys, mut visit: impl FnMut(SampleFiles)) -> Result<u64, ShardError> {
+    let mut scanner = SampleScanner::new(keys);
     let archives = shard::walk(shard, file, |member| {
-        if let Some(group) = grouper.push(member) {
-            visit(group);
+        if let Some(files) = scanner.push(member) {
+            visit(files);
         }
     })?;
-    grouper.finish().into_iter().for_each(visit);
+    scanner.finish().into_iter().for_each(visit);
     Ok(archives)
 }
 

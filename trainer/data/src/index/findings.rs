@@ -1,6 +1,6 @@
 //! What an index found in its shard: how many samples can be used, and why others cannot.
 //!
-//! Comes in: the shard's groups, one after the other. Goes out: [`Findings`], which the index file keeps beside its records, and sentences for
+//! Comes in: the files of the shard's samples, one sample after the other. Goes out: [`Findings`], which the index file keeps beside its records, and sentences for
 //! people. Which members count as image and caption is decided by the keys, which the findings name.
 
 use std::{
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     packed::members::is_numbered_image,
-    shard::{Group, Role, role},
+    shard::{Role, SampleFiles, role},
 };
 
 /// Most extensions that are listed. A data set has a handful; names that are no extensions would fill any list.
@@ -238,44 +238,44 @@ impl Collector {
     }
 
     /// Takes a sample that the filter leaves out. Its files are counted, and its parts may be apart, as in any other.
-    pub(super) fn leave_out(&mut self, group: &Group, Filtered { cause, detail }: &Filtered) {
+    pub(super) fn leave_out(&mut self, files: &SampleFiles, Filtered { cause, detail }: &Filtered) {
         let left_out = self.findings.filtered.entry(cause.name().to_owned()).or_insert_with(|| {
-            let key = String::from_utf8_lossy(&group.key);
+            let key = String::from_utf8_lossy(&files.key);
             let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
             LeftOut { count: 0, first: format!("{key}{detail}").chars().take(NAME_LISTED).collect() }
         });
         left_out.count += 1;
-        self.take_parts(group);
+        self.take_parts(files);
     }
 
     /// Takes the next sample.
-    pub(super) fn take(&mut self, group: &Group) {
-        let (image, caption) = (group.image.is_some(), group.caption.is_some());
+    pub(super) fn take(&mut self, files: &SampleFiles) {
+        let (image, caption) = (files.image.is_some(), files.caption.is_some());
         let findings = &mut self.findings;
         findings.samples += 1;
         findings.with_image += u64::from(image);
         findings.with_caption += u64::from(caption);
-        findings.usable += u64::from(image && caption && !group.doubled);
-        if group.doubled {
+        findings.usable += u64::from(image && caption && !files.doubled);
+        if files.doubled {
             findings.doubled += 1;
             if findings.doubled_keys.len() < DOUBLED_LISTED {
-                findings.doubled_keys.push(String::from_utf8_lossy(&group.key).chars().take(NAME_LISTED).collect());
+                findings.doubled_keys.push(String::from_utf8_lossy(&files.key).chars().take(NAME_LISTED).collect());
             }
         }
-        self.take_parts(group);
+        self.take_parts(files);
     }
 
     /// Takes the extensions of a sample's files, and which parts it lacks.
-    fn take_parts(&mut self, group: &Group) {
-        let (image, caption) = (group.image.is_some(), group.caption.is_some());
+    fn take_parts(&mut self, files: &SampleFiles) {
+        let (image, caption) = (files.image.is_some(), files.caption.is_some());
         let findings = &mut self.findings;
         let is_json = |extension: &Vec<u8>| extension == SIDECAR_KEY.as_bytes();
         let is_document = !image
-            && group.extensions.iter().any(is_json)
-            && group.extensions.iter().any(|extension| is_numbered_image(extension))
-            && group.extensions.iter().all(|extension| is_json(extension) || is_numbered_image(extension));
+            && files.extensions.iter().any(is_json)
+            && files.extensions.iter().any(|extension| is_numbered_image(extension))
+            && files.extensions.iter().all(|extension| is_json(extension) || is_numbered_image(extension));
         let mut dotted = false;
-        for extension in &group.extensions {
+        for extension in &files.extensions {
             let last = extension.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
             dotted |= last.len() < extension.len()
                 && match role(last, &findings.keys) {
@@ -291,12 +291,12 @@ impl Collector {
         if image && caption {
             return;
         }
-        findings.empty += u64::from(!caption && group.empty_caption);
+        findings.empty += u64::from(!caption && files.empty_caption);
         findings.documents += u64::from(is_document);
         findings.dotted += u64::from(dotted && !is_document);
-        findings.elsewhere += u64::from(group.elsewhere);
+        findings.elsewhere += u64::from(files.elsewhere);
         if image || caption {
-            let half = self.halves.entry(self.hasher.hash_one(&group.key)).or_default();
+            let half = self.halves.entry(self.hasher.hash_one(&files.key)).or_default();
             *half = (half.0 + 1, half.1 || image, half.2 || caption);
         }
     }
@@ -315,7 +315,7 @@ mod tests {
     use lcl_trainer_config::KeySeparator;
 
     use super::*;
-    use crate::shard::{Grouper, Member, MemberKind};
+    use crate::shard::{Member, MemberKind, SampleScanner};
 
     /// Findings of members with these names; `@` marks links.
     fn found(names: &[&str]) -> Findings {
@@ -323,16 +323,16 @@ mod tests {
     }
 
     fn found_under(keys: &SampleKeys, names: &[&str]) -> Findings {
-        let (mut grouper, mut collector) = (Grouper::new(keys), Collector::new(keys));
+        let (mut scanner, mut collector) = (SampleScanner::new(keys), Collector::new(keys));
         for name in names {
             let kind = if name.ends_with('@') { MemberKind::Elsewhere } else { MemberKind::File };
             let name = name.trim_end_matches('@').as_bytes().to_vec();
-            if let Some(group) = grouper.push(Member { kind, name, start: 0, offset: 512, length: 1 }) {
-                collector.take(&group);
+            if let Some(files) = scanner.push(Member { kind, name, start: 0, offset: 512, length: 1 }) {
+                collector.take(&files);
             }
         }
-        if let Some(group) = grouper.finish() {
-            collector.take(&group);
+        if let Some(files) = scanner.finish() {
+            collector.take(&files);
         }
         collector.finish(1)
     }
@@ -401,13 +401,13 @@ mod tests {
     #[test]
     fn a_caption_without_bytes_is_counted_as_none_and_said_to_be_empty() {
         let keys = SampleKeys::default();
-        let (mut grouper, mut collector) = (Grouper::new(&keys), Collector::new(&keys));
+        let (mut scanner, mut collector) = (SampleScanner::new(&keys), Collector::new(&keys));
         for (name, length) in [("0.jpg", 1), ("0.txt", 0), ("1.jpg", 1), ("1.txt", 1)] {
             let name = name.as_bytes().to_vec();
             let member = Member { kind: MemberKind::File, name, start: 0, offset: 512, length };
-            grouper.push(member).iter().for_each(|group| collector.take(group));
+            scanner.push(member).iter().for_each(|files| collector.take(files));
         }
-        grouper.finish().iter().for_each(|group| collector.take(group));
+        scanner.finish().iter().for_each(|files| collector.take(files));
         let found = collector.finish(1);
         assert_eq!([found.samples, found.with_caption, found.usable, found.empty], [2, 1, 1, 1]);
         assert!(found.reasons().iter().any(|reason| reason.starts_with("1 of 2 samples have a caption's file without a byte")));
@@ -435,15 +435,15 @@ mod tests {
         use FilterCause::{Excluded, MissingField, NoSidecar};
         let keys = SampleKeys { filter: Some("similarity > 0.3".to_owned()), ..SampleKeys::default() };
         let left_out = |shard: &str, causes: &[(FilterCause, &str)]| {
-            let (mut grouper, mut collector) = (Grouper::new(&keys), Collector::new(&keys));
+            let (mut scanner, mut collector) = (SampleScanner::new(&keys), Collector::new(&keys));
             let member = |name: String| Member { kind: MemberKind::File, name: name.into_bytes(), start: 0, offset: 512, length: 1 };
             for (number, (cause, detail)) in causes.iter().enumerate() {
                 let names = ["jpg", "txt"].map(|extension| format!("{shard}{number}.{extension}"));
                 for name in names {
-                    drop(grouper.push(member(name)));
+                    drop(scanner.push(member(name)));
                 }
-                let group = std::mem::replace(&mut grouper, Grouper::new(&keys)).finish().expect("a sample");
-                collector.leave_out(&group, &Filtered { cause: *cause, detail: (*detail).to_owned() });
+                let files = std::mem::replace(&mut scanner, SampleScanner::new(&keys)).finish().expect("a sample");
+                collector.leave_out(&files, &Filtered { cause: *cause, detail: (*detail).to_owned() });
             }
             collector.finish(1)
         };

@@ -8,7 +8,7 @@ use lcl_trainer_config::{KEYS_LIMIT, SampleKeys};
 use crate::{
     blob::Stamp,
     index::{Extent, Findings, Record},
-    shard::{BLOCK, Group, Keyed},
+    shard::{BLOCK, Keyed, SampleFiles},
 };
 
 /// First bytes of every index file.
@@ -118,19 +118,19 @@ const DOUBLED_BIT: u32 = 1 << 9;
 
 impl Record {
     /// What the index says of a sample, or `None` when it lies beyond the 2^32 blocks that a record can name.
-    pub(crate) fn of(group: &Group, keys: &SampleKeys) -> Option<Self> {
-        u32::try_from(group.start / BLOCK).ok()?;
+    pub(crate) fn of(files: &SampleFiles, keys: &SampleKeys) -> Option<Self> {
+        u32::try_from(files.start / BLOCK).ok()?;
         let extent = |Keyed { member, .. }: &Keyed| {
             u32::try_from(member.offset / BLOCK).ok()?;
             // A member of 4 GiB or more is beyond every limit of the reader; that is all that has to be known of it.
             Some(Extent { offset: member.offset, length: u32::try_from(member.length).unwrap_or(u32::MAX) })
         };
-        let image = match &group.image {
+        let image = match &files.image {
             Some(image) => Some((image.key, extent(image)?)),
             None => None,
         };
-        let text = |number: usize| group.texts.iter().find(|text| usize::from(text.key) == number);
-        let caption = if keys.draws_captions() { text(0) } else { group.caption.as_ref() };
+        let text = |number: usize| files.texts.iter().find(|text| usize::from(text.key) == number);
+        let caption = if keys.draws_captions() { text(0) } else { files.caption.as_ref() };
         let caption = match caption {
             Some(caption) => Some(extent(caption)?),
             None => None,
@@ -142,7 +142,7 @@ impl Record {
                 None => None,
             });
         }
-        Some(Self { start: group.start, image, caption, others, doubled: group.doubled })
+        Some(Self { start: files.start, image, caption, others, doubled: files.doubled })
     }
 
     /// Bytes of record `number` of the index with the header of this seal.

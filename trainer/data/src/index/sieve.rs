@@ -11,7 +11,7 @@ use lcl_trainer_config::SampleKeys;
 use crate::{
     blob::Blob,
     index::IndexError,
-    shard::{Group, Member, ShardError},
+    shard::{Member, SampleFiles, ShardError},
 };
 
 /// The filter of a shard.
@@ -32,9 +32,9 @@ impl<'a> Sieve<'a> {
     }
 
     /// Whether a sample passes. One with two members of a name does: nobody knows which sidecar is its own, and it is counted as what it is.
-    pub(super) fn judge(&self, group: &Group) -> Result<Result<(), Filtered>, ShardError> {
-        let Some(filter) = self.filter.as_ref().filter(|_| !group.doubled) else { return Ok(Ok(())) };
-        let Some(sidecar) = &group.sidecar else { return Ok(filter.judge(None)) };
+    pub(super) fn judge(&self, files: &SampleFiles) -> Result<Result<(), Filtered>, ShardError> {
+        let Some(filter) = self.filter.as_ref().filter(|_| !files.doubled) else { return Ok(Ok(())) };
+        let Some(sidecar) = &files.sidecar else { return Ok(filter.judge(None)) };
         if sidecar.length > u64::from(SIDECAR_BYTES_LIMIT) {
             let detail = format!("the json has {} bytes, more than {SIDECAR_BYTES_LIMIT}", sidecar.length);
             return Ok(Err(Filtered { cause: FilterCause::BrokenSidecar, detail }));

@@ -21,7 +21,7 @@ use crate::{
     mmc4::SlotChoices,
     order::{Location, Orders},
     retry::Stop,
-    sequence::Layout,
+    sequence::SequenceLimits,
     tokenizer::Tokenizer,
 };
 
@@ -33,7 +33,7 @@ pub(super) struct Preparer {
     dataset: Arc<Dataset>,
     order: Orders,
     tokenizer: Tokenizer,
-    layout: Layout,
+    limits: SequenceLimits,
     transform: ImageTransform,
     config: DataConfig,
     options: LoaderOptions,
@@ -71,13 +71,13 @@ impl Preparer {
             rule: "must lie in 1..=16384",
         })?;
         let transform = ImageTransform { reduced_scale_decoding: config.reduced_scale_decoding, ..ImageTransform::new(size) };
-        let layout = Layout::new(&options.model)?;
+        let limits = SequenceLimits::new(&options.model)?;
         if dataset.has_documents() && options.objective == Objective::Clip {
             let rule = "must be lcl for documents: their images have no caption of their own";
             return Err(LoaderError::Setting { field: "model.objective.kind", value: "clip".to_owned(), rule });
         }
         let order = dataset.order(options.seed, options.global_batch_size);
-        Ok(Self { dataset, order, tokenizer: Tokenizer::clip(), layout, transform, config: config.clone(), options })
+        Ok(Self { dataset, order, tokenizer: Tokenizer::clip(), limits, transform, config: config.clone(), options })
     }
 
     pub(super) fn options(&self) -> &LoaderOptions {
@@ -176,7 +176,7 @@ impl Preparer {
         let Buffers { room, cleaned, ids, .. } = buffers;
         ids.clear();
         self.tokenizer.append(&room.sample.caption, cleaned, ids);
-        draw::append_tokens((ids, image_first), &self.layout, self.options.objective, &mut tokens);
+        draw::append_tokens((ids, image_first), &self.limits, self.options.objective, &mut tokens);
         let tolerated = tolerated.into_iter().collect();
         buffers.stages.compose += watch.lap();
         Ok(Prepared::Row(Content { slot, pass, sample, used: sample, redrawn: None, tokens, pixels, images: 1, tolerated }))
@@ -258,7 +258,7 @@ impl Preparer {
         if let Err(cause) = found {
             return Ok(Err(cause));
         }
-        let sequence = match composer.compose(document, &self.layout) {
+        let sequence = match composer.compose(document, &self.limits) {
             Ok(sequence) => sequence,
             Err(cause) => return Ok(Err(cause)),
         };

@@ -91,7 +91,7 @@ pub(crate) fn index_file_with(
     for row_group in 0..file.row_groups() {
         let group = with_retries(row_group as u64, sleep, ObelicsError::io, || {
             let (samples, left_out, findings) = (Vec::new(), Vec::new(), FileFindings::default());
-            let mut group = Group { number: row_group, split, row: 0, samples, left_out, findings };
+            let mut group = RowGroup { number: row_group, split, row: 0, samples, left_out, findings };
             file.for_each_batch(row_group, BATCH_ROWS, |rows| rows.iter().try_for_each(|row| group.take(row, &mut is_stored)))?;
             Ok::<_, ObelicsError>(group)
         })?;
@@ -102,7 +102,7 @@ pub(crate) fn index_file_with(
 }
 
 /// A row group that is looked through.
-struct Group {
+struct RowGroup {
     number: usize,
     split: bool,
     /// Number of the next row.
@@ -112,7 +112,7 @@ struct Group {
     findings: FileFindings,
 }
 
-impl Group {
+impl RowGroup {
     fn take(&mut self, row: &Row, is_stored: &mut impl FnMut(&str) -> Result<bool, StoreError>) -> Result<(), ObelicsError> {
         let number = self.row;
         self.row += 1;

@@ -11,7 +11,7 @@ use std::{
 use lcl_trainer_config::KeySeparator;
 use tempfile::NamedTempFile;
 
-use crate::shard::{ImageKind, group::split_name};
+use crate::shard::{ImageKind, sample_files::split_name};
 
 /// A shard cannot be written.
 #[derive(Debug, thiserror::Error)]

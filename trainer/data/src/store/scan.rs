@@ -11,8 +11,8 @@ use serde::Deserialize;
 use crate::{
     blob::{Blob, Stamp},
     dataset::IMAGE_BYTES_LIMIT,
-    index::{Extent, for_each_group, stamp_of},
-    shard::{self, Group, Keyed, Member, ShardError},
+    index::{Extent, for_each_sample, stamp_of},
+    shard::{self, Keyed, Member, SampleFiles, ShardError},
     store::{
         StoreError,
         record::{Hash, Record, digest},
@@ -81,14 +81,14 @@ fn keys() -> SampleKeys {
 /// Reads a shard to its end, for what is wrong with it. `left_out` gets the cause of every sample that gives no record, what it is called in the
 /// shard, and its byte there.
 pub(crate) fn check_shard(path: &Path, mut left_out: impl FnMut(LeftOut, String, u64)) -> Result<(), StoreError> {
-    let named = |cause: LeftOut, group: &Group| {
-        let key = || (String::from_utf8_lossy(&group.key).into_owned(), group.start);
+    let named = |cause: LeftOut, files: &SampleFiles| {
+        let key = || (String::from_utf8_lossy(&files.key).into_owned(), files.start);
         let member = |keyed: &Option<Keyed>| {
             keyed.as_ref().map_or_else(key, |Keyed { member, .. }| (String::from_utf8_lossy(&member.name).into_owned(), member.offset))
         };
         let (name, byte) = match cause {
-            LeftOut::MetadataTooLarge | LeftOut::MetadataDamaged | LeftOut::NoAddress => member(&group.caption),
-            LeftOut::ImageTooLarge => member(&group.image),
+            LeftOut::MetadataTooLarge | LeftOut::MetadataDamaged | LeftOut::NoAddress => member(&files.caption),
+            LeftOut::ImageTooLarge => member(&files.image),
             LeftOut::NoImage | LeftOut::NoMetadata | LeftOut::DoubledMember => key(),
         };
         left_out(cause, name, byte);
@@ -99,8 +99,8 @@ pub(crate) fn check_shard(path: &Path, mut left_out: impl FnMut(LeftOut, String,
 /// Calls `visit` for every image of shard `number` that has an address, in the shard's order.
 pub(crate) fn scan(path: &Path, number: u32, hash: Hash, visit: impl FnMut(Record)) -> Result<Scanned, StoreError> {
     let mut left_out: BTreeMap<LeftOut, (u64, String)> = BTreeMap::new();
-    let stamp = scan_with(path, number, hash, visit, |cause, group| {
-        left_out.entry(cause).or_insert_with(|| (0, String::from_utf8_lossy(&group.key).into_owned())).0 += 1;
+    let stamp = scan_with(path, number, hash, visit, |cause, files| {
+        left_out.entry(cause).or_insert_with(|| (0, String::from_utf8_lossy(&files.key).into_owned())).0 += 1;
     })?;
     Ok(Scanned { stamp, left_out })
 }
@@ -110,18 +110,18 @@ fn scan_with(
     number: u32,
     hash: Hash,
     mut visit: impl FnMut(Record),
-    mut left_out: impl FnMut(LeftOut, &Group),
+    mut left_out: impl FnMut(LeftOut, &SampleFiles),
 ) -> Result<Stamp, StoreError> {
     let file = shard::open(path)?;
     let stamp = stamp_of(path, &file)?;
     let mut failed = None;
-    for_each_group(path, &file, &keys(), |group| {
+    for_each_sample(path, &file, &keys(), |files| {
         if failed.is_some() {
             return;
         }
-        match record_of(&Shard { path, file: &file, number, hash }, &group) {
+        match record_of(&Shard { path, file: &file, number, hash }, &files) {
             Ok(Ok(record)) => visit(record),
-            Ok(Err(cause)) => left_out(cause, &group),
+            Ok(Err(cause)) => left_out(cause, &files),
             Err(error) => failed = Some(error),
         }
     })?;
@@ -139,12 +139,12 @@ struct Shard<'a> {
     hash: Hash,
 }
 
-fn record_of(shard: &Shard, group: &Group) -> Result<Result<Record, LeftOut>, ShardError> {
-    if group.doubled {
+fn record_of(shard: &Shard, files: &SampleFiles) -> Result<Result<Record, LeftOut>, ShardError> {
+    if files.doubled {
         return Ok(Err(LeftOut::DoubledMember));
     }
-    let Some(image) = &group.image else { return Ok(Err(LeftOut::NoImage)) };
-    let Some(metadata) = &group.caption else { return Ok(Err(LeftOut::NoMetadata)) };
+    let Some(image) = &files.image else { return Ok(Err(LeftOut::NoImage)) };
+    let Some(metadata) = &files.caption else { return Ok(Err(LeftOut::NoMetadata)) };
     let Some(length) = u32::try_from(image.member.length).ok().filter(|length| *length <= IMAGE_BYTES_LIMIT) else {
         return Ok(Err(LeftOut::ImageTooLarge));
     };

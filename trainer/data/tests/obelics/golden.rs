@@ -15,7 +15,7 @@ use lcl_data::{
     document::{Composer, Document},
     image::{self, Scratch},
     obelics::{DocumentFile, Documents, FileFindings, IMAGES_KEPT, ObelicsError, Part, SampleAt, StretchAt, index_file, select_images},
-    sequence::Layout,
+    sequence::SequenceLimits,
     shard,
     store::{AddressTable, BuildOptions, Place, build_table},
     tokenizer::Tokenizer,
@@ -224,15 +224,15 @@ fn the_stretches_with_a_stored_image_are_the_samples() {
     assert_eq!(totals.samples, stretches.iter().filter(|images| **images > 0).count() as u64);
 }
 
-/// The layout with so many placeholders an image and so long sequences.
-fn layout(recorded: &Value) -> Layout {
+/// The limits with so many placeholders an image and so long sequences.
+fn limits(recorded: &Value) -> SequenceLimits {
     let mut shape = Preset::Tiny.shape();
     let side = number(&recorded["image_tokens"]).isqrt() as i64;
     (shape.vision.image_size, shape.vision.patch_size) = (side * 8, 8);
     shape.text.context_length = number(&recorded["context"]) as i64;
-    let layout = Layout::new(&shape).expect("a layout");
-    assert_eq!((layout.image_tokens(), layout.context_length()), (number(&recorded["image_tokens"]), number(&recorded["context"])));
-    layout
+    let limits = SequenceLimits::new(&shape).expect("a limits");
+    assert_eq!((limits.image_tokens(), limits.context_length()), (number(&recorded["image_tokens"]), number(&recorded["context"])));
+    limits
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn every_stretch_gives_the_recorded_sequence() {
     for document in &golden.documents {
         let at = locate(document, &opened);
         for recorded in document["samples"].as_array().expect("a list") {
-            let layout = layout(recorded);
+            let limits = limits(recorded);
             let stretches = recorded["of_each_part"].as_array().expect("a list");
             assert_eq!(stretches.len(), ends(document) + 1);
             for (stretch, expected) in (0..).zip(stretches) {
@@ -255,7 +255,7 @@ fn every_stretch_gives_the_recorded_sequence() {
                     Ok::<_, lcl_data::store::StoreError>(decodes.then(|| address.to_owned()))
                 };
                 let addresses = select_images(&parts, Some(IMAGES_KEPT), readable, &mut interleaved).expect("the table is read");
-                let found = composer.compose(&interleaved, &layout).ok().map(|sequence| {
+                let found = composer.compose(&interleaved, &limits).ok().map(|sequence| {
                     let images: Vec<&str> = sequence.images.iter().map(|number| addresses[*number as usize].as_str()).collect();
                     (sequence.tokens.to_vec(), images)
                 });
@@ -264,7 +264,7 @@ fn every_stretch_gives_the_recorded_sequence() {
                         expected["tokens"].as_array().expect("a list").iter().map(|token| token.as_i64().expect("an id")).collect();
                     (tokens, expected["images"].as_array().expect("a list").iter().map(text).collect())
                 });
-                assert_eq!(found, expected, "{} {stretch} {layout:?}", name(document));
+                assert_eq!(found, expected, "{} {stretch} {limits:?}", name(document));
                 compared += 1;
             }
         }

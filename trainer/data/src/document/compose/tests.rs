@@ -9,8 +9,8 @@ const IMAGE: i64 = 49_408;
 const SOI: i64 = 49_409;
 const EOI: i64 = 49_410;
 
-/// A layout with `side`² tokens an image.
-fn layout(side: i64, context_length: i64) -> Layout {
+/// With `side`² tokens an image.
+fn limits(side: i64, context_length: i64) -> SequenceLimits {
     let shape = ModelShape {
         vision: VisionShape { image_size: side, patch_size: 1, width: 8, layers: 1, heads: 1 },
         text: TextShape { width: 8, layers: 1, heads: 1, context_length, vocab_size: 49_411 },
@@ -18,7 +18,7 @@ fn layout(side: i64, context_length: i64) -> Layout {
         pool_heads: 1,
         special_tokens: SpecialTokens::CLIP,
     };
-    Layout::new(&shape).expect("the context holds an image")
+    SequenceLimits::new(&shape).expect("the context holds an image")
 }
 
 /// A part in tests: a text, or the number of an image.
@@ -54,15 +54,15 @@ fn written(text: &str) -> Vec<Is> {
 /// Tokens, images and where they begin.
 type Outcome = Result<(Vec<i64>, Vec<u32>, Vec<usize>), RedrawCause>;
 
-fn composed(parts: &[Is], layout: &Layout) -> Outcome {
+fn composed(parts: &[Is], limits: &SequenceLimits) -> Outcome {
     Composer::new(Tokenizer::clip())
-        .compose(&document(parts), layout)
+        .compose(&document(parts), limits)
         .map(|sequence| (sequence.tokens.to_vec(), sequence.images.to_vec(), sequence.soi.to_vec()))
 }
 
 /// The rules once more, on the whole sequence and with the reference's full marks. Only for texts that spell no mark.
-fn stated(parts: &[Is], layout: &Layout) -> Outcome {
-    let mark = format!("<start_of_img>{}<end_of_img>", "<img_placehold>".repeat(layout.image_tokens()));
+fn stated(parts: &[Is], limits: &SequenceLimits) -> Outcome {
+    let mark = format!("<start_of_img>{}<end_of_img>", "<img_placehold>".repeat(limits.image_tokens()));
     let numbers: Vec<u32> = document(parts).images().collect();
     let mut joined = String::new();
     join(&document(parts), &mark, &mut joined);
@@ -71,7 +71,7 @@ fn stated(parts: &[Is], layout: &Layout) -> Outcome {
     for (index, text) in cleaned.split(&mark).enumerate() {
         if index > 0 {
             tokens.push(SOI);
-            tokens.resize(tokens.len() + layout.image_tokens(), IMAGE);
+            tokens.resize(tokens.len() + limits.image_tokens(), IMAGE);
             tokens.push(EOI);
         }
         let mut ids = Vec::new();
@@ -80,13 +80,13 @@ fn stated(parts: &[Is], layout: &Layout) -> Outcome {
     }
     tokens.push(EOT);
     assert_eq!(tokens.iter().filter(|token| **token == SOI).count(), numbers.len());
-    if tokens.len() > layout.context_length() {
-        tokens.truncate(layout.context_length());
+    if tokens.len() > limits.context_length() {
+        tokens.truncate(limits.context_length());
         let last = tokens.len() - 1;
         tokens[last] = EOT;
         if let Some(begin) = tokens.iter().rposition(|token| *token == SOI) {
             let placeholders = tokens[begin..].iter().filter(|token| **token == IMAGE).count();
-            if placeholders < layout.image_tokens() {
+            if placeholders < limits.image_tokens() {
                 tokens.truncate(begin);
                 tokens.push(EOT);
             }
@@ -98,28 +98,28 @@ fn stated(parts: &[Is], layout: &Layout) -> Outcome {
 
 #[test]
 fn texts_and_images_are_laid_out_in_their_order() {
-    let (tokens, images, soi) = composed(&written("A cat. [8] [3] A dog."), &layout(1, 64)).expect("all fits");
+    let (tokens, images, soi) = composed(&written("A cat. [8] [3] A dog."), &limits(1, 64)).expect("all fits");
     assert_eq!(tokens, [SOT, 320, 2368, 269, SOI, IMAGE, EOI, SOI, IMAGE, EOI, 320, 1929, 269, EOT]);
     assert_eq!((images, soi), (vec![8, 3], vec![4, 7]));
 }
 
 #[test]
 fn a_leading_image_begins_behind_the_start_of_the_text() {
-    let (tokens, _, soi) = composed(&written("[0] a cat"), &layout(2, 64)).expect("all fits");
+    let (tokens, _, soi) = composed(&written("[0] a cat"), &limits(2, 64)).expect("all fits");
     assert_eq!((&tokens[..3], soi), (&[SOT, SOI, IMAGE][..], vec![1]));
 }
 
 #[test]
 fn an_image_alone_is_a_document() {
     for parts in [written("[5]"), vec![Is::Text(String::new()), Is::Image(5), Is::Text(" \n\t".to_owned())]] {
-        assert_eq!(composed(&parts, &layout(1, 8)), Ok((vec![SOT, SOI, IMAGE, EOI, EOT], vec![5], vec![1])));
+        assert_eq!(composed(&parts, &limits(1, 8)), Ok((vec![SOT, SOI, IMAGE, EOI, EOT], vec![5], vec![1])));
     }
 }
 
 #[test]
 fn a_document_without_an_image_is_no_sequence() {
     for parts in [vec![], written("only words"), written("<start_of_img>")] {
-        assert_eq!(composed(&parts, &layout(1, 8)), Err(RedrawCause::NoImageFits));
+        assert_eq!(composed(&parts, &limits(1, 8)), Err(RedrawCause::NoImageFits));
     }
 }
 
@@ -129,19 +129,19 @@ fn the_cut_keeps_an_image_exactly_as_long_as_its_placeholders_fit() {
     let parts = written("a [0] cat");
     let all = vec![SOT, 320, SOI, IMAGE, IMAGE, IMAGE, IMAGE, EOI, 2368, EOT];
     for context in [10, 11] {
-        assert_eq!(composed(&parts, &layout(2, context)), Ok((all.clone(), vec![0], vec![2])));
+        assert_eq!(composed(&parts, &limits(2, context)), Ok((all.clone(), vec![0], vec![2])));
     }
     let word_is_cut = [&all[..8], &[EOT]].concat();
-    assert_eq!(composed(&parts, &layout(2, 9)), Ok((word_is_cut, vec![0], vec![2])));
+    assert_eq!(composed(&parts, &limits(2, 9)), Ok((word_is_cut, vec![0], vec![2])));
     let end_mark_is_cut = [&all[..7], &[EOT]].concat();
-    assert_eq!(composed(&parts, &layout(2, 8)), Ok((end_mark_is_cut, vec![0], vec![2])));
-    assert_eq!(composed(&written("a b [0] cat"), &layout(2, 8)), Err(RedrawCause::NoImageFits));
+    assert_eq!(composed(&parts, &limits(2, 8)), Ok((end_mark_is_cut, vec![0], vec![2])));
+    assert_eq!(composed(&written("a b [0] cat"), &limits(2, 8)), Err(RedrawCause::NoImageFits));
 }
 
 #[test]
 fn an_image_that_is_cut_becomes_one_end_of_text_and_those_before_it_stay() {
     for context in [11, 12, 13, 14] {
-        let (tokens, images, soi) = composed(&written("[4] a [9] cat"), &layout(2, context)).expect("the first image fits");
+        let (tokens, images, soi) = composed(&written("[4] a [9] cat"), &limits(2, context)).expect("the first image fits");
         if context < 14 {
             assert_eq!(tokens, [SOT, SOI, IMAGE, IMAGE, IMAGE, IMAGE, EOI, 320, EOT], "{context}");
             assert_eq!((images, soi), (vec![4], vec![1]));
@@ -153,14 +153,14 @@ fn an_image_that_is_cut_becomes_one_end_of_text_and_those_before_it_stay() {
 
 #[test]
 fn a_text_that_fills_the_context_leaves_room_for_the_end_alone() {
-    let (tokens, ..) = composed(&[Is::Image(0), Is::Text("cat ".repeat(100))], &layout(1, 16)).expect("the image is first");
+    let (tokens, ..) = composed(&[Is::Image(0), Is::Text("cat ".repeat(100))], &limits(1, 16)).expect("the image is first");
     assert_eq!((tokens.len(), tokens[14], tokens[15]), (16, 2368, EOT));
 }
 
 /// Entities: what they become depends on the other parts.
 #[test]
 fn the_whole_document_is_cleaned_at_once() {
-    let ids = |parts: &[Is]| composed(parts, &layout(1, 64)).expect("all fits").0;
+    let ids = |parts: &[Is]| composed(parts, &limits(1, 64)).expect("all fits").0;
     let apart = |text: &str| {
         let mut ids: Vec<u32> = Vec::new();
         Tokenizer::clip().append_cleaned(text, usize::MAX, &mut ids);
@@ -186,7 +186,7 @@ fn a_text_that_spells_a_mark_stays_a_text() {
         "<start_of_img> &lt;IMG0&gt;",
     ] {
         let parts = [Is::Text(text.to_owned()), Is::Image(6), Is::Text(text.to_owned()), Is::Image(2)];
-        let (tokens, images, soi) = composed(&parts, &layout(2, 256)).expect("all fits");
+        let (tokens, images, soi) = composed(&parts, &limits(2, 256)).expect("all fits");
         assert_eq!(images, [6, 2], "{text}");
         assert_eq!(soi, (0..tokens.len()).filter(|at| tokens[*at] == SOI).collect::<Vec<_>>(), "{text}");
         assert_eq!(tokens.iter().filter(|token| **token == IMAGE).count(), 8, "{text}");
@@ -211,7 +211,7 @@ fn the_free_mark_is_none_that_the_text_has() {
 fn a_text_of_nothing_but_marks_costs_no_more_than_others() {
     let marks: String = (0..60_000).flat_map(|number| ["<img".to_owned(), number.to_string(), ">".to_owned()]).collect();
     let text = format!("<start_of_img>{marks}{}", "<img".repeat(100_000));
-    let (_, images, soi) = composed(&[Is::Image(0), Is::Text(text)], &layout(1, 2048)).expect("the image is first");
+    let (_, images, soi) = composed(&[Is::Image(0), Is::Text(text)], &limits(1, 2048)).expect("the image is first");
     assert_eq!((images, soi), (vec![0], vec![1]));
 }
 
@@ -263,17 +263,17 @@ proptest! {
 
     #[test]
     fn images_and_their_tokens_agree_whatever_the_texts_say(parts in parts(any_text()), side in 1i64..4, slack in 0i64..60) {
-        let layout = layout(side, side * side + 4 + slack);
+        let limits = limits(side, side * side + 4 + slack);
         let all: Vec<u32> = document(&parts).images().collect();
-        let Ok((tokens, images, soi)) = composed(&parts, &layout) else { return Ok(()) };
+        let Ok((tokens, images, soi)) = composed(&parts, &limits) else { return Ok(()) };
         let count = |wanted: i64| tokens.iter().filter(|token| **token == wanted).count();
         prop_assert!(!images.is_empty() && all.starts_with(&images));
-        prop_assert_eq!((count(SOI), count(IMAGE)), (images.len(), images.len() * layout.image_tokens()));
-        prop_assert!(tokens.len() <= layout.context_length());
+        prop_assert_eq!((count(SOI), count(IMAGE)), (images.len(), images.len() * limits.image_tokens()));
+        prop_assert!(tokens.len() <= limits.context_length());
         prop_assert_eq!((tokens[0], tokens[tokens.len() - 1]), (SOT, EOT));
         prop_assert_eq!(&soi, &(0..tokens.len()).filter(|at| tokens[*at] == SOI).collect::<Vec<_>>());
         for begin in soi {
-            let end = begin + 1 + layout.image_tokens();
+            let end = begin + 1 + limits.image_tokens();
             prop_assert!(begin > 0 && tokens[begin + 1..end].iter().all(|token| *token == IMAGE));
             prop_assert!(tokens[end] == EOI || tokens[end] == EOT && end + 1 == tokens.len());
         }
@@ -281,9 +281,9 @@ proptest! {
 
     #[test]
     fn the_sequence_is_that_of_the_rules_stated_on_the_whole(parts in parts(plain_text()), side in 1i64..4, slack in 0i64..60) {
-        let layout = layout(side, side * side + 4 + slack);
+        let limits = limits(side, side * side + 4 + slack);
         if document(&parts).images().next().is_some() {
-            prop_assert_eq!(composed(&parts, &layout), stated(&parts, &layout));
+            prop_assert_eq!(composed(&parts, &limits), stated(&parts, &limits));
         }
     }
 
@@ -303,11 +303,11 @@ proptest! {
 
     #[test]
     fn a_used_composer_composes_like_a_new_one(first in parts(any_text()), second in parts(any_text())) {
-        let layout = layout(2, 24);
+        let limits = limits(2, 24);
         let mut composer = Composer::new(Tokenizer::clip());
-        let _ = composer.compose(&document(&first), &layout);
-        let again = composer.compose(&document(&second), &layout);
+        let _ = composer.compose(&document(&first), &limits);
+        let again = composer.compose(&document(&second), &limits);
         let again = again.map(|sequence| (sequence.tokens.to_vec(), sequence.images.to_vec(), sequence.soi.to_vec()));
-        prop_assert_eq!(again, composed(&second, &layout));
+        prop_assert_eq!(again, composed(&second, &limits));
     }
 }

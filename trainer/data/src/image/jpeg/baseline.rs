@@ -56,14 +56,14 @@ impl Baseline {
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
     fn decode_here(&mut self, bytes: &[u8], reduction: usize, wanted: CropBox, lines: &mut dyn Lines) -> Option<()> {
         let header = header::read(bytes, &mut self.tables)?;
-        let layout = Layout::new(&header, reduction);
+        let geometry = Geometry::new(&header, reduction);
         self.data.unpack(header.data)?;
-        self.decode_bands(&header, &layout, wanted, lines)
+        self.decode_bands(&header, &geometry, wanted, lines)
     }
 }
 
 /// How the image is divided.
-struct Layout {
+struct Geometry {
     /// Columns and rows of the image at its reduced size.
     width: usize,
     height: usize,
@@ -75,7 +75,7 @@ struct Layout {
     reduction: usize,
 }
 
-impl Layout {
+impl Geometry {
     fn new(header: &Header<'_>, reduction: usize) -> Self {
         let least = 8 / reduction;
         let first = header.components.0[0];
@@ -109,13 +109,13 @@ type Part<'a> = ((&'a Codes, &'a Codes), Factors);
 impl Baseline {
     /// Reads all blocks, a row of units after the other, and transforms and colours what is wanted.
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn decode_bands(&mut self, header: &Header<'_>, layout: &Layout, wanted: CropBox, lines: &mut dyn Lines) -> Option<()> {
+    fn decode_bands(&mut self, header: &Header<'_>, geometry: &Geometry, wanted: CropBox, lines: &mut dyn Lines) -> Option<()> {
         let Self { tables, data, planes, blocks, rows: buffers, sums } = self;
         let [top, left, height, width] = [wanted.top, wanted.left, wanted.height, wanted.width].map(|value| value as usize);
-        if left + width > layout.width || top + height > layout.height || width == 0 {
+        if left + width > geometry.width || top + height > geometry.height || width == 0 {
             return None;
         }
-        for ((plane, component), (side, stride)) in planes.iter_mut().zip(header.components()).zip(layout.blocks) {
+        for ((plane, component), (side, stride)) in planes.iter_mut().zip(header.components()).zip(geometry.blocks) {
             let length = 2 * stride * component.down * side;
             if plane.len() < length {
                 plane.resize(length, 0);
@@ -131,7 +131,7 @@ impl Baseline {
         }
         let mut units = Units {
             header,
-            layout,
+            geometry,
             parts: parts_of(header, tables)?,
             unit: unit.0.get(..unit.1)?,
             reader: data.reader(),
@@ -139,10 +139,10 @@ impl Baseline {
             left_in_part: header.restart_interval,
             before: [0; 3],
         };
-        let columns = units_of(left, left + width, layout.unit.0, layout.units.0);
-        let rows = units_of(top, top + height, layout.unit.1, layout.units.1);
+        let columns = units_of(left, left + width, geometry.unit.0, geometry.units.0);
+        let rows = units_of(top, top + height, geometry.unit.1, geometry.units.1);
         let mut next = top;
-        for row in 0..layout.units.1 {
+        for row in 0..geometry.units.1 {
             let wanted = if rows.contains(&row) { columns.clone() } else { 0..0 };
             units.skip(wanted.start)?;
             let at_once = BLOCKS / units.unit.len().max(1);
@@ -151,13 +151,13 @@ impl Baseline {
                 units.read(these.len(), blocks)?;
                 units.put(blocks, (these, row), planes)?;
             }
-            units.skip(layout.units.0 - wanted.end)?;
+            units.skip(geometry.units.0 - wanted.end)?;
             // The last row of a band may depend on the one below.
-            let complete = if row + 1 == layout.units.1 { layout.height } else { (row + 1) * layout.unit.1 - 1 };
+            let complete = if row + 1 == geometry.units.1 { geometry.height } else { (row + 1) * geometry.unit.1 - 1 };
             let these = next..complete.min(top + height);
             if rows.contains(&row) && !these.is_empty() {
                 next = these.end;
-                colour_rows(header, layout, planes, (buffers, sums), (these, left, width), lines)?;
+                colour_rows(header, geometry, planes, (buffers, sums), (these, left, width), lines)?;
             }
         }
         let end = *units.ends.next()?;
@@ -194,7 +194,7 @@ struct Place {
 /// What reading units needs.
 struct Units<'a> {
     header: &'a Header<'a>,
-    layout: &'a Layout,
+    geometry: &'a Geometry,
     parts: [Option<Part<'a>>; 3],
     /// The blocks of a unit.
     unit: &'a [Place],
@@ -247,7 +247,7 @@ impl Units<'_> {
             for Place { component, .. } in self.unit {
                 let (codes, _) = self.parts.get(*component)?.as_ref()?;
                 let (before, block) = (self.before.get_mut(*component)?, blocks.get_mut(at..)?.first_chunk_mut()?);
-                if self.layout.blocks.get(*component)?.0 == 1 {
+                if self.geometry.blocks.get(*component)?.0 == 1 {
                     // Of one sample is wanted what the mean says.
                     reader.skip(*codes, before)?;
                     block[0] = *before as i16;
@@ -268,7 +268,7 @@ impl Units<'_> {
         let mut blocks = blocks.as_chunks::<64>().0.iter();
         for column in columns {
             for Place { component: number, x, y } in self.unit {
-                let (component, (side, stride)) = (self.header.components.0.get(*number)?, *self.layout.blocks.get(*number)?);
+                let (component, (side, stride)) = (self.header.components.0.get(*number)?, *self.geometry.blocks.get(*number)?);
                 let (_, factors) = self.parts.get(*number)?.as_ref()?;
                 let at = ((row % 2 * component.down + y) * stride + column * component.across + x) * side;
                 put_block(blocks.next()?, factors, side, planes.get_mut(*number)?, at, stride)?;
@@ -282,7 +282,7 @@ impl Units<'_> {
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 fn colour_rows(
     header: &Header<'_>,
-    layout: &Layout,
+    geometry: &Geometry,
     planes: &[Vec<u8>; 3],
     (buffers, sums): (&mut [Vec<u8>; 2], &mut Vec<u16>),
     (rows, left, width): (Range<usize>, usize, usize),
@@ -290,7 +290,7 @@ fn colour_rows(
 ) -> Option<()> {
     let bands = |number: usize| -> Option<Bands<'_>> {
         let (component, first) = (header.components.0[number], header.components.0[0]);
-        let (side, stride) = layout.blocks[number];
+        let (side, stride) = geometry.blocks[number];
         let along = |length: usize, factor: usize, greatest: usize| (length * factor * side).div_ceil(8 * greatest);
         Some(Bands {
             samples: planes.get(number)?,
@@ -301,8 +301,8 @@ fn colour_rows(
         })
     };
     let (luminance, blue, red) = (bands(0)?, bands(1)?, bands(2)?);
-    let (columns, twice) = (layout.unit.0 > layout.blocks[1].0, layout.unit.1 > layout.blocks[1].0);
-    let smooth = (columns && blue.width > 2 || !columns && twice) && layout.reduction < 8;
+    let (columns, twice) = (geometry.unit.0 > geometry.blocks[1].0, geometry.unit.1 > geometry.blocks[1].0);
+    let smooth = (columns && blue.width > 2 || !columns && twice) && geometry.reduction < 8;
     let how = Spread { columns, rows: twice, smooth };
     let [blues, reds] = buffers;
     for y in rows {

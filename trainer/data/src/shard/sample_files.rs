@@ -1,6 +1,6 @@
 //! Which members of a shard form a sample, by the rules of webdataset's `group_by_keys` and `base_plus_ext`.
 //!
-//! Comes in: members in the archive's order, and the keys of images and captions. Goes out: one [`Group`] per sample. It reads no contents.
+//! Comes in: members in the archive's order, and the keys of images and captions. Goes out: one [`SampleFiles`] per sample. It reads no contents.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,7 @@ pub struct Keyed {
 
 /// A sample: consecutive members whose names agree up to the dot that ends the sample's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct SampleFiles {
     /// What the names have in common, folder included.
     pub key: Vec<u8>,
     /// Byte at which the first member's headers begin.
@@ -83,7 +83,7 @@ pub struct Group {
     pub elsewhere: bool,
 }
 
-impl Group {
+impl SampleFiles {
     fn new(key: &[u8], start: u64) -> Self {
         Self {
             key: key.to_vec(),
@@ -102,14 +102,14 @@ impl Group {
 
 /// Collects members into samples.
 #[derive(Debug)]
-pub struct Grouper<'a> {
+pub struct SampleScanner<'a> {
     keys: &'a SampleKeys,
-    current: Option<Group>,
+    current: Option<SampleFiles>,
     /// Key of the last link or sparse file that stands in for an image or a caption.
     elsewhere: Option<Vec<u8>>,
 }
 
-impl<'a> Grouper<'a> {
+impl<'a> SampleScanner<'a> {
     /// One that looks for these keys.
     #[must_use]
     pub fn new(keys: &'a SampleKeys) -> Self {
@@ -117,38 +117,38 @@ impl<'a> Grouper<'a> {
     }
 
     /// Takes the next member; returns the sample before it when it begins a new one.
-    pub fn push(&mut self, member: Member) -> Option<Group> {
+    pub fn push(&mut self, member: Member) -> Option<SampleFiles> {
         let (key, extension) = split_name(&member.name, self.keys.separator)?;
         let role = role(&extension, self.keys);
         if member.kind == MemberKind::Elsewhere {
             // It belongs to the sample around it, and neither begins nor ends one.
             if role.is_some() {
                 match &mut self.current {
-                    Some(group) if group.key == key => group.elsewhere = true,
+                    Some(files) if files.key == key => files.elsewhere = true,
                     _ => self.elsewhere = Some(key.to_vec()),
                 }
             }
             return None;
         }
         let finished = match &self.current {
-            Some(group) if group.key == key => None,
-            _ => self.current.replace(Group::new(key, member.start)),
+            Some(files) if files.key == key => None,
+            _ => self.current.replace(SampleFiles::new(key, member.start)),
         };
-        let group = self.current.as_mut()?;
-        group.elsewhere |= self.elsewhere.as_ref() == Some(&group.key);
-        if self.keys.filter.is_some() && extension == SIDECAR_KEY.as_bytes() && group.sidecar.is_none() {
-            group.sidecar = Some(member.clone());
+        let files = self.current.as_mut()?;
+        files.elsewhere |= self.elsewhere.as_ref() == Some(&files.key);
+        if self.keys.filter.is_some() && extension == SIDECAR_KEY.as_bytes() && files.sidecar.is_none() {
+            files.sidecar = Some(member.clone());
         }
-        group.doubled |= !group.extensions.insert(extension);
+        files.doubled |= !files.extensions.insert(extension);
         match role {
-            Some(Role::Image(key)) => take(&mut group.image, Keyed { key, member }),
+            Some(Role::Image(key)) => take(&mut files.image, Keyed { key, member }),
             // What img2dataset writes where there is no caption.
-            Some(Role::Caption(_)) if member.length == 0 => group.empty_caption = true,
+            Some(Role::Caption(_)) if member.length == 0 => files.empty_caption = true,
             Some(Role::Caption(key)) => {
                 if self.keys.draws_captions() {
-                    group.texts.push(Keyed { key, member: member.clone() });
+                    files.texts.push(Keyed { key, member: member.clone() });
                 }
-                take(&mut group.caption, Keyed { key, member });
+                take(&mut files.caption, Keyed { key, member });
             }
             None => {}
         }
@@ -157,7 +157,7 @@ impl<'a> Grouper<'a> {
 
     /// The last sample.
     #[must_use]
-    pub fn finish(self) -> Option<Group> {
+    pub fn finish(self) -> Option<SampleFiles> {
         self.current
     }
 }
@@ -207,16 +207,16 @@ mod tests {
     }
 
     fn check_with(keys: &SampleKeys, names: &[&str], expected: &[&str]) {
-        let mut grouper = Grouper::new(keys);
-        let mut groups: Vec<Group> = names.iter().filter_map(|name| grouper.push(member(name))).collect();
-        groups.extend(grouper.finish());
+        let mut scanner = SampleScanner::new(keys);
+        let mut samples: Vec<SampleFiles> = names.iter().filter_map(|name| scanner.push(member(name))).collect();
+        samples.extend(scanner.finish());
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let found: Vec<String> = groups
+        let found: Vec<String> = samples
             .iter()
-            .map(|group| {
-                let image = group.image.as_ref().map_or("-".to_owned(), |image| text(&image.member.name));
-                let caption = group.caption.as_ref().map_or("-".to_owned(), |caption| text(&caption.member.name));
-                format!("{}: {image}, {caption}", text(&group.key))
+            .map(|files| {
+                let image = files.image.as_ref().map_or("-".to_owned(), |image| text(&image.member.name));
+                let caption = files.caption.as_ref().map_or("-".to_owned(), |caption| text(&caption.member.name));
+                format!("{}: {image}, {caption}", text(&files.key))
             })
             .collect();
         assert_eq!(found, expected);
@@ -275,13 +275,13 @@ mod tests {
         let choice = |key: &str| CaptionChoice { from: CaptionFrom::Key(key.to_owned()), weight: 1 };
         let drawn = SampleKeys { captions: vec![choice("txt"), choice("caption")], ..keys.clone() };
         for keys in [keys, drawn] {
-            let mut grouper = Grouper::new(&keys);
+            let mut scanner = SampleScanner::new(&keys);
             for (name, length) in [("0.jpg", 1), ("0.txt", 0), ("0.caption", 1)] {
-                assert_eq!(grouper.push(Member { length, ..member(name) }), None);
+                assert_eq!(scanner.push(Member { length, ..member(name) }), None);
             }
-            let group = grouper.finish().expect("one sample");
-            assert_eq!(group.caption.map(|caption| caption.member.name), Some(b"0.caption".to_vec()));
-            assert!(group.empty_caption && group.texts.iter().all(|text| text.key == 1));
+            let files = scanner.finish().expect("one sample");
+            assert_eq!(files.caption.map(|caption| caption.member.name), Some(b"0.caption".to_vec()));
+            assert!(files.empty_caption && files.texts.iter().all(|text| text.key == 1));
         }
     }
 
@@ -302,16 +302,16 @@ mod tests {
         let drawn = SampleKeys { captions, ..SampleKeys::default() };
         let filtered = SampleKeys { filter: Some("width > 1".to_owned()), ..SampleKeys::default() };
         let check = |keys: &SampleKeys, texts: &[(u8, &str)], sidecar: Option<&str>| {
-            let mut grouper = Grouper::new(keys);
+            let mut scanner = SampleScanner::new(keys);
             for name in ["0.jpg", "0.JSON", "0.txt", "0.caption"] {
-                assert_eq!(grouper.push(member(name)), None);
+                assert_eq!(scanner.push(member(name)), None);
             }
-            let group = grouper.finish().expect("one sample");
+            let files = scanner.finish().expect("one sample");
             let found: Vec<_> =
-                group.texts.iter().map(|text| (text.key, String::from_utf8_lossy(&text.member.name).into_owned())).collect();
+                files.texts.iter().map(|text| (text.key, String::from_utf8_lossy(&text.member.name).into_owned())).collect();
             assert_eq!(found.iter().map(|(key, name)| (*key, name.as_str())).collect::<Vec<_>>(), texts);
-            assert!(group.caption.is_some());
-            assert_eq!(group.sidecar.map(|member| String::from_utf8_lossy(&member.name).into_owned()).as_deref(), sidecar);
+            assert!(files.caption.is_some());
+            assert_eq!(files.sidecar.map(|member| String::from_utf8_lossy(&member.name).into_owned()).as_deref(), sidecar);
         };
         check(&drawn, &[(0, "0.JSON"), (1, "0.txt")], None);
         check(&filtered, &[], Some("0.JSON"));
@@ -321,12 +321,12 @@ mod tests {
     #[test]
     fn a_group_tells_the_extensions_of_all_its_members() {
         let keys = SampleKeys::default();
-        let mut grouper = Grouper::new(&keys);
+        let mut scanner = SampleScanner::new(&keys);
         for name in ["0.GIF", "0.json", "0.txt"] {
-            assert_eq!(grouper.push(member(name)), None);
+            assert_eq!(scanner.push(member(name)), None);
         }
         assert_eq!(
-            grouper.finish().map(|group| group.extensions),
+            scanner.finish().map(|files| files.extensions),
             Some(["gif", "json", "txt"].map(|name| name.as_bytes().to_vec()).into())
         );
     }
