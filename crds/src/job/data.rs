@@ -80,7 +80,7 @@ pub struct DataSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<i32>,
-    /// Batches prepared ahead of the step that uses them.
+    /// Batches loaded ahead of the step that uses them.
     #[serde(default = "default_prefetch")]
     #[schemars(range(min = 1, max = 1024))]
     pub prefetch: i32,

@@ -49,7 +49,7 @@ pub struct DataConfig {
     pub max_bad_fraction: f64,
     /// Threads that read and decode.
     pub threads: usize,
-    /// Batches prepared ahead of the step that uses them.
+    /// Batches loaded ahead of the step that uses them.
     pub prefetch: usize,
 }
 

@@ -1,6 +1,6 @@
 //! One step's samples as plain buffers: what the loader hands to the training loop.
 //!
-//! Comes in: prepared samples. Goes out: [`Batch`]: rows of any length, one behind the other. It does no reading and no decoding.
+//! Comes in: loaded samples. Goes out: [`Batch`]: rows of any length, one behind the other. It does no reading and no decoding.
 
 use std::{
     fmt,

@@ -1,4 +1,4 @@
-//! Threads that prepare batches ahead of the training loop.
+//! Threads that load batches ahead of the training loop.
 //!
 //! Comes in: a [`Dataset`] and which steps and slots are wanted. Goes out: [`Batch`]es in step order, whose content depends on neither the number
 //! of threads nor on where it starts. Threads share the slots of a batch, so that the first batch comes as soon as all of them together can
@@ -6,8 +6,8 @@
 
 mod ahead;
 mod assembly;
-mod prepare;
 mod queue;
+mod slot_loader;
 mod slots;
 mod stages;
 mod view;
@@ -21,7 +21,7 @@ pub use view::{Seen, Viewed, Viewer};
 use crate::{
     batch::Batch,
     dataset::{Dataset, DatasetError},
-    loader::{prepare::Preparer, queue::Queue},
+    loader::{queue::Queue, slot_loader::SlotLoader},
     sequence::SequenceLimitsError,
 };
 
@@ -47,7 +47,7 @@ pub struct LoaderOptions {
     pub last_step: u64,
 }
 
-/// Prepares batches in the background; an iterator over them in step order, whose `next` blocks until the batch is ready. After an error it
+/// Loads batches in the background; an iterator over them in step order, whose `next` blocks until the batch is ready. After an error it
 /// ends. Dropping it stops and joins its threads.
 pub struct Loader {
     queue: Arc<Queue>,
@@ -62,7 +62,7 @@ impl fmt::Debug for Loader {
     }
 }
 
-/// No further batch can be prepared.
+/// No further batch can be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoaderError {
     /// The options contradict each other.
@@ -113,7 +113,7 @@ pub enum LoaderError {
         step: u64,
         /// The slot of the global batch.
         slot: u64,
-        /// The sample that was being prepared.
+        /// The sample that was being loaded.
         sample: u64,
         /// What the panic said.
         message: String,
@@ -121,26 +121,27 @@ pub enum LoaderError {
 }
 
 impl Loader {
-    /// Starts `config.threads` threads; they prepare at most `config.prefetch` batches ahead.
+    /// Starts `config.threads` threads; they load at most `config.prefetch` batches ahead.
     pub fn start(dataset: Arc<Dataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self, LoaderError> {
         check(config, &options)?;
-        let preparer = Arc::new(Preparer::new(dataset, config, options)?);
-        let queue = Arc::new(Queue::new(preparer.options(), config.prefetch));
-        let ahead = if preparer.has_objects() { ahead::THREADS } else { 0 };
+        let slot_loader = Arc::new(SlotLoader::new(dataset, config, options)?);
+        let queue = Arc::new(Queue::new(slot_loader.options(), config.prefetch));
+        let ahead = if slot_loader.has_objects() { ahead::THREADS } else { 0 };
         // From here on dropping it stops the threads that have been started.
         let mut loader = Self { queue, threads: Vec::with_capacity(config.threads), told: Stages::default() };
         for number in 0..config.threads {
-            let (queue, preparer) = (Arc::clone(&loader.queue), Arc::clone(&preparer));
-            let thread =
-                std::thread::Builder::new().name(format!("data-{number}")).spawn(move || queue.heard_in(|| queue::work(&queue, &preparer)));
+            let (queue, slot_loader) = (Arc::clone(&loader.queue), Arc::clone(&slot_loader));
+            let thread = std::thread::Builder::new()
+                .name(format!("data-{number}"))
+                .spawn(move || queue.heard_in(|| queue::work(&queue, &slot_loader)));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         let fetched = Arc::new(ahead::Ahead::default());
         for number in config.threads..config.threads + ahead {
-            let (queue, preparer, fetched) = (Arc::clone(&loader.queue), Arc::clone(&preparer), Arc::clone(&fetched));
+            let (queue, slot_loader, fetched) = (Arc::clone(&loader.queue), Arc::clone(&slot_loader), Arc::clone(&fetched));
             let thread = std::thread::Builder::new()
                 .name(format!("data-{number}"))
-                .spawn(move || queue.heard_in(|| fetched.work(&queue, &preparer)));
+                .spawn(move || queue.heard_in(|| fetched.work(&queue, &slot_loader)));
             loader.threads.push(thread.map_err(|source| LoaderError::Spawn { number, source })?);
         }
         Ok(loader)

@@ -270,7 +270,7 @@ fn every_kind_of_bad_record_leaves_its_slot_empty_and_is_counted() {
     assert!(SkipCause::ALL.iter().all(tested), "a cause is not tested");
 }
 
-/// Of a sample with a txt and two fields in its json each is drawn as often as its weight says, whoever prepares the slot; what a sample lacks is
+/// Of a sample with a txt and two fields in its json each is drawn as often as its weight says, whoever loads the slot; what a sample lacks is
 /// left out of the draw.
 #[test]
 fn each_caption_of_a_sample_is_drawn_as_often_as_its_weight_says() {
@@ -296,7 +296,7 @@ fn each_caption_of_a_sample_is_drawn_as_often_as_its_weight_says() {
     let found = batches(&data, options(8, 0..u64::from(passes / 2)));
     for threads in [1, 5] {
         data.config.threads = threads;
-        // A part of the slots, as another member would prepare it.
+        // A part of the slots, as another member would load it.
         let part = batches(&data, LoaderOptions { slots: (3..8).into(), ..options(8, 100..130) });
         let (part, whole) = (slots(&part), slots(&found));
         assert!(part.len() == 150 && part.iter().all(|(key, slot)| whole.get(key) == Some(slot)), "{threads} threads");

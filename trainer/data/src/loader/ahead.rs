@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{prepare::Preparer, queue::Queue};
+use super::{queue::Queue, slot_loader::SlotLoader};
 
 /// Threads of a member. With eight members a node has 32 requests under way, which fills 10 Gbit/s.
 pub(super) const THREADS: usize = 4;
@@ -30,8 +30,8 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Fetches slot by slot until there are no more; what a thread runs.
-    pub(super) fn work(&self, queue: &Arc<Queue>, preparer: &Preparer) {
-        let options = preparer.options();
+    pub(super) fn work(&self, queue: &Arc<Queue>, slot_loader: &SlotLoader) {
+        let options = slot_loader.options();
         let slots = options.slots.count();
         loop {
             let number = self.next.fetch_add(1, Relaxed);
@@ -40,7 +40,7 @@ impl Ahead {
             if step >= options.last_step || !queue.wait_until_near(step, STEPS) {
                 return;
             }
-            if preparer.fetch(step, slot).is_err() && queue.waits.wait(DELAY) {
+            if slot_loader.fetch(step, slot).is_err() && queue.waits.wait(DELAY) {
                 return;
             }
         }

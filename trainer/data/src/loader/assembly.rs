@@ -1,4 +1,4 @@
-//! Putting prepared slots together to a batch.
+//! Putting loaded slots together to a batch.
 //!
 //! Comes in: what every slot of a step gave. Goes out: the [`Batch`]. A pure function.
 
@@ -6,7 +6,7 @@ use crate::batch::{Batch, Buffer, RedrawCause, Row, Skipped, Tolerated};
 
 /// What one slot gives.
 #[derive(Debug)]
-pub(super) enum Prepared {
+pub(super) enum Loaded {
     /// A row.
     Row(Content),
     /// Nothing.
@@ -29,11 +29,11 @@ pub(super) struct Content {
 }
 
 /// Builds the batch of `step`. `slots` are in slot order, all of them there; `pixels` is the empty buffer that the batch gets.
-pub(super) fn build_batch(step: u64, slots: Vec<Option<Prepared>>, pixels: Buffer) -> Batch {
+pub(super) fn build_batch(step: u64, slots: Vec<Option<Loaded>>, pixels: Buffer) -> Batch {
     let mut batch = Batch { pixels, ..Batch::empty(step) };
     let (mut tokens, mut bytes) = (0, 0);
     for slot in slots.iter().flatten() {
-        if let Prepared::Row(content) = slot {
+        if let Loaded::Row(content) = slot {
             (tokens, bytes) = (tokens + content.tokens.len(), bytes + content.pixels.len());
         }
     }
@@ -42,7 +42,7 @@ pub(super) fn build_batch(step: u64, slots: Vec<Option<Prepared>>, pixels: Buffe
     batch.pixels.reserve_exact(bytes);
     for slot in slots.into_iter().flatten() {
         match slot {
-            Prepared::Row(content) => {
+            Loaded::Row(content) => {
                 let (first_token, first_image) = (batch.tokens.len(), batch.images);
                 batch.tokens.extend_from_slice(&content.tokens);
                 batch.pixels.extend_from_slice(&content.pixels);
@@ -58,7 +58,7 @@ pub(super) fn build_batch(step: u64, slots: Vec<Option<Prepared>>, pixels: Buffe
                     tolerated: content.tolerated,
                 });
             }
-            Prepared::Skipped(skipped) => batch.skipped.push(skipped),
+            Loaded::Skipped(skipped) => batch.skipped.push(skipped),
         }
     }
     batch
@@ -77,7 +77,7 @@ mod tests {
             pixels.extend_from_slice(bytes);
             let mut row_tokens = Buffer::default();
             row_tokens.extend_from_slice(tokens);
-            Prepared::Row(Content {
+            Loaded::Row(Content {
                 slot,
                 pass: 0,
                 sample: slot + 10,
@@ -91,9 +91,9 @@ mod tests {
         };
         let skipped = |slot| Skipped { slot, pass: 0, sample: slot + 10, cause: SkipCause::NoImage };
         let slots = vec![
-            Prepared::Skipped(skipped(4)),
+            Loaded::Skipped(skipped(4)),
             row(5, &[1, 2], &[50, 51], 1),
-            Prepared::Skipped(skipped(6)),
+            Loaded::Skipped(skipped(6)),
             row(7, &[3, 4, 5], &[70, 71, 72, 73], 2),
         ];
         let batch = build_batch(9, slots.into_iter().map(Some).collect(), pool.take());
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_step_without_any_sample_is_an_empty_batch() {
         let skipped = Skipped { slot: 0, pass: 1, sample: 2, cause: SkipCause::NoCaption };
-        let batch = build_batch(0, vec![Some(Prepared::Skipped(skipped))], Buffer::default());
+        let batch = build_batch(0, vec![Some(Loaded::Skipped(skipped))], Buffer::default());
         assert_eq!(batch, Batch { skipped: vec![skipped], ..Batch::empty(0) });
     }
 }

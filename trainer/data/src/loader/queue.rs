@@ -1,7 +1,7 @@
-//! Who prepares which slot, and which batch is ready.
+//! Who loads which slot, and which batch is ready.
 //!
 //! Comes in: threads asking for work and the training loop asking for the next batch. Goes out: slots in order, batches in order. It knows
-//! nothing of what preparing means.
+//! nothing of what loading means.
 
 use std::{
     any::Any,
@@ -15,8 +15,8 @@ use crate::{
     batch::{Batch, Pool},
     loader::{
         LoaderError, LoaderOptions, Slots,
-        assembly::{Prepared, build_batch},
-        prepare::{Filled, Preparer},
+        assembly::{Loaded, build_batch},
+        slot_loader::{Filled, SlotLoader},
         stages::{Stages, Sums, Watch},
     },
     retry::Stop,
@@ -58,14 +58,14 @@ struct State {
 
 /// A batch in the making.
 struct Begun {
-    slots: Vec<Option<Prepared>>,
+    slots: Vec<Option<Loaded>>,
     missing: usize,
     /// Time that threads were at the slots of each source.
     spent: Vec<Duration>,
     outcome: Option<Result<Batch, LoaderError>>,
 }
 
-/// A slot to prepare.
+/// A slot to load.
 #[derive(Clone, Copy)]
 struct Work {
     step: u64,
@@ -160,7 +160,7 @@ impl Queue {
         }
     }
 
-    /// The next slot to prepare; waits while enough batches are ahead. `None` when there will be no more.
+    /// The next slot to load; waits while enough batches are ahead. `None` when there will be no more.
     fn claim(&self) -> Option<Work> {
         let mut state = self.lock();
         loop {
@@ -189,12 +189,12 @@ impl Queue {
 
     /// Takes what a slot gave, of which source it is and how long a thread was at it; the last one of a batch puts it together, outside the
     /// lock.
-    fn complete(&self, work: Work, prepared: Prepared, source: usize, took: Duration) {
+    fn complete(&self, work: Work, loaded: Loaded, source: usize, took: Duration) {
         let Work { step, place, .. } = work;
         let mut state = self.lock();
         let Some(begun) = state.begun_at(step) else { return };
         if let Some(slot) = begun.slots.get_mut(place) {
-            *slot = Some(prepared);
+            *slot = Some(loaded);
         }
         if begun.spent.len() <= source {
             begun.spent.resize(source + 1, Duration::ZERO);
@@ -241,22 +241,22 @@ impl State {
     }
 }
 
-/// Prepares slots until there are no more; what a data thread runs.
-pub(super) fn work(queue: &Queue, preparer: &Preparer) {
-    let mut buffers = preparer.buffers();
+/// Loads slots until there are no more; what a data thread runs.
+pub(super) fn work(queue: &Queue, slot_loader: &SlotLoader) {
+    let mut buffers = slot_loader.buffers();
     while let Some(work) = queue.claim() {
         let Work { step, slot, .. } = work;
         // Buffers that a panic leaves half-written are overwritten by the next image.
         let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LoaderError> {
             let begin = Instant::now();
             let filled = Filled { pixels: queue.slot_pool.take(), tokens: queue.token_pool.take() };
-            let content = preparer.prepare(step, slot, &mut buffers, filled, &queue.waits).map_err(|source| LoaderError::Read {
+            let content = slot_loader.load(step, slot, &mut buffers, filled, &queue.waits).map_err(|source| LoaderError::Read {
                 step,
                 slot,
                 source: Box::new(source),
             })?;
             queue.stages.add(&mut buffers.stages);
-            let source = preparer.source_of(&content);
+            let source = slot_loader.source_of(&content);
             queue.complete(work, content, source, begin.elapsed());
             Ok(())
         }));
@@ -264,7 +264,7 @@ pub(super) fn work(queue: &Queue, preparer: &Preparer) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => queue.fail(step, error),
             Err(panic) => {
-                let sample = preparer.locate(step, slot).sample;
+                let sample = slot_loader.locate(step, slot).sample;
                 queue.fail(step, LoaderError::Panicked { step, slot, sample, message: panic_message(panic.as_ref()) });
             }
         }
@@ -299,7 +299,7 @@ mod tests {
         let works: Vec<Work> = (0..6).map_while(|_| queue.claim()).collect();
         let finish = |work: &Work, source, seconds| {
             let slot = Skipped { slot: work.slot, pass: 0, sample: 0, cause: SkipCause::NoImage };
-            queue.complete(*work, Prepared::Skipped(slot), source, Duration::from_secs(seconds));
+            queue.complete(*work, Loaded::Skipped(slot), source, Duration::from_secs(seconds));
         };
         // Of the second step first; sources 0 and 2 have slots in the first, source 1 in the second.
         for work in &works[3..] {

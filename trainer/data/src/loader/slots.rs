@@ -1,4 +1,4 @@
-//! Which slots of each step a member prepares.
+//! Which slots of each step a member loads.
 
 use std::ops::Range;
 

@@ -13,8 +13,8 @@ use crate::{
     image::bytes_to_png,
     loader::{
         LoaderError, LoaderOptions,
-        assembly::{Content, Prepared},
-        prepare::{Buffers, Filled, Preparer},
+        assembly::{Content, Loaded},
+        slot_loader::{Buffers, Filled, SlotLoader},
     },
     order::Location,
     retry::Stop,
@@ -22,7 +22,7 @@ use crate::{
 
 /// Makes samples visible.
 pub struct Viewer {
-    preparer: Preparer,
+    slot_loader: SlotLoader,
     dataset: Arc<Dataset>,
     buffers: Buffers,
     size: u32,
@@ -60,27 +60,27 @@ pub struct Seen {
 impl Viewer {
     /// Sees samples of `dataset` as a run with these settings does; of `options` model, objective and seed count.
     pub fn new(dataset: &Arc<Dataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self, LoaderError> {
-        // It was checked to be a size when the preparer is made.
+        // It was checked to be a size when the slot loader is made.
         let size = u32::try_from(options.model.vision.image_size).unwrap_or(0);
-        let preparer = Preparer::new(Arc::clone(dataset), config, options)?;
-        let buffers = preparer.buffers();
-        Ok(Self { preparer, dataset: Arc::clone(dataset), buffers, size, stop: Stop::default() })
+        let slot_loader = SlotLoader::new(Arc::clone(dataset), config, options)?;
+        let buffers = slot_loader.buffers();
+        Ok(Self { slot_loader, dataset: Arc::clone(dataset), buffers, size, stop: Stop::default() })
     }
 
     /// The sample of this number. Errors that may pass are retried for about a minute.
     pub fn view(&mut self, sample: u64) -> Result<Viewed, DatasetError> {
         let (shard, key) = self.dataset.key(sample)?;
         let source = self.dataset.source_name(sample).to_owned();
-        let draw = Draw { seed: self.preparer.options().seed, step: 0, slot: sample };
+        let draw = Draw { seed: self.slot_loader.options().seed, step: 0, slot: sample };
         let content = if self.dataset.is_document(sample) {
             let mut filled = Filled::default();
-            let tried = self.preparer.try_document(sample, (draw, 0), &mut self.buffers, &mut filled, &self.stop)?;
+            let tried = self.slot_loader.try_document(sample, (draw, 0), &mut self.buffers, &mut filled, &self.stop)?;
             tried.map(|images| self.seen(&filled.tokens, images, &filled.pixels)).map_err(|cause| cause.name().to_owned())
         } else {
             let location = Location { pass: 0, source: 0, position: sample, sample };
-            match self.preparer.prepare_at(draw, location, &mut self.buffers, Filled::default(), &self.stop)? {
-                Prepared::Row(Content { tokens, images, pixels, .. }) => Ok(self.seen(&tokens, images, &pixels)),
-                Prepared::Skipped(skipped) => Err(skipped.cause.name().to_owned()),
+            match self.slot_loader.load_at(draw, location, &mut self.buffers, Filled::default(), &self.stop)? {
+                Loaded::Row(Content { tokens, images, pixels, .. }) => Ok(self.seen(&tokens, images, &pixels)),
+                Loaded::Skipped(skipped) => Err(skipped.cause.name().to_owned()),
             }
         };
         Ok(Viewed { source, shard, key, content })

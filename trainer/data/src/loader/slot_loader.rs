@@ -1,4 +1,4 @@
-//! Preparing one slot: reading its sample, laying out its tokens, transforming its image.
+//! Loading one slot: reading its sample, laying out its tokens, transforming its image.
 //!
 //! Comes in: (step, slot). Goes out: tokens and pixels, or why there are none; a pure function of the data set and (seed, step, slot).
 
@@ -15,7 +15,7 @@ use crate::{
     image::{ImageTransform, Scratch},
     loader::{
         LoaderError, LoaderOptions,
-        assembly::{Content, Prepared},
+        assembly::{Content, Loaded},
         stages::{Stages, Watch},
     },
     mmc4::SlotChoices,
@@ -29,7 +29,7 @@ use crate::{
 const ATTEMPTS: u32 = 50;
 
 /// Turns slots into rows.
-pub(super) struct Preparer {
+pub(super) struct SlotLoader {
     dataset: Arc<Dataset>,
     order: Orders,
     tokenizer: Tokenizer,
@@ -62,7 +62,7 @@ pub(super) struct Filled {
     pub(super) tokens: Buffer<i64>,
 }
 
-impl Preparer {
+impl SlotLoader {
     pub(super) fn new(dataset: Arc<Dataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self, LoaderError> {
         let size = options.model.vision.image_size;
         let size = u32::try_from(size).ok().filter(|size| (1..=IMAGE_SIZE_LIMIT).contains(size)).ok_or_else(|| LoaderError::Setting {
@@ -116,44 +116,37 @@ impl Preparer {
     }
 
     /// The number of the source that a slot is of.
-    pub(super) fn source_of(&self, prepared: &Prepared) -> usize {
-        let sample = match prepared {
-            Prepared::Row(content) => content.sample,
-            Prepared::Skipped(skipped) => skipped.sample,
+    pub(super) fn source_of(&self, loaded: &Loaded) -> usize {
+        let sample = match loaded {
+            Loaded::Row(content) => content.sample,
+            Loaded::Skipped(skipped) => skipped.sample,
         };
         self.order.source_of(sample)
     }
 
-    /// Prepares the slot; `filled`, which is empty, becomes the row's. Stopping `waits` ends those between attempts to read.
-    pub(super) fn prepare(
-        &self,
-        step: u64,
-        slot: u64,
-        buffers: &mut Buffers,
-        filled: Filled,
-        waits: &Stop,
-    ) -> Result<Prepared, DatasetError> {
+    /// Loads the slot; `filled`, which is empty, becomes the row's. Stopping `waits` ends those between attempts to read.
+    pub(super) fn load(&self, step: u64, slot: u64, buffers: &mut Buffers, filled: Filled, waits: &Stop) -> Result<Loaded, DatasetError> {
         let draw = Draw { seed: self.options.seed, step, slot };
-        self.prepare_at(draw, self.locate(step, slot), buffers, filled, waits)
+        self.load_at(draw, self.locate(step, slot), buffers, filled, waits)
     }
 
-    /// As [`Preparer::prepare`], for a sample that stands in the slot of `draw`.
-    pub(super) fn prepare_at(
+    /// As [`SlotLoader::load`], for a sample that stands in the slot of `draw`.
+    pub(super) fn load_at(
         &self,
         draw: Draw,
         location: Location,
         buffers: &mut Buffers,
         filled: Filled,
         waits: &Stop,
-    ) -> Result<Prepared, DatasetError> {
+    ) -> Result<Loaded, DatasetError> {
         if self.dataset.is_document(location.sample) {
-            return self.prepare_document(draw, location, buffers, filled, waits);
+            return self.load_document(draw, location, buffers, filled, waits);
         }
         let Filled { mut pixels, mut tokens } = filled;
         let (Location { pass, sample, .. }, Draw { slot, .. }) = (location, draw);
         let skipped = |cause: SkipCause, detail: &str| {
             self.dataset.log_skipped(sample, cause, detail);
-            Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause }))
+            Ok(Loaded::Skipped(Skipped { slot, pass, sample, cause }))
         };
         let mut watch = Watch::start();
         let read = self.dataset.read_into(&mut buffers.room, sample, Choose::Drawn(draw), |delay| waits.wait(delay));
@@ -179,18 +172,18 @@ impl Preparer {
         draw::append_tokens((ids, image_first), &self.limits, self.options.objective, &mut tokens);
         let tolerated = tolerated.into_iter().collect();
         buffers.stages.compose += watch.lap();
-        Ok(Prepared::Row(Content { slot, pass, sample, used: sample, redrawn: None, tokens, pixels, images: 1, tolerated }))
+        Ok(Loaded::Row(Content { slot, pass, sample, used: sample, redrawn: None, tokens, pixels, images: 1, tolerated }))
     }
 
-    /// As [`Preparer::prepare`], for documents: one that gives no sequence is replaced by another.
-    fn prepare_document(
+    /// As [`SlotLoader::load`], for documents: one that gives no sequence is replaced by another.
+    fn load_document(
         &self,
         draw: Draw,
         location: Location,
         buffers: &mut Buffers,
         mut filled: Filled,
         waits: &Stop,
-    ) -> Result<Prepared, DatasetError> {
+    ) -> Result<Loaded, DatasetError> {
         let (Draw { step, slot, .. }, Location { source, pass, sample, .. }) = (draw, location);
         let mut first = None;
         for attempt in 0..ATTEMPTS {
@@ -202,7 +195,7 @@ impl Preparer {
                         self.dataset.log_tolerated(used, *fault);
                     }
                     let (redrawn, tolerated) = (first.map(|cause| (cause, attempt)), buffers.tolerated.clone());
-                    return Ok(Prepared::Row(Content { slot, pass, sample, used, redrawn, tokens, pixels, images, tolerated }));
+                    return Ok(Loaded::Row(Content { slot, pass, sample, used, redrawn, tokens, pixels, images, tolerated }));
                 }
                 Err(cause) => {
                     self.dataset.log_redrawn(used, cause);
@@ -211,7 +204,7 @@ impl Preparer {
             }
         }
         self.dataset.log_skipped(sample, SkipCause::NoDocument, "");
-        Ok(Prepared::Skipped(Skipped { slot, pass, sample, cause: SkipCause::NoDocument }))
+        Ok(Loaded::Skipped(Skipped { slot, pass, sample, cause: SkipCause::NoDocument }))
     }
 
     /// The number of images of a document, whose sequence and pixels are left in `filled`; or why there is none.
