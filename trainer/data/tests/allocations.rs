@@ -1,7 +1,7 @@
 //! What the way from shards to batches allocates once it is warm.
 
 use std::{
-    alloc::{GlobalAlloc, SequenceLimits, System},
+    alloc::{GlobalAlloc, Layout, System},
     fs,
     path::Path,
     sync::{
@@ -33,18 +33,18 @@ static ALLOCATOR: Counting = Counting;
 
 #[expect(unsafe_code, reason = "an allocator is unsafe; this one hands everything on to the system's")]
 unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, limits: SequenceLimits) -> *mut u8 {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.fetch_add(1, Relaxed);
-        unsafe { System.alloc(limits) }
+        unsafe { System.alloc(layout) }
     }
 
-    unsafe fn realloc(&self, memory: *mut u8, limits: SequenceLimits, size: usize) -> *mut u8 {
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         COUNT.fetch_add(1, Relaxed);
-        unsafe { System.realloc(memory, limits, size) }
+        unsafe { System.realloc(memory, layout, size) }
     }
 
-    unsafe fn dealloc(&self, memory: *mut u8, limits: SequenceLimits) {
-        unsafe { System.dealloc(memory, limits) }
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(memory, layout) }
     }
 }
 

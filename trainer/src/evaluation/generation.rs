@@ -68,11 +68,11 @@ impl Sum {
 
 /// Measures the generation loss of all usable pairs of the shards.
 pub fn generation(options: &EvaluateOptions) -> Result<Generation, EvaluateError> {
-    let Opened { trained, learner, dataset, transform, layout } = open(options)?;
+    let Opened { trained, learner, dataset, transform, limits } = open(options)?;
     if trained.config.model.objective == Objective::Clip {
         return Err(EvaluateError::NoGeneration);
     }
-    let begin = trained.config.data.source.has_documents().then_some(layout.special_tokens().start_of_text);
+    let begin = trained.config.data.source.has_documents().then_some(limits.special_tokens().start_of_text);
     let (tokenizer, mut scratch, mut causes) = (Tokenizer::clip(), Scratch::new(), BTreeMap::<String, u64>::new());
     let (mut pairs, mut own, mut other, mut captions) = (Pairs::default(), Sum::default(), Sum::default(), 0);
     let total = dataset.samples_per_pass();
@@ -83,7 +83,7 @@ pub fn generation(options: &EvaluateOptions) -> Result<Generation, EvaluateError
                 pairs.pixels.resize(before + transform.output_len(), 0.0);
                 match transform.evaluate(pair.image(), &mut scratch, pairs.pixels.get_mut(before..).unwrap_or_default()) {
                     Ok(_) => {
-                        let pair_tokens = pair_sequence(&tokenizer.encode(&pair.caption), true, &layout);
+                        let pair_tokens = pair_sequence(&tokenizer.encode(&pair.caption), true, &limits);
                         pairs.sequences.push(begin.into_iter().chain(pair_tokens).collect());
                         pairs.captions.push(pair.caption);
                         None
