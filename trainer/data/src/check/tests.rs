@@ -367,6 +367,7 @@ fn the_member_with_the_fault_is_named_and_what_is_wrong_with_it() {
     );
     write(&[
         ("broken", "json", b"{\"caption\": \n\"a}"),
+        ("half", "json", b"{\"caption\": \"x \\ud83d cut\"}"),
         ("number", "json", b"{\"caption\": 7}"),
         ("null", "json", b"{\"caption\": null}"),
         ("sound", "json", b"{\"caption\": \"a\"}"),
@@ -376,6 +377,7 @@ fn the_member_with_the_fault_is_named_and_what_is_wrong_with_it() {
         SampleKeys { captions, ..SampleKeys::default() },
         &[
             ("broken_sidecar", "broken.json", "the json is no JSON object: EOF while parsing a string at line 2 column 3"),
+            ("broken_sidecar", "half.json", "the json is no JSON object: unexpected end of hex escape at line 1 column 22"),
             ("caption_not_text", "number.json", "its field `caption` is a number, and no text"),
             ("no_caption", "null.json", "no text in its field `caption`"),
         ],

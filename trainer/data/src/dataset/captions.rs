@@ -110,20 +110,8 @@ pub(super) fn choose(keys: &SampleKeys, texts: &[Text], choose: Choose, caption:
 }
 
 fn drawn<'a>(keys: &SampleKeys, texts: &'a [Text], choose: Choose) -> Result<Cow<'a, str>, SkipCause> {
-    let fields = fields(keys, texts)?;
-    let mut fields = fields.iter();
-    let candidates: Vec<Candidate<'_, '_>> = keys
-        .captions
-        .iter()
-        .map(|choice| match &choice.from {
-            CaptionFrom::Key(key) => file_in(keys, texts, key).filter(|text| !is_blank(text)).map_or(Candidate::Nothing, Candidate::File),
-            CaptionFrom::Json(path) => match fields.next().and_then(|field| below(field.as_ref()?, path)) {
-                None | Some(Value::Null) => Candidate::Nothing,
-                Some(Value::String(text)) if text.trim().is_empty() => Candidate::Nothing,
-                Some(value) => Candidate::Field(value),
-            },
-        })
-        .collect();
+    let fields = fields(keys, texts).map_err(|_| SkipCause::BrokenSidecar)?;
+    let candidates: Vec<Candidate<'_, '_>> = candidates(keys, texts, &fields).collect();
     let weight = |(candidate, weight): (&Candidate, u32)| if matches!(candidate, Candidate::Nothing) { 0 } else { u64::from(weight) };
     let weights: Vec<u64> = candidates.iter().zip(keys.captions.iter().map(|choice| choice.weight)).map(weight).collect();
     if weights.iter().all(|weight| *weight == 0) {
@@ -135,6 +123,23 @@ fn drawn<'a>(keys: &SampleKeys, texts: &'a [Text], choose: Choose) -> Result<Cow
         Some(Candidate::Field(Value::String(text))) => Ok(Cow::Owned(text.clone())),
         Some(Candidate::Field(_)) => Err(SkipCause::CaptionNotText),
     }
+}
+
+/// What each of the captions to draw from would be, in the order of the list. `fields` are those of the json.
+fn candidates<'text, 'field>(
+    keys: &SampleKeys,
+    texts: &'text [Text],
+    fields: &'field [Option<Value>],
+) -> impl Iterator<Item = Candidate<'text, 'field>> {
+    let mut fields = fields.iter();
+    keys.captions.iter().map(move |choice| match &choice.from {
+        CaptionFrom::Key(key) => file_in(keys, texts, key).filter(|text| !is_blank(text)).map_or(Candidate::Nothing, Candidate::File),
+        CaptionFrom::Json(path) => match fields.next().and_then(|field| below(field.as_ref()?, path)) {
+            None | Some(Value::Null) => Candidate::Nothing,
+            Some(Value::String(text)) if text.trim().is_empty() => Candidate::Nothing,
+            Some(value) => Candidate::Field(value),
+        },
+    })
 }
 
 fn is_blank(text: &Text) -> bool {
@@ -153,17 +158,18 @@ fn text_in(text: &Text) -> Result<&str, SkipCause> {
     str::from_utf8(&text.contents).map_err(|_| SkipCause::CaptionNotUtf8)
 }
 
-/// For every choice that is a field of the json, the field of the json's object that it begins at. The json is parsed once for all of them.
-fn fields(keys: &SampleKeys, texts: &[Text]) -> Result<Vec<Option<Value>>, SkipCause> {
+/// For every choice that is a field of the json, the field of the json's object that it begins at. The json is parsed once for all of them. What is
+/// wrong with one that cannot be parsed is said in words.
+fn fields(keys: &SampleKeys, texts: &[Text]) -> Result<Vec<Option<Value>>, String> {
     let mut names: Vec<&str> = field_paths(keys).map(|path| path.split('.').next().unwrap_or(path)).collect();
     let Some(sidecar) = file_in(keys, texts, SIDECAR_KEY).filter(|_| !names.is_empty()) else { return Ok(vec![None; names.len()]) };
     if !sidecar.fits() {
-        return Err(SkipCause::BrokenSidecar);
+        return Err(too_large(sidecar));
     }
     let wanted = names.clone();
     names.sort_unstable();
     names.dedup();
-    let values = fields_of(&sidecar.contents, &names).map_err(|_| SkipCause::BrokenSidecar)?;
+    let values = fields_of(&sidecar.contents, &names).map_err(|error| error.to_string())?;
     let value = |name: &&str| names.binary_search(name).ok().and_then(|at| values.get(at)).cloned().flatten();
     Ok(wanted.iter().map(value).collect())
 }
@@ -187,20 +193,19 @@ pub(super) fn faults(keys: &SampleKeys, texts: &[Text]) -> Vec<Fault> {
     if !keys.draws_captions() {
         return texts.first().and_then(fault_in).into_iter().collect();
     }
+    let in_json = |cause, detail| json_in(keys, texts).map(|json| Fault { cause, extent: json.extent, detail });
     let fields = match fields(keys, texts) {
         Ok(fields) => fields,
-        Err(cause) => return json_in(keys, texts).map(|json| broken(cause, json)).into_iter().collect(),
+        Err(detail) => return in_json(SkipCause::BrokenSidecar, detail).into_iter().collect(),
     };
-    let mut fields = fields.iter();
     let mut faults: Vec<Fault> = Vec::new();
-    for choice in &keys.captions {
-        let fault = match &choice.from {
-            CaptionFrom::Key(key) => file_in(keys, texts, key).and_then(fault_in),
-            CaptionFrom::Json(path) => fields.next().and_then(|field| {
-                let value = below(field.as_ref()?, path).filter(|value| !matches!(value, Value::Null | Value::String(_)))?;
-                let detail = format!("its field `{path}` is {}, and no text", kind_of(value));
-                Some(Fault { cause: SkipCause::CaptionNotText, extent: json_in(keys, texts)?.extent, detail })
-            }),
+    for (choice, candidate) in keys.captions.iter().zip(candidates(keys, texts, &fields)) {
+        let fault = match (&choice.from, candidate) {
+            (_, Candidate::File(text)) => fault_in(text),
+            (CaptionFrom::Json(path), Candidate::Field(value)) if !value.is_string() => {
+                in_json(SkipCause::CaptionNotText, format!("its field `{path}` is {}, and no text", kind_of(value)))
+            }
+            _ => None,
         };
         // A choice may be in the list twice.
         faults.extend(fault.filter(|fault| faults.iter().all(|other| (other.extent, &other.detail) != (fault.extent, &fault.detail))));
@@ -213,12 +218,6 @@ fn fault_in(text: &Text) -> Option<Fault> {
     let no_utf8 = |error: std::str::Utf8Error| format!("its byte {} is no UTF-8", error.valid_up_to());
     let detail = str::from_utf8(&text.contents).err().filter(|_| text.fits()).map_or_else(|| too_large(text), no_utf8);
     Some(Fault { cause, extent: text.extent, detail })
-}
-
-fn broken(cause: SkipCause, json: &Text) -> Fault {
-    let none: [&str; 0] = [];
-    let no_json = || fields_of(&json.contents, &none).err().map(|error| error.to_string()).unwrap_or_default();
-    Fault { cause, extent: json.extent, detail: if json.fits() { no_json() } else { too_large(json) } }
 }
 
 fn too_large(text: &Text) -> String {
